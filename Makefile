@@ -1,0 +1,37 @@
+# Two commands: `make demo` and `make test`. Both install what they need into .venv first.
+# `make check` is what CI runs. Another torch build: make install TORCH="torch --index-url URL".
+
+PYTHON ?= python3.11
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test install check lint types clean
+
+demo: install
+	$(BIN)/ghostlayers demo
+
+test: install
+	$(BIN)/python -m pytest
+
+install: $(VENV)/.installed
+
+# torch comes first and on its own, so that its build is the one named here.
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+check: install lint types
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,42 @@
+"""Ghostlayers: remove decoder layers from a language model and repair every cut in closed form.
+
+>>> import ghostlayers
+>>> pruned = ghostlayers.prune("HuggingFaceTB/SmolLM2-135M", layers=7)  # doctest: +SKIP
+>>> pruned.save("smaller")  # doctest: +SKIP
+
+Importing the package lets transformers' Auto classes load repaired checkpoints without
+``trust_remote_code``.
+"""
+
+from importlib.metadata import version as _version
+
+from ghostlayers.errors import GhostlayersError
+from ghostlayers.evaluation import EvaluationResult
+from ghostlayers.checkpoint import Verification, inspect
+from ghostlayers.pipeline import evaluate, prune, score
+from ghostlayers.pruned import PrunedModel
+from ghostlayers.recipe import PRESETS, Recipe, RunOptions
+from ghostlayers.scores import ScoreTable, SpanScore
+from ghostlayers.spans import Span
+from ghostlayers.surgery import register_auto_classes as _register_auto_classes
+
+__version__ = _version("ghostlayers")
+
+__all__ = [
+    "PRESETS",
+    "EvaluationResult",
+    "GhostlayersError",
+    "PrunedModel",
+    "Recipe",
+    "RunOptions",
+    "ScoreTable",
+    "Span",
+    "SpanScore",
+    "Verification",
+    "evaluate",
+    "inspect",
+    "prune",
+    "score",
+]
+
+_register_auto_classes()

@@ -1,0 +1,5 @@
+"""``python -m ghostlayers``."""
+
+from ghostlayers.cli import app
+
+app()

@@ -1,0 +1,356 @@
+"""Writing a checkpoint, proving that it reloads, and reading its record: the only file that writes
+weights.
+
+A checkpoint appears whole or not at all: it is written beside its final place, loaded there in a
+fresh process that has never heard of this package, compared with the model in memory, and then
+renamed.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ghostlayers import modeling, reload_check
+from ghostlayers.errors import GhostlayersError, ModelError, OutputError, VerificationError
+from ghostlayers.families import FAMILIES, Family
+from ghostlayers.report.card import render_card
+
+RECORD = "ghostlayers.json"
+CODE = "modeling_ghostlayers.py"
+TOLERANCE = 1e-4
+"""Largest difference of a logit, relative to the largest logit, that a reload may show.
+
+On a processor the same weights and the same code give the same bits; accelerators may choose other
+kernels in another process."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a reloaded checkpoint compares with the model in memory.
+
+    Attributes:
+        identical: every logit is equal bit for bit.
+        largest_difference: between two logits.
+        num_tokens: positions compared.
+    """
+
+    identical: bool
+    largest_difference: float
+    num_tokens: int
+
+
+def check_output(out: Path, *, overwrite: bool, needed_bytes: int) -> None:
+    """Refuse an output that cannot be written, before anything is computed.
+
+    Raises:
+        OutputError: it exists and may not be overwritten, its parent cannot be written, or the disk
+            is too full.
+    """
+    if out.exists() and not overwrite:
+        raise OutputError(f"'{out}' exists already; choose another folder or pass --overwrite.")
+    if out.exists() and not (out / RECORD).is_file():
+        raise OutputError(
+            f"'{out}' was not made by Ghostlayers (it holds no {RECORD}), so it will not be "
+            "overwritten; choose another folder."
+        )
+    parent = _existing_parent(out)
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"cannot write into '{parent}'; choose another folder.")
+    free = shutil.disk_usage(parent).free
+    if free < needed_bytes:
+        raise OutputError(
+            f"'{parent}' has {free / 1e9:.1f} GB free, the checkpoint needs "
+            f"{needed_bytes / 1e9:.1f} GB; free some space or choose another disk."
+        )
+
+
+def _existing_parent(path: Path) -> Path:
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    return parent
+
+
+def checkpoint_bytes(model: Any, stored_dtype: torch.dtype) -> int:
+    """Bytes of a model's weights in the type they are stored in."""
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    return int(elements * stored_dtype.itemsize)
+
+
+def save_checkpoint(
+    out: Path,
+    model: Any,
+    tokenizer: Any,
+    record: dict[str, Any],
+    *,
+    stored_dtype: torch.dtype,
+    base_folder: Path | None = None,
+    overwrite: bool = False,
+) -> Verification:
+    """Write a model with its record and card, and prove that it reloads.
+
+    Args:
+        out: the folder to make.
+        model: as `surgery.prune_layers` returns it.
+        tokenizer: saved beside it.
+        record: provenance; hashes of the files and the verification are added.
+        stored_dtype: the type of the weights on disk.
+        base_folder: where licence files of the base model are copied from.
+        overwrite: replace a checkpoint that Ghostlayers made.
+
+    Raises:
+        OutputError: see `check_output`; or the disk filled up.
+        VerificationError: the reloaded model differs; nothing is left behind.
+    """
+    check_output(out, overwrite=overwrite, needed_bytes=checkpoint_bytes(model, stored_dtype))
+    with _staging(out) as folder:
+        _write_model(folder, model, stored_dtype)
+        tokenizer.save_pretrained(folder)
+        _copy_licences(base_folder, folder)
+        verification = verify(folder, model)
+        record = {**record, "mode": mode_of(model), "verification": vars(verification)}
+        record["files"] = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+        _write_json(folder / RECORD, record)
+        (folder / "README.md").write_text(render_card(record), encoding="utf-8")
+        _publish(folder, out)
+    return verification
+
+
+def mode_of(model: Any) -> str:
+    """``custom`` for a checkpoint that carries operators, else ``stock``."""
+    return "custom" if hasattr(model.config, "repaired_boundaries") else "stock"
+
+
+@contextlib.contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A folder beside the output that disappears unless it was renamed."""
+    created = _make_parents(out.absolute().parent)
+    _remove_stale(out)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.{os.getpid()}-", dir=out.absolute().parent))
+    try:
+        yield folder
+    except OSError as error:
+        raise OutputError(f"cannot write '{out}': {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not out.exists():
+            for parent in created:
+                with contextlib.suppress(OSError):
+                    parent.rmdir()
+
+
+def _make_parents(parent: Path) -> list[Path]:
+    """Make missing parents; return those made, innermost first."""
+    missing = []
+    while not parent.exists():
+        missing.append(parent)
+        parent = parent.parent
+    try:
+        for each in reversed(missing):
+            each.mkdir()
+    except OSError as error:
+        raise OutputError(f"cannot make '{missing[0]}': {error.strerror}.") from error
+    return missing
+
+
+def _remove_stale(out: Path) -> None:
+    """Remove what a killed run left of the same output."""
+    for folder in out.absolute().parent.glob(f".{out.name}.*-*"):
+        owner = folder.name.removeprefix(f".{out.name}.").split("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, out: Path) -> None:
+    folder.chmod(0o755)  # mkdtemp makes it private
+    if out.exists():
+        old = folder.with_name(folder.name + ".old")
+        out.rename(old)
+        folder.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        folder.rename(out)
+
+
+def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
+    family = _repaired_family(model)
+    state = {
+        name: tensor.to(stored_dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    config = model.config
+    before = config.dtype
+    config.dtype = stored_dtype
+    try:
+        model.save_pretrained(folder, state_dict=state)
+    except ValueError as error:  # generation configs of older models can be refused
+        raise ModelError(f"transformers refuses to save this model: {error}") from error
+    finally:
+        config.dtype = before
+    if family is not None:
+        (folder / CODE).write_text(remote_code(family), encoding="utf-8")
+        _add_auto_map(folder / "config.json", family)
+
+
+def _repaired_family(model: Any) -> Family | None:
+    kind = model.config.model_type
+    return next((each for each in FAMILIES.values() if each.repaired_model_type == kind), None)
+
+
+def _add_auto_map(path: Path, family: Family) -> None:
+    module = CODE.removesuffix(".py")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["auto_map"] = {
+        "AutoConfig": f"{module}.Repaired{family.config}",
+        "AutoModel": f"{module}.Repaired{family.model}",
+        "AutoModelForCausalLM": f"{module}.Repaired{family.causal_lm}",
+    }
+    _write_json(path, config)
+
+
+def remote_code(family: Family) -> str:
+    """The one file of code that a repaired checkpoint carries: this package's own, and four names.
+
+    It needs torch and transformers, nothing else.
+    """
+    package = f"transformers.models.{family.package}"
+    names = (family.config, family.layer, family.model, family.causal_lm)
+    return (
+        Path(modeling.__file__).read_text(encoding="utf-8").rstrip()
+        + f"""
+
+
+from {package}.configuration_{family.package} import {family.config}  # noqa: E402
+from {package}.modeling_{family.package} import (  # noqa: E402
+    {family.layer},
+    {family.model},
+    {family.causal_lm},
+)
+
+(
+{chr(10).join(f"    Repaired{name}," for name in names)}
+) = repaired_classes(
+    "{family.repaired_model_type}",
+{chr(10).join(f"    {name}," for name in names)}
+    __name__,
+)
+"""
+    )
+
+
+def _copy_licences(source: Path | None, folder: Path) -> None:
+    if source is None:
+        return
+    for pattern in ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"):
+        for path in source.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
+
+
+def verify(folder: Path, model: Any) -> Verification:
+    """Load a folder in a fresh process and compare its logits with a model in memory.
+
+    Raises:
+        VerificationError: it does not load, or gives other logits.
+    """
+    vocabulary = model.config.vocab_size
+    device = model.get_input_embeddings().weight.device
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, vocabulary, (1, 32), generator=generator)
+    with torch.no_grad():
+        expected = model(input_ids=ids.to(device), use_cache=False).logits.float().cpu()
+    got = _logits_of_fresh_process(folder, ids, str(model.dtype).removeprefix("torch."), device)
+    difference = float((got - expected).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise VerificationError(
+            f"the saved checkpoint reloads, but its logits differ by {difference:.3g} from the "
+            "model in memory; nothing was kept. Please report this with the model's name."
+        )
+    return Verification(bool(torch.equal(got, expected)), difference, ids.numel())
+
+
+def _logits_of_fresh_process(
+    folder: Path, ids: torch.Tensor, dtype: str, device: torch.device
+) -> torch.Tensor:
+    with tempfile.TemporaryDirectory() as scratch:
+        request, answer = f"{scratch}/request.safetensors", f"{scratch}/answer.safetensors"
+        save_file({"input_ids": ids}, request)
+        arguments = [str(folder), request, answer, dtype, str(device)]
+        # -P keeps this package's folder off the path; a private module cache leaves no trace.
+        done = subprocess.run(
+            [sys.executable, "-P", reload_check.__file__, *arguments],
+            env={**os.environ, "HF_MODULES_CACHE": scratch, "TRANSFORMERS_VERBOSITY": "error"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise VerificationError(
+                f"the saved checkpoint does not reload in a fresh process: {reason}"
+            )
+        return load_file(answer)["logits"]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made a checkpoint."""
+    packages = ("ghostlayers", "torch", "transformers", "safetensors")
+    return {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inspect(folder: str | Path) -> dict[str, Any]:
+    """What was removed, kept and repaired in a checkpoint, and on what evidence.
+
+    Args:
+        folder: a checkpoint that Ghostlayers made.
+
+    Returns:
+        Its record: ``base_model``, ``cut``, ``repairs``, ``evidence``, ``scores``, ``recipe``,
+        ``calibration``, ``versions``, ``mode``, ``verification`` and ``files``.
+
+    Raises:
+        ModelError: the folder was not made by Ghostlayers, or its record is damaged.
+    """
+    path = Path(folder) / RECORD
+    if not path.is_file():
+        raise ModelError(f"'{folder}' holds no {RECORD}: it was not made by Ghostlayers.")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError("expected an object")
+    except (ValueError, OSError) as error:
+        raise ModelError(f"'{path}' cannot be read: {error}.") from error
+    return record
+
+
+def calibration_documents(folder: str | Path) -> list[str] | None:
+    """Hashes of the documents that a checkpoint was calibrated on; None if it was not."""
+    try:
+        record = inspect(folder)
+    except GhostlayersError:
+        return None
+    documents = record.get("calibration", {}).get("documents")
+    return list(documents) if isinstance(documents, list) else None

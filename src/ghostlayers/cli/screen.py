@@ -1,0 +1,306 @@
+"""What appears on the screen: tables, notes and progress bars, all through rich."""
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ghostlayers.checkpoint import Verification, mode_of
+from ghostlayers.evaluation import EvaluationResult
+from ghostlayers.progress import Advance
+from ghostlayers.pruned import PrunedModel
+from ghostlayers.record import evidence_row
+from ghostlayers.scores import ScoreTable, SpanScore
+from ghostlayers.scores.births import GROWTH, MASSIVE
+from ghostlayers.selection import shortlist
+from ghostlayers.spans import Span, format_layers
+
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+
+class Bars:
+    """One progress bar a stage on the error stream; silent when that is not a terminal."""
+
+    @contextmanager
+    def stage(self, description: str, total: int) -> Iterator[Advance]:
+        """Show a bar for one stage."""
+        if total == 0 or not sys.stderr.isatty():
+            yield lambda units=1: None
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=err) as bars:
+            task = bars.add_task(description, total=total)
+            yield lambda units=1: bars.advance(task, units)
+
+
+def say(text: str) -> None:
+    """A line of ordinary output; markup allowed."""
+    out.print(text)
+
+
+def step(text: str) -> None:
+    """What is being done now; not part of the result, so it goes to the error stream."""
+    if sys.stderr.isatty():
+        err.print(f"[dim]{escape(text)}[/dim]")
+
+
+def warn(text: str) -> None:
+    """Something that the user should know before trusting the result."""
+    err.print(f"[bold yellow]Warning:[/bold yellow] {escape(text)}")
+
+
+def fail(text: str) -> None:
+    """Why nothing was made."""
+    err.print(f"[bold red]Error:[/bold red] {escape(text)}", soft_wrap=True)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """A table: the first column left, the others right."""
+    grid = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        grid.add_row(*row)
+    out.print(grid)
+
+
+def show_cut(pruned: PrunedModel) -> None:
+    """The removed and the kept layers, and what to beware of."""
+    say(f"Removed: layers [bold]{format_layers(pruned.removed)}[/bold] "
+        f"({len(pruned.removed)} of {pruned.num_layers}; counted from 0, ends included)")
+    say(f"Kept:    layers [bold]{format_layers(pruned.kept)}[/bold]")
+    for span in pruned.births:
+        warn_birth(span)
+
+
+def warn_birth(span: Span) -> None:
+    """A massive activation is born inside a removed span."""
+    warn(
+        f"a massive activation is born inside the removed layers {format_layers(span.layers)}: some "
+        "tokens grow more than ten times the median norm there, which no linear repair can "
+        "imitate. Try another span (ghostlayers score shows them all)."
+    )
+
+
+def show_evidence(pruned: PrunedModel) -> None:
+    """Losses of the dense, the cut and the repaired model on held-out calibration windows."""
+    if not pruned.evidence:
+        return
+    rows = []
+    for name, sums in pruned.evidence.items():
+        row = evidence_row(name, sums)
+        label = f"{name} ({pruned.recipe.repair})" if name == "repaired" else name
+        rows.append([label, *_loss_cells(row)])
+    text = pruned.record["evidence_text"]
+    table(
+        ("", "loss (nats)", "perplexity", "KL to dense", "same next token"),
+        rows,
+        f"On {text['windows']} held-out windows of {text['sequence_length']} tokens of "
+        f"{text['corpus']} ({text['bos']})",
+    )
+    repaired, cut = pruned.evidence.get("repaired"), pruned.evidence["cut"]
+    if repaired is not None and repaired.loss_nats >= cut.loss_nats:
+        warn(
+            f"the repair makes this cut worse than no repair at all on held-out text "
+            f"({repaired.loss_nats:.3f} against {cut.loss_nats:.3f} nats). Remove other layers, or "
+            "use --repair none."
+        )
+
+
+def _loss_cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{row['loss_nats']:.3f}",
+        f"{row['perplexity']:.2f}",
+        f"{row['kl_nats']:.3f}",
+        f"{row['greedy_agreement']:.1%}",
+    ]
+
+
+def show_candidates(scores: ScoreTable) -> None:
+    """The shortlist of spans whose loss was measured."""
+    listed = set(shortlist(scores))
+    show_spans([each for each in scores.spans if each.span in listed], scores, "Shortlist")
+
+
+def show_spans(spans: Sequence[SpanScore], scores: ScoreTable, title: str) -> None:
+    """Scores of spans, the best of each column in bold."""
+    best = {
+        "cosine": max(each.cosine for each in spans),
+        "residual": min((each.residual for each in spans if each.residual is not None), default=0),
+        "loss": min((each.loss for each in spans if each.loss is not None), default=0),
+    }
+    rows = []
+    for each in spans:
+        loss = "" if each.loss is None else _mark(each.loss, best["loss"], 3)
+        residual = "" if each.residual is None else _mark(each.residual, best["residual"], 4)
+        rows.append(
+            [
+                format_layers(each.span.layers),
+                _mark(each.cosine, best["cosine"], 4),
+                residual,
+                loss,
+                "yes" if each.birth else "",
+            ]
+        )
+    if scores.dense_loss is not None:
+        title += f" (dense loss {scores.dense_loss:.3f} nats on the same windows)"
+    table(("layers", "cosine", "residual", "loss after repair", "massive birth"), rows, title)
+
+
+def _mark(value: float, best: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    return f"[bold green]{text}[/bold green]" if value == best else text
+
+
+def show_block_influence(scores: ScoreTable) -> None:
+    """Block Influence of every layer, lowest first in bold."""
+    lowest = min(scores.block_influence)
+    rows = [
+        [str(layer), _mark(value, lowest, 4), f"{median:.1f}", f"{largest:.1f}"]
+        for layer, (value, median, largest) in enumerate(
+            zip(
+                scores.block_influence,
+                scores.norms.median()[1:],
+                scores.norms.largest()[1:],
+                strict=True,
+            )
+        )
+    ]
+    table(("layer", "Block Influence", "median norm after", "largest norm after"), rows)
+
+
+def show_evaluation(results: Sequence[EvaluationResult]) -> None:
+    """Perplexity by corpus, with the protocol that it was measured under."""
+    compared = any(result.compared for result in results)
+    columns = ["corpus", "tokens", "loss (nats)", "perplexity"]
+    columns += ["KL to dense", "same next token"] if compared else []
+    rows = []
+    for result in results:
+        row = [
+            result.corpus,
+            f"{result.sums.num_tokens:,}",
+            f"{result.sums.loss_nats:.4f}",
+            f"{result.perplexity:.2f}",
+        ]
+        if compared:
+            row += [f"{result.sums.kl_nats:.4f}", f"{result.sums.agreement:.1%}"]
+        rows.append(row)
+    table(columns, rows)
+    for result in results:
+        say(f"[dim]{escape(result.corpus)}: {escape(protocol(result))}[/dim]")
+        if result.calibration_overlap:
+            warn(
+                f"{result.calibration_overlap} documents of {result.corpus} also served as "
+                "calibration of this model: its loss there flatters it."
+            )
+
+
+def protocol(result: EvaluationResult) -> str:
+    """How a perplexity was measured, in one line."""
+    which = "all" if result.num_windows == result.available_windows else "the first"
+    seen = {None: "", 0: "; no document served as calibration"}.get(result.calibration_overlap, "")
+    return (
+        f"{which} {result.num_windows} of {result.available_windows} windows of "
+        f"{result.sequence_length} tokens, not overlapping, "
+        f"{'BOS before each' if result.bos else 'no BOS'}{seen}"
+    )
+
+
+def show_score_notes(scores: ScoreTable) -> None:
+    """What the columns of `show_spans` mean."""
+    say(
+        "[dim]cosine: mean over tokens, before against after the span; high is similar.\n"
+        "residual: what a linear map across the span leaves of each token, on held-out tokens; low "
+        "is replaceable.\n"
+        "loss after repair: nats a token on held-out windows, for the best spans by either.\n"
+        f"massive birth: a token's norm rises above {MASSIVE:g} times the median norm inside the "
+        f"span, by a factor of {GROWTH:g} or more relative to it.[/dim]"
+    )
+
+
+def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
+    """Where the checkpoint lies, how it was proved, and what to do next."""
+    equal = (
+        "equal bit for bit"
+        if verification.identical
+        else f"equal to {verification.largest_difference:.1e}"
+    )
+    say(f"Saved: [bold]{escape(str(out_folder))}[/bold], reloaded in a fresh process, logits {equal}.")
+    trust = "" if mode_of(pruned.model) == "stock" else ", trust_remote_code=True"
+    say("\nNext:")
+    say(f'  AutoModelForCausalLM.from_pretrained("{escape(str(out_folder))}"{trust})')
+    base = escape(pruned.dense.base.name)
+    say(f"  ghostlayers eval {escape(str(out_folder))} --against {base} --data wikitext2")
+    say(f"  ghostlayers inspect {escape(str(out_folder))}")
+
+
+def show_record(record: Mapping[str, Any]) -> None:
+    """A checkpoint's record."""
+    base, cut, recipe = record["base_model"], record["cut"], record["recipe"]
+    revision = f" at {base['revision']}" if base["revision"] else ""
+    say(f"Base model: [bold]{escape(str(base['name']))}[/bold]{revision}, "
+        f"licence {escape(str(base['licence'] or 'not stated'))}")
+    say(f"Removed: layers [bold]{format_layers(cut['removed'])}[/bold]")
+    say(f"Kept:    layers [bold]{format_layers(cut['kept'])}[/bold]")
+    chosen = "named by the user" if recipe["remove"] else f"chosen by {recipe['select']}"
+    say(f"Layers {chosen}; checkpoint mode: {record['mode']}")
+    rows = [
+        [
+            f"[{fit['span'][0]}, {fit['span'][1]})",
+            fit["method"],
+            f"{fit['num_tokens']:,}",
+            f"{fit['relative_residual']:.3f}",
+            "" if fit["condition_number"] is None else f"{fit['condition_number']:.1e}",
+        ]
+        for fit in record["repairs"]
+    ]
+    table(("gap", "repair", "fit tokens", "relative residual", "condition number"), rows)
+    if record["evidence"]:
+        evidence = [[row["model"], *_loss_cells(row)] for row in record["evidence"]]
+        columns = ("", "loss (nats)", "perplexity", "KL to dense", "same next token")
+        table(columns, evidence, "On held-out calibration windows")
+    text = record["calibration"]
+    say(
+        f"Calibrated on {text['fit_windows']} of {text['windows']} windows of "
+        f"{text['sequence_length']} tokens ({text['bos']}) of {escape(str(text['corpus']))}, "
+        f"{len(text['documents'])} documents"
+    )
+    made_with = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    say(f"Made on {record['created']} with {made_with}")
+
+
+def perplexity(loss_nats: float) -> float:
+    """exp of a loss, capped where it would overflow."""
+    return math.exp(min(loss_nats, 700.0))
+
+
+def prose(rows: Sequence[Sequence[str]]) -> None:
+    """Labelled paragraphs side by side with their labels; markup allowed."""
+    grid = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    out.print(grid)

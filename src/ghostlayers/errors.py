@@ -1,0 +1,89 @@
+"""Every error that Ghostlayers raises on purpose.
+
+GhostlayersError
+├── InputError (also a ValueError)
+│   ├── SpanError               layers that do not exist, overlap, or are too many
+│   ├── CorpusError             a corpus that cannot be found or read, or that is too short
+│   ├── WindowError             a window that the model or the text cannot give
+│   ├── RecipeError             an option or a recipe key that means nothing
+│   ├── ModelError              a model that cannot be found or read
+│   │   └── UnsupportedModelError   a family whose layers cannot be removed correctly (yet)
+│   └── OutputError             an output folder that exists, or a disk that is full
+├── NumericalError (also an ArithmeticError)
+│   ├── NonFiniteError          NaN or infinity in the residual stream
+│   ├── InsufficientTokensError fewer calibration tokens than the fit has unknowns
+│   └── SingularError           normal equations that cannot be solved as asked
+├── VerificationError           a saved checkpoint that does not reload as it was in memory
+└── DownloadError               a named download that failed or whose hash differs
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class GhostlayersError(Exception):
+    """Base of all errors that a user of Ghostlayers can cause or meet."""
+
+
+class InputError(GhostlayersError, ValueError):
+    """Something that the caller named does not exist or does not fit."""
+
+
+class SpanError(InputError):
+    """Layers to remove that do not exist, overlap, or leave nothing."""
+
+
+class CorpusError(InputError):
+    """A corpus that cannot be found or read."""
+
+
+class WindowError(InputError):
+    """A window length or number that the model or the text cannot give."""
+
+
+class RecipeError(InputError):
+    """An option that means nothing, or two that contradict each other."""
+
+
+class ModelError(InputError):
+    """A model that cannot be found or read."""
+
+
+class UnsupportedModelError(ModelError):
+    """A model family whose layers Ghostlayers cannot remove correctly."""
+
+
+class OutputError(InputError):
+    """An output that exists already or cannot be written."""
+
+
+class NumericalError(GhostlayersError, ArithmeticError):
+    """Numbers that make a fit impossible."""
+
+
+class NonFiniteError(NumericalError):
+    """NaN or infinity in the residual stream."""
+
+
+class InsufficientTokensError(NumericalError):
+    """Fewer calibration tokens than unknowns in the fit."""
+
+
+class SingularError(NumericalError):
+    """Normal equations without a unique, finite solution."""
+
+
+class VerificationError(GhostlayersError):
+    """A saved checkpoint that differs from the model in memory after reloading."""
+
+
+class DownloadError(GhostlayersError):
+    """A download that failed, or whose content is not what was expected."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Say which known name is near, and list them all: the tail of an unknown-name message."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"Did you mean '{near[0]}'? " if near else ""
+    return f"{hint}Known: {', '.join(choices)}."

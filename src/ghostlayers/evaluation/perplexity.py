@@ -1,0 +1,131 @@
+"""Perplexity of any causal language model, and its divergence from a dense one."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghostlayers.errors import InputError
+from ghostlayers.evaluation.losses import LossSums, sum_losses
+from ghostlayers.progress import Progress, Silent
+from ghostlayers.tokens import Windows
+
+LOGITS_AT_ONCE = 2**27
+"""Elements of logits that one forward pass may make: half a gigabyte in float32."""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What a model scores on one corpus.
+
+    Attributes:
+        corpus: as the caller named it.
+        sums: over all predictions.
+        num_windows: windows evaluated.
+        available_windows: windows that the corpus gives.
+        sequence_length: tokens a window.
+        bos: whether each window starts with a beginning-of-sequence token.
+        calibration_overlap: documents that also served as calibration; None if not known.
+        compared: whether a dense model was compared with.
+    """
+
+    corpus: str
+    sums: LossSums
+    num_windows: int
+    available_windows: int
+    sequence_length: int
+    bos: bool
+    compared: bool
+    calibration_overlap: int | None = None
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean loss; infinite where that overflows."""
+        return math.exp(self.sums.loss_nats) if self.sums.loss_nats < 700 else math.inf
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain values, with the keys that the command line writes."""
+        result: dict[str, Any] = {
+            "corpus": self.corpus,
+            "num_tokens": self.sums.num_tokens,
+            "loss_nats": self.sums.loss_nats,
+            "perplexity": self.perplexity,
+            "num_windows": self.num_windows,
+            "available_windows": self.available_windows,
+            "sequence_length": self.sequence_length,
+            "bos": self.bos,
+            "calibration_overlap": self.calibration_overlap,
+        }
+        if self.compared:
+            result["kl_nats"] = self.sums.kl_nats
+            result["greedy_agreement"] = self.sums.agreement
+        return result
+
+
+def evaluate_windows(
+    model: Any,
+    windows: Windows,
+    *,
+    corpus: str,
+    against: Any | None = None,
+    batch_size: int = 8,
+    calibration: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Evaluate a model on windows, each token predicted from those before it in its window.
+
+    Args:
+        model: any causal language model.
+        windows: what to evaluate on.
+        corpus: its name in the result.
+        against: a dense model to compare with, over the same vocabulary.
+        batch_size: at most so many windows at a time.
+        calibration: hashes of documents that served as calibration, to count the shared ones.
+        progress: told of every window.
+
+    Raises:
+        InputError: the two models' vocabularies differ in size.
+    """
+    batch = max(1, min(batch_size, LOGITS_AT_ONCE // (windows.sequence_length * _vocabulary(model))))
+    if against is not None and _vocabulary(model) != _vocabulary(against):
+        raise InputError(
+            f"the models' vocabularies differ ({_vocabulary(model)} and {_vocabulary(against)} "
+            "tokens): compare with the model that this one was made from."
+        )
+    sums = LossSums()
+    with (progress or Silent()).stage(f"Evaluating on {corpus}", len(windows)) as advance:
+        for ids in windows.input_ids.split(batch):
+            sums = sums + _evaluate_batch(model, against, ids)
+            advance(len(ids))
+    shared = None if calibration is None else len(set(calibration) & set(windows.documents))
+    return EvaluationResult(
+        corpus=corpus,
+        sums=sums,
+        num_windows=len(windows),
+        available_windows=windows.available,
+        sequence_length=windows.sequence_length,
+        bos=windows.bos,
+        compared=against is not None,
+        calibration_overlap=shared,
+    )
+
+
+def _evaluate_batch(model: Any, against: Any | None, ids: Tensor) -> LossSums:
+    logits = _predictions(model, ids)
+    reference = None if against is None else _predictions(against, ids).to(logits.device)
+    return sum_losses(logits, ids[:, 1:].flatten().to(logits.device), reference)
+
+
+@torch.no_grad()
+def _predictions(model: Any, ids: Tensor) -> Tensor:
+    """Logits of every position but the last, windows joined, [predictions, vocabulary]."""
+    device = model.get_input_embeddings().weight.device
+    logits: Tensor = model(input_ids=ids.to(device), use_cache=False).logits
+    return logits[:, :-1].flatten(0, 1)
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)

@@ -1,0 +1,37 @@
+"""How long a model takes to read a prompt."""
+
+import statistics
+import time
+from typing import Any
+
+import torch
+
+
+@torch.no_grad()
+def prefill_seconds(
+    model: Any, *, num_tokens: int = 512, repeats: int = 5, warmup: int = 1
+) -> float:
+    """Median wall-clock seconds of one forward pass over a prompt, without a cache.
+
+    Args:
+        model: any causal language model.
+        num_tokens: length of the prompt, batch one.
+        repeats: timed passes.
+        warmup: passes before them.
+    """
+    device = model.get_input_embeddings().weight.device
+    ids = (torch.arange(num_tokens, device=device) % model.config.vocab_size)[None]
+    elapsed = []
+    for index in range(warmup + repeats):
+        _synchronise(device)
+        start = time.perf_counter()
+        model.base_model(input_ids=ids, use_cache=False)
+        _synchronise(device)
+        if index >= warmup:
+            elapsed.append(time.perf_counter() - start)
+    return statistics.median(elapsed)
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

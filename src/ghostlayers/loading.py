@@ -1,0 +1,249 @@
+"""Opening a model: a folder, a hub id, a .gguf file, or one already in memory."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ghostlayers.errors import ModelError, RecipeError
+from ghostlayers.recipe import RunOptions
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+FAST_ENOUGH = 1.3
+"""A half-precision type is used where it multiplies at least this much faster than float32."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Where a model comes from.
+
+    Attributes:
+        name: folder, hub id or file, as the caller gave it.
+        revision: commit on the hub, if any.
+        licence: as the base model's card or file states it; None if it does not.
+        title: the model's own name, where it states one.
+        folder: where its files lie, if that is a folder.
+        on_hub: the name is an id on the hub.
+    """
+
+    name: str
+    revision: str | None = None
+    licence: str | None = None
+    title: str | None = None
+    folder: Path | None = None
+    on_hub: bool = False
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be measured.
+
+    Attributes:
+        model: a causal language model in evaluation mode.
+        tokenizer: its tokenizer.
+        base: where it comes from.
+        stored_dtype: the type its weights have on disk, and will have in a new checkpoint.
+    """
+
+    model: Any
+    tokenizer: Any
+    base: BaseModel
+    stored_dtype: torch.dtype
+
+
+def load_model(name: str, options: RunOptions, revision: str | None = None) -> LoadedModel:
+    """Open a model by name.
+
+    Args:
+        name: a folder, a hub id, or a ``.gguf`` file.
+        options: dtype, device, and whether the model's own code may run.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        ModelError: it cannot be found or read; the message says what was tried.
+    """
+    path = Path(name).expanduser()
+    place, extra = _locate(path, name)
+    if revision is not None and not path.exists():
+        extra["revision"] = revision
+    extra["trust_remote_code"] = options.trust_remote_code
+    try:
+        model, tokenizer = _read(place, extra, options)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
+    stored = model.dtype
+    compute = compute_dtype(options, stored, _device(options))
+    model = _cast(model, compute).to(_device(options)).eval()
+    base = BaseModel(
+        name=name,
+        revision=getattr(model.config, "_commit_hash", None) or revision,
+        licence=_licence(path, name),
+        title=_title(path),
+        folder=path if path.is_dir() else None,
+        on_hub=not path.exists(),
+    )
+    return LoadedModel(model, tokenizer, base, stored)
+
+
+def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
+    """Wrap a model that is in memory already; it is used in its own dtype, where it is."""
+    if tokenizer is None:
+        raise ModelError("a model in memory needs its tokenizer too: pass tokenizer=...")
+    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    folder = Path(name)
+    base = BaseModel(
+        name=name,
+        revision=getattr(model.config, "_commit_hash", None),
+        licence=_licence(folder, name) if folder.is_dir() else None,
+        folder=folder if folder.is_dir() else None,
+    )
+    return LoadedModel(model, tokenizer, base, model.dtype)
+
+
+def _locate(path: Path, name: str) -> tuple[str, dict[str, Any]]:
+    """The name that transformers wants, and further arguments."""
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no file '{name}'.")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"folder '{name}' holds no config.json: it is not a model's folder.")
+        _refuse_pickles(path)
+        return str(path), {}
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"'{name}' is neither a model's folder, nor a .gguf file, nor a hub id such as "
+            "HuggingFaceTB/SmolLM2-135M."
+        )
+    return name, {}
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
+        raise ModelError(
+            f"folder '{folder}' holds pickled weights (.bin) only, which can run code when opened; "
+            "expected .safetensors. Convert it with save_pretrained on a machine you can spare."
+        )
+
+
+def _read(place: str, extra: dict[str, Any], options: RunOptions) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    is_gguf = "gguf_file" in extra
+    # GGUF is de-quantised to float32 by default; bfloat16 holds 4- to 8-bit weights well enough.
+    weights = {"dtype": torch.bfloat16} if is_gguf else {"dtype": "auto", "use_safetensors": True}
+    tokenizer = AutoTokenizer.from_pretrained(place, **extra)
+    model = AutoModelForCausalLM.from_pretrained(place, **weights, **extra)
+    if is_gguf:
+        forget_quantization(model)
+    del options
+    return model, tokenizer
+
+
+def forget_quantization(model: Any) -> None:
+    """Drop what a de-quantised GGUF leaves behind; save_pretrained refuses the model otherwise."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer, model.is_quantized = None, False
+
+
+def _cast(model: Any, dtype: torch.dtype) -> Any:
+    if model.dtype == dtype:
+        return model
+    # Widening after loading keeps the stored values, and buffers that stay in float32 as they are.
+    wide = torch.finfo(dtype).bits >= torch.finfo(model.dtype).bits
+    if wide:
+        return model.to(dtype)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def _device(options: RunOptions) -> torch.device:
+    if options.device != "auto":
+        try:
+            return torch.device(options.device)
+        except RuntimeError as error:
+            raise RecipeError(f"unknown device '{options.device}': {error}".split("\n")[0]) from error
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if accelerator is None else accelerator
+
+
+def compute_dtype(
+    options: RunOptions, stored: torch.dtype, device: torch.device
+) -> torch.dtype:
+    """The type to compute in.
+
+    ``auto`` is the checkpoint's own, except on a processor that multiplies it slower than
+    float32: many have no bfloat16 units and take nine times as long.
+
+    Raises:
+        RecipeError: an unknown name.
+    """
+    if options.dtype != "auto":
+        if options.dtype not in DTYPES:
+            raise RecipeError(
+                f"unknown dtype '{options.dtype}'; expected auto, {', '.join(DTYPES)}."
+            )
+        return DTYPES[options.dtype]
+    if device.type != "cpu" or stored == torch.float32:
+        return stored
+    return stored if half_precision_gain(stored) >= FAST_ENOUGH else torch.float32
+
+
+def half_precision_gain(dtype: torch.dtype) -> float:
+    """How many times faster this processor multiplies matrices in a type than in float32."""
+
+    def seconds(kind: torch.dtype) -> float:
+        left, right = torch.ones(256, 512, dtype=kind), torch.ones(512, 512, dtype=kind)
+        elapsed = []
+        for _ in range(4):
+            start = time.perf_counter()
+            torch.nn.functional.linear(left, right)
+            elapsed.append(time.perf_counter() - start)
+        return statistics.median(elapsed)
+
+    return seconds(torch.float32) / seconds(dtype)
+
+
+def _licence(path: Path, name: str) -> str | None:
+    """The licence that the base model's card or GGUF header states."""
+    if path.suffix == ".gguf":
+        return _gguf_text(path, "general.license")
+    from huggingface_hub import ModelCard
+
+    card = path / "README.md"
+    if path.is_dir() and not card.is_file():
+        return None
+    try:
+        data = ModelCard.load(str(card) if path.is_dir() else name).data
+    except Exception:  # a card is optional, and hub errors of many kinds must not stop a run
+        return None
+    licence = data.get("license")
+    return str(data.get("license_name") or licence) if licence else None
+
+
+def _title(path: Path) -> str | None:
+    return _gguf_text(path, "general.name") if path.suffix == ".gguf" else None
+
+
+def _gguf_text(path: Path, key: str) -> str | None:
+    from gguf import GGUFReader
+
+    field = GGUFReader(path).get_field(key)
+    return None if field is None else str(field.contents())
+
+
+def _explain(error: Exception) -> str:
+    text = str(error).strip()
+    if isinstance(error, KeyError):
+        text = f"unknown name {text}"
+    first = " ".join(line.strip() for line in text.splitlines() if line.strip())[:600]
+    if "trust_remote_code" in text:
+        return f"{first} (Ghostlayers: --trust-remote-code lets it run; read the code first.)"
+    return first or type(error).__name__

@@ -1,0 +1,210 @@
+"""The map: text -> tokens -> scores -> which layers go -> closed-form repair -> surgery -> proof."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ghostlayers import checkpoint, steps, surgery, text, tokens
+from ghostlayers.errors import RecipeError
+from ghostlayers.evaluation import EvaluationResult, evaluate_windows
+from ghostlayers.preparation import (
+    Documents,
+    check_request,
+    make_fitting,
+    make_recipe,
+    open_model,
+    read_calibration,
+)
+from ghostlayers.progress import Progress, Silent
+from ghostlayers.pruned import PrunedModel
+from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.record import make_record
+from ghostlayers.scores import ScoreTable
+from ghostlayers.steps import Run
+
+
+def prune(
+    model: Any,
+    recipe: Recipe | None = None,
+    *,
+    tokenizer: Any = None,
+    data: Documents | None = None,
+    options: RunOptions | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+    **choices: Any,
+) -> PrunedModel:
+    """Remove decoder layers from a language model and repair every gap in closed form.
+
+    Args:
+        model: a folder, a hub id, a ``.gguf`` file, or a causal language model in memory.
+        recipe: what to do; its fields can also be given by name, such as ``layers=7``.
+        tokenizer: for a model in memory.
+        data: calibration text instead of the recipe's: documents, or a name or path.
+        options: how to do it.
+        revision: of a model on the hub.
+        progress: told what is being done.
+        choices: fields of the recipe.
+
+    Returns:
+        The pruned model with its evidence; `PrunedModel.save` writes it.
+
+    Raises:
+        GhostlayersError: bad input or numbers; see `ghostlayers.errors`.
+    """
+    recipe = make_recipe(recipe, choices)
+    run = Run(options or RunOptions(), progress or Silent())
+    dense = open_model(model, tokenizer, run.options, revision)
+    layerwise = check_request(dense, recipe)
+    corpus, windows = read_calibration(dense, recipe, data)
+    fitting = make_fitting(dense, recipe)
+    scored, held_out = windows.split_at(recipe.windows)
+
+    spans, table = steps.choose_spans(run, layerwise, scored, held_out, recipe, fitting)
+    fit_windows = scored.first(recipe.num_fit_windows)
+    repairs = steps.fit_repairs(run, layerwise, fit_windows, spans, fitting)
+    evidence = steps.measure_evidence(run, layerwise, held_out, repairs)
+    births = steps.find_births(run, layerwise, scored, spans, table)
+    operators = {span: fit.delta for span, fit in repairs.items() if fit.delta is not None}
+    pruned = surgery.prune_layers(dense.model, spans, operators)
+
+    return PrunedModel(
+        model=pruned,
+        dense=dense,
+        recipe=recipe,
+        spans=spans,
+        num_layers=layerwise.num_layers,
+        repairs=repairs,
+        table=table,
+        evidence=evidence,
+        births=births,
+        record=make_record(
+            base=dense.base,
+            recipe=recipe,
+            corpus=corpus,
+            windows=windows,
+            spans=spans,
+            num_layers=layerwise.num_layers,
+            repairs=repairs,
+            table=table,
+            evidence=evidence,
+            measured_on=(corpus.name, held_out),
+            versions=checkpoint.versions(),
+        ),
+    )
+
+
+def score(
+    model: Any,
+    recipe: Recipe | None = None,
+    *,
+    tokenizer: Any = None,
+    data: Documents | None = None,
+    options: RunOptions | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+    **choices: Any,
+) -> ScoreTable:
+    """Score every layer, and every contiguous span of ``layers`` layers.
+
+    Arguments as for `prune`. Losses after repair are measured for the shortlist of
+    ``recoverable`` when the recipe selects so.
+
+    Raises:
+        GhostlayersError: bad input or numbers.
+    """
+    recipe = make_recipe(recipe, choices)
+    run = Run(options or RunOptions(), progress or Silent())
+    dense = open_model(model, tokenizer, run.options, revision)
+    layerwise = check_request(dense, recipe, surgery_follows=False)
+    _, windows = read_calibration(dense, recipe, data)
+    scored, held_out = windows.split_at(recipe.windows)
+    fitting = make_fitting(dense, recipe)
+    return steps.measure_table(
+        run, layerwise, scored, held_out, recipe, fitting, residuals=True
+    )
+
+
+def evaluate(
+    model: Any,
+    *,
+    data: Documents | Sequence[Documents],
+    against: Any = None,
+    tokenizer: Any = None,
+    sequence_length: int = 2048,
+    max_windows: int | None = None,
+    bos: tokens.BosPolicy = "auto",
+    text_column: str | None = None,
+    separators: Sequence[str] = (text.BLANK_LINE,),
+    options: RunOptions | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> list[EvaluationResult]:
+    """Perplexity of any causal language model on corpora, and its divergence from a dense one.
+
+    Args:
+        model: a folder, a hub id, a ``.gguf`` file, or a model in memory.
+        data: one corpus or several; a list of strings is several names.
+        against: a dense model to compare with, given in the same ways.
+        tokenizer: for a model in memory.
+        sequence_length: tokens a window.
+        max_windows: evaluate the first so many windows of each corpus.
+        bos: beginning-of-sequence policy.
+        text_column: the column that holds the text.
+        separators: joins the documents: one for all corpora, or one each.
+        options: how to do it.
+        revision: of a model on the hub.
+        progress: told what is being done.
+
+    Returns:
+        One result a corpus, in the order given.
+
+    Raises:
+        GhostlayersError: bad input.
+    """
+    run = Run(options or RunOptions(), progress or Silent())
+    sources = [data] if isinstance(data, (str, Path, text.Corpus)) else list(data)
+    joins = _one_each(separators, len(sources))
+    opened = open_model(model, tokenizer, run.options, revision)
+    dense = None if against is None else open_model(against, opened.tokenizer, run.options)
+    tokens.check_sequence_length(opened.model.config, sequence_length)
+    calibrated_on = checkpoint.calibration_documents(opened.base.name)
+    results = []
+    for source, separator in zip(sources, joins, strict=True):
+        corpus = text.load_corpus(
+            source,
+            use="evaluation",
+            text_column=text_column,
+            separator=separator,
+            max_characters=_characters(max_windows, sequence_length),
+        )
+        windows = tokens.make_windows(
+            corpus, opened.tokenizer, sequence_length=sequence_length, bos=bos, count=max_windows
+        )
+        results.append(
+            evaluate_windows(
+                opened.model,
+                windows,
+                corpus=corpus.name,
+                against=None if dense is None else dense.model,
+                batch_size=run.options.batch_size or 8,
+                calibration=calibrated_on,
+                progress=run.progress,
+            )
+        )
+    return results
+
+
+def _one_each(separators: Sequence[str], count: int) -> list[str]:
+    if len(separators) not in (1, count):
+        raise RecipeError(
+            f"{len(separators)} separators for {count} corpora; give one for all, or one each."
+        )
+    return list(separators) * (count if len(separators) == 1 else 1)
+
+
+def _characters(max_windows: int | None, sequence_length: int) -> int:
+    """Enough text for the first windows, without reading a whole hub corpus."""
+    if max_windows is None:
+        return text.MAX_CHARACTERS
+    return max_windows * sequence_length * text.CHARACTERS_PER_TOKEN

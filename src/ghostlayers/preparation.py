@@ -1,0 +1,131 @@
+"""Everything that is checked and opened before the first layer runs.
+
+A request that cannot work is refused here, by name, before anything is computed.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ghostlayers import text, tokens
+from ghostlayers.calibration import Fitting
+from ghostlayers.errors import RecipeError, WindowError
+from ghostlayers.loading import LoadedModel, from_memory, load_model
+from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.repairs import FitOptions, find_method
+from ghostlayers.spans import check_count, check_layers
+from ghostlayers.stream import LayerwiseModel
+from ghostlayers.surgery import family_of
+from ghostlayers.text import Corpus
+from ghostlayers.tokens import Windows
+
+Documents = str | Path | Sequence[str] | Corpus
+
+def make_recipe(recipe: Recipe | None, choices: Mapping[str, Any]) -> Recipe:
+    """A recipe with some fields replaced.
+
+    Raises:
+        RecipeError: an unknown field or value.
+    """
+    base = {} if recipe is None else recipe.to_dict()
+    return Recipe.from_dict({**base, **choices})
+
+
+def open_model(
+    model: Any, tokenizer: Any, options: RunOptions, revision: str | None = None
+) -> LoadedModel:
+    """Open a model by name, or wrap one that is in memory."""
+    if isinstance(model, LoadedModel):
+        return model
+    if isinstance(model, (str, Path)):
+        return load_model(str(model), options, revision)
+    return from_memory(model, tokenizer)
+
+
+def check_request(
+    loaded: LoadedModel, recipe: Recipe, *, surgery_follows: bool = True
+) -> LayerwiseModel:
+    """Refuse what cannot work with this model.
+
+    Args:
+        loaded: the model.
+        recipe: the request.
+        surgery_follows: layers will be removed, so the family must be one that can be cut.
+
+    Raises:
+        UnsupportedModelError: the family cannot be cut.
+        SpanError: the layers do not exist, or are too many.
+        WindowError: the windows are longer than the model's positions.
+        InputError: the repair cannot handle the model's hidden size.
+    """
+    if surgery_follows:
+        family_of(loaded.model)
+    layerwise = LayerwiseModel(loaded.model)
+    removed = recipe.removed()
+    if removed is not None:
+        check_layers(removed, layerwise.num_layers)
+    elif recipe.layers is None:
+        raise RecipeError("say how many layers to remove (--layers) or which (--remove).")
+    else:
+        check_count(recipe.layers, layerwise.num_layers)
+    tokens.check_sequence_length(loaded.model.config, recipe.sequence_length)
+    method = find_method(recipe.repair)
+    if method.basis is not None:
+        method.basis(loaded.model.config.hidden_size)
+    _check_fit_tokens(loaded, recipe)
+    return layerwise
+
+
+def _check_fit_tokens(loaded: LoadedModel, recipe: Recipe) -> None:
+    hidden = loaded.model.config.hidden_size
+    available = recipe.num_fit_windows * recipe.sequence_length
+    if recipe.repair == "ghost" and available < hidden:
+        raise WindowError(
+            f"{recipe.num_fit_windows} fit windows of {recipe.sequence_length} tokens are "
+            f"{available} tokens; a map of {hidden} channels needs at least {hidden}, better ten "
+            "times as many. Raise --fit-windows (and --windows) or --sequence-length."
+        )
+
+
+def read_calibration(
+    loaded: LoadedModel, recipe: Recipe, data: Documents | None = None
+) -> tuple[Corpus, Windows]:
+    """The calibration text, and its windows: those for scores and fits first, then held-out ones.
+
+    Raises:
+        CorpusError: the text cannot be read.
+        WindowError: it is too short.
+    """
+    source = recipe.data if data is None else data
+    if source is None:
+        raise RecipeError("no calibration text: give --data a corpus name or a file.")
+    needed = recipe.windows + recipe.num_held_out_windows
+    on_hub = isinstance(source, str) and source in text.HUB_CORPORA
+    budget = needed * recipe.sequence_length * text.CHARACTERS_PER_TOKEN
+    corpus = text.load_corpus(
+        source,
+        use="calibration",
+        text_column=recipe.text_column,
+        separator=recipe.separator,
+        max_characters=budget if on_hub else max(budget, text.MAX_CHARACTERS),
+    )
+    windows = tokens.make_windows(
+        corpus,
+        loaded.tokenizer,
+        sequence_length=recipe.sequence_length,
+        bos=recipe.bos,
+        count=needed,
+        seed=recipe.seed,
+    )
+    return corpus, windows
+
+
+def make_fitting(loaded: LoadedModel, recipe: Recipe) -> Fitting:
+    """How the recipe wants gaps fitted."""
+    return Fitting(
+        method=find_method(recipe.repair),
+        options=FitOptions(ridge=recipe.ridge, absolute_ridge=recipe.absolute_ridge),
+        relative_weights=recipe.token_weight == "relative",
+        repaired_inputs=recipe.inputs == "repaired",
+        stored_dtype=loaded.stored_dtype,
+    )

@@ -1,0 +1,74 @@
+"""The result of pruning: a smaller model, and the evidence for it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ghostlayers import checkpoint
+from ghostlayers.evaluation import LossSums
+from ghostlayers.loading import LoadedModel
+from ghostlayers.recipe import Recipe
+from ghostlayers.repairs import Repair
+from ghostlayers.scores import ScoreTable
+from ghostlayers.spans import Span, kept_layers, removed_layers
+
+
+@dataclass(frozen=True)
+class PrunedModel:
+    """A smaller, repaired model, and the evidence for it.
+
+    Attributes:
+        model: an ordinary transformers model; the dense one is unchanged and shares its weights.
+        dense: the dense model it was made from.
+        recipe: what was asked for.
+        spans: what was removed, in the dense model's numbering.
+        num_layers: decoder layers of the dense model.
+        repairs: one a gap.
+        table: the scores, where layers were chosen by them.
+        evidence: losses on held-out windows of ``dense``, ``cut`` and ``repaired``.
+        births: removed spans in which a massive activation is born.
+        record: provenance, as it is written into the checkpoint.
+    """
+
+    model: Any
+    dense: LoadedModel
+    recipe: Recipe
+    spans: tuple[Span, ...]
+    num_layers: int
+    repairs: dict[Span, Repair]
+    table: ScoreTable | None
+    evidence: dict[str, LossSums]
+    births: tuple[Span, ...]
+    record: dict[str, Any]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The dense model's tokenizer."""
+        return self.dense.tokenizer
+
+    @property
+    def removed(self) -> list[int]:
+        """The removed layers, in the dense model's numbering."""
+        return removed_layers(self.spans)
+
+    @property
+    def kept(self) -> list[int]:
+        """The kept layers, in the dense model's numbering."""
+        return kept_layers(self.spans, self.num_layers)
+
+    def save(self, out: str | Path, *, overwrite: bool = False) -> checkpoint.Verification:
+        """Write a checkpoint, and prove in a fresh process that it reloads.
+
+        Raises:
+            OutputError: the folder exists, or cannot be written.
+            VerificationError: the reloaded model differs; nothing is left behind.
+        """
+        return checkpoint.save_checkpoint(
+            Path(out),
+            self.model,
+            self.tokenizer,
+            self.record,
+            stored_dtype=self.dense.stored_dtype,
+            base_folder=self.dense.base.folder,
+            overwrite=overwrite,
+        )

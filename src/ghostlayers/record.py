@@ -1,0 +1,128 @@
+"""What a checkpoint says of itself: provenance as plain values."""
+
+import datetime
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ghostlayers.evaluation.losses import LossSums
+from ghostlayers.loading import BaseModel
+from ghostlayers.recipe import Recipe
+from ghostlayers.repairs import Repair
+from ghostlayers.scores import ScoreTable
+from ghostlayers.spans import Span, kept_layers, removed_layers
+from ghostlayers.text import Corpus
+from ghostlayers.tokens import Windows
+
+
+def make_record(
+    *,
+    base: BaseModel,
+    recipe: Recipe,
+    corpus: Corpus,
+    windows: Windows,
+    spans: Sequence[Span],
+    num_layers: int,
+    repairs: Mapping[Span, Repair],
+    table: ScoreTable | None,
+    evidence: Mapping[str, LossSums],
+    measured_on: tuple[str, Windows],
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """The record of a pruned model.
+
+    ``measured_on`` names the text of the evidence, and gives its windows.
+    """
+    return {
+        "base_model": {
+            "name": base.name,
+            "title": base.title,
+            "on_hub": base.on_hub,
+            "revision": base.revision,
+            "licence": base.licence,
+        },
+        "cut": {
+            "removed": removed_layers(spans),
+            "kept": kept_layers(spans, num_layers),
+            "spans": [[span.start, span.stop] for span in spans],
+        },
+        "repairs": [_repair(span, repair) for span, repair in repairs.items()],
+        "evidence": [evidence_row(name, sums) for name, sums in evidence.items()],
+        "evidence_text": _text(*measured_on),
+        "scores": None if table is None else table_to_dict(table),
+        "recipe": recipe.to_dict(),
+        "calibration": _calibration(recipe, corpus, windows),
+        "versions": dict(versions),
+        "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def _repair(span: Span, repair: Repair) -> dict[str, Any]:
+    return {
+        "span": [span.start, span.stop],
+        "method": repair.method,
+        "num_tokens": repair.num_tokens,
+        "relative_residual": repair.relative_residual,
+        "condition_number": repair.condition_number,
+    }
+
+
+def _text(corpus: str, windows: Windows) -> dict[str, Any]:
+    return {
+        "corpus": corpus,
+        "windows": len(windows),
+        "sequence_length": windows.sequence_length,
+        "bos": windows.describe_bos(),
+    }
+
+
+def evidence_row(name: str, sums: LossSums) -> dict[str, Any]:
+    """Losses of one model as plain values."""
+    return {
+        "model": name,
+        "num_tokens": sums.num_tokens,
+        "loss_nats": sums.loss_nats,
+        "perplexity": math.exp(min(sums.loss_nats, 700.0)),
+        "kl_nats": sums.kl_nats,
+        "greedy_agreement": sums.agreement,
+    }
+
+
+def _calibration(recipe: Recipe, corpus: Corpus, windows: Windows) -> dict[str, Any]:
+    return {
+        "corpus": corpus.name,
+        "source": corpus.source,
+        "revision": corpus.revision,
+        "sha256": corpus.sha256(),
+        "complete": corpus.complete,
+        "windows": recipe.windows,
+        "fit_windows": recipe.num_fit_windows,
+        "held_out_windows": len(windows) - recipe.windows,
+        "sequence_length": windows.sequence_length,
+        "bos": windows.describe_bos(),
+        "documents": list(windows.documents),
+    }
+
+
+def table_to_dict(table: ScoreTable) -> dict[str, Any]:
+    """A score table as plain values."""
+    return {
+        "num_layers": table.num_layers,
+        "block_influence": list(table.block_influence),
+        "similarity": table.similarity.tolist(),
+        "median_norm": table.norms.median(),
+        "largest_norm": table.norms.largest(),
+        "dense_loss_nats": table.dense_loss,
+        "num_loss_tokens": table.num_loss_tokens,
+        "spans": [
+            {
+                "start": score.span.start,
+                "stop": score.span.stop,
+                "cosine": score.cosine,
+                "residual": score.residual,
+                "loss_nats": score.loss,
+                "massive_activation_born": score.birth,
+            }
+            for score in table.spans
+        ],
+    }

@@ -1,0 +1,28 @@
+"""Load a checkpoint as a stranger would and write down its logits. Run as a program.
+
+usage: python reload_check.py CHECKPOINT REQUEST.safetensors ANSWER.safetensors DTYPE DEVICE
+
+It imports torch, transformers and safetensors, never ghostlayers: what it finds is what anyone gets.
+"""
+
+import sys
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+
+def main(checkpoint: str, request: str, answer: str, dtype: str, device: str) -> None:
+    """Load, run the token ids of the request, save the logits."""
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=getattr(torch, dtype), trust_remote_code=True, local_files_only=True
+    )
+    ids = load_file(request)["input_ids"].to(device)
+    with torch.no_grad():
+        logits = model.to(device).eval()(input_ids=ids, use_cache=False).logits
+    save_file({"logits": logits.float().cpu().contiguous()}, answer)
+    assert "ghostlayers" not in sys.modules
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

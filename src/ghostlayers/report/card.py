@@ -1,0 +1,138 @@
+"""The model card of a pruned checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ghostlayers.spans import format_layers
+
+_TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ base }} without decoder layers {{ removed }} ({{ num_removed }} of {{ num_layers }}), made by
+Ghostlayers {{ version }}{{ how }}.
+
+| | layers |
+|---|---|
+| removed | {{ removed }} |
+| kept | {{ kept }} |
+
+## What it costs
+
+{{ losses }}
+
+## How to load it
+
+{{ loading }}
+
+## How it was made
+
+{{ fits }}
+The recipe, the versions, the hashes of the calibration text and of the weights, and every measured
+candidate are in `ghostlayers.json`.
+
+## Licence
+
+{{ licence }}
+"""
+
+
+def render_card(record: Mapping[str, Any]) -> str:
+    """The card of a record as `checkpoint` writes it into ``ghostlayers.json``."""
+    base = record["base_model"]
+    cut = record["cut"]
+    licence = base["licence"]
+    data = ModelCardData(
+        license=(licence or "other").lower(),
+        license_name=None if licence else "see-base-model",
+        base_model=base["name"] if base["on_hub"] else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["ghostlayers", "layer-pruning", record["recipe"]["repair"]],
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=_TEMPLATE,
+        title=f"{base['title'] or base['name']}, {len(cut['removed'])} layers removed",
+        base=base["title"] or base["name"],
+        removed=format_layers(cut["removed"]),
+        kept=format_layers(cut["kept"]),
+        num_removed=len(cut["removed"]),
+        num_layers=len(cut["removed"]) + len(cut["kept"]),
+        version=record["versions"]["ghostlayers"],
+        how=_how(record),
+        losses=loss_table(record),
+        loading=_loading(record),
+        fits=_fits(record),
+        licence=_licence(base),
+    )
+    return str(card.content)
+
+
+def _how(record: Mapping[str, Any]) -> str:
+    repair = record["recipe"]["repair"]
+    if repair == "none":
+        return ", not repaired"
+    return f", each gap repaired in closed form by `{repair}`, without training"
+
+
+def loss_table(record: Mapping[str, Any]) -> str:
+    """Loss, divergence and agreement on the held-out calibration windows, as Markdown."""
+    evidence = record["evidence"]
+    if not evidence:
+        return "Not measured (no held-out windows were asked for)."
+    rows = [
+        "| | loss (nats a token) | perplexity | KL to dense (nats) | same next token |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['model']} | {row['loss_nats']:.3f} | {row['perplexity']:.2f} | "
+            f"{row['kl_nats']:.3f} | {row['greedy_agreement']:.1%} |"
+            for row in evidence
+        ),
+    ]
+    text = record["evidence_text"]
+    note = (
+        f"On {text['windows']} windows of {text['sequence_length']} tokens of `{text['corpus']}` "
+        f"that nothing was fitted on ({text['bos']})."
+    )
+    return "\n".join([*rows, "", note])
+
+
+def _loading(record: Mapping[str, Any]) -> str:
+    if record["mode"] == "stock":
+        return (
+            "A stock checkpoint: any engine that runs the base model runs it.\n\n```python\n"
+            "from transformers import AutoModelForCausalLM\n\n"
+            'model = AutoModelForCausalLM.from_pretrained("PATH")\n```'
+        )
+    return (
+        "The repairs need code that travels in this folder, or the `ghostlayers` package:\n\n"
+        "```python\nfrom transformers import AutoModelForCausalLM\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)\n'
+        "# or, trusting the installed package instead:  import ghostlayers\n```"
+    )
+
+
+def _fits(record: Mapping[str, Any]) -> str:
+    lines = []
+    for fit in record["repairs"]:
+        start, stop = fit["span"]
+        condition = fit["condition_number"]
+        lines.append(
+            f"- Gap [{start}, {stop}): `{fit['method']}` on {fit['num_tokens']:,} tokens leaves "
+            f"{fit['relative_residual']:.1%} of the discrepancy"
+            + ("" if condition is None else f" (condition number {condition:.1e})")
+            + "."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _licence(base: Mapping[str, Any]) -> str:
+    name = base["title"] or base["name"]
+    if base["licence"]:
+        return f"That of the base model, {name}: {base['licence']}."
+    return f"The base model, {name}, states none in its folder: its terms apply to this one too."

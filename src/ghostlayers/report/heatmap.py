@@ -1,0 +1,75 @@
+"""Pictures of a score table."""
+
+import os
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ghostlayers.errors import OutputError
+from ghostlayers.scores import ScoreTable
+
+
+def draw_heatmap(table: ScoreTable, path: Path, *, title: str = "") -> None:
+    """Similarity of every pair of boundaries, beside the scores of the candidate spans.
+
+    Args:
+        table: what to draw.
+        path: a .png (or .svg, .pdf) file.
+        title: the model's name.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(11, 5.2), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+        _draw_similarity(figure, left, table)
+        _draw_spans(right, table)
+        figure.suptitle(f"{title}: which layers a cut would remove" if title else "")
+        _save(figure, path)
+
+
+def _draw_similarity(figure: Figure, axes: Axes, table: ScoreTable) -> None:
+    image = axes.imshow(table.similarity.numpy(), origin="lower", cmap="viridis", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="mean cosine", shrink=0.85)
+    best = max(table.spans, key=lambda each: each.cosine).span
+    starts = [each.span.start for each in table.spans]
+    stops = [each.span.stop for each in table.spans]
+    axes.plot(stops, starts, ".", color="white", markersize=3)
+    axes.plot(best.stop, best.start, "o", mfc="none", mec="red", markersize=11, label="highest")
+    axes.set_xlabel("boundary after the span")
+    axes.set_ylabel("boundary before the span")
+    axes.set_title(f"Similarity of the stream (dots: spans of {len(best)} layers)")
+    axes.legend(loc="lower right", framealpha=0.9)
+
+
+def _draw_spans(axes: Axes, table: ScoreTable) -> None:
+    starts = [each.span.start for each in table.spans]
+    axes.plot(starts, [1 - each.cosine for each in table.spans], "o-", label="1 - cosine", ms=4)
+    measured = [each for each in table.spans if each.residual is not None]
+    if measured:
+        residuals = [each.residual for each in measured if each.residual is not None]
+        places = [each.span.start for each in measured]
+        axes.plot(places, residuals, "s-", label="residual of the linear repair", ms=4)
+    for index, each in enumerate(each for each in table.spans if each.birth):
+        label = "massive activation born inside" if index == 0 else None
+        axes.axvspan(
+            each.span.start - 0.5, each.span.start + 0.5, color="tab:red", alpha=0.12, label=label
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel("first removed layer")
+    axes.set_title(f"Spans of {len(table.spans[0].span)} layers (lower is better)")
+    axes.grid(visible=True, alpha=0.3)
+    axes.legend(loc="best", framealpha=0.9)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    temporary = path.with_name(f".{path.stem}.part{path.suffix or '.png'}")
+    try:
+        figure.savefig(temporary, dpi=150)
+        os.replace(temporary, path)
+    except (OSError, ValueError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot draw into '{path}': {error}.") from error

@@ -1,0 +1,53 @@
+"""What was measured about every span that could be removed."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ghostlayers.scores.births import NormProfile
+from ghostlayers.spans import Span
+
+
+@dataclass(frozen=True)
+class SpanScore:
+    """One candidate span.
+
+    Attributes:
+        span: the layers that would go.
+        cosine: mean cosine of the stream before and after; high means similar.
+        residual: mean token-relative residual of the uniformly weighted linear repair on held-out
+            tokens; low means replaceable. None if not measured.
+        birth: whether a massive activation is born inside.
+        loss: nats a token on held-out calibration windows with this span removed and repaired;
+            None where not measured.
+    """
+
+    span: Span
+    cosine: float
+    residual: float | None
+    birth: bool
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores of a model's layers and of its spans of one length.
+
+    Attributes:
+        num_layers: decoder layers of the model.
+        similarity: mean cosine of every pair of boundaries, [L + 1, L + 1].
+        block_influence: one a layer (ShortGPT).
+        spans: every contiguous candidate.
+        norms: token norms at every boundary.
+        dense_loss: the untouched model's loss on the windows on which ``loss`` was measured.
+        num_loss_tokens: predictions behind each loss.
+    """
+
+    num_layers: int
+    similarity: Float[Tensor, "boundaries boundaries"]
+    block_influence: tuple[float, ...]
+    spans: tuple[SpanScore, ...]
+    norms: NormProfile
+    dense_loss: float | None = None
+    num_loss_tokens: int = 0

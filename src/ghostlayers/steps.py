@@ -1,0 +1,164 @@
+"""The steps of a run between the calibration windows and the surgery.
+
+Each is one call into `calibration` or `selection`, with the recipe's choices filled in.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ghostlayers import calibration
+from ghostlayers.calibration import Fitting
+from ghostlayers.evaluation.losses import LossSums
+from ghostlayers.progress import Progress
+from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.repairs import Repair
+from ghostlayers.scores import ScoreTable
+from ghostlayers.scores.births import born_inside
+from ghostlayers.scores.residual import TokenSample
+from ghostlayers.selection import candidate_spans, select, shortlist
+from ghostlayers.spans import Span, check_layers
+from ghostlayers.stream import LayerwiseModel
+from ghostlayers.tokens import Windows
+
+NORM_WINDOWS = 4
+"""Windows on which massive activations are looked for when nothing else is scored."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run is carried out, and who is told."""
+
+    options: RunOptions
+    progress: Progress
+
+
+def measure_table(
+    run: Run,
+    model: LayerwiseModel,
+    windows: Windows,
+    held_out: Windows,
+    recipe: Recipe,
+    fitting: Fitting,
+    *,
+    residuals: bool,
+) -> ScoreTable:
+    """Scores of all candidate spans; losses of the shortlist if the selection decides by them."""
+    length = recipe.layers or len(recipe.removed() or [])
+    by_loss = recipe.select == "recoverable"
+    table, sample = calibration.measure_scores(
+        model,
+        windows,
+        candidate_spans(model.num_layers, length, recipe.edges),
+        cosine_axis=recipe.cosine_axis,
+        residuals=residuals or by_loss,
+        seed=recipe.seed,
+        batch_size=run.options.batch_size,
+        progress=run.progress,
+    )
+    if not by_loss or sample is None or len(held_out) == 0:
+        return table
+    return add_losses(run, model, held_out, table, sample, fitting)
+
+
+def add_losses(
+    run: Run,
+    model: LayerwiseModel,
+    held_out: Windows,
+    table: ScoreTable,
+    sample: TokenSample,
+    fitting: Fitting,
+) -> ScoreTable:
+    """Measure the loss after repair of every span on the shortlist."""
+    spans = {str(span): span for span in shortlist(table)}
+    cuts: dict[str, calibration.Cut] = {
+        name: {span: calibration.fit_sample(sample, span, fitting).delta}
+        for name, span in spans.items()
+    }
+    losses = calibration.measure_cuts(
+        model,
+        held_out,
+        cuts,
+        batch_size=run.options.batch_size,
+        progress=run.progress,
+        description=f"Measuring {len(cuts)} candidates after repair",
+    )
+    measured = {spans[name]: losses[name].loss_nats for name in cuts}
+    return dataclasses.replace(
+        table,
+        spans=tuple(
+            dataclasses.replace(each, loss=measured.get(each.span)) for each in table.spans
+        ),
+        dense_loss=losses[calibration.DENSE].loss_nats,
+        num_loss_tokens=losses[calibration.DENSE].num_tokens,
+    )
+
+
+def choose_spans(
+    run: Run,
+    model: LayerwiseModel,
+    windows: Windows,
+    held_out: Windows,
+    recipe: Recipe,
+    fitting: Fitting,
+) -> tuple[tuple[Span, ...], ScoreTable | None]:
+    """The spans to remove: those that the caller named, or those that the selection takes."""
+    removed = recipe.removed()
+    if removed is not None:
+        return check_layers(removed, model.num_layers), None
+    table = measure_table(run, model, windows, held_out, recipe, fitting, residuals=False)
+    assert recipe.layers is not None
+    return select(recipe.select, table, recipe.layers, recipe.edges), table
+
+
+def fit_repairs(
+    run: Run,
+    model: LayerwiseModel,
+    windows: Windows,
+    spans: tuple[Span, ...],
+    fitting: Fitting,
+) -> dict[Span, Repair]:
+    """One repair a gap."""
+    return calibration.fit_gaps(
+        model,
+        windows,
+        spans,
+        fitting,
+        batch_size=run.options.batch_size,
+        progress=run.progress,
+    )
+
+
+def measure_evidence(
+    run: Run, model: LayerwiseModel, held_out: Windows, repairs: Mapping[Span, Repair]
+) -> dict[str, LossSums]:
+    """Losses of the dense, the cut and the repaired model on windows that nothing was fitted on."""
+    if len(held_out) == 0:
+        return {}
+    cuts: dict[str, calibration.Cut] = {"cut": dict.fromkeys(repairs)}
+    if any(repair.delta is not None for repair in repairs.values()):
+        cuts["repaired"] = {span: repair.delta for span, repair in repairs.items()}
+    return calibration.measure_cuts(
+        model,
+        held_out,
+        cuts,
+        batch_size=run.options.batch_size,
+        progress=run.progress,
+        description="Measuring what it costs",
+    )
+
+
+def find_births(
+    run: Run,
+    model: LayerwiseModel,
+    windows: Windows,
+    spans: tuple[Span, ...],
+    table: ScoreTable | None,
+) -> tuple[Span, ...]:
+    """The removed spans in which a massive activation is born."""
+    if table is not None:
+        norms = table.norms
+    else:
+        few = windows.first(NORM_WINDOWS)
+        norms = calibration.measure_norms(model, few, batch_size=run.options.batch_size)
+    return tuple(span for span in spans if born_inside(norms, span))

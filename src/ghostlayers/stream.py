@@ -1,0 +1,283 @@
+"""The sweep: the residual stream at every layer boundary, one decoder layer at a time.
+
+No knowledge of a model family is needed. Every decoder layer is first replaced by a stub that notes
+the arguments it is called with and hands its hidden states on unchanged; one call of the model then
+tells each layer's own arguments (masks by layer type, rotary embeddings, positions). After that the
+real layers are called one after another with those arguments, which gives the model's own hidden
+states bit for bit, and lets a caller stop early, change the stream, or skip layers.
+
+This is the only file that touches a running model's layers, and it always puts them back.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ghostlayers.errors import NonFiniteError, UnsupportedModelError
+
+Stream = Float[Tensor, "batch sequence hidden"]
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """The arguments, hidden states aside, with which the model calls one decoder layer."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some windows, and how the model would call each of its layers on them.
+
+    Attributes:
+        input_ids: [batch, sequence].
+        attention_mask: 1 for tokens, 0 for padding, [batch, sequence]; None if nothing is padded.
+        calls: one a decoder layer.
+    """
+
+    input_ids: Int[Tensor, "batch sequence"]
+    attention_mask: Int[Tensor, "batch sequence"] | None
+    calls: tuple[LayerCall, ...]
+
+    def tokens(self, stream: Stream) -> Float[Tensor, "tokens hidden"]:
+        """The stream of all tokens that are not padding, in window order."""
+        if self.attention_mask is None:
+            return stream.flatten(0, 1)
+        return stream[self.attention_mask.bool()]
+
+
+def find_decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of decoder layers: the outermost ModuleList as long as the config says.
+
+    Raises:
+        UnsupportedModelError: the model has no such list.
+    """
+    expected = getattr(model.config, "num_hidden_layers", None)
+    for _, module in model.named_modules():  # breadth is not needed: the outermost comes first
+        if isinstance(module, nn.ModuleList) and len(module) == expected:
+            return module
+    raise UnsupportedModelError(
+        f"{type(model).__name__} has no list of {expected} decoder layers: expected a decoder-only "
+        "causal language model with one residual stream."
+    )
+
+
+class LayerwiseModel:
+    """A causal language model whose decoder layers are called one at a time.
+
+    Args:
+        model: any Hugging Face causal language model with one stack of decoder layers. It is put
+            into evaluation mode and otherwise left as it is.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
+        self.layers = find_decoder_layers(model)
+        self._returns_tuple: bool | None = None
+        accepted = inspect.signature(model.forward).parameters
+        self._keeps_some_logits = "logits_to_keep" in accepted
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids belong."""
+        return torch.device(self.model.get_input_embeddings().weight.device)
+
+    @torch.no_grad()
+    def begin(
+        self,
+        input_ids: Int[Tensor, "batch sequence"],
+        attention_mask: Int[Tensor, "batch sequence"] | None = None,
+    ) -> tuple[MicroBatch, Stream]:
+        """Record how the model calls its layers on these windows, without running them.
+
+        Returns:
+            The micro-batch, and its residual stream at boundary 0.
+        """
+        input_ids = input_ids.to(self.device)
+        attention_mask = None if attention_mask is None else attention_mask.to(self.device)
+        stubs = [_Recorder(layer, self._wrap) for layer in self.layers]
+        with self._replaced(stubs):
+            self.model.base_model(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            )
+        batch = MicroBatch(input_ids, attention_mask, tuple(stub.call() for stub in stubs))
+        return batch, stubs[0].hidden_states()
+
+    @torch.no_grad()
+    def run_layer(self, layer: int, batch: MicroBatch, stream: Stream) -> Stream:
+        """Run one decoder layer on a stream, as the model would on these windows."""
+        call = batch.calls[layer]
+        output = self.layers[layer](stream, *call.args, **call.kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+    @torch.no_grad()
+    def logits(
+        self, batch: MicroBatch, stream: Stream, positions: slice | None = None
+    ) -> Float[Tensor, "batch positions vocabulary"]:
+        """Everything after the last layer (final norm, head, scaling) on a stream at boundary L.
+
+        Args:
+            batch: the windows that the stream belongs to.
+            stream: hidden states before the final norm.
+            positions: compute the head for these only, where the model can: a head of 262,144
+                words on a long window is gigabytes otherwise.
+        """
+        stubs: list[nn.Module] = [_Injector(layer, self._wrap, stream) for layer in self.layers]
+        wanted = positions or slice(None)
+        options = {}
+        if self._keeps_some_logits and positions is not None:
+            every = torch.arange(batch.input_ids.shape[1], device=self.device)
+            options["logits_to_keep"] = every[positions]
+        with self._replaced(stubs):
+            logits: Tensor = self.model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                use_cache=False,
+                **options,
+            ).logits
+        return logits if options else logits[:, wanted]
+
+    @contextmanager
+    def _replaced(self, stubs: Sequence[nn.Module]) -> Iterator[None]:
+        originals = list(self.layers)
+        try:
+            for index, stub in enumerate(stubs):
+                self.layers[index] = stub
+            yield
+        finally:
+            for index, layer in enumerate(originals):
+                self.layers[index] = layer
+
+    def _wrap(self, layer: nn.Module, hidden: Stream, call: LayerCall) -> Any:
+        """What the model expects a layer to return: a tensor, or a tuple that starts with one.
+
+        Only a real layer knows, so the first stub ever called asks its layer once.
+        """
+        if self._returns_tuple is None:
+            self._returns_tuple = isinstance(layer(hidden, *call.args, **call.kwargs), tuple)
+        return (hidden, None) if self._returns_tuple else hidden
+
+
+class _Stub(nn.Module):
+    """Stands in for a decoder layer and answers every other attribute from it."""
+
+    def __init__(
+        self, layer: nn.Module, wrap: Callable[[nn.Module, Tensor, LayerCall], Any]
+    ) -> None:
+        super().__init__()
+        # A plain tuple hides the layer from nn.Module, so that it is not registered twice.
+        self._real = (layer,)
+        self._wrap = wrap
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._real[0], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden, rest = (
+            (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+        )  # families pass the stream either way
+        call = LayerCall(tuple(rest), kwargs)
+        return self._wrap(self._real[0], self._see(hidden, call), call)
+
+    def _see(self, hidden: Tensor, call: LayerCall) -> Tensor:
+        raise NotImplementedError
+
+
+class _Recorder(_Stub):
+    """Notes its call and hands the stream on."""
+
+    _seen: tuple[Tensor, LayerCall] | None = None
+
+    def _see(self, hidden: Tensor, call: LayerCall) -> Tensor:
+        self._seen = (hidden, call)
+        return hidden
+
+    def call(self) -> LayerCall:
+        return self._require()[1]
+
+    def hidden_states(self) -> Tensor:
+        return self._require()[0]
+
+    def _require(self) -> tuple[Tensor, LayerCall]:
+        if self._seen is None:
+            raise UnsupportedModelError(
+                f"the model never called its {type(self._real[0]).__name__}: expected one call of "
+                "every decoder layer a forward pass."
+            )
+        return self._seen
+
+
+class _Injector(_Stub):
+    """Replaces the stream by the given one, whatever came before."""
+
+    def __init__(self, layer: nn.Module, wrap: Any, stream: Tensor) -> None:
+        super().__init__(layer, wrap)
+        self._stream = (stream,)
+
+    def _see(self, hidden: Tensor, call: LayerCall) -> Tensor:
+        del hidden, call
+        return self._stream[0]
+
+
+def sweep(
+    model: LayerwiseModel,
+    batches: Sequence[MicroBatch],
+    streams: list[Stream],
+    *,
+    start: int = 0,
+    stop: int,
+) -> Iterator[tuple[int, list[Stream]]]:
+    """Carry micro-batches from boundary ``start`` to boundary ``stop``, layer by layer.
+
+    All micro-batches pass layer i before any passes layer i + 1, so each layer's weights are needed
+    once. Give one micro-batch at a time where memory for the stream matters more.
+
+    Args:
+        model: the model to run.
+        batches: as many micro-batches as wanted.
+        streams: their hidden states at boundary ``start``.
+        start: first boundary.
+        stop: last boundary; later layers never run.
+
+    Yields:
+        (boundary, streams) for every boundary from start to stop. Streams handed out are never
+        changed afterwards.
+
+    Raises:
+        NonFiniteError: a layer gave NaN or infinity.
+    """
+    streams = list(streams)
+    yield start, list(streams)
+    for layer in range(start, stop):
+        for index, batch in enumerate(batches):
+            streams[index] = model.run_layer(layer, batch, streams[index])
+            check_finite(streams[index], layer)
+        yield layer + 1, list(streams)
+
+
+def check_finite(stream: Stream, layer: int) -> None:
+    """Refuse a stream with NaN or infinity, naming the layer that wrote it."""
+    if bool(torch.isfinite(stream).all()):
+        return
+    dtype = str(stream.dtype).removeprefix("torch.")
+    advice = (
+        "float16 overflows above 65,504: try --dtype bfloat16 or float32"
+        if stream.dtype is torch.float16
+        else "check the model's weights, or try --dtype float32"
+    )
+    raise NonFiniteError(f"decoder layer {layer} gave NaN or infinity in {dtype}; {advice}.")

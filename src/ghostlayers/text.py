@@ -1,0 +1,244 @@
+"""Text for calibration and evaluation: named corpora, files and folders -> documents."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+from ghostlayers.errors import CorpusError, suggest
+
+Use = Literal["calibration", "evaluation"]
+
+BLANK_LINE = "\n\n"
+"""Joins documents unless the caller says otherwise; PTB's sentences want a space."""
+
+MAX_CHARACTERS = 64_000_000
+"""Text read from local files: far more than any calibration needs, and bounded in memory."""
+
+
+CHARACTERS_PER_TOKEN = 32
+"""Characters read of a hub corpus for each token needed: about eight times what is used, so that
+random windows come from many documents."""
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """A corpus on the Hugging Face hub, read as a stream."""
+
+    path: str
+    config: str
+    splits: dict[Use, str]
+    column: str = "text"
+
+
+HUB_CORPORA: dict[str, HubCorpus] = {
+    "c4": HubCorpus("allenai/c4", "en", {"calibration": "train", "evaluation": "validation"}),
+    "wikitext2": HubCorpus(
+        "Salesforce/wikitext",
+        "wikitext-2-raw-v1",
+        {"calibration": "train", "evaluation": "test"},
+    ),
+}
+"""Corpora by name. Every one is read from the hub only when it is named."""
+
+READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+"""File endings, and the `datasets` builder that reads them."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents and where they come from.
+
+    Attributes:
+        name: as the caller gave it.
+        documents: in reading order; empty ones belong to the text but are nobody's document.
+        separator: joins the documents.
+        source: path, or hub id with config and split.
+        revision: commit on the hub, where there is one.
+        complete: False if reading stopped at a limit.
+    """
+
+    name: str
+    documents: tuple[str, ...]
+    separator: str = BLANK_LINE
+    source: str = "in memory"
+    revision: str | None = None
+    complete: bool = True
+
+    def joined(self) -> str:
+        """The text that is tokenised as a whole."""
+        return self.separator.join(self.documents)
+
+    def sha256(self) -> str:
+        """Hash of the joined text."""
+        return hashlib.sha256(self.joined().encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def document_hash(document: str) -> str:
+    """A short hash of a document, surrounding white space aside."""
+    return hashlib.sha256(document.strip().encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def load_corpus(
+    data: str | Path | Sequence[str] | Corpus,
+    *,
+    use: Use,
+    text_column: str | None = None,
+    separator: str = BLANK_LINE,
+    max_characters: int = MAX_CHARACTERS,
+) -> Corpus:
+    """Read a corpus.
+
+    Args:
+        data: a name from `HUB_CORPORA`; a .txt, .jsonl or .parquet file, or a folder of such; a
+            list of documents; or a corpus, which is returned as it is.
+        use: which split of a named corpus.
+        text_column: the column that holds the text; by default ``text``, else the only column
+            of strings.
+        separator: joins the documents.
+        max_characters: stop reading after about so many.
+
+    Raises:
+        CorpusError: the corpus cannot be found, read, or holds no text.
+    """
+    if isinstance(data, Corpus):
+        return data
+    if not isinstance(data, (str, Path)):
+        corpus = Corpus("documents in memory", tuple(data), separator)
+    elif str(data) in HUB_CORPORA:
+        corpus = _load_hub(str(data), use, separator, max_characters)
+    else:
+        corpus = _load_files(str(data), text_column, separator, max_characters)
+    if not any(document.strip() for document in corpus.documents):
+        raise CorpusError(f"corpus '{corpus.name}' holds no text.")
+    return corpus
+
+
+def _load_hub(name: str, use: Use, separator: str, max_characters: int) -> Corpus:
+    from datasets import load_dataset
+
+    entry = HUB_CORPORA[name]
+    split = entry.splits[use]
+    try:
+        rows = load_dataset(entry.path, entry.config, split=split, streaming=True)
+        documents, complete = _take((str(row[entry.column]) for row in rows), max_characters)
+    except Exception as error:  # the hub's client raises many unrelated types
+        raise CorpusError(
+            f"corpus '{name}' is {entry.path} ({entry.config}, {split}) on the Hugging Face hub, "
+            f"which could not be read: {_first_line(error)}. Check the connection, or give a local "
+            ".txt, .jsonl or .parquet file."
+        ) from error
+    revision = getattr(getattr(rows, "info", None), "version", None)
+    return Corpus(
+        name,
+        documents,
+        separator,
+        f"{entry.path} {entry.config} {split}",
+        None if revision is None else str(revision),
+        complete,
+    )
+
+
+def _load_files(
+    name: str, text_column: str | None, separator: str, max_characters: int
+) -> Corpus:
+    files = _find_files(name)
+    documents: list[str] = []
+    for file in files:
+        left = max_characters - sum(map(len, documents))
+        if left <= 0:
+            return Corpus(name, tuple(documents), separator, name, complete=False)
+        taken, complete = _take(_read_file(file, text_column), left)
+        documents.extend(taken)
+        if not complete:
+            return Corpus(name, tuple(documents), separator, name, complete=False)
+    return Corpus(name, tuple(documents), separator, name)
+
+
+def _find_files(name: str) -> list[Path]:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        files = sorted(each for each in path.iterdir() if each.suffix in READERS)
+        if files:
+            return files
+        raise CorpusError(f"folder '{name}' holds no {', '.join(READERS)} file.")
+    if path.is_file():
+        if path.suffix in READERS:
+            return [path]
+        raise CorpusError(f"cannot read '{name}': expected a file in {', '.join(READERS)}.")
+    if name == "ptb":
+        raise CorpusError(
+            "'ptb' cannot be loaded by name: its copy on the hub is a script, which current "
+            "versions of datasets refuse to run. Give a plain file of its sentences "
+            "with --separator ' ', for example ptb.test.parquet or ptb.test.txt."
+        )
+    raise CorpusError(
+        f"no corpus and no file is called '{name}'. {suggest(name, [*HUB_CORPORA, 'ptb'])} "
+        "Or give a .txt, .jsonl or .parquet file."
+    )
+
+
+def _read_file(file: Path, text_column: str | None) -> Iterator[str]:
+    try:
+        if file.suffix == ".txt":
+            yield file.read_text(encoding="utf-8")
+            return
+        yield from _read_table(file, text_column)
+    except CorpusError:
+        raise
+    except Exception as error:  # datasets and pyarrow raise many unrelated types
+        raise CorpusError(
+            f"cannot read '{file}' as {READERS[file.suffix]}: {_first_line(error)}."
+        ) from error
+
+
+def _read_table(file: Path, text_column: str | None) -> Iterator[str]:
+    from datasets import load_dataset
+
+    rows = load_dataset(
+        READERS[file.suffix], data_files=str(file), split="train", streaming=True
+    )
+    column = None
+    for row in rows:
+        column = column or choose_column(row, text_column, str(file))
+        yield "" if row[column] is None else str(row[column])
+
+
+def choose_column(row: dict[str, Any], wanted: str | None, where: str) -> str:
+    """Which column holds the text: the wanted one, ``text``, or the only column of strings.
+
+    Raises:
+        CorpusError: there is no such column, or more than one.
+    """
+    if wanted is not None:
+        if wanted in row:
+            return wanted
+        raise CorpusError(f"'{where}' has no column '{wanted}'. {suggest(wanted, row)}")
+    strings = [name for name, value in row.items() if isinstance(value, str)]
+    if "text" in strings:
+        return "text"
+    if len(strings) == 1:
+        return strings[0]
+    raise CorpusError(
+        f"cannot tell which column of '{where}' holds the text: expected 'text' or a single column "
+        f"of strings, got {', '.join(row)}. Name it with --text-column."
+    )
+
+
+def _take(documents: Iterable[str], max_characters: int) -> tuple[tuple[str, ...], bool]:
+    """Documents up to a number of characters, and whether they were all."""
+    taken: list[str] = []
+    iterator = iter(documents)
+    count = 0
+    for document in iterator:
+        taken.append(document)
+        count += len(document)
+        if count >= max_characters:
+            break
+    return tuple(taken), not list(islice(iterator, 1))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
