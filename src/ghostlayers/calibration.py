@@ -149,9 +149,7 @@ def measure_scores(
     return table, sample
 
 
-def measure_norms(
-    model: LayerwiseModel, windows: Windows, *, batch_size: int = 0
-) -> NormProfile:
+def measure_norms(model: LayerwiseModel, windows: Windows, *, batch_size: int = 0) -> NormProfile:
     """Norms of every token at every boundary."""
     norms = [_norms(_all_boundaries(model, ids)) for ids in micro_batches(windows, batch_size)]
     return NormProfile(torch.cat(norms, dim=1))
@@ -239,9 +237,7 @@ def fit_gaps(
     progress = progress or Silent()
     if len(spans) > 1 and fitting.repaired_inputs and fitting.method.name != "none":
         return _fit_repaired(model, windows, spans, fitting, batch_size, progress)
-    sums = gather_moments(
-        model, windows, spans, fitting, batch_size=batch_size, progress=progress
-    )
+    sums = gather_moments(model, windows, spans, fitting, batch_size=batch_size, progress=progress)
     return {span: fitting.fit(sums[span]) for span in spans}
 
 

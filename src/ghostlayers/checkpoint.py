@@ -123,7 +123,9 @@ def save_checkpoint(
         _copy_licences(base_folder, folder)
         verification = verify(folder, model)
         record = {**record, "mode": mode_of(model), "verification": vars(verification)}
-        record["files"] = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+        record["files"] = {
+            path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))
+        }
         _write_json(folder / RECORD, record)
         (folder / "README.md").write_text(render_card(record), encoding="utf-8")
         _publish(folder, out)
@@ -188,10 +190,7 @@ def _publish(folder: Path, out: Path) -> None:
 
 def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
     family = _repaired_family(model)
-    state = {
-        name: tensor.to(stored_dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
+    state = _stored_state(model, stored_dtype)
     config = model.config
     before = config.dtype
     config.dtype = stored_dtype
@@ -204,6 +203,18 @@ def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
     if family is not None:
         (folder / CODE).write_text(remote_code(family), encoding="utf-8")
         _add_auto_map(folder / "config.json", family)
+
+
+def _stored_state(model: Any, stored_dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights in the type they are stored in; tied ones stay one tensor, and are saved once."""
+    stored: dict[int, torch.Tensor] = {}
+
+    def convert(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return stored.setdefault(tensor.data_ptr(), tensor.to(stored_dtype))
+
+    return {name: convert(tensor) for name, tensor in model.state_dict().items()}
 
 
 def _repaired_family(model: Any) -> Family | None:

@@ -1,5 +1,7 @@
 """Opening a model: a folder, a hub id, a .gguf file, or one already in memory."""
 
+import contextlib
+import io
 import statistics
 import time
 from dataclasses import dataclass
@@ -72,7 +74,7 @@ def load_model(name: str, options: RunOptions, revision: str | None = None) -> L
         extra["revision"] = revision
     extra["trust_remote_code"] = options.trust_remote_code
     try:
-        model, tokenizer = _read(place, extra, options)
+        model, tokenizer = _read(place, extra)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
     stored = model.dtype
@@ -131,17 +133,19 @@ def _refuse_pickles(folder: Path) -> None:
         )
 
 
-def _read(place: str, extra: dict[str, Any], options: RunOptions) -> tuple[Any, Any]:
+def _read(place: str, extra: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     is_gguf = "gguf_file" in extra
     # GGUF is de-quantised to float32 by default; bfloat16 holds 4- to 8-bit weights well enough.
     weights = {"dtype": torch.bfloat16} if is_gguf else {"dtype": "auto", "use_safetensors": True}
-    tokenizer = AutoTokenizer.from_pretrained(place, **extra)
-    model = AutoModelForCausalLM.from_pretrained(place, **weights, **extra)
+    # De-quantising GGUF draws bars that no setting of transformers turns off.
+    quiet = contextlib.redirect_stderr(io.StringIO()) if is_gguf else contextlib.nullcontext()
+    with quiet:
+        tokenizer = AutoTokenizer.from_pretrained(place, **extra)
+        model = AutoModelForCausalLM.from_pretrained(place, **weights, **extra)
     if is_gguf:
         forget_quantization(model)
-    del options
     return model, tokenizer
 
 
@@ -169,14 +173,14 @@ def _device(options: RunOptions) -> torch.device:
         try:
             return torch.device(options.device)
         except RuntimeError as error:
-            raise RecipeError(f"unknown device '{options.device}': {error}".split("\n")[0]) from error
+            raise RecipeError(
+                f"unknown device '{options.device}': {error}".split("\n")[0]
+            ) from error
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return torch.device("cpu") if accelerator is None else accelerator
 
 
-def compute_dtype(
-    options: RunOptions, stored: torch.dtype, device: torch.device
-) -> torch.dtype:
+def compute_dtype(options: RunOptions, stored: torch.dtype, device: torch.device) -> torch.dtype:
     """The type to compute in.
 
     ``auto`` is the checkpoint's own, except on a processor that multiplies it slower than

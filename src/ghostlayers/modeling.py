@@ -140,7 +140,5 @@ def repaired_classes(
     layer = derive(RepairedLayerMixin, layer_class)
     own = {"config_class": config, "_no_split_modules": [layer_class.__name__, layer.__name__]}
     model = derive(RepairedModelMixin, model_class, repaired_layer_class=layer, **own)
-    causal_lm = derive(
-        RepairedForCausalLMMixin, causal_lm_class, repaired_model_class=model, **own
-    )
+    causal_lm = derive(RepairedForCausalLMMixin, causal_lm_class, repaired_model_class=model, **own)
     return config, layer, model, causal_lm

@@ -45,9 +45,7 @@ class Moments:
     abs_target: Float[Tensor, " hidden"]
 
 
-def empty(
-    num_features: int, hidden_size: int, device: torch.device | str | None = None
-) -> Moments:
+def empty(num_features: int, hidden_size: int, device: torch.device | str | None = None) -> Moments:
     """Moments of no tokens."""
 
     def zeros(*shape: int) -> Tensor:

@@ -120,9 +120,7 @@ def score(
     _, windows = read_calibration(dense, recipe, data)
     scored, held_out = windows.split_at(recipe.windows)
     fitting = make_fitting(dense, recipe)
-    return steps.measure_table(
-        run, layerwise, scored, held_out, recipe, fitting, residuals=True
-    )
+    return steps.measure_table(run, layerwise, scored, held_out, recipe, fitting, residuals=True)
 
 
 def evaluate(

@@ -21,6 +21,7 @@ from ghostlayers.tokens import Windows
 
 Documents = str | Path | Sequence[str] | Corpus
 
+
 def make_recipe(recipe: Recipe | None, choices: Mapping[str, Any]) -> Recipe:
     """A recipe with some fields replaced.
 

@@ -166,7 +166,9 @@ def _check_choices(recipe: Recipe) -> None:
     if recipe.layers is not None and recipe.remove is not None:
         raise RecipeError("give either the number of layers or which to remove, not both.")
     if recipe.select not in SELECTIONS:
-        raise RecipeError(f"unknown selection '{recipe.select}'. {suggest(recipe.select, SELECTIONS)}")
+        raise RecipeError(
+            f"unknown selection '{recipe.select}'. {suggest(recipe.select, SELECTIONS)}"
+        )
     find_method(recipe.repair)
     choices = {
         "cosine_axis": CosineAxis,

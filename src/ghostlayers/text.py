@@ -141,9 +141,7 @@ def _load_hub(name: str, use: Use, separator: str, max_characters: int) -> Corpu
     )
 
 
-def _load_files(
-    name: str, text_column: str | None, separator: str, max_characters: int
-) -> Corpus:
+def _load_files(name: str, text_column: str | None, separator: str, max_characters: int) -> Corpus:
     files = _find_files(name)
     documents: list[str] = []
     for file in files:
@@ -197,9 +195,7 @@ def _read_file(file: Path, text_column: str | None) -> Iterator[str]:
 def _read_table(file: Path, text_column: str | None) -> Iterator[str]:
     from datasets import load_dataset
 
-    rows = load_dataset(
-        READERS[file.suffix], data_files=str(file), split="train", streaming=True
-    )
+    rows = load_dataset(READERS[file.suffix], data_files=str(file), split="train", streaming=True)
     column = None
     for row in rows:
         column = column or choose_column(row, text_column, str(file))

@@ -175,7 +175,10 @@ def evaluate(
         o._option("--against", text="A dense model to compare with.", panel="Text"),
     ] = None,
     sequence_length: Annotated[
-        int, o._option("--sequence-length", min=2, text="Tokens a window. \\[default: 2048]", panel="Text")
+        int,
+        o._option(
+            "--sequence-length", min=2, text="Tokens a window. \\[default: 2048]", panel="Text"
+        ),
     ] = 2048,
     max_windows: Annotated[
         int | None,

@@ -71,16 +71,12 @@ def show_rows(rows: Sequence[DemoRow]) -> None:
         ]
         for row in rows
     ]
-    columns = (
-        "",
-        "loss (nats)",
-        "perplexity",
-        "KL to dense",
-        "same next token",
-        "parameters",
-        f"prefill {PREFILL_TOKENS}",
-    )
+    columns = ("", "loss", "perplexity", "KL", "agreement", "parameters", "prefill")
     screen.table(columns, cells)
+    screen.say(
+        "[dim]loss in nats a token; KL: divergence from the dense model, nats a token; agreement: "
+        f"same most likely next token; prefill: {PREFILL_TOKENS} tokens, median of 3.[/dim]"
+    )
 
 
 def show_continuations(rows: Sequence[DemoRow]) -> None:
@@ -95,9 +91,7 @@ def show_continuations(rows: Sequence[DemoRow]) -> None:
     screen.prose(written)
 
 
-def save(
-    demo: Demonstration, pruned: PrunedModel, output: Path | None, overwrite: bool
-) -> None:
+def save(demo: Demonstration, pruned: PrunedModel, output: Path | None, overwrite: bool) -> None:
     """Write the checkpoint, prove that it reloads, and say what to try next."""
     with tempfile.TemporaryDirectory(prefix="ghostlayers-demo-") as scratch:
         folder = output or Path(scratch) / "smaller"

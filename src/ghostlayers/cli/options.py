@@ -45,9 +45,7 @@ Preset = _choices("Preset", PRESETS)
 def _option(
     *names: str, text: str, panel: str = _PANEL_HOW, show_default: bool = False, **more: Any
 ) -> Any:
-    return typer.Option(
-        *names, help=text, rich_help_panel=panel, show_default=show_default, **more
-    )
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=show_default, **more)
 
 
 Model = Annotated[
@@ -98,7 +96,9 @@ CosineAxisOption = Annotated[
     CosineAxisName | None,
     _option(
         "--cosine-axis",
-        text=_say("Axis of the cosine; 'tokens' is what the released code computes.", "cosine_axis"),
+        text=_say(
+            "Axis of the cosine; 'tokens' is what the released code computes.", "cosine_axis"
+        ),
         panel=_PANEL_WHAT,
     ),
 ]
@@ -212,9 +212,7 @@ Dtype = Annotated[
         "own, or float32 on a processor that is slow at it. \\[default: auto]",
     ),
 ]
-Device = Annotated[
-    str, _option("--device", text="cpu, cuda, cuda:1, mps, ... \\[default: auto]")
-]
+Device = Annotated[str, _option("--device", text="cpu, cuda, cuda:1, mps, ... \\[default: auto]")]
 BatchSize = Annotated[
     int,
     _option("--batch-size", min=0, text="Windows at a time. \\[default: about 4,096 tokens]"),

@@ -80,7 +80,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
     """A table: the first column left, the others right."""
     grid = Table(title=title, title_justify="left", title_style="bold")
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 else "right")
+        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for row in rows:
         grid.add_row(*row)
     out.print(grid)
@@ -88,8 +88,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
 
 def show_cut(pruned: PrunedModel) -> None:
     """The removed and the kept layers, and what to beware of."""
-    say(f"Removed: layers [bold]{format_layers(pruned.removed)}[/bold] "
-        f"({len(pruned.removed)} of {pruned.num_layers}; counted from 0, ends included)")
+    say(
+        f"Removed: layers [bold]{format_layers(pruned.removed)}[/bold] "
+        f"({len(pruned.removed)} of {pruned.num_layers}; counted from 0, ends included)"
+    )
     say(f"Kept:    layers [bold]{format_layers(pruned.kept)}[/bold]")
     for span in pruned.births:
         warn_birth(span)
@@ -115,7 +117,7 @@ def show_evidence(pruned: PrunedModel) -> None:
         rows.append([label, *_loss_cells(row)])
     text = pruned.record["evidence_text"]
     table(
-        ("", "loss (nats)", "perplexity", "KL to dense", "same next token"),
+        ("", "loss", "perplexity", "KL to dense", "agreement"),
         rows,
         f"On {text['windows']} held-out windows of {text['sequence_length']} tokens of "
         f"{text['corpus']} ({text['bos']})",
@@ -166,7 +168,7 @@ def show_spans(spans: Sequence[SpanScore], scores: ScoreTable, title: str) -> No
         )
     if scores.dense_loss is not None:
         title += f" (dense loss {scores.dense_loss:.3f} nats on the same windows)"
-    table(("layers", "cosine", "residual", "loss after repair", "massive birth"), rows, title)
+    table(("layers", "cosine", "residual", "repaired loss", "massive birth"), rows, title)
 
 
 def _mark(value: float, best: float, digits: int) -> str:
@@ -194,8 +196,8 @@ def show_block_influence(scores: ScoreTable) -> None:
 def show_evaluation(results: Sequence[EvaluationResult]) -> None:
     """Perplexity by corpus, with the protocol that it was measured under."""
     compared = any(result.compared for result in results)
-    columns = ["corpus", "tokens", "loss (nats)", "perplexity"]
-    columns += ["KL to dense", "same next token"] if compared else []
+    columns = ["corpus", "tokens", "loss", "perplexity"]
+    columns += ["KL to dense", "agreement"] if compared else []
     rows = []
     for result in results:
         row = [
@@ -234,7 +236,7 @@ def show_score_notes(scores: ScoreTable) -> None:
         "[dim]cosine: mean over tokens, before against after the span; high is similar.\n"
         "residual: what a linear map across the span leaves of each token, on held-out tokens; low "
         "is replaceable.\n"
-        "loss after repair: nats a token on held-out windows, for the best spans by either.\n"
+        "repaired loss: nats a token after the repair, on held-out windows, for the best spans by either.\n"
         f"massive birth: a token's norm rises above {MASSIVE:g} times the median norm inside the "
         f"span, by a factor of {GROWTH:g} or more relative to it.[/dim]"
     )
@@ -247,7 +249,9 @@ def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification
         if verification.identical
         else f"equal to {verification.largest_difference:.1e}"
     )
-    say(f"Saved: [bold]{escape(str(out_folder))}[/bold], reloaded in a fresh process, logits {equal}.")
+    say(
+        f"Saved: [bold]{escape(str(out_folder))}[/bold], reloaded in a fresh process, logits {equal}."
+    )
     trust = "" if mode_of(pruned.model) == "stock" else ", trust_remote_code=True"
     say("\nNext:")
     say(f'  AutoModelForCausalLM.from_pretrained("{escape(str(out_folder))}"{trust})')
@@ -260,8 +264,10 @@ def show_record(record: Mapping[str, Any]) -> None:
     """A checkpoint's record."""
     base, cut, recipe = record["base_model"], record["cut"], record["recipe"]
     revision = f" at {base['revision']}" if base["revision"] else ""
-    say(f"Base model: [bold]{escape(str(base['name']))}[/bold]{revision}, "
-        f"licence {escape(str(base['licence'] or 'not stated'))}")
+    say(
+        f"Base model: [bold]{escape(str(base['name']))}[/bold]{revision}, "
+        f"licence {escape(str(base['licence'] or 'not stated'))}"
+    )
     say(f"Removed: layers [bold]{format_layers(cut['removed'])}[/bold]")
     say(f"Kept:    layers [bold]{format_layers(cut['kept'])}[/bold]")
     chosen = "named by the user" if recipe["remove"] else f"chosen by {recipe['select']}"
@@ -279,7 +285,7 @@ def show_record(record: Mapping[str, Any]) -> None:
     table(("gap", "repair", "fit tokens", "relative residual", "condition number"), rows)
     if record["evidence"]:
         evidence = [[row["model"], *_loss_cells(row)] for row in record["evidence"]]
-        columns = ("", "loss (nats)", "perplexity", "KL to dense", "same next token")
+        columns = ("", "loss", "perplexity", "KL to dense", "agreement")
         table(columns, evidence, "On held-out calibration windows")
     text = record["calibration"]
     say(

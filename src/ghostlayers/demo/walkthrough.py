@@ -27,10 +27,10 @@ from ghostlayers.tokens import Windows, make_windows
 
 PROMPT = "The capital of France is Paris. The city is known for"
 NEW_TOKENS = 32
-EVALUATION_WINDOWS = 10
+EVALUATION_WINDOWS = 8
 PREFILL_TOKENS = 256
 
-RECIPE = Recipe(layers=7, windows=48, held_out_windows=4, sequence_length=256)
+RECIPE = Recipe(layers=7, windows=40, held_out_windows=4, sequence_length=256)
 """Small enough for two slow cores; the real defaults use 128 windows of 2,048 tokens."""
 
 
@@ -216,4 +216,3 @@ def finish(
         births=(),
         record=record,
     )
-

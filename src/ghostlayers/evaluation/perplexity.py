@@ -89,7 +89,9 @@ def evaluate_windows(
     Raises:
         InputError: the two models' vocabularies differ in size.
     """
-    batch = max(1, min(batch_size, LOGITS_AT_ONCE // (windows.sequence_length * _vocabulary(model))))
+    batch = max(
+        1, min(batch_size, LOGITS_AT_ONCE // (windows.sequence_length * _vocabulary(model)))
+    )
     if against is not None and _vocabulary(model) != _vocabulary(against):
         raise InputError(
             f"the models' vocabularies differ ({_vocabulary(model)} and {_vocabulary(against)} "

@@ -26,9 +26,7 @@ def fit_linearpatch_diag(moments: Moments, options: FitOptions) -> Repair:
     """M = diag(d) - I."""
     del options
     delta = torch.diag(channel_scales(moments) - 1.0)
-    return Repair(
-        "linearpatch-diag", delta, moments.num_tokens, relative_residual(moments, delta)
-    )
+    return Repair("linearpatch-diag", delta, moments.num_tokens, relative_residual(moments, delta))
 
 
 def fit_linearpatch_hadamard(moments: Moments, options: FitOptions) -> Repair:

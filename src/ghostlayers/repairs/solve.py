@@ -9,9 +9,7 @@ from ghostlayers.moments import Moments
 from ghostlayers.repairs.base import FitOptions
 
 
-def solve_ridge(
-    moments: Moments, options: FitOptions
-) -> Float[Tensor, "features hidden"]:
+def solve_ridge(moments: Moments, options: FitOptions) -> Float[Tensor, "features hidden"]:
     r"""argmin_M ||F M - D||_W^2 + eps ||M||^2 + ridge ||S M||^2.
 
     S is the diagonal matrix of the features' weighted norms. The system is solved for S M, whose
