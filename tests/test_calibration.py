@@ -1,0 +1,238 @@
+"""Scores, fits and losses against slow, literal transcriptions that use hooks and stored streams."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax
+
+import ghostlayers
+from ghostlayers import calibration, moments
+from ghostlayers.calibration import Fitting
+from ghostlayers.repairs import FitOptions, find_method
+from ghostlayers.scores.births import NormProfile
+from ghostlayers.spans import Span
+from ghostlayers.stream import LayerwiseModel
+from ghostlayers.tokens import Windows
+
+PAPER = FitOptions(ridge=0.0, absolute_ridge=1e-6)
+GAPS = (Span(1, 3), Span(4, 5), Span(6, 7))
+
+
+@pytest.fixture(scope="module")
+def windows(byte_tokenizer: Any, some_text: list[str]) -> Windows:
+    corpus = ghostlayers.text.Corpus("text", tuple(some_text))
+    return ghostlayers.tokens.make_windows(
+        corpus, byte_tokenizer, sequence_length=64, count=30, seed=0
+    )
+
+
+@pytest.fixture(scope="module")
+def layerwise(trained_llama: Any) -> LayerwiseModel:
+    return LayerwiseModel(trained_llama)
+
+
+@torch.no_grad()
+def literal_streams(model: Any, ids: Tensor, deltas: dict[Span, Tensor] | None = None) -> Tensor:
+    """The stream entering every layer and leaving the last, [boundaries, tokens, hidden].
+
+    With operators, removed layers are skipped and x + x M is handed on at the end of each gap.
+    """
+    seen: list[Tensor] = []
+    skipped = {layer: span for span in deltas or {} for layer in span.layers}
+
+    def note(_: Any, args: Any) -> None:
+        seen.append(args[0].flatten(0, 1))
+
+    def skip(layer: int) -> Any:
+        def hook(_: Any, args: Any, output: Tensor) -> Tensor | None:
+            if layer not in skipped:
+                return None
+            span = skipped[layer]
+            last = layer == span.stop - 1
+            return args[0] + args[0] @ deltas[span].float() if last else args[0]  # type: ignore[index]
+
+        return hook
+
+    layers = model.model.layers
+    handles = [layer.register_forward_pre_hook(note) for layer in layers]
+    handles += [layer.register_forward_hook(skip(i)) for i, layer in enumerate(layers)]
+    handles.append(model.model.norm.register_forward_pre_hook(note))
+    model(input_ids=ids, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return torch.stack(seen)
+
+
+def literal_ghost(x: Tensor, y: Tensor) -> Tensor:
+    x, y = x.double(), y.double()
+    eye = torch.eye(x.shape[1], dtype=torch.float64)
+    return torch.linalg.solve(x.T @ x + 1e-6 * eye, x.T @ (y - x))
+
+
+def fitting(**changes: Any) -> Fitting:
+    settings: dict[str, Any] = {
+        "method": find_method("ghost"),
+        "options": PAPER,
+        "relative_weights": False,
+        "repaired_inputs": False,
+        "stored_dtype": torch.float64,
+    }
+    return Fitting(**{**settings, **changes})
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+def test_ghost_as_published_on_trained_weights(layerwise: Any, windows: Windows) -> None:
+    got = calibration.fit_gaps(layerwise, windows, GAPS, fitting(), batch_size=7)
+    streams = literal_streams(layerwise.model, windows.input_ids)
+    for span in GAPS:
+        want = literal_ghost(streams[span.start], streams[span.stop])
+        assert relative_error(got[span].delta, want) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["linearpatch-diag", "linearpatch-hadamard"])
+def test_linearpatch_as_published_on_trained_weights(
+    layerwise: Any, windows: Windows, name: str
+) -> None:
+    method = find_method(name)
+    got = calibration.fit_gaps(layerwise, windows, GAPS, fitting(method=method), batch_size=7)
+    streams = literal_streams(layerwise.model, windows.input_ids).double()
+    h = torch.eye(48).double() if method.basis is None else method.basis(48)
+    for span in GAPS:
+        xh, yh = streams[span.start] @ h, streams[span.stop] @ h
+        scale = yh.abs().mean(dim=0) / xh.abs().mean(dim=0)
+        want = h @ torch.diag(scale) @ h.T - torch.eye(48).double()
+        assert relative_error(got[span].delta, want) < 1e-6
+
+
+def test_later_gaps_are_fitted_on_the_repaired_stream(layerwise: Any, windows: Windows) -> None:
+    got = calibration.fit_gaps(layerwise, windows, GAPS, fitting(repaired_inputs=True), batch_size=7)
+    dense = literal_streams(layerwise.model, windows.input_ids)
+    done: dict[Span, Tensor] = {}
+    for span in GAPS:
+        repaired = literal_streams(layerwise.model, windows.input_ids, done)
+        done[span] = literal_ghost(repaired[span.start], dense[span.stop])
+        assert relative_error(got[span].delta, done[span]) < 1e-5
+    original = calibration.fit_gaps(layerwise, windows, GAPS, fitting())
+    assert relative_error(original[GAPS[1]].delta, got[GAPS[1]].delta) > 1e-2
+
+
+def test_fits_do_not_depend_on_the_batch_size(layerwise: Any, windows: Windows) -> None:
+    for repaired in (False, True):
+        how = fitting(repaired_inputs=repaired, relative_weights=True, options=FitOptions())
+        one = calibration.fit_gaps(layerwise, windows, GAPS, how, batch_size=1)
+        many = calibration.fit_gaps(layerwise, windows, GAPS, how, batch_size=30)
+        for span in GAPS:
+            assert relative_error(one[span].delta, many[span].delta) < 1e-3  # float32 streams
+            assert one[span].num_tokens == many[span].num_tokens == 30 * 64
+
+
+def test_scores_are_those_of_stored_streams(layerwise: Any, windows: Windows) -> None:
+    spans = [Span(i, i + 2) for i in range(7)]
+    table, sample = calibration.measure_scores(layerwise, windows, spans, batch_size=7)
+    streams = literal_streams(layerwise.model, windows.input_ids)
+    for score in table.spans:
+        cosines = cosine_similarity(streams[score.span.start], streams[score.span.stop], dim=-1)
+        assert score.cosine == pytest.approx(float(cosines.mean()), abs=1e-5)
+    for layer, influence in enumerate(table.block_influence):
+        cosines = cosine_similarity(streams[layer], streams[layer + 1], dim=-1)
+        assert influence == pytest.approx(1 - float(cosines.mean()), abs=1e-5)
+    torch.testing.assert_close(table.norms.norms, streams.norm(dim=-1), rtol=1e-4, atol=1e-4)
+    assert sample is not None
+    assert sample.streams.shape == (9, 5 * 48, 48)
+
+
+def test_the_published_cosine_is_over_tokens(layerwise: Any, windows: Windows) -> None:
+    spans = [Span(i, i + 2) for i in range(7)]
+    table, _ = calibration.measure_scores(
+        layerwise, windows, spans, cosine_axis="tokens", residuals=False, batch_size=7
+    )
+    streams = literal_streams(layerwise.model, windows.input_ids).unflatten(1, (30, 64))
+    for score in table.spans:
+        a, b = streams[score.span.start], streams[score.span.stop]
+        samples = [cosine_similarity(a[i : i + 1], b[i : i + 1]).mean() for i in range(30)]
+        assert score.cosine == pytest.approx(float(torch.stack(samples).mean()), abs=1e-5)
+        assert score.residual is None
+
+
+def test_the_residual_of_a_span_is_that_of_its_sampled_tokens(
+    layerwise: Any, windows: Windows
+) -> None:
+    span = Span(2, 5)
+    table, sample = calibration.measure_scores(layerwise, windows, [span])
+    assert sample is not None
+    x, y = sample.streams[2].double(), sample.streams[5].double()
+    held_out = sample.held_out()
+    m = torch.linalg.lstsq(x[~held_out], (y - x)[~held_out], driver="gelsd").solution
+    error = (y - x - x @ m).square().sum(1) / y.square().sum(1)
+    assert table.spans[0].residual == pytest.approx(float(error[held_out].mean()), rel=1e-2)
+    whole = literal_streams(layerwise.model, windows.input_ids)
+    positions = {tuple(row) for row in whole[2].tolist()}
+    assert all(tuple(row) in positions for row in sample.streams[2][:20].tolist())
+
+
+@pytest.mark.parametrize("cut", [(Span(0, 2),), (Span(3, 5),), (Span(6, 8),), GAPS])
+def test_losses_are_those_of_the_built_model(
+    layerwise: Any, windows: Windows, cut: tuple[Span, ...]
+) -> None:
+    deltas = calibration.fit_gaps(layerwise, windows, cut, fitting(stored_dtype=torch.float32))
+    operators = {span: repair.delta for span, repair in deltas.items()}
+    few = windows.first(5)
+    got = calibration.measure_cuts(layerwise, few, {"cut": operators}, batch_size=2)
+    built = ghostlayers.surgery.prune_layers(layerwise.model, cut, operators)
+    with torch.no_grad():
+        q = built(input_ids=few.input_ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        p = layerwise.model(input_ids=few.input_ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+    targets = few.input_ids[:, 1:].flatten()
+    assert got["dense"].loss_nats == pytest.approx(float(cross_entropy(p, targets)), rel=1e-5)
+    assert got["cut"].loss_nats == pytest.approx(float(cross_entropy(q, targets)), rel=1e-5)
+    kl = kl_div(log_softmax(q, -1), log_softmax(p, -1), reduction="batchmean", log_target=True)
+    assert got["cut"].kl_nats == pytest.approx(float(kl), rel=1e-4)
+    assert got["cut"].agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
+    assert got["dense"].kl_nats == pytest.approx(0.0, abs=1e-9)
+    assert got["dense"].num_tokens == 5 * 63
+
+
+def test_logits_in_pieces_give_the_same_losses(
+    layerwise: Any, windows: Windows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts: dict[str, calibration.Cut] = {"cut": {Span(2, 4): None}}
+    whole = calibration.measure_cuts(layerwise, windows.first(2), cuts)
+    monkeypatch.setattr(calibration, "LOGITS_AT_ONCE", 10 * 256)
+    pieces = calibration.measure_cuts(layerwise, windows.first(2), cuts)
+    for name in whole:
+        assert pieces[name].loss_nats == pytest.approx(whole[name].loss_nats, rel=1e-6)
+        assert pieces[name].num_tokens == whole[name].num_tokens
+
+
+def test_ghost_beats_the_patch_and_the_patch_the_cut(layerwise: Any, windows: Windows) -> None:
+    span = Span(3, 6)
+    cuts: dict[str, calibration.Cut] = {"none": {span: None}}
+    for name in ("linearpatch-diag", "ghost"):
+        how = Fitting(find_method(name))
+        fits = calibration.fit_gaps(layerwise, windows.first(24), [span], how)
+        cuts[name] = {span: fits[span].delta}
+    losses = calibration.measure_cuts(layerwise, windows.split_at(24)[1], cuts)
+    assert losses["dense"].loss_nats < losses["ghost"].loss_nats
+    assert losses["ghost"].loss_nats < losses["linearpatch-diag"].loss_nats
+    assert losses["ghost"].kl_nats < losses["none"].kl_nats / 2
+
+
+def test_weights_change_the_fit_only_where_the_method_weighs() -> None:
+    x = torch.randn(300, 12, generator=torch.Generator().manual_seed(0)).double()
+    y = x + torch.randn(300, 12, generator=torch.Generator().manual_seed(1)).double()
+    sums = Fitting(find_method("linearpatch-diag")).update_tokens(None, x, y)
+    assert sums.total_weight == 300
+    sums = Fitting(find_method("ghost")).update_tokens(None, x, y)
+    assert sums.total_weight == pytest.approx(float(moments.relative_weights(y).sum()))
+
+
+def test_norms_without_scores(layerwise: Any, windows: Windows) -> None:
+    profile = calibration.measure_norms(layerwise, windows.first(3), batch_size=2)
+    assert isinstance(profile, NormProfile)
+    want = literal_streams(layerwise.model, windows.first(3).input_ids).norm(dim=-1)
+    torch.testing.assert_close(profile.norms, want, rtol=1e-4, atol=1e-4)
