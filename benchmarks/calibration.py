@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,13 @@ class Outcome:
 
     Attributes:
         work: the forward passes that the answer cannot do without.
+        heads: windows whose logits are needed besides.
         notes: for the reader.
         operators: what a straightforward fit found, to be checked.
     """
 
     work: tuple[Pass, ...] = ()
+    heads: int = 0
     notes: tuple[str, ...] = ()
     operators: Mapping[Span, Tensor] = field(default_factory=dict)
 
@@ -137,6 +140,7 @@ class Result:
         bare_seconds: of the bare forward before every repeat, with ``--paired``.
         extra_mb: highest resident memory of all repeats, less that of the loaded, warm model.
         work: see `Outcome`.
+        heads: see `Outcome`.
         notes: see `Outcome`.
         elapsed: of the bare case alone: share of a bare forward gone by at each boundary.
         head_share: of the bare case alone: the head on all windows, over a bare forward.
@@ -147,6 +151,7 @@ class Result:
     bare_seconds: tuple[float, ...]
     extra_mb: float
     work: tuple[Pass, ...]
+    heads: int
     notes: tuple[str, ...]
     num_layers: int
     elapsed: tuple[float, ...] = ()
@@ -240,7 +245,7 @@ def fit_work(bench: Bench, spans: Sequence[Span], *, repaired: bool) -> tuple[Pa
     dense: Pass = (0, spans[-1].stop, count)
     if not repaired:
         return (dense,)
-    between = ((a.stop, b.start, count) for a, b in zip(spans, spans[1:], strict=False))
+    between = ((a.stop, b.start, count) for a, b in pairwise(spans))
     return (dense, *between)
 
 
@@ -260,7 +265,7 @@ def run_score(bench: Bench, *, residuals: bool) -> Outcome:
         batch_size=bench.batch_size,
     )
     notes = [describe_selection(name, table, bench.layers) for name in ("streamline", "shortgpt")]
-    return Outcome(select_work(bench), tuple(notes))
+    return Outcome(select_work(bench), notes=tuple(notes))
 
 
 def describe_selection(name: str, table: ScoreTable, count: int) -> str:
@@ -288,14 +293,9 @@ def run_recoverable(bench: Bench) -> Outcome:
     notes = (
         describe_layers("recoverable", spans),
         f"{len(measured)} candidates measured on {len(bench.held_out)} held-out windows",
-        heads_note(bench, len(measured) + 1),
     )
-    return Outcome((*select_work(bench), *loss_work(bench, measured)), notes)
-
-
-def heads_note(bench: Bench, heads: int) -> str:
-    """How much of the work is heads, which ``needed`` leaves out."""
-    return f"heads outside 'needed': {heads * len(bench.held_out)} windows"
+    work = (*select_work(bench), *loss_work(bench, measured))
+    return Outcome(work, heads=(len(measured) + 1) * len(bench.held_out), notes=notes)
 
 
 def run_fit(bench: Bench, spans: tuple[Span, ...], *, repaired: bool) -> Outcome:
@@ -317,7 +317,7 @@ def run_select_and_fit(bench: Bench, selection: str, spans: tuple[Span, ...]) ->
     )
     steps.fit_repairs(bench.run, model, bench.fit_windows, spans, fitting)
     work = (*select_work(bench), *fit_work(bench, spans, repaired=len(spans) > 1))
-    return Outcome(work, (describe_layers(selection, chosen),))
+    return Outcome(work, notes=(describe_layers(selection, chosen),))
 
 
 # --- a straightforward implementation --------------------------------------------------------
@@ -368,7 +368,7 @@ def keeper(boundaries: dict[int, Tensor], index: int) -> Callable[[Tensor], None
 
 @torch.no_grad()
 def plain_similarities(bench: Bench, pairs: Sequence[Pair]) -> dict[Pair, float]:
-    """Mean cosine of every candidate: hooks on all layers, one candidate of one sample at a time."""
+    """Mean cosine of every candidate: hooks on all layers, sample by sample."""
     layers = find_decoder_layers(bench.model)
     cosines: dict[Pair, list[float]] = {pair: [] for pair in pairs}
     kept: dict[int, Tensor] = {}
@@ -704,6 +704,7 @@ def measure(args: argparse.Namespace, name: str) -> Result:
         bare_seconds=tuple(bare_seconds),
         extra_mb=max(0.0, max(peaks) - baseline),
         work=outcome.work,
+        heads=outcome.heads,
         notes=tuple(notes),
         num_layers=bench.num_layers,
         elapsed=elapsed_shares(bench) if is_bare else (),
@@ -883,10 +884,16 @@ def render(head: Sequence[str], rows: Sequence[Sequence[str]], *, markdown: bool
 
 
 def notes_of(results: Mapping[str, Result]) -> list[str]:
-    """What the cases say about themselves."""
+    """What the cases say about themselves, and what the heads cost that no ``needed`` counts."""
     bare = results[BARE]
-    notes = [f"head on all windows: {bare.head_share:.2f} x bare (in no 'needed')"]
-    return notes + [f"{name}: {note}" for name in results for note in results[name].notes]
+    a_window = bare.head_share / bare.work[0][2]
+    heads = [
+        f"{name}: needs the head on {result.heads} windows too, "
+        f"{result.heads * a_window:.2f} x bare that 'needed' leaves out"
+        for name, result in results.items()
+        if result.heads
+    ]
+    return heads + [f"{name}: {note}" for name in results for note in results[name].notes]
 
 
 def processor_name() -> str:

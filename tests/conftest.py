@@ -12,7 +12,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
-NOUNS = ["river", "engine", "garden", "letter", "window", "mountain", "signal", "harbour", "teacher"]
+NOUNS = [
+    "river",
+    "engine",
+    "garden",
+    "letter",
+    "window",
+    "mountain",
+    "signal",
+    "harbour",
+    "teacher",
+]
 VERBS = ["carries", "watches", "builds", "forgets", "measures", "follows", "repairs", "describes"]
 PLACES = ["in the morning", "near the old bridge", "without a word", "beyond the city", "by hand"]
 

@@ -1,4 +1,4 @@
-"""Scores, fits and losses against slow, literal transcriptions that use hooks and stored streams."""
+"""Scores, fits and losses against slow transcriptions that use hooks and stored streams."""
 
 from typing import Any
 
@@ -110,7 +110,9 @@ def test_linearpatch_as_published_on_trained_weights(
 
 
 def test_later_gaps_are_fitted_on_the_repaired_stream(layerwise: Any, windows: Windows) -> None:
-    got = calibration.fit_gaps(layerwise, windows, GAPS, fitting(repaired_inputs=True), batch_size=7)
+    got = calibration.fit_gaps(
+        layerwise, windows, GAPS, fitting(repaired_inputs=True), batch_size=7
+    )
     dense = literal_streams(layerwise.model, windows.input_ids)
     done: dict[Span, Tensor] = {}
     for span in GAPS:
@@ -192,7 +194,9 @@ def test_losses_are_those_of_the_built_model(
     assert got["cut"].loss_nats == pytest.approx(float(cross_entropy(q, targets)), rel=1e-5)
     kl = kl_div(log_softmax(q, -1), log_softmax(p, -1), reduction="batchmean", log_target=True)
     assert got["cut"].kl_nats == pytest.approx(float(kl), rel=1e-4)
-    assert got["cut"].agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).float().mean()))
+    assert got["cut"].agreement == pytest.approx(
+        float((p.argmax(-1) == q.argmax(-1)).float().mean())
+    )
     assert got["dense"].kl_nats == pytest.approx(0.0, abs=1e-9)
     assert got["dense"].num_tokens == 5 * 63
 

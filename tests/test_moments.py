@@ -12,9 +12,7 @@ def tokens(count: int, hidden: int = 6, seed: int = 0) -> tuple[torch.Tensor, to
     return x, x + 0.3 * torch.randn(count, hidden, generator=generator, dtype=torch.float64)
 
 
-def gather(
-    x: torch.Tensor, y: torch.Tensor, w: torch.Tensor | None, split: int
-) -> moments.Moments:
+def gather(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor | None, split: int) -> moments.Moments:
     sums = moments.empty(x.shape[1], x.shape[1])
     for part in torch.arange(x.shape[0]).split(split):
         sums = moments.update(sums, x[part], y[part], weights=None if w is None else w[part])

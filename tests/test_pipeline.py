@@ -170,8 +170,16 @@ def test_bad_requests_are_refused_before_any_layer_runs(
     refuse(RecipeError, "say how many layers")
     refuse(SpanError, "cannot remove 6 of 6 decoder layers", layers=6)
     refuse(SpanError, "layers 6-7 do not exist", remove="5-7")
-    refuse(WindowError, "longest that works is --sequence-length 128", layers=1, sequence_length=129)
-    refuse(WindowError, "are 8 tokens; a map of 32 channels", layers=1, fit_windows=1, sequence_length=8)
+    refuse(
+        WindowError, "longest that works is --sequence-length 128", layers=1, sequence_length=129
+    )
+    refuse(
+        WindowError,
+        "are 8 tokens; a map of 32 channels",
+        layers=1,
+        fit_windows=1,
+        sequence_length=8,
+    )
     refuse(WindowError, "gives .* windows of 64 tokens, 9004 are needed", layers=1, windows=9000)
     refuse(RecipeError, "unknown key 'layer' in a recipe. Did you mean 'layers'", layer=1)
 

@@ -214,7 +214,9 @@ def test_non_finite_moments() -> None:
 def test_hadamard_matrices_are_orthogonal_and_flat(size: int) -> None:
     h = hadamard(size)
     torch.testing.assert_close(h @ h.T, torch.eye(size, dtype=torch.float64))
-    torch.testing.assert_close(h.abs(), torch.full((size, size), size**-0.5).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        h.abs(), torch.full((size, size), size**-0.5).double(), rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("size", [3, 6, 52, 100])
@@ -230,5 +232,5 @@ def test_the_largest_published_sizes_can_be_built() -> None:
 
 
 def test_unknown_repair_suggests_a_near_one() -> None:
-    with pytest.raises(RecipeError, match="unknown repair 'gost'. Did you mean 'ghost'?"):
+    with pytest.raises(RecipeError, match=r"unknown repair 'gost'\. Did you mean 'ghost'\?"):
         find_method("gost")

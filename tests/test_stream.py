@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, build
 
+from families import FAMILIES, build
 from ghostlayers.errors import NonFiniteError, UnsupportedModelError
 from ghostlayers.stream import LayerwiseModel, check_finite, find_decoder_layers, sweep
 

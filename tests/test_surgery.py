@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import build
 from torch.nn.functional import linear
 
+from families import build
 from ghostlayers import modeling, surgery
 from ghostlayers.calibration import run_cut
 from ghostlayers.errors import InputError, SpanError, UnsupportedModelError

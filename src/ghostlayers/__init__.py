@@ -10,9 +10,9 @@ Importing the package lets transformers' Auto classes load repaired checkpoints 
 
 from importlib.metadata import version as _version
 
+from ghostlayers.checkpoint import Verification, inspect
 from ghostlayers.errors import GhostlayersError
 from ghostlayers.evaluation import EvaluationResult
-from ghostlayers.checkpoint import Verification, inspect
 from ghostlayers.pipeline import evaluate, prune, score
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import PRESETS, Recipe, RunOptions

@@ -5,7 +5,8 @@ no activation outlives its micro-batch except where a later gap needs the stream
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 from ghostlayers import moments
 from ghostlayers.evaluation.losses import LossSums, sum_losses
 from ghostlayers.moments import Moments
-from ghostlayers.progress import Progress, Silent
+from ghostlayers.progress import Advance, Progress, Silent
 from ghostlayers.repairs.base import FitOptions, Method, Repair
 from ghostlayers.scores import ScoreTable, SpanScore
 from ghostlayers.scores.births import NormProfile, born_inside
@@ -53,7 +54,7 @@ class Fitting:
     """
 
     method: Method
-    options: FitOptions = FitOptions()
+    options: FitOptions = field(default_factory=FitOptions)
     relative_weights: bool = True
     repaired_inputs: bool = True
     stored_dtype: torch.dtype = torch.float32
@@ -90,7 +91,7 @@ def micro_batches(windows: Windows, batch_size: int = 0) -> Iterator[Tensor]:
 
 
 def apply_repair(stream: Stream, delta: Tensor | None) -> Stream:
-    """x + x M, computed as the saved model computes it."""
+    """The stream x + x M, computed as the saved model computes it."""
     if delta is None:
         return stream
     weight = delta.T.to(device=stream.device, dtype=stream.dtype).contiguous()
@@ -156,7 +157,8 @@ def measure_norms(model: LayerwiseModel, windows: Windows, *, batch_size: int = 
 
 
 def _norms(streams: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(streams, dim=-1, dtype=torch.float32).flatten(1).cpu()
+    norms: Tensor = torch.linalg.vector_norm(streams, dim=-1, dtype=torch.float32)
+    return norms.flatten(1).cpu()
 
 
 def _keep_sample(
@@ -295,7 +297,7 @@ def _fit_repaired(
     repaired = dense
     repairs: dict[Span, Repair] = {}
     here = 0
-    steps = spans[-1].stop + sum(b.start - a.stop for a, b in zip(spans, spans[1:], strict=False))
+    steps = spans[-1].stop + sum(b.start - a.stop for a, b in pairwise(spans))
     with progress.stage("Fitting gap after gap", steps) as advance:
         for span in spans:
             shared = repaired is dense
@@ -320,10 +322,11 @@ def _carry(
     streams: list[Stream],
     start: int,
     stop: int,
-    advance: object = None,
+    advance: Advance | None = None,
 ) -> list[Stream]:
-    for boundary, streams in sweep(model, batches, streams, start=start, stop=stop):  # noqa: B020
-        if callable(advance) and boundary > start:
+    for boundary, carried in sweep(model, batches, streams, start=start, stop=stop):
+        streams = carried
+        if advance is not None and boundary > start:
             advance(1)
     return streams
 

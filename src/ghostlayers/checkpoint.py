@@ -1,5 +1,6 @@
-"""Writing a checkpoint, proving that it reloads, and reading its record: the only file that writes
-weights.
+"""Writing a checkpoint, proving that it reloads, and reading its record.
+
+No other file writes weights.
 
 A checkpoint appears whole or not at all: it is written beside its final place, loaded there in a
 fresh process that has never heard of this package, compared with the model in memory, and then

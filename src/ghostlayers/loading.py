@@ -95,6 +95,7 @@ def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
     """Wrap a model that is in memory already; it is used in its own dtype, where it is."""
     if tokenizer is None:
         raise ModelError("a model in memory needs its tokenizer too: pass tokenizer=...")
+    _check_buffers(model)
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     folder = Path(name)
     base = BaseModel(
@@ -104,6 +105,18 @@ def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
         folder=folder if folder.is_dir() else None,
     )
     return LoadedModel(model, tokenizer, base, model.dtype)
+
+
+def _check_buffers(model: Any) -> None:
+    """Refuse a model whose rotary frequencies were rounded: it would not reload as it is."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("inv_freq") and buffer.dtype != torch.float32:
+            kind = str(buffer.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"the model's rotary frequencies ('{name}') were rounded to {kind} by .to() or "
+                f".half(), which no checkpoint keeps; load it with from_pretrained(..., "
+                f"dtype=torch.{kind}) instead."
+            )
 
 
 def _locate(path: Path, name: str) -> tuple[str, dict[str, Any]]:

@@ -1,8 +1,9 @@
 """Decoder layers that carry a boundary repair, for transformers' Auto classes.
 
-A repair acts on the residual stream where decoder layers were removed: x -> x + x M. It lives inside
-the decoder layer before (or, at the very start, after) the gap, as one bare parameter. This file
-needs torch and transformers only, because a copy of it travels inside every repaired checkpoint.
+A repair acts on the residual stream where decoder layers were removed: x -> x + x M. It lives
+inside the decoder layer before (or, at the very start, after) the gap, as one bare parameter. This
+file needs torch and transformers only, because a copy of it travels inside every repaired
+checkpoint.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""The map: text -> tokens -> scores -> which layers go -> closed-form repair -> surgery -> proof."""
+"""The map: text -> tokens -> scores -> layers that go -> closed-form repair -> surgery -> proof.
+
+Each line of `prune` is one of these steps.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

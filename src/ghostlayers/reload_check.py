@@ -2,7 +2,7 @@
 
 usage: python reload_check.py CHECKPOINT REQUEST.safetensors ANSWER.safetensors DTYPE DEVICE
 
-It imports torch, transformers and safetensors, never ghostlayers: what it finds is what anyone gets.
+It imports torch, transformers and safetensors, never ghostlayers: it finds what anyone gets.
 """
 
 import sys
@@ -17,9 +17,10 @@ def main(checkpoint: str, request: str, answer: str, dtype: str, device: str) ->
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint, dtype=getattr(torch, dtype), trust_remote_code=True, local_files_only=True
     )
+    model.eval().to(torch.device(device))
     ids = load_file(request)["input_ids"].to(device)
     with torch.no_grad():
-        logits = model.to(device).eval()(input_ids=ids, use_cache=False).logits
+        logits = model(input_ids=ids, use_cache=False).logits
     save_file({"logits": logits.float().cpu().contiguous()}, answer)
     assert "ghostlayers" not in sys.modules
 

@@ -120,7 +120,8 @@ class LayerwiseModel:
         """Run one decoder layer on a stream, as the model would on these windows."""
         call = batch.calls[layer]
         output = self.layers[layer](stream, *call.args, **call.kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden
 
     @torch.no_grad()
     def logits(

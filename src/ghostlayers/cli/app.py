@@ -5,12 +5,14 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, ParamSpec, cast
 
 import typer
 
 from ghostlayers.cli import options as o
 from ghostlayers.errors import GhostlayersError, RecipeError
+from ghostlayers.recipe import RunOptions
+from ghostlayers.tokens import BosPolicy
 
 app = typer.Typer(
     name="ghostlayers",
@@ -105,7 +107,7 @@ def prune(
     token_weight: o.TokenWeightOption = None,
     ridge: o.Ridge = None,
     absolute_ridge: o.AbsoluteRidge = None,
-    dtype: o.Dtype = o.DtypeName.AUTO,
+    dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     batch_size: o.BatchSize = 0,
     revision: o.Revision = None,
@@ -145,7 +147,7 @@ def prune(
     pruned = pipeline.prune(
         model,
         recipe,
-        options=o.run_options(dtype, device, batch_size, trust_remote_code),
+        options=RunOptions(dtype, device, batch_size, trust_remote_code),
         revision=revision,
         progress=screen.Bars(),
     )
@@ -201,7 +203,7 @@ def evaluate(
     text_column: o.TextColumn = None,
     bos: o.Bos = None,
     json_file: o.Json = None,
-    dtype: o.Dtype = o.DtypeName.AUTO,
+    dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     batch_size: o.BatchSize = 0,
     revision: o.Revision = None,
@@ -220,10 +222,10 @@ def evaluate(
         against=against,
         sequence_length=sequence_length,
         max_windows=max_windows,
-        bos="auto" if bos is None else str(bos),  # type: ignore[arg-type]
+        bos=cast(BosPolicy, bos or "auto"),
         text_column=text_column,
         separators=[o.unescape(each) for each in separator or ["\n\n"]],
-        options=o.run_options(dtype, device, batch_size, trust_remote_code),
+        options=RunOptions(dtype, device, batch_size, trust_remote_code),
         revision=revision,
         progress=screen.Bars(),
     )
@@ -255,7 +257,7 @@ def score(
     png: Annotated[
         Path | None, o._option("--png", text="Also draw the heat map into this file.")
     ] = None,
-    dtype: o.Dtype = o.DtypeName.AUTO,
+    dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     batch_size: o.BatchSize = 0,
     revision: o.Revision = None,
@@ -288,13 +290,13 @@ def score(
     table = pipeline.score(
         model,
         recipe,
-        options=o.run_options(dtype, device, batch_size, trust_remote_code),
+        options=RunOptions(dtype, device, batch_size, trust_remote_code),
         revision=revision,
         progress=screen.Bars(),
     )
     screen.show_block_influence(table)
     screen.show_spans(table.spans, table, f"Every span of {len(table.spans[0].span)} layers")
-    screen.show_score_notes(table)
+    screen.show_score_notes()
     if json_file is not None:
         write_json(json_file, table_to_dict(table))
     if png is not None:
@@ -331,14 +333,14 @@ def demo(
         o._option("--output", "-o", text="Keep the repaired checkpoint in this folder."),
     ] = None,
     overwrite: o.Overwrite = False,
-    dtype: o.Dtype = o.DtypeName.AUTO,
+    dtype: o.Dtype = "auto",
     debug: o.Debug = False,
 ) -> None:
     """The whole pipeline on a real language model (SmolLM2-135M), in about two minutes."""
     del debug
     from ghostlayers.cli.demo import run_demo
 
-    run_demo(output, dtype=str(dtype), overwrite=overwrite)
+    run_demo(output, dtype=dtype, overwrite=overwrite)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

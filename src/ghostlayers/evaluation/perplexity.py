@@ -43,7 +43,7 @@ class EvaluationResult:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean loss; infinite where that overflows."""
+        """The exponential of the mean loss; infinite where that overflows."""
         return math.exp(self.sums.loss_nats) if self.sums.loss_nats < 700 else math.inf
 
     def to_dict(self) -> dict[str, Any]:

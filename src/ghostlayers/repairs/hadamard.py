@@ -38,7 +38,8 @@ def hadamard(size: int) -> Float[Tensor, "size size"]:
     matrix = _core(order)
     while matrix.shape[0] < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / size**0.5
+    scaled: Tensor = matrix / size**0.5
+    return scaled
 
 
 def _core_order(size: int) -> int | None:

@@ -1,10 +1,11 @@
 r"""LinearPatch: one positive scale a channel, in the stream's basis or in a Hadamard basis.
 
 References:
-    Chen et al., *A Simple Linear Patch Revives Layer-Pruned LLMs*, arXiv:2505.24680: x -> x H diag(d) H', d_k the ratio of the mean
-    absolute values after and before the cut in the rotated basis. With H = I the diagonal form.
-    The ratio here is of means over all tokens, as the paper's formula reads; the released code for a
-    contiguous cut averages the ratios of single windows instead.
+    Chen et al., *A Simple Linear Patch Revives Layer-Pruned LLMs*, arXiv:2505.24680:
+    x -> x H diag(d) H', d_k the ratio of the mean absolute values after and before the cut in the
+    rotated basis. With H = I the diagonal form. The ratio here is of means over all tokens, as the
+    paper's formula reads; the released code for a contiguous cut averages the ratios of single
+    windows instead.
 """
 
 import torch

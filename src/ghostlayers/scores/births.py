@@ -1,7 +1,8 @@
 """Massive activations: which tokens grow enormous, and in which layer.
 
-Real models write a huge vector on a few tokens, often the first, in one early layer, and carry it to
-the end. A span that contains that layer cannot be replaced by a linear map of the stream before it.
+Real models write a huge vector on a few tokens, often the first, in one early layer, and carry it
+to the end. A span that contains that layer cannot be replaced by a linear map of the stream before
+it.
 """
 
 from dataclasses import dataclass

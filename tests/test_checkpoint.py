@@ -1,0 +1,255 @@
+"""What is saved loads repaired, for everyone, or not at all."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+import ghostlayers
+from families import build
+from ghostlayers import checkpoint, surgery
+from ghostlayers.errors import ModelError
+from ghostlayers.families import FAMILIES, find_family
+from ghostlayers.spans import Span
+
+SPANS = (Span(0, 1), Span(2, 4))
+CHOICES: dict[str, Any] = {
+    "windows": 12,
+    "fit_windows": 12,
+    "held_out_windows": 2,
+    "sequence_length": 64,
+}
+
+
+def token_ids() -> torch.Tensor:
+    return torch.randint(3, 96, (2, 13), generator=torch.Generator().manual_seed(0))
+
+
+def repaired(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    generator = torch.Generator().manual_seed(4)
+    deltas = {span: 0.05 * torch.randn(32, 32, generator=generator) for span in SPANS}
+    dense = build(name)
+    for parameter in dense.parameters():  # .to() would round the rotary buffers as well
+        parameter.data = parameter.data.to(dtype)
+    return surgery.prune_layers(dense, SPANS, deltas)
+
+
+def write(model: Any, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    checkpoint._write_model(folder, model, model.dtype)
+    return folder
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    model = repaired(request.param)
+    return model, write(model, tmp_path_factory.mktemp("out") / request.param)
+
+
+def test_a_stranger_loads_it_repaired(saved: Any) -> None:
+    """In a process that never imports ghostlayers, with trust_remote_code alone."""
+    model, folder = saved
+    verification = checkpoint.verify(folder, model)
+    assert verification.identical
+    assert verification.num_tokens == 32
+
+
+def test_the_auto_classes_load_it_without_trust(saved: Any) -> None:
+    model, folder = saved
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    assert type(again) is type(model)
+    with torch.no_grad():
+        assert torch.equal(again(token_ids()).logits, model(token_ids()).logits)
+        base = AutoModel.from_pretrained(folder)
+        assert torch.equal(
+            base(token_ids()).last_hidden_state, model.model(token_ids()).last_hidden_state
+        )
+    assert AutoConfig.from_pretrained(folder).repaired_boundaries == [0, 1]
+
+
+def test_the_stock_parent_refuses_it(saved: Any) -> None:
+    model, folder = saved
+    family = next(
+        each for each in FAMILIES.values() if each.repaired_model_type == model.config.model_type
+    )
+    stock = getattr(transformers, family.causal_lm)
+    with pytest.raises(Exception, match="num_hidden_layers"):
+        stock.from_pretrained(folder)
+    config = getattr(transformers, family.config)
+    with pytest.raises(Exception, match="num_hidden_layers"):
+        config.from_pretrained(folder)
+
+
+def test_saving_it_again_keeps_the_repair(saved: Any, tmp_path: Path) -> None:
+    model, folder = saved
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    with torch.no_grad():
+        assert torch.equal(again(token_ids()).logits, model(token_ids()).logits)
+
+
+def test_reloaded_cached_generation_is_that_in_memory(saved: Any) -> None:
+    model, folder = saved
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    options = {"attention_mask": torch.ones(2, 13), "max_new_tokens": 8, "do_sample": False}
+    want = model.generate(token_ids(), use_cache=False, **options)
+    assert torch.equal(again.generate(token_ids(), **options), want)
+
+
+def test_the_code_in_the_folder_needs_torch_and_transformers_only(saved: Any) -> None:
+    _, folder = saved
+    tree = ast.parse((folder / checkpoint.CODE).read_text())
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported.update(alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            imported.add((node.module or "").split(".")[0])
+    assert imported == {"json", "typing", "torch", "transformers"}
+
+
+def test_ties_are_saved_once(saved: Any) -> None:
+    model, folder = saved
+    stored = load_file(folder / "model.safetensors")
+    tied = bool(model.config.tie_word_embeddings)
+    assert ("lm_head.weight" in stored) is not tied
+    assert {"model.layers.0.repair_before", "model.layers.0.repair_after"} <= set(stored)
+
+
+def test_bfloat16_reloads_bit_for_bit(tmp_path: Path) -> None:
+    model = repaired("llama", torch.bfloat16)
+    folder = write(model, tmp_path / "out")
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    assert again.dtype is torch.bfloat16
+    with torch.no_grad():
+        assert torch.equal(again(token_ids()).logits, model(token_ids()).logits)
+
+
+def test_rounded_rotary_buffers_are_refused(byte_tokenizer: Any, some_text: list[str]) -> None:
+    model = build("llama", vocab_size=256).to(torch.bfloat16)
+    with pytest.raises(ModelError, match=r"rounded to bfloat16 .* from_pretrained\(\.\.\., dtype="):
+        ghostlayers.prune(model, tokenizer=byte_tokenizer, data=some_text, layers=1, **CHOICES)
+
+
+def test_a_repair_missing_from_the_file_is_an_error(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder = write(repaired("llama"), tmp_path / "out")
+    stored = load_file(folder / "model.safetensors")
+    del stored["model.layers.0.repair_after"]
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match="the checkpoint lacks 'repair_after'"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_repaired_model_can_be_built_from_its_config(tmp_path: Path) -> None:
+    folder = write(repaired("llama"), tmp_path / "out")
+    fresh = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    assert not fresh.model.layers[0].repair_after.any()
+
+
+@pytest.fixture(scope="module")
+def whole(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], tmp_path_factory: Any
+) -> Any:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    pruned = ghostlayers.prune(
+        trained_llama, tokenizer=byte_tokenizer, data=some_text, layers=3, **CHOICES
+    )
+    return pruned, out, pruned.save(out)
+
+
+def test_the_folder_is_complete(whole: Any) -> None:
+    pruned, out, verification = whole
+    assert verification.identical
+    names = {path.name for path in out.iterdir()}
+    assert {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "modeling_ghostlayers.py",
+        "ghostlayers.json",
+        "README.md",
+    } <= names
+    record = ghostlayers.inspect(out)
+    assert record["mode"] == "custom"
+    assert record["verification"]["identical"] is True
+    assert record["cut"]["removed"] == pruned.removed
+    assert record["versions"]["transformers"] == transformers.__version__
+    assert record["files"]["model.safetensors"] == checkpoint._sha256(out / "model.safetensors")
+    assert not [path for path in out.parent.iterdir() if path != out]
+
+
+def test_the_card_says_what_a_reader_needs(whole: Any) -> None:
+    pruned, out, _ = whole
+    card = (out / "README.md").read_text()
+    assert "base_model" not in card.split("---")[1]  # the base is not on the hub
+    assert "trust_remote_code=True" in card
+    assert "`ghost`" in card
+    from ghostlayers.spans import format_layers
+
+    assert f"| removed | {format_layers(pruned.removed)} |" in card
+    assert f"| kept | {format_layers(pruned.kept)} |" in card
+    assert "{{" not in card
+
+
+def test_evaluation_in_a_process_of_its_own(whole: Any) -> None:
+    """Plain transformers, no ghostlayers: the same loss as in memory."""
+    pruned, out, _ = whole
+    code = (
+        "import sys, torch, transformers\n"
+        "auto = transformers.AutoModelForCausalLM\n"
+        "m = auto.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "ids = torch.arange(64)[None] + 60\n"
+        "assert 'ghostlayers' not in sys.modules\n"
+        "print(float(m(input_ids=ids, labels=ids).loss.double()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=True
+    )
+    ids = torch.arange(64)[None] + 60
+    with torch.no_grad():
+        want = float(pruned.model(input_ids=ids, labels=ids).loss.double())
+    assert float(done.stdout) == want
+
+
+def test_no_repair_writes_a_stock_checkpoint(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], tmp_path: Path
+) -> None:
+    pruned = ghostlayers.prune(
+        trained_llama,
+        tokenizer=byte_tokenizer,
+        data=some_text,
+        remove="2-3",
+        repair="none",
+        **CHOICES,
+    )
+    assert pruned.save(tmp_path / "out").identical
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["model_type"] == "llama"
+    assert config["num_hidden_layers"] == 6
+    assert "auto_map" not in config
+    assert not (tmp_path / "out" / checkpoint.CODE).exists()
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.arange(64)[None] + 60
+    with torch.no_grad():
+        assert torch.equal(again(ids).logits, pruned.model(ids).logits)
+
+
+def test_remote_code_is_the_packages_own_source() -> None:
+    from ghostlayers import modeling
+
+    for family in FAMILIES.values():
+        code = checkpoint.remote_code(family)
+        assert code.startswith(Path(modeling.__file__).read_text().rstrip())
+        assert f'"{find_family(family.model_type).repaired_model_type}"' in code

@@ -1,0 +1,282 @@
+"""Windows: what they hold, who they belong to, and which of them are drawn."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ghostlayers.errors import CorpusError, WindowError
+from ghostlayers.text import Corpus, document_hash
+from ghostlayers.tokens import check_sequence_length, make_windows, tokenize, uses_bos
+
+BOS = 1
+
+
+@pytest.fixture
+def corpus(some_text):
+    return Corpus("some text", tuple(some_text))
+
+
+def ids_of(tokenizer, corpus):
+    return tokenizer(corpus.joined(), add_special_tokens=False, verbose=False)["input_ids"]
+
+
+# What windows hold
+
+
+@pytest.mark.parametrize("length", [2, 50, 64])
+def test_windows_do_not_overlap_and_rebuild_the_text(byte_tokenizer, corpus, length):
+    windows = make_windows(corpus, byte_tokenizer, sequence_length=length)
+    text = corpus.joined()
+    assert windows.input_ids.shape == (len(text) // length, length)
+    assert byte_tokenizer.decode(windows.input_ids.flatten()) == text[: len(windows) * length]
+    assert len(text) - windows.input_ids.numel() < length
+
+
+def test_windows_with_bos_rebuild_the_text_too(bos_tokenizer, corpus):
+    windows = make_windows(corpus, bos_tokenizer, sequence_length=64)
+    text = corpus.joined()
+    assert len(windows) == len(text) // 63
+    assert bos_tokenizer.decode(windows.input_ids[:, 1:].flatten()) == text[: len(windows) * 63]
+
+
+def test_windows_with_bos_hold_one_token_less_of_text(bos_tokenizer, corpus):
+    windows = make_windows(corpus, bos_tokenizer, sequence_length=64)
+    assert windows.input_ids.shape[1] == windows.sequence_length == 64
+    assert (windows.input_ids[:, 0] == BOS).all()
+
+
+def test_bos_is_never_doubled(bos_tokenizer, corpus):
+    assert bos_tokenizer("a")["input_ids"][0] == BOS
+    windows = make_windows(corpus, bos_tokenizer, sequence_length=64)
+    assert int((windows.input_ids == BOS).sum()) == len(windows)
+
+
+def test_the_first_windows_come_first(byte_tokenizer, corpus):
+    every = make_windows(corpus, byte_tokenizer, sequence_length=64)
+    few = make_windows(corpus, byte_tokenizer, sequence_length=64, count=5)
+    assert torch.equal(few.input_ids, every.input_ids[:5])
+    assert (len(few), few.available) == (5, len(every))
+
+
+def test_more_first_windows_than_there_are_gives_all(byte_tokenizer, corpus):
+    windows = make_windows(corpus, byte_tokenizer, sequence_length=64, count=10**6)
+    assert len(windows) == windows.available
+
+
+def test_split_windows_rejoin(byte_tokenizer, corpus):
+    windows = make_windows(corpus, byte_tokenizer, sequence_length=64, count=10, seed=0)
+    first, others = windows.split_at(7)
+    assert (len(first), len(others)) == (7, 3)
+    assert torch.equal(torch.cat([first.input_ids, others.input_ids]), windows.input_ids)
+    assert torch.equal(windows.first(7).input_ids, first.input_ids)
+
+
+# Whether windows start with BOS
+
+
+@pytest.mark.parametrize(
+    ("policy", "adds_bos", "expected"),
+    [("auto", True, True), ("auto", False, False), ("always", True, True), ("never", True, False)],
+)
+def test_bos_policy(policy, adds_bos, expected, byte_tokenizer, bos_tokenizer, corpus):
+    tokenizer = bos_tokenizer if adds_bos else byte_tokenizer
+    windows = make_windows(corpus, tokenizer, sequence_length=64, bos=policy)
+    assert windows.bos is expected
+    assert bool((windows.input_ids[:, 0] == BOS).all()) is expected
+    words = "BOS before each window" if expected else "no BOS"
+    assert windows.describe_bos() == words
+
+
+def test_always_needs_such_a_token(byte_tokenizer):
+    with pytest.raises(WindowError) as caught:
+        uses_bos(byte_tokenizer, "always")
+    assert str(caught.value) == (
+        "the tokenizer has no beginning-of-sequence token; use --bos auto."
+    )
+
+
+def test_auto_ignores_a_token_that_the_tokenizer_does_not_add(byte_tokenizer):
+    class Named:
+        bos_token_id = BOS
+
+        def __call__(self, *args, **kwargs):
+            return byte_tokenizer(*args, **kwargs)
+
+    assert not uses_bos(Named(), "auto")
+    assert uses_bos(Named(), "always")
+
+
+# Random windows
+
+
+def positions(windows, every):
+    """Where in the text each window lies, found by its content."""
+    place = {tuple(row): index for index, row in enumerate(every.input_ids.tolist())}
+    assert len(place) == len(every), "the test's windows must all differ"
+    return [place[tuple(row)] for row in windows.input_ids.tolist()]
+
+
+def test_the_same_seed_draws_the_same_windows(byte_tokenizer, corpus):
+    one, two = (
+        make_windows(corpus, byte_tokenizer, sequence_length=64, count=20, seed=3) for _ in "ab"
+    )
+    assert torch.equal(one.input_ids, two.input_ids)
+    assert one.documents == two.documents
+
+
+def test_another_seed_draws_others(byte_tokenizer, corpus):
+    one, two = (
+        make_windows(corpus, byte_tokenizer, sequence_length=64, count=20, seed=seed)
+        for seed in (3, 4)
+    )
+    assert not torch.equal(one.input_ids, two.input_ids)
+
+
+def test_drawing_does_not_touch_the_global_generator(byte_tokenizer, corpus):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    make_windows(corpus, byte_tokenizer, sequence_length=64, count=20, seed=3)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_window_is_drawn_twice(byte_tokenizer, corpus, seed):
+    every = make_windows(corpus, byte_tokenizer, sequence_length=64)
+    drawn = make_windows(corpus, byte_tokenizer, sequence_length=64, count=len(every), seed=seed)
+    found = positions(drawn, every)
+    assert sorted(found) == list(range(len(every)))
+    assert found != sorted(found)
+
+
+# Which documents they touch
+
+
+def touched(corpus, starts, length):
+    """Documents whose characters (their separator included) meet any of the windows."""
+    found, begin = [], 0
+    for document in corpus.documents:
+        end = begin + len(document) + len(corpus.separator)
+        if any(begin < start + length and start < end for start in starts):
+            found.append(document_hash(document))
+        begin = end
+    return tuple(found)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("adds_bos", [False, True])
+def test_exactly_the_touched_documents_are_named(
+    byte_tokenizer, bos_tokenizer, corpus, seed, adds_bos
+):
+    tokenizer = bos_tokenizer if adds_bos else byte_tokenizer
+    every = make_windows(corpus, tokenizer, sequence_length=64)
+    drawn = make_windows(corpus, tokenizer, sequence_length=64, count=8, seed=seed)
+    body = 63 if adds_bos else 64
+    starts = [index * body for index in positions(drawn, every)]
+    assert drawn.documents == touched(corpus, starts, body)
+    assert 0 < len(drawn.documents) < len(corpus.documents)
+
+
+def test_the_first_windows_name_the_first_documents(byte_tokenizer):
+    corpus = Corpus("short", ("a" * 10, "b" * 10, "c" * 10), "")
+    windows = make_windows(corpus, byte_tokenizer, sequence_length=5, count=3)
+    assert windows.documents == (document_hash("a" * 10), document_hash("b" * 10))
+
+
+def test_a_dropped_rest_belongs_to_no_window(byte_tokenizer):
+    corpus = Corpus("short", ("a" * 10, "b" * 9), "")
+    windows = make_windows(corpus, byte_tokenizer, sequence_length=10)
+    assert windows.documents == (document_hash("a" * 10),)
+
+
+def test_blank_documents_are_nobodys(byte_tokenizer):
+    corpus = Corpus("gaps", ("a" * 10, "   ", "", "b" * 10))
+    windows = make_windows(corpus, byte_tokenizer, sequence_length=2)
+    assert windows.documents == (document_hash("a" * 10), document_hash("b" * 10))
+
+
+def test_equal_documents_are_named_once(byte_tokenizer):
+    corpus = Corpus("twins", ("a" * 10, "a" * 10))
+    windows = make_windows(corpus, byte_tokenizer, sequence_length=5)
+    assert windows.documents == (document_hash("a" * 10),)
+
+
+def test_a_tokenizer_without_offsets_names_all_documents(byte_tokenizer, corpus):
+    class Slow:
+        is_fast = False
+        bos_token_id = None
+
+        def __call__(self, text, *, return_offsets_mapping=False, **kwargs):
+            assert not return_offsets_mapping
+            return byte_tokenizer(text, **kwargs)
+
+    windows = make_windows(corpus, Slow(), sequence_length=64, count=2)
+    assert windows.documents == tuple(map(document_hash, corpus.documents))
+
+
+def test_every_token_belongs_to_the_document_it_begins_in(byte_tokenizer):
+    corpus = Corpus("two", ("ab", "c"), "--")
+    stream = tokenize(corpus, byte_tokenizer)
+    assert stream.ids.tolist() == ids_of(byte_tokenizer, corpus)
+    assert stream.owners.tolist() == [0, 0, 0, 0, 1]
+
+
+# Refusals
+
+
+def test_text_without_tokens_is_refused(byte_tokenizer):
+    with pytest.raises(CorpusError) as caught:
+        make_windows(Corpus("nothing", ("",)), byte_tokenizer, sequence_length=4)
+    assert str(caught.value) == "the tokenizer makes no tokens of corpus 'nothing'."
+
+
+def test_text_shorter_than_a_window_is_refused(byte_tokenizer):
+    with pytest.raises(WindowError) as caught:
+        make_windows(Corpus("short", ("abc",)), byte_tokenizer, sequence_length=4)
+    assert str(caught.value) == (
+        "corpus 'short' has 3 tokens, less than one window of 4; give more text or a shorter "
+        "--sequence-length."
+    )
+
+
+def test_fewer_random_windows_than_asked_are_refused(byte_tokenizer):
+    corpus = Corpus("short", ("a" * 100,))
+    with pytest.raises(WindowError) as caught:
+        make_windows(corpus, byte_tokenizer, sequence_length=10, count=11, seed=0)
+    assert str(caught.value) == (
+        "corpus 'short' gives 10 windows of 10 tokens, 11 are needed; give more text, fewer "
+        "--windows, or a shorter --sequence-length."
+    )
+
+
+def test_all_random_windows_may_be_asked_for(byte_tokenizer):
+    corpus = Corpus("short", ("a" * 100,))
+    assert len(make_windows(corpus, byte_tokenizer, sequence_length=10, count=10, seed=0)) == 10
+
+
+def test_windows_beyond_the_positions_are_refused_with_the_longest_that_works():
+    with pytest.raises(WindowError) as caught:
+        check_sequence_length(SimpleNamespace(max_position_embeddings=128), 129)
+    assert str(caught.value) == (
+        "windows of 129 tokens exceed the model's 128 positions; the longest that works is "
+        "--sequence-length 128."
+    )
+
+
+@pytest.mark.parametrize("length", [1, 0, -3])
+def test_windows_that_predict_nothing_are_refused(length):
+    with pytest.raises(WindowError) as caught:
+        check_sequence_length(SimpleNamespace(max_position_embeddings=128), length)
+    assert str(caught.value) == (
+        f"a window of {length} tokens predicts nothing; use at least 2."
+    )
+
+
+@pytest.mark.parametrize(("positions", "length"), [(128, 128), (128, 2), (None, 10**6)])
+def test_windows_that_fit_pass(positions, length):
+    check_sequence_length(SimpleNamespace(max_position_embeddings=positions), length)
+
+
+def test_a_config_without_positions_takes_any_length():
+    check_sequence_length(SimpleNamespace(), 10**6)
