@@ -5,14 +5,13 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, cast
+from typing import Annotated, Any, ParamSpec
 
 import typer
 
 from ghostlayers.cli import options as o
 from ghostlayers.errors import GhostlayersError, RecipeError
 from ghostlayers.recipe import RunOptions
-from ghostlayers.tokens import BosPolicy
 
 app = typer.Typer(
     name="ghostlayers",
@@ -222,7 +221,7 @@ def evaluate(
         against=against,
         sequence_length=sequence_length,
         max_windows=max_windows,
-        bos=cast(BosPolicy, bos or "auto"),
+        bos=bos or "auto",
         text_column=text_column,
         separators=[o.unescape(each) for each in separator or ["\n\n"]],
         options=RunOptions(dtype, device, batch_size, trust_remote_code),

@@ -1,17 +1,17 @@
 """The options that commands share; their help quotes the real defaults and the paper's choices."""
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ghostlayers.errors import RecipeError
-from ghostlayers.loading import DTYPES
-from ghostlayers.recipe import PRESETS, Recipe
+from ghostlayers.recipe import PRESETS, Inputs, Recipe, TokenWeight
 from ghostlayers.repairs import METHODS
-from ghostlayers.selection import SELECTIONS
+from ghostlayers.scores.cosine import CosineAxis
+from ghostlayers.selection import SELECTIONS, Edges
+from ghostlayers.tokens import BosPolicy
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}
 _PANEL_WHAT = "What to do"
@@ -33,11 +33,8 @@ def _option(
     text: str,
     panel: str = _PANEL_HOW,
     show_default: bool = False,
-    choices: Iterable[str] | None = None,
     **more: Any,
 ) -> Any:
-    if choices is not None:
-        more["click_type"] = click.Choice(list(choices))
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=show_default, **more)
 
 
@@ -63,7 +60,7 @@ Select = Annotated[
     str | None,
     _option(
         "--select",
-        choices=SELECTIONS,
+        metavar="NAME",
         text=_say(
             "How to choose them: "
             + "; ".join(f"{name}: {what}" for name, what in SELECTIONS.items())
@@ -77,26 +74,24 @@ RepairOption = Annotated[
     str | None,
     _option(
         "--repair",
-        choices=METHODS,
-        text=_say("How to repair each gap.", "repair"),
+        metavar="NAME",
+        text=_say(f"How to repair each gap: {', '.join(METHODS)}.", "repair"),
         panel=_PANEL_WHAT,
     ),
 ]
 PresetOption = Annotated[
-    str | None,
+    Literal["paper"] | None,
     _option(
         "--preset",
-        choices=PRESETS,
         text="'paper' makes every choice as the Ghosted Layers paper and its code do; the options "
         "marked 'paper:' below say which. Options given explicitly still win.",
         panel=_PANEL_WHAT,
     ),
 ]
 CosineAxisOption = Annotated[
-    str | None,
+    CosineAxis | None,
     _option(
         "--cosine-axis",
-        choices=("hidden", "tokens"),
         text=_say(
             "Axis of the cosine; 'tokens' is what the released code computes.", "cosine_axis"
         ),
@@ -104,10 +99,9 @@ CosineAxisOption = Annotated[
     ),
 ]
 EdgesOption = Annotated[
-    str | None,
+    Edges | None,
     _option(
         "--edges",
-        choices=("allow", "protect"),
         text=_say("'protect' never removes the first or the last layer.", "edges"),
         panel=_PANEL_WHAT,
     ),
@@ -166,10 +160,9 @@ SequenceLength = Annotated[
     ),
 ]
 Bos = Annotated[
-    str | None,
+    BosPolicy | None,
     _option(
         "--bos",
-        choices=("auto", "always", "never"),
         text=_say("BOS before each window; 'auto' asks the tokenizer.", "bos"),
         panel=_PANEL_TEXT,
     ),
@@ -178,19 +171,17 @@ Seed = Annotated[
     int | None, _option("--seed", text=_say("Chooses the windows.", "seed"), panel=_PANEL_TEXT)
 ]
 InputsOption = Annotated[
-    str | None,
+    Inputs | None,
     _option(
         "--inputs",
-        choices=("repaired", "original"),
         text=_say("The stream that later gaps are fitted on.", "inputs"),
         panel=_PANEL_FIT,
     ),
 ]
 TokenWeightOption = Annotated[
-    str | None,
+    TokenWeight | None,
     _option(
         "--token-weight",
-        choices=("relative", "uniform"),
         text=_say("'relative' weights each token by 1/||y||^2.", "token_weight"),
         panel=_PANEL_FIT,
     ),
@@ -210,10 +201,9 @@ AbsoluteRidge = Annotated[
     ),
 ]
 Dtype = Annotated[
-    str,
+    Literal["auto", "float32", "bfloat16", "float16"],
     _option(
         "--dtype",
-        choices=("auto", *DTYPES),
         text="Type to compute in; the checkpoint keeps the base model's. 'auto' is the base "
         "model's own, or float32 on a processor that is slow at it. \\[default: auto]",
     ),

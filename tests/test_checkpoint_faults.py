@@ -1,0 +1,439 @@
+"""A checkpoint appears whole or not at all, whatever goes wrong while it is written."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import subprocess
+from collections import namedtuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+import ghostlayers
+from ghostlayers import checkpoint
+from ghostlayers.checkpoint import Verification, check_output, checkpoint_bytes
+from ghostlayers.errors import ModelError, OutputError, VerificationError
+from ghostlayers.loading import load_model
+from ghostlayers.recipe import RunOptions
+
+DEAD_PID = 2**22 + 1  # beyond the largest process id that Linux gives
+
+
+@pytest.fixture(scope="module")
+def base_folder(tiny_folder, tmp_path_factory):
+    folder = shutil.copytree(tiny_folder, tmp_path_factory.mktemp("base") / "model")
+    (folder / "LICENSE.txt").write_text("Do what you like.")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pruned(base_folder, some_text):
+    return ghostlayers.prune(
+        str(base_folder),
+        data=some_text,
+        options=RunOptions(device="cpu"),
+        layers=2,
+        windows=12,
+        fit_windows=12,
+        held_out_windows=2,
+        sequence_length=64,
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(pruned, tmp_path_factory):
+    """The one checkpoint of this file that is really proved in a fresh process."""
+    out = tmp_path_factory.mktemp("saved") / "new" / "out"
+    assert pruned.save(out).identical
+    return out
+
+
+@pytest.fixture
+def ours(saved, tmp_path):
+    """A checkpoint that Ghostlayers made, alone in its folder."""
+    return shutil.copytree(saved, tmp_path / "place" / "out")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Skip the proof in a fresh process."""
+    monkeypatch.setattr(checkpoint, "verify", lambda folder, model: Verification(True, 0.0, 32))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# What is there when nothing goes wrong
+
+
+def test_a_checkpoint_is_complete_and_nothing_else_is_left(saved):
+    assert names(saved.parent) == ["out"]
+    assert names(saved) == [
+        "LICENSE.txt",
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "ghostlayers.json",
+        "model.safetensors",
+        "modeling_ghostlayers.py",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+def test_the_record_holds_the_hash_of_the_weights(saved):
+    digest = hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
+    record = ghostlayers.inspect(saved)
+    assert record["files"] == {"model.safetensors": digest}
+    assert record["verification"] == {
+        "identical": True,
+        "largest_difference": 0.0,
+        "num_tokens": 32,
+    }
+
+
+def test_others_may_read_the_folder(saved):
+    assert saved.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_bytes_needed_are_those_of_the_weights(saved, pruned):
+    stored = load_file(saved / "model.safetensors")
+    expected = sum(tensor.nbytes for tensor in stored.values())
+    assert checkpoint_bytes(pruned.model, torch.float32) == expected
+    assert checkpoint_bytes(pruned.model, torch.bfloat16) == expected // 2
+
+
+# Outputs that are refused
+
+
+def test_an_existing_output_is_refused(pruned, ours):
+    before = contents(ours)
+    with pytest.raises(OutputError) as caught:
+        pruned.save(ours)
+    assert str(caught.value) == (
+        f"'{ours}' exists already; choose another folder or pass --overwrite."
+    )
+    assert contents(ours) == before
+
+
+@pytest.mark.parametrize("held", [[], ["thesis.tex"]])
+def test_a_folder_of_others_is_not_overwritten(pruned, tmp_path, held):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in held:
+        (out / name).write_text("years of work")
+    with pytest.raises(OutputError) as caught:
+        pruned.save(out, overwrite=True)
+    assert str(caught.value) == (
+        f"'{out}' was not made by Ghostlayers (it holds no ghostlayers.json), so it will not be "
+        "overwritten; choose another folder."
+    )
+    assert names(out) == held
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_file_is_not_overwritten(pruned, tmp_path):
+    out = tmp_path / "out"
+    out.write_text("years of work")
+    with pytest.raises(OutputError, match="was not made by Ghostlayers"):
+        pruned.save(out, overwrite=True)
+    assert out.read_text() == "years of work"
+
+
+@pytest.mark.parametrize("below", ["out", "deeper/out"])
+def test_an_output_inside_a_file_is_refused(tmp_path, below):
+    path = tmp_path / "file"
+    path.write_text("x")
+    with pytest.raises(OutputError, match=str(path)):
+        check_output(path / below, overwrite=False, needed_bytes=0)
+
+
+def test_a_name_that_no_disk_can_hold_is_refused(tmp_path):
+    with pytest.raises(OutputError):
+        check_output(tmp_path / ("x" * 300), overwrite=False, needed_bytes=0)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(OutputError) as caught:
+        check_output(tmp_path / "a" / "out", overwrite=False, needed_bytes=0)
+    assert str(caught.value) == f"cannot write into '{tmp_path}'; choose another folder."
+
+
+def free_bytes(monkeypatch, number):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12 - number, number))
+
+
+def test_a_disk_that_is_too_full_is_refused(tmp_path, monkeypatch):
+    free_bytes(monkeypatch, 10**9)
+    with pytest.raises(OutputError) as caught:
+        check_output(tmp_path / "a" / "out", overwrite=False, needed_bytes=25 * 10**8)
+    assert str(caught.value) == (
+        f"'{tmp_path}' has 1.0 GB free, the checkpoint needs 2.5 GB; free some space or choose "
+        "another disk."
+    )
+
+
+def test_nothing_is_written_on_a_disk_that_is_too_full(pruned, tmp_path, monkeypatch):
+    free_bytes(monkeypatch, checkpoint_bytes(pruned.model, torch.float32) - 1)
+    with pytest.raises(OutputError, match="free some space or choose another disk"):
+        pruned.save(tmp_path / "a" / "out")
+    assert names(tmp_path) == []
+
+
+def test_a_disk_with_just_enough_room_is_accepted(pruned, tmp_path, monkeypatch):
+    needed = checkpoint_bytes(pruned.model, torch.float32)
+    free_bytes(monkeypatch, needed)
+    check_output(tmp_path / "out", overwrite=False, needed_bytes=needed)
+
+
+# Failures in the middle
+
+
+def failing_write(error):
+    def write(folder, model, stored_dtype):
+        (folder / "model.safetensors").write_bytes(b"half of it")
+        raise error
+
+    return write
+
+
+def failing_verify(error):
+    def verify(folder, model):
+        assert (folder / "model.safetensors").is_file()
+        raise error
+
+    return verify
+
+
+FAULTS = {
+    "disk full": (
+        "_write_model",
+        failing_write(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+        OutputError,
+    ),
+    "interrupted": ("_write_model", failing_write(KeyboardInterrupt()), KeyboardInterrupt),
+    "interrupted while proving": ("verify", failing_verify(KeyboardInterrupt()), KeyboardInterrupt),
+    "not proved": ("verify", failing_verify(VerificationError("differs")), VerificationError),
+}
+
+
+@pytest.fixture(params=FAULTS.values(), ids=FAULTS)
+def fault(request, monkeypatch):
+    """Something that goes wrong; the exception that comes out."""
+    name, replacement, expected = request.param
+    monkeypatch.setattr(checkpoint, name, replacement)
+    return expected
+
+
+def test_a_failure_leaves_nothing_behind(pruned, tmp_path, fault):
+    with pytest.raises(fault):
+        pruned.save(tmp_path / "new" / "deeper" / "out")
+    assert names(tmp_path) == []
+
+
+def test_a_failure_leaves_folders_that_were_there(pruned, tmp_path, fault):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(fault):
+        pruned.save(tmp_path / "there" / "new" / "out")
+    assert names(tmp_path) == ["there"]
+    assert names(tmp_path / "there") == []
+
+
+def test_a_failure_leaves_the_older_checkpoint_intact(pruned, ours, fault):
+    before = contents(ours)
+    with pytest.raises(fault):
+        pruned.save(ours, overwrite=True)
+    assert contents(ours) == before
+    assert names(ours.parent) == ["out"]
+
+
+def test_a_full_disk_is_said(pruned, tmp_path, monkeypatch):
+    name, replacement, _ = FAULTS["disk full"]
+    monkeypatch.setattr(checkpoint, name, replacement)
+    with pytest.raises(OutputError) as caught:
+        pruned.save(tmp_path / "out")
+    assert str(caught.value) == (
+        f"cannot write '{tmp_path / 'out'}': No space left on device."
+    )
+
+
+@contextlib.contextmanager
+def largest_file(num_bytes):
+    """Let the system refuse to write larger files, as a quota does."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_weights_that_the_system_refuses_to_write_are_an_output_error(pruned, tmp_path):
+    out = tmp_path / "new" / "out"
+    with largest_file(50_000), pytest.raises(OutputError, match=f"cannot write '{out}': "):
+        pruned.save(out)
+    assert names(tmp_path) == []
+
+
+def test_a_failure_at_the_last_step_leaves_the_older_checkpoint_intact(
+    pruned, ours, quick, monkeypatch
+):
+    before, rename, failed = contents(ours), os.rename, []
+
+    def fail_once(source, target, **more):
+        if os.fspath(target) == str(ours) and not failed:
+            failed.append(source)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target, **more)
+
+    monkeypatch.setattr(os, "rename", fail_once)
+    with pytest.raises(OutputError):
+        pruned.save(ours, overwrite=True)
+    assert failed
+    assert names(ours.parent) == ["out"]
+    assert contents(ours) == before
+
+
+# Overwriting
+
+
+def test_our_own_checkpoint_is_replaced_whole(pruned, ours, quick):
+    (ours / "leftover.txt").write_text("of the old one")
+    (ours / "model.safetensors").write_bytes(b"old weights")
+    pruned.save(ours, overwrite=True)
+    assert not (ours / "leftover.txt").exists()
+    assert "model.embed_tokens.weight" in load_file(ours / "model.safetensors")
+    assert names(ours.parent) == ["out"]
+
+
+def test_overwrite_does_not_need_anything_to_overwrite(pruned, tmp_path, quick):
+    pruned.save(tmp_path / "out", overwrite=True)
+    assert names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "ghostlayers.json").is_file()
+
+
+def test_overwriting_through_a_link_leaves_no_rubbish(pruned, ours, quick):
+    link = ours.parent / "link"
+    link.symlink_to(ours)
+    pruned.save(link, overwrite=True)
+    assert names(ours.parent) == ["link", "out"]
+
+
+def test_what_a_killed_run_left_is_removed(pruned, tmp_path, quick):
+    for name in (f".out.{DEAD_PID}-abc", f".out.{os.getpid()}-abc", ".out.notes-1", ".other.1-a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+    pruned.save(tmp_path / "out")
+    assert names(tmp_path) == sorted([".other.1-a", f".out.{os.getpid()}-abc", ".out.notes-1", "out"])
+
+
+# Checkpoints that were edited
+
+
+@pytest.fixture
+def edited(saved, tmp_path):
+    """A copy of the checkpoint, and its tensors to change."""
+    folder = shutil.copytree(saved, tmp_path / "edited")
+    return folder, load_file(folder / "model.safetensors")
+
+
+def write_weights(folder, tensors):
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_changed_weight_is_noticed(edited, pruned):
+    folder, tensors = edited
+    tensors["model.layers.1.mlp.down_proj.weight"][3] += 1.0
+    write_weights(folder, tensors)
+    with pytest.raises(VerificationError, match=r"reloads, but its logits differ by \d") as caught:
+        checkpoint.verify(folder, pruned.model)
+    assert "nothing was kept" in str(caught.value)
+
+
+def test_a_checkpoint_that_does_not_load_is_noticed(saved, pruned, monkeypatch):
+    def fail(*args, **kwargs):
+        return subprocess.CompletedProcess(args, 1, "", "Traceback ...\nOSError: no weights\n")
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(VerificationError) as caught:
+        checkpoint.verify(saved, pruned.model)
+    assert str(caught.value) == (
+        "the saved checkpoint does not reload in a fresh process: OSError: no weights"
+    )
+
+
+@pytest.mark.parametrize("logits", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_noticed(saved, pruned, monkeypatch, logits):
+    def got(folder, ids, dtype, device):
+        return torch.full((1, 32, 256), logits)
+
+    monkeypatch.setattr(checkpoint, "_logits_of_fresh_process", got)
+    with pytest.raises(VerificationError, match="its logits differ by"):
+        checkpoint.verify(saved, pruned.model)
+
+
+def without_repair(folder, tensors):
+    repairs = [name for name in tensors if ".repair_" in name]
+    assert len(repairs) == 1
+    write_weights(folder, {name: t for name, t in tensors.items() if name not in repairs})
+
+
+def test_a_deleted_repair_makes_transformers_stop(edited):
+    folder, tensors = edited
+    without_repair(folder, tensors)
+    with pytest.raises(RuntimeError, match="the checkpoint lacks 'repair_"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+def test_a_deleted_repair_makes_ghostlayers_stop(edited):
+    folder, tensors = edited
+    without_repair(folder, tensors)
+    with pytest.raises(ModelError, match=f"cannot load the model '{folder}': the checkpoint lacks"):
+        load_model(str(folder), RunOptions(device="cpu"))
+
+
+def test_an_intact_copy_loads(edited):
+    folder, tensors = edited
+    write_weights(folder, tensors)
+    loaded = load_model(str(folder), RunOptions(device="cpu"))
+    repair = next(name for name in tensors if ".repair_" in name)
+    assert torch.equal(loaded.model.state_dict()[repair], tensors[repair])
+
+
+# Records
+
+
+@pytest.mark.parametrize("content", ["{ not json", "[]", "", "\xff"])
+def test_a_damaged_record_is_refused(tmp_path, content):
+    path = tmp_path / "ghostlayers.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ModelError) as caught:
+        ghostlayers.inspect(tmp_path)
+    assert str(caught.value).startswith(f"'{path}' cannot be read: ")
+
+
+def test_a_folder_without_a_record_is_refused(tmp_path):
+    with pytest.raises(ModelError) as caught:
+        ghostlayers.inspect(tmp_path)
+    assert str(caught.value) == (
+        f"'{tmp_path}' holds no ghostlayers.json: it was not made by Ghostlayers."
+    )
+
+
+def test_calibration_documents_are_those_of_the_record(saved, tmp_path, pruned):
+    documents = checkpoint.calibration_documents(saved)
+    assert documents == pruned.record["calibration"]["documents"]
+    assert documents
+    assert checkpoint.calibration_documents(tmp_path) is None
