@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +31,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ghostlayers import calibration, steps
 from ghostlayers.calibration import Fitting, micro_batches
-from ghostlayers.loading import LoadedModel, load_model
+from ghostlayers.loading import load_model
 from ghostlayers.progress import Silent
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import METHODS, FitOptions
@@ -66,7 +67,7 @@ class Bench:
     """What every case works on.
 
     Attributes:
-        loaded: the model, with a tokenizer if it has one.
+        model: the dense model.
         windows: windows that spans are scored on.
         fit_windows: windows that repairs are fitted on.
         held_out: windows that candidates' losses are measured on.
@@ -77,7 +78,6 @@ class Bench:
         plain_batch_size: windows at a time for the straightforward implementation.
     """
 
-    loaded: LoadedModel | None
     model: Any
     windows: Windows
     fit_windows: Windows
@@ -121,12 +121,14 @@ class Outcome:
     Attributes:
         work: the forward passes that the answer cannot do without.
         heads: windows whose logits are needed besides.
+        copy_mb: a copy of the model that is held throughout.
         notes: for the reader.
         operators: what a straightforward fit found, to be checked.
     """
 
     work: tuple[Pass, ...] = ()
     heads: int = 0
+    copy_mb: float = 0.0
     notes: tuple[str, ...] = ()
     operators: Mapping[Span, Tensor] = field(default_factory=dict)
 
@@ -141,6 +143,7 @@ class Result:
         extra_mb: highest resident memory of all repeats, less that of the loaded, warm model.
         work: see `Outcome`.
         heads: see `Outcome`.
+        copy_mb: see `Outcome`; part of the extra memory.
         notes: see `Outcome`.
         elapsed: of the bare case alone: share of a bare forward gone by at each boundary.
         head_share: of the bare case alone: the head on all windows, over a bare forward.
@@ -152,6 +155,7 @@ class Result:
     extra_mb: float
     work: tuple[Pass, ...]
     heads: int
+    copy_mb: float
     notes: tuple[str, ...]
     num_layers: int
     elapsed: tuple[float, ...] = ()
@@ -422,7 +426,8 @@ def plain_operator(bench: Bench, span: Span) -> Tensor:
     X = torch.cat(before).flatten(0, 1).double()
     D = torch.cat(after).flatten(0, 1).double() - X
     gram = X.T @ X + 1e-6 * torch.eye(X.shape[1], dtype=X.dtype)
-    return torch.linalg.solve(gram, X.T @ D)
+    operator: Tensor = torch.linalg.solve(gram, X.T @ D)
+    return operator
 
 
 def run_plain_fit(bench: Bench, spans: Sequence[Span]) -> Outcome:
@@ -430,7 +435,7 @@ def run_plain_fit(bench: Bench, spans: Sequence[Span]) -> Outcome:
     pruned = copy.deepcopy(bench.model)
     operators = {span: plain_operator(bench, span) for span in spans}
     del pruned
-    return Outcome(operators=operators, notes=(f"includes a copy of {model_mb(bench):.0f} MB",))
+    return Outcome(operators=operators, copy_mb=model_mb(bench))
 
 
 def single_layers(spans: Sequence[Span]) -> list[Span]:
@@ -440,7 +445,8 @@ def single_layers(spans: Sequence[Span]) -> list[Span]:
 
 def model_mb(bench: Bench) -> float:
     """Size of the weights, tied ones counted once."""
-    return sum(each.numel() * each.element_size() for each in bench.model.parameters()) / 2**20
+    sizes = [each.numel() * each.element_size() for each in bench.model.parameters()]
+    return float(sum(sizes)) / 2**20
 
 
 def check_operators(bench: Bench, operators: Mapping[Span, Tensor]) -> str:
@@ -540,14 +546,25 @@ def random_model(hidden: int, layers: int, positions: int, seed: int) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
-def read_windows(args: argparse.Namespace, loaded: LoadedModel | None, config: Any) -> Windows:
+def open_model(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model, and its tokenizer if it has one."""
+    if args.model is None:
+        hidden, layers = args.random
+        return random_model(hidden, layers, args.sequence_length, args.seed), None
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    loaded = load_model(args.model, RunOptions(dtype=args.dtype, device="cpu"))
+    return loaded.model, loaded.tokenizer
+
+
+def read_windows(args: argparse.Namespace, config: Any, tokenizer: Any) -> Windows:
     """Windows of a text, or of random token ids; the held-out ones come last."""
     count = args.windows + held_out_count(args)
     if args.text is not None:
-        assert loaded is not None
         return make_windows(
             load_corpus(args.text, use="calibration"),
-            loaded.tokenizer,
+            tokenizer,
             sequence_length=args.sequence_length,
             count=count,
             seed=args.seed,
@@ -565,18 +582,13 @@ def held_out_count(args: argparse.Namespace) -> int:
 
 def open_bench(args: argparse.Namespace) -> Bench:
     """The model and the windows that the command line asks for."""
-    loaded = None
-    if args.model is not None:
-        loaded = load_model(args.model, RunOptions(dtype=args.dtype, device="cpu"))
-    model = random_model(*args.random, args.sequence_length, args.seed) if not loaded else None
-    model = loaded.model if loaded else model
+    model, tokenizer = open_model(args)
     check_sequence_length(model.config, args.sequence_length)
-    windows, held_out = read_windows(args, loaded, model.config).split_at(args.windows)
+    windows, held_out = read_windows(args, model.config, tokenizer).split_at(args.windows)
     fit_windows = windows.first(args.fit_windows or args.windows)
     check_tokens(fit_windows, model.config.hidden_size)
     num_layers = len(find_decoder_layers(model))
     return Bench(
-        loaded=loaded,
         model=model,
         windows=windows,
         fit_windows=fit_windows,
@@ -705,6 +717,7 @@ def measure(args: argparse.Namespace, name: str) -> Result:
         extra_mb=max(0.0, max(peaks) - baseline),
         work=outcome.work,
         heads=outcome.heads,
+        copy_mb=outcome.copy_mb,
         notes=tuple(notes),
         num_layers=bench.num_layers,
         elapsed=elapsed_shares(bench) if is_bare else (),
@@ -781,15 +794,30 @@ def times_bare(result: Result, bare: Result) -> float:
     return result.median / reference
 
 
-def gains(case: Case, name: str, results: Mapping[str, Result]) -> tuple[float, float] | None:
-    """How many times longer, and larger, the straightforward cases are; None if one is missing."""
-    rivals = [results[rival] for rival in case.rivals if rival in results]
-    if not rivals or len(rivals) < len(case.rivals):
+def rivals_of(name: str, results: Mapping[str, Result]) -> list[Result]:
+    """The straightforward cases that do the same; none if any of them is missing."""
+    names = CASES[name].rivals
+    return [results[each] for each in names] if all(each in results for each in names) else []
+
+
+def gains(name: str, results: Mapping[str, Result]) -> tuple[float, float] | None:
+    """How many times longer, and larger, the straightforward cases are; None without them."""
+    rivals, ours, bare = rivals_of(name, results), results[name], results[BARE]
+    if not rivals:
         return None
-    bare, ours = results[BARE], results[name]
     time_gain = sum(times_bare(rival, bare) for rival in rivals) / times_bare(ours, bare)
     memory = max(rival.extra_mb for rival in rivals)
     return time_gain, memory / max(ours.extra_mb, NOTABLE_MB)
+
+
+def copy_note(name: str, results: Mapping[str, Result]) -> str | None:
+    """The memory gain that is left when the straightforward copy of the model is not counted."""
+    rivals = rivals_of(name, results)
+    if not any(rival.copy_mb for rival in rivals):
+        return None
+    memory = max(rival.extra_mb - rival.copy_mb for rival in rivals)
+    gain = memory / max(results[name].extra_mb, NOTABLE_MB)
+    return f"{name}: memory {gain:.1f} x if the straightforward copy of the model is left out"
 
 
 def aims(case: Case, over_needed: float, gain: tuple[float, float] | None) -> str:
@@ -817,7 +845,7 @@ def table_row(name: str, results: Mapping[str, Result]) -> list[str]:
     case, result, bare = CASES[name], results[name], results[BARE]
     over_bare = times_bare(result, bare)
     needed = needed_share(bare, result.work)
-    gain = gains(case, name, results)
+    gain = gains(name, results)
     return [
         case.label,
         f"{result.median:.2f}",
@@ -893,7 +921,8 @@ def notes_of(results: Mapping[str, Result]) -> list[str]:
         for name, result in results.items()
         if result.heads
     ]
-    return heads + [f"{name}: {note}" for name in results for note in results[name].notes]
+    copies = [note for name in results if (note := copy_note(name, results)) is not None]
+    return heads + copies + [f"{name}: {note}" for name in results for note in results[name].notes]
 
 
 def processor_name() -> str:
@@ -1018,7 +1047,7 @@ def sample_row(
     correlations, best, regrets, seconds = [], [], [], []
     for seed in range(seeds):
         mask = sample_mask(windows, length, wanted, torch.Generator().manual_seed(seed))
-        spent, values = timed(lambda mask=mask: residuals(streams, mask, spans))
+        spent, values = timed(partial(residuals, streams, mask, spans))
         winner = values.index(min(values))
         correlations.append(spearman(values, truth))
         best.append(str(spans[winner]))

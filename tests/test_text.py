@@ -62,6 +62,13 @@ def test_a_parquet_file_is_one_document_a_row(tmp_path):
     assert read(str(path)).documents == ("one", "", "three")
 
 
+@pytest.mark.parametrize("name", ["part[12].jsonl", "part*.jsonl", "part?.jsonl"])
+def test_a_name_that_looks_like_a_pattern_is_one_file(tmp_path, name):
+    write_jsonl(tmp_path / name, [{"text": "the one"}])
+    write_jsonl(tmp_path / "part1.jsonl", [{"text": "another one"}])
+    assert read(tmp_path / name).documents == ("the one",)
+
+
 def test_a_folder_is_all_its_readable_files_in_order(tmp_path):
     write_jsonl(tmp_path / "b.jsonl", [{"text": "two"}, {"text": "three"}])
     (tmp_path / "a.txt").write_text("one")
@@ -264,9 +271,7 @@ def test_an_error_without_a_message_is_named_by_its_type(monkeypatch):
         ("wikitext2", "evaluation", "Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
     ],
 )
-def test_a_hub_corpus_is_streamed_from_the_right_split(
-    monkeypatch, name, use, path, config, split
-):
+def test_a_hub_corpus_is_streamed_from_the_right_split(monkeypatch, name, use, path, config, split):
     calls = fake_hub(monkeypatch, [{"text": "one"}, {"text": "two"}])
     corpus = load_corpus(name, use=use)
     assert calls == [((path, config), {"split": split, "streaming": True})]

@@ -268,9 +268,7 @@ def test_windows_beyond_the_positions_are_refused_with_the_longest_that_works():
 def test_windows_that_predict_nothing_are_refused(length):
     with pytest.raises(WindowError) as caught:
         check_sequence_length(SimpleNamespace(max_position_embeddings=128), length)
-    assert str(caught.value) == (
-        f"a window of {length} tokens predicts nothing; use at least 2."
-    )
+    assert str(caught.value) == (f"a window of {length} tokens predicts nothing; use at least 2.")
 
 
 @pytest.mark.parametrize(("positions", "length"), [(128, 128), (128, 2), (None, 10**6)])

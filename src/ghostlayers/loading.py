@@ -147,11 +147,17 @@ def _refuse_pickles(folder: Path) -> None:
 
 
 def _read(place: str, extra: dict[str, Any]) -> tuple[Any, Any]:
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     is_gguf = "gguf_file" in extra
-    # GGUF is de-quantised to float32 by default; bfloat16 holds 4- to 8-bit weights well enough.
-    weights = {"dtype": torch.bfloat16} if is_gguf else {"dtype": "auto", "use_safetensors": True}
+    weights: dict[str, Any] = {"dtype": "auto", "use_safetensors": True}
+    if is_gguf:
+        # bfloat16 holds weights of 4 to 8 bits well enough, at half the size of float32.
+        weights = {"dtype": torch.bfloat16}
+        # Newer versions keep the weights packed where they can, and layers that cannot be repaired.
+        if hasattr(transformers, "GgufConfig"):
+            weights["quantization_config"] = transformers.GgufConfig(dequantize=True)
     # De-quantising GGUF draws bars that no setting of transformers turns off.
     quiet = contextlib.redirect_stderr(io.StringIO()) if is_gguf else contextlib.nullcontext()
     with quiet:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ghostlayers.spans import Span
 
-MASSIVE = 10.0
+MASSIVE = 20.0
 """A token is massive at a boundary if its norm exceeds this many times the median norm there."""
 
 GROWTH = 4.0
@@ -47,7 +47,7 @@ class NormProfile:
 def born_inside(profile: NormProfile, span: Span) -> bool:
     """Whether some token becomes massive between the two ends of a span.
 
-    A token counts if, after the span, its norm is more than 10 times the median norm and at least
+    A token counts if, after the span, its norm is more than 20 times the median norm and at least
     4 times as large, relative to the median, as it was before the span.
     """
     relative = profile.relative()

