@@ -181,34 +181,33 @@ def test_no_command_shows_help():
 # Usage errors: exit code 2
 
 
+ONE = ("prune", "-n", "1", "-d", "other.txt")
+SOME = ("eval", "-d", "other.txt", *LENGTH)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (
-            ("prune", "-n", "1", "-d", "other.txt", "--repair", "ghst"),
-            "unknown repair 'ghst'. Did you mean 'ghost'?",
-        ),
-        (
-            ("prune", "-n", "1", "-d", "other.txt", "--select", "best"),
-            "unknown selection 'best'. Known: ",
-        ),
-        (("prune", "-n", "1", "-d", "other.txt", "--preset", "pager"), "'pager' is not one of"),
+        ((*ONE, "--repair", "ghst"), "unknown repair 'ghst'. Did you mean 'ghost'?"),
+        ((*ONE, "--select", "best"), "unknown selection 'best'. Known: recoverable, "),
+        ((*ONE, "--preset", "pager"), "'pager' is not one of"),
+        ((*ONE, "--dtype", "int4"), "'int4' is not one of"),
+        ((*ONE, "--batch-size", "-1"), "'--batch-size'"),
+        ((*ONE, "--windows", "0"), "'windows' must be at least 1, got 0."),
+        ((*ONE, "--remove", "1"), "give either --layers or --remove, not both."),
+        ((*ONE, "--layer", "1"), "No such option: --layer"),
         (("prune", "-n", "one", "-d", "other.txt"), "'--layers' / '-n'"),
-        (("prune", "-n", "1", "-d", "other.txt", "--dtype", "int4"), "'int4' is not one of"),
-        (("prune", "-n", "1", "-d", "other.txt", "--batch-size", "-1"), "'--batch-size'"),
         (("prune", "-d", "other.txt"), "say how many layers to remove (--layers) or which"),
-        (("prune", "-n", "1", "--remove", "1", "-d", "other.txt"), "not both"),
-        (("prune", "-n", "1"), "no calibration text: give --data"),
-        (("prune", "-n", "1", "-d", "other.txt", "--windows", "0"), "'windows' must be at least 1"),
+        (("prune", "-n", "1"), "no calibration text: give --data a file of yours"),
         (("score", "-d", "other.txt"), "say how many layers to remove (--layers)"),
-        (("score", "-n", "1"), "no calibration text: give --data"),
+        (("score", "-n", "1"), "no calibration text: give --data a file of yours"),
         (("eval",), "Missing option '--data'"),
-        (("eval", "-d", "other.txt", "--max-windows", "0"), "'--max-windows'"),
-        (("eval", "-d", "other.txt", "--sequence-length", "1"), "'--sequence-length'"),
         (("eval", "-d", ",", *LENGTH), "--data"),
-        (("eval", "-d", "other.txt", *LENGTH, "--device", "toaster"), "unknown device 'toaster'"),
+        (("eval", "-d", "other.txt", "--sequence-length", "1"), "'--sequence-length'"),
+        ((*SOME, "--max-windows", "0"), "'--max-windows'"),
+        ((*SOME, "--device", "toaster"), "unknown device 'toaster'"),
         (
-            ("eval", "-d", "other.txt", *LENGTH, "--separator", "a", "--separator", "b"),
+            (*SOME, "--separator", "a", "--separator", "b"),
             "2 separators for 1 corpora; give one for all, or one each.",
         ),
     ],

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ghostlayers import modeling, reload_check
@@ -148,6 +149,8 @@ def _staging(out: Path) -> Iterator[Path]:
         yield folder
     except OSError as error:
         raise OutputError(f"cannot write '{out}': {error.strerror or error}.") from error
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OutputError(f"cannot write the weights into '{out}': {error}.") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if not out.exists():
@@ -183,7 +186,11 @@ def _publish(folder: Path, out: Path) -> None:
     if out.exists():
         old = folder.with_name(folder.name + ".old")
         out.rename(old)
-        folder.rename(out)
+        try:
+            folder.rename(out)
+        except BaseException:
+            old.rename(out)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     else:
         folder.rename(out)

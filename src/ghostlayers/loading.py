@@ -91,6 +91,24 @@ def load_model(name: str, options: RunOptions, revision: str | None = None) -> L
     return LoadedModel(model, tokenizer, base, stored)
 
 
+def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
+    """A model's config.json, unread by any class; empty for a GGUF file.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    from transformers import PreTrainedConfig
+
+    place, extra = _locate(Path(name).expanduser(), name)
+    if extra:
+        return {}
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
+    return dict(config)
+
+
 def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
     """Wrap a model that is in memory already; it is used in its own dtype, where it is."""
     if tokenizer is None:

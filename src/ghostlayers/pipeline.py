@@ -57,7 +57,7 @@ def prune(
     """
     recipe = make_recipe(recipe, choices)
     run = Run(options or RunOptions(), progress or Silent())
-    dense = open_model(model, tokenizer, run.options, revision)
+    dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
     layerwise = check_request(dense, recipe)
     corpus, windows = read_calibration(dense, recipe, data)
     fitting = make_fitting(dense, recipe)

@@ -9,8 +9,9 @@ from typing import Any
 
 from ghostlayers import text, tokens
 from ghostlayers.calibration import Fitting
-from ghostlayers.errors import RecipeError, WindowError
-from ghostlayers.loading import LoadedModel, from_memory, load_model
+from ghostlayers.errors import RecipeError, UnsupportedModelError, WindowError
+from ghostlayers.families import find_family
+from ghostlayers.loading import LoadedModel, from_memory, load_model, read_config
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.spans import check_count, check_layers
@@ -33,14 +34,31 @@ def make_recipe(recipe: Recipe | None, choices: Mapping[str, Any]) -> Recipe:
 
 
 def open_model(
-    model: Any, tokenizer: Any, options: RunOptions, revision: str | None = None
+    model: Any,
+    tokenizer: Any,
+    options: RunOptions,
+    revision: str | None = None,
+    *,
+    surgery_follows: bool = False,
 ) -> LoadedModel:
-    """Open a model by name, or wrap one that is in memory."""
+    """Open a model by name, or wrap one that is in memory.
+
+    With ``surgery_follows``, a family that cannot be cut is refused from its config alone, before
+    gigabytes of weights are read.
+    """
     if isinstance(model, LoadedModel):
         return model
     if isinstance(model, (str, Path)):
+        if surgery_follows:
+            _check_config(str(model), revision)
         return load_model(str(model), options, revision)
     return from_memory(model, tokenizer)
+
+
+def _check_config(name: str, revision: str | None) -> None:
+    config = read_config(name, revision)
+    if "model_type" in config:
+        find_family(str(config["model_type"]))
 
 
 def check_request(
@@ -61,6 +79,7 @@ def check_request(
     """
     if surgery_follows:
         family_of(loaded.model)
+        _refuse_quantized(loaded.model)
     layerwise = LayerwiseModel(loaded.model)
     removed = recipe.removed()
     if removed is not None:
@@ -75,6 +94,14 @@ def check_request(
         method.basis(loaded.model.config.hidden_size)
     _check_fit_tokens(loaded, recipe)
     return layerwise
+
+
+def _refuse_quantized(model: Any) -> None:
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise UnsupportedModelError(
+            "the model's weights are quantised, which cannot be cut yet; start from the checkpoint "
+            "in bfloat16 or float16, and quantise the result."
+        )
 
 
 def _check_fit_tokens(loaded: LoadedModel, recipe: Recipe) -> None:

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -33,6 +34,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         from ghostlayers.cli import screen
 
         quieten()
+        # A polite kill then cleans up like Ctrl-C does.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             function(*args, **kwargs)
         except GhostlayersError as error:
@@ -47,6 +50,16 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             if kwargs.get("debug"):
                 raise
             screen.fail("out of memory; try a smaller --batch-size or --sequence-length.")
+            raise typer.Exit(1) from error
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if kwargs.get("debug"):
+                raise
+            screen.fail(
+                f"{type(error).__name__}: {error}. This is a bug: please report it with "
+                "what --debug shows."
+            )
             raise typer.Exit(1) from error
 
     return shell
@@ -116,8 +129,9 @@ def prune(
     """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
     del debug
     from ghostlayers import pipeline
-    from ghostlayers.checkpoint import check_output
+    from ghostlayers.checkpoint import check_output, checkpoint_bytes
     from ghostlayers.cli import screen
+    from ghostlayers.preparation import open_model
 
     recipe = o.recipe_from(
         preset,
@@ -141,15 +155,13 @@ def prune(
         ridge=ridge,
         absolute_ridge=absolute_ridge,
     )
+    options = RunOptions(dtype, device, batch_size, trust_remote_code)
     check_output(output, overwrite=overwrite, needed_bytes=0)
     screen.step(f"Loading {model} ...")
-    pruned = pipeline.prune(
-        model,
-        recipe,
-        options=RunOptions(dtype, device, batch_size, trust_remote_code),
-        revision=revision,
-        progress=screen.Bars(),
-    )
+    dense = open_model(model, None, options, revision, surgery_follows=True)
+    needed = checkpoint_bytes(dense.model, dense.stored_dtype)
+    check_output(output, overwrite=overwrite, needed_bytes=needed)
+    pruned = pipeline.prune(dense, recipe, options=options, progress=screen.Bars())
     if pruned.table is not None and pruned.table.dense_loss is not None:
         screen.show_candidates(pruned.table)
     screen.show_cut(pruned)
