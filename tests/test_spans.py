@@ -170,9 +170,10 @@ def test_removed_and_kept_layers_are_complements():
         ([Span(2, 4)], [2]),
         ([Span(6, 8)], [6]),
         ([Span(0, 2), Span(3, 5), Span(7, 8)], [0, 1, 3]),
-        ([Span(7, 8), Span(0, 2)], [5, 0]),  # the order in the list does not matter
+        ([Span(7, 8), Span(0, 2)], [5, 0]),
+        ([Span(1, 3), Span(3, 5)], [1, 1]),
     ],
-    ids=["at 0", "in the middle", "at the end", "all three", "in any order"],
+    ids=["at 0", "in the middle", "at the end", "all three", "in any order", "side by side"],
 )
 def test_boundaries_after_the_cut_count_the_layers_kept_before(spans, boundaries):
     kept = kept_layers(spans, 8)

@@ -177,7 +177,7 @@ def evaluate(
             use="evaluation",
             text_column=text_column,
             separator=separator,
-            max_characters=_characters(max_windows, sequence_length),
+            max_characters=_characters(source, max_windows, sequence_length),
         )
         windows = tokens.make_windows(
             corpus, opened.tokenizer, sequence_length=sequence_length, bos=bos, count=max_windows
@@ -189,6 +189,7 @@ def evaluate(
                 corpus=corpus.name,
                 against=None if dense is None else dense.model,
                 batch_size=run.options.batch_size or 8,
+                complete=corpus.complete,
                 calibration=calibrated_on,
                 progress=run.progress,
             )
@@ -204,8 +205,9 @@ def _one_each(separators: Sequence[str], count: int) -> list[str]:
     return list(separators) * (count if len(separators) == 1 else 1)
 
 
-def _characters(max_windows: int | None, sequence_length: int) -> int:
+def _characters(source: Documents, max_windows: int | None, sequence_length: int) -> int:
     """Enough text for the first windows, without reading a whole hub corpus."""
-    if max_windows is None:
+    on_hub = isinstance(source, str) and source in text.HUB_CORPORA
+    if max_windows is None or not on_hub:
         return text.MAX_CHARACTERS
     return max_windows * sequence_length * text.CHARACTERS_PER_TOKEN

@@ -83,8 +83,10 @@ def fail(text: str) -> None:
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """A table: the first column left, the others right."""
     grid = Table(title=title, title_justify="left", title_style="bold")
-    for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    grid.add_column(columns[0], overflow="fold")
+    for column in columns[1:]:
+        # Numbers are never squeezed; a long name in the first column folds instead.
+        grid.add_column(column, justify="right", no_wrap=True, min_width=len(column))
     for row in rows:
         grid.add_row(*row)
     out.print(grid)
@@ -225,11 +227,13 @@ def show_evaluation(results: Sequence[EvaluationResult]) -> None:
 
 def protocol(result: EvaluationResult) -> str:
     """How a perplexity was measured, in one line."""
-    which = "all" if result.num_windows == result.available_windows else "the first"
+    which = f"the first {result.num_windows}"
+    if result.complete:
+        every = result.num_windows == result.available_windows
+        which = f"{'all' if every else which} of {result.available_windows}"
     seen = {None: "", 0: "; no document served as calibration"}.get(result.calibration_overlap, "")
     return (
-        f"{which} {result.num_windows} of {result.available_windows} windows of "
-        f"{result.sequence_length} tokens, not overlapping, "
+        f"{which} windows of {result.sequence_length} tokens, not overlapping, "
         f"{'BOS before each' if result.bos else 'no BOS'}{seen}"
     )
 

@@ -25,7 +25,8 @@ class EvaluationResult:
         corpus: as the caller named it.
         sums: over all predictions.
         num_windows: windows evaluated.
-        available_windows: windows that the corpus gives.
+        available_windows: windows in the text that was read.
+        complete: whether that was the whole corpus.
         sequence_length: tokens a window.
         bos: whether each window starts with a beginning-of-sequence token.
         calibration_overlap: documents that also served as calibration; None if not known.
@@ -39,6 +40,7 @@ class EvaluationResult:
     sequence_length: int
     bos: bool
     compared: bool
+    complete: bool = True
     calibration_overlap: int | None = None
 
     @property
@@ -72,6 +74,7 @@ def evaluate_windows(
     corpus: str,
     against: Any | None = None,
     batch_size: int = 8,
+    complete: bool = True,
     calibration: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult:
@@ -83,6 +86,7 @@ def evaluate_windows(
         corpus: its name in the result.
         against: a dense model to compare with, over the same vocabulary.
         batch_size: at most so many windows at a time.
+        complete: whether the windows were cut from the whole corpus.
         calibration: hashes of documents that served as calibration, to count the shared ones.
         progress: told of every window.
 
@@ -111,6 +115,7 @@ def evaluate_windows(
         sequence_length=windows.sequence_length,
         bos=windows.bos,
         compared=against is not None,
+        complete=complete,
         calibration_overlap=shared,
     )
 
