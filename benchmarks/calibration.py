@@ -9,6 +9,7 @@ import copy
 import ctypes
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -50,6 +51,9 @@ INTERMEDIATE = 2.75
 
 NOTABLE_MB = 1.0
 """Less extra memory than this is not divided by."""
+
+SHARE_BATCHES = 5
+"""Batches, at least, from which the layers' shares of a forward pass are taken."""
 
 SAMPLE_FACTORS = (1.5, 2.0, 3.0, 5.0, 8.0, 16.0)
 KNOWN_CUTS = {(30, 7): "12-15,17,25,26", (16, 7): "3,4,6,8,9,11,13"}
@@ -199,26 +203,27 @@ def run_bare(bench: Bench) -> Outcome:
 
 @torch.no_grad()
 def elapsed_shares(bench: Bench) -> tuple[float, ...]:
-    """Share of the bare forward that is over when each boundary is reached, from one pass."""
+    """Share of the bare forward that is over when each boundary is reached: medians of batches."""
     layers = find_decoder_layers(bench.model)
     ticks: list[float] = []
 
     def tick(*_: Any) -> None:
         ticks.append(time.perf_counter())
 
-    totals = [0.0] * (len(layers) + 1)
-    whole = 0.0
+    batches = list(micro_batches(bench.windows, bench.batch_size))
+    passes = math.ceil(SHARE_BATCHES / len(batches))
+    shares: list[list[float]] = []
     with ExitStack() as hooks:
         hooks.callback(layers[0].register_forward_pre_hook(tick).remove)
         for layer in layers:
             hooks.callback(layer.register_forward_hook(tick).remove)
-        for ids in micro_batches(bench.windows, bench.batch_size):
+        for ids in batches * passes:
             ticks.clear()
             start = time.perf_counter()
             bench.model.base_model(input_ids=ids, use_cache=False)
-            whole += time.perf_counter() - start
-            totals = [total + at - start for total, at in zip(totals, ticks, strict=True)]
-    return tuple(total / whole for total in totals)
+            whole = time.perf_counter() - start
+            shares.append([(at - start) / whole for at in ticks])
+    return tuple(statistics.median(column) for column in zip(*shares, strict=True))
 
 
 @torch.no_grad()

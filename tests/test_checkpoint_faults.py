@@ -280,7 +280,7 @@ def largest_file(num_bytes):
 
 def test_weights_that_the_system_refuses_to_write_are_an_output_error(pruned, tmp_path):
     out = tmp_path / "new" / "out"
-    with largest_file(50_000), pytest.raises(OutputError, match=f"cannot write '{out}': "):
+    with largest_file(50_000), pytest.raises(OutputError, match=f"'{out}': .*File too large"):
         pruned.save(out)
     assert names(tmp_path) == []
 

@@ -4,6 +4,8 @@ import contextlib
 import json
 import logging
 import math
+import signal
+import socket
 from pathlib import Path
 
 import click
@@ -56,6 +58,22 @@ def place(tmp_path_factory, some_text):
 def _inside(place, monkeypatch):
     """Paths in these tests are short, so that no line of output breaks inside one."""
     monkeypatch.chdir(place)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    def refuse(*_):
+        raise OSError("a test of the command line went to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _own_signals():
+    """The commands change what a polite kill does; pytest keeps its own way."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -123,7 +141,7 @@ def test_every_command_has_help(command, sentence):
         ("--text-column", "[default: text, else the only column of strings]"),
         ("--dtype", "[default: auto]"),
         ("--device", "[default: auto]"),
-        ("--batch-size", "[default: about 4,096 tokens]"),
+        ("--batch-size", "[default: about 1,024 tokens on a processor, "),
         ("--trust-remote-code", "[default: off]"),
         ("--overwrite", "[default: off]"),
         ("--data", "--preset paper takes c4"),
@@ -360,12 +378,12 @@ def test_debug_raises(tiny_folder):
         (MemoryError, 1, "out of memory; try a smaller --batch-size or --sequence-length."),
     ],
 )
-def test_interruptions_end_with_one_message(monkeypatch, raised, code, text):
+def test_interruptions_end_with_one_message(tiny_folder, monkeypatch, raised, code, text):
     def prune(*args, **kwargs):
         raise raised
 
     monkeypatch.setattr(pipeline, "prune", prune)
-    result = call("prune", "any", "-o", "never", "-n", "1", "-d", "other.txt")
+    result = call("prune", tiny_folder, "-o", "never", "-n", "1", "-d", "other.txt")
     assert result.exit_code == code
     assert result.stderr == f"Error: {text}\n"
 
@@ -488,7 +506,7 @@ def test_eval_says_how_many_windows_it_took(tiny_folder, place):
 def test_eval_of_all_windows_says_so(tiny_folder, place):
     result = succeed("eval", tiny_folder, "-d", "other.txt", *LENGTH)
     available = len((place / "other.txt").read_text()) // 64
-    assert f"all {available} of {available} windows of 64 tokens" in words(result.stdout)
+    assert f"other.txt: all of {available} windows of 64 tokens" in words(result.stdout)
     assert "calibration" not in result.stdout
 
 
@@ -562,7 +580,7 @@ def recipe_of(monkeypatch, tiny_folder):
             raise StopError
 
         monkeypatch.setattr(pipeline, "prune", prune)
-        result = call("prune", tiny_folder, "-o", "never", *arguments)
+        result = call("prune", tiny_folder, "-o", "never", "--debug", *arguments)
         assert isinstance(result.exception, StopError), result.output
         return seen[0]
 

@@ -33,11 +33,18 @@ from ghostlayers.scores.residual import (
     span_residual,
 )
 from ghostlayers.spans import Span
-from ghostlayers.stream import LayerwiseModel, MicroBatch, Stream, sweep
+from ghostlayers.stream import LayerwiseModel, MicroBatch, Stream, check_finite, sweep
 from ghostlayers.tokens import Windows
 
-TOKENS_PER_BATCH = 4096
-LOGITS_AT_ONCE = 2**26
+TOKENS_PER_BATCH = 1024
+"""Tokens of a micro-batch on a processor, where more only costs memory."""
+
+TOKENS_PER_BATCH_ON_ACCELERATOR = 8192
+"""... and on an accelerator, which needs many to be busy."""
+
+LOGITS_AT_ONCE = 2**24
+"""Elements of logits made at a time: 64 MB in float32, whatever the vocabulary."""
+
 DENSE = "dense"
 
 
@@ -84,10 +91,11 @@ class Fitting:
         return replace(repair, delta=repair.delta.to(self.stored_dtype).double())
 
 
-def micro_batches(windows: Windows, batch_size: int = 0) -> Iterator[Tensor]:
-    """Token ids of a few windows at a time."""
-    size = batch_size or max(1, TOKENS_PER_BATCH // windows.sequence_length)
-    yield from windows.input_ids.split(size)
+def micro_batches(model: LayerwiseModel, windows: Windows, batch_size: int = 0) -> Iterator[Tensor]:
+    """Token ids of a few windows at a time; 0 chooses how many."""
+    on_processor = model.device.type == "cpu"
+    tokens = TOKENS_PER_BATCH if on_processor else TOKENS_PER_BATCH_ON_ACCELERATOR
+    yield from windows.input_ids.split(batch_size or max(1, tokens // windows.sequence_length))
 
 
 def apply_repair(stream: Stream, delta: Tensor | None) -> Stream:
@@ -133,7 +141,7 @@ def measure_scores(
     masks = sample_mask(len(windows), windows.sequence_length, wanted, generator)
     done = filled = 0
     with (progress or Silent()).stage("Scoring layers", len(windows)) as advance:
-        for ids in micro_batches(windows, batch_size):
+        for ids in micro_batches(model, windows, batch_size):
             streams = _all_boundaries(model, ids)
             norms.append(_norms(streams))
             for window in range(ids.shape[0]):
@@ -142,6 +150,7 @@ def measure_scores(
                 mask = masks[done : done + ids.shape[0]].to(streams.device)
                 sample = _keep_sample(sample, streams[:, mask], int(masks.sum()), filled)
                 filled += int(mask.sum())
+            del streams  # before the next micro-batch's are made
             done += ids.shape[0]
             advance(ids.shape[0])
     table = _score_table(
@@ -152,7 +161,9 @@ def measure_scores(
 
 def measure_norms(model: LayerwiseModel, windows: Windows, *, batch_size: int = 0) -> NormProfile:
     """Norms of every token at every boundary."""
-    norms = [_norms(_all_boundaries(model, ids)) for ids in micro_batches(windows, batch_size)]
+    norms = [
+        _norms(_all_boundaries(model, ids)) for ids in micro_batches(model, windows, batch_size)
+    ]
     return NormProfile(torch.cat(norms, dim=1))
 
 
@@ -175,8 +186,10 @@ def _keep_sample(
 def _all_boundaries(model: LayerwiseModel, ids: Tensor) -> Tensor:
     """The stream at every boundary, [boundaries, batch, sequence, hidden]."""
     batch, stream = model.begin(ids)
-    walk = sweep(model, [batch], [stream], stop=model.num_layers)
-    return torch.stack([streams[0] for _, streams in walk])
+    streams = stream.new_empty(model.num_layers + 1, *stream.shape)
+    for boundary, (hidden,) in sweep(model, [batch], [stream], stop=model.num_layers):
+        streams[boundary] = hidden
+    return streams
 
 
 def _score_table(
@@ -211,7 +224,8 @@ def _residual(sample: TokenSample, span: Span) -> float:
 def fit_sample(sample: TokenSample, span: Span, fitting: Fitting) -> Repair:
     """A repair of one span from sampled tokens alone: good enough to rank spans by their loss."""
     source, target = sample.streams[span.start], sample.streams[span.stop]
-    return fitting.fit(fitting.update_tokens(None, source, target))
+    quick = replace(fitting, options=replace(fitting.options, report_condition=False))
+    return quick.fit(quick.update_tokens(None, source, target))
 
 
 def fit_gaps(
@@ -255,7 +269,7 @@ def gather_moments(
     """Moments of the dense stream across every gap, from one sweep; arguments as `fit_gaps`."""
     sums: dict[Span, Moments] = {}
     with (progress or Silent()).stage("Gathering moments", len(windows)) as advance:
-        for ids in micro_batches(windows, batch_size):
+        for ids in micro_batches(model, windows, batch_size):
             _add_moments(model, ids, spans, fitting, sums)
             advance(ids.shape[0])
     return sums
@@ -290,30 +304,40 @@ def _fit_repaired(
     progress: Progress,
 ) -> dict[Span, Repair]:
     """Carry the dense and the repaired stream of all windows side by side, gap after gap."""
-    begun = [model.begin(ids) for ids in micro_batches(windows, batch_size)]
-    batches = [batch for batch, _ in begun]
-    dense = [stream for _, stream in begun]
-    del begun
-    repaired = dense
+    batches: list[MicroBatch] = []
+    dense: list[Stream] = []
+    for ids in micro_batches(model, windows, batch_size):
+        batch, stream = model.begin(ids)
+        batches.append(batch)
+        dense.append(stream)
+    repaired: list[Stream] = []
     repairs: dict[Span, Repair] = {}
     here = 0
-    steps = spans[-1].stop + sum(b.start - a.stop for a, b in pairwise(spans))
+    steps = spans[-1].stop + sum(after.start - before.stop for before, after in pairwise(spans))
     with progress.stage("Fitting gap after gap", steps) as advance:
         for span in spans:
-            shared = repaired is dense
-            dense = _carry(model, batches, dense, here, span.start, advance)
-            repaired = (
-                dense if shared else _carry(model, batches, repaired, here, span.start, advance)
-            )
-            dense = _carry(model, batches, dense, span.start, span.stop, advance)
-            sums: Moments | None = None
-            for batch, source, target in zip(batches, repaired, dense, strict=True):
-                sums = fitting.update(sums, batch, source, target)
-            assert sums is not None
-            repairs[span] = fitting.fit(sums)
-            repaired = [apply_repair(stream, repairs[span].delta) for stream in repaired]
+            _carry(model, batches, dense, here, span.start, advance)
+            if repaired:
+                _carry(model, batches, repaired, here, span.start, advance)
+            else:
+                repaired = list(dense)  # nothing is removed before the first gap
+            _carry(model, batches, dense, span.start, span.stop, advance)
+            repairs[span] = fitting.fit(_sum_moments(fitting, batches, repaired, dense))
+            if span != spans[-1]:
+                for index, stream in enumerate(repaired):
+                    repaired[index] = apply_repair(stream, repairs[span].delta)
             here = span.stop
     return repairs
+
+
+def _sum_moments(
+    fitting: Fitting, batches: Sequence[MicroBatch], source: list[Stream], target: list[Stream]
+) -> Moments:
+    sums: Moments | None = None
+    for batch, x, y in zip(batches, source, target, strict=True):
+        sums = fitting.update(sums, batch, x, y)
+    assert sums is not None
+    return sums
 
 
 def _carry(
@@ -322,13 +346,14 @@ def _carry(
     streams: list[Stream],
     start: int,
     stop: int,
-    advance: Advance | None = None,
-) -> list[Stream]:
-    for boundary, carried in sweep(model, batches, streams, start=start, stop=stop):
-        streams = carried
-        if advance is not None and boundary > start:
-            advance(1)
-    return streams
+    advance: Advance,
+) -> None:
+    """Move streams from one boundary to another, in place: old ones are freed as they go."""
+    for layer in range(start, stop):
+        for index, batch in enumerate(batches):
+            streams[index] = model.run_layer(layer, batch, streams[index])
+            check_finite(streams[index], layer)
+        advance(1)
 
 
 Cut = Mapping[Span, Tensor | None]
@@ -341,6 +366,7 @@ def measure_cuts(
     cuts: Mapping[str, Cut],
     *,
     batch_size: int = 0,
+    divergence: bool = True,
     progress: Progress | None = None,
     description: str = "Measuring losses",
 ) -> dict[str, LossSums]:
@@ -353,6 +379,7 @@ def measure_cuts(
         windows: held-out windows.
         cuts: by name.
         batch_size: windows at a time; 0 chooses.
+        divergence: also compare with the dense model, not only with the text.
         progress: told of every window.
         description: of the stage.
 
@@ -361,10 +388,10 @@ def measure_cuts(
     """
     totals = {name: LossSums() for name in (DENSE, *cuts)}
     with (progress or Silent()).stage(description, len(windows)) as advance:
-        for ids in micro_batches(windows, batch_size):
+        for ids in micro_batches(model, windows, batch_size):
             batch, streams = _cut_streams(model, ids, cuts)
             for window in range(ids.shape[0]):
-                for name, sums in _window_losses(model, batch, streams, window).items():
+                for name, sums in _window_losses(model, batch, streams, window, divergence).items():
                     totals[name] = totals[name] + sums
             advance(ids.shape[0])
     return totals
@@ -388,14 +415,27 @@ def run_cut(model: LayerwiseModel, batch: MicroBatch, stream: Stream, cut: Cut) 
     """From the stream before a cut's first gap to the last boundary, over kept layers only."""
     here = min(cut).start
     for span in sorted(cut):
-        stream = _carry(model, [batch], [stream], here, span.start)[0]
+        stream = _run_layers(model, batch, stream, here, span.start)
         stream = apply_repair(stream, cut[span])
         here = span.stop
-    return _carry(model, [batch], [stream], here, model.num_layers)[0]
+    return _run_layers(model, batch, stream, here, model.num_layers)
+
+
+def _run_layers(
+    model: LayerwiseModel, batch: MicroBatch, stream: Stream, start: int, stop: int
+) -> Stream:
+    for layer in range(start, stop):
+        stream = model.run_layer(layer, batch, stream)
+        check_finite(stream, layer)
+    return stream
 
 
 def _window_losses(
-    model: LayerwiseModel, batch: MicroBatch, streams: Mapping[str, Tensor], window: int
+    model: LayerwiseModel,
+    batch: MicroBatch,
+    streams: Mapping[str, Tensor],
+    window: int,
+    divergence: bool,
 ) -> dict[str, LossSums]:
     """Losses of one window, its logits made for a few positions at a time."""
     row = slice(window, window + 1)
@@ -410,5 +450,6 @@ def _window_losses(
         dense = model.logits(one, streams[DENSE][row], positions)[0]
         for name, stream in streams.items():
             logits = dense if name == DENSE else model.logits(one, stream[row], positions)[0]
-            totals[name] = totals[name] + sum_losses(logits, targets, dense)
+            reference = dense if divergence else None
+            totals[name] = totals[name] + sum_losses(logits, targets, reference)
     return totals

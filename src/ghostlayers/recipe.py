@@ -134,7 +134,7 @@ class RunOptions:
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` computes in the type of
             the checkpoint, or on a processor that is slow at it, in float32.
         device: where to compute; ``auto`` takes an accelerator if there is one.
-        batch_size: windows at a time; 0 chooses about 4,096 tokens.
+        batch_size: windows at a time; 0 chooses.
         trust_remote_code: let a model's own code run.
     """
 

@@ -80,6 +80,7 @@ def add_losses(
         held_out,
         cuts,
         batch_size=run.options.batch_size,
+        divergence=False,
         progress=run.progress,
         description=f"Measuring {len(cuts)} candidates after repair",
     )

@@ -106,6 +106,8 @@ class LayerwiseModel:
             The micro-batch, and its residual stream at boundary 0.
         """
         input_ids = input_ids.to(self.device)
+        if self._returns_tuple is None:
+            self._ask_one_layer(input_ids[:1, :1])
         attention_mask = None if attention_mask is None else attention_mask.to(self.device)
         stubs = [_Recorder(layer, self._wrap) for layer in self.layers]
         with self._replaced(stubs):
@@ -114,6 +116,11 @@ class LayerwiseModel:
             )
         batch = MicroBatch(input_ids, attention_mask, tuple(stub.call() for stub in stubs))
         return batch, stubs[0].hidden_states()
+
+    def _ask_one_layer(self, input_ids: Tensor) -> None:
+        """Find out on a single token whether layers return tuples; see `_wrap`."""
+        with self._replaced([_Recorder(layer, self._wrap) for layer in self.layers]):
+            self.model.base_model(input_ids=input_ids, use_cache=False)
 
     @torch.no_grad()
     def run_layer(self, layer: int, batch: MicroBatch, stream: Stream) -> Stream:

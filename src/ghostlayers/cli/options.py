@@ -211,7 +211,11 @@ Dtype = Annotated[
 Device = Annotated[str, _option("--device", text="cpu, cuda, cuda:1, mps, ... \\[default: auto]")]
 BatchSize = Annotated[
     int,
-    _option("--batch-size", min=0, text="Windows at a time. \\[default: about 4,096 tokens]"),
+    _option(
+        "--batch-size",
+        min=0,
+        text="Windows at a time. \\[default: about 1,024 tokens on a processor, 8,192 on an accelerator]",
+    ),
 ]
 Revision = Annotated[
     str | None, _option("--revision", text="Branch, tag or commit of a model on the hub.")

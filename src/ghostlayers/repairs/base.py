@@ -18,10 +18,12 @@ class FitOptions:
             length, so it is dimensionless and the same for any model. Changes the answer.
         absolute_ridge: added to the diagonal of the Gram matrix as it is, as the paper does.
             Changes the answer where it is not small against the smallest eigenvalue.
+        report_condition: compute the condition number, which costs more than the solve.
     """
 
     ridge: float = 1e-6
     absolute_ridge: float = 0.0
+    report_condition: bool = True
 
 
 @dataclass(frozen=True)

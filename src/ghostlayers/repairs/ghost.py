@@ -32,7 +32,7 @@ def fit_ghost(moments: Moments, options: FitOptions) -> Repair:
         delta=delta,
         num_tokens=moments.num_tokens,
         relative_residual=relative_residual(moments, delta),
-        condition_number=condition_number(moments, options),
+        condition_number=condition_number(moments, options) if options.report_condition else None,
     )
 
 
