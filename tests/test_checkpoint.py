@@ -253,3 +253,28 @@ def test_remote_code_is_the_packages_own_source() -> None:
         code = checkpoint.remote_code(family)
         assert code.startswith(Path(modeling.__file__).read_text().rstrip())
         assert f'"{find_family(family.model_type).repaired_model_type}"' in code
+
+
+def test_a_bfloat16_gemma_computed_in_float32_reloads_bit_for_bit(
+    byte_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Its embedding scale is a buffer: loading in bfloat16 and widening would leave it rounded."""
+    from ghostlayers.loading import load_model
+    from ghostlayers.recipe import RunOptions
+
+    base = build("gemma3_text", vocab_size=256)
+    for parameter in base.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    base.config.dtype = torch.bfloat16
+    base.save_pretrained(tmp_path / "base")
+    byte_tokenizer.save_pretrained(tmp_path / "base")
+    loaded = load_model(str(tmp_path / "base"), RunOptions(dtype="float32", device="cpu"))
+    assert (loaded.stored_dtype, loaded.model.dtype) == (torch.bfloat16, torch.float32)
+    generator = torch.Generator().manual_seed(4)
+    deltas = {span: (0.05 * torch.randn(32, 32, generator=generator)).bfloat16() for span in SPANS}
+    model = surgery.prune_layers(loaded.model, SPANS, deltas)
+    (tmp_path / "out").mkdir()
+    checkpoint._write_model(tmp_path / "out", model, loaded.stored_dtype)
+    assert checkpoint.verify(tmp_path / "out", model).identical
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}

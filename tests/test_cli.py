@@ -141,7 +141,7 @@ def test_every_command_has_help(command, sentence):
         ("--text-column", "[default: text, else the only column of strings]"),
         ("--dtype", "[default: auto]"),
         ("--device", "[default: auto]"),
-        ("--batch-size", "[default: about 1,024 tokens on a processor, "),
+        ("--batch-size", "[default: about 1,024 tokens; 8,192 on an accelerator]"),
         ("--trust-remote-code", "[default: off]"),
         ("--overwrite", "[default: off]"),
         ("--data", "--preset paper takes c4"),

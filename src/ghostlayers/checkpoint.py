@@ -32,6 +32,17 @@ from ghostlayers.families import FAMILIES, Family
 from ghostlayers.report.card import render_card
 
 RECORD = "ghostlayers.json"
+RECORD_KEYS = (
+    "base_model",
+    "cut",
+    "repairs",
+    "evidence",
+    "recipe",
+    "calibration",
+    "versions",
+    "mode",
+    "created",
+)
 CODE = "modeling_ghostlayers.py"
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit, that a reload may show.
@@ -62,14 +73,20 @@ def check_output(out: Path, *, overwrite: bool, needed_bytes: int) -> None:
         OutputError: it exists and may not be overwritten, its parent cannot be written, or the disk
             is too full.
     """
-    if out.exists() and not overwrite:
+    try:
+        exists = out.exists()
+    except OSError as error:
+        raise OutputError(f"cannot use '{out}' as an output: {error.strerror}.") from error
+    if exists and not overwrite:
         raise OutputError(f"'{out}' exists already; choose another folder or pass --overwrite.")
-    if out.exists() and not (out / RECORD).is_file():
+    if exists and not (out / RECORD).is_file():
         raise OutputError(
             f"'{out}' was not made by Ghostlayers (it holds no {RECORD}), so it will not be "
             "overwritten; choose another folder."
         )
     parent = _existing_parent(out)
+    if not parent.is_dir():
+        raise OutputError(f"'{parent}' is a file, not a folder; choose another output.")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"cannot write into '{parent}'; choose another folder.")
     free = shutil.disk_usage(parent).free
@@ -191,6 +208,8 @@ def _publish(folder: Path, out: Path) -> None:
         except BaseException:
             old.rename(out)
             raise
+        if old.is_symlink():
+            old.unlink()
         shutil.rmtree(old, ignore_errors=True)
     else:
         folder.rename(out)
@@ -360,6 +379,9 @@ def inspect(folder: str | Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict):
             raise ValueError("expected an object")
+        missing = [key for key in RECORD_KEYS if key not in record]
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
     except (ValueError, OSError) as error:
         raise ModelError(f"'{path}' cannot be read: {error}.") from error
     return record

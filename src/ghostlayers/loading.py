@@ -73,13 +73,14 @@ def load_model(name: str, options: RunOptions, revision: str | None = None) -> L
     if revision is not None and not path.exists():
         extra["revision"] = revision
     extra["trust_remote_code"] = options.trust_remote_code
+    device = _device(options)
     try:
-        model, tokenizer = _read(place, extra)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        model, tokenizer, stored = _read(place, extra, options, device)
+    except RecipeError:
+        raise
+    except Exception as error:  # damaged files raise the unrelated types of many libraries
         raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
-    stored = model.dtype
-    compute = compute_dtype(options, stored, _device(options))
-    model = _cast(model, compute).to(_device(options)).eval()
+    model = _place(model, device).eval()
     base = BaseModel(
         name=name,
         revision=getattr(model.config, "_commit_hash", None) or revision,
@@ -164,26 +165,52 @@ def _refuse_pickles(folder: Path) -> None:
         )
 
 
-def _read(place: str, extra: dict[str, Any]) -> tuple[Any, Any]:
+def _read(
+    place: str, extra: dict[str, Any], options: RunOptions, device: torch.device
+) -> tuple[Any, Any, torch.dtype]:
+    """Model, tokenizer, and the type that the weights have on disk.
+
+    The model is loaded in the type to compute in, not cast afterwards: families keep constants in
+    buffers (Gemma's embedding scale) that would stay rounded.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    if "gguf_file" in extra:
+        return _read_gguf(place, extra, options, device)
+    tokenizer = AutoTokenizer.from_pretrained(place, **extra)
+    stored = AutoConfig.from_pretrained(place, **extra).get_text_config().dtype
+    wanted = "auto" if stored is None else compute_dtype(options, stored, device)
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=wanted, use_safetensors=True, **extra)
+    if stored is None:  # an old config that names no type: the weights themselves tell
+        stored = model.dtype
+        compute = compute_dtype(options, stored, device)
+        if compute != stored:
+            model = AutoModelForCausalLM.from_pretrained(
+                place, dtype=compute, use_safetensors=True, **extra
+            )
+    return model, tokenizer, stored
+
+
+def _read_gguf(
+    place: str, extra: dict[str, Any], options: RunOptions, device: torch.device
+) -> tuple[Any, Any, torch.dtype]:
+    """A GGUF file, de-quantised; bfloat16 holds weights of 4 to 8 bits well enough."""
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    is_gguf = "gguf_file" in extra
-    weights: dict[str, Any] = {"dtype": "auto", "use_safetensors": True}
-    if is_gguf:
-        # bfloat16 holds weights of 4 to 8 bits well enough, at half the size of float32.
-        weights = {"dtype": torch.bfloat16}
-        # Newer versions keep the weights packed where they can, and layers that cannot be repaired.
-        if hasattr(transformers, "GgufConfig"):
-            weights["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    # De-quantising GGUF draws bars that no setting of transformers turns off.
-    quiet = contextlib.redirect_stderr(io.StringIO()) if is_gguf else contextlib.nullcontext()
-    with quiet:
+    stored = torch.bfloat16
+    weights: dict[str, Any] = {"dtype": compute_dtype(options, stored, device)}
+    # Newer versions keep the weights packed where they can, in layers that cannot be repaired.
+    if hasattr(transformers, "GgufConfig"):
+        weights["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    # De-quantising draws bars that no setting of transformers turns off.
+    with contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(place, **extra)
         model = AutoModelForCausalLM.from_pretrained(place, **weights, **extra)
-    if is_gguf:
-        forget_quantization(model)
-    return model, tokenizer
+    forget_quantization(model)
+    for parameter in model.parameters():  # as the checkpoint will hold them
+        parameter.data = parameter.data.to(stored).to(parameter.dtype)
+    return model, tokenizer, stored
 
 
 def forget_quantization(model: Any) -> None:
@@ -193,16 +220,11 @@ def forget_quantization(model: Any) -> None:
     model.hf_quantizer, model.is_quantized = None, False
 
 
-def _cast(model: Any, dtype: torch.dtype) -> Any:
-    if model.dtype == dtype:
-        return model
-    # Widening after loading keeps the stored values, and buffers that stay in float32 as they are.
-    wide = torch.finfo(dtype).bits >= torch.finfo(model.dtype).bits
-    if wide:
-        return model.to(dtype)
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model
+def _place(model: Any, device: torch.device) -> Any:
+    try:
+        return model.to(device)
+    except (AssertionError, RuntimeError) as error:  # how torch says that a device is absent
+        raise RecipeError(f"cannot use the device '{device}': {_explain(error)}") from error
 
 
 def _device(options: RunOptions) -> torch.device:

@@ -192,6 +192,8 @@ def _check_numbers(recipe: Recipe) -> None:
         value = getattr(recipe, name)
         if value is not None and not value >= 0:
             raise RecipeError(f"'{name}' must not be negative, got {value}.")
+    if not 0 <= recipe.seed < 2**63:
+        raise RecipeError(f"'seed' must lie in [0, 2**63), got {recipe.seed}.")
     if recipe.num_fit_windows > recipe.windows:
         raise RecipeError(
             f"'fit_windows' ({recipe.fit_windows}) must not exceed 'windows' ({recipe.windows})."

@@ -92,7 +92,6 @@ def _calibration(recipe: Recipe, corpus: Corpus, windows: Windows) -> dict[str, 
     return {
         "corpus": corpus.name,
         "source": corpus.source,
-        "revision": corpus.revision,
         "sha256": corpus.sha256(),
         "complete": corpus.complete,
         "windows": recipe.windows,

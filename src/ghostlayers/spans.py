@@ -40,12 +40,12 @@ def parse_layers(text: str) -> list[int]:
     """Read a list such as ``10-12,14`` (both ends included) as [10, 11, 12, 14].
 
     Raises:
-        SpanError: on anything else, on a range that runs backwards, or on a layer named twice.
+        SpanError: on anything else, or on a range that runs backwards.
     """
     layers: list[int] = []
     for part in text.split(","):
         ends = part.strip().split("-")
-        if len(ends) > 2 or not all(end.strip().isdigit() for end in ends):
+        if len(ends) > 2 or not all(end.strip().isdecimal() for end in ends):
             raise SpanError(
                 f"cannot read '{part.strip()}' in the layers '{text}': expected numbers and "
                 "inclusive ranges such as 10-12,14 (layers count from 0)."
@@ -89,8 +89,9 @@ def check_layers(layers: Sequence[int], num_layers: int) -> tuple[Span, ...]:
         raise SpanError(f"layers {format_layers(repeated)} are named twice; name each layer once.")
     unknown = [layer for layer in layers if not 0 <= layer < num_layers]
     if unknown:
+        listed = ",".join(map(str, unknown)) if min(unknown) < 0 else format_layers(unknown)
         raise SpanError(
-            f"layers {format_layers(unknown)} do not exist: the model has {num_layers} decoder "
+            f"layers {listed} do not exist: the model has {num_layers} decoder "
             f"layers, 0 to {num_layers - 1}."
         )
     check_count(len(layers), num_layers)

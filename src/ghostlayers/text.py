@@ -1,5 +1,6 @@
 """Text for calibration and evaluation: named corpora, files and folders -> documents."""
 
+import glob
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,6 @@ class Corpus:
         documents: in reading order; empty ones belong to the text but are nobody's document.
         separator: joins the documents.
         source: path, or hub id with config and split.
-        revision: commit on the hub, where there is one.
         complete: False if reading stopped at a limit.
     """
 
@@ -64,7 +64,6 @@ class Corpus:
     documents: tuple[str, ...]
     separator: str = BLANK_LINE
     source: str = "in memory"
-    revision: str | None = None
     complete: bool = True
 
     def joined(self) -> str:
@@ -130,14 +129,12 @@ def _load_hub(name: str, use: Use, separator: str, max_characters: int) -> Corpu
             f"which could not be read: {_first_line(error)}. Check the connection, or give a local "
             ".txt, .jsonl or .parquet file."
         ) from error
-    revision = getattr(getattr(rows, "info", None), "version", None)
     return Corpus(
         name,
         documents,
         separator,
         f"{entry.path} {entry.config} {split}",
-        None if revision is None else str(revision),
-        complete,
+        complete=complete,
     )
 
 
@@ -195,7 +192,11 @@ def _read_file(file: Path, text_column: str | None) -> Iterator[str]:
 def _read_table(file: Path, text_column: str | None) -> Iterator[str]:
     from datasets import load_dataset
 
-    rows = load_dataset(READERS[file.suffix], data_files=str(file), split="train", streaming=True)
+    if file.stat().st_size == 0:
+        return
+    rows = load_dataset(
+        READERS[file.suffix], data_files=glob.escape(str(file)), split="train", streaming=True
+    )
     column = None
     for row in rows:
         column = column or choose_column(row, text_column, str(file))
@@ -213,7 +214,7 @@ def choose_column(row: dict[str, Any], wanted: str | None, where: str) -> str:
             return wanted
         raise CorpusError(f"'{where}' has no column '{wanted}'. {suggest(wanted, row)}")
     strings = [name for name, value in row.items() if isinstance(value, str)]
-    if "text" in strings:
+    if "text" in strings or ("text" in row and row["text"] is None):
         return "text"
     if len(strings) == 1:
         return strings[0]

@@ -2,13 +2,16 @@
 
 import functools
 import json
+import logging
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
+from rich.markup import escape
 
 from ghostlayers.cli import options as o
 from ghostlayers.errors import GhostlayersError, RecipeError
@@ -35,7 +38,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
         quieten()
         # A polite kill then cleans up like Ctrl-C does.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             function(*args, **kwargs)
         except GhostlayersError as error:
@@ -67,8 +71,10 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 
 def quieten() -> None:
     """Keep loading bars and advice of the libraries below off the screen."""
+    import datasets
     import transformers
 
+    datasets.logging.set_verbosity(logging.CRITICAL)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -226,10 +232,13 @@ def evaluate(
     from ghostlayers import pipeline
     from ghostlayers.cli import screen
 
+    corpora = [name.strip() for name in data.split(",") if name.strip()]
+    if not corpora:
+        raise RecipeError("--data names no corpus.")
     screen.step(f"Loading {model} ...")
     results = pipeline.evaluate(
         model,
-        data=[name.strip() for name in data.split(",") if name.strip()],
+        data=corpora,
         against=against,
         sequence_length=sequence_length,
         max_windows=max_windows,
@@ -312,7 +321,7 @@ def score(
         write_json(json_file, table_to_dict(table))
     if png is not None:
         draw_heatmap(table, png, title=model)
-        screen.say(f"Heat map: {png}")
+        screen.say(f"Heat map: {escape(str(png))}")
 
 
 @app.command("inspect")

@@ -214,7 +214,7 @@ BatchSize = Annotated[
     _option(
         "--batch-size",
         min=0,
-        text="Windows at a time. \\[default: about 1,024 tokens on a processor, 8,192 on an accelerator]",
+        text="Windows at a time. \\[default: about 1,024 tokens; 8,192 on an accelerator]",
     ),
 ]
 Revision = Annotated[

@@ -61,7 +61,7 @@ def _ignore(units: int = 1) -> None:
 
 def say(text: str) -> None:
     """A line of ordinary output; markup allowed."""
-    out.print(text)
+    out.print(text, soft_wrap=True)
 
 
 def step(text: str) -> None:
@@ -126,7 +126,7 @@ def show_evidence(pruned: PrunedModel) -> None:
         ("", "loss", "perplexity", "KL to dense", "agreement"),
         rows,
         f"On {text['windows']} held-out windows of {text['sequence_length']} tokens of "
-        f"{text['corpus']} ({text['bos']})",
+        f"{escape(str(text['corpus']))} ({text['bos']})",
     )
     repaired, cut = pruned.evidence.get("repaired"), pruned.evidence["cut"]
     if repaired is not None and repaired.loss_nats >= cut.loss_nats:
@@ -207,7 +207,7 @@ def show_evaluation(results: Sequence[EvaluationResult]) -> None:
     rows = []
     for result in results:
         row = [
-            result.corpus,
+            escape(result.corpus),
             f"{result.sums.num_tokens:,}",
             f"{result.sums.loss_nats:.4f}",
             f"{result.perplexity:.2f}",
