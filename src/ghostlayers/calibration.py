@@ -42,8 +42,8 @@ TOKENS_PER_BATCH = 1024
 TOKENS_PER_BATCH_ON_ACCELERATOR = 8192
 """... and on an accelerator, which needs many to be busy."""
 
-LOGITS_AT_ONCE = 2**24
-"""Elements of logits made at a time: 64 MB in float32, whatever the vocabulary."""
+LOGITS_AT_ONCE = 2**26
+"""Elements of logits made at a time: 256 MB in float32. Fewer would stream a big head too often."""
 
 DENSE = "dense"
 
