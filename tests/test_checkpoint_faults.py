@@ -179,7 +179,7 @@ def test_a_disk_that_is_too_full_is_refused(tmp_path, monkeypatch):
     with pytest.raises(OutputError) as caught:
         check_output(tmp_path / "a" / "out", overwrite=False, needed_bytes=25 * 10**8)
     assert str(caught.value) == (
-        f"'{tmp_path}' has 1.0 GB free, the checkpoint needs 2.5 GB; free some space or choose "
+        f"'{tmp_path}' has 1,000 MB free, the checkpoint needs 2,500 MB; free some space or choose "
         "another disk."
     )
 

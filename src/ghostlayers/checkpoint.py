@@ -92,8 +92,8 @@ def check_output(out: Path, *, overwrite: bool, needed_bytes: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed_bytes:
         raise OutputError(
-            f"'{parent}' has {free / 1e9:.1f} GB free, the checkpoint needs "
-            f"{needed_bytes / 1e9:.1f} GB; free some space or choose another disk."
+            f"'{parent}' has {free / 1e6:,.0f} MB free, the checkpoint needs "
+            f"{needed_bytes / 1e6:,.0f} MB; free some space or choose another disk."
         )
 
 

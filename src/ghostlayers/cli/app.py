@@ -72,8 +72,10 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
 def quieten() -> None:
     """Keep loading bars and advice of the libraries below off the screen."""
     import datasets
+    import huggingface_hub
     import transformers
 
+    huggingface_hub.logging.set_verbosity_error()
     datasets.logging.set_verbosity(logging.CRITICAL)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
