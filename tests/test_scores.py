@@ -133,6 +133,12 @@ def test_recoverable_takes_the_lowest_measured_loss() -> None:
         selection.select_recoverable(TABLE)
 
 
+def test_recoverable_breaks_a_tie_by_the_residual() -> None:
+    residuals = [0.5, 0.5, 0.4, 0.2, 0.1]
+    tied = make_table([0.9] * 5, residuals, [None, 3.5, 3.505, 3.519, 3.53])
+    assert selection.select_recoverable(tied) == (Span(3, 5),)
+
+
 def test_candidates_include_both_ends_unless_protected() -> None:
     assert selection.candidate_spans(6, 2) == [Span(i, i + 2) for i in range(5)]
     assert selection.candidate_spans(6, 2, "protect") == [Span(i, i + 2) for i in (1, 2, 3)]
