@@ -196,7 +196,7 @@ class Case:
 @torch.no_grad()
 def run_bare(bench: Bench) -> Outcome:
     """All windows through the base model, without head and without cache."""
-    for ids in micro_batches(bench.windows, bench.batch_size):
+    for ids in micro_batches(LayerwiseModel(bench.model), bench.windows, bench.batch_size):
         bench.model.base_model(input_ids=ids, use_cache=False)
     return Outcome(((0, bench.num_layers, len(bench.windows)),))
 
@@ -210,7 +210,7 @@ def elapsed_shares(bench: Bench) -> tuple[float, ...]:
     def tick(*_: Any) -> None:
         ticks.append(time.perf_counter())
 
-    batches = list(micro_batches(bench.windows, bench.batch_size))
+    batches = list(micro_batches(LayerwiseModel(bench.model), bench.windows, bench.batch_size))
     passes = math.ceil(SHARE_BATCHES / len(batches))
     shares: list[list[float]] = []
     with ExitStack() as hooks:
@@ -1018,7 +1018,7 @@ def all_streams(bench: Bench) -> Tensor:
     shape = (*bench.windows.input_ids.shape, bench.model.config.hidden_size)
     streams = torch.empty(bench.num_layers + 1, *shape, dtype=bench.model.dtype)
     done = 0
-    for ids in micro_batches(bench.windows, bench.batch_size):
+    for ids in micro_batches(LayerwiseModel(bench.model), bench.windows, bench.batch_size):
         batch, stream = model.begin(ids)
         rows = slice(done, done + ids.shape[0])
         for boundary, (hidden,) in sweep(model, [batch], [stream], stop=bench.num_layers):
