@@ -1,10 +1,8 @@
 """From scores to the layers that go: pure functions of a score table."""
 
-from collections.abc import Sequence
 from typing import Literal
 
 from ghostlayers.errors import SpanError
-from ghostlayers.scores.births import born_inside
 from ghostlayers.scores.table import ScoreTable, SpanScore
 from ghostlayers.spans import Span, merge_layers
 
@@ -105,8 +103,3 @@ def select(name: str, table: ScoreTable, count: int, edges: Edges) -> tuple[Span
     if name == "shortgpt":
         return select_shortgpt(table, count, edges)
     return select_streamline(table) if name == "streamline" else select_recoverable(table)
-
-
-def births(table: ScoreTable, spans: Sequence[Span]) -> list[Span]:
-    """The spans in which a massive activation is born."""
-    return [span for span in spans if born_inside(table.norms, span)]

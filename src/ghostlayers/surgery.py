@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ghostlayers import modeling
 from ghostlayers.errors import InputError
 from ghostlayers.families import FAMILIES, Family, find_family
-from ghostlayers.spans import Span, check_layers, kept_layers, pruned_boundary, removed_layers
+from ghostlayers.spans import Span, check_layers, kept_layers, pruned_boundary
 from ghostlayers.stream import find_decoder_layers
 
 
@@ -150,8 +150,3 @@ def register_auto_classes() -> None:
         AutoConfig.register(family.repaired_model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)
-
-
-def describe_cut(spans: Sequence[Span], num_layers: int) -> tuple[list[int], list[int]]:
-    """The removed and the kept layers of the original model."""
-    return removed_layers(spans), kept_layers(spans, num_layers)
