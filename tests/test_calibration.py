@@ -240,3 +240,27 @@ def test_norms_without_scores(layerwise: Any, windows: Windows) -> None:
     assert isinstance(profile, NormProfile)
     want = literal_streams(layerwise.model, windows.first(3).input_ids).norm(dim=-1)
     torch.testing.assert_close(profile.norms, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_race_measures_the_same_losses_and_gives_up_the_hopeless(
+    layerwise: Any, windows: Windows
+) -> None:
+    good, ruin = Span(3, 5), Span(4, 6)
+    cuts: dict[str, calibration.Cut] = {
+        "good": {good: None},
+        "ruin": {ruin: -0.9 * torch.eye(layerwise.model.config.hidden_size).double()},
+    }
+    few = windows.first(8)
+    race = calibration.race_cuts(layerwise, few, cuts, batch_size=2)
+    whole = calibration.measure_cuts(layerwise, few, cuts)
+    assert race.best == "good"
+    assert float(race.dense.mean()) == pytest.approx(whole["dense"].loss_nats, rel=1e-5)
+    assert float(race.cuts["good"].mean()) == pytest.approx(whole["good"].loss_nats, rel=1e-5)
+    assert len(race.cuts["good"]) == len(race.dense) == 8 * 63
+    assert len(race.cuts["ruin"]) == 2 * 63
+    difference, error = race.behind("ruin")
+    paired = race.cuts["ruin"] - race.cuts["good"][: 2 * 63]
+    assert difference == pytest.approx(float(paired.mean()))
+    assert error == pytest.approx(float(paired.std()) / (2 * 63) ** 0.5)
+    assert difference > calibration.HOPELESS * error
+    assert race.behind("good") == (0.0, 0.0)

@@ -20,7 +20,7 @@ from ghostlayers.checkpoint import Verification
 from ghostlayers.cli import app
 from ghostlayers.errors import SpanError
 from ghostlayers.repairs import METHODS
-from ghostlayers.selection import SELECTIONS, TIE_NATS
+from ghostlayers.selection import SELECTIONS, TIE_ERRORS
 from ghostlayers.spans import format_layers
 from ghostlayers.text import document_hash
 
@@ -418,8 +418,7 @@ def test_prune_says_what_it_removed_and_what_it_costs(pruned, record):
 
 def test_prune_removes_the_span_of_the_lowest_loss_or_of_the_lowest_residual_in_a_tie(record):
     measured = [each for each in record["scores"]["spans"] if each["loss_nats"] is not None]
-    lowest = min(each["loss_nats"] for each in measured)
-    tied = [each for each in measured if each["loss_nats"] <= lowest + TIE_NATS]
+    tied = [e for e in measured if e["behind_nats"] <= TIE_ERRORS * e["behind_error"]]
     best = min(tied, key=lambda each: each["residual"])
     assert record["cut"]["spans"] == [[best["start"], best["stop"]]]
     assert record["recipe"]["layers"] == 2

@@ -4,7 +4,7 @@ Everything here is a walk over the sweep of `stream`, one micro-batch of windows
 no activation outlives its micro-batch except where a later gap needs the stream of all windows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ghostlayers import moments
-from ghostlayers.evaluation.losses import LossSums, sum_losses
+from ghostlayers.evaluation.losses import LossSums, sum_losses, token_losses
 from ghostlayers.moments import Moments
 from ghostlayers.progress import Advance, Progress, Silent
 from ghostlayers.repairs.base import FitOptions, Method, Repair
@@ -42,8 +42,11 @@ TOKENS_PER_BATCH = 1024
 TOKENS_PER_BATCH_ON_ACCELERATOR = 8192
 """... and on an accelerator, which needs many to be busy."""
 
-LOGITS_AT_ONCE = 2**26
-"""Elements of logits made at a time: 256 MB in float32. Fewer would stream a big head too often."""
+LOGITS_AT_ONCE = 2**24
+"""Elements of logits made at a time: 64 MB in float32. Fewer would stream a big head too often."""
+
+HOPELESS = 4.0
+"""Standard errors behind the best at which a candidate leaves the race."""
 
 DENSE = "dense"
 
@@ -430,6 +433,100 @@ def _run_layers(
     return stream
 
 
+@dataclass(frozen=True)
+class Race:
+    """Losses of cuts that were compared on the same tokens.
+
+    Attributes:
+        dense: the untouched model's loss at every position, in nats, [tokens].
+        cuts: those of every cut, on the first tokens only where it was given up early.
+    """
+
+    dense: Tensor
+    cuts: dict[str, Tensor]
+
+    @property
+    def best(self) -> str:
+        """The cut that loses least among those that were measured to the end."""
+        finished = [name for name, each in self.cuts.items() if len(each) == len(self.dense)]
+        return min(finished, key=lambda name: float(self.cuts[name].mean()))
+
+    def behind(self, name: str, other: str | None = None) -> tuple[float, float]:
+        """How much more a cut loses than another (the best), with its standard error.
+
+        Both over the tokens that the cut was measured on: the difference on the same tokens varies
+        much less than the losses do.
+        """
+        mine = self.cuts[name]
+        difference = mine - self.cuts[other or self.best][: len(mine)]
+        error = float(difference.std()) / len(mine) ** 0.5 if len(mine) > 1 else 0.0
+        return float(difference.mean()), error
+
+
+def race_cuts(
+    model: LayerwiseModel,
+    windows: Windows,
+    cuts: Mapping[str, Cut],
+    *,
+    batch_size: int = 0,
+    progress: Progress | None = None,
+    description: str = "Measuring candidates",
+) -> Race:
+    """Losses of many cuts, giving up those that fall hopelessly behind.
+
+    After each micro-batch a cut leaves whose loss exceeds the best one's by more than `HOPELESS`
+    standard errors of their difference on the same tokens. Arguments as `measure_cuts`.
+    """
+    race = Race(torch.empty(0), {name: torch.empty(0) for name in cuts})
+    running = dict(cuts)
+    with (progress or Silent()).stage(description, len(windows)) as advance:
+        for ids in micro_batches(model, windows, batch_size):
+            batch, streams = _cut_streams(model, ids, running)
+            losses = {name: torch.empty(0) for name in streams}
+            for window in range(ids.shape[0]):
+                for name, each in _window_token_losses(model, batch, streams, window).items():
+                    losses[name] = torch.cat([losses[name], each.cpu()])
+            dense = torch.cat([race.dense, losses[DENSE]])
+            joined = {n: torch.cat([race.cuts[n], losses[n]]) for n in running}
+            race = Race(dense, {**race.cuts, **joined})
+            running = {n: cut for n, cut in running.items() if not _hopeless(race, n)}
+            advance(ids.shape[0])
+    return race
+
+
+def _hopeless(race: Race, name: str) -> bool:
+    difference, error = race.behind(name)
+    return name != race.best and difference > HOPELESS * error
+
+
+def _window_token_losses(
+    model: LayerwiseModel, batch: MicroBatch, streams: Mapping[str, Tensor], window: int
+) -> dict[str, Tensor]:
+    losses: dict[str, list[Tensor]] = {name: [] for name in streams}
+    for targets, logits in _window_logits(model, batch, streams, window):
+        for name in streams:
+            losses[name].append(token_losses(logits(name), targets))
+    return {name: torch.cat(each) for name, each in losses.items()}
+
+
+def _window_logits(
+    model: LayerwiseModel, batch: MicroBatch, streams: Mapping[str, Tensor], window: int
+) -> Iterator[tuple[Tensor, Callable[[str], Tensor]]]:
+    """For a few positions of one window at a time: the true next tokens, and logits by name."""
+    row = slice(window, window + 1)
+    ids = batch.input_ids[row]
+    one = MicroBatch(ids, None, batch.calls)
+    length = ids.shape[1] - 1
+    step = max(1, LOGITS_AT_ONCE // model.model.config.vocab_size)
+    for start in range(0, length, step):
+        positions = slice(start, min(start + step, length))
+
+        def logits(name: str, positions: slice = positions) -> Tensor:
+            return model.logits(one, streams[name][row], positions)[0]
+
+        yield ids[0, 1:][positions], logits
+
+
 def _window_losses(
     model: LayerwiseModel,
     batch: MicroBatch,
@@ -438,18 +535,10 @@ def _window_losses(
     divergence: bool,
 ) -> dict[str, LossSums]:
     """Losses of one window, its logits made for a few positions at a time."""
-    row = slice(window, window + 1)
-    ids = batch.input_ids[row]
-    one = MicroBatch(ids, None, batch.calls)
-    length = ids.shape[1] - 1
-    step = max(1, LOGITS_AT_ONCE // model.model.config.vocab_size)
     totals = {name: LossSums() for name in streams}
-    for start in range(0, length, step):
-        positions = slice(start, min(start + step, length))
-        targets = ids[0, 1:][positions]
-        dense = model.logits(one, streams[DENSE][row], positions)[0]
-        for name, stream in streams.items():
-            logits = dense if name == DENSE else model.logits(one, stream[row], positions)[0]
-            reference = dense if divergence else None
-            totals[name] = totals[name] + sum_losses(logits, targets, reference)
+    for targets, logits in _window_logits(model, batch, streams, window):
+        dense = logits(DENSE)
+        for name in streams:
+            mine = dense if name == DENSE else logits(name)
+            totals[name] = totals[name] + sum_losses(mine, targets, dense if divergence else None)
     return totals

@@ -120,6 +120,9 @@ def table_to_dict(table: ScoreTable) -> dict[str, Any]:
                 "cosine": score.cosine,
                 "residual": score.residual,
                 "loss_nats": score.loss,
+                "loss_tokens": score.loss_tokens,
+                "behind_nats": score.behind if score.loss is not None else None,
+                "behind_error": score.behind_error if score.loss is not None else None,
                 "massive_activation_born": score.birth,
             }
             for score in table.spans

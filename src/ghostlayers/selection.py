@@ -8,8 +8,8 @@ from ghostlayers.spans import Span, merge_layers
 
 Edges = Literal["allow", "protect"]
 
-TIE_NATS = 0.02
-"""Losses on a few thousand held-out tokens that differ by less than this decide nothing."""
+TIE_ERRORS = 2.0
+"""Losses whose difference is less than so many of its standard errors decide nothing."""
 
 SHORTLIST = 3
 """Spans that ``recoverable`` takes from each of its two rankings."""
@@ -69,25 +69,19 @@ def shortlist(table: ScoreTable, size: int = SHORTLIST) -> tuple[Span, ...]:
 def select_recoverable(table: ScoreTable) -> tuple[Span, ...]:
     """The span whose repaired model loses least on held-out calibration windows.
 
-    Among spans that lose practically the same there, the one that a linear map replaces best: the
-    residual carries over to other text where a difference of a few thousandths of a nat does not.
+    Among spans whose losses there cannot be told apart, the one that a linear map replaces best: the
+    residual carries over to other text where a difference within its error does not.
     """
     measured = [score for score in table.spans if score.loss is not None]
     if not measured:
         raise SpanError("no span's loss was measured; give held-out windows (at least 1).")
-    best = min(map(_loss, measured))
-    tied = [score for score in measured if _loss(score) <= best + TIE_NATS]
+    tied = [score for score in measured if score.behind <= TIE_ERRORS * score.behind_error]
     return (min(tied, key=_residual).span,)
 
 
 def _residual(score: SpanScore) -> float:
     assert score.residual is not None
     return score.residual
-
-
-def _loss(score: SpanScore) -> float:
-    assert score.loss is not None
-    return score.loss
 
 
 SELECTIONS: dict[str, str] = {

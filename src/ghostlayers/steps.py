@@ -13,7 +13,7 @@ from ghostlayers.evaluation.losses import LossSums
 from ghostlayers.progress import Progress
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import Repair
-from ghostlayers.scores import ScoreTable
+from ghostlayers.scores import ScoreTable, SpanScore
 from ghostlayers.scores.births import born_inside
 from ghostlayers.scores.residual import TokenSample
 from ghostlayers.selection import candidate_spans, select, shortlist
@@ -75,23 +75,33 @@ def add_losses(
         name: {span: calibration.fit_sample(sample, span, fitting).delta}
         for name, span in spans.items()
     }
-    losses = calibration.measure_cuts(
+    race = calibration.race_cuts(
         model,
         held_out,
         cuts,
         batch_size=run.options.batch_size,
-        divergence=False,
         progress=run.progress,
         description=f"Measuring {len(cuts)} candidates after repair",
     )
-    measured = {spans[name]: losses[name].loss_nats for name in cuts}
     return dataclasses.replace(
         table,
-        spans=tuple(
-            dataclasses.replace(each, loss=measured.get(each.span)) for each in table.spans
-        ),
-        dense_loss=losses[calibration.DENSE].loss_nats,
-        num_loss_tokens=losses[calibration.DENSE].num_tokens,
+        spans=tuple(_with_loss(each, race) for each in table.spans),
+        dense_loss=float(race.dense.mean()),
+        num_loss_tokens=len(race.dense),
+    )
+
+
+def _with_loss(score: SpanScore, race: calibration.Race) -> SpanScore:
+    name = str(score.span)
+    if name not in race.cuts:
+        return score
+    behind, error = race.behind(name)
+    return dataclasses.replace(
+        score,
+        loss=float(race.cuts[race.best].mean()) + behind,
+        behind=behind,
+        behind_error=error,
+        loss_tokens=len(race.cuts[name]),
     )
 
 

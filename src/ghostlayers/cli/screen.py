@@ -162,6 +162,8 @@ def show_spans(spans: Sequence[SpanScore], scores: ScoreTable, title: str) -> No
     rows = []
     for each in spans:
         loss = "" if each.loss is None else _mark(each.loss, best["loss"], 3)
+        if each.loss_tokens < scores.num_loss_tokens and each.loss is not None:
+            loss = "~" + loss
         residual = "" if each.residual is None else _mark(each.residual, best["residual"], 4)
         rows.append(
             [
@@ -245,7 +247,7 @@ def show_score_notes() -> None:
         "residual: what a linear map across the span leaves of each token, on held-out tokens; low "
         "is replaceable.\n"
         "repaired loss: nats a token after the repair, on held-out windows, for the best spans by "
-        "either.\n"
+        "either; ~ on fewer tokens, given up because others lose clearly less.\n"
         f"massive birth: a token's norm rises above {MASSIVE:g} times the median norm inside the "
         f"span, by a factor of {GROWTH:g} or more relative to it.[/dim]"
     )

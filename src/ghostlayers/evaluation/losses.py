@@ -70,6 +70,19 @@ def sum_losses(
     return sums
 
 
+def token_losses(
+    logits: Float[Tensor, "positions vocabulary"], targets: Int[Tensor, " positions"]
+) -> Float[Tensor, " positions"]:
+    """Cross-entropy of the true next token at every position, in nats."""
+    losses = [
+        torch.nn.functional.cross_entropy(block.float(), wanted, reduction="none")
+        for block, wanted in zip(
+            logits.split(POSITIONS_PER_BLOCK), targets.split(POSITIONS_PER_BLOCK), strict=True
+        )
+    ]
+    return torch.cat(losses)
+
+
 def _sum_block(logits: Tensor, targets: Tensor, reference: Tensor | None) -> LossSums:
     log_q = torch.log_softmax(logits.float(), dim=-1)
     loss = -log_q.gather(1, targets[:, None]).double().sum()

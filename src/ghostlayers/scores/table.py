@@ -21,6 +21,11 @@ class SpanScore:
         birth: whether a massive activation is born inside.
         loss: nats a token on held-out calibration windows with this span removed and repaired;
             None where not measured.
+        behind: how many nats more than the best measured span, on the tokens that both were
+            measured on.
+        behind_error: standard error of that difference.
+        loss_tokens: predictions behind the loss; a span that falls hopelessly behind is given up
+            early, and its ``loss`` is then the best one's plus ``behind``.
     """
 
     span: Span
@@ -28,6 +33,9 @@ class SpanScore:
     residual: float | None
     birth: bool
     loss: float | None = None
+    behind: float = 0.0
+    behind_error: float = 0.0
+    loss_tokens: int = 0
 
 
 @dataclass(frozen=True)
