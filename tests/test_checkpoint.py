@@ -18,6 +18,7 @@ from families import build
 from ghostlayers import checkpoint, surgery
 from ghostlayers.errors import ModelError
 from ghostlayers.families import FAMILIES, find_family
+from ghostlayers.repairs.base import Repair, linear
 from ghostlayers.spans import Span
 
 SPANS = (Span(0, 1), Span(2, 4))
@@ -35,7 +36,10 @@ def token_ids() -> torch.Tensor:
 
 def repaired(name: str, dtype: torch.dtype = torch.float32) -> Any:
     generator = torch.Generator().manual_seed(4)
-    deltas = {span: 0.05 * torch.randn(32, 32, generator=generator) for span in SPANS}
+    deltas = {
+        span: Repair("ghost", linear(0.05 * torch.randn(32, 32, generator=generator)))
+        for span in SPANS
+    }
     dense = build(name)
     for parameter in dense.parameters():  # .to() would round the rotary buffers as well
         parameter.data = parameter.data.to(dtype)
@@ -271,7 +275,10 @@ def test_a_bfloat16_gemma_computed_in_float32_reloads_bit_for_bit(
     loaded = load_model(str(tmp_path / "base"), RunOptions(dtype="float32", device="cpu"))
     assert (loaded.stored_dtype, loaded.model.dtype) == (torch.bfloat16, torch.float32)
     generator = torch.Generator().manual_seed(4)
-    deltas = {span: (0.05 * torch.randn(32, 32, generator=generator)).bfloat16() for span in SPANS}
+    deltas = {
+        span: Repair("ghost", linear((0.05 * torch.randn(32, 32, generator=generator)).bfloat16()))
+        for span in SPANS
+    }
     model = surgery.prune_layers(loaded.model, SPANS, deltas)
     (tmp_path / "out").mkdir()
     checkpoint._write_model(tmp_path / "out", model, loaded.stored_dtype)

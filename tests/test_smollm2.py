@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import ghostlayers
-from ghostlayers import calibration
+from ghostlayers import cuts as measuring
+from ghostlayers import fitting
 from ghostlayers.demo import walkthrough
 from ghostlayers.demo.model import SHA256, demo_model, file_sha256
 from ghostlayers.demo.reference_text import group_topics, split_topics
@@ -64,10 +65,8 @@ def test_ghost_recovers_most_and_linearpatch_little(
     demo: walkthrough.Demonstration, chosen: Any, fitted: Any
 ) -> None:
     spans, _ = chosen
-    cuts: dict[str, calibration.Cut] = {"cut": dict.fromkeys(spans)}
-    for name, fits in fitted.items():
-        cuts[name] = {span: fit.delta for span, fit in fits.items()}
-    losses = calibration.measure_cuts(demo.layerwise, demo.evaluation.first(4), cuts)
+    cuts = {"cut": measuring.unrepaired(spans), **fitted}
+    losses = measuring.measure_cuts(demo.layerwise, demo.evaluation.first(4), cuts)
     excess = {name: sums.loss_nats - losses["dense"].loss_nats for name, sums in losses.items()}
     assert 0 < excess["Ghost"] < 0.7 * excess["cut"]
     assert excess["Ghost"] < excess["LinearPatch"] < excess["cut"]
@@ -77,14 +76,13 @@ def test_uniform_weights_across_a_birth_are_worse_than_relative_ones(
     demo: walkthrough.Demonstration,
 ) -> None:
     span = Span(9, 16)
-    cuts: dict[str, calibration.Cut] = {}
+    cuts = {}
     for weight in ("uniform", "relative"):
         recipe = Recipe(**{**RECIPE.to_dict(), "token_weight": weight})
-        fits = calibration.fit_gaps(
+        cuts[weight] = fitting.fit_gaps(
             demo.layerwise, demo.scored, [span], make_fitting(demo.dense, recipe)
         )
-        cuts[weight] = {span: fits[span].delta}
-    losses = calibration.measure_cuts(demo.layerwise, demo.held_out.first(2), cuts)
+    losses = measuring.measure_cuts(demo.layerwise, demo.held_out.first(2), cuts)
     assert losses["relative"].loss_nats < losses["uniform"].loss_nats
 
 

@@ -9,11 +9,17 @@ from torch.nn.functional import linear
 
 from families import build
 from ghostlayers import modeling, surgery
-from ghostlayers.calibration import run_cut
+from ghostlayers.cuts import Cut
 from ghostlayers.errors import InputError, SpanError, UnsupportedModelError
 from ghostlayers.families import FAMILIES as SUPPORTED
+from ghostlayers.features import check_method
+from ghostlayers.fitting import Fitting, fit_gaps
+from ghostlayers.repairs import ALL, FitOptions, find_method
+from ghostlayers.repairs.base import FROM_KEPT_LAYER, Repair
+from ghostlayers.repairs.base import linear as linear_map
 from ghostlayers.spans import Span, kept_layers
 from ghostlayers.stream import LayerwiseModel, find_decoder_layers
+from ghostlayers.tokens import Windows
 
 CUTS = {
     "first": (Span(0, 2),),
@@ -28,11 +34,15 @@ def token_ids(batch: int = 2, length: int = 13) -> torch.Tensor:
     return torch.randint(3, 96, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
-def operators(spans: tuple[Span, ...]) -> dict[Span, torch.Tensor]:
+def deltas(spans: tuple[Span, ...]) -> dict[Span, torch.Tensor]:
     generator = torch.Generator().manual_seed(4)
     return {
         span: 0.05 * torch.randn(32, 32, generator=generator, dtype=torch.float64) for span in spans
     }
+
+
+def operators(spans: tuple[Span, ...]) -> dict[Span, Repair]:
+    return {span: Repair("ghost", linear_map(delta)) for span, delta in deltas(spans).items()}
 
 
 def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
@@ -83,7 +93,7 @@ def test_an_empty_cut_is_the_identity(name: str) -> None:
 
 def literal_repaired(dense: Any, spans: tuple[Span, ...], ids: torch.Tensor) -> torch.Tensor:
     """Hooks on the dense model that skip removed layers and add x M at each gap."""
-    deltas = operators(spans)
+    maps = deltas(spans)
     handles = []
 
     def skip(_: Any, args: Any, kwargs: Any, output: Any) -> Any:
@@ -92,7 +102,7 @@ def literal_repaired(dense: Any, spans: tuple[Span, ...], ids: torch.Tensor) -> 
     def repair(span: Span) -> Any:
         def hook(_: Any, args: Any, kwargs: Any, output: Any) -> Any:
             x = args[0] if args else kwargs["hidden_states"]
-            return x + linear(x, deltas[span].T.float())
+            return x + linear(x, maps[span].T.float())
 
         return hook
 
@@ -128,7 +138,7 @@ def test_measuring_a_cut_without_building_it_is_the_built_model(cut: str) -> Non
     batch, stream = layerwise.begin(token_ids())
     for layer in range(spans[0].start):
         stream = layerwise.run_layer(layer, batch, stream)
-    end = run_cut(layerwise, batch, stream, operators(spans))
+    end = Cut(layerwise, operators(spans)).run(batch, stream)
     built = surgery.prune_layers(dense, spans, operators(spans))
     assert torch.equal(layerwise.logits(batch, end), logits(built, token_ids()))
 
@@ -182,7 +192,9 @@ def test_removing_layers_that_write_nothing_changes_nothing() -> None:
 def test_a_zero_repair_is_the_bare_cut_exactly_in_bfloat16() -> None:
     dense = build("llama").to(torch.bfloat16)
     span = Span(1, 3)
-    zero = surgery.prune_layers(dense, (span,), {span: torch.zeros(32, 32)})
+    zero = surgery.prune_layers(
+        dense, (span,), {span: Repair("ghost", linear_map(torch.zeros(32, 32)))}
+    )
     bare = surgery.prune_layers(dense, (span,))
     assert torch.equal(logits(zero, token_ids()), logits(bare, token_ids()))
 
@@ -191,7 +203,10 @@ def test_operators_are_bare_parameters() -> None:
     spans = CUTS["both ends"]
     repaired = surgery.prune_layers(build("llama"), spans, operators(spans))
     names = [name for name, _ in repaired.named_parameters() if "repair" in name]
-    assert names == ["model.layers.0.repair_before", "model.layers.2.repair_after"]
+    assert names == [
+        "model.layers.0.repair_before_weight",
+        "model.layers.2.repair_after_weight",
+    ]
     assert not any("repair" in name for name, _ in repaired.named_modules())
     assert repaired.config.repaired_boundaries == [0, 3]
     assert modeling.repair_place(0) == (0, "repair_before")
@@ -214,7 +229,132 @@ def test_impossible_spans_are_refused(spans: tuple[Span, ...]) -> None:
         surgery.prune_layers(build("llama"), spans)
 
 
-@pytest.mark.parametrize("delta", [torch.zeros(32, 31), torch.full((32, 32), float("nan"))])
-def test_impossible_operators_are_refused(delta: torch.Tensor) -> None:
-    with pytest.raises(InputError, match=r"finite \[32, 32\] matrix"):
-        surgery.prune_layers(build("llama"), CUTS["middle"], {Span(1, 3): delta})
+@pytest.mark.parametrize(
+    ("delta", "message"),
+    [
+        (torch.zeros(31, 32), r"act on 32 channels, got 'weight' of shape \[32, 31\]"),
+        (torch.full((32, 32), float("nan")), r"finite, got NaN or infinity in 'weight'"),
+    ],
+)
+def test_impossible_operators_are_refused(delta: torch.Tensor, message: str) -> None:
+    repair = Repair("ghost", linear_map(delta))
+    with pytest.raises(InputError, match=message):
+        surgery.prune_layers(build("llama"), CUTS["middle"], {Span(1, 3): repair})
+
+
+def random_windows(count: int = 40, length: int = 13) -> Windows:
+    ids = torch.randint(3, 96, (count, length), generator=torch.Generator().manual_seed(8))
+    return Windows(ids, bos=False, available=count, documents=())
+
+
+def fitted(dense: Any, name: str, spans: tuple[Span, ...]) -> dict[Span, Repair]:
+    method = find_method(name)
+    check_method(dense, method, spans)
+    how = Fitting(method, FitOptions(ridge=1e-4))
+    return fit_gaps(LayerwiseModel(dense), random_windows(), spans, how)
+
+
+@pytest.mark.parametrize("cut", ["middle", "last", "two gaps"])
+@pytest.mark.parametrize("repair", [*ALL[:16], "ghost:rank=4", *ALL[17:]])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text"])
+def test_what_is_measured_is_what_is_built(name: str, repair: str, cut: str) -> None:
+    dense, spans = build(name), CUTS[cut]
+    if name == "gemma3_text" and FROM_KEPT_LAYER & set(find_method(repair).needs.features):
+        with pytest.raises(InputError, match=r"reads [mzo] .* nothing can be folded into it"):
+            fitted(dense, repair, spans)
+        return
+    repairs = fitted(dense, repair, spans)
+    built = surgery.prune_layers(dense, spans, repairs)
+    layerwise = LayerwiseModel(dense)
+    batch, stream = layerwise.begin(token_ids())
+    ready = Cut(layerwise, repairs)
+    for layer in range(ready.fork):
+        stream = layerwise.run_layer(layer, batch, stream)
+    want = layerwise.logits(batch, ready.run(batch, stream))
+    got = logits(built, token_ids())
+    if repair == "magnitude":  # the writes are divided, which later norms see up to their eps
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    else:
+        assert torch.equal(got, want)
+    bare = logits(surgery.prune_layers(dense, spans), token_ids())
+    # A scale of the whole stream behind the last layer is undone by the final norm.
+    nothing = repair == "none" or (repair == "magnitude" and cut == "last")
+    assert nothing == torch.equal(got, bare)
+    assert find_method(repair).savable == all(
+        each.operator is None or not each.operator.maps for each in repairs.values()
+    )
+    stock = all(each.operator is None or each.operator.maps for each in repairs.values())
+    assert (type(built) is type(dense)) == stock
+
+
+@pytest.mark.parametrize("repair", ["ghost", "refit:2", "joint:x+z", "joint:x+o+z", "replaceme"])
+def test_repairs_bring_the_stream_nearer(repair: str) -> None:
+    """Random weights: on the fit windows the mean distance at the end of the gap shrinks."""
+    dense, spans = build("llama"), CUTS["last"]
+    repairs = fitted(dense, repair, spans)
+    layerwise = LayerwiseModel(dense)
+    batch, stream = layerwise.begin(random_windows().input_ids)
+    dense_end = stream
+    for layer in range(layerwise.num_layers):
+        dense_end = layerwise.run_layer(layer, batch, dense_end)
+
+    def distance(each: dict[Span, Repair]) -> float:
+        end = Cut(layerwise, each).run(batch, stream, boundary=0)
+        return float((end - dense_end).square().sum())
+
+    assert distance(repairs) < 0.98 * distance({spans[0]: Repair("none")})
+
+
+def test_refit_two_takes_half_and_then_the_rest() -> None:
+    """Against a literal transcription with hooks and stored activations."""
+    dense, span = build("llama"), Span(3, 5)
+    (repair,) = fitted(dense, "refit:2", (span,)).values()
+    ids = random_windows().input_ids
+    layers = dense.model.layers
+
+    def record(model: Any) -> dict[str, torch.Tensor]:
+        seen: dict[str, torch.Tensor] = {}
+
+        def keep(name: str) -> Any:
+            return lambda _, args: seen.__setitem__(name, args[0].flatten(0, 1).double())
+
+        handles = [layers[i].mlp.down_proj.register_forward_pre_hook(keep(f"z{i}")) for i in (1, 2)]
+        handles.append(layers[3].register_forward_pre_hook(keep("x")))
+        handles.append(model.model.norm.register_forward_pre_hook(keep("y")))
+        logits(model, ids)
+        for handle in handles:
+            handle.remove()
+        return seen
+
+    def least_squares(z: torch.Tensor, target: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        weighted = z / y.norm(dim=1, keepdim=True)
+        scale = weighted.norm(dim=0)
+        unit = weighted / scale
+        gram = unit.T @ unit + 1e-4 * torch.eye(z.shape[1], dtype=torch.float64)
+        right = unit.T @ (target / y.norm(dim=1, keepdim=True))
+        return torch.linalg.solve(gram, right) / scale[:, None]
+
+    before = record(dense)
+    first = least_squares(before["z1"], (before["y"] - before["x"]) / 2, before["y"])
+    changed = copy.deepcopy(dense)
+    layers = changed.model.layers
+    layers[1].mlp.down_proj.weight.data += first.T.float()
+    middle = record(changed)
+    second = least_squares(middle["z2"], before["y"] - middle["x"], before["y"])
+    back = {fold.layers_back: fold.delta for fold in repair.folds}
+    torch.testing.assert_close(back[2], first, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(back[1], second, rtol=1e-3, atol=1e-5)
+
+
+def test_a_repair_that_needs_a_layer_before_the_gap_refuses_a_cut_at_layer_0() -> None:
+    with pytest.raises(InputError, match=r"'refit:1' .* before layer 0 there is none"):
+        fitted(build("llama"), "refit:1", CUTS["first"])
+    assert fitted(build("llama"), "joint:x+norm", CUTS["first"])
+
+
+@pytest.mark.parametrize("repair", ["magnitude", "ghost"])
+def test_magnitude_keeps_a_tied_head(repair: str) -> None:
+    dense = build("gemma3_text", tie_word_embeddings=True)
+    built = surgery.prune_layers(dense, CUTS["two gaps"], fitted(dense, repair, CUTS["two gaps"]))
+    assert built.lm_head.weight is built.model.embed_tokens.weight
+    assert built.lm_head.weight is dense.lm_head.weight

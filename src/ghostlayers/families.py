@@ -21,6 +21,13 @@ class Family:
         model: name of the base-model class.
         causal_lm: name of the causal-language-model class.
         per_layer_lists: config attributes with one entry a decoder layer.
+        mlp: path of the MLP in a decoder layer.
+        mlp_output: path of the projection by which the MLP writes into the stream.
+        mlp_norm: path of the norm in front of the MLP.
+        attention_output: path of the projection by which attention writes into the stream.
+        post_norms: paths of norms between those projections and the stream; where there are any,
+            nothing folds into the projections.
+        gain_offset: what the norms add to their stored weight to get the gain.
     """
 
     model_type: str
@@ -30,6 +37,12 @@ class Family:
     model: str
     causal_lm: str
     per_layer_lists: tuple[str, ...] = ("layer_types",)
+    mlp: str = "mlp"
+    mlp_output: str = "mlp.down_proj"
+    mlp_norm: str = "post_attention_layernorm"
+    attention_output: str = "self_attn.o_proj"
+    post_norms: tuple[str, ...] = ()
+    gain_offset: float = 0.0
 
     @property
     def repaired_model_type(self) -> str:
@@ -61,6 +74,9 @@ FAMILIES: dict[str, Family] = {
         layer="Gemma3DecoderLayer",
         model="Gemma3TextModel",
         causal_lm="Gemma3ForCausalLM",
+        mlp_norm="pre_feedforward_layernorm",
+        post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+        gain_offset=1.0,
     ),
 }
 

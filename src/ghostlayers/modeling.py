@@ -7,11 +7,62 @@ checkpoint.
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+
+
+def repair_stream(
+    stream: torch.Tensor, parameters: Mapping[str, torch.Tensor], eps: float
+) -> torch.Tensor:
+    """The repaired stream: x plus the terms whose parameters are given.
+
+    Args:
+        stream: x, [..., hidden].
+        parameters: ``weight`` (M transposed, as `F.linear` wants it) and ``bias``; ``reduce`` and
+            ``expand`` (a map of low rank); ``normed`` (a map of x / rms(x)); ``centroids``
+            [pieces, hidden] and ``pieces`` [pieces, hidden, hidden] (the map of the nearest).
+        eps: of the norm.
+    """
+    repaired = stream
+    weight, bias = parameters.get("weight"), parameters.get("bias")
+    if weight is not None:
+        repaired = repaired + F.linear(stream, weight, bias)
+    elif bias is not None:
+        repaired = repaired + bias
+    if "reduce" in parameters:
+        repaired = repaired + F.linear(F.linear(stream, parameters["reduce"]), parameters["expand"])
+    if "normed" in parameters:
+        repaired = repaired + F.linear(unit_rms(stream, eps), parameters["normed"])
+    if "pieces" in parameters:
+        repaired = repaired + nearest_piece(stream, parameters["centroids"], parameters["pieces"])
+    return repaired
+
+
+def unit_rms(stream: torch.Tensor, eps: float) -> torch.Tensor:
+    """X / rms(x), without gains, computed in float32 as the families' norms do."""
+    wide = stream.float()
+    scaled = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return scaled.to(stream.dtype)
+
+
+def nearest_piece(
+    stream: torch.Tensor, centroids: torch.Tensor, pieces: torch.Tensor
+) -> torch.Tensor:
+    """Each token times the map of the centroid nearest to its direction."""
+    tokens = stream.reshape(-1, stream.shape[-1])
+    nearest = F.linear(tokens, centroids).argmax(dim=-1)
+    if tokens.shape[0] <= pieces.shape[0]:  # decoding: fetch each token's own map
+        products = torch.bmm(pieces[nearest], tokens[:, :, None])[:, :, 0]
+        return products.reshape(stream.shape)
+    products = torch.empty_like(tokens)
+    for index in range(pieces.shape[0]):
+        members = nearest == index
+        products[members] = F.linear(tokens[members], pieces[index])
+    return products.reshape(stream.shape)
 
 
 class RepairedConfigMixin:
@@ -23,6 +74,7 @@ class RepairedConfigMixin:
     """
 
     repaired_boundaries: list[int]
+    repair_shapes: dict[str, dict[str, list[int]]]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -32,15 +84,18 @@ class RepairedConfigMixin:
         if isinstance(layers, dict):
             config_dict["num_hidden_layers"] = layers["kept"]
             config_dict["repaired_boundaries"] = list(layers["repaired_boundaries"])
+            config_dict["repair_shapes"] = dict(layers["repair_shapes"])
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """Write the config as it stands in the file."""
         content = json.loads(super().to_json_string(use_diff=use_diff))  # type: ignore[misc]
         content.pop("repaired_boundaries", None)
+        content.pop("repair_shapes", None)
         content["num_hidden_layers"] = {
             "kept": self.num_hidden_layers,  # type: ignore[attr-defined]
             "repaired_boundaries": list(getattr(self, "repaired_boundaries", [])),
+            "repair_shapes": dict(getattr(self, "repair_shapes", {})),
             "note": "repaired by Ghostlayers: load with trust_remote_code=True, "
             "or import ghostlayers first",
         }
@@ -50,23 +105,46 @@ class RepairedConfigMixin:
 class RepairedLayerMixin:
     """A decoder layer that may repair the stream before it, after it, or not at all.
 
-    ``repair_before`` and ``repair_after`` hold M transposed, [hidden, hidden], as ``F.linear``
-    wants it. They are bare parameters so that quantisers and adapters, which take every
+    The parameters of `repair_stream` are bare parameters called ``repair_before_weight``,
+    ``repair_after_bias`` and so on, so that quantisers and adapters, which take every
     ``nn.Linear``, leave them alone.
     """
 
+    repair_eps: float = 1e-6
+
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the family's own layer between the repairs."""
-        before = getattr(self, "repair_before", None)
-        after = getattr(self, "repair_after", None)
-        if before is not None:
-            hidden_states = hidden_states + F.linear(hidden_states, before)
+        before, after = repairs_of(self, "repair_before"), repairs_of(self, "repair_after")
+        if before:
+            hidden_states = repair_stream(hidden_states, before, self.repair_eps)
         output = super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
-        if after is None:
+        if not after:
             return output
         stream = output[0] if isinstance(output, tuple) else output
-        stream = stream + F.linear(stream, after)
+        stream = repair_stream(stream, after, self.repair_eps)
         return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+
+def repairs_of(layer: Any, place: str) -> dict[str, torch.Tensor]:
+    """The parameters of the repair at one place of a layer, by their names in `repair_stream`."""
+    names = getattr(layer, f"{place}_names", ())
+    return {name: getattr(layer, f"{place}_{name}") for name in names}
+
+
+def add_repair(layer: Any, place: str, parameters: Mapping[str, nn.Parameter], eps: float) -> None:
+    """Put the parameters of a repair into a layer of the repaired class."""
+    for name, parameter in parameters.items():
+        layer.register_parameter(f"{place}_{name}", parameter)
+    setattr(layer, f"{place}_names", tuple(parameters))
+    layer.repair_eps = eps
+
+
+def norm_eps(config: Any) -> float:
+    """The eps of a config's norms."""
+    for name in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    return 1e-6
 
 
 class RepairedInitMixin:
@@ -76,14 +154,14 @@ class RepairedInitMixin:
         super()._init_weights(module)  # type: ignore[misc]
         if not getattr(module, "repair_comes_from_file", False):
             return
-        for name in ("repair_before", "repair_after"):
-            repair = getattr(module, name, None)
-            if repair is not None and not getattr(repair, "_is_hf_initialized", False):
-                raise RuntimeError(
-                    f"the checkpoint lacks '{name}' of a repaired decoder layer: expected the "
-                    "weights that Ghostlayers wrote. The folder is incomplete or was edited; "
-                    "download it again, or make it again."
-                )
+        for place in ("repair_before", "repair_after"):
+            for name, repair in repairs_of(module, place).items():
+                if not getattr(repair, "_is_hf_initialized", False):
+                    raise RuntimeError(
+                        f"the checkpoint lacks '{place}_{name}' of a repaired decoder layer: "
+                        "expected the weights that Ghostlayers wrote. The folder is incomplete or "
+                        "was edited; download it again, or make it again."
+                    )
 
 
 class RepairedModelMixin(RepairedInitMixin):
@@ -94,12 +172,13 @@ class RepairedModelMixin(RepairedInitMixin):
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         for boundary in getattr(config, "repaired_boundaries", []):
-            index, name = repair_place(boundary)
+            index, place = repair_place(boundary)
             layer = self.layers[index]  # type: ignore[attr-defined]
             layer.__class__ = self.repaired_layer_class
             like = next(layer.parameters())
-            size = (config.hidden_size, config.hidden_size)
-            setattr(layer, name, nn.Parameter(like.new_zeros(size)))
+            shapes = config.repair_shapes[str(boundary)]
+            made = {n: nn.Parameter(like.new_zeros(shape)) for n, shape in shapes.items()}
+            add_repair(layer, place, made, norm_eps(config))
             layer.repair_comes_from_file = like.is_meta  # so from_pretrained builds a model
 
 

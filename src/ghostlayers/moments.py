@@ -9,7 +9,9 @@ token weights w:
 The sums are additive, so batches, processes and machines merge by addition.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
@@ -18,8 +20,14 @@ from torch import Tensor
 ACCUMULATOR = torch.float64
 """All sums are kept in this type, whatever the model's own."""
 
-TOKENS_PER_BLOCK = 4096
+TOKENS_PER_BLOCK = 2048
 """Tokens converted to float64 at a time: bounds the copy, not the result."""
+
+COLUMNS_PER_BLOCK = 1024
+"""The Gram matrix is symmetric: only tiles of this width on and above its diagonal are summed."""
+
+Blocks = tuple[tuple[str, int], ...]
+"""Names and widths of groups of features, in the order of the Gram matrix's rows."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class Moments:
         target_energy: sum of w ||d||^2.
         abs_source: unweighted sum of |x| a channel, [hidden].
         abs_target: unweighted sum of |y| a channel, [hidden].
+        blocks: what the features are.
     """
 
     num_tokens: int
@@ -43,23 +52,73 @@ class Moments:
     target_energy: float
     abs_source: Float[Tensor, " hidden"]
     abs_target: Float[Tensor, " hidden"]
+    blocks: Blocks = ()
 
 
-def empty(num_features: int, hidden_size: int, device: torch.device | str | None = None) -> Moments:
-    """Moments of no tokens."""
+class Accumulator:
+    """Moments that grow in place: the Gram matrix of several thousand features is copied once."""
 
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(*shape, dtype=ACCUMULATOR, device=device)
+    def __init__(
+        self, blocks: Blocks, hidden_size: int, device: torch.device | str | None = None
+    ) -> None:
+        width = sum(size for _, size in blocks)
+        self.blocks = blocks
+        self.num_tokens, self.total_weight, self.target_energy = 0, 0.0, 0.0
+        self._upper = torch.zeros(width, width, dtype=ACCUMULATOR, device=device)
+        self._cross = torch.zeros(width, hidden_size, dtype=ACCUMULATOR, device=device)
+        self._abs = torch.zeros(2, hidden_size, dtype=ACCUMULATOR, device=device)
 
-    return Moments(
-        num_tokens=0,
-        total_weight=0.0,
-        gram=zeros(num_features, num_features),
-        cross=zeros(num_features, hidden_size),
-        target_energy=0.0,
-        abs_source=zeros(hidden_size),
-        abs_target=zeros(hidden_size),
-    )
+    def add(
+        self,
+        source: Float[Tensor, "tokens hidden"],
+        target: Float[Tensor, "tokens hidden"],
+        features: Sequence[Float[Tensor, "tokens width"]],
+        weights: Float[Tensor, " tokens"] | None = None,
+    ) -> None:
+        """Add tokens; ``features`` are the blocks in order."""
+        for start in range(0, source.shape[0], TOKENS_PER_BLOCK):
+            block = slice(start, start + TOKENS_PER_BLOCK)
+            x, y = source[block].to(ACCUMULATOR), target[block].to(ACCUMULATOR)
+            f = torch.cat([each[block].to(ACCUMULATOR) for each in features], dim=1)
+            self._add_block(x, y, f, None if weights is None else weights[block].to(ACCUMULATOR))
+
+    def _add_block(self, x: Tensor, y: Tensor, f: Tensor, w: Tensor | None) -> None:
+        d = y - x
+        # Weighting the left factor alone keeps F'WF = (WF)'F without a square root.
+        weighted = f if w is None else f * w[:, None]
+        energy = d.square().sum(dim=1)
+        for start in range(0, f.shape[1], COLUMNS_PER_BLOCK):
+            rows = slice(start, start + COLUMNS_PER_BLOCK)
+            self._upper[rows, start:] += weighted[:, rows].T @ f[:, start:]
+        self._cross.addmm_(weighted.T, d)
+        self._abs[0] += x.abs().sum(dim=0)
+        self._abs[1] += y.abs().sum(dim=0)
+        self.num_tokens += x.shape[0]
+        self.total_weight += x.shape[0] if w is None else float(w.sum())
+        self.target_energy += float(energy.sum() if w is None else torch.dot(energy, w))
+
+    def moments(self) -> Moments:
+        """The sums so far, as a value of its own."""
+        gram = self._upper.triu()
+        gram += gram.triu(1).T
+        return Moments(
+            num_tokens=self.num_tokens,
+            total_weight=self.total_weight,
+            gram=gram,
+            cross=self._cross.clone(),
+            target_energy=self.target_energy,
+            abs_source=self._abs[0].clone(),
+            abs_target=self._abs[1].clone(),
+            blocks=self.blocks,
+        )
+
+
+def empty(
+    blocks: Blocks | int, hidden_size: int, device: torch.device | str | None = None
+) -> Moments:
+    """Moments of no tokens; a number stands for that many features called ``x``."""
+    named = (("x", blocks),) if isinstance(blocks, int) else blocks
+    return Accumulator(named, hidden_size, device).moments()
 
 
 def update(
@@ -82,34 +141,19 @@ def update(
     Returns:
         New moments; the argument is unchanged.
     """
-    for start in range(0, source.shape[0], TOKENS_PER_BLOCK):
-        block = slice(start, start + TOKENS_PER_BLOCK)
-        x, y = source[block].to(ACCUMULATOR), target[block].to(ACCUMULATOR)
-        f = x if features is None else features[block].to(ACCUMULATOR)
-        w = None if weights is None else weights[block].to(ACCUMULATOR)
-        moments = _add_block(moments, x, y, f, w)
-    return moments
-
-
-def _add_block(moments: Moments, x: Tensor, y: Tensor, f: Tensor, w: Tensor | None) -> Moments:
-    d = y - x
-    # Weighting the left factor alone keeps F'WF = (WF)'F without a square root.
-    weighted = f if w is None else f * w[:, None]
-    energy = d.square().sum(dim=1)
-    return Moments(
-        num_tokens=moments.num_tokens + x.shape[0],
-        total_weight=moments.total_weight + (x.shape[0] if w is None else float(w.sum())),
-        gram=torch.addmm(moments.gram, weighted.T, f),
-        cross=torch.addmm(moments.cross, weighted.T, d),
-        target_energy=moments.target_energy
-        + float(energy.sum() if w is None else torch.dot(energy, w)),
-        abs_source=moments.abs_source + x.abs().sum(dim=0),
-        abs_target=moments.abs_target + y.abs().sum(dim=0),
-    )
+    sums = Accumulator(moments.blocks, source.shape[1], source.device)
+    sums.add(source, target, [source if features is None else features], weights)
+    return merge(moments, sums.moments())
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of the tokens of both."""
+    """Moments of the tokens of both.
+
+    Raises:
+        ValueError: they are of different features.
+    """
+    if a.blocks != b.blocks:
+        raise ValueError(f"cannot merge moments of {a.blocks} and {b.blocks}.")
     return Moments(
         num_tokens=a.num_tokens + b.num_tokens,
         total_weight=a.total_weight + b.total_weight,
@@ -118,6 +162,50 @@ def merge(a: Moments, b: Moments) -> Moments:
         target_energy=a.target_energy + b.target_energy,
         abs_source=a.abs_source + b.abs_source,
         abs_target=a.abs_target + b.abs_target,
+        blocks=a.blocks,
+    )
+
+
+def select(moments: Moments, names: Sequence[str]) -> Moments:
+    """Moments of some of the features, in the given order.
+
+    Raises:
+        KeyError: a block that was not gathered.
+    """
+    places = block_slices(moments.blocks)
+    index = torch.cat(
+        [torch.arange(places[n].start, places[n].stop, device=moments.gram.device) for n in names]
+    )
+    return replace(
+        moments,
+        gram=moments.gram[index[:, None], index],
+        cross=moments.cross[index],
+        blocks=tuple((name, places[name].stop - places[name].start) for name in names),
+    )
+
+
+def block_slices(blocks: Blocks) -> dict[str, slice]:
+    """Where each block lies among the features."""
+    ends = list(accumulate(size for _, size in blocks))
+    return {name: slice(end - size, end) for (name, size), end in zip(blocks, ends, strict=True)}
+
+
+def transform(moments: Moments, matrix: Float[Tensor, "features new"], blocks: Blocks) -> Moments:
+    """Moments of the features F T, from those of F: T'(F'WF)T and T'(F'WD)."""
+    return replace(
+        moments,
+        gram=matrix.T @ moments.gram @ matrix,
+        cross=matrix.T @ moments.cross,
+        blocks=blocks,
+    )
+
+
+def shift_target(moments: Moments, share: float) -> Moments:
+    """Moments of the same features with a share of the discrepancy as the target."""
+    return replace(
+        moments,
+        cross=share * moments.cross,
+        target_energy=share * share * moments.target_energy,
     )
 
 

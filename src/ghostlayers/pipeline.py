@@ -66,10 +66,10 @@ def prune(
     spans, table = steps.choose_spans(run, layerwise, scored, held_out, recipe, fitting)
     fit_windows = scored.first(recipe.num_fit_windows)
     repairs = steps.fit_repairs(run, layerwise, fit_windows, spans, fitting)
-    evidence = steps.measure_evidence(run, layerwise, held_out, repairs)
+    stored = dense.stored_dtype
+    evidence = steps.measure_evidence(run, layerwise, held_out, repairs, stored)
     births = steps.find_births(run, layerwise, scored, spans, table)
-    operators = {span: fit.delta for span, fit in repairs.items() if fit.delta is not None}
-    pruned = surgery.prune_layers(dense.model, spans, operators)
+    pruned = surgery.prune_layers(dense.model, spans, repairs, stored_dtype=stored)
 
     return PrunedModel(
         model=pruned,

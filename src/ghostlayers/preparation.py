@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ghostlayers import text, tokens
-from ghostlayers.calibration import Fitting
 from ghostlayers.errors import RecipeError, UnsupportedModelError, WindowError
 from ghostlayers.families import find_family
+from ghostlayers.features import check_method
+from ghostlayers.fitting import Fitting
 from ghostlayers.loading import LoadedModel, from_memory, load_model, read_config
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
-from ghostlayers.spans import check_count, check_layers
+from ghostlayers.repairs.hadamard import hadamard
+from ghostlayers.spans import check_count, check_layers, merge_layers
 from ghostlayers.stream import LayerwiseModel
 from ghostlayers.surgery import family_of
 from ghostlayers.text import Corpus
@@ -90,8 +92,15 @@ def check_request(
         check_count(recipe.layers, layerwise.num_layers)
     tokens.check_sequence_length(loaded.model.config, recipe.sequence_length)
     method = find_method(recipe.repair)
-    if method.basis is not None:
-        method.basis(loaded.model.config.hidden_size)
+    if surgery_follows and not method.savable:
+        raise RecipeError(
+            f"repair '{recipe.repair}' cannot be saved in a checkpoint yet; `ghostlayers compare` "
+            "measures it. To save: ghost, normed, joint:x+z, joint:x+norm, piecewise or refit."
+        )
+    if method.needs.rotated or method.name == "hadamard":
+        hadamard(loaded.model.config.hidden_size)
+    spans = () if removed is None else merge_layers(removed)
+    check_method(loaded.model, method, spans)
     _check_fit_tokens(loaded, recipe)
     return layerwise
 
@@ -106,8 +115,9 @@ def _refuse_quantized(model: Any) -> None:
 
 def _check_fit_tokens(loaded: LoadedModel, recipe: Recipe) -> None:
     hidden = loaded.model.config.hidden_size
+    method = find_method(recipe.repair)
     available = recipe.num_fit_windows * recipe.sequence_length
-    if recipe.repair == "ghost" and available < hidden:
+    if "x" in method.needs.features and method.solves and available < hidden:
         raise WindowError(
             f"{recipe.num_fit_windows} fit windows of {recipe.sequence_length} tokens are "
             f"{available} tokens; a map of {hidden} channels needs at least {hidden}, better ten "

@@ -69,8 +69,8 @@ def shortlist(table: ScoreTable, size: int = SHORTLIST) -> tuple[Span, ...]:
 def select_recoverable(table: ScoreTable) -> tuple[Span, ...]:
     """The span whose repaired model loses least on held-out calibration windows.
 
-    Among spans whose losses there cannot be told apart, the one that a linear map replaces best: the
-    residual carries over to other text where a difference within its error does not.
+    Among spans whose losses there cannot be told apart, the one that a linear map replaces best:
+    the residual carries over to other text where a difference within its error does not.
     """
     measured = [score for score in table.spans if score.loss is not None]
     if not measured:

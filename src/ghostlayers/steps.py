@@ -1,15 +1,19 @@
 """The steps of a run between the calibration windows and the surgery.
 
-Each is one call into `calibration` or `selection`, with the recipe's choices filled in.
+Each is one call into `scoring`, `fitting`, `cuts` or `selection`, with the recipe filled in.
 """
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ghostlayers import calibration
-from ghostlayers.calibration import Fitting
+import torch
+
+from ghostlayers import cuts, scoring
+from ghostlayers import fitting as fits
+from ghostlayers.cuts import Race
 from ghostlayers.evaluation.losses import LossSums
+from ghostlayers.fitting import Fitting
 from ghostlayers.progress import Progress
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import Repair
@@ -46,7 +50,7 @@ def measure_table(
     """Scores of all candidate spans; losses of the shortlist if the selection decides by them."""
     length = recipe.layers or len(recipe.removed() or [])
     by_loss = recipe.select == "recoverable"
-    table, sample = calibration.measure_scores(
+    table, sample = scoring.measure_scores(
         model,
         windows,
         candidate_spans(model.num_layers, length, recipe.edges),
@@ -71,17 +75,17 @@ def add_losses(
 ) -> ScoreTable:
     """Measure the loss after repair of every span on the shortlist."""
     spans = {str(span): span for span in shortlist(table)}
-    cuts: dict[str, calibration.Cut] = {
-        name: {span: calibration.fit_sample(sample, span, fitting).delta}
+    candidates = {
+        name: {span: scoring.fit_sample(model, sample, span, fitting)}
         for name, span in spans.items()
     }
-    race = calibration.race_cuts(
+    race = cuts.race_cuts(
         model,
         held_out,
-        cuts,
+        candidates,
         batch_size=run.options.batch_size,
         progress=run.progress,
-        description=f"Measuring {len(cuts)} candidates after repair",
+        description=f"Measuring {len(candidates)} candidates after repair",
     )
     return dataclasses.replace(
         table,
@@ -91,7 +95,7 @@ def add_losses(
     )
 
 
-def _with_loss(score: SpanScore, race: calibration.Race) -> SpanScore:
+def _with_loss(score: SpanScore, race: Race) -> SpanScore:
     name = str(score.span)
     if name not in race.cuts:
         return score
@@ -130,7 +134,7 @@ def fit_repairs(
     fitting: Fitting,
 ) -> dict[Span, Repair]:
     """One repair a gap."""
-    return calibration.fit_gaps(
+    return fits.fit_gaps(
         model,
         windows,
         spans,
@@ -141,18 +145,23 @@ def fit_repairs(
 
 
 def measure_evidence(
-    run: Run, model: LayerwiseModel, held_out: Windows, repairs: Mapping[Span, Repair]
+    run: Run,
+    model: LayerwiseModel,
+    held_out: Windows,
+    repairs: Mapping[Span, Repair],
+    stored_dtype: torch.dtype | None = None,
 ) -> dict[str, LossSums]:
     """Losses of the dense, the cut and the repaired model on windows that nothing was fitted on."""
     if len(held_out) == 0:
         return {}
-    cuts: dict[str, calibration.Cut] = {"cut": dict.fromkeys(repairs)}
-    if any(repair.delta is not None for repair in repairs.values()):
-        cuts["repaired"] = {span: repair.delta for span, repair in repairs.items()}
-    return calibration.measure_cuts(
+    models = {"cut": cuts.unrepaired(list(repairs))}
+    if any(repair.changes_something for repair in repairs.values()):
+        models["repaired"] = dict(repairs)
+    return cuts.measure_cuts(
         model,
         held_out,
-        cuts,
+        models,
+        stored_dtype=stored_dtype,
         batch_size=run.options.batch_size,
         progress=run.progress,
         description="Measuring what it costs",
@@ -171,5 +180,5 @@ def find_births(
         norms = table.norms
     else:
         few = windows.first(NORM_WINDOWS)
-        norms = calibration.measure_norms(model, few, batch_size=run.options.batch_size)
+        norms = scoring.measure_norms(model, few, batch_size=run.options.batch_size)
     return tuple(span for span in spans if born_inside(norms, span))

@@ -10,7 +10,7 @@ This is the only file that touches a running model's layers, and it always puts 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,16 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ghostlayers.errors import NonFiniteError, UnsupportedModelError
+from ghostlayers.tokens import Windows
+
+TOKENS_PER_BATCH = 1024
+"""Tokens of a micro-batch on a processor, where more only costs memory."""
+
+TOKENS_PER_BATCH_ON_ACCELERATOR = 8192
+"""... and on an accelerator, which needs many to be busy."""
 
 Stream = Float[Tensor, "batch sequence hidden"]
 
@@ -67,6 +75,64 @@ def find_decoder_layers(model: nn.Module) -> nn.ModuleList:
         f"{type(model).__name__} has no list of {expected} decoder layers: expected a decoder-only "
         "causal language model with one residual stream."
     )
+
+
+@dataclass
+class Tap:
+    """Catches what goes into a module, or comes out of it, while a layer runs.
+
+    Attributes:
+        output: catch what comes out.
+        value: what was caught last.
+    """
+
+    output: bool = False
+    value: Tensor | None = None
+
+    def caught(self) -> Tensor:
+        """The tensor, once.
+
+        Raises:
+            UnsupportedModelError: the module was not called.
+        """
+        if self.value is None:
+            raise UnsupportedModelError(
+                "a decoder layer never called one of its projections: its family's row names a "
+                "module that this model does not use."
+            )
+        value, self.value = self.value, None
+        return value
+
+
+def attach_taps(module: nn.Module, taps: Mapping[str, Tap]) -> list[Any]:
+    """Attach taps to a module's children; the handles remove them."""
+    handles = []
+    for path, tap in taps.items():
+        child = module.get_submodule(path)
+
+        def before(_: nn.Module, args: tuple[Any, ...], tap: Tap = tap) -> None:
+            tap.value = args[0]
+
+        def after(_: nn.Module, args: Any, result: Any, tap: Tap = tap) -> None:
+            del args
+            tap.value = result[0] if isinstance(result, tuple) else result
+
+        if tap.output:
+            handles.append(child.register_forward_hook(after))
+        else:
+            handles.append(child.register_forward_pre_hook(before))
+    return handles
+
+
+@contextmanager
+def tapped(module: nn.Module, taps: Mapping[str, Tap]) -> Iterator[None]:
+    """Attach taps to a module's children for as long as the context lasts."""
+    handles = attach_taps(module, taps)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class LayerwiseModel:
@@ -123,10 +189,30 @@ class LayerwiseModel:
             self.model.base_model(input_ids=input_ids, use_cache=False)
 
     @torch.no_grad()
-    def run_layer(self, layer: int, batch: MicroBatch, stream: Stream) -> Stream:
-        """Run one decoder layer on a stream, as the model would on these windows."""
-        call = batch.calls[layer]
-        output = self.layers[layer](stream, *call.args, **call.kwargs)
+    def run_layer(
+        self,
+        layer: int,
+        batch: MicroBatch,
+        stream: Stream,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        taps: "Mapping[str, Tap] | None" = None,
+    ) -> Stream:
+        """Run one decoder layer on a stream, as the model would on these windows.
+
+        Args:
+            layer: which.
+            batch: the windows that the stream belongs to.
+            stream: the layer's input.
+            weights: parameters of the layer, by name, to use instead of its own.
+            taps: modules of the layer, by path, whose input or output is wanted.
+        """
+        call, module = batch.calls[layer], self.layers[layer]
+        with tapped(module, taps or {}):
+            if weights:
+                output = functional_call(module, dict(weights), (stream, *call.args), call.kwargs)
+            else:
+                output = module(stream, *call.args, **call.kwargs)
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
 
@@ -240,6 +326,13 @@ class _Injector(_Stub):
     def _see(self, hidden: Tensor, call: LayerCall) -> Tensor:
         del hidden, call
         return self._stream[0]
+
+
+def micro_batches(model: LayerwiseModel, windows: Windows, batch_size: int = 0) -> Iterator[Tensor]:
+    """Token ids of a few windows at a time; 0 chooses how many."""
+    on_processor = model.device.type == "cpu"
+    tokens = TOKENS_PER_BATCH if on_processor else TOKENS_PER_BATCH_ON_ACCELERATOR
+    yield from windows.input_ids.split(batch_size or max(1, tokens // windows.sequence_length))
 
 
 def sweep(

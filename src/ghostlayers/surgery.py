@@ -6,6 +6,7 @@ weights, so that both together need hardly more memory than one.
 
 import copy
 import importlib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,8 +17,12 @@ from torch import Tensor, nn
 from ghostlayers import modeling
 from ghostlayers.errors import InputError
 from ghostlayers.families import FAMILIES, Family, find_family
+from ghostlayers.features import caught, tap_places
+from ghostlayers.fitting import reader
+from ghostlayers.folding import layer_weights, scaled_writes
+from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.spans import Span, check_layers, kept_layers, pruned_boundary
-from ghostlayers.stream import find_decoder_layers
+from ghostlayers.stream import LayerwiseModel, attach_taps, find_decoder_layers
 
 
 def family_of(model: Any) -> Family:
@@ -30,18 +35,25 @@ def family_of(model: Any) -> Family:
 
 
 def prune_layers(
-    model: Any, spans: Sequence[Span], deltas: Mapping[Span, Tensor] | None = None
+    model: Any,
+    spans: Sequence[Span],
+    repairs: Mapping[Span, Repair] | None = None,
+    *,
+    stored_dtype: torch.dtype | None = None,
 ) -> Any:
-    """A new model without the layers of the spans, repaired by x -> x + x M at the given gaps.
+    """A new model without the layers of the spans, repaired at the given gaps.
 
     Layer indices in the attention caches are renumbered, per-layer config lists sliced, and tied
-    weights stay tied. Weights are shared with the given model, not copied.
+    weights stay tied. Weights are shared with the given model, not copied, except those that a
+    repair changes.
 
     Args:
         model: a causal language model of a supported family; unchanged.
         spans: the layers to remove, in the model's own numbering.
-        deltas: M, [hidden, hidden], acting on row vectors, for each repaired span. It is rounded
-            once, to the model's dtype. Without any, the result is a stock model.
+        repairs: what to change at each gap. Where they all fold into existing weights, the result
+            is a stock model.
+        stored_dtype: the type that changed weights are rounded to once; the model's own if not
+            given.
 
     Raises:
         SpanError: the spans overlap, do not exist, or leave no layer.
@@ -51,13 +63,79 @@ def prune_layers(
     layers = find_decoder_layers(model)
     if spans:
         check_layers([layer for span in spans for layer in span.layers], len(layers))
+    repairs = dict(sorted((repairs or {}).items()))
     pruned = share_weights(model)
+    changed = _changed_weights(model, layers, repairs, stored_dtype or model.dtype)
+    for index, weights in changed.items():
+        _replace_weights(find_decoder_layers(pruned)[index], weights)
     kept = kept_layers(spans, len(layers))
     _keep_layers(find_decoder_layers(pruned), kept)
     slice_config(pruned.config, family, kept)
-    if deltas:
-        _insert_repairs(pruned, family, spans, deltas)
+    operators = {span: each.operator for span, each in repairs.items() if each.operator is not None}
+    stored = {span: each for span, each in operators.items() if not each.maps}
+    if stored:
+        _insert_repairs(pruned, family, spans, stored)
+    for span, operator in operators.items():
+        if operator.maps:
+            _hook_operator(model, pruned, spans, span, operator)
     return pruned
+
+
+def _changed_weights(
+    model: Any, layers: Any, repairs: Mapping[Span, Repair], stored_dtype: torch.dtype
+) -> dict[int, dict[str, Tensor]]:
+    """Changed parameters by layer of the original model: folds, and writes divided by scales."""
+    changed: dict[int, dict[str, Tensor]] = {}
+    for span, repair in repairs.items():
+        changed.update(layer_weights(model, layers, span, repair, stored_dtype))
+    removed = {layer for span in repairs for layer in span.layers}
+    scale = 1.0
+    for index in range(len(layers)):
+        scale *= math.prod(each.scale for span, each in repairs.items() if span.stop == index)
+        if scale != 1.0 and index not in removed:
+            scaled = scaled_writes(family_of(model), layers[index], scale)
+            rounded = {n: each.to(stored_dtype).to(each.dtype) for n, each in scaled.items()}
+            changed.setdefault(index, {}).update(rounded)
+    return changed
+
+
+def _replace_weights(layer: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    for name, value in weights.items():
+        path, _, leaf = name.rpartition(".")
+        module = layer.get_submodule(path)
+        trains = module.get_parameter(leaf).requires_grad
+        module.register_parameter(leaf, nn.Parameter(value, requires_grad=trains))
+
+
+def _hook_operator(
+    dense: Any, pruned: Any, spans: Sequence[Span], span: Span, operator: Operator
+) -> None:
+    """Let an operator that no checkpoint can hold act in memory, through hooks."""
+    layers = find_decoder_layers(pruned)
+    boundary = pruned_boundary(span, spans)
+    layerwise = LayerwiseModel(dense)
+    if boundary == 0:
+
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            stream = args[0] if args else kwargs["hidden_states"]
+            fixed = operator.apply(stream, reader(layerwise, stream, span, {}))
+            return (
+                ((fixed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": fixed})
+            )
+
+        layers[0].register_forward_pre_hook(enter, with_kwargs=True)
+        return
+    layer = layers[boundary - 1]
+    taps = tap_places(dense, operator.maps)
+    attach_taps(layer, dict(taps.values()))
+
+    def leave(_: nn.Module, args: Any, output: Any) -> Any:
+        del args
+        stream = output[0] if isinstance(output, tuple) else output
+        fixed = operator.apply(stream, reader(layerwise, stream, span, caught(taps)))
+        return (fixed, *output[1:]) if isinstance(output, tuple) else fixed
+
+    layer.register_forward_hook(leave)
 
 
 def share_weights(model: Any) -> Any:
@@ -86,32 +164,45 @@ def slice_config(config: Any, family: Family, kept: Sequence[int]) -> None:
 
 
 def _insert_repairs(
-    model: Any, family: Family, spans: Sequence[Span], deltas: Mapping[Span, Tensor]
+    model: Any, family: Family, spans: Sequence[Span], operators: Mapping[Span, Operator]
 ) -> None:
     config_class, layer_class, model_class, causal_lm_class = repaired_family(family)
-    boundaries = {pruned_boundary(span, spans): delta for span, delta in deltas.items()}
+    boundaries = {pruned_boundary(span, spans): each for span, each in operators.items()}
     model.config.__class__ = config_class
     model.config.model_type = family.repaired_model_type
     model.config.repaired_boundaries = sorted(boundaries)
+    model.config.repair_shapes = {
+        str(boundary): {name: list(each.shape) for name, each in operator.parameters.items()}
+        for boundary, operator in sorted(boundaries.items())
+    }
     model.config.architectures = [causal_lm_class.__name__]
     model.__class__ = causal_lm_class
     model.base_model.__class__ = model_class
-    for boundary, delta in boundaries.items():
-        index, name = modeling.repair_place(boundary)
+    for boundary, operator in boundaries.items():
+        index, place = modeling.repair_place(boundary)
         layer = find_decoder_layers(model)[index]
         layer.__class__ = layer_class
-        weight = next(layer.parameters())
-        _check_delta(delta, model.config.hidden_size)
-        stored = delta.T.to(device=weight.device, dtype=weight.dtype).contiguous()
-        layer.register_parameter(name, nn.Parameter(stored, requires_grad=weight.requires_grad))
+        like = next(layer.parameters())
+        _check_operator(operator, model.config.hidden_size)
+        stored = {
+            name: nn.Parameter(
+                value.to(device=like.device, dtype=like.dtype).contiguous(),
+                requires_grad=like.requires_grad,
+            )
+            for name, value in operator.parameters.items()
+        }
+        modeling.add_repair(layer, place, stored, operator.eps)
 
 
-def _check_delta(delta: Tensor, hidden_size: int) -> None:
-    if tuple(delta.shape) != (hidden_size, hidden_size) or not bool(torch.isfinite(delta).all()):
-        raise InputError(
-            f"a repair must be a finite [{hidden_size}, {hidden_size}] matrix, "
-            f"got shape {list(delta.shape)}."
-        )
+def _check_operator(operator: Operator, hidden_size: int) -> None:
+    for name, value in operator.parameters.items():
+        if value.shape[-1] != hidden_size and name != "expand":
+            raise InputError(
+                f"a repair must act on {hidden_size} channels, got '{name}' of shape "
+                f"{list(value.shape)}."
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(f"a repair must be finite, got NaN or infinity in '{name}'.")
 
 
 def repaired_family(family: Family) -> tuple[type, type, type, type]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from ghostlayers import calibration, checkpoint, steps, surgery
-from ghostlayers.calibration import Fitting
+from ghostlayers import checkpoint, cuts, steps, surgery
 from ghostlayers.demo.model import LICENCE, NAME, REQUIREMENT, demo_model
 from ghostlayers.demo.reference_text import split_topics
 from ghostlayers.evaluation import LossSums, prefill_seconds
+from ghostlayers.fitting import fit_many
 from ghostlayers.loading import LoadedModel, load_model
 from ghostlayers.preparation import check_request, make_fitting, read_calibration
 from ghostlayers.progress import Progress
@@ -117,35 +117,31 @@ def fit_both(demo: Demonstration, spans: tuple[Span, ...]) -> dict[str, dict[Spa
     """LinearPatch and Ghost, from the moments of one sweep."""
     ghost = make_fitting(demo.dense, demo.recipe)
     patch = dataclasses.replace(ghost, method=find_method("linearpatch-diag"))
-    windows = demo.scored
-    sums = calibration.gather_moments(
-        demo.layerwise, windows, spans, ghost, progress=demo.run.progress
+    return fit_many(
+        demo.layerwise,
+        demo.scored,
+        spans,
+        {"LinearPatch": patch, "Ghost": ghost},
+        progress=demo.run.progress,
     )
-
-    def fit(fitting: Fitting) -> dict[Span, Repair]:
-        return {span: fitting.fit(sums[span]) for span in spans}
-
-    return {"LinearPatch": fit(patch), "Ghost": fit(ghost)}
 
 
 def compare(
     demo: Demonstration, spans: tuple[Span, ...], repairs: Mapping[str, dict[Span, Repair]]
 ) -> tuple[list[DemoRow], dict[str, Any]]:
     """Measure the dense, the cut and the repaired models; return them too, by name."""
-    cuts: dict[str, calibration.Cut] = {"cut": dict.fromkeys(spans)}
-    for name, fits in repairs.items():
-        cuts[name] = {span: fit.delta for span, fit in fits.items()}
-    losses = calibration.measure_cuts(
+    every = {"cut": cuts.unrepaired(spans), **repairs}
+    losses = cuts.measure_cuts(
         demo.layerwise,
         demo.evaluation,
-        cuts,
+        every,
+        stored_dtype=demo.dense.stored_dtype,
         progress=demo.run.progress,
         description="Evaluating on unseen text",
     )
     models = {"dense": demo.dense.model}
-    for name, cut in cuts.items():
-        operators = {span: delta for span, delta in cut.items() if delta is not None}
-        models[name] = surgery.prune_layers(demo.dense.model, spans, operators)
+    for name, fits in every.items():
+        models[name] = surgery.prune_layers(demo.dense.model, spans, fits)
     rows = []
     with demo.run.progress.stage("Timing and writing", len(models)) as advance:
         for name, model in models.items():

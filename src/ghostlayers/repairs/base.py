@@ -1,12 +1,36 @@
 """What a repair is: the result of a closed-form fit across one gap."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ghostlayers import moments as sums
+from ghostlayers.modeling import repair_stream
 from ghostlayers.moments import Moments, residual_energy
+
+Read = Callable[[str], Tensor]
+"""Reads a feature by name, [..., width], at the gap where a repair acts."""
+
+Place = Literal["mlp_output", "attention_output"]
+"""A projection that writes into the residual stream."""
+
+FEATURES: dict[str, str] = {
+    "x": "the stream before the gap",
+    "norm": "x / rms(x), without gains",
+    "m": "MLP output of the last kept layer before the gap",
+    "z": "input of that MLP's output projection",
+    "o": "input of that layer's attention output projection",
+    "phi": "MLP hidden activations that the first removed layer computes from its norm of x",
+    "one": "a constant",
+}
+"""What a repair can regress on."""
+
+FROM_KEPT_LAYER = frozenset({"m", "z", "o"})
+"""Features that the last kept layer before the gap computes."""
 
 
 @dataclass(frozen=True)
@@ -15,57 +39,295 @@ class FitOptions:
 
     Attributes:
         ridge: added to the diagonal of the Gram matrix after every feature was scaled to unit
-            length, so it is dimensionless and the same for any model. Changes the answer.
+            length, so it is dimensionless and the same for any model. Changes the answer. None
+            chooses it by held-out windows.
         absolute_ridge: added to the diagonal of the Gram matrix as it is, as the paper does.
             Changes the answer where it is not small against the smallest eigenvalue.
         report_condition: compute the condition number, which costs more than the solve.
     """
 
-    ridge: float = 1e-6
+    ridge: float | None = 1e-6
     absolute_ridge: float = 0.0
     report_condition: bool = True
 
 
 @dataclass(frozen=True)
-class Repair:
-    """A boundary operator x -> x + x M, and what its fit says about itself.
+class Operator:
+    """A map of the stream at a gap, y = x + sum of terms.
 
     Attributes:
-        method: name of the method.
-        delta: M, [hidden, hidden], acting on row vectors, float64; None for no operator.
+        parameters: as a checkpoint holds them and as `modeling.repair_stream` reads them.
+        maps: B [width, hidden] by feature, for terms f B of features that need more than the
+            stream; a checkpoint cannot hold these yet.
+        eps: of ``norm``.
+    """
+
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    maps: Mapping[str, Float[Tensor, "width hidden"]] = field(default_factory=dict)
+    eps: float = 1e-6
+
+    def apply(self, stream: Tensor, read: Read | None = None) -> Tensor:
+        """The repaired stream, computed in the stream's own type as the saved model does."""
+
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor.to(device=stream.device, dtype=stream.dtype)
+
+        parameters = {name: cast(value) for name, value in self.parameters.items()}
+        repaired = repair_stream(stream, parameters, self.eps)
+        for name, weight in self.maps.items():
+            assert read is not None
+            repaired = repaired + read(name).to(stream.dtype) @ cast(weight)
+        return repaired
+
+    def rounded(self, dtype: torch.dtype) -> "Operator":
+        """The operator as a checkpoint in this type will hold it."""
+
+        def round_off(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.to(dtype).to(value.dtype) for name, value in values.items()}
+
+        return replace(self, parameters=round_off(self.parameters), maps=round_off(self.maps))
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that the operator holds, those of ``phi`` itself not counted."""
+        return sum(each.numel() for each in (*self.parameters.values(), *self.maps.values()))
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A change of the weights of a kept layer, which costs nothing at run time.
+
+    Attributes:
+        layers_back: 1 is the last kept layer before the gap, 2 the one before it.
+        place: which projection.
+        delta: added to the projection as a row map, [input, hidden].
+        bias: added to its bias, where it has one, [hidden].
+    """
+
+    layers_back: int
+    place: Place
+    delta: Float[Tensor, "input hidden"]
+    bias: Float[Tensor, " hidden"] | None = None
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What is changed at one gap, and what its fit says about itself.
+
+    Attributes:
+        method: name of the method, with its arguments.
+        operator: acts on the stream at the gap; None for none.
+        folds: changes of kept layers before the gap.
+        scale: the stream after the gap is to be multiplied by this; a checkpoint divides every
+            later write by it instead, which later norms cannot tell apart.
         num_tokens: tokens it was fitted on.
-        relative_residual: ||F M - D||^2 / ||D||^2 on the fit tokens with the fit's weights; 1 is
-            what no repair leaves.
+        relative_residual: share of the discrepancy, in the fit's own metric, that is left on the
+            fit tokens; 1 is what no repair leaves.
         condition_number: of the damped and scaled Gram matrix; None where nothing was solved.
+        ridge: the relative ridge used, where it was chosen.
     """
 
     method: str
-    delta: Float[Tensor, "hidden hidden"] | None
-    num_tokens: int
-    relative_residual: float
+    operator: Operator | None = None
+    folds: tuple[Fold, ...] = ()
+    scale: float = 1.0
+    num_tokens: int = 0
+    relative_residual: float = 1.0
     condition_number: float | None = None
+    ridge: float | None = None
+
+    @property
+    def delta(self) -> Float[Tensor, "hidden hidden"] | None:
+        """M of x -> x + x M, if that is all that the repair is."""
+        if self.operator is None or set(self.operator.parameters) != {"weight"}:
+            return None
+        return None if self.operator.maps else self.operator.parameters["weight"].T
+
+    @property
+    def changes_something(self) -> bool:
+        """Whether it is more than the bare cut."""
+        return self.operator is not None or bool(self.folds) or self.scale != 1.0
+
+    @property
+    def reach(self) -> int:
+        """Kept layers before the gap that the repair changes or reads."""
+        back = [fold.layers_back for fold in self.folds]
+        reads = self.operator is not None and FROM_KEPT_LAYER & set(self.operator.maps)
+        return max([*back, 1 if reads else 0])
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters that the repair adds to the model."""
+        return 0 if self.operator is None else self.operator.num_parameters
+
+    def rounded(self, dtype: torch.dtype) -> "Repair":
+        """With the operator as stored; folds are rounded together with the weights they change."""
+        return (
+            self if self.operator is None else replace(self, operator=self.operator.rounded(dtype))
+        )
 
 
-Basis = Callable[[int], Float[Tensor, "hidden hidden"]]
+def linear(delta: Tensor, bias: Tensor | None = None) -> Operator:
+    """X -> x + x M (+ b)."""
+    extra = {} if bias is None else {"bias": bias}
+    return Operator({"weight": delta.T.contiguous(), **extra})
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What has to be gathered at a gap before a method can be fitted.
+
+    Attributes:
+        features: blocks of the Gram matrix.
+        rotated: also the mean absolute values in a Hadamard basis.
+        pieces: numbers of clusters of tokens with moments of their own.
+        tokens: a sample of tokens themselves.
+        held_out: moments of held-out windows too.
+    """
+
+    features: tuple[str, ...] = ("x",)
+    rotated: bool = False
+    pieces: tuple[int, ...] = ()
+    tokens: bool = False
+    held_out: bool = False
+
+    def __or__(self, other: "Needs") -> "Needs":
+        wanted = {*self.features, *other.features}
+        return Needs(
+            tuple(name for name in FEATURES if name in wanted),
+            self.rotated or other.rotated,
+            tuple(sorted({*self.pieces, *other.pieces})),
+            self.tokens or other.tokens,
+            self.held_out or other.held_out,
+        )
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Tokens grouped by the direction of their stream.
+
+    Attributes:
+        centroids: unit vectors, [pieces, hidden].
+        moments: of the tokens nearest to each.
+    """
+
+    centroids: Float[Tensor, "pieces hidden"]
+    moments: tuple[Moments, ...]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A sample of tokens: stream before and after, and the last kept layer's MLP output."""
+
+    source: Float[Tensor, "tokens hidden"]
+    target: Float[Tensor, "tokens hidden"]
+    features: Mapping[str, Float[Tensor, "tokens width"]]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was gathered at a gap: all that a fit may know.
+
+    Attributes:
+        moments: of the features, of all fit tokens.
+        training: those of the windows that a ridge is fitted on, where it is chosen.
+        held_out: those of the windows that choose it.
+        rotated: sums of |xH| and |yH| a rotated channel.
+        pieces: by their number.
+        tokens: a sample.
+        mlp_output: row map of the last kept layer's MLP output projection, [z, hidden].
+        mlp_bias: its bias; None if it has none.
+        eps: of the model's norms.
+    """
+
+    moments: Moments
+    training: Moments | None = None
+    held_out: Moments | None = None
+    rotated: tuple[Tensor, Tensor] | None = None
+    pieces: Mapping[int, Pieces] = field(default_factory=dict)
+    tokens: Tokens | None = None
+    mlp_output: Tensor | None = None
+    mlp_bias: Tensor | None = None
+    eps: float = 1e-6
+
+    def select(self, names: Sequence[str]) -> "Evidence":
+        """The same evidence with moments of some features only.
+
+        ``m`` is made from ``z`` where only that was gathered: it is a linear map of it.
+        """
+
+        def chosen(each: Moments | None) -> Moments | None:
+            return None if each is None else _select(each, names, self.mlp_output, self.mlp_bias)
+
+        whole = chosen(self.moments)
+        assert whole is not None
+        return replace(
+            self, moments=whole, training=chosen(self.training), held_out=chosen(self.held_out)
+        )
+
+
+def _select(
+    moments: Moments, names: Sequence[str], output: Tensor | None, bias: Tensor | None
+) -> Moments:
+    if "m" not in names or "m" in sums.block_slices(moments.blocks):
+        return sums.select(moments, names)
+    assert output is not None
+    before = sums.select(moments, ["z", *(n for n in (*names, "one") if n not in {"m", "z"})])
+    widths = dict(before.blocks)
+    places = sums.block_slices(before.blocks)
+    columns, blocks = [], []
+    for name in names:
+        width = output.shape[1] if name == "m" else widths[name]
+        column = output.new_zeros(before.gram.shape[0], width, dtype=sums.ACCUMULATOR)
+        if name == "m":
+            column[places["z"]] = output.to(sums.ACCUMULATOR)
+            if bias is not None:
+                column[places["one"]] = bias.to(sums.ACCUMULATOR)
+        else:
+            column[places[name]] = torch.eye(width, dtype=sums.ACCUMULATOR, device=column.device)
+        columns.append(column)
+        blocks.append((name, width))
+    return sums.transform(before, torch.cat(columns, dim=1), tuple(blocks))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table of repairs.
+    """A row of the table of repairs, with its arguments.
 
     Attributes:
-        name: as on the command line.
+        name: as on the command line, arguments included.
         source: the paper it comes from.
-        fit: from moments to a repair.
-        basis: an orthogonal matrix by hidden size; its moments are then those of X Q and Y Q.
-        weighs_tokens: whether token weights change its answer.
+        fit: from evidence to a repair.
+        needs: what the evidence must hold.
+        stages: kept layers that are refitted one after another, each on the stream that the
+            ones before it left.
+        savable: a checkpoint can hold its result.
+        solves: it solves for as many unknowns a channel as it has features, so it needs at least
+            as many tokens.
     """
 
     name: str
     source: str
-    fit: Callable[[Moments, FitOptions], Repair]
-    basis: Basis | None = None
-    weighs_tokens: bool = False
+    fit: Callable[[Evidence, FitOptions], Repair]
+    needs: Needs = Needs()
+    stages: int = 1
+    savable: bool = True
+    solves: bool = False
+
+    @property
+    def reach(self) -> int:
+        """Kept layers before the gap that it needs."""
+        return max(self.stages if self.folds else 0, 1 if self.reads_kept_layer else 0)
+
+    @property
+    def reads_kept_layer(self) -> bool:
+        """Whether it needs a kept layer before the gap."""
+        return bool(FROM_KEPT_LAYER & set(self.needs.features))
+
+    @property
+    def folds(self) -> bool:
+        """Whether it changes kept layers."""
+        return self.stages > 1 or bool({"m", "z"} & set(self.needs.features))
 
 
 def relative_residual(moments: Moments, delta: Float[Tensor, "features hidden"]) -> float:

@@ -12,44 +12,65 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ghostlayers.moments import Moments
-from ghostlayers.repairs.base import FitOptions, Method, Repair, relative_residual
+from ghostlayers.repairs.arguments import Arguments
+from ghostlayers.repairs.base import (
+    Evidence,
+    FitOptions,
+    Method,
+    Needs,
+    Repair,
+    linear,
+    relative_residual,
+)
 from ghostlayers.repairs.hadamard import hadamard
 
+SOURCE = "LinearPatch, arXiv:2505.24680"
 
-def channel_scales(moments: Moments) -> Float[Tensor, " hidden"]:
+
+def channel_scales(
+    before: Float[Tensor, " hidden"], after: Float[Tensor, " hidden"]
+) -> Float[Tensor, " hidden"]:
     """d_k = mean |y_k| / mean |x_k|; 1 for a channel that is zero before the cut."""
-    dead = moments.abs_source == 0
-    return torch.where(dead, 1.0, moments.abs_target / moments.abs_source.masked_fill(dead, 1.0))
+    dead = before == 0
+    return torch.where(dead, 1.0, after / before.masked_fill(dead, 1.0))
 
 
-def fit_linearpatch_diag(moments: Moments, options: FitOptions) -> Repair:
-    """M = diag(d) - I."""
-    del options
-    delta = torch.diag(channel_scales(moments) - 1.0)
-    return Repair("linearpatch-diag", delta, moments.num_tokens, relative_residual(moments, delta))
-
-
-def fit_linearpatch_hadamard(moments: Moments, options: FitOptions) -> Repair:
-    """M = H diag(d) H' - I, from moments of the rotated streams X H and Y H.
-
-    The residual is the same in either basis, because H is orthogonal.
-    """
-    del options
-    rotated = torch.diag(channel_scales(moments) - 1.0)
-    basis = hadamard(rotated.shape[0]).to(rotated.device)
+def _repair(name: str, delta: Tensor, evidence: Evidence) -> Repair:
+    sums = evidence.select(("x",)).moments
     return Repair(
-        "linearpatch-hadamard",
-        basis @ rotated @ basis.T,
-        moments.num_tokens,
-        relative_residual(moments, rotated),
+        name,
+        linear(delta),
+        num_tokens=sums.num_tokens,
+        relative_residual=relative_residual(sums, delta),
     )
 
 
-LINEARPATCH_DIAG = Method("linearpatch-diag", "LinearPatch, arXiv:2505.24680", fit_linearpatch_diag)
-LINEARPATCH_HADAMARD = Method(
-    "linearpatch-hadamard",
-    "LinearPatch, arXiv:2505.24680",
-    fit_linearpatch_hadamard,
-    basis=hadamard,
-)
+def fit_linearpatch_diag(evidence: Evidence, options: FitOptions) -> Repair:
+    """M = diag(d) - I."""
+    del options
+    sums = evidence.moments
+    delta = torch.diag(channel_scales(sums.abs_source, sums.abs_target) - 1.0)
+    return _repair("linearpatch-diag", delta, evidence)
+
+
+def fit_linearpatch_hadamard(evidence: Evidence, options: FitOptions) -> Repair:
+    """M = H diag(d) H' - I, d from the rotated streams X H and Y H."""
+    del options
+    assert evidence.rotated is not None
+    scales = channel_scales(*evidence.rotated)
+    basis = hadamard(len(scales)).to(scales.device)
+    return _repair("linearpatch-hadamard", (basis * (scales - 1.0)) @ basis.T, evidence)
+
+
+def make_linearpatch_diag(arguments: Arguments) -> Method:
+    """``linearpatch-diag``, without arguments."""
+    arguments.finish()
+    return Method("linearpatch-diag", SOURCE, fit_linearpatch_diag)
+
+
+def make_linearpatch_hadamard(arguments: Arguments) -> Method:
+    """``linearpatch-hadamard``, without arguments."""
+    arguments.finish()
+    return Method(
+        "linearpatch-hadamard", SOURCE, fit_linearpatch_hadamard, Needs(("x",), rotated=True)
+    )

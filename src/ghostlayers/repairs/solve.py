@@ -1,12 +1,55 @@
 """Ridge regression from moments: the one linear solve behind every least-squares repair."""
 
+from dataclasses import dataclass, replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ghostlayers.errors import InsufficientTokensError, NonFiniteError, SingularError
 from ghostlayers.moments import Moments
-from ghostlayers.repairs.base import FitOptions
+from ghostlayers.repairs.base import Evidence, FitOptions, relative_residual
+
+RIDGES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+"""Relative ridges that held-out windows choose from."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A least-squares map, and what its fit says about itself.
+
+    Attributes:
+        weight: M, [features, hidden].
+        relative_residual: on the fit tokens, with the fit's weights.
+        condition_number: None unless asked for.
+        ridge: the one that was chosen; None if it was given.
+    """
+
+    weight: Float[Tensor, "features hidden"]
+    relative_residual: float
+    condition_number: float | None
+    ridge: float | None = None
+
+
+def regress(evidence: Evidence, options: FitOptions) -> Solution:
+    """The least-squares map from the evidence's features, with the ridge given or chosen.
+
+    Raises:
+        NumericalError: see `solve_ridge`.
+    """
+    chosen = None
+    if options.ridge is None:
+        assert evidence.training is not None
+        assert evidence.held_out is not None
+        chosen = choose_ridge(evidence.training, evidence.held_out, options)
+        options = replace(options, ridge=chosen)
+    weight = solve_ridge(evidence.moments, options)
+    return Solution(
+        weight,
+        relative_residual(evidence.moments, weight),
+        condition_number(evidence.moments, options) if options.report_condition else None,
+        chosen,
+    )
 
 
 def solve_ridge(moments: Moments, options: FitOptions) -> Float[Tensor, "features hidden"]:
@@ -37,6 +80,33 @@ def solve_ridge(moments: Moments, options: FitOptions) -> Float[Tensor, "feature
     return solution / scale[:, None]
 
 
+def choose_ridge(
+    training: Moments,
+    held_out: Moments,
+    options: FitOptions,
+    ridges: tuple[float, ...] = RIDGES,
+) -> float:
+    r"""The relative ridge whose map leaves least of the held-out discrepancy.
+
+    One eigendecomposition serves all ridges: with the scaled Gram matrix V diag(l) V', the map is
+    S^-1 V diag(1/(l + ridge)) P with P = V' S^-1 F'WD, and its held-out error a quadratic form in
+    the vector 1/(l + ridge), so that each further ridge costs one product of a matrix and a vector.
+    """
+    _check_tokens(training)
+    gram, scale = scaled_gram(training, replace(options, ridge=0.0))
+    values, vectors = torch.linalg.eigh(gram)
+    back = vectors / scale[:, None]
+    projected = vectors.T @ (training.cross / scale[:, None])
+    linear = (projected * (back.T @ held_out.cross)).sum(dim=1)
+    quadratic = (back.T @ held_out.gram @ back) * (projected @ projected.T)
+
+    def error(ridge: float) -> float:
+        damped = 1.0 / (values.clamp_min(0.0) + ridge)
+        return float(damped @ quadratic @ damped - 2.0 * damped @ linear)
+
+    return min(ridges, key=error)
+
+
 def scaled_gram(
     moments: Moments, options: FitOptions
 ) -> tuple[Float[Tensor, "features features"], Float[Tensor, " features"]]:
@@ -45,6 +115,7 @@ def scaled_gram(
     dead = scale == 0  # a channel that is zero on every token gets no row in M
     scale = torch.where(dead, 1.0, scale)
     gram = moments.gram / scale[:, None] / scale
+    assert options.ridge is not None
     damping = options.ridge + options.absolute_ridge / scale.square()
     gram.diagonal().add_(damping + dead.to(gram.dtype))
     return gram, scale

@@ -8,9 +8,13 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax
 
 import ghostlayers
-from ghostlayers import calibration, moments
-from ghostlayers.calibration import Fitting
+from ghostlayers import cuts as measuring
+from ghostlayers import fitting as fits
+from ghostlayers import scoring
+from ghostlayers.fitting import Fitting
 from ghostlayers.repairs import FitOptions, find_method
+from ghostlayers.repairs.base import Repair, linear
+from ghostlayers.repairs.hadamard import hadamard
 from ghostlayers.scores.births import NormProfile
 from ghostlayers.spans import Span
 from ghostlayers.stream import LayerwiseModel
@@ -87,7 +91,7 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 
 
 def test_ghost_as_published_on_trained_weights(layerwise: Any, windows: Windows) -> None:
-    got = calibration.fit_gaps(layerwise, windows, GAPS, fitting(), batch_size=7)
+    got = fits.fit_gaps(layerwise, windows, GAPS, fitting(), batch_size=7)
     streams = literal_streams(layerwise.model, windows.input_ids)
     for span in GAPS:
         want = literal_ghost(streams[span.start], streams[span.stop])
@@ -99,9 +103,9 @@ def test_linearpatch_as_published_on_trained_weights(
     layerwise: Any, windows: Windows, name: str
 ) -> None:
     method = find_method(name)
-    got = calibration.fit_gaps(layerwise, windows, GAPS, fitting(method=method), batch_size=7)
+    got = fits.fit_gaps(layerwise, windows, GAPS, fitting(method=method), batch_size=7)
     streams = literal_streams(layerwise.model, windows.input_ids).double()
-    h = torch.eye(48).double() if method.basis is None else method.basis(48)
+    h = hadamard(48) if name == "linearpatch-hadamard" else torch.eye(48).double()
     for span in GAPS:
         xh, yh = streams[span.start] @ h, streams[span.stop] @ h
         scale = yh.abs().mean(dim=0) / xh.abs().mean(dim=0)
@@ -110,24 +114,22 @@ def test_linearpatch_as_published_on_trained_weights(
 
 
 def test_later_gaps_are_fitted_on_the_repaired_stream(layerwise: Any, windows: Windows) -> None:
-    got = calibration.fit_gaps(
-        layerwise, windows, GAPS, fitting(repaired_inputs=True), batch_size=7
-    )
+    got = fits.fit_gaps(layerwise, windows, GAPS, fitting(repaired_inputs=True), batch_size=7)
     dense = literal_streams(layerwise.model, windows.input_ids)
     done: dict[Span, Tensor] = {}
     for span in GAPS:
         repaired = literal_streams(layerwise.model, windows.input_ids, done)
         done[span] = literal_ghost(repaired[span.start], dense[span.stop])
         assert relative_error(got[span].delta, done[span]) < 1e-5
-    original = calibration.fit_gaps(layerwise, windows, GAPS, fitting())
+    original = fits.fit_gaps(layerwise, windows, GAPS, fitting())
     assert relative_error(original[GAPS[1]].delta, got[GAPS[1]].delta) > 1e-2
 
 
 def test_fits_do_not_depend_on_the_batch_size(layerwise: Any, windows: Windows) -> None:
     for repaired in (False, True):
         how = fitting(repaired_inputs=repaired, relative_weights=True, options=FitOptions())
-        one = calibration.fit_gaps(layerwise, windows, GAPS, how, batch_size=1)
-        many = calibration.fit_gaps(layerwise, windows, GAPS, how, batch_size=30)
+        one = fits.fit_gaps(layerwise, windows, GAPS, how, batch_size=1)
+        many = fits.fit_gaps(layerwise, windows, GAPS, how, batch_size=30)
         for span in GAPS:
             assert relative_error(one[span].delta, many[span].delta) < 1e-3  # float32 streams
             assert one[span].num_tokens == many[span].num_tokens == 30 * 64
@@ -135,7 +137,7 @@ def test_fits_do_not_depend_on_the_batch_size(layerwise: Any, windows: Windows) 
 
 def test_scores_are_those_of_stored_streams(layerwise: Any, windows: Windows) -> None:
     spans = [Span(i, i + 2) for i in range(7)]
-    table, sample = calibration.measure_scores(layerwise, windows, spans, batch_size=7)
+    table, sample = scoring.measure_scores(layerwise, windows, spans, batch_size=7)
     streams = literal_streams(layerwise.model, windows.input_ids)
     for score in table.spans:
         cosines = cosine_similarity(streams[score.span.start], streams[score.span.stop], dim=-1)
@@ -150,7 +152,7 @@ def test_scores_are_those_of_stored_streams(layerwise: Any, windows: Windows) ->
 
 def test_the_published_cosine_is_over_tokens(layerwise: Any, windows: Windows) -> None:
     spans = [Span(i, i + 2) for i in range(7)]
-    table, _ = calibration.measure_scores(
+    table, _ = scoring.measure_scores(
         layerwise, windows, spans, cosine_axis="tokens", residuals=False, batch_size=7
     )
     streams = literal_streams(layerwise.model, windows.input_ids).unflatten(1, (30, 64))
@@ -165,7 +167,7 @@ def test_the_residual_of_a_span_is_that_of_its_sampled_tokens(
     layerwise: Any, windows: Windows
 ) -> None:
     span = Span(2, 5)
-    table, sample = calibration.measure_scores(layerwise, windows, [span])
+    table, sample = scoring.measure_scores(layerwise, windows, [span])
     assert sample is not None
     x, y = sample.streams[2].double(), sample.streams[5].double()
     held_out = sample.held_out()
@@ -181,10 +183,9 @@ def test_the_residual_of_a_span_is_that_of_its_sampled_tokens(
 def test_losses_are_those_of_the_built_model(
     layerwise: Any, windows: Windows, cut: tuple[Span, ...]
 ) -> None:
-    deltas = calibration.fit_gaps(layerwise, windows, cut, fitting(stored_dtype=torch.float32))
-    operators = {span: repair.delta for span, repair in deltas.items()}
+    operators = fits.fit_gaps(layerwise, windows, cut, fitting(stored_dtype=torch.float32))
     few = windows.first(5)
-    got = calibration.measure_cuts(layerwise, few, {"cut": operators}, batch_size=2)
+    got = measuring.measure_cuts(layerwise, few, {"cut": operators}, batch_size=2)
     built = ghostlayers.surgery.prune_layers(layerwise.model, cut, operators)
     with torch.no_grad():
         q = built(input_ids=few.input_ids, use_cache=False).logits[:, :-1].flatten(0, 1)
@@ -204,10 +205,10 @@ def test_losses_are_those_of_the_built_model(
 def test_logits_in_pieces_give_the_same_losses(
     layerwise: Any, windows: Windows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cuts: dict[str, calibration.Cut] = {"cut": {Span(2, 4): None}}
-    whole = calibration.measure_cuts(layerwise, windows.first(2), cuts)
-    monkeypatch.setattr(calibration, "LOGITS_AT_ONCE", 10 * 256)
-    pieces = calibration.measure_cuts(layerwise, windows.first(2), cuts)
+    cuts = {"cut": measuring.unrepaired([Span(2, 4)])}
+    whole = measuring.measure_cuts(layerwise, windows.first(2), cuts)
+    monkeypatch.setattr(measuring, "LOGITS_AT_ONCE", 10 * 256)
+    pieces = measuring.measure_cuts(layerwise, windows.first(2), cuts)
     for name in whole:
         assert pieces[name].loss_nats == pytest.approx(whole[name].loss_nats, rel=1e-6)
         assert pieces[name].num_tokens == whole[name].num_tokens
@@ -215,28 +216,18 @@ def test_logits_in_pieces_give_the_same_losses(
 
 def test_ghost_beats_the_patch_and_the_patch_the_cut(layerwise: Any, windows: Windows) -> None:
     span = Span(3, 6)
-    cuts: dict[str, calibration.Cut] = {"none": {span: None}}
+    cuts = {"none": measuring.unrepaired([span])}
     for name in ("linearpatch-diag", "ghost"):
         how = Fitting(find_method(name))
-        fits = calibration.fit_gaps(layerwise, windows.first(24), [span], how)
-        cuts[name] = {span: fits[span].delta}
-    losses = calibration.measure_cuts(layerwise, windows.split_at(24)[1], cuts)
+        cuts[name] = fits.fit_gaps(layerwise, windows.first(24), [span], how)
+    losses = measuring.measure_cuts(layerwise, windows.split_at(24)[1], cuts)
     assert losses["dense"].loss_nats < losses["ghost"].loss_nats
     assert losses["ghost"].loss_nats < losses["linearpatch-diag"].loss_nats
     assert losses["ghost"].kl_nats < losses["none"].kl_nats / 2
 
 
-def test_weights_change_the_fit_only_where_the_method_weighs() -> None:
-    x = torch.randn(300, 12, generator=torch.Generator().manual_seed(0)).double()
-    y = x + torch.randn(300, 12, generator=torch.Generator().manual_seed(1)).double()
-    sums = Fitting(find_method("linearpatch-diag")).update_tokens(None, x, y)
-    assert sums.total_weight == 300
-    sums = Fitting(find_method("ghost")).update_tokens(None, x, y)
-    assert sums.total_weight == pytest.approx(float(moments.relative_weights(y).sum()))
-
-
 def test_norms_without_scores(layerwise: Any, windows: Windows) -> None:
-    profile = calibration.measure_norms(layerwise, windows.first(3), batch_size=2)
+    profile = scoring.measure_norms(layerwise, windows.first(3), batch_size=2)
     assert isinstance(profile, NormProfile)
     want = literal_streams(layerwise.model, windows.first(3).input_ids).norm(dim=-1)
     torch.testing.assert_close(profile.norms, want, rtol=1e-4, atol=1e-4)
@@ -246,13 +237,14 @@ def test_a_race_measures_the_same_losses_and_gives_up_the_hopeless(
     layerwise: Any, windows: Windows
 ) -> None:
     good, ruin = Span(3, 5), Span(4, 6)
-    cuts: dict[str, calibration.Cut] = {
-        "good": {good: None},
-        "ruin": {ruin: -0.9 * torch.eye(layerwise.model.config.hidden_size).double()},
+    ruined = -0.9 * torch.eye(layerwise.model.config.hidden_size).double()
+    cuts = {
+        "good": measuring.unrepaired([good]),
+        "ruin": {ruin: Repair("ghost", linear(ruined))},
     }
     few = windows.first(8)
-    race = calibration.race_cuts(layerwise, few, cuts, batch_size=2)
-    whole = calibration.measure_cuts(layerwise, few, cuts)
+    race = measuring.race_cuts(layerwise, few, cuts, batch_size=2)
+    whole = measuring.measure_cuts(layerwise, few, cuts)
     assert race.best == "good"
     assert float(race.dense.mean()) == pytest.approx(whole["dense"].loss_nats, rel=1e-5)
     assert float(race.cuts["good"].mean()) == pytest.approx(whole["good"].loss_nats, rel=1e-5)
@@ -262,5 +254,5 @@ def test_a_race_measures_the_same_losses_and_gives_up_the_hopeless(
     paired = race.cuts["ruin"] - race.cuts["good"][: 2 * 63]
     assert difference == pytest.approx(float(paired.mean()))
     assert error == pytest.approx(float(paired.std()) / (2 * 63) ** 0.5)
-    assert difference > calibration.HOPELESS * error
+    assert difference > measuring.HOPELESS * error
     assert race.behind("good") == (0.0, 0.0)

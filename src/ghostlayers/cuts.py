@@ -1,0 +1,257 @@
+"""Losses of cut and repaired models, without building any of them.
+
+The dense model runs once; each cut starts from the dense stream before the first layer that it
+changes, and runs the kept layers only.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ghostlayers.evaluation.losses import LossSums, sum_losses, token_losses
+from ghostlayers.features import caught, tap_places
+from ghostlayers.fitting import act, reader
+from ghostlayers.folding import layer_weights
+from ghostlayers.progress import Progress, Silent
+from ghostlayers.repairs.base import Repair
+from ghostlayers.spans import Span
+from ghostlayers.stream import (
+    LayerwiseModel,
+    MicroBatch,
+    Stream,
+    check_finite,
+    micro_batches,
+    sweep,
+)
+from ghostlayers.tokens import Windows
+
+LOGITS_AT_ONCE = 2**24
+"""Elements of logits made at a time: 64 MB in float32. Fewer would stream a big head too often."""
+
+HOPELESS = 4.0
+"""Standard errors behind the best at which a candidate leaves a race."""
+
+DENSE = "dense"
+
+
+class Cut:
+    """Removed layers with their repairs, ready to run over the dense model's layers.
+
+    Args:
+        model: the dense model.
+        repairs: one a gap.
+        stored_dtype: in which a checkpoint would hold changed weights; None for the model's own.
+    """
+
+    def __init__(
+        self,
+        model: LayerwiseModel,
+        repairs: Mapping[Span, Repair],
+        stored_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model = model
+        self.repairs = dict(sorted(repairs.items()))
+        dtype = stored_dtype or model.model.dtype
+        self.weights: dict[int, dict[str, Tensor]] = {}
+        for span, repair in self.repairs.items():
+            self.weights.update(layer_weights(model.model, model.layers, span, repair, dtype))
+
+    @property
+    def fork(self) -> int:
+        """The last boundary up to which the cut model equals the dense one."""
+        first = min(self.repairs)
+        return first.start - self.repairs[first].reach
+
+    def run(self, batch: MicroBatch, stream: Stream, boundary: int | None = None) -> Stream:
+        """From the stream at the fork (or a kept boundary before it) to the last boundary."""
+        here = self.fork if boundary is None else boundary
+        for span, repair in self.repairs.items():
+            maps = () if repair.operator is None else tuple(repair.operator.maps)
+            taps = tap_places(self.model.model, maps)
+            found: dict[str, Tensor] = {}
+            for layer in range(here, span.start):
+                wanted = taps if layer == span.start - 1 else {}
+                stream = self._layer(layer, batch, stream, wanted)
+                found.update(caught(wanted))
+            with torch.no_grad():
+                stream = act(repair, stream, reader(self.model, stream, span, found))
+            here = span.stop
+        for layer in range(here, self.model.num_layers):
+            stream = self._layer(layer, batch, stream, {})
+        return stream
+
+    def _layer(self, layer: int, batch: MicroBatch, stream: Stream, taps: Mapping) -> Stream:  # type: ignore[type-arg]
+        stream = self.model.run_layer(
+            layer, batch, stream, weights=self.weights.get(layer), taps=dict(taps.values())
+        )
+        check_finite(stream, layer)
+        return stream
+
+
+def unrepaired(spans: "tuple[Span, ...] | list[Span]") -> dict[Span, Repair]:
+    """The bare cut."""
+    return {span: Repair("none") for span in spans}
+
+
+def measure_cuts(
+    model: LayerwiseModel,
+    windows: Windows,
+    cuts: Mapping[str, Mapping[Span, Repair]],
+    *,
+    stored_dtype: torch.dtype | None = None,
+    batch_size: int = 0,
+    divergence: bool = True,
+    progress: Progress | None = None,
+    description: str = "Measuring losses",
+) -> dict[str, LossSums]:
+    """Losses of the dense model and of cut models.
+
+    Args:
+        model: the dense model.
+        windows: held-out windows.
+        cuts: repairs by gap, by name.
+        stored_dtype: see `Cut`.
+        batch_size: windows at a time; 0 chooses.
+        divergence: also compare with the dense model, not only with the text.
+        progress: told of every window.
+        description: of the stage.
+
+    Returns:
+        Loss, divergence from dense and agreement of ``dense`` and of every cut.
+    """
+    ready = {name: Cut(model, repairs, stored_dtype) for name, repairs in cuts.items()}
+    totals = {name: LossSums() for name in (DENSE, *cuts)}
+    with (progress or Silent()).stage(description, len(windows)) as advance:
+        for ids in micro_batches(model, windows, batch_size):
+            batch, streams = _cut_streams(model, ids, ready)
+            for window in range(ids.shape[0]):
+                for name, sums in _window_losses(model, batch, streams, window, divergence).items():
+                    totals[name] = totals[name] + sums
+            advance(ids.shape[0])
+    return totals
+
+
+def _cut_streams(
+    model: LayerwiseModel, ids: Tensor, cuts: Mapping[str, Cut]
+) -> tuple[MicroBatch, dict[str, Tensor]]:
+    """The stream at the last boundary, of the dense model and of every cut."""
+    batch, stream = model.begin(ids)
+    forks: dict[str, Tensor] = {}
+    hidden = stream
+    for boundary, (hidden,) in sweep(model, [batch], [stream], stop=model.num_layers):
+        forks.update({name: hidden for name, cut in cuts.items() if cut.fork == boundary})
+    ends = {name: cut.run(batch, forks.pop(name)) for name, cut in cuts.items()}
+    return batch, {DENSE: hidden, **ends}
+
+
+@dataclass(frozen=True)
+class Race:
+    """Losses of cuts that were compared on the same tokens.
+
+    Attributes:
+        dense: the untouched model's loss at every position, in nats, [tokens].
+        cuts: those of every cut, on the first tokens only where it was given up early.
+    """
+
+    dense: Tensor
+    cuts: dict[str, Tensor]
+
+    @property
+    def best(self) -> str:
+        """The cut that loses least among those that were measured to the end."""
+        finished = [name for name, each in self.cuts.items() if len(each) == len(self.dense)]
+        return min(finished, key=lambda name: float(self.cuts[name].mean()))
+
+    def behind(self, name: str, other: str | None = None) -> tuple[float, float]:
+        """How much more a cut loses than another (the best), with its standard error.
+
+        Both over the tokens that the cut was measured on: the difference on the same tokens varies
+        much less than the losses do.
+        """
+        mine = self.cuts[name]
+        difference = mine - self.cuts[other or self.best][: len(mine)]
+        error = float(difference.std()) / len(mine) ** 0.5 if len(mine) > 1 else 0.0
+        return float(difference.mean()), error
+
+
+def race_cuts(
+    model: LayerwiseModel,
+    windows: Windows,
+    cuts: Mapping[str, Mapping[Span, Repair]],
+    *,
+    batch_size: int = 0,
+    progress: Progress | None = None,
+    description: str = "Measuring candidates",
+) -> Race:
+    """Losses of many cuts, giving up those that fall hopelessly behind.
+
+    After each micro-batch a cut leaves whose loss exceeds the best one's by more than `HOPELESS`
+    standard errors of their difference on the same tokens. Arguments as `measure_cuts`.
+    """
+    race = Race(torch.empty(0), {name: torch.empty(0) for name in cuts})
+    running = {name: Cut(model, repairs) for name, repairs in cuts.items()}
+    with (progress or Silent()).stage(description, len(windows)) as advance:
+        for ids in micro_batches(model, windows, batch_size):
+            batch, streams = _cut_streams(model, ids, running)
+            losses = {name: torch.empty(0) for name in streams}
+            for window in range(ids.shape[0]):
+                for name, each in _window_token_losses(model, batch, streams, window).items():
+                    losses[name] = torch.cat([losses[name], each.cpu()])
+            dense = torch.cat([race.dense, losses[DENSE]])
+            joined = {n: torch.cat([race.cuts[n], losses[n]]) for n in running}
+            race = Race(dense, {**race.cuts, **joined})
+            running = {n: cut for n, cut in running.items() if not _hopeless(race, n)}
+            advance(ids.shape[0])
+    return race
+
+
+def _hopeless(race: Race, name: str) -> bool:
+    difference, error = race.behind(name)
+    return name != race.best and difference > HOPELESS * error
+
+
+def _window_token_losses(
+    model: LayerwiseModel, batch: MicroBatch, streams: Mapping[str, Tensor], window: int
+) -> dict[str, Tensor]:
+    losses: dict[str, list[Tensor]] = {name: [] for name in streams}
+    for targets, logits in _window_logits(model, batch, streams, window):
+        for name in streams:
+            losses[name].append(token_losses(logits(name), targets))
+    return {name: torch.cat(each) for name, each in losses.items()}
+
+
+def _window_logits(
+    model: LayerwiseModel, batch: MicroBatch, streams: Mapping[str, Tensor], window: int
+) -> Iterator[tuple[Tensor, Callable[[str], Tensor]]]:
+    """For a few positions of one window at a time: the true next tokens, and logits by name."""
+    row = slice(window, window + 1)
+    ids = batch.input_ids[row]
+    one = MicroBatch(ids, None, batch.calls)
+    length = ids.shape[1] - 1
+    step = max(1, LOGITS_AT_ONCE // model.model.config.vocab_size)
+    for start in range(0, length, step):
+        positions = slice(start, min(start + step, length))
+
+        def logits(name: str, positions: slice = positions) -> Tensor:
+            return model.logits(one, streams[name][row], positions)[0]
+
+        yield ids[0, 1:][positions], logits
+
+
+def _window_losses(
+    model: LayerwiseModel,
+    batch: MicroBatch,
+    streams: Mapping[str, Tensor],
+    window: int,
+    divergence: bool,
+) -> dict[str, LossSums]:
+    """Losses of one window, its logits made for a few positions at a time."""
+    totals = {name: LossSums() for name in streams}
+    for targets, logits in _window_logits(model, batch, streams, window):
+        dense = logits(DENSE)
+        for name in streams:
+            mine = dense if name == DENSE else logits(name)
+            totals[name] = totals[name] + sum_losses(mine, targets, dense if divergence else None)
+    return totals

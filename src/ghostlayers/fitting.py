@@ -1,0 +1,547 @@
+"""Fitting repairs: what is gathered at each gap, on which stream, and in which order.
+
+With one gap, or on the dense model's own stream, one sweep gathers everything and no activation
+outlives its micro-batch. Where a later gap must be fitted on the stream that the earlier repairs
+leave, or a method refits several layers one after another, the stream of all windows is kept at the
+boundaries that matter, in the model's own type.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from itertools import pairwise
+from operator import or_
+
+import torch
+from torch import Tensor
+
+from ghostlayers import moments
+from ghostlayers.features import caught, mlp_output_of, stream_feature, tap_places
+from ghostlayers.folding import layer_weights
+from ghostlayers.modeling import norm_eps
+from ghostlayers.moments import Accumulator
+from ghostlayers.progress import Advance, Progress, Silent
+from ghostlayers.repairs.base import (
+    Evidence,
+    FitOptions,
+    Method,
+    Needs,
+    Pieces,
+    Repair,
+    Tokens,
+)
+from ghostlayers.repairs.hadamard import hadamard
+from ghostlayers.repairs.piecewise import spherical_kmeans
+from ghostlayers.spans import Span
+from ghostlayers.stream import (
+    LayerwiseModel,
+    MicroBatch,
+    Stream,
+    check_finite,
+    micro_batches,
+)
+from ghostlayers.tokens import Windows
+
+SAMPLED_TOKENS = 16_384
+"""Tokens that clusters and gradient-based objectives see."""
+
+HELD_OUT_SHARE = 8
+"""One micro-batch in so many chooses a ridge, where one is to be chosen."""
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How gaps are fitted.
+
+    Attributes:
+        method: the repair.
+        options: its damping.
+        relative_weights: weight each token by 1/||y||^2.
+        repaired_inputs: fit each gap on the stream repaired so far, not on the dense one.
+        stored_dtype: repairs are rounded to it once, as the checkpoint will hold them.
+    """
+
+    method: Method
+    options: FitOptions = field(default_factory=FitOptions)
+    relative_weights: bool = True
+    repaired_inputs: bool = True
+    stored_dtype: torch.dtype = torch.float32
+
+    def fit(self, evidence: Evidence) -> Repair:
+        """Solve, and round the operator as it will be stored."""
+        return self.method.fit(evidence, self.options).rounded(self.stored_dtype)
+
+
+class Gatherer:
+    """Grows the evidence for one gap, a micro-batch at a time.
+
+    Args:
+        needs: what the methods to be fitted want.
+        relative: weight each token by 1/||y||^2.
+        centroids: by number of pieces.
+        share: of the discrepancy that is the target.
+    """
+
+    def __init__(
+        self,
+        needs: Needs,
+        *,
+        relative: bool,
+        centroids: Mapping[int, Tensor] | None = None,
+        share: float = 1.0,
+    ) -> None:
+        self.features = gathered_features(needs)
+        self._needs, self._relative, self._share = needs, relative, share
+        self._centroids = dict(centroids or {})
+        self._sums: list[Accumulator | None] = [None, None]
+        self._pieces: dict[int, list[Accumulator]] = {}
+        self._rotated: Tensor | None = None
+        self._kept: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+        self._batches = 0
+
+    def add(self, source: Tensor, target: Tensor, features: Mapping[str, Tensor]) -> None:
+        """Add tokens: stream before and after the gap, and features by name, [tokens, ...]."""
+        weights = moments.relative_weights(target) if self._relative else None
+        held_out = self._needs.held_out and self._batches % HELD_OUT_SHARE == HELD_OUT_SHARE - 1
+        blocks = [features[name] for name in self.features]
+        self._accumulator(int(held_out), source, blocks).add(source, target, blocks, weights)
+        for count, centroids in self._centroids.items():
+            self._add_pieces(count, centroids, source, target, weights)
+        if self._needs.rotated:
+            self._add_rotated(source, target)
+        if self._needs.tokens:
+            self._keep(source, target, features)
+        self._batches += 1
+
+    def _accumulator(self, index: int, source: Tensor, blocks: Sequence[Tensor]) -> Accumulator:
+        sums = self._sums[index]
+        if sums is None:
+            named = tuple(
+                (name, each.shape[1]) for name, each in zip(self.features, blocks, strict=True)
+            )
+            sums = self._sums[index] = Accumulator(named, source.shape[1], source.device)
+        return sums
+
+    def _add_pieces(
+        self, count: int, centroids: Tensor, source: Tensor, target: Tensor, weights: Tensor | None
+    ) -> None:
+        hidden = source.shape[1]
+        if count not in self._pieces:
+            self._pieces[count] = [
+                Accumulator((("x", hidden),), hidden, source.device) for _ in range(count)
+            ]
+        nearest = (source @ centroids.to(source.dtype).T).argmax(dim=1)
+        for index, sums in enumerate(self._pieces[count]):
+            members = nearest == index
+            if bool(members.any()):
+                x = source[members]
+                sums.add(x, target[members], [x], None if weights is None else weights[members])
+
+    def _add_rotated(self, source: Tensor, target: Tensor) -> None:
+        basis = hadamard(source.shape[1]).to(source.device)
+        added = torch.stack([(each.double() @ basis).abs().sum(dim=0) for each in (source, target)])
+        self._rotated = added if self._rotated is None else self._rotated + added
+
+    def _keep(self, source: Tensor, target: Tensor, features: Mapping[str, Tensor]) -> None:
+        if sum(len(each[0]) for each in self._kept) < SAMPLED_TOKENS:
+            kept = {name: features[name] for name in features if name == "m"}
+            self._kept.append((source, target, kept))
+
+    def evidence(self, eps: float, output: tuple[Tensor, Tensor | None] | None = None) -> Evidence:
+        """Everything so far; ``output`` is the last kept layer's MLP output projection."""
+        training, held_out = (None if each is None else each.moments() for each in self._sums)
+        assert training is not None
+        whole = training if held_out is None else moments.merge(training, held_out)
+        pieces = {
+            count: Pieces(self._centroids[count], tuple(each.moments() for each in sums))
+            for count, sums in self._pieces.items()
+        }
+        found = Evidence(
+            moments=whole,
+            training=training,
+            held_out=training if held_out is None else held_out,
+            rotated=None if self._rotated is None else (self._rotated[0], self._rotated[1]),
+            pieces=pieces,
+            tokens=self._tokens(),
+            mlp_output=None if output is None else output[0],
+            mlp_bias=None if output is None else output[1],
+            eps=eps,
+        )
+        return found if self._share == 1.0 else _with_share(found, self._share)
+
+    def _tokens(self) -> Tokens | None:
+        if not self._kept:
+            return None
+        sources, targets, features = zip(*self._kept, strict=True)
+        names = features[0]
+        joined = {name: torch.cat([each[name] for each in features]) for name in names}
+        return Tokens(torch.cat(sources), torch.cat(targets), joined)
+
+
+def _with_share(evidence: Evidence, share: float) -> Evidence:
+    def shifted(each: moments.Moments | None) -> moments.Moments | None:
+        return None if each is None else moments.shift_target(each, share)
+
+    whole = moments.shift_target(evidence.moments, share)
+    return replace(
+        evidence,
+        moments=whole,
+        training=shifted(evidence.training),
+        held_out=shifted(evidence.held_out),
+    )
+
+
+def gathered_features(needs: Needs) -> tuple[str, ...]:
+    """The blocks that are summed.
+
+    The stream where nothing else is asked for, and ``m`` only where it cannot be made from ``z``.
+    """
+    names = needs | Needs(("x",)) if not needs.features else needs
+    wanted = list(names.features)
+    if "m" in wanted and "z" in wanted and not needs.tokens:
+        wanted.remove("m")
+        if "one" not in wanted:
+            wanted.append("one")
+    return tuple(wanted)
+
+
+def fit_gaps(
+    model: LayerwiseModel,
+    windows: Windows,
+    spans: Sequence[Span],
+    fitting: Fitting,
+    *,
+    batch_size: int = 0,
+    progress: Progress | None = None,
+) -> dict[Span, Repair]:
+    """Fit one repair a gap.
+
+    Args:
+        model: the dense model.
+        windows: what to fit on.
+        spans: the gaps, in order.
+        fitting: how.
+        batch_size: windows at a time; 0 chooses.
+        progress: told of every window.
+
+    Raises:
+        NumericalError: the fit is impossible.
+    """
+    return fit_many(model, windows, spans, {"": fitting}, batch_size=batch_size, progress=progress)[
+        ""
+    ]
+
+
+def fit_many(
+    model: LayerwiseModel,
+    windows: Windows,
+    spans: Sequence[Span],
+    fittings: Mapping[str, Fitting],
+    *,
+    batch_size: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, dict[Span, Repair]]:
+    """Fit several repairs of the same cut, sharing all that they can; arguments as `fit_gaps`.
+
+    Evidence that several methods want of the same stream is gathered once. A method that cannot be
+    fitted stops them all: check it beforehand with `features.check_method`.
+    """
+    progress = progress or Silent()
+    simple = {n: f for n, f in fittings.items() if _one_sweep(f, len(spans))}
+    repairs: dict[str, dict[Span, Repair]] = {}
+    if len(simple) == len(fittings):
+        repairs = _fit_in_one_sweep(model, windows, spans, simple, batch_size, progress)
+    else:
+        walk = _Walk(model, windows, spans, fittings, batch_size)
+        repairs = walk.fit(progress)
+    return {name: repairs[name] for name in fittings}
+
+
+def _one_sweep(fitting: Fitting, gaps: int) -> bool:
+    """Whether a single sweep over the dense stream gathers all that a method needs."""
+    method = fitting.method
+    if method.name == "none":
+        return True
+    alone = gaps == 1 or not fitting.repaired_inputs
+    return alone and method.stages == 1 and not method.needs.pieces
+
+
+def _fit_in_one_sweep(
+    model: LayerwiseModel,
+    windows: Windows,
+    spans: Sequence[Span],
+    fittings: Mapping[str, Fitting],
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, dict[Span, Repair]]:
+    gatherers = {
+        relative: {span: Gatherer(needs, relative=relative) for span in spans}
+        for relative, needs in _needs_by_weight(fittings).items()
+    }
+    with progress.stage("Gathering moments", len(windows)) as advance:
+        for ids in micro_batches(model, windows, batch_size):
+            _gather_dense(model, ids, spans, gatherers)
+            advance(ids.shape[0])
+    found = {
+        relative: {span: _evidence(model, each, span) for span, each in by_span.items()}
+        for relative, by_span in gatherers.items()
+    }
+    return {
+        name: {span: fitting.fit(found[fitting.relative_weights][span]) for span in spans}
+        for name, fitting in fittings.items()
+    }
+
+
+def _needs_by_weight(fittings: Mapping[str, Fitting]) -> dict[bool, Needs]:
+    return {
+        relative: reduce(
+            or_, (f.method.needs for f in fittings.values() if f.relative_weights is relative)
+        )
+        for relative in {fitting.relative_weights for fitting in fittings.values()}
+    }
+
+
+def _evidence(model: LayerwiseModel, gatherer: Gatherer, span: Span, back: int = 1) -> Evidence:
+    output = None
+    if {"z", "m"} & set(gatherer.features):
+        output = mlp_output_of(model.model, model.layers[span.start - back])
+    return gatherer.evidence(norm_eps(model.model.config), output)
+
+
+@torch.no_grad()
+def _gather_dense(
+    model: LayerwiseModel,
+    ids: Tensor,
+    spans: Sequence[Span],
+    gatherers: Mapping[bool, Mapping[Span, Gatherer]],
+) -> None:
+    """Add one micro-batch of the dense stream to the evidence of every gap."""
+    batch, hidden = model.begin(ids)
+    names = tuple(
+        {name for each in gatherers.values() for g in each.values() for name in g.features}
+    )
+    before: dict[Span, tuple[Tensor, dict[str, Tensor]]] = {}
+    stop = max(span.stop for span in spans)
+    taps = tap_places(model.model, names)
+    caught_now: dict[str, Tensor] = {}
+    for boundary in range(stop + 1):
+        for span in spans:
+            if boundary == span.stop:
+                x, features = before.pop(span)
+                for each in gatherers.values():
+                    each[span].add(x, batch.tokens(hidden), features)
+            if boundary == span.start:
+                read = _features(model, names, batch, hidden, caught_now, span)
+                before[span] = (batch.tokens(hidden), read)
+        if boundary < stop:
+            wanted = taps if any(span.start == boundary + 1 for span in spans) else {}
+            hidden = model.run_layer(boundary, batch, hidden, taps=dict(wanted.values()))
+            check_finite(hidden, boundary)
+            caught_now = caught(wanted)
+
+
+def _features(
+    model: LayerwiseModel,
+    names: Sequence[str],
+    batch: MicroBatch,
+    stream: Stream,
+    tapped: Mapping[str, Tensor],
+    span: Span,
+) -> dict[str, Tensor]:
+    """Features by name, [tokens, width], padding left out."""
+    return {
+        name: batch.tokens(
+            tapped[name] if name in tapped else stream_feature(model, name, stream, span)
+        )
+        for name in names
+    }
+
+
+@dataclass
+class _Track:
+    """The stream of all windows as one method's repairs leave it, at one boundary."""
+
+    streams: list[Stream]
+    boundary: int
+
+
+class _Walk:
+    """Carries the dense stream and the repaired ones from gap to gap."""
+
+    def __init__(
+        self,
+        model: LayerwiseModel,
+        windows: Windows,
+        spans: Sequence[Span],
+        fittings: Mapping[str, Fitting],
+        batch_size: int,
+    ) -> None:
+        self.model, self.windows, self.spans = model, windows, spans
+        self.fittings = dict(fittings)
+        self.batches: list[MicroBatch] = []
+        dense: list[Stream] = []
+        for ids in micro_batches(model, windows, batch_size):
+            batch, stream = model.begin(ids)
+            self.batches.append(batch)
+            dense.append(stream)
+        self.dense = _Track(dense, 0)
+        self.tracks: dict[str, _Track] = {}
+        self.repairs: dict[str, dict[Span, Repair]] = {name: {} for name in fittings}
+
+    def fit(self, progress: Progress) -> dict[str, dict[Span, Repair]]:
+        """One gap after another."""
+        between = sum(after.start - before.stop for before, after in pairwise(self.spans))
+        steps = self.spans[-1].stop + len(self.fittings) * (between + len(self.spans))
+        with progress.stage("Fitting gap after gap", steps) as advance:
+            for index, span in enumerate(self.spans):
+                self._fit_gap(index, span, advance)
+        return self.repairs
+
+    def _fit_gap(self, index: int, span: Span, advance: Advance) -> None:
+        previous = self.spans[index - 1].stop if index else 0
+        depth = min(
+            max(each.method.reach for each in self.fittings.values()), span.start - previous
+        )
+        base = span.start - depth
+        self._carry(self.dense, base, advance)
+        forks = _Track(list(self.dense.streams), base)
+        self._carry(self.dense, span.stop, advance)
+        last = index == len(self.spans) - 1
+        for name, fitting in self.fittings.items():
+            track = self.tracks.get(name)
+            if track is None or not fitting.repaired_inputs:
+                source = forks
+            else:
+                self._carry(track, base, advance)
+                source = track
+            repair = self._fit_one(fitting, source, span)
+            self.repairs[name][span] = repair
+            if not last and fitting.repaired_inputs:
+                self.tracks[name] = self._repaired(source, span, repair, fitting)
+            advance(1)
+
+    def _carry(self, track: _Track, boundary: int, advance: Advance) -> None:
+        """Move streams to a later boundary in place: old ones are freed as they go."""
+        for layer in range(track.boundary, boundary):
+            for index, batch in enumerate(self.batches):
+                track.streams[index] = self.model.run_layer(layer, batch, track.streams[index])
+                check_finite(track.streams[index], layer)
+            advance(1)
+        track.boundary = boundary
+
+    def _fit_one(self, fitting: Fitting, source: _Track, span: Span) -> Repair:
+        """All stages of one method at one gap, each on the stream that the ones before it left."""
+        method = fitting.method
+        stages = max(1, min(method.stages, span.start - source.boundary)) if method.folds else 1
+        done: Repair | None = None
+        for back in range(stages, 0, -1):
+            gathered = self._gather(fitting, source, span, back, done)
+            repair = fitting.fit(_evidence(self.model, gathered, span, back))
+            folds = tuple(replace(fold, layers_back=back) for fold in repair.folds)
+            before = () if done is None else done.folds
+            done = replace(repair, folds=(*before, *folds))
+        assert done is not None
+        return done
+
+    def _gather(
+        self, fitting: Fitting, source: _Track, span: Span, back: int, done: Repair | None
+    ) -> Gatherer:
+        needs = fitting.method.needs
+        names = gathered_features(needs)
+        centroids = self._centroids(needs, source, span) if needs.pieces else {}
+        gatherer = Gatherer(
+            needs, relative=fitting.relative_weights, centroids=centroids, share=1.0 / back
+        )
+        for index, x, read in self._at_gap(source, span, names, back, done, fitting.stored_dtype):
+            batch = self.batches[index]
+            gatherer.add(batch.tokens(x), batch.tokens(self.dense.streams[index]), read)
+        return gatherer
+
+    @torch.no_grad()
+    def _at_gap(
+        self,
+        source: _Track,
+        span: Span,
+        names: Sequence[str],
+        back: int,
+        done: Repair | None,
+        stored_dtype: torch.dtype,
+    ) -> Iterator[tuple[int, Stream, dict[str, Tensor]]]:
+        """The stream in front of the gap with the folds so far, and features of layer -back."""
+        model = self.model
+        changed = (
+            {}
+            if done is None
+            else layer_weights(model.model, model.layers, span, done, stored_dtype)
+        )
+        taps = tap_places(model.model, names)
+        for index, batch in enumerate(self.batches):
+            stream = source.streams[index]
+            found: dict[str, Tensor] = {}
+            for layer in range(source.boundary, span.start):
+                wanted = taps if layer == span.start - back else {}
+                stream = model.run_layer(
+                    layer, batch, stream, weights=changed.get(layer), taps=dict(wanted.values())
+                )
+                check_finite(stream, layer)
+                found.update(caught(wanted))
+            yield index, stream, _features(model, names, batch, stream, found, span)
+
+    def _centroids(self, needs: Needs, source: _Track, span: Span) -> dict[int, Tensor]:
+        found: list[Tensor] = []
+        for index, x, _ in self._at_gap(source, span, (), 1, None, torch.float32):
+            found.append(self.batches[index].tokens(x))
+            if sum(map(len, found)) >= SAMPLED_TOKENS:
+                break
+        sample = torch.cat(found)
+        return {count: spherical_kmeans(sample, count) for count in needs.pieces}
+
+    def _repaired(self, source: _Track, span: Span, repair: Repair, fitting: Fitting) -> _Track:
+        """The stream behind the gap, where the next kept layer will read it."""
+        names = () if repair.operator is None else tuple(repair.operator.maps)
+        streams = [
+            act(repair, x, read)
+            for _, x, read in self._read_at_gap(source, span, names, repair, fitting.stored_dtype)
+        ]
+        return _Track(streams, span.stop)
+
+    @torch.no_grad()
+    def _read_at_gap(
+        self,
+        source: _Track,
+        span: Span,
+        names: Sequence[str],
+        repair: Repair,
+        stored_dtype: torch.dtype,
+    ) -> Iterator[tuple[int, Stream, Callable[[str], Tensor]]]:
+        model = self.model
+        changed = layer_weights(model.model, model.layers, span, repair, stored_dtype)
+        taps = tap_places(model.model, names)
+        for index, batch in enumerate(self.batches):
+            stream = source.streams[index]
+            found: dict[str, Tensor] = {}
+            for layer in range(source.boundary, span.start):
+                wanted = taps if layer == span.start - 1 else {}
+                stream = model.run_layer(
+                    layer, batch, stream, weights=changed.get(layer), taps=dict(wanted.values())
+                )
+                found.update(caught(wanted))
+            yield index, stream, reader(model, stream, span, found)
+
+
+def reader(
+    model: LayerwiseModel, stream: Stream, span: Span, found: Mapping[str, Tensor]
+) -> Callable[[str], Tensor]:
+    """Reads features at a gap: tapped ones, or computed from the stream."""
+
+    def read(name: str) -> Tensor:
+        return found[name] if name in found else stream_feature(model, name, stream, span)
+
+    return read
+
+
+def act(repair: Repair, stream: Stream, read: Callable[[str], Tensor] | None = None) -> Stream:
+    """What a repair does to the stream at its gap; folds have acted before."""
+    if repair.scale != 1.0:
+        stream = stream * repair.scale
+    return stream if repair.operator is None else repair.operator.apply(stream, read)

@@ -1,0 +1,75 @@
+"""Arguments that ride on a repair's name: ``ghost:rank=64``, ``joint:x+z``, ``piecewise:8``."""
+
+from ghostlayers.errors import RecipeError, suggest
+
+
+class Arguments:
+    """The parts behind a method's name, each taken once.
+
+    Args:
+        text: the whole name, such as ``ghost:affine:rank=64``.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.name, *parts = [part.strip() for part in text.split(":")]
+        self._words = [part for part in parts if "=" not in part]
+        pairs = [part.split("=", 1) for part in parts if "=" in part]
+        self._values = {key.strip(): value.strip() for key, value in pairs}
+        if len(self._values) < len(pairs) or "" in parts:
+            raise RecipeError(f"cannot read the repair '{text}': expected name:argument:key=value.")
+        self._known: list[str] = []
+
+    def word(self, default: str | None = None) -> str | None:
+        """The next argument that is not a pair."""
+        return self._words.pop(0) if self._words else default
+
+    def flag(self, name: str) -> bool:
+        """Whether a word is among the arguments."""
+        self._known.append(name)
+        if name not in self._words:
+            return False
+        self._words.remove(name)
+        return True
+
+    def value(self, name: str) -> str | None:
+        """The value of a pair."""
+        self._known.append(name)
+        return self._values.pop(name, None)
+
+    def whole_number(self, text: str | None, what: str) -> int | None:
+        """A positive whole number.
+
+        Raises:
+            RecipeError: it is something else.
+        """
+        if text is None:
+            return None
+        if not text.isdecimal() or int(text) < 1:
+            raise RecipeError(f"'{self.text}': {what} must be a whole number from 1, got '{text}'.")
+        return int(text)
+
+    def ridge(self) -> "float | str | None":
+        """The ``ridge`` pair: a number, or ``auto``; None if it is not there."""
+        text = self.value("ridge")
+        if text is None or text == "auto":
+            return text
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1.0
+        if not number >= 0.0:
+            raise RecipeError(f"'{self.text}': ridge must be auto or a number >= 0, not '{text}'.")
+        return number
+
+    def finish(self) -> None:
+        """Refuse what nobody took.
+
+        Raises:
+            RecipeError: an argument that the method does not know.
+        """
+        left = [*self._words, *self._values]
+        if not left:
+            return
+        hint = suggest(left[0], self._known) if self._known else "It takes none."
+        raise RecipeError(f"'{self.text}': unknown argument '{left[0]}'. {hint}")

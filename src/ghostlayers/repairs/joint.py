@@ -1,0 +1,143 @@
+r"""One regression on several features: y = x + sum of f B_f.
+
+[x, z] contains Ghost and `refit`; [x, m] contains Ghost and ReplaceMe. Where the last kept layer's
+MLP writes straight into the stream, x W + z B = (x + z B W^-1) W: B folds into that layer's output
+projection and the operator of Ghost is all that is left to run. Features of the stream alone (x,
+norm) are stored as they are. ``normed`` is the regression on x / rms(x) alone.
+
+References:
+    ours.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ghostlayers.errors import RecipeError, SingularError, suggest
+from ghostlayers.moments import block_slices
+from ghostlayers.repairs.arguments import Arguments
+from ghostlayers.repairs.base import (
+    FEATURES,
+    FROM_KEPT_LAYER,
+    Evidence,
+    FitOptions,
+    Fold,
+    Method,
+    Needs,
+    Operator,
+    Repair,
+    linear,
+)
+from ghostlayers.repairs.ridge import with_ridge
+from ghostlayers.repairs.solve import Solution, regress
+
+FOLDABLE = frozenset({"x", "z", "m", "one"})
+WORST_FOLD = 1e8
+"""Condition number of W = I + M up to which B W^-1 is trusted."""
+
+
+def fit_joint(
+    evidence: Evidence, options: FitOptions, *, features: tuple[str, ...], name: str
+) -> Repair:
+    """All maps from one regression, folded where that is exact."""
+    chosen = evidence.select(features)
+    solution = regress(chosen, options)
+    places = block_slices(chosen.moments.blocks)
+    maps = {feature: solution.weight[places[feature]] for feature in features}
+    if FROM_KEPT_LAYER & set(maps) and set(maps) <= FOLDABLE:
+        operator, folds = _fold(maps, evidence)
+    else:
+        operator, folds = _stored(maps, evidence.eps), ()
+    return _repair(name, operator, folds, chosen, solution)
+
+
+def _repair(
+    name: str,
+    operator: Operator | None,
+    folds: tuple[Fold, ...],
+    chosen: Evidence,
+    solution: Solution,
+) -> Repair:
+    return Repair(
+        name,
+        operator,
+        folds,
+        num_tokens=chosen.moments.num_tokens,
+        relative_residual=solution.relative_residual,
+        condition_number=solution.condition_number,
+        ridge=solution.ridge,
+    )
+
+
+def _fold(maps: dict[str, Tensor], evidence: Evidence) -> tuple[Operator | None, tuple[Fold, ...]]:
+    """X W + z B = (x + z B W^-1) W."""
+    output = evidence.mlp_output
+    assert output is not None
+    extra = torch.zeros_like(output, dtype=torch.float64)
+    if "z" in maps:
+        extra = extra + maps["z"]
+    bias = None
+    if "m" in maps:
+        extra = extra + output.double() @ maps["m"]
+        if evidence.mlp_bias is not None:
+            bias = evidence.mlp_bias.double() @ maps["m"]
+    operator = None
+    if "x" in maps:
+        identity = torch.eye(extra.shape[1], dtype=extra.dtype, device=extra.device)
+        whole = identity + maps["x"]
+        if float(torch.linalg.cond(whole)) > WORST_FOLD:
+            raise SingularError(
+                "the fitted map W = I + M is too near singular for the other map to be folded in "
+                "front of it; use ghost, refit or a larger --ridge."
+            )
+        extra = torch.linalg.solve(whole, extra, left=False)
+        bias = None if bias is None else torch.linalg.solve(whole, bias[None], left=False)[0]
+        constant = maps["one"][0] if "one" in maps else None
+        operator = linear(maps["x"], constant)
+    elif "one" in maps:
+        operator = Operator({"bias": maps["one"][0]})
+    return operator, (Fold(1, "mlp_output", extra, bias),)
+
+
+def _stored(maps: dict[str, Tensor], eps: float) -> Operator:
+    """Terms of the stream as parameters; terms of anything else as maps."""
+    parameters = {}
+    if "x" in maps:
+        parameters["weight"] = maps["x"].T.contiguous()
+    if "norm" in maps:
+        parameters["normed"] = maps["norm"].T.contiguous()
+    if "one" in maps:
+        parameters["bias"] = maps["one"][0]
+    others = {name: each for name, each in maps.items() if name not in {"x", "norm", "one"}}
+    return Operator(parameters, others, eps)
+
+
+def make_joint(arguments: Arguments) -> Method:
+    """``joint:x+z`` and the like; ``joint`` alone is ``joint:x+z``."""
+    word = arguments.word("x+z")
+    ridge = arguments.ridge()
+    arguments.finish()
+    assert word is not None
+    asked = [part.strip() for part in word.split("+")]
+    for part in asked:
+        if part not in FEATURES:
+            raise RecipeError(
+                f"'{arguments.text}': unknown feature '{part}'. {suggest(part, FEATURES)}"
+            )
+    features = tuple(name for name in FEATURES if name in asked)  # one order for one result
+    if len(set(asked)) < len(asked):
+        raise RecipeError(f"'{arguments.text}' names a feature twice.")
+    fit = partial(fit_joint, features=features, name=arguments.text)
+    stored = set(features) <= {"x", "norm", "one"} or set(features) <= FOLDABLE
+    needs = Needs(tuple(dict.fromkeys([*features, *(["one"] if "m" in features else [])])))
+    method = Method(arguments.text, "ours", fit, needs, savable=stored)
+    return with_ridge(method, ridge)
+
+
+def make_normed(arguments: Arguments) -> Method:
+    """``normed``: x + norm(x) M."""
+    ridge = arguments.ridge()
+    arguments.finish()
+    fit = partial(fit_joint, features=("norm",), name=arguments.text)
+    return with_ridge(Method(arguments.text, "ours", fit, Needs(("norm",))), ridge)

@@ -1,0 +1,50 @@
+r"""New output projections of kept layers before the gap: no operator, no cost at run time.
+
+The last kept layer writes z W_down into the stream. Writing z (W_down + B) instead, B the
+least-squares map from z to the discrepancy, folds the repair into a weight that is there anyway.
+With k layers, each in turn, from the first, takes an equal share of what is left, on the stream
+that the ones before it wrote.
+
+References:
+    ours; k = 1 contains ReplaceMe (arXiv:2505.02819), whose B is W_down T.
+"""
+
+from functools import partial
+
+from ghostlayers.repairs.arguments import Arguments
+from ghostlayers.repairs.base import Evidence, FitOptions, Fold, Method, Needs, Repair
+from ghostlayers.repairs.ridge import with_ridge
+from ghostlayers.repairs.solve import regress
+
+
+def fit_refit(evidence: Evidence, options: FitOptions, *, name: str = "refit:1") -> Repair:
+    """B = argmin ||z B - D||_W^2, with a bias where the projection has one."""
+    biased = evidence.mlp_bias is not None
+    chosen = evidence.select(("z", "one") if biased else ("z",))
+    solution = regress(chosen, options)
+    width = dict(chosen.moments.blocks)["z"]
+    bias = solution.weight[width] if biased else None
+    return Repair(
+        name,
+        folds=(Fold(1, "mlp_output", solution.weight[:width], bias),),
+        num_tokens=chosen.moments.num_tokens,
+        relative_residual=solution.relative_residual,
+        condition_number=solution.condition_number,
+        ridge=solution.ridge,
+    )
+
+
+def make_refit(arguments: Arguments) -> Method:
+    """``refit:k``; ``refit`` alone is ``refit:1``."""
+    stages = arguments.whole_number(arguments.word("1"), "the number of layers")
+    ridge = arguments.ridge()
+    arguments.finish()
+    assert stages is not None
+    method = Method(
+        arguments.text,
+        "ours",
+        partial(fit_refit, name=arguments.text),
+        Needs(("z", "one")),
+        stages=stages,
+    )
+    return with_ridge(method, ridge)

@@ -1,0 +1,171 @@
+"""Scoring layers and spans of layers: one sweep of the dense model over the calibration windows."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ghostlayers.features import stream_feature
+from ghostlayers.fitting import Fitting, Gatherer
+from ghostlayers.modeling import norm_eps
+from ghostlayers.progress import Progress, Silent
+from ghostlayers.repairs import find_method
+from ghostlayers.repairs.base import Repair
+from ghostlayers.scores import ScoreTable, SpanScore
+from ghostlayers.scores.births import NormProfile, born_inside
+from ghostlayers.scores.cosine import (
+    CosineAxis,
+    add_window,
+    block_influence,
+    empty_cosines,
+    mean_cosine,
+)
+from ghostlayers.scores.residual import (
+    TOKENS_PER_CHANNEL,
+    TokenSample,
+    sample_mask,
+    span_residual,
+)
+from ghostlayers.spans import Span
+from ghostlayers.stream import LayerwiseModel, micro_batches, sweep
+from ghostlayers.tokens import Windows
+
+STREAM_FEATURES = frozenset({"x", "norm", "one"})
+"""Features that a sample of the stream alone gives."""
+
+GHOST = find_method("ghost")
+
+
+def measure_scores(
+    model: LayerwiseModel,
+    windows: Windows,
+    spans: Sequence[Span],
+    *,
+    cosine_axis: CosineAxis = "hidden",
+    residuals: bool = True,
+    seed: int = 0,
+    batch_size: int = 0,
+    progress: Progress | None = None,
+) -> tuple[ScoreTable, TokenSample | None]:
+    """Score every candidate span from one sweep over the windows.
+
+    Args:
+        model: the dense model.
+        windows: calibration windows.
+        spans: candidates.
+        cosine_axis: see `scores.cosine.add_window`.
+        residuals: also measure how much of each span a linear map replaces.
+        seed: chooses the tokens that the residual is measured on.
+        batch_size: windows at a time; 0 chooses.
+        progress: told of every window.
+
+    Returns:
+        The table, and the sampled tokens behind its residuals (None without).
+    """
+    boundaries = model.num_layers + 1
+    cosines = empty_cosines(boundaries)
+    norms: list[Tensor] = []
+    sample: TokenSample | None = None
+    wanted = TOKENS_PER_CHANNEL * model.model.config.hidden_size
+    generator = torch.Generator().manual_seed(seed)
+    masks = sample_mask(len(windows), windows.sequence_length, wanted, generator)
+    done = filled = 0
+    with (progress or Silent()).stage("Scoring layers", len(windows)) as advance:
+        for ids in micro_batches(model, windows, batch_size):
+            streams = _all_boundaries(model, ids)
+            norms.append(_norms(streams))
+            for window in range(ids.shape[0]):
+                cosines = add_window(cosines, streams[:, window], cosine_axis)
+            if residuals:
+                mask = masks[done : done + ids.shape[0]].to(streams.device)
+                sample = _keep_sample(sample, streams[:, mask], int(masks.sum()), filled)
+                filled += int(mask.sum())
+            del streams  # before the next micro-batch's are made
+            done += ids.shape[0]
+            advance(ids.shape[0])
+    table = _score_table(
+        mean_cosine(cosines), NormProfile(torch.cat(norms, dim=1)), spans, sample, progress
+    )
+    return table, sample
+
+
+def measure_norms(model: LayerwiseModel, windows: Windows, *, batch_size: int = 0) -> NormProfile:
+    """Norms of every token at every boundary."""
+    norms = [
+        _norms(_all_boundaries(model, ids)) for ids in micro_batches(model, windows, batch_size)
+    ]
+    return NormProfile(torch.cat(norms, dim=1))
+
+
+def _norms(streams: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(streams, dim=-1, dtype=torch.float32)
+    return norms.flatten(1).cpu()
+
+
+def _keep_sample(
+    sample: TokenSample | None, streams: Tensor, wanted: int, filled: int
+) -> TokenSample:
+    """Write sampled tokens into the sample, which is allocated whole and once."""
+    if sample is None:
+        sample = TokenSample(streams.new_empty(streams.shape[0], wanted, streams.shape[2]))
+    sample.streams[:, filled : filled + streams.shape[1]] = streams
+    return sample
+
+
+@torch.no_grad()
+def _all_boundaries(model: LayerwiseModel, ids: Tensor) -> Tensor:
+    """The stream at every boundary, [boundaries, batch, sequence, hidden]."""
+    batch, stream = model.begin(ids)
+    streams = stream.new_empty(model.num_layers + 1, *stream.shape)
+    for boundary, (hidden,) in sweep(model, [batch], [stream], stop=model.num_layers):
+        streams[boundary] = hidden
+    return streams
+
+
+def _score_table(
+    similarity: Tensor,
+    profile: NormProfile,
+    spans: Sequence[Span],
+    sample: TokenSample | None,
+    progress: Progress | None,
+) -> ScoreTable:
+    scores = []
+    total = len(spans) if sample is not None else 0
+    with (progress or Silent()).stage("Fitting a map across every span", total) as advance:
+        for span in spans:
+            residual = None if sample is None else _residual(sample, span)
+            cosine = float(similarity[span.start, span.stop])
+            scores.append(SpanScore(span, cosine, residual, born_inside(profile, span)))
+            advance(1 if total else 0)
+    return ScoreTable(
+        num_layers=similarity.shape[0] - 1,
+        similarity=similarity,
+        block_influence=tuple(block_influence(similarity)),
+        spans=tuple(scores),
+        norms=profile,
+    )
+
+
+def _residual(sample: TokenSample, span: Span) -> float:
+    source, target = sample.streams[span.start], sample.streams[span.stop]
+    return span_residual(source, target, sample.held_out().to(source.device))
+
+
+def fit_sample(model: LayerwiseModel, sample: TokenSample, span: Span, fitting: Fitting) -> Repair:
+    """A repair of one span from sampled tokens alone: good enough to rank spans by their loss.
+
+    Methods that read more than the stream are stood in for by Ghost, which they contain or come
+    near to.
+    """
+    source, target = sample.streams[span.start], sample.streams[span.stop]
+    method = fitting.method if set(fitting.method.needs.features) <= STREAM_FEATURES else GHOST
+    method = GHOST if method.needs.pieces else method
+    quick = replace(
+        fitting, method=method, options=replace(fitting.options, report_condition=False)
+    )
+    gatherer = Gatherer(method.needs, relative=fitting.relative_weights)
+    names = gatherer.features
+    read = {name: stream_feature(model, name, source, span) for name in names}
+    gatherer.add(source, target, read)
+    return quick.fit(gatherer.evidence(norm_eps(model.model.config)))
