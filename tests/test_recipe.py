@@ -8,6 +8,7 @@ import pytest
 from ghostlayers.errors import RecipeError, SpanError
 from ghostlayers.preparation import make_recipe
 from ghostlayers.recipe import PRESETS, Recipe
+from ghostlayers.repairs import METHODS
 
 
 def message(**choices):
@@ -46,8 +47,7 @@ def test_an_unknown_selection_suggests_a_near_one():
 
 def test_an_unknown_repair_suggests_a_near_one():
     assert message(repair="ghosts") == (
-        "unknown repair 'ghosts'. Did you mean 'ghost'? "
-        "Known: ghost, linearpatch-diag, linearpatch-hadamard, none."
+        "unknown repair 'ghosts'. Did you mean 'ghost'? Known: " + ", ".join(sorted(METHODS)) + "."
     )
 
 

@@ -73,7 +73,7 @@ def descend_cosine(
             predicted = source[index] + output[index] @ weight
             cosine = torch.nn.functional.cosine_similarity(predicted, target[index], dim=-1)
             optimizer.zero_grad()
-            (1.0 - cosine).mean().backward()  # type: ignore[no-untyped-call]
+            (1.0 - cosine).mean().backward()
             optimizer.step()
     return weight.detach().double()
 

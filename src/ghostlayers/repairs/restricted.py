@@ -77,7 +77,9 @@ def best_symmetric(sums: Moments) -> Float[Tensor, "hidden hidden"]:
     total = values[:, None] + values
     # Pairs of directions in which there is no data leave M free: take none of it.
     floor = values[-1] * torch.finfo(values.dtype).eps * len(values)
-    return vectors @ torch.where(total > floor, right / total.clamp_min(floor), 0.0) @ vectors.T
+    solved = torch.where(total > floor, right / total.clamp_min(floor), 0.0)
+    back: Tensor = vectors @ solved @ vectors.T
+    return back
 
 
 def fit_procrustes(evidence: Evidence, options: FitOptions) -> Repair:
