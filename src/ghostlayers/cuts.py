@@ -64,8 +64,22 @@ class Cut:
         first = min(self.repairs)
         return first.start - self.repairs[first].reach
 
-    def run(self, batch: MicroBatch, stream: Stream, boundary: int | None = None) -> Stream:
-        """From the stream at the fork (or a kept boundary before it) to the last boundary."""
+    def run(
+        self,
+        batch: MicroBatch,
+        stream: Stream,
+        boundary: int | None = None,
+        observe: Callable[[int, Stream], None] | None = None,
+    ) -> Stream:
+        """From the stream at the fork (or a kept boundary before it) to the last boundary.
+
+        Args:
+            batch: the windows.
+            stream: their stream at that boundary.
+            boundary: which; the fork if not given.
+            observe: told the boundary (of the dense model) and the stream behind each gap and
+                each kept layer that follows the first gap.
+        """
         here = self.fork if boundary is None else boundary
         for span, repair in self.repairs.items():
             maps = () if repair.operator is None else tuple(repair.operator.maps)
@@ -78,8 +92,12 @@ class Cut:
             with torch.no_grad():
                 stream = act(repair, stream, reader(self.model, stream, span, found))
             here = span.stop
+            if observe is not None:
+                observe(here, stream)
         for layer in range(here, self.model.num_layers):
             stream = self._layer(layer, batch, stream, {})
+            if observe is not None:
+                observe(layer + 1, stream)
         return stream
 
     def _layer(self, layer: int, batch: MicroBatch, stream: Stream, taps: Mapping) -> Stream:  # type: ignore[type-arg]
@@ -144,6 +162,51 @@ def _cut_streams(
         forks.update({name: hidden for name, cut in cuts.items() if cut.fork == boundary})
     ends = {name: cut.run(batch, forks.pop(name)) for name, cut in cuts.items()}
     return batch, {DENSE: hidden, **ends}
+
+
+@torch.no_grad()
+def stream_distances(
+    model: LayerwiseModel,
+    windows: Windows,
+    cuts: Mapping[str, Mapping[Span, Repair]],
+    *,
+    stored_dtype: torch.dtype | None = None,
+    batch_size: int = 0,
+) -> dict[str, dict[int, float]]:
+    """How far cut models' streams lie from the dense one behind the first gap.
+
+    Returns:
+        By name and boundary of the dense model, the mean over tokens of ||h - h_dense||^2 /
+        ||h_dense||^2.
+    """
+    ready = {name: Cut(model, repairs, stored_dtype) for name, repairs in cuts.items()}
+    sums: dict[str, dict[int, float]] = {name: {} for name in cuts}
+    tokens = 0
+    for ids in micro_batches(model, windows, batch_size):
+        batch, stream = model.begin(ids)
+        walk = sweep(model, [batch], [stream], stop=model.num_layers)
+        dense = {boundary: hidden for boundary, (hidden,) in walk}
+        tokens += ids.numel()
+        for name, cut in ready.items():
+            cut.run(batch, dense[cut.fork], observe=_distance_to(dense, sums[name]))
+    return {
+        name: {boundary: total / tokens for boundary, total in found.items()}
+        for name, found in sums.items()
+    }
+
+
+def _distance_to(
+    dense: Mapping[int, Stream], found: dict[int, float]
+) -> Callable[[int, Stream], None]:
+    """Adds up squared distances to the dense stream, relative to each token's own norm."""
+
+    def note(boundary: int, hidden: Stream) -> None:
+        want = dense[boundary].double()
+        far = (hidden.double() - want).square().sum(dim=-1)
+        near = want.square().sum(dim=-1).clamp_min(torch.finfo(far.dtype).tiny)
+        found[boundary] = found.get(boundary, 0.0) + float((far / near).sum())
+
+    return note
 
 
 @dataclass(frozen=True)

@@ -177,7 +177,7 @@ def evaluate(
             use="evaluation",
             text_column=text_column,
             separator=separator,
-            max_characters=_characters(source, max_windows, sequence_length),
+            max_characters=text.characters_for(source, max_windows, sequence_length),
         )
         windows = tokens.make_windows(
             corpus, opened.tokenizer, sequence_length=sequence_length, bos=bos, count=max_windows
@@ -203,11 +203,3 @@ def _one_each(separators: Sequence[str], count: int) -> list[str]:
             f"{len(separators)} separators for {count} corpora; give one for all, or one each."
         )
     return list(separators) * (count if len(separators) == 1 else 1)
-
-
-def _characters(source: Documents, max_windows: int | None, sequence_length: int) -> int:
-    """Enough text for the first windows, without reading a whole hub corpus."""
-    on_hub = isinstance(source, str) and source in text.HUB_CORPORA
-    if max_windows is None or not on_hub:
-        return text.MAX_CHARACTERS
-    return max_windows * sequence_length * text.CHARACTERS_PER_TOKEN

@@ -115,6 +115,14 @@ def load_corpus(
     return corpus
 
 
+def characters_for(source: Any, max_windows: int | None, sequence_length: int) -> int:
+    """Enough text for the first windows, without reading a whole hub corpus."""
+    on_hub = isinstance(source, str) and source in HUB_CORPORA
+    if max_windows is None or not on_hub:
+        return MAX_CHARACTERS
+    return max_windows * sequence_length * CHARACTERS_PER_TOKEN
+
+
 def _load_hub(name: str, use: Use, separator: str, max_characters: int) -> Corpus:
     from datasets import load_dataset
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 
-@torch.no_grad()
 def prefill_seconds(
     model: Any, *, num_tokens: int = 512, repeats: int = 5, warmup: int = 1
 ) -> float:
@@ -19,6 +18,12 @@ def prefill_seconds(
         repeats: timed passes.
         warmup: passes before them.
     """
+    return statistics.median(prefill_times(model, num_tokens, repeats, warmup))
+
+
+@torch.no_grad()
+def prefill_times(model: Any, num_tokens: int, repeats: int, warmup: int = 1) -> list[float]:
+    """Wall-clock seconds of each of several forward passes; arguments as `prefill_seconds`."""
     device = model.get_input_embeddings().weight.device
     ids = (torch.arange(num_tokens, device=device) % model.config.vocab_size)[None]
     elapsed = []
@@ -29,7 +34,7 @@ def prefill_seconds(
         _synchronise(device)
         if index >= warmup:
             elapsed.append(time.perf_counter() - start)
-    return statistics.median(elapsed)
+    return elapsed
 
 
 def _synchronise(device: torch.device) -> None:

@@ -1,0 +1,6 @@
+"""Many cuts and repairs of one model, under one protocol: cells, page and tables."""
+
+from ghostlayers.compare.engine import compare
+from ghostlayers.compare.request import Comparison
+
+__all__ = ["Comparison", "compare"]

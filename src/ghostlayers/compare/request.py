@@ -1,0 +1,123 @@
+"""What a comparison compares, under one protocol."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ghostlayers.errors import RecipeError, suggest
+from ghostlayers.recipe import Recipe
+from ghostlayers.repairs import ALL, find_method
+from ghostlayers.text import BLANK_LINE
+
+PROMPT = "The capital of France is Paris. The city is known for"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Every number of layers, times every selection, times every repair.
+
+    Attributes:
+        layers: how many decoder layers to remove.
+        select: selections by name.
+        repair: repairs by name, arguments included; ``all`` stands for `repairs.ALL` as far as
+            the model has what they need.
+        eval_data: corpora that losses are measured on.
+        eval_separators: joins their documents: one for all, or one each.
+        max_windows: the first so many windows of each; all if not given.
+        tasks: of lm-evaluation-harness.
+        tasks_path: folder of local task files.
+        limit: documents of each task.
+        prompt: continued by every model; empty for none.
+        new_tokens: how far.
+        speed: also measure how long each model takes to read a prompt.
+        yardstick: also measure Ghost with one layer less removed, which a repair that costs most
+            of a layer has to beat.
+        calibration: text, windows and damping, shared by all cells.
+    """
+
+    layers: tuple[int, ...]
+    select: tuple[str, ...] = ("streamline", "recoverable")
+    repair: tuple[str, ...] = ("none", "linearpatch-diag", "replaceme", "refit:2", "ghost")
+    eval_data: tuple[str, ...] = ()
+    eval_separators: tuple[str, ...] = (BLANK_LINE,)
+    max_windows: int | None = None
+    tasks: tuple[str, ...] = ()
+    tasks_path: str | None = None
+    limit: int | None = None
+    prompt: str = PROMPT
+    new_tokens: int = 24
+    speed: bool = True
+    yardstick: bool = True
+    calibration: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        if not self.layers or any(count < 1 for count in self.layers):
+            raise RecipeError("'layers' must name at least one number of layers, each at least 1.")
+        if not self.select or not self.repair:
+            raise RecipeError("name at least one selection and one repair.")
+        for name in self.repair_names():
+            find_method(name)
+        for name in self.select:
+            dataclasses.replace(self.calibration, select=name)  # refuses an unknown one
+        if not self.eval_data and not self.tasks:
+            raise RecipeError(
+                "nothing to evaluate on: give --eval-data corpora or files, or --tasks."
+            )
+        if len(self.eval_separators) not in (1, len(self.eval_data)):
+            raise RecipeError(
+                f"{len(self.eval_separators)} separators for {len(self.eval_data)} corpora; give "
+                "one for all, or one each."
+            )
+
+    def repair_names(self) -> tuple[str, ...]:
+        """The repairs, ``all`` spelled out, each once."""
+        names = [each for name in self.repair for each in (ALL if name == "all" else (name,))]
+        return tuple(dict.fromkeys(names))
+
+    def named(self, repair: str) -> bool:
+        """Whether the caller asked for this repair by name, and not by ``all``."""
+        return repair in self.repair
+
+    def cell_recipe(self, layers: int, select: str) -> Recipe:
+        """The recipe that chooses the layers of a cell."""
+        return dataclasses.replace(self.calibration, layers=layers, remove=None, select=select)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Comparison":
+        """From plain values; fields of the calibration recipe may stand beside the others.
+
+        Raises:
+            RecipeError: an unknown key; the message names near ones.
+        """
+        own = {each.name for each in dataclasses.fields(cls)} - {"calibration"}
+        shared = {each.name for each in dataclasses.fields(Recipe)} - own - {"remove"}
+        mine: dict[str, Any] = {}
+        recipe: dict[str, Any] = dict(values.get("calibration", {}))
+        for key, value in values.items():
+            if key in own:
+                mine[key] = _tuple(value) if key in LISTS else value
+            elif key in shared:
+                recipe[key] = value
+            elif key != "calibration":
+                raise RecipeError(
+                    f"unknown key '{key}' in a comparison. {suggest(str(key), own | shared)}"
+                )
+        for key in ("layers", "remove", "select", "repair"):
+            recipe.pop(key, None)
+        return cls(**mine, calibration=Recipe.from_dict(recipe))
+
+
+LISTS = frozenset({"layers", "select", "repair", "eval_data", "eval_separators", "tasks"})
+
+
+def _tuple(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, (str, int)):
+        return (value,)
+    if isinstance(value, Sequence):
+        return tuple(value)
+    raise RecipeError(f"expected a list, got {value!r}.")

@@ -1,0 +1,105 @@
+"""A folder that grows part by part, so that an interrupted comparison goes on where it stopped."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ghostlayers.errors import OutputError
+
+REQUEST = "request.json"
+PARTS = "parts"
+
+
+class Store:
+    """Finished parts of a comparison, each written whole or not at all.
+
+    Args:
+        folder: where.
+        request: what was asked and of what; a folder that holds another's parts is refused.
+        overwrite: throw away what is there, if a comparison made it.
+
+    Raises:
+        OutputError: the folder holds something else, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, request: dict[str, Any], *, overwrite: bool = False) -> None:
+        self.folder = folder
+        self.resumed = folder.exists()
+        if folder.exists():
+            self._check(request, overwrite)
+        try:
+            (folder / PARTS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write into '{folder}': {error.strerror}.") from error
+        write_whole(folder / REQUEST, json.dumps(request, indent=2, sort_keys=True) + "\n")
+
+    def _check(self, request: dict[str, Any], overwrite: bool) -> None:
+        """Go on with the same request, start again if allowed, or refuse."""
+        path = self.folder / REQUEST
+        if not path.is_file():
+            if self.folder.is_dir() and not any(self.folder.iterdir()):
+                self.resumed = False
+                return
+            raise OutputError(
+                f"'{self.folder}' exists and was not made by a comparison; choose another folder."
+            )
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found == json.loads(json.dumps(request)):
+            return
+        if not overwrite:
+            raise OutputError(
+                f"'{self.folder}' holds another comparison (it differs in "
+                f"{_difference(found, request)}); choose another folder, repeat that comparison's "
+                "options to go on with it, or pass --overwrite."
+            )
+        self.resumed = False
+        for each in (self.folder / PARTS).glob("*.json"):
+            each.unlink()
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """A finished part, or None."""
+        path = self._path(key)
+        if not path.is_file():
+            return None
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content["part"]  # type: ignore[no-any-return]
+
+    def put(self, key: str, part: dict[str, Any]) -> dict[str, Any]:
+        """Keep a part; return it as it will be read again."""
+        write_whole(self._path(key), json.dumps({"key": key, "part": part}) + "\n")
+        return json.loads(json.dumps(part))  # type: ignore[no-any-return]
+
+    def _path(self, key: str) -> Path:
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        return self.folder / PARTS / f"{digest}.json"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write '{path}': {error.strerror}.") from error
+
+
+def _difference(found: Any, wanted: Any, path: str = "") -> str:
+    """The keys that differ, outermost first."""
+    wanted = json.loads(json.dumps(wanted))
+    names = []
+    for key in sorted(set(found) | set(wanted)):
+        a, b = found.get(key), wanted.get(key)
+        if a == b:
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            names.append(_difference(a, b, f"{path}{key}."))
+        else:
+            names.append(f"{path}{key}: {a!r} there, {b!r} asked")
+    return "; ".join(names)

@@ -1,0 +1,273 @@
+"""Comparisons on a small trained model: cells against models built one by one, and resuming."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import ghostlayers
+from ghostlayers import surgery
+from ghostlayers.compare import Comparison, compare, engine
+from ghostlayers.errors import InputError, OutputError, RecipeError
+from ghostlayers.pipeline import evaluate
+from ghostlayers.recipe import Recipe
+from ghostlayers.repairs import ALL
+
+CALIBRATION = {
+    "windows": 16,
+    "fit_windows": 16,
+    "held_out_windows": 2,
+    "sequence_length": 64,
+}
+REPAIRS = (
+    "none",
+    "magnitude",
+    "linearpatch-diag",
+    "refit:2",
+    "ghost",
+    "joint:x+o+z",
+    "piecewise:2",
+)
+
+
+def request(**changes: Any) -> Comparison:
+    values: dict[str, Any] = {
+        "layers": [1, 3],
+        "select": ["streamline", "shortgpt"],
+        "repair": REPAIRS,
+        "max_windows": 3,
+        "prompt": "abc",
+        "new_tokens": 4,
+        "eval_data": [],
+        "tasks": [],
+        **CALIBRATION,
+        **changes,
+    }
+    return Comparison.from_dict(values)
+
+
+@pytest.fixture(scope="module")
+def texts(some_text: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two files of held-out text."""
+    folder = tmp_path_factory.mktemp("texts")
+    paths = []
+    for name, part in (("one.jsonl", some_text[-6:-3]), ("two.jsonl", some_text[-3:])):
+        path = folder / name
+        path.write_text("".join(json.dumps({"text": each}) + "\n" for each in part))
+        paths.append(str(path))
+    return paths
+
+
+def run(
+    model: Any, tokenizer: Any, text: list[str], texts: list[str], out: Path, **more: Any
+) -> Any:
+    changes = {key: more.pop(key) for key in list(more) if key not in {"overwrite", "say"}}
+    asked = request(eval_data=texts, **changes)
+    return compare(model, asked, out, tokenizer=tokenizer, data=text[:-6], **more)
+
+
+@pytest.fixture(scope="module")
+def results(
+    trained_llama: Any,
+    byte_tokenizer: Any,
+    some_text: list[str],
+    texts: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Any:
+    out = tmp_path_factory.mktemp("compare") / "out"
+    found = run(trained_llama, byte_tokenizer, some_text, texts, out)
+    return found, out
+
+
+def test_there_is_one_cell_for_every_combination_and_corpus(results: Any) -> None:
+    found, _ = results
+    names = [(c["layers"], c["select"], c["repair"], c["corpus"]) for c in found["cells"]]
+    assert len(set(names)) == len(names)
+    for corpus in ("one.jsonl", "two.jsonl"):
+        assert (0, "", "dense", corpus) in names
+        for layers in (1, 3):
+            for select in ("streamline", "shortgpt"):
+                for repair in REPAIRS:
+                    assert (layers, select, repair, corpus) in names
+                assert (2, select, "ghost", corpus) in names  # the yardstick
+    keys = {"layers", "select", "repair", "removed", "corpus", "num_tokens", "loss_nats", "kl_nats"}
+    assert all(keys <= set(each) for each in found["cells"])
+    assert all(each["num_tokens"] == 3 * 63 for each in found["cells"])
+
+
+def test_cells_are_those_of_models_pruned_one_by_one(
+    results: Any, trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str]
+) -> None:
+    found, _ = results
+    for repair in ("none", "linearpatch-diag", "ghost", "refit:2", "piecewise:2"):
+        pruned = ghostlayers.prune(
+            trained_llama,
+            Recipe(layers=3, select="streamline", repair=repair, **CALIBRATION),
+            tokenizer=byte_tokenizer,
+            data=some_text[:-6],
+        )
+        want = evaluate(
+            pruned.model,
+            data=texts,
+            tokenizer=byte_tokenizer,
+            against=trained_llama,
+            sequence_length=64,
+            max_windows=3,
+        )
+        for one in want:
+            (cell,) = [
+                each
+                for each in found["cells"]
+                if (each["layers"], each["select"], each["repair"]) == (3, "streamline", repair)
+                and each["corpus"] == Path(one.corpus).name
+            ]
+            assert cell["loss_nats"] == pytest.approx(one.sums.loss_nats, rel=1e-5)
+            assert cell["kl_nats"] == pytest.approx(one.sums.kl_nats, rel=1e-3)
+
+
+def test_models_tell_size_speed_and_form(results: Any) -> None:
+    found, _ = results
+    kinds = {each["repair"]: each["checkpoint"] for each in found["models"]}
+    assert kinds["refit:2"] == kinds["none"] == kinds["magnitude"] == "stock"
+    assert kinds["ghost"] == kinds["piecewise:2"] == "custom"
+    assert kinds["joint:x+o+z"] == "not savable"
+    dense = next(each for each in found["models"] if each["repair"] == "dense")
+    for each in found["models"]:
+        assert each["prefill_ms"] > 0
+        assert isinstance(each["continuation"], str)
+        if each["repair"] != "dense":
+            removed = each["layers"]
+            assert each["kv_bytes_per_token"] == dense["kv_bytes_per_token"] * (8 - removed) // 8
+            assert each["num_parameters"] < dense["num_parameters"]
+            assert each["boundary_residual"]
+    shares = [each for each in found["operators"] if each["repair"] == "ghost"]
+    for each in shares:
+        squares = each["symmetric_share"] ** 2 + each["antisymmetric_share"] ** 2
+        assert squares == pytest.approx(1.0)
+        assert each["singular_values"] == sorted(each["singular_values"], reverse=True)
+
+
+def test_an_interrupted_comparison_goes_on_where_it_stopped(
+    results: Any,
+    trained_llama: Any,
+    byte_tokenizer: Any,
+    some_text: list[str],
+    texts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, _ = results
+    real, count = engine._cut, 0
+
+    def stops(*args: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(engine, "_cut", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(trained_llama, byte_tokenizer, some_text, texts, tmp_path / "out")
+    fitted: list[int] = []
+    many = engine.fit_many
+    monkeypatch.setattr(engine, "_cut", real)
+    monkeypatch.setattr(engine, "fit_many", lambda *a, **k: fitted.append(1) or many(*a, **k))
+    again = run(trained_llama, byte_tokenizer, some_text, texts, tmp_path / "out")
+    cuts = len({each["removed"] for each in whole["cells"]} - {"none"})
+    assert len(fitted) == cuts - 2
+    assert again["cells"] == whole["cells"]
+    assert json.loads((tmp_path / "out" / "request.json").read_text())["request"]["layers"] == [
+        1,
+        3,
+    ]
+
+
+def test_another_comparisons_folder_is_refused(
+    results: Any, trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str]
+) -> None:
+    _, out = results
+    arguments = (trained_llama, byte_tokenizer, some_text, texts)
+    with pytest.raises(OutputError, match=r"another comparison \(it differs in request.layers"):
+        run(*arguments, out, layers=[2])
+    foreign = out.parent / "foreign"
+    foreign.mkdir()
+    (foreign / "precious").write_text("")
+    with pytest.raises(OutputError, match="was not made by a comparison"):
+        run(*arguments, foreign)
+    assert (foreign / "precious").exists()
+
+
+def test_what_a_model_lacks_is_skipped_for_all_and_refused_by_name(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str], tmp_path: Path
+) -> None:
+    from families import build
+
+    gemma = build("gemma3_text", vocab_size=256, num_hidden_layers=5)
+    arguments = (gemma, byte_tokenizer, some_text, texts)
+    small = {"layers": [1], "select": ["streamline"], "yardstick": False, "max_windows": 1}
+    found = run(*arguments, tmp_path / "all", repair=["all"], **small)
+    skipped = {each["repair"] for each in found["skipped"]}
+    assert skipped == {
+        name for name in ALL if any(f in name for f in ("replaceme", "refit", "+m", "z"))
+    }
+    assert {each["repair"] for each in found["models"]} == {"dense", *ALL} - skipped
+    with pytest.raises(InputError, match=r"'refit:2' reads z .* Use ghost"):
+        run(*arguments, tmp_path / "named", repair=["ghost", "refit:2"], **small)
+    assert not (tmp_path / "named").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": []}, "at least one number of layers"),
+        ({"layers": [0]}, "each at least 1"),
+        ({"repair": ["gost"]}, "Did you mean 'ghost'"),
+        ({"select": ["streamlin"]}, "Did you mean 'streamline'"),
+        ({"eval_data": []}, "nothing to evaluate on"),
+        ({"eval_separators": [" ", "\n", "x"]}, "3 separators for 2 corpora"),
+        ({"layer": [3]}, "unknown key 'layer' in a comparison. Did you mean 'layers'"),
+    ],
+)
+def test_requests_that_mean_nothing(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        request(**{"eval_data": ["a", "b"], **changes})
+
+
+def test_distances_behind_a_cut_are_those_of_hooked_models(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
+) -> None:
+    from ghostlayers.cuts import stream_distances
+    from ghostlayers.fitting import Fitting, fit_gaps
+    from ghostlayers.repairs import find_method
+    from ghostlayers.spans import Span
+    from ghostlayers.stream import LayerwiseModel
+    from ghostlayers.tokens import make_windows
+
+    corpus = ghostlayers.text.Corpus("text", tuple(some_text))
+    windows = make_windows(corpus, byte_tokenizer, sequence_length=64, count=20, seed=0)
+    layerwise, span = LayerwiseModel(trained_llama), Span(2, 4)
+    fits = fit_gaps(layerwise, windows, [span], Fitting(find_method("ghost")))
+    got = stream_distances(layerwise, windows.first(2), {"ghost": fits})["ghost"]
+    assert sorted(got) == [4, 5, 6, 7, 8]
+
+    def streams(model: Any) -> list[torch.Tensor]:
+        seen: list[torch.Tensor] = []
+        keep = lambda _, args: seen.append(args[0].double())  # noqa: E731
+        handles = [each.register_forward_pre_hook(keep) for each in model.model.layers]
+        handles.append(model.model.norm.register_forward_pre_hook(keep))
+        with torch.no_grad():
+            logits = model(input_ids=windows.input_ids[:2], use_cache=False).logits
+        assert float(cross_entropy(logits[0, :-1], windows.input_ids[0, 1:])) > 0
+        for handle in handles:
+            handle.remove()
+        return seen
+
+    dense, cut = streams(trained_llama), streams(surgery.prune_layers(trained_llama, [span], fits))
+    for boundary, value in got.items():
+        want, far = dense[boundary], cut[boundary - 2] - dense[boundary]
+        ratio = far.square().sum(-1) / want.square().sum(-1)
+        assert value == pytest.approx(float(ratio.mean()), rel=1e-4)
