@@ -8,7 +8,7 @@ boundaries that matter, in the model's own type.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import cache, reduce
 from itertools import pairwise
 from operator import or_
 
@@ -276,7 +276,7 @@ def _fit_in_one_sweep(
 ) -> dict[str, dict[Span, Repair]]:
     gatherers = {
         relative: {span: Gatherer(needs, relative=relative) for span in spans}
-        for relative, needs in _needs_by_weight(fittings).items()
+        for relative, needs in _needs_by_weight(list(fittings.values())).items()
     }
     with progress.stage("Gathering moments", len(windows)) as advance:
         for ids in micro_batches(model, windows, batch_size):
@@ -292,12 +292,12 @@ def _fit_in_one_sweep(
     }
 
 
-def _needs_by_weight(fittings: Mapping[str, Fitting]) -> dict[bool, Needs]:
+def _needs_by_weight(fittings: Sequence[Fitting]) -> dict[bool, Needs]:
     return {
         relative: reduce(
-            or_, (f.method.needs for f in fittings.values() if f.relative_weights is relative)
+            or_, (each.method.needs for each in fittings if each.relative_weights is relative)
         )
-        for relative in {fitting.relative_weights for fitting in fittings.values()}
+        for relative in {each.relative_weights for each in fittings}
     }
 
 
@@ -407,6 +407,7 @@ class _Walk:
         forks = _Track(list(self.dense.streams), base)
         self._carry(self.dense, span.stop, advance)
         last = index == len(self.spans) - 1
+        shared = self._shared_evidence(forks, span)
         for name, fitting in self.fittings.items():
             track = self.tracks.get(name)
             if track is None or not fitting.repaired_inputs:
@@ -414,11 +415,27 @@ class _Walk:
             else:
                 self._carry(track, base, advance)
                 source = track
-            repair = self._fit_one(fitting, source, span)
+            if source is forks and fitting.method.stages == 1:
+                repair = fitting.fit(shared(fitting.relative_weights))
+            else:
+                repair = self._fit_one(fitting, source, span)
             self.repairs[name][span] = repair
             if not last and fitting.repaired_inputs:
                 self.tracks[name] = self._repaired(source, span, repair, fitting)
             advance(1)
+
+    def _shared_evidence(self, forks: _Track, span: Span) -> Callable[[bool], Evidence]:
+        """By kind of token weight: what all methods want of the dense stream, gathered once."""
+        once = [each for each in self.fittings.values() if each.method.stages == 1]
+        needs = _needs_by_weight(once)
+
+        @cache
+        def shared(relative: bool) -> Evidence:
+            how = next(each for each in once if each.relative_weights is relative)
+            gathered = self._gather(how, needs[relative], forks, span, 1, None)
+            return _evidence(self.model, gathered, span)
+
+        return shared
 
     def _carry(self, track: _Track, boundary: int, advance: Advance) -> None:
         """Move streams to a later boundary in place: old ones are freed as they go."""
@@ -435,7 +452,7 @@ class _Walk:
         stages = max(1, min(method.stages, span.start - source.boundary)) if method.folds else 1
         done: Repair | None = None
         for back in range(stages, 0, -1):
-            gathered = self._gather(fitting, source, span, back, done)
+            gathered = self._gather(fitting, method.needs, source, span, back, done)
             repair = fitting.fit(_evidence(self.model, gathered, span, back))
             folds = tuple(replace(fold, layers_back=back) for fold in repair.folds)
             before = () if done is None else done.folds
@@ -444,9 +461,14 @@ class _Walk:
         return done
 
     def _gather(
-        self, fitting: Fitting, source: _Track, span: Span, back: int, done: Repair | None
+        self,
+        fitting: Fitting,
+        needs: Needs,
+        source: _Track,
+        span: Span,
+        back: int,
+        done: Repair | None,
     ) -> Gatherer:
-        needs = fitting.method.needs
         names = gathered_features(needs)
         centroids = self._centroids(needs, source, span) if needs.pieces else {}
         gatherer = Gatherer(

@@ -14,6 +14,8 @@ import typer
 from rich.markup import escape
 
 from ghostlayers.cli import options as o
+from ghostlayers.cli.compare import compare as compare_command
+from ghostlayers.cli.run import make_run
 from ghostlayers.errors import GhostlayersError, RecipeError
 from ghostlayers.recipe import RunOptions
 
@@ -363,6 +365,22 @@ def demo(
     from ghostlayers.cli.demo import run_demo
 
     run_demo(output, dtype=dtype, overwrite=overwrite)
+
+
+compare = app.command()(command(compare_command))
+
+run = app.command()(
+    command(
+        make_run(
+            {
+                "prune": prune,
+                "eval": evaluate,
+                "score": score,
+                "compare": compare,
+            }
+        )
+    )
+)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

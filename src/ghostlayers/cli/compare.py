@@ -1,0 +1,243 @@
+"""`ghostlayers compare` on the screen."""
+
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.markup import escape
+
+from ghostlayers.cli import options as o
+from ghostlayers.errors import RecipeError
+from ghostlayers.recipe import PRESETS, RunOptions
+
+_WHAT = "What to compare"
+_TEXT = "Evaluation"
+
+Layers = Annotated[
+    str,
+    o._option("--layers", "-n", text="How many decoder layers to remove: 3,5,7.", panel=_WHAT),
+]
+Select = Annotated[
+    str,
+    o._option(
+        "--select",
+        metavar="NAMES",
+        text="Selections, comma-separated. \\[default: streamline,recoverable]",
+        panel=_WHAT,
+    ),
+]
+Repairs = Annotated[
+    str,
+    o._option(
+        "--repair",
+        metavar="NAMES",
+        text="Repairs, comma-separated, arguments behind colons: ghost,joint:x+z,piecewise:8; "
+        "'all' for every one that the model has what it needs for. "
+        "\\[default: none,linearpatch-diag,replaceme,refit:2,ghost]",
+        panel=_WHAT,
+    ),
+]
+EvalData = Annotated[
+    str | None,
+    o._option(
+        "--eval-data",
+        text="Corpora, comma-separated: c4, wikitext2 (from the hub), or files.",
+        panel=_TEXT,
+    ),
+]
+EvalSeparator = Annotated[
+    list[str] | None,
+    o._option(
+        "--eval-separator",
+        text="Joins the documents of each; once for all corpora, or once for each in order. "
+        "\\[default: a blank line]",
+        panel=_TEXT,
+    ),
+]
+MaxWindows = Annotated[
+    int | None,
+    o._option(
+        "--max-windows",
+        min=1,
+        text="Evaluate the first so many windows of each corpus. \\[default: all]",
+        panel=_TEXT,
+    ),
+]
+Prompt = Annotated[
+    str | None,
+    o._option("--prompt", text="Continued by every model; '' for none.", panel=_TEXT),
+]
+Speed = Annotated[
+    bool,
+    o._option(
+        "--speed/--no-speed", text="Measure the time to read a prompt. \\[default: on]", panel=_TEXT
+    ),
+]
+Yardstick = Annotated[
+    bool,
+    o._option(
+        "--yardstick/--no-yardstick",
+        text="Also measure Ghost with one layer less removed. \\[default: on]",
+        panel=_WHAT,
+    ),
+]
+
+
+def compare(
+    model: o.Model,
+    layers: Layers,
+    output: o.Out,
+    select: Select = "streamline,recoverable",
+    repair: Repairs = "none,linearpatch-diag,replaceme,refit:2,ghost",
+    preset: o.PresetOption = None,
+    yardstick: Yardstick = True,
+    overwrite: o.Overwrite = False,
+    data: o.Data = None,
+    text_column: o.TextColumn = None,
+    separator: o.Separator = None,
+    windows: o.WindowsOption = None,
+    fit_windows: o.FitWindows = None,
+    held_out_windows: o.HeldOutWindows = None,
+    sequence_length: o.SequenceLength = None,
+    bos: o.Bos = None,
+    seed: o.Seed = None,
+    eval_data: EvalData = None,
+    eval_separator: EvalSeparator = None,
+    max_windows: MaxWindows = None,
+    prompt: Prompt = None,
+    speed: Speed = True,
+    cosine_axis: o.CosineAxisOption = None,
+    edges: o.EdgesOption = None,
+    inputs: o.InputsOption = None,
+    token_weight: o.TokenWeightOption = None,
+    ridge: o.Ridge = None,
+    absolute_ridge: o.AbsoluteRidge = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    batch_size: o.BatchSize = 0,
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    debug: o.Debug = False,
+) -> None:
+    """Every selection and every repair of a model side by side: tables and a page to look at."""
+    del debug
+    from ghostlayers.cli import screen
+    from ghostlayers.compare import Comparison
+    from ghostlayers.compare import compare as run_comparison
+    from ghostlayers.report.write import write_report
+
+    asked = {
+        **(PRESETS[preset] if preset else {}),
+        "layers": numbers(layers, "--layers"),
+        "select": names(select),
+        "repair": names(repair),
+        "yardstick": yardstick,
+        "eval_data": names(eval_data or ""),
+        "speed": speed,
+        "separator": None if separator is None else o.unescape(separator),
+        "eval_separators": [o.unescape(each) for each in eval_separator or ["\n\n"]],
+        "data": data,
+        "text_column": text_column,
+        "windows": windows,
+        "fit_windows": fit_windows,
+        "held_out_windows": held_out_windows,
+        "sequence_length": sequence_length,
+        "bos": bos,
+        "seed": seed,
+        "max_windows": max_windows,
+        "prompt": prompt,
+        "cosine_axis": cosine_axis,
+        "edges": edges,
+        "inputs": inputs,
+        "token_weight": token_weight,
+        "ridge": ridge,
+        "absolute_ridge": absolute_ridge,
+    }
+    request = Comparison.from_dict({k: v for k, v in asked.items() if v is not None})
+    if request.calibration.data is None:
+        raise RecipeError("no calibration text: give --data a file of yours, or a corpus name.")
+    screen.step(f"Loading {model} ...")
+    results = run_comparison(
+        model,
+        request,
+        output,
+        options=RunOptions(dtype, device, batch_size, trust_remote_code),
+        revision=revision,
+        overwrite=overwrite,
+        progress=screen.Bars(),
+        say=lambda line: screen.say(f"[dim]{escape(line)}[/dim]"),
+        command=command_line(),
+    )
+    written = write_report(results, output)
+    show(results)
+    for path in written:
+        screen.say(f"Written: {escape(str(path))}")
+
+
+def command_line() -> str:
+    """The command as typed, without folders of this machine."""
+    words = ["ghostlayers", *sys.argv[1:]]
+    return " ".join(
+        ",".join(Path(part).name if "/" in part else part for part in word.split(","))
+        for word in words
+    )
+
+
+def names(text: str) -> list[str]:
+    """A comma-separated list."""
+    return [each.strip() for each in text.split(",") if each.strip()]
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """A comma-separated list of numbers.
+
+    Raises:
+        RecipeError: something else is in it.
+    """
+    parts = names(text)
+    wrong = [each for each in parts if not each.isdecimal()]
+    if wrong or not parts:
+        raise RecipeError(f"{option}: expected whole numbers such as 3,5,7, got '{text}'.")
+    return [int(each) for each in parts]
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """One table a number of layers and selection, best first."""
+    from ghostlayers.cli import screen
+
+    cells: dict[tuple[int, str], dict[str, list[Mapping[str, Any]]]] = {}
+    for cell in results["cells"]:
+        group = cells.setdefault((cell["layers"], cell["select"]), {})
+        group.setdefault(cell["repair"], []).append(cell)
+    models = {(m["layers"], m["select"], m["repair"]): m for m in results["models"]}
+    dense = mean(cells.pop((0, ""), {}).get("dense", []), "loss_nats")
+    for (layers, select), repairs in sorted(cells.items()):
+        removed = next(iter(repairs.values()))[0]["removed"]
+        losses = {name: mean(found, "loss_nats") for name, found in repairs.items()}
+        ghost = losses.get("ghost", float("nan")) - dense
+        rows = []
+        for name in sorted(losses, key=losses.__getitem__):
+            model = models[(layers, select, name)]
+            rows.append(
+                [
+                    escape(name) + (" (worse than none)" if model["worse_than_none"] else ""),
+                    f"{losses[name]:.3f}",
+                    f"{(losses[name] - dense) / ghost:.2f}",
+                    f"{mean(repairs[name], 'kl_nats'):.3f}",
+                    f"{model['added_parameters'] / 1e6:.2f} M",
+                    "" if model["prefill_ms"] is None else f"{model['prefill_ms']:.0f} ms",
+                    model["checkpoint"],
+                ]
+            )
+        columns = (
+            "repair", "loss", "of Ghost's excess", "KL", "added", "prefill", "checkpoint",
+        )  # fmt: skip
+        title = f"{layers} layers by {select}: {removed} (dense {dense:.3f})"
+        screen.table(columns, rows, title)
+
+
+def mean(cells: Sequence[Mapping[str, Any]], key: str) -> float:
+    """The plain mean over corpora; NaN of none."""
+    return statistics.fmean(each[key] for each in cells) if cells else float("nan")
