@@ -30,17 +30,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ghostlayers import calibration, steps
-from ghostlayers.calibration import Fitting, micro_batches
+from ghostlayers import fitting as fits
+from ghostlayers import scoring, steps
+from ghostlayers.fitting import Fitting
 from ghostlayers.loading import load_model
 from ghostlayers.progress import Silent
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.repairs import METHODS, FitOptions
+from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.scores import ScoreTable
 from ghostlayers.scores.residual import TokenSample, sample_mask, span_residual
 from ghostlayers.selection import candidate_spans, select
 from ghostlayers.spans import Span, check_layers, format_layers, merge_layers, parse_layers
-from ghostlayers.stream import LayerwiseModel, find_decoder_layers, sweep
+from ghostlayers.stream import LayerwiseModel, find_decoder_layers, micro_batches, sweep
 from ghostlayers.text import load_corpus
 from ghostlayers.tokens import Windows, check_sequence_length, make_windows
 
@@ -115,7 +116,9 @@ class Bench:
 
     def fitting(self, *, repaired: bool = True) -> Fitting:
         """The default repair, fitted on repaired or on original inputs."""
-        return Fitting(METHODS["ghost"], repaired_inputs=repaired, stored_dtype=self.model.dtype)
+        return Fitting(
+            find_method("ghost"), repaired_inputs=repaired, stored_dtype=self.model.dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -266,7 +269,7 @@ def loss_work(bench: Bench, spans: Sequence[Span]) -> tuple[Pass, ...]:
 
 def run_score(bench: Bench, *, residuals: bool) -> Outcome:
     """Scores of every candidate span."""
-    table, _ = calibration.measure_scores(
+    table, _ = scoring.measure_scores(
         LayerwiseModel(bench.model),
         bench.windows,
         candidate_spans(bench.num_layers, bench.layers),
@@ -457,15 +460,13 @@ def model_mb(bench: Bench) -> float:
 def check_operators(bench: Bench, operators: Mapping[Span, Tensor]) -> str:
     """How far a straightforward fit is from this package's, at the same settings."""
     same = Fitting(
-        METHODS["ghost"],
+        find_method("ghost"),
         FitOptions(ridge=0.0, absolute_ridge=1e-6),
         relative_weights=False,
         repaired_inputs=False,
         stored_dtype=torch.float64,
     )
-    ours = calibration.fit_gaps(
-        LayerwiseModel(bench.model), bench.fit_windows, list(operators), same
-    )
+    ours = fits.fit_gaps(LayerwiseModel(bench.model), bench.fit_windows, list(operators), same)
     worst = 0.0
     for span, theirs in operators.items():
         delta = ours[span].delta

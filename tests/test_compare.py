@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 import ghostlayers
 from ghostlayers import surgery
 from ghostlayers.compare import Comparison, compare, engine
+from ghostlayers.compare.correlate import spearman
 from ghostlayers.errors import InputError, OutputError, RecipeError
 from ghostlayers.pipeline import evaluate
 from ghostlayers.recipe import Recipe
@@ -271,3 +272,26 @@ def test_distances_behind_a_cut_are_those_of_hooked_models(
         want, far = dense[boundary], cut[boundary - 2] - dense[boundary]
         ratio = far.square().sum(-1) / want.square().sum(-1)
         assert value == pytest.approx(float(ratio.mean()), rel=1e-4)
+
+
+def test_spearman_is_the_correlation_of_ranks() -> None:
+    assert spearman([1, 2, 3, 10], [5, 6, 7, 8]) == pytest.approx(1.0)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
+    # Ranks 0 1.5 1.5 3 against 0 1 2 3, by hand.
+    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
+    assert spearman([1, 1, 1], [1, 2, 3]) != spearman([1, 1, 1], [1, 2, 3])  # NaN
+
+
+def test_every_span_is_measured_and_ranked(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str], tmp_path: Path
+) -> None:
+    found = run(
+        trained_llama, byte_tokenizer, some_text, texts, tmp_path / "out",
+        layers=[3], select=["recoverable", "every"], repair=["none", "ghost"], yardstick=False,
+        prompt="", speed=False,
+    )  # fmt: skip
+    spans = {each["select"] for each in found["cells"]} - {"", "recoverable"}
+    assert spans == {f"every:{start}-{start + 2}" for start in range(6)}
+    told = {(each["repair"], each["score"]) for each in found["correlations"]}
+    assert told == {(r, s) for r in ("none", "ghost") for s in ("cosine", "residual")}
+    assert all(-1 <= each["spearman"] <= 1 for each in found["correlations"])

@@ -75,6 +75,14 @@ Speed = Annotated[
         "--speed/--no-speed", text="Measure the time to read a prompt. \\[default: on]", panel=_TEXT
     ),
 ]
+Published = Annotated[
+    Path | None,
+    o._option(
+        "--published",
+        text="A YAML list of a paper's cells, set beside ours on the page.",
+        panel=_TEXT,
+    ),
+]
 Yardstick = Annotated[
     bool,
     o._option(
@@ -108,6 +116,7 @@ def compare(
     max_windows: MaxWindows = None,
     prompt: Prompt = None,
     speed: Speed = True,
+    published: Published = None,
     cosine_axis: o.CosineAxisOption = None,
     edges: o.EdgesOption = None,
     inputs: o.InputsOption = None,
@@ -158,6 +167,7 @@ def compare(
     request = Comparison.from_dict({k: v for k, v in asked.items() if v is not None})
     if request.calibration.data is None:
         raise RecipeError("no calibration text: give --data a file of yours, or a corpus name.")
+    cells = None if published is None else read_published(published)
     screen.step(f"Loading {model} ...")
     results = run_comparison(
         model,
@@ -170,10 +180,32 @@ def compare(
         say=lambda line: screen.say(f"[dim]{escape(line)}[/dim]"),
         command=command_line(),
     )
+    if cells is not None:
+        results["published"] = cells
     written = write_report(results, output)
     show(results)
     for path in written:
         screen.say(f"Written: {escape(str(path))}")
+
+
+def read_published(path: Path) -> list[dict[str, Any]]:
+    """A paper's cells: each with source, layers, select, repair, metric and value.
+
+    Raises:
+        RecipeError: the file cannot be read or holds something else.
+    """
+    import yaml
+
+    try:
+        cells = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise RecipeError(f"cannot read '{path}': {' '.join(str(error).split())}") from error
+    keys = {"source", "layers", "select", "repair", "metric", "value"}
+    if not isinstance(cells, list) or not all(
+        isinstance(each, dict) and keys <= set(each) for each in cells
+    ):
+        raise RecipeError(f"'{path}' must be a list of cells, each with {', '.join(sorted(keys))}.")
+    return cells
 
 
 def command_line() -> str:
@@ -236,6 +268,32 @@ def show(results: Mapping[str, Any]) -> None:
         )  # fmt: skip
         title = f"{layers} layers by {select}: {removed} (dense {dense:.3f})"
         screen.table(columns, rows, title)
+    show_correlations(results)
+
+
+def show_correlations(results: Mapping[str, Any]) -> None:
+    """How well scores ranked the spans, where every span was measured."""
+    from ghostlayers.cli import screen
+
+    rows = [
+        [
+            f"{each['layers']} layers, {escape(each['repair'])}",
+            each["score"],
+            f"{each['spearman']:.2f}",
+            str(each["spans"]),
+        ]
+        for each in results.get("correlations", [])
+    ]
+    if rows:
+        screen.table(("spans ranked by loss", "score", "Spearman", "spans"), rows)
+
+
+def mean_losses(results: Mapping[str, Any]) -> dict[tuple[int, str, str], float]:
+    """The mean loss over corpora, by layers, selection and repair."""
+    cells: dict[tuple[int, str, str], list[Mapping[str, Any]]] = {}
+    for cell in results["cells"]:
+        cells.setdefault((cell["layers"], cell["select"], cell["repair"]), []).append(cell)
+    return {key: mean(found, "loss_nats") for key, found in cells.items()}
 
 
 def mean(cells: Sequence[Mapping[str, Any]], key: str) -> float:

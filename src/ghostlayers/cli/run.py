@@ -1,12 +1,17 @@
 """`ghostlayers run recipe.yaml`: any command, with its options in a file."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import itertools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.markup import escape
 
 from ghostlayers.cli import options as o
 from ghostlayers.errors import RecipeError, suggest
@@ -29,18 +34,68 @@ def make_run(commands: Commands) -> Callable[..., None]:
     ) -> None:
         """Run a command whose options stand in a YAML file."""
         changes = {"model": model, "output": output, "debug": debug or None}
-        name, arguments = read_recipe(
-            recipe, commands, {k: v for k, v in changes.items() if v is not None}
-        )
-        commands[name](**arguments)
+        runs = read_recipe(recipe, commands, {k: v for k, v in changes.items() if v is not None})
+        for each in runs:
+            announce(each, len(runs))
+            commands[each.command](**each.arguments)
+        summarise(runs)
 
     return run
 
 
-def read_recipe(
-    path: Path, commands: Commands, changes: Mapping[str, Any]
-) -> tuple[str, dict[str, Any]]:
-    """The command that a recipe names, and the arguments for it.
+@dataclass(frozen=True)
+class RecipeRun:
+    """One call of a command.
+
+    Attributes:
+        command: its name.
+        arguments: of the command.
+        varied: what distinguishes it from the recipe's other runs.
+    """
+
+    command: str
+    arguments: dict[str, Any]
+    varied: dict[str, Any]
+
+
+def announce(run: RecipeRun, count: int) -> None:
+    """Say which of several runs comes next."""
+    from ghostlayers.cli import screen
+
+    if count > 1:
+        screen.say(f"[bold]{run.command}[/bold] with {escape(describe(run.varied))}")
+
+
+def describe(varied: Mapping[str, Any]) -> str:
+    """What was varied, in words."""
+    return ", ".join(f"{key} {value}" for key, value in varied.items())
+
+
+def summarise(runs: Sequence[RecipeRun]) -> None:
+    """For several comparisons: the mean loss of every cell, side by side."""
+    from ghostlayers.cli import screen
+    from ghostlayers.cli.compare import mean_losses
+
+    folders = {describe(each.varied): each.arguments.get("output") for each in runs}
+    files = {name: Path(folder) / "results.json" for name, folder in folders.items() if folder}
+    if len(runs) < 2 or not all(path.is_file() for path in files.values()):
+        return
+    tables = {n: mean_losses(json.loads(p.read_text(encoding="utf-8"))) for n, p in files.items()}
+    cells = sorted({cell for table in tables.values() for cell in table})
+    rows = [
+        [f"{layers} {select} {repair}".strip(), *(_number(tables[n].get(cell)) for n in tables)]
+        for cell in cells
+        for layers, select, repair in [cell]
+    ]
+    screen.table(("mean loss", *map(escape, tables)), rows)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def read_recipe(path: Path, commands: Commands, changes: Mapping[str, Any]) -> list[RecipeRun]:
+    """The calls that a recipe stands for: one, or one for each combination under ``vary``.
 
     Raises:
         RecipeError: the file cannot be read, names no command, or has a key that the command does
@@ -53,9 +108,32 @@ def read_recipe(
             f"'{path}': 'command' must say what to run, got {name!r}. "
             f"{suggest(str(name), commands)}"
         )
-    known = inspect.signature(inspect.unwrap(commands[name])).parameters
+    runs = []
+    for varied in _combinations(values.pop("vary", {}), path):
+        given = {**values, **changes, **varied}
+        if varied and "output" in given:
+            given["output"] = Path(given["output"]) / _folder_name(varied)
+        runs.append(RecipeRun(name, _arguments(path, name, commands[name], given), varied))
+    return runs
+
+
+def _combinations(vary: Any, path: Path) -> list[dict[str, Any]]:
+    if not isinstance(vary, dict) or not all(isinstance(each, list) for each in vary.values()):
+        raise RecipeError(f"'{path}': 'vary' must give a list of values for each key it names.")
+    return [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
+
+
+def _folder_name(varied: Mapping[str, Any]) -> str:
+    text = "-".join(f"{key}-{value}" for key, value in varied.items())
+    return re.sub(r"[^A-Za-z0-9.+=_-]+", "_", text)[:100]
+
+
+def _arguments(
+    path: Path, name: str, command: Callable[..., None], given: Mapping[str, Any]
+) -> dict[str, Any]:
+    known = inspect.signature(inspect.unwrap(command)).parameters
     arguments: dict[str, Any] = {}
-    for key, value in {**values, **changes}.items():
+    for key, value in given.items():
         parameter = str(key).replace("-", "_")
         if parameter not in known:
             raise RecipeError(
@@ -69,7 +147,7 @@ def read_recipe(
     ]
     if missing:
         raise RecipeError(f"'{path}': {name} also needs {', '.join(missing)}.")
-    return name, arguments
+    return arguments
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import torch
 
 from ghostlayers import checkpoint, cuts, steps, surgery, text, tokens
 from ghostlayers.compare import cells
+from ghostlayers.compare.correlate import correlations
 from ghostlayers.compare.estimate import Speed, Workload, cut_seconds, probe
-from ghostlayers.compare.request import Comparison
+from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.compare.store import Store
 from ghostlayers.errors import InputError
 from ghostlayers.evaluation import LossSums
@@ -34,6 +35,7 @@ from ghostlayers.recipe import RunOptions
 from ghostlayers.record import table_to_dict
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import Needs, Repair
+from ghostlayers.selection import candidate_spans
 from ghostlayers.spans import Span, format_layers, removed_layers
 from ghostlayers.steps import Run
 from ghostlayers.stream import LayerwiseModel
@@ -153,6 +155,7 @@ def compare(
     results = cells.assemble(
         _header(bench, command), dense_part, parts[1:], list(chosen.values()), tables
     )
+    results["correlations"] = correlations(results)
     return bench.store.put("results", results)
 
 
@@ -286,6 +289,11 @@ def _choose(bench: Bench) -> tuple[dict[tuple[Span, ...], list[Cell]], dict[str,
     tables: dict[str, Any] = {}
     for layers in sorted(set(bench.request.layers)):
         for select in bench.request.select:
+            if select == EVERY:
+                for span in candidate_spans(bench.layerwise.num_layers, layers):
+                    name = f"{EVERY}:{format_layers(span.layers)}"
+                    _add(chosen, Cell(layers, name, (span,), bench.repairs))
+                continue
             spans, table = _choose_one(bench, layers, select)
             _add(chosen, Cell(layers, select, spans, bench.repairs))
             known = tables.get(str(layers))
@@ -293,7 +301,7 @@ def _choose(bench: Bench) -> tuple[dict[tuple[Span, ...], list[Cell]], dict[str,
                 tables[str(layers)] = table
     if bench.request.yardstick and "ghost" in bench.repairs:
         for layers in _yardsticks(bench.request.layers):
-            for select in bench.request.select:
+            for select in [each for each in bench.request.select if each != EVERY]:
                 spans, _ = _choose_one(bench, layers, select)
                 _add(chosen, Cell(layers, select, spans, ("ghost",)))
     return chosen, tables

@@ -10,6 +10,9 @@ from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL, find_method
 from ghostlayers.text import BLANK_LINE
 
+EVERY = "every"
+"""In place of a selection: each contiguous span, a cell of its own."""
+
 PROMPT = "The capital of France is Paris. The city is known for"
 
 
@@ -19,7 +22,7 @@ class Comparison:
 
     Attributes:
         layers: how many decoder layers to remove.
-        select: selections by name.
+        select: selections by name; ``every`` stands for each contiguous span.
         repair: repairs by name, arguments included; ``all`` stands for `repairs.ALL` as far as
             the model has what they need.
         eval_data: corpora that losses are measured on.
@@ -58,7 +61,7 @@ class Comparison:
             raise RecipeError("name at least one selection and one repair.")
         for name in self.repair_names():
             find_method(name)
-        for name in self.select:
+        for name in set(self.select) - {EVERY}:
             dataclasses.replace(self.calibration, select=name)  # refuses an unknown one
         if not self.eval_data and not self.tasks:
             raise RecipeError(
