@@ -119,7 +119,9 @@ class Gatherer:
             named = tuple(
                 (name, each.shape[1]) for name, each in zip(self.features, blocks, strict=True)
             )
-            sums = self._sums[index] = Accumulator(named, source.shape[1], source.device)
+            sums = self._sums[index] = Accumulator(
+                named, source.shape[1], source.device, _groups(self._needs, self.features)
+            )
         return sums
 
     def _add_pieces(
@@ -203,6 +205,13 @@ def gathered_features(needs: Needs) -> tuple[str, ...]:
         if "one" not in wanted:
             wanted.append("one")
     return tuple(wanted)
+
+
+def _groups(needs: Needs, gathered: Sequence[str]) -> list[frozenset[str]]:
+    """Features whose products are wanted; ``z`` where it stands for ``m``."""
+    stands_in = {} if "m" in gathered else {"m": "z"}
+    groups = [frozenset(stands_in.get(name, name) for name in each) for each in needs.together]
+    return [(each or frozenset({"x"})) | {"one"} for each in groups]
 
 
 def fit_gaps(

@@ -56,13 +56,26 @@ class Moments:
 
 
 class Accumulator:
-    """Moments that grow in place: the Gram matrix of several thousand features is copied once."""
+    """Moments that grow in place: the Gram matrix of several thousand features is copied once.
+
+    Args:
+        blocks: names and widths of the features.
+        hidden_size: channels of the stream.
+        device: where the sums are kept.
+        together: names of blocks whose products are wanted; by default all. Products that no group
+            holds are left out, and stand as NaN in the Gram matrix so that no fit can use them.
+    """
 
     def __init__(
-        self, blocks: Blocks, hidden_size: int, device: torch.device | str | None = None
+        self,
+        blocks: Blocks,
+        hidden_size: int,
+        device: torch.device | str | None = None,
+        together: Sequence[frozenset[str]] | None = None,
     ) -> None:
         width = sum(size for _, size in blocks)
         self.blocks = blocks
+        self._tiles = _tiles(blocks, together or [frozenset(name for name, _ in blocks)])
         self.num_tokens, self.total_weight, self.target_energy = 0, 0.0, 0.0
         self._upper = torch.zeros(width, width, dtype=ACCUMULATOR, device=device)
         self._cross = torch.zeros(width, hidden_size, dtype=ACCUMULATOR, device=device)
@@ -87,9 +100,8 @@ class Accumulator:
         # Weighting the left factor alone keeps F'WF = (WF)'F without a square root.
         weighted = f if w is None else f * w[:, None]
         energy = d.square().sum(dim=1)
-        for start in range(0, f.shape[1], COLUMNS_PER_BLOCK):
-            rows = slice(start, start + COLUMNS_PER_BLOCK)
-            self._upper[rows, start:] += weighted[:, rows].T @ f[:, start:]
+        for rows, columns in self._tiles:
+            self._upper[rows, columns].addmm_(weighted[:, rows].T, f[:, columns])
         self._cross.addmm_(weighted.T, d)
         self._abs[0] += x.abs().sum(dim=0)
         self._abs[1] += y.abs().sum(dim=0)
@@ -99,8 +111,10 @@ class Accumulator:
 
     def moments(self) -> Moments:
         """The sums so far, as a value of its own."""
-        gram = self._upper.triu()
-        gram += gram.triu(1).T
+        gram = torch.full_like(self._upper, float("nan"))
+        for rows, columns in self._tiles:
+            gram[rows, columns] = self._upper[rows, columns]
+            gram[columns, rows] = self._upper[rows, columns].T
         return Moments(
             num_tokens=self.num_tokens,
             total_weight=self.total_weight,
@@ -111,6 +125,21 @@ class Accumulator:
             abs_target=self._abs[1].clone(),
             blocks=self.blocks,
         )
+
+
+def _tiles(blocks: Blocks, together: Sequence[frozenset[str]]) -> list[tuple[slice, slice]]:
+    """Rows and columns of the products that are wanted, on and above the diagonal."""
+    pieces = [
+        (name, slice(start, min(start + COLUMNS_PER_BLOCK, place.stop)))
+        for name, place in block_slices(blocks).items()
+        for start in range(place.start, place.stop, COLUMNS_PER_BLOCK)
+    ]
+    return [
+        (rows, columns)
+        for index, (a, rows) in enumerate(pieces)
+        for b, columns in pieces[index:]
+        if any({a, b} <= group for group in together)
+    ]
 
 
 def empty(

@@ -183,6 +183,7 @@ class Needs:
         pieces: numbers of clusters of tokens with moments of their own.
         tokens: a sample of tokens themselves.
         held_out: moments of held-out windows too.
+        others: features of other methods, whose products with these nobody wants.
     """
 
     features: tuple[str, ...] = ("x",)
@@ -190,6 +191,12 @@ class Needs:
     pieces: tuple[int, ...] = ()
     tokens: bool = False
     held_out: bool = False
+    others: tuple[frozenset[str], ...] = ()
+
+    @property
+    def together(self) -> tuple[frozenset[str], ...]:
+        """Groups of features whose products are wanted."""
+        return self.others or (frozenset(self.features),)
 
     def __or__(self, other: "Needs") -> "Needs":
         wanted = {*self.features, *other.features}
@@ -199,6 +206,7 @@ class Needs:
             tuple(sorted({*self.pieces, *other.pieces})),
             self.tokens or other.tokens,
             self.held_out or other.held_out,
+            tuple(dict.fromkeys((*self.together, *other.together))),
         )
 
 
