@@ -91,8 +91,9 @@ def load_corpus(
     """Read a corpus.
 
     Args:
-        data: a name from `HUB_CORPORA`; a .txt, .jsonl or .parquet file, or a folder of such; a
-            list of documents; or a corpus, which is returned as it is.
+        data: a name from `HUB_CORPORA`; a .txt, .jsonl or .parquet file, or a folder of such;
+            several of these joined by a plus sign, which are mixed in equal parts; a list of
+            documents; or a corpus, which is returned as it is.
         use: which split of a named corpus.
         text_column: the column that holds the text; by default ``text``, else the only column
             of strings.
@@ -108,11 +109,38 @@ def load_corpus(
         corpus = Corpus("documents in memory", tuple(data), separator)
     elif str(data) in HUB_CORPORA:
         corpus = _load_hub(str(data), use, separator, max_characters)
+    elif "+" in str(data) and not Path(data).exists():
+        corpus = _mix(str(data), use, text_column, separator, max_characters)
     else:
         corpus = _load_files(str(data), text_column, separator, max_characters)
     if not any(document.strip() for document in corpus.documents):
         raise CorpusError(f"corpus '{corpus.name}' holds no text.")
     return corpus
+
+
+def _mix(
+    name: str, use: Use, text_column: str | None, separator: str, max_characters: int
+) -> Corpus:
+    """Several corpora, of each as much text as of the shortest."""
+    parts = [
+        load_corpus(
+            each.strip(),
+            use=use,
+            text_column=text_column,
+            separator=separator,
+            max_characters=max_characters,
+        )
+        for each in name.split("+")
+    ]
+    share = min(sum(map(len, part.documents)) for part in parts)
+    taken = [_take(part.documents, share)[0] for part in parts]
+    return Corpus(
+        name,
+        tuple(document for documents in taken for document in documents),
+        separator,
+        " + ".join(part.source or part.name for part in parts),
+        complete=False,
+    )
 
 
 def characters_for(source: Any, max_windows: int | None, sequence_length: int) -> int:

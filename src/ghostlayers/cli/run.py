@@ -30,10 +30,15 @@ def make_run(commands: Commands) -> Callable[..., None]:
         output: Annotated[
             Path | None, o._option("--output", "-o", text="Instead of the recipe's output.")
         ] = None,
+        changed: Annotated[
+            list[str] | None,
+            o._option("--set", metavar="KEY=VALUE", text="Replace any other key of the recipe."),
+        ] = None,
         debug: o.Debug = False,
     ) -> None:
         """Run a command whose options stand in a YAML file."""
-        changes = {"model": model, "output": output, "debug": debug or None}
+        changes = {**read_changes(changed or []), "model": model, "output": output}
+        changes["debug"] = debug or None
         runs = read_recipe(recipe, commands, {k: v for k, v in changes.items() if v is not None})
         for each in runs:
             announce(each, len(runs))
@@ -41,6 +46,24 @@ def make_run(commands: Commands) -> Callable[..., None]:
         summarise(runs)
 
     return run
+
+
+def read_changes(pairs: Sequence[str]) -> dict[str, Any]:
+    """Values given as ``key=value``, read as YAML.
+
+    Raises:
+        RecipeError: there is no equals sign, or no YAML behind it.
+    """
+    found = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip():
+            raise RecipeError(f"--set: expected KEY=VALUE, got '{pair}'.")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {pair}: {' '.join(str(error).split())}") from error
+    return found
 
 
 @dataclass(frozen=True)
