@@ -102,9 +102,7 @@ def _layers(count: int) -> str:
 def _wide(values: Sequence[float]) -> bool:
     positive = [value for value in values if value > 0]
     return (
-        bool(positive)
-        and len(positive) == len(values)
-        and max(positive) > LOG_FROM * min(positive)
+        bool(positive) and len(positive) == len(values) and max(positive) > LOG_FROM * min(positive)
     )
 
 
@@ -121,7 +119,12 @@ def answer_panels(scene: Scene) -> list[Panel]:
             if scene.style(each.key.repair).index is not None and each.excess is not None
         ]
         bars = [
-            Bar(each.key.repair, max(each.excess or 0.0, 0.0), _share_text(each), _style(scene, each))
+            Bar(
+                each.key.repair,
+                max(each.excess or 0.0, 0.0),
+                _share_text(each),
+                _style(scene, each),
+            )
             for each in reversed(rows)
         ]
         if bars:
@@ -298,7 +301,7 @@ def recover_panels(scene: Scene) -> list[Panel]:
     panels = []
     for layers, table in score_tables(scene.results):
         spans = table.get("spans") or []
-        lines = _span_lines(spans)
+        lines = _span_lines(spans, number(table.get("dense_loss_nats")))
         if not lines:
             continue
         picture = line_chart(
@@ -313,14 +316,16 @@ def recover_panels(scene: Scene) -> list[Panel]:
     return panels
 
 
-def _span_lines(spans: Sequence[Mapping[str, Any]]) -> list[Series]:
+SPAN_SCORES = ("1 - cosine", "residual", "excess loss after repair")
+
+
+def _span_lines(spans: Sequence[Mapping[str, Any]], dense: float | None) -> list[Series]:
     lines = []
-    dense_free = ("1 - cosine", "residual", "loss after repair")
-    for index, name in enumerate(dense_free):
+    for index, name in enumerate(SPAN_SCORES):
         points = [
             (float(span["start"]), value)
             for span in spans
-            if (value := _span_value(span, name)) is not None and value > 0
+            if (value := _span_value(span, name, dense)) is not None and value > 0
         ]
         notes = tuple(f"span from layer {x:.0f}, {name}: {y:.3f}" for x, y in points)
         if points:
@@ -328,11 +333,13 @@ def _span_lines(spans: Sequence[Mapping[str, Any]]) -> list[Series]:
     return lines
 
 
-def _span_value(span: Mapping[str, Any], name: str) -> float | None:
-    if name == "1 - cosine":
-        cosine = number(span.get("cosine"))
+def _span_value(span: Mapping[str, Any], name: str, dense: float | None) -> float | None:
+    cosine, loss = number(span.get("cosine")), number(span.get("loss_nats"))
+    if name == SPAN_SCORES[0]:
         return None if cosine is None else 1 - cosine
-    return number(span.get("residual" if name == "residual" else "loss_nats"))
+    if name == SPAN_SCORES[1]:
+        return number(span.get("residual"))
+    return None if loss is None or dense is None else loss - dense
 
 
 def _flagged(spans: Sequence[Mapping[str, Any]]) -> list[Band]:
