@@ -152,8 +152,10 @@ def curve_views(scene: Scene) -> list[View]:
     else:
         views.append(_view(scene, "Mean loss", "loss, nats a token", lambda each: each.loss))
     names = corpus_names(scene.results)
-    for name in names if len(names) > 1 else ():
-        views.append(_view(scene, name, "nats above dense", _above(dense, name)))
+    views += [
+        _view(scene, name, "nats above dense", _above(dense, name))
+        for name in (names if len(names) > 1 else ())
+    ]
     views.append(_view(scene, "KL to dense", "KL, nats a token", lambda each: each.kl))
     views.append(
         _view(
@@ -255,7 +257,7 @@ def _trade(
     series = []
     for repair in dict.fromkeys(each.key.repair for _, _, each in known):
         mine = [row for row in known if row[2].key.repair == repair]
-        style = Style(len(scene.styles) and 7) if repair == "dense" else scene.style(repair)
+        style = Style(7) if repair == "dense" else scene.style(repair)
         notes = tuple(f"{_title(each.key)}: {x:.1f}, loss {y:.3f}" for x, y, each in mine)
         series.append(Series(repair, tuple((x, y) for x, y, _ in mine), style, notes))
     losses = [y for _, y, _ in known]

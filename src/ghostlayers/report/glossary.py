@@ -1,4 +1,4 @@
-"""One sentence for every repair and selection, in the words of someone who has not read the code."""
+"""One sentence for every repair and selection, for a reader who has not read the code."""
 
 REPAIRS = {
     "dense": "The original model, nothing removed.",

@@ -1,5 +1,6 @@
 """A comparison as one page that needs nothing else: no network, no script, no second file."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from ghostlayers.report.figures import (
     SPAN_SCORES,
     Panel,
     Scene,
+    View,
     answer_panels,
     boundary_panels,
     curve_views,
@@ -31,13 +33,11 @@ from ghostlayers.report.glossary import (
     explain_selection,
 )
 from ghostlayers.report.summary import (
-    STOCK,
     Entry,
     Key,
     Results,
     at_cut,
     best_overall,
-    corpus_names,
     cuts_of,
     key_of,
     layer_counts,
@@ -71,12 +71,32 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Content:
+    """What a section shows, in this order; whatever is empty is left out."""
+
+    lines: Sequence[str] = ()
+    prompt: str | None = None
+    views: Sequence[View] = ()
+    legend: Sequence[Mapping[str, Any]] = ()
+    legend_note: str = ""
+    swatches: Sequence[tuple[str, Sequence[tuple[Markup, str]]]] = ()
+    panels: Sequence[Panel] = ()
+    panel_note: str = ""
+    tables: Sequence[Table] = ()
+    folded: bool = False
+    groups: Sequence[Mapping[str, Any]] = ()
+    facts: Sequence[tuple[str, str]] = ()
+    command: str = ""
+    glossary: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
+
+
+@dataclass(frozen=True)
 class Section:
     """A section that has something to show."""
 
     anchor: str
     title: str
-    content: Mapping[str, Any]
+    content: Content
 
 
 def render_page(results: Results) -> str:
@@ -120,11 +140,11 @@ def _millions(value: float | None) -> str | None:
     return None if value is None else f"{value / 1e6:,.1f} M"
 
 
-def _answer(scene: Scene) -> dict[str, Any]:
+def _answer(scene: Scene) -> Content | None:
     counts = layer_counts(scene.entries)
     best = [entry for n in counts if (entry := lowest(scene.entries, n)) is not None]
     if not best:
-        return {}
+        return None
     rows = []
     for entry in best:
         rows.append(_answer_row(entry, "lowest loss"))
@@ -146,15 +166,15 @@ def _answer(scene: Scene) -> dict[str, Any]:
     if dense is not None and dense.loss is not None:
         lines.append(f"The dense model's mean loss is {dense.loss:.3f} nats a token.")
     lines.append(
-        "Each winner was picked on the texts that it is reported on, so it flatters itself a little."
+        "Each winner was picked on the texts it is reported on, so it flatters itself a little."
     )
-    return {
-        "lines": lines,
-        "tables": [Table(head, tuple(rows))],
-        "panels": answer_panels(scene),
-        "panel_note": "Loss above the dense model's, in nats a token, of the repairs drawn in "
+    return Content(
+        lines=lines,
+        tables=[Table(head, tuple(rows))],
+        panels=answer_panels(scene),
+        panel_note="Loss above the dense model's, in nats a token, of the repairs drawn in "
         "colour on the best cut; in brackets as a share of Ghost's.",
-    }
+    )
 
 
 def _answer_row(entry: Entry, which: str) -> tuple[Cell, ...]:
@@ -177,16 +197,16 @@ def _sentence(best: Sequence[Entry]) -> str:
     return "Best with " + "; with ".join(parts) + "."
 
 
-def _quality(scene: Scene) -> dict[str, Any]:
+def _quality(scene: Scene) -> Content | None:
     views = curve_views(scene)
     if not views:
-        return {}
-    return {
-        "views": views,
-        "legend": [_legend_row(scene, repair) for repair in repairs_of(scene.entries)],
-        "legend_note": "Grey lines are the repairs without a colour; point at a line to read its "
+        return None
+    return Content(
+        views=views,
+        legend=[_legend_row(scene, repair) for repair in repairs_of(scene.entries)],
+        legend_note="Grey lines are the repairs without a colour; point at a line to read its "
         "name, or at a name to find its line (press it to keep it).",
-    }
+    )
 
 
 def _legend_row(scene: Scene, repair: str) -> dict[str, Any]:
@@ -207,15 +227,15 @@ def _legend_row(scene: Scene, repair: str) -> dict[str, Any]:
     }
 
 
-def _trade(scene: Scene) -> dict[str, Any]:
+def _trade(scene: Scene) -> Content | None:
     tables = [_yardstick(scene, cut) for cut in cuts_of(scene.entries)]
-    return {
-        "panels": trade_panels(scene),
-        "tables": tables,
-        "folded": True,
-        "panel_note": "The stepped line joins the models that no other beats in both directions. "
+    return Content(
+        panels=trade_panels(scene),
+        tables=tables,
+        folded=True,
+        panel_note="The stepped line joins the models that no other beats in both directions. "
         "Colours and marks are those of the legend above.",
-    }
+    )
 
 
 def _yardstick(scene: Scene, cut: tuple[int, str]) -> Table:
@@ -276,67 +296,67 @@ def _spread(entry: Entry) -> str:
     return decimal(time, 1) + ("" if time is None or spread is None else f" ± {spread:.1f}")
 
 
-def _spans(scene: Scene) -> dict[str, Any]:
+def _spans(scene: Scene) -> Content | None:
     similarity = similarity_panel(scene)
     recover = recover_panels(scene)
     if similarity is None and not recover:
-        return {}
+        return None
     panels = [similarity] if similarity else []
     marks = [(swatch(style), name) for name, style in selection_styles(scene).items()]
     lines = [(swatch(Style(index)), name) for index, name in enumerate(SPAN_SCORES)]
-    return {
-        "panels": [*panels, *recover],
-        "keys": [
+    return Content(
+        panels=[*panels, *recover],
+        swatches=[
             *([("Marks on the map", marks)] if similarity else []),
             *([("Lines", lines)] if recover else []),
         ],
-        "panel_note": "Left of a cut's mark is the boundary it starts at, below it the one it "
+        panel_note="Left of a cut's mark is the boundary it starts at, below it the one it "
         "stops at. Vertical lines name the selection that starts there.",
-    }
+    )
 
 
-def _norms(scene: Scene) -> dict[str, Any]:
+def _norms(scene: Scene) -> Content | None:
     panel = norm_panel(scene)
     names = ("median token", "largest token")
     lines = [(swatch(Style(index)), name) for index, name in enumerate(names)]
-    return {} if panel is None else {"panels": [panel], "keys": [("Lines", lines)]}
+    return None if panel is None else Content(panels=[panel], swatches=[("Lines", lines)])
 
 
-def _spectra(scene: Scene) -> dict[str, Any]:
+def _spectra(scene: Scene) -> Content | None:
     panels = spectrum_panels(scene)
     if not panels:
-        return {}
-    lengths = dict.fromkeys(
+        return None
+    cuts = dict.fromkeys(
         (row["select"], row["layers"], tuple(row["span"])) for row in scene.results["operators"]
     )
     keys = []
-    for select in dict.fromkeys(key[0] for key in lengths):
-        mine = [key for key in lengths if key[0] == select]
+    for select in dict.fromkeys(key[0] for key in cuts):
+        mine = [key for key in cuts if key[0] == select]
         names = [f"{layers} removed: [{span[0]}, {span[1]})" for _, layers, span in mine]
         keys.append((select, [(swatch(Style(i)), name) for i, name in enumerate(names)]))
     marks = [(swatch(Style(index)), name) for index, (_, name) in enumerate(SHARES)]
-    return {
-        "panels": panels,
-        "keys": [*keys, ("Shares", marks)],
-        "panel_note": "M is what Ghost adds to the identity. A symmetric operator, such as "
+    return Content(
+        panels=panels,
+        swatches=[*keys, ("Shares", marks)],
+        panel_note="M is what Ghost adds to the identity. A symmetric operator, such as "
         "LinearPatch's, can never reach the antisymmetric part; the paper reports 46.9 % on "
         "Llama-3.1-8B.",
-    }
+    )
 
 
-def _boundaries(scene: Scene) -> dict[str, Any]:
+def _boundaries(scene: Scene) -> Content | None:
     panels = boundary_panels(scene)
     note = (
         "Squared distance between the repaired and the dense stream, relative to the dense "
         "stream, at every boundary behind the cut. Colours are those of the legend above."
     )
-    return {"panels": panels, "panel_note": note} if panels else {}
+    return Content(panels=panels, panel_note=note) if panels else None
 
 
-def _continuations(scene: Scene) -> dict[str, Any]:
+def _continuations(scene: Scene) -> Content | None:
     models = [row for row in scene.results.get("models", []) if row.get("continuation")]
     if not models:
-        return {}
+        return None
     order = {repair: place for place, repair in enumerate(scene.styles)}
     dense = [row for row in models if key_of(row).is_dense]
     groups = []
@@ -346,7 +366,7 @@ def _continuations(scene: Scene) -> dict[str, Any]:
         if mine:
             rows = [_spoken(scene, row) for row in [*dense, *mine]]
             groups.append({"title": f"{cut[0]} removed by {cut[1]}", "rows": rows})
-    return {"prompt": str(scene.results.get("prompt", "")), "groups": groups} if groups else {}
+    return Content(prompt=str(scene.results.get("prompt", "")), groups=groups) if groups else None
 
 
 def _prominence(scene: Scene, order: Mapping[str, int], repair: str) -> tuple[bool, int]:
@@ -358,10 +378,10 @@ def _spoken(scene: Scene, row: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": repair, "text": str(row["continuation"]), "class": scene.style(repair).classes}
 
 
-def _tasks(scene: Scene) -> dict[str, Any]:
+def _tasks(scene: Scene) -> Content | None:
     rows = scene.results.get("tasks") or []
     if not rows:
-        return {}
+        return None
     names = list(dict.fromkeys(str(row["task"]) for row in rows))
     done = {(key_of(row), str(row["task"])): row for row in rows}
     means = mean_accuracy(scene.results)
@@ -375,14 +395,14 @@ def _tasks(scene: Scene) -> dict[str, Any]:
     comparisons = scene.results.get("comparisons") or []
     if comparisons:
         tables.append(_differences(comparisons))
-    return {
-        "lines": [
+    return Content(
+        lines=[
             "Each cell: length-normalised accuracy, then plain accuracy where both exist; the mean "
             "is of the first. A difference whose 95 % interval holds zero is within error."
         ],
-        "tables": tables,
-        "facts": [("Documents", _documents(rows))],
-    }
+        tables=tables,
+        facts=[("Documents", _documents(rows))],
+    )
 
 
 def _documents(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -436,10 +456,10 @@ def _difference(row: Mapping[str, Any]) -> tuple[Cell, ...]:
     return tuple(Cell(text, kind) for text in texts)
 
 
-def _published(scene: Scene) -> dict[str, Any]:
+def _published(scene: Scene) -> Content | None:
     rows = scene.results.get("published") or []
     if not rows:
-        return {}
+        return None
     accuracy = mean_accuracy(scene.results)
     found = {each.key: each for each in scene.entries}
     body = []
@@ -454,7 +474,7 @@ def _published(scene: Scene) -> dict[str, Any]:
         "Published figures are comparable only where model, texts, windows and tasks are the same; "
         "read them as a check of the order of magnitude."
     )
-    return {"lines": [note], "tables": [Table(head, tuple(body))]}
+    return Content(lines=[note], tables=[Table(head, tuple(body))])
 
 
 def _our_value(metric: str, entry: Entry | None, accuracy: float | None) -> float | None:
@@ -463,11 +483,11 @@ def _our_value(metric: str, entry: Entry | None, accuracy: float | None) -> floa
     if entry is None or entry.loss is None:
         return None
     if metric.startswith("ppl"):
-        return mean(2.718281828459045 ** min(loss, 700.0) for loss in entry.losses.values())
+        return mean(math.exp(min(loss, 700.0)) for loss in entry.losses.values())
     return entry.loss if metric.startswith("loss") else None
 
 
-def _protocol(scene: Scene) -> dict[str, Any]:
+def _protocol(scene: Scene) -> Content | None:
     results = scene.results
     corpora = [
         tuple(
@@ -491,23 +511,25 @@ def _protocol(scene: Scene) -> dict[str, Any]:
     ]
     if skipped:
         tables.append(Table(("model", "reason"), tuple(skipped), "Skipped"))
-    return {
-        "lines": [
+    return Content(
+        lines=[
             "Loss is the mean negative log-likelihood of the next token, in nats; every model saw "
             "the same windows, and a mean is taken over the texts, each counting alike. Nothing "
             "was trained: every repair is fitted in closed form on calibration windows."
         ],
-        "tables": tables,
-        "facts": [
+        tables=tables,
+        facts=[
             *_facts("Recipe", results["recipe"]),
             *_facts("Machine", results.get("machine") or {}),
         ],
-        "command": str(results.get("command") or ""),
-    }
+        command=str(results.get("command") or ""),
+    )
 
 
 def _yes(value: object) -> str:
-    return {True: "yes", False: "no"}.get(value, str(value)) if value is not None else NOTHING  # type: ignore[call-overload, no-any-return]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return NOTHING if value is None else str(value)
 
 
 def _facts(title: str, values: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -515,21 +537,21 @@ def _facts(title: str, values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(title, text)] if text else []
 
 
-def _glossary(scene: Scene) -> dict[str, Any]:
+def _glossary(scene: Scene) -> Content | None:
     repairs = [(name, text) for name in repairs_of(scene.entries) if (text := explain_repair(name))]
     chosen = [
         (name, text) for name in selections(scene.entries) if (text := explain_selection(name))
     ]
-    return {
-        "glossary": [
+    return Content(
+        glossary=[
             ("Repairs", [("dense", REPAIRS["dense"]), *repairs]),
             ("Selections", chosen),
             ("Words", list(WORDS.items())),
         ]
-    }
+    )
 
 
-SECTIONS: tuple[tuple[str, str, Callable[[Scene], dict[str, Any]]], ...] = (
+SECTIONS: tuple[tuple[str, str, Callable[[Scene], Content | None]], ...] = (
     ("answer", "The answer", _answer),
     ("quality", "Quality against layers removed", _quality),
     ("trade", "Size and speed against quality", _trade),
