@@ -85,6 +85,10 @@ class Band:
     note: str
 
 
+LINE = 16.0
+"""Height of a line of text in a drawing."""
+
+
 def _ordered(series: Sequence[Series]) -> list[Series]:
     """The grey ones first, so that the coloured ones lie on top."""
     return sorted(series, key=lambda each: each.style.index is not None)
@@ -113,7 +117,7 @@ def line_chart(
     """
     xs = [point[0] for each in series for point in each.points]
     ys = [point[1] for each in series for point in each.points]
-    frame = Frame(x.fit(xs), y.fit(ys), height=height, top=26.0 if rules else 14.0).place()
+    frame = Frame(x.fit(xs), y.fit(ys), height=height, top=14.0 + LINE * len(rules)).place()
     return drawing(
         frame,
         label,
@@ -140,12 +144,13 @@ def _band(frame: Frame, band: Band) -> Markup:
 def _rules(frame: Frame, rules: Sequence[tuple[float, str]]) -> list[Markup]:
     parts = []
     middle = (frame.left + frame.width - frame.right) / 2
-    for value, name in rules:
+    for index, (value, name) in enumerate(rules):
         place = frame.x.at(value)
         bottom = frame.height - frame.bottom
-        parts.append(tag("line", x1=place, x2=place, y1=frame.top, y2=bottom, class_="rule"))
+        height = frame.top - 4 - LINE * (len(rules) - 1 - index)
+        parts.append(tag("line", x1=place, x2=place, y1=height, y2=bottom, class_="rule"))
         anchor = "start" if place < middle else "end"
-        parts.append(words(name, place, frame.top - 8, anchor=anchor))
+        parts.append(words(name, place, height, anchor=anchor))
     return parts
 
 
@@ -177,7 +182,7 @@ def scatter_chart(
     frame = Frame(x.fit(xs), y.fit(ys), height=340.0).place()
     parts = []
     for each in _ordered(series):
-        size = 3.0 if each.style.index is None else 5.0
+        size = 2.4 if each.style.index is None else 4.2
         dots = [
             marker(each.style.shape, frame.x.at(a), frame.y.at(b), tip(note), size=size)
             for (a, b), note in zip(each.points, each.notes, strict=True)
@@ -238,8 +243,8 @@ def heat_map(values: Sequence[Sequence[float | None]], marks: Sequence[Mark], la
         frame,
         label,
         draw_axes(frame, "boundary after the span", "boundary before the span"),
-        tag("g", *squares),
-        *(_heat_mark(frame, mark) for mark in marks),
+        tag("g", *squares, shape_rendering="crispEdges"),
+        *(_heat_mark(frame, mark) for mark in sorted(marks, key=lambda each: -_size(each))),
         _colour_bar(frame, low, high),
     )
 
@@ -259,8 +264,15 @@ def _square(frame: Frame, cell: float, start: int, stop: int, value: float, shar
 def _heat_mark(frame: Frame, mark: Mark) -> Markup:
     x, y = frame.x.at(mark.stop), frame.y.at(mark.start)
     note = tip(mark.name)
-    halo = tag("g", marker(mark.style.shape, x, y, size=6.5), class_="halo")
-    return tag("g", halo, marker(mark.style.shape, x, y, note), class_=mark.style.classes)
+    size = _size(mark)
+    halo = tag("g", marker(mark.style.shape, x, y, size=size), class_="halo")
+    shape = marker(mark.style.shape, x, y, note, size=size)
+    return tag("g", halo, shape, class_=mark.style.classes)
+
+
+def _size(mark: Mark) -> float:
+    """Larger for later selections, so that the marks of one place nest."""
+    return 3.6 + 2.4 * (mark.style.index or 0)
 
 
 def _colour_bar(frame: Frame, low: float, high: float) -> Markup:
@@ -280,8 +292,8 @@ def _colour_bar(frame: Frame, low: float, high: float) -> Markup:
         "g",
         *cells,
         words("mean cosine", left, top - 7),
-        words(f"{low:.2f}", left, top + 24),
-        words(f"{high:.2f}", left + width, top + 24, anchor="end"),
+        words(f"{low:.2f}", left, top + 26),
+        words(f"{high:.2f}", left + width, top + 26, anchor="end"),
     )
 
 
@@ -300,7 +312,7 @@ def bar_chart(bars: Sequence[Bar], label: str, *, axis: str = "") -> Markup:
     row, left = 26.0, 148.0
     high = max((bar.value for bar in bars), default=1.0) or 1.0
     height = row * len(bars) + 12
-    scale = Scale(0.0, high, left, 420 - 84)
+    scale = Scale(0.0, high, left, 420 - 118)
     frame = Frame(scale, scale, height=height)
     parts = []
     for index, bar in enumerate(bars):
@@ -328,7 +340,7 @@ def dot_chart(
     step = 26.0
     height = step * len(rows) + 46 + 30
     y = Scale(-0.5, len(rows) - 0.5)
-    frame = Frame(x.fit(xs), y, height=height, left=148.0, top=28.0).place()
+    frame = Frame(x.fit(xs), y, height=height, left=148.0, top=14.0 + LINE * len(rules)).place()
     parts = []
     for index, (name, dots) in enumerate(rows):
         place = frame.y.at(len(rows) - 1 - index)

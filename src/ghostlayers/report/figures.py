@@ -1,5 +1,6 @@
 """From a comparison's results to the pictures of its page."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,7 @@ from ghostlayers.report.summary import (
     summarise,
 )
 from ghostlayers.report.svg import Scale, fit_scale
+from ghostlayers.spans import merge_layers
 
 LOG_FROM = 12.0
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
@@ -253,7 +255,7 @@ def _trade(
     scene: Scene, known: Sequence[tuple[float, float, Entry]], title: str, label: str
 ) -> Panel:
     front = pareto_front([(x, y) for x, y, _ in known])
-    named = [_title(known[index][2].key) for index in front]
+    named = Counter(known[index][2].key.repair for index in front)
     series = []
     for repair in dict.fromkeys(each.key.repair for _, _, each in known):
         mine = [row for row in known if row[2].key.repair == repair]
@@ -265,7 +267,15 @@ def _trade(
     places = [(known[index][0], known[index][1]) for index in front]
     text = f"Mean loss against {label}, with the Pareto front"
     chart = scatter_chart(series, Axis(label), axis, text, places)
-    return Panel(title, chart, "On the front: " + "; ".join(named) + ".")
+    return Panel(
+        title,
+        chart,
+        "On the front: " + ", ".join(_times(*item) for item in named.most_common()) + ".",
+    )
+
+
+def _times(name: str, count: int) -> str:
+    return name if count == 1 else f"{name} ({count} times)"
 
 
 def _title(key: Key) -> str:
@@ -345,11 +355,10 @@ def _span_value(span: Mapping[str, Any], name: str, dense: float | None) -> floa
 
 
 def _flagged(spans: Sequence[Mapping[str, Any]]) -> list[Band]:
-    return [
-        Band(span["start"] - 0.5, span["start"] + 0.5, "a massive activation is born inside")
-        for span in spans
-        if span.get("massive_activation_born")
-    ]
+    starts = [int(span["start"]) for span in spans if span.get("massive_activation_born")]
+    runs = merge_layers(set(starts))
+    note = "a massive activation is born inside"
+    return [Band(run.start - 0.5, run.stop - 0.5, note) for run in runs]
 
 
 def _birth_note(spans: Sequence[Mapping[str, Any]]) -> str:

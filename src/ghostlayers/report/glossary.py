@@ -28,8 +28,8 @@ ARGUMENTS = {
 FEATURES = {
     "x": "the stream",
     "m": "the last kept MLP's output",
-    "z": "its hidden activations",
-    "o": "its attention output",
+    "z": "the last kept MLP's hidden activations",
+    "o": "the last kept layer's attention output",
     "norm": "the normalised stream",
     "phi": "the first removed MLP's hidden activations",
 }
@@ -48,7 +48,7 @@ SELECTIONS = {
 WORDS = {
     "boundary": "The residual stream between two layers; boundary b enters layer b.",
     "excess loss": "Loss above the dense model's, in nats a token; 0 would be a perfect repair.",
-    "of Ghost's": "A model's excess loss divided by Ghost's on the same cut; below 100 % is "
+    "of Ghost's": "A model's excess loss divided by Ghost's on the same cut; below 100% is "
     "better than Ghost.",
     "KL": "How far the predicted distribution is from the dense model's, in nats a token.",
     "stock checkpoint": "The repair lives in ordinary weights: any engine that runs the base "

@@ -1,7 +1,7 @@
 """A comparison as one page that needs nothing else: no network, no script, no second file."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,11 +63,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table: the names of the columns, and rows of cells whose first one names the row."""
+    """A table: the names of the columns, and rows whose first cell names the row.
+
+    ``words`` are the columns of text, which stand at the left.
+    """
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str = ""
+    words: frozenset[int] = frozenset({0})
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ def _answer(scene: Scene) -> Content | None:
     )
     return Content(
         lines=lines,
-        tables=[Table(head, tuple(rows))],
+        tables=[Table(head, tuple(rows), words=frozenset({1, 2, 3}))],
         panels=answer_panels(scene),
         panel_note="Loss above the dense model's, in nats a token, of the repairs drawn in "
         "colour on the best cut; in brackets as a share of Ghost's.",
@@ -185,16 +189,33 @@ def _answer_row(entry: Entry, which: str) -> tuple[Cell, ...]:
 
 
 def _sentence(best: Sequence[Entry]) -> str:
-    parts = []
-    for entry in best:
-        text = f"{entry.key.layers} removed: {entry.key.repair} on the cut by {entry.key.select}"
-        shares = [
-            f"{share:.0%} of the excess loss of {name}"
-            for share, name in ((entry.of_ghost, "Ghost"), (entry.of_none, "no repair"))
-            if share is not None
-        ]
-        parts.append(text + (f" leaves {' and '.join(shares)}" if shares else ""))
-    return "Best with " + "; with ".join(parts) + "."
+    """The winners in words; one that wins everywhere is named once."""
+    names = {each.key.repair for each in best}
+    if len(names) > 1 or len(best) == 1:
+        return " ".join(_winner(each) for each in best)
+    text = f"{best[0].key.repair} loses least, with {_and(str(e.key.layers) for e in best)} removed"
+    for name, shares in (("Ghost", [e.of_ghost for e in best]), ("no", [e.of_none for e in best])):
+        if all(share is not None for share in shares):
+            owner = "Ghost's" if name == "Ghost" else "the unrepaired cut's"
+            text += ": " if name == "Ghost" else ", and "
+            text += f"{_and(percent(share) for share in shares)} of {owner} excess loss over dense"
+    return text + "."
+
+
+def _winner(entry: Entry) -> str:
+    key = entry.key
+    shares = [
+        f"{percent(share)} of the excess loss of {name}"
+        for share, name in ((entry.of_ghost, "Ghost"), (entry.of_none, "no repair"))
+        if share is not None
+    ]
+    leaves = f" leaves {' and '.join(shares)}" if shares else " loses least"
+    return f"With {key.layers} removed, {key.repair} on the cut by {key.select}{leaves}."
+
+
+def _and(items: Iterable[str]) -> str:
+    *most, last = items
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _quality(scene: Scene) -> Content | None:
@@ -266,7 +287,7 @@ def _yardstick(scene: Scene, cut: tuple[int, str]) -> Table:
     layers, select = cut
     removed = next((each.removed for each in entries if each.removed), "")
     caption = f"{layers} removed by {select}" + (f": layers {removed}" if removed else "")
-    return Table(head, tuple(rows), caption)
+    return Table(head, tuple(rows), caption, frozenset({0, 8}))
 
 
 def _yardstick_row(entry: Entry, worst: float) -> tuple[Cell, ...]:
@@ -288,7 +309,7 @@ def _yardstick_row(entry: Entry, worst: float) -> tuple[Cell, ...]:
 
 
 def _better(share: float | None) -> str:
-    return "good" if share is not None and share < 0.9995 else ""
+    return "good" if share is not None and share < 0.995 else ""
 
 
 def _spread(entry: Entry) -> str:
@@ -339,7 +360,7 @@ def _spectra(scene: Scene) -> Content | None:
         panels=panels,
         swatches=[*keys, ("Shares", marks)],
         panel_note="M is what Ghost adds to the identity. A symmetric operator, such as "
-        "LinearPatch's, can never reach the antisymmetric part; the paper reports 46.9 % on "
+        "LinearPatch's, can never reach the antisymmetric part; the paper reports 46.9% on "
         "Llama-3.1-8B.",
     )
 
@@ -398,7 +419,7 @@ def _tasks(scene: Scene) -> Content | None:
     return Content(
         lines=[
             "Each cell: length-normalised accuracy, then plain accuracy where both exist; the mean "
-            "is of the first. A difference whose 95 % interval holds zero is within error."
+            "is of the first. A difference whose 95% interval holds zero is within error."
         ],
         tables=tables,
         facts=[("Documents", _documents(rows))],
@@ -432,8 +453,13 @@ def _accuracy(row: Mapping[str, Any] | None) -> str:
 
 
 def _differences(comparisons: Sequence[Mapping[str, Any]]) -> Table:
-    head = ("model", "against", "metric", "difference, points", "95 % interval", "p", "verdict")
-    return Table(head, tuple(_difference(row) for row in comparisons), "Paired differences")
+    head = ("model", "against", "metric", "difference, points", "95% interval", "p", "verdict")
+    return Table(
+        head,
+        tuple(_difference(row) for row in comparisons),
+        "Paired differences",
+        frozenset({0, 1, 2, 6}),
+    )
 
 
 def _difference(row: Mapping[str, Any]) -> tuple[Cell, ...]:
@@ -474,7 +500,7 @@ def _published(scene: Scene) -> Content | None:
         "Published figures are comparable only where model, texts, windows and tasks are the same; "
         "read them as a check of the order of magnitude."
     )
-    return Content(lines=[note], tables=[Table(head, tuple(body))])
+    return Content(lines=[note], tables=[Table(head, tuple(body), words=frozenset({0, 1, 2}))])
 
 
 def _our_value(metric: str, entry: Entry | None, accuracy: float | None) -> float | None:
@@ -510,7 +536,7 @@ def _protocol(scene: Scene) -> Content | None:
         for row in results.get("skipped") or []
     ]
     if skipped:
-        tables.append(Table(("model", "reason"), tuple(skipped), "Skipped"))
+        tables.append(Table(("model", "reason"), tuple(skipped), "Skipped", frozenset({0, 1})))
     return Content(
         lines=[
             "Loss is the mean negative log-likelihood of the next token, in nats; every model saw "

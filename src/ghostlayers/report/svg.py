@@ -110,6 +110,8 @@ def write_number(value: float) -> str:
     size = abs(value)
     if size == 0:
         return "0"
+    if 1e3 <= size < 1e4:
+        return f"{value:,.0f}"
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= limit:
             unit = 1e3 if letter == "k" else limit
@@ -125,10 +127,10 @@ class Frame:
     y: Scale
     width: float = 420.0
     height: float = 300.0
-    left: float = 54.0
+    left: float = 62.0
     right: float = 14.0
     top: float = 14.0
-    bottom: float = 46.0
+    bottom: float = 50.0
 
     def place(self) -> "Frame":
         """The same frame with its scales laid onto the drawing."""
@@ -164,11 +166,11 @@ def draw_axes(
         place = frame.y.at(value)
         end = frame.width - frame.right
         parts.append(tag("line", x1=beside, x2=end, y1=place, y2=place, class_="grid"))
-        parts.append(_words(write_number(value), beside - 6, place + 4, "end", "tick"))
+        parts.append(_words(write_number(value), beside - 6, place + 5, "end", "tick"))
     for value in frame.x.ticks() if x_ticks is None else x_ticks:
         place = frame.x.at(value)
         parts.append(tag("line", x1=place, x2=place, y1=below, y2=below + 4, class_="axis"))
-        parts.append(_words(write_number(value), place, below + 17, "middle", "tick"))
+        parts.append(_words(write_number(value), place, below + 19, "middle", "tick"))
     middle = (frame.left + frame.width - frame.right) / 2
     parts.append(
         tag("line", x1=beside, x2=frame.width - frame.right, y1=below, y2=below, class_="axis")

@@ -49,7 +49,7 @@ def decimal(value: float | None, digits: int = 3) -> str:
 
 def percent(value: float | None, digits: int = 0) -> str:
     """A share as a percentage."""
-    return NOTHING if value is None else f"{100 * value:.{digits}f} %"
+    return NOTHING if value is None else f"{100 * value:.{digits}f}%"
 
 
 def whole(value: float | None) -> str:
@@ -74,7 +74,7 @@ def to_markdown(results: Results) -> str:
 
 _NOTE = (
     "Loss and KL in nats a token. *Of Ghost's* is the loss above the dense model's as a share of "
-    "Ghost's on the same cut; below 100 % is better than Ghost."
+    "Ghost's on the same cut; below 100% is better than Ghost."
 )
 
 
