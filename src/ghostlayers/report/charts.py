@@ -47,13 +47,21 @@ class Style:
 
 @dataclass(frozen=True)
 class Series:
-    """One named line or cloud of points; ``notes`` are what a pointer reads at each."""
+    """One named line or cloud of points.
+
+    Attributes:
+        name: what it shows.
+        points: in the order of the line.
+        style: how it looks.
+        notes: what a pointer reads at each point.
+        every: how many points there are to a marker.
+    """
 
     name: str
     points: tuple[tuple[float, float], ...]
     style: Style
     notes: tuple[str, ...] = ()
-    marks: bool = True
+    every: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,9 +79,11 @@ class Axis:
         return self.scale or fit_scale(values, log=self.log, zero=self.zero, whole=self.whole)
 
     def ticks(self, values: Sequence[float]) -> list[float] | None:
-        """The values themselves where they are few whole numbers."""
+        """Whole numbers for counts: the values themselves where they are few."""
         known = sorted(set(values))
-        return known if self.whole and len(known) <= 12 else None
+        if not self.whole or len(known) <= 8:
+            return known if self.whole else None
+        return [tick for tick in self.fit(values).ticks() if abs(tick - round(tick)) < 1e-9]
 
 
 @dataclass(frozen=True)
@@ -142,15 +152,18 @@ def _band(frame: Frame, band: Band) -> Markup:
 
 
 def _rules(frame: Frame, rules: Sequence[tuple[float, str]]) -> list[Markup]:
-    parts = []
+    """Each name on a line of its own, beside its rule and above the rules that it crosses."""
     middle = (frame.left + frame.width - frame.right) / 2
-    for index, (value, name) in enumerate(rules):
-        place = frame.x.at(value)
-        bottom = frame.height - frame.bottom
-        height = frame.top - 4 - LINE * (len(rules) - 1 - index)
-        parts.append(tag("line", x1=place, x2=place, y1=height, y2=bottom, class_="rule"))
-        anchor = "start" if place < middle else "end"
-        parts.append(words(name, place, height, anchor=anchor))
+    placed = sorted((frame.x.at(value), name) for value, name in rules)
+    early = [rule for rule in placed if rule[0] < middle]
+    late = [rule for rule in reversed(placed) if rule[0] >= middle]
+    bottom = frame.height - frame.bottom
+    parts = []
+    for index, (place, name) in enumerate([*early, *late]):
+        height = frame.top - 4 - LINE * (len(placed) - 1 - index)
+        anchor, aside = ("start", 4.0) if place < middle else ("end", -4.0)
+        line = tag("line", x1=place, x2=place, y1=height - 10, y2=bottom, class_="rule")
+        parts += [line, words(name, place + aside, height, anchor=anchor)]
     return parts
 
 
@@ -161,11 +174,10 @@ def _line(frame: Frame, series: Series) -> Markup:
     if len(places) > 1:
         parts.append(tag("path", tip(series.name), d=path(places), class_="line"))
     size = 2.2 if series.style.index is None else 4.5
-    if series.marks:
-        parts += [
-            marker(series.style.shape, *place, tip(note), size=size)
-            for place, note in zip(places, notes, strict=True)
-        ]
+    parts += [
+        marker(series.style.shape, *place, tip(note), size=size)
+        for place, note in list(zip(places, notes, strict=True))[:: series.every]
+    ]
     return tag("g", *parts, class_=series.style.classes, data_r=series.style.number)
 
 
@@ -340,13 +352,13 @@ def dot_chart(
     step = 26.0
     height = step * len(rows) + 46 + 30
     y = Scale(-0.5, len(rows) - 0.5)
-    frame = Frame(x.fit(xs), y, height=height, left=148.0, top=14.0 + LINE * len(rules)).place()
+    frame = Frame(x.fit(xs), y, height=height, left=180.0, top=14.0 + LINE * len(rules)).place()
     parts = []
     for index, (name, dots) in enumerate(rows):
         place = frame.y.at(len(rows) - 1 - index)
         end = frame.width - frame.right
         parts.append(tag("line", x1=frame.left, x2=end, y1=place, y2=place, class_="grid"))
-        parts.append(words(_cut(name), frame.left - 8, place + 4, anchor="end", kind="name"))
+        parts.append(words(_cut(name, 26), frame.left - 8, place + 4, anchor="end", kind="name"))
         parts += [
             tag("g", marker(style.shape, frame.x.at(value), place, tip(note)), class_=style.classes)
             for value, note, style in dots

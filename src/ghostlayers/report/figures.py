@@ -318,7 +318,7 @@ def recover_panels(scene: Scene) -> list[Panel]:
             continue
         picture = line_chart(
             lines,
-            Axis("first removed layer"),
+            Axis("first removed layer", whole=True),
             Axis("lower is better (log)", log=True),
             f"Scores of every span of {layers} layers by its first layer",
             bands=_flagged(spans),
@@ -398,7 +398,7 @@ def norm_panel(scene: Scene) -> Panel | None:
     bands = [Band(b.start, b.stop, f"a massive activation is born in {b}") for b in births]
     picture = line_chart(
         lines,
-        Axis("boundary"),
+        Axis("boundary", whole=True),
         Axis("token norm (log)", log=True),
         "Median and largest token norm by boundary",
         bands=bands,
@@ -438,7 +438,7 @@ def spectrum_panels(scene: Scene, most: int = 160) -> list[Panel]:
             shares,
             Axis("share of the operator's norm, %", scale=Scale(0.0, 100.0)),
             "Symmetric and antisymmetric share of each operator",
-            rules=((100 * PAPER_ANTISYMMETRIC, "Llama-3.1-8B, antisymmetric"),),
+            rules=((100 * PAPER_ANTISYMMETRIC, "46.9% (paper)"),),
         )
         panels.append(Panel("Symmetric and antisymmetric part", picture))
     return panels
@@ -448,7 +448,8 @@ def _spectrum(row: Mapping[str, Any], index: int, most: int) -> Series:
     values = [(place, number(value)) for place, value in enumerate(row["singular_values"], 1)]
     known = [(float(place), value) for place, value in values if value is not None and value > 0]
     step = max(1, -(-len(known) // most))
-    return Series(_operator_name(row), tuple(known[::step]), Style(index), marks=False)
+    every = max(1, len(known) // step // 8)
+    return Series(_operator_name(row), tuple(known[::step]), Style(index), every=every)
 
 
 SHARES = (("symmetric_share", "symmetric"), ("antisymmetric_share", "antisymmetric"))
@@ -472,6 +473,8 @@ def _share_rows(
 def boundary_panels(scene: Scene) -> list[Panel]:
     """How far the stream stays from the dense one behind a cut, a panel a cut."""
     models = {key_of(row): row for row in scene.results.get("models", [])}
+    known = [value for model in models.values() for _, value in _residuals(model)]
+    axis = Axis("relative squared distance (log)", log=True, scale=fit_scale(known, log=True))
     panels = []
     for layers, select in cuts_of(scene.entries):
         lines = []
@@ -483,8 +486,8 @@ def boundary_panels(scene: Scene) -> list[Panel]:
         if lines:
             picture = line_chart(
                 lines,
-                Axis("boundary of the original model"),
-                Axis("relative squared distance (log)", log=True),
+                Axis("boundary of the original model", whole=True),
+                axis,
                 f"Distance to the dense stream, {_layers(layers)} by {select}",
             )
             panels.append(Panel(f"{_layers(layers)}, {select}", picture))

@@ -156,14 +156,14 @@ def _answer(scene: Scene) -> Content | None:
         if stock is not None and stock.key != entry.key:
             rows.append(_answer_row(stock, "lowest loss in a stock checkpoint"))
     head = (
-        "layers removed",
-        "which",
+        "removed",
         "repair",
-        "selection",
-        "mean loss",
         "above dense",
         "of Ghost's",
         "of no repair's",
+        "mean loss",
+        "selection",
+        "which",
     )
     dense = scene.dense
     lines = [_sentence(best)]
@@ -174,7 +174,7 @@ def _answer(scene: Scene) -> Content | None:
     )
     return Content(
         lines=lines,
-        tables=[Table(head, tuple(rows), words=frozenset({1, 2, 3}))],
+        tables=[Table(head, tuple(rows), words=frozenset({1, 6, 7}))],
         panels=answer_panels(scene),
         panel_note="Loss above the dense model's, in nats a token, of the repairs drawn in "
         "colour on the best cut; in brackets as a share of Ghost's.",
@@ -183,9 +183,9 @@ def _answer(scene: Scene) -> Content | None:
 
 def _answer_row(entry: Entry, which: str) -> tuple[Cell, ...]:
     key = entry.key
-    texts = [str(key.layers), which, key.repair, key.select, decimal(entry.loss)]
     shares = [decimal(entry.excess), percent(entry.of_ghost), percent(entry.of_none)]
-    return tuple(Cell(text) for text in [*texts, *shares])
+    texts = [str(key.layers), key.repair, *shares, decimal(entry.loss), key.select, which]
+    return tuple(Cell(text) for text in texts)
 
 
 def _sentence(best: Sequence[Entry]) -> str:
@@ -198,7 +198,7 @@ def _sentence(best: Sequence[Entry]) -> str:
         if all(share is not None for share in shares):
             owner = "Ghost's" if name == "Ghost" else "the unrepaired cut's"
             text += ": " if name == "Ghost" else ", and "
-            text += f"{_and(percent(share) for share in shares)} of {owner} excess loss over dense"
+            text += f"{_and(percent(share) for share in shares)} of {owner} excess loss"
     return text + "."
 
 
@@ -332,7 +332,8 @@ def _spans(scene: Scene) -> Content | None:
             *([("Lines", lines)] if recover else []),
         ],
         panel_note="Left of a cut's mark is the boundary it starts at, below it the one it "
-        "stops at. Vertical lines name the selection that starts there.",
+        "stops at; marks nest where selections agree. Vertical lines name the selection that "
+        "starts there.",
     )
 
 
