@@ -512,6 +512,16 @@ def test_mean_accuracy_needs_every_task():
     assert Key(0, "", "dense") not in mean_accuracy(results)
 
 
+def test_one_number_of_layers_is_ranked_and_an_outlier_pinned():
+    results = full_results(cuts={cut: CUTS[cut] for cut in [(7, "recoverable")]})
+    for cell in results["cells"]:
+        cell["loss_nats"] += 50 if cell["repair"] == "none" else 0
+    page = render_page(results)
+    parse(page)
+    assert "Mean loss of each repair, recoverable" in page
+    assert "their loss being above it: 1." in page
+
+
 def test_scales():
     assert Scale(0.0, 10.0, 100.0, 200.0).at(5.0) == 150.0
     assert Scale(1.0, 100.0, 0.0, 1.0, log=True).at(10.0) == pytest.approx(0.5)

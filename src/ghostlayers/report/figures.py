@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from markupsafe import Markup
@@ -212,10 +213,19 @@ def _view(
     for select in selections(pruned):
         mine = [each for each in pruned if each.key.select == select]
         lines = _curves(scene, mine, value)
-        if lines:
+        if lines and len(layer_counts(pruned)) == 1:
+            panels.append(Panel(select, _ranking(lines, axis, f"{name} of each repair, {select}")))
+        elif lines:
             note = f"{name} against layers removed, chosen by {select}, one line a repair"
             panels.append(Panel(select, line_chart(lines, across, axis, note)))
     return View(name, tuple(panels))
+
+
+def _ranking(lines: Sequence[Series], axis: Axis, label: str) -> Markup:
+    """A line a repair, lowest value first, where one number of layers makes no curve."""
+    ranked = sorted(lines, key=lambda line: line.points[0][1])
+    rows = [(line.name, [(line.points[0][1], line.notes[0], line.style)]) for line in ranked]
+    return dot_chart(rows, axis, label)
 
 
 def _curves(
@@ -262,16 +272,25 @@ def _trade(
         style = Style(7) if repair == "dense" else scene.style(repair)
         notes = tuple(f"{_title(each.key)}: {x:.1f}, loss {y:.3f}" for x, y, each in mine)
         series.append(Series(repair, tuple((x, y) for x, y, _ in mine), style, notes))
-    losses = [y for _, y, _ in known]
-    axis = Axis("mean loss, nats a token", log=_wide(losses))
+    axis, note = _loss_axis([y for _, y, _ in known])
     places = [(known[index][0], known[index][1]) for index in front]
     text = f"Mean loss against {label}, with the Pareto front"
     chart = scatter_chart(series, Axis(label), axis, text, places)
     return Panel(
         title,
         chart,
-        "On the front: " + ", ".join(_times(*item) for item in named.most_common()) + ".",
+        "On the front: " + ", ".join(_times(*item) for item in named.most_common()) + "." + note,
     )
+
+
+def _loss_axis(losses: Sequence[float]) -> tuple[Axis, str]:
+    """An axis of losses that a few hopeless models do not flatten, and what it leaves out."""
+    low = min(losses)
+    limit = low + 4 * (median(losses) - low)
+    shown = [loss for loss in losses if loss <= limit or limit == low]
+    beyond = len(losses) - len(shown)
+    note = f" Drawn at the upper edge, their loss being above it: {beyond}." if beyond else ""
+    return Axis("mean loss, nats a token", scale=fit_scale(shown)), note
 
 
 def _times(name: str, count: int) -> str:

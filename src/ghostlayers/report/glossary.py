@@ -55,8 +55,8 @@ WORDS = {
     "model runs it. A custom one needs the code that travels with it.",
     "massive activation": "A token whose norm is more than 20 times the median there; no linear "
     "map can create one.",
-    "residual": "The share of the removed layers' effect that the repair leaves, relative to each "
-    "token's size.",
+    "residual": "Of a span: what the best linear map misses of the stream behind it, squared and "
+    "relative to each token.",
     "Pareto front": "The models that no other beats in both directions.",
 }
 
