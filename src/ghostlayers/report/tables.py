@@ -1,0 +1,134 @@
+"""A comparison as Markdown and as comma-separated values."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+from ghostlayers.report.summary import (
+    Entry,
+    Results,
+    at_cut,
+    corpus_names,
+    cuts_of,
+    key_of,
+    number,
+    summarise,
+)
+
+MODEL_COLUMNS = (
+    "num_parameters",
+    "added_parameters",
+    "prefill_ms",
+    "prefill_spread_ms",
+    "prefill_tokens",
+    "kv_bytes_per_token",
+    "checkpoint",
+    "fit_seconds",
+    "worse_than_none",
+)
+CELL_COLUMNS = (
+    "layers",
+    "select",
+    "repair",
+    "removed",
+    "corpus",
+    "num_tokens",
+    "loss_nats",
+    "perplexity",
+    "kl_nats",
+    "greedy_agreement",
+)
+NOTHING = "–"  # noqa: RUF001  what stands where nothing was measured
+
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """A number with this many decimals."""
+    return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    """A share as a percentage."""
+    return NOTHING if value is None else f"{100 * value:.{digits}f}%"
+
+
+def whole(value: float | None) -> str:
+    """A whole number with commas between the thousands."""
+    return NOTHING if value is None else f"{round(value):,}"
+
+
+def to_markdown(results: Results) -> str:
+    """One table a number of layers and selection, lowest loss first."""
+    entries = summarise(results)
+    names = corpus_names(results)
+    dense = [each for each in entries if each.key.is_dense]
+    blocks = [f"# {_plain(results['model']['name'])}: repairs compared", _NOTE]
+    for layers, select in cuts_of(entries):
+        rows = at_cut(entries, (layers, select))
+        removed = ", ".join(dict.fromkeys(each.removed for each in rows if each.removed))
+        title = f"## {layers} layers removed by {_plain(select)}"
+        blocks.append(title + (f": {_plain(removed)}" if removed else ""))
+        blocks.append(_table([*dense, *rows], names))
+    return "\n\n".join(blocks) + "\n"
+
+
+_NOTE = (
+    "Loss and KL in nats a token. *Of Ghost's* is the loss above the dense model's as a share of "
+    "Ghost's on the same cut; below 100% is better than Ghost."
+)
+
+
+def _table(entries: Sequence[Entry], names: Sequence[str]) -> str:
+    head = [
+        "repair",
+        *(_plain(name) for name in names),
+        "mean",
+        "of Ghost's",
+        "KL",
+        "same next token",
+        "added parameters",
+        "prefill ms",
+        "checkpoint",
+    ]
+    rows = [head, ["---", *["---:"] * (len(head) - 2), "---"]]
+    rows += [_row(each, names) for each in entries]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _row(entry: Entry, names: Sequence[str]) -> list[str]:
+    return [
+        _plain(entry.key.repair),
+        *(decimal(entry.losses.get(name)) for name in names),
+        decimal(entry.loss),
+        percent(entry.of_ghost),
+        decimal(entry.kl),
+        percent(entry.agreement, 1),
+        whole(entry.number("added_parameters")),
+        decimal(entry.number("prefill_ms"), 1),
+        _plain(entry.model.get("checkpoint") or NOTHING),
+    ]
+
+
+def _plain(text: object) -> str:
+    """Text that means only itself in a Markdown cell."""
+    line = " ".join(str(text).split())
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+def to_csv(results: Results) -> str:
+    """One row a model and text, with the model's size, speed and checkpoint beside it."""
+    models = {key_of(row): row for row in results.get("models", [])}
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*CELL_COLUMNS, *MODEL_COLUMNS])
+    for cell in results["cells"]:
+        loss = number(cell.get("loss_nats"))
+        row = {**cell, "perplexity": None if loss is None else math.exp(min(loss, 700.0))}
+        model = models.get(key_of(cell), {})
+        writer.writerow(
+            [
+                *(row.get(name) for name in CELL_COLUMNS),
+                *(model.get(name) for name in MODEL_COLUMNS),
+            ]
+        )
+    return stream.getvalue()
