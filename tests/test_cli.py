@@ -85,7 +85,7 @@ def quick(monkeypatch):
 # Help
 
 
-COMMANDS = ["prune", "eval", "score", "inspect", "demo"]
+COMMANDS = ["prune", "eval", "score", "compare", "run", "inspect", "demo"]
 
 
 def help_of(*command):

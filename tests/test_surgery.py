@@ -344,6 +344,12 @@ def test_refit_two_takes_half_and_then_the_rest() -> None:
     back = {fold.layers_back: fold.delta for fold in repair.folds}
     torch.testing.assert_close(back[2], first, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(back[1], second, rtol=1e-3, atol=1e-5)
+    weight = 1 / before["y"].square().sum(dim=1)
+    left = before["y"] - middle["x"] - middle["z2"] @ second
+    share = (left.square().sum(1) * weight).sum() / (
+        (before["y"] - before["x"]).square().sum(1) * weight
+    ).sum()
+    assert repair.relative_residual == pytest.approx(float(share), rel=1e-3)
 
 
 def test_a_repair_that_needs_a_layer_before_the_gap_refuses_a_cut_at_layer_0() -> None:

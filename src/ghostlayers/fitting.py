@@ -460,14 +460,19 @@ class _Walk:
         method = fitting.method
         stages = max(1, min(method.stages, span.start - source.boundary)) if method.folds else 1
         done: Repair | None = None
+        whole = left = 0.0
         for back in range(stages, 0, -1):
             gathered = self._gather(fitting, method.needs, source, span, back, done)
-            repair = fitting.fit(_evidence(self.model, gathered, span, back))
+            evidence = _evidence(self.model, gathered, span, back)
+            repair = fitting.fit(evidence)
+            left = repair.relative_residual * evidence.moments.target_energy
+            if done is None:  # a stage's target is a share 1 / back of what is left
+                whole = evidence.moments.target_energy * back**2
             folds = tuple(replace(fold, layers_back=back) for fold in repair.folds)
             before = () if done is None else done.folds
             done = replace(repair, folds=(*before, *folds))
         assert done is not None
-        return done
+        return replace(done, relative_residual=left / whole if whole else 0.0)
 
     def _gather(
         self,

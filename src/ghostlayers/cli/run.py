@@ -192,7 +192,8 @@ def _argument(value: Any, annotation: Any, key: str, path: Path) -> Any:
     """A YAML value as the command wants it: lists become what one would type after an option."""
     wanted = getattr(annotation, "__origin__", annotation)
     if wanted is Path or wanted == Path | None:
-        return None if value is None else Path(str(value))
+        beside = path.parent / str(value)  # what comes with a recipe lies beside it
+        return None if value is None else beside if beside.is_file() else Path(str(value))
     if wanted in (str, str | None) and isinstance(value, list):
         return ",".join(str(each) for each in value)
     if wanted in (str, str | None) and isinstance(value, (int, float)):

@@ -1,0 +1,197 @@
+"""The commands `compare` and `run`, as typed."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ghostlayers import cli
+from ghostlayers.cli.run import read_recipe
+from ghostlayers.errors import RecipeError
+from test_cli import call, words
+
+SMALL = [
+    *("--windows", "12", "--fit-windows", "12", "--held-out-windows", "2"),
+    *("--sequence-length", "64", "--max-windows", "2", "--device", "cpu"),
+    *("--no-speed", "--no-yardstick"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, some_text: list[str]) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    for name, part in (("fit.jsonl", some_text[:-4]), ("test.jsonl", some_text[-4:])):
+        lines = [json.dumps({"text": document}) + "\n" for document in part]
+        (folder / name).write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+def compare(model: Any, *more: str) -> Any:
+    return call(
+        "compare", model, "-n", "2", "--select", "streamline", "-d", "fit.jsonl",
+        "--eval-data", "test.jsonl", *SMALL, *more,
+    )  # fmt: skip
+
+
+def test_compare_shows_a_table_and_writes_four_files(tiny_folder: Any) -> None:
+    result = compare(tiny_folder, "-o", "cmp", "--repair", "none,ghost,joint:x+z,refit:2")
+    assert result.exit_code == 0, result.output
+    text = words(result.stdout)
+    assert re.search(r"About at most \d+ minutes to go on this machine", text)
+    assert re.search(r"2 layers by streamline: \d-\d \(dense \d\.\d{3}\)", text)
+    for name in ("none", "ghost", "joint:x+z", "refit:2"):
+        assert name in text
+    results = json.loads(Path("cmp/results.json").read_text())
+    assert {each["repair"] for each in results["cells"]} == {
+        "dense", "none", "ghost", "joint:x+z", "refit:2",
+    }  # fmt: skip
+    assert "| ghost" in Path("cmp/results.md").read_text()
+    assert Path("cmp/results.csv").read_text().count("\n") == 1 + 5
+    page = Path("cmp/report.html").read_text()
+    assert "joint:x+z" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_compare_goes_on_in_its_own_folder_and_refuses_anothers(tiny_folder: Any) -> None:
+    first = compare(tiny_folder, "-o", "again", "--repair", "none,ghost")
+    assert first.exit_code == 0, first.output
+    second = compare(tiny_folder, "-o", "again", "--repair", "none,ghost")
+    assert second.exit_code == 0
+    assert "Choosing" in first.stdout
+    assert "Choosing" not in second.stdout  # nothing is measured twice
+    other = compare(tiny_folder, "-o", "again", "--repair", "none")
+    assert other.exit_code == 1
+    assert "holds another comparison (it differs in request.repair" in words(other.output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--repair", "gost"), 2, "unknown repair 'gost'. Did you mean 'ghost'?"),
+        (("--repair", "ghost:rank=x"), 2, "rank must be a whole number from 1, got 'x'"),
+        (("-n", "two"), 2, "--layers: expected whole numbers such as 3,5,7, got 'two'"),
+        (("-n", "60"), 1, "cannot remove 60 of 6 decoder layers"),
+        (("--eval-data", "absent.txt"), 1, "no corpus and no file is called 'absent.txt'"),
+        (("--published", "absent.yaml"), 2, "cannot read 'absent.yaml'"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+    tiny_folder: Any, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    result = compare(tiny_folder, "-o", "never", *arguments)
+    assert result.exit_code == code, result.output
+    assert message in words(result.output)
+    assert not Path("never").exists()
+
+
+def recipe(**values: Any) -> str:
+    path = Path("recipe.yaml")
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+RECIPE: dict[str, Any] = {
+    "command": "compare",
+    "layers": [2],
+    "select": ["streamline"],
+    "repair": ["none", "ghost"],
+    "data": "fit.jsonl",
+    "eval_data": ["test.jsonl"],
+    "windows": 12,
+    "fit-windows": 12,
+    "held_out_windows": 2,
+    "sequence_length": 64,
+    "max_windows": 2,
+    "device": "cpu",
+    "speed": False,
+    "yardstick": False,
+}
+
+
+def test_run_is_the_command_that_the_recipe_spells(tiny_folder: Any) -> None:
+    direct = compare(tiny_folder, "-o", "direct", "--repair", "none,ghost")
+    assert direct.exit_code == 0, direct.output
+    result = call("run", recipe(**RECIPE, model=str(tiny_folder)), "-o", "from-recipe")
+    assert result.exit_code == 0, result.output
+    one, two = (
+        json.loads(Path(name, "results.json").read_text()) for name in ("direct", "from-recipe")
+    )
+    assert one["cells"] == two["cells"]
+
+
+def test_run_varies_keys_and_sets_the_losses_side_by_side(tiny_folder: Any) -> None:
+    path = recipe(**RECIPE, vary={"token_weight": ["uniform", "relative"]})
+    result = call("run", path, "--model", tiny_folder, "-o", "varied", "--set", "max_windows=1")
+    assert result.exit_code == 0, result.output
+    text = words(result.stdout)
+    assert "compare with token_weight uniform" in text
+    assert re.search(r"mean loss token_weight uniform token_weight relative", text)
+    folders = sorted(each.name for each in Path("varied").iterdir())
+    assert folders == ["token_weight-relative", "token_weight-uniform"]
+    found = json.loads(Path("varied", folders[0], "results.json").read_text())
+    assert found["recipe"]["token_weight"] == "relative"
+    assert all(each["num_tokens"] == 63 for each in found["cells"])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"command": "comparee"}, "'command' must say what to run, got 'comparee'. Did you mean"),
+        ({"layer": 3}, "unknown key 'layer' for compare. Did you mean 'layers'?"),
+        ({"vary": {"seed": 3}}, "'vary' must give a list of values for each key"),
+        ({"data": {"a": 1}}, "'data' must be a value or a list, got a mapping"),
+    ],
+)
+def test_recipes_that_mean_nothing(values: dict[str, Any], message: str) -> None:
+    result = call("run", recipe(**{**RECIPE, "model": "m", "output": "never", **values}))
+    assert result.exit_code == 2, result.output
+    assert message in words(result.output)
+    assert not Path("never").exists()
+
+
+def test_yaml_that_would_run_code_is_refused() -> None:
+    Path("evil.yaml").write_text("command: !!python/object/apply:os.system ['touch evil']\n")
+    result = call("run", "evil.yaml")
+    assert result.exit_code == 2
+    assert "is not YAML" in words(result.output)
+    assert not Path("evil").exists()
+
+
+COMMANDS = {
+    each.name or each.callback.__name__: each.callback for each in cli.app.registered_commands
+}
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(Path(__file__).parents[1].glob("recipes/**/*.yaml")),
+    ids=lambda path: path.stem,
+)
+def test_the_recipes_that_come_with_the_project_can_be_read(path: Path) -> None:
+    from ghostlayers.cli.compare import read_published
+
+    if path.parent.name == "published":
+        assert read_published(path)
+        return
+    runs = read_recipe(path, COMMANDS, {})
+    assert all(run.command == "compare" for run in runs)
+    from ghostlayers.cli.compare import names
+    from ghostlayers.repairs import find_method
+
+    for run in runs:
+        for name in names(run.arguments["repair"]):
+            if name != "all":
+                find_method(name)
+
+
+def test_a_missing_argument_is_named() -> None:
+    with pytest.raises(RecipeError, match="compare also needs model, output"):
+        read_recipe(Path(recipe(**RECIPE)), COMMANDS, {})
