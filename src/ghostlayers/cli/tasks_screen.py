@@ -1,0 +1,91 @@
+"""What tasks look like on the screen: a table a model, and the differences pair by pair."""
+
+import math
+from collections.abc import Sequence
+
+from rich.markup import escape
+
+from ghostlayers.cli import screen
+from ghostlayers.evaluation import TaskComparison, TaskReport, TaskResult
+from ghostlayers.evaluation.tasks import METRICS, mean_over_tasks
+
+
+def show_tasks(report: TaskReport, model: str, against: str | None) -> None:
+    """Accuracies of one model or two, then their differences."""
+    _show_results(report.results, f"Zero-shot tasks: {model}")
+    if against is not None:
+        _show_results(report.against, f"Zero-shot tasks: {against}")
+        _show_comparisons(report.comparisons, f"Difference: {model} - {against}")
+    _show_notes(report)
+
+
+def _show_results(results: Sequence[TaskResult], title: str) -> None:
+    rows = [
+        [
+            escape(each.task),
+            each.version,
+            f"{each.num_documents:,}",
+            _cell(each.acc.mean, each.acc.error),
+            "" if each.acc_norm is None else _cell(each.acc_norm.mean, each.acc_norm.error),
+        ]
+        for each in results
+    ]
+    if len(results) > 1:
+        documents = f"{sum(each.num_documents for each in results):,}"
+        means = [_cell(*mean_over_tasks(results, metric)) for metric in METRICS]
+        rows.append(["mean of tasks", "", documents, *means])
+    columns = ("task", "version", "documents", "acc, %", "acc_norm, %")
+    screen.table(columns, rows, escape(title))
+
+
+def _cell(mean: float, error: float) -> str:
+    return f"{mean:.2%}".rstrip("%") + ("" if math.isnan(error) else f" ± {100 * error:.2f}")
+
+
+def _show_comparisons(comparisons: Sequence[TaskComparison], title: str) -> None:
+    rows = []
+    for each in comparisons:
+        name = each.tasks[0] if len(each.tasks) == 1 else "mean of tasks"
+        paired = each.paired
+        rows.append(
+            [
+                escape(name),
+                each.metric,
+                f"{100 * paired.difference:+.2f} ± {100 * paired.error:.2f}",
+                f"{100 * paired.low:+.2f} to {100 * paired.high:+.2f}",
+                _p_value(paired.p_value, paired.samples),
+            ]
+        )
+    columns = ("task", "metric", "points", "95 % interval", "p")
+    screen.table(columns, rows, escape(title))
+
+
+def _p_value(value: float, samples: int) -> str:
+    return f"< {2 / samples:.4f}" if value == 0 else f"{value:.4f}"
+
+
+def _show_notes(report: TaskReport) -> None:
+    fewshot = {each.num_fewshot for each in report.results}
+    if fewshot != {0}:
+        shown = ", ".join(f"{each.task} {each.num_fewshot}" for each in report.results)
+        screen.warn(f"not every task is zero-shot; examples before each question: {shown}.")
+    for each in report.results:
+        if each.num_documents < each.available_documents:
+            which = f"the first {each.num_documents:,} of {each.available_documents:,} documents"
+            screen.say(f"[dim]{escape(each.task)}: {which}[/dim]")
+    without = [each.task for each in report.results if each.acc_norm is None]
+    if len(report.results) > 1 and without:
+        tasks = escape(", ".join(without))
+        screen.say(f"[dim]Means of acc_norm take acc for {tasks}, which have no acc_norm.[/dim]")
+    if report.comparisons:
+        samples = report.comparisons[0].paired.samples
+        screen.say(
+            f"[dim]Differences: paired bootstrap, {samples:,} resamples of the same documents "
+            "within each task.[/dim]"
+        )
+    for each in (*report.results, *report.against):
+        if each.num_truncated:
+            screen.warn(
+                f"{each.num_truncated:,} prompts of {each.task} were longer than the model's "
+                "positions and lost their beginning."
+            )
