@@ -224,7 +224,10 @@ def evaluate(
     trust_remote_code: o.TrustRemoteCode = False,
     debug: o.Debug = False,
 ) -> None:
-    """Perplexity of any causal language model, and its divergence from a dense one; accuracy."""
+    """Perplexity of any causal language model, and its divergence from a dense one.
+
+    With --tasks, its accuracy on tasks of lm-evaluation-harness.
+    """
     del debug
     from ghostlayers import pipeline
     from ghostlayers.cli import screen, tasks_screen

@@ -7,14 +7,14 @@ from rich.markup import escape
 
 from ghostlayers.cli import screen
 from ghostlayers.evaluation import TaskComparison, TaskReport, TaskResult
-from ghostlayers.evaluation.tasks import METRICS, mean_over_tasks
+from ghostlayers.evaluation.tasks import mean_over_tasks, metrics_of
 
 
 def show_tasks(report: TaskReport, model: str, against: str | None) -> None:
     """Accuracies of one model or two, then their differences."""
-    _show_results(report.results, f"Zero-shot tasks: {model}")
+    _show_results(report.results, f"Tasks: {model}")
     if against is not None:
-        _show_results(report.against, f"Zero-shot tasks: {against}")
+        _show_results(report.against, f"Tasks: {against}")
         _show_comparisons(report.comparisons, f"Difference: {model} - {against}")
     _show_notes(report)
 
@@ -32,8 +32,8 @@ def _show_results(results: Sequence[TaskResult], title: str) -> None:
     ]
     if len(results) > 1:
         documents = f"{sum(each.num_documents for each in results):,}"
-        means = [_cell(*mean_over_tasks(results, metric)) for metric in METRICS]
-        rows.append(["mean of tasks", "", documents, *means])
+        means = [_cell(*mean_over_tasks(results, metric)) for metric in metrics_of(results)]
+        rows.append(["mean of tasks", "", documents, *means, ""][:5])
     columns = ("task", "version", "documents", "acc, %", "acc_norm, %")
     screen.table(columns, rows, escape(title))
 
@@ -64,17 +64,18 @@ def _p_value(value: float, samples: int) -> str:
     return f"< {2 / samples:.4f}" if value == 0 else f"{value:.4f}"
 
 
+def _protocol(result: TaskResult) -> str:
+    every = result.num_documents == result.available_documents
+    which = "all" if every else f"the first {result.num_documents:,} of"
+    shots = "zero-shot" if result.num_fewshot == 0 else f"{result.num_fewshot} examples before each"
+    return f"{which} {result.available_documents:,} documents, {shots}"
+
+
 def _show_notes(report: TaskReport) -> None:
-    fewshot = {each.num_fewshot for each in report.results}
-    if fewshot != {0}:
-        shown = ", ".join(f"{each.task} {each.num_fewshot}" for each in report.results)
-        screen.warn(f"not every task is zero-shot; examples before each question: {shown}.")
     for each in report.results:
-        if each.num_documents < each.available_documents:
-            which = f"the first {each.num_documents:,} of {each.available_documents:,} documents"
-            screen.say(f"[dim]{escape(each.task)}: {which}[/dim]")
+        screen.say(f"[dim]{escape(each.task)}: {_protocol(each)}[/dim]")
     without = [each.task for each in report.results if each.acc_norm is None]
-    if len(report.results) > 1 and without:
+    if 0 < len(without) < len(report.results):
         tasks = escape(", ".join(without))
         screen.say(f"[dim]Means of acc_norm take acc for {tasks}, which have no acc_norm.[/dim]")
     if report.comparisons:

@@ -14,7 +14,6 @@ from typing import Any
 import datasets
 import lm_eval
 import numpy as np
-import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -60,9 +59,6 @@ class QuietModel(HFLM):
             self.truncated[name] += len(context) + len(continuation) > self.max_length + 1
         return super()._loglikelihood_tokens(requests, *args, **kwargs)
 
-    def get_model_info(self) -> dict[str, Any]:  # the original asks the hub
-        return {}
-
 
 class _Counting:
     """Told of every answered request, where the harness would store it."""
@@ -106,7 +102,7 @@ def load_tasks(manager: TaskManager, names: Sequence[str], seed: int | None) -> 
     """
     tasks: dict[str, Any] = {}
     for name in names:
-        with _as_before(seed), quiet():
+        with _seeded(seed), quiet():
             try:
                 tasks.update(manager.load([name])["tasks"])
             except Exception as error:  # data sets, hubs and tasks' own code raise anything
@@ -121,20 +117,22 @@ def load_tasks(manager: TaskManager, names: Sequence[str], seed: int | None) -> 
 def run_tasks(
     model: QuietModel, manager: TaskManager, tasks: list[Any], limit: int | None, seed: int | None
 ) -> dict[str, Any]:
-    """The harness's own results, with every document's."""
-    first, others = HARNESS_SEEDS if seed is None else (seed, seed)
-    with _as_before(seed), quiet():
-        results: dict[str, Any] = lm_eval.simple_evaluate(
-            model=model,
-            tasks=tasks,
-            task_manager=manager,
+    """The harness's own results, with every document's.
+
+    This is what its ``simple_evaluate`` does, less the description of the machine that it adds by
+    running git and other programs.
+    """
+    for task in tasks:
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=_seeds(seed)[1])
+    with _seeded(seed), quiet():
+        results: dict[str, Any] = lm_eval.evaluate(
+            lm=model,
+            task_dict=manager.load(tasks),
             limit=limit,
             bootstrap_iters=0,  # errors of accuracies have a closed form
             log_samples=True,
-            random_seed=first,
-            numpy_random_seed=others,
-            torch_random_seed=others,
-            fewshot_random_seed=others,
         )
     return results
 
@@ -157,10 +155,10 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_before(seed: int | None) -> Iterator[None]:
+def _seeded(seed: int | None) -> Iterator[None]:
     """Seed the global generators that tasks shuffle with, and restore them afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    first, others = HARNESS_SEEDS if seed is None else (seed, seed)
+    states = random.getstate(), np.random.get_state()
+    first, others = _seeds(seed)
     random.seed(first)
     np.random.seed(others)
     try:
@@ -168,7 +166,10 @@ def _as_before(seed: int | None) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+
+
+def _seeds(seed: int | None) -> tuple[int, int]:
+    return HARNESS_SEEDS if seed is None else (seed, seed)
 
 
 def _first_line(error: Exception) -> str:

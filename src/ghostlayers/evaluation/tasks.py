@@ -136,9 +136,9 @@ class TaskReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, with the keys that the command line writes."""
-        named = (("model", self.results), ("against", self.against))
         return {
-            "tasks": [{"of": of, **each.to_dict()} for of, results in named for each in results],
+            "tasks": [each.to_dict() for each in self.results],
+            "tasks_against": [each.to_dict() for each in self.against],
             "comparisons": [each.to_dict() for each in self.comparisons],
         }
 
@@ -287,6 +287,11 @@ def _accuracy(mean: float, metric: str, samples: Sequence[dict[str, Any]]) -> Ac
     return Accuracy(mean, error, values)
 
 
+def metrics_of(results: Sequence[TaskResult]) -> tuple[MetricName, ...]:
+    """The metrics that any of the tasks measures."""
+    return METRICS if any(each.acc_norm for each in results) else METRICS[:1]
+
+
 def mean_over_tasks(results: Sequence[TaskResult], metric: MetricName) -> tuple[float, float]:
     """The plain mean of a metric over tasks, and its standard error.
 
@@ -321,7 +326,8 @@ def compare_tasks(
         for metric in ours.metrics
     ]
     if len(results) > 1:
-        compared += [_compare(results, against, metric, samples, seed) for metric in METRICS]
+        measured = metrics_of(results)
+        compared += [_compare(results, against, metric, samples, seed) for metric in measured]
     return compared
 
 
