@@ -64,20 +64,28 @@ def _p_value(value: float, samples: int) -> str:
     return f"< {2 / samples:.4f}" if value == 0 else f"{value:.4f}"
 
 
-def _protocol(result: TaskResult) -> str:
-    every = result.num_documents == result.available_documents
-    which = "all" if every else f"the first {result.num_documents:,} of"
-    shots = "zero-shot" if result.num_fewshot == 0 else f"{result.num_fewshot} examples before each"
-    return f"{which} {result.available_documents:,} documents, {shots}"
+def protocol(results: Sequence[TaskResult]) -> str:
+    """How accuracies were measured, in one line."""
+    shots = [f"{each.task} {each.num_fewshot}" for each in results if each.num_fewshot]
+    some = [
+        f"{each.task} {each.num_documents:,} of {each.available_documents:,}"
+        for each in results
+        if each.num_documents < each.available_documents
+    ]
+    return "; ".join(
+        (
+            f"examples before each question: {', '.join(shots)}" if shots else "zero-shot",
+            f"the first documents only: {', '.join(some)}" if some else "all documents",
+        )
+    )
 
 
 def _show_notes(report: TaskReport) -> None:
-    for each in report.results:
-        screen.say(f"[dim]{escape(each.task)}: {_protocol(each)}[/dim]")
+    screen.say(f"[dim]{escape(protocol(report.results))}[/dim]")
     without = [each.task for each in report.results if each.acc_norm is None]
     if 0 < len(without) < len(report.results):
-        tasks = escape(", ".join(without))
-        screen.say(f"[dim]Means of acc_norm take acc for {tasks}, which have no acc_norm.[/dim]")
+        tasks, has = escape(", ".join(without)), "has" if len(without) == 1 else "have"
+        screen.say(f"[dim]Means of acc_norm take acc for {tasks}, which {has} none.[/dim]")
     if report.comparisons:
         samples = report.comparisons[0].paired.samples
         screen.say(

@@ -94,8 +94,10 @@ def find_tasks(names: Sequence[str], folder: Path | None) -> TaskManager:
     return every
 
 
-def load_tasks(manager: TaskManager, names: Sequence[str], seed: int | None) -> list[Any]:
-    """Tasks with their documents; groups and tags become the tasks in them.
+def load_tasks(manager: TaskManager, names: Sequence[str], seed: int | None) -> dict[str, Any]:
+    """Tasks with their documents, by name; groups and tags become the tasks in them.
+
+    Each is seeded for itself: its documents do not depend on the tasks beside it.
 
     Raises:
         CorpusError: the documents cannot be read.
@@ -111,25 +113,25 @@ def load_tasks(manager: TaskManager, names: Sequence[str], seed: int | None) -> 
                     "where its file says, usually the Hugging Face hub: check the connection, or "
                     "give --tasks-path a folder of task files that read local ones."
                 ) from error
-    return list(tasks.values())
+    return tasks
 
 
 def run_tasks(
-    model: QuietModel, manager: TaskManager, tasks: list[Any], limit: int | None, seed: int | None
+    model: QuietModel, tasks: dict[str, Any], limit: int | None, seed: int | None
 ) -> dict[str, Any]:
     """The harness's own results, with every document's.
 
     This is what its ``simple_evaluate`` does, less the description of the machine that it adds by
     running git and other programs.
     """
-    for task in tasks:
-        if task.get_config("num_fewshot") is None:
-            task.set_config(key="num_fewshot", value=0)
-        task.set_fewshot_seed(seed=_seeds(seed)[1])
     with _seeded(seed), quiet():
+        for task in tasks.values():
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=_seeds(seed)[1])
         results: dict[str, Any] = lm_eval.evaluate(
             lm=model,
-            task_dict=manager.load(tasks),
+            task_dict={"tasks": tasks},
             limit=limit,
             bootstrap_iters=0,  # errors of accuracies have a closed form
             log_samples=True,

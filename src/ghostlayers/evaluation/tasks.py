@@ -148,13 +148,11 @@ class LoadedTasks:
     """Tasks that were found and read, to be run on one model or several.
 
     Attributes:
-        manager: the harness's index.
-        tasks: the harness's tasks.
+        tasks: the harness's tasks by name.
         seed: what their documents were shuffled with, where a task does so.
     """
 
-    manager: Any
-    tasks: tuple[Any, ...]
+    tasks: dict[str, Any]
     seed: int | None
 
 
@@ -191,16 +189,16 @@ def open_tasks(
 
     manager = harness.find_tasks(names, folder)
     loaded = harness.load_tasks(manager, names, seed)
-    for task in loaded:
-        _check_metric(task)
-    return LoadedTasks(manager, tuple(loaded), seed)
+    for name, task in loaded.items():
+        _check_metric(name, task)
+    return LoadedTasks(loaded, seed)
 
 
-def _check_metric(task: Any) -> None:
+def _check_metric(name: str, task: Any) -> None:
     measured = sorted(task.aggregation())
     if "acc" not in measured:
         raise RecipeError(
-            f"task '{task.task_name}' measures {', '.join(measured) or 'nothing'}; only tasks that "
+            f"task '{name}' measures {', '.join(measured) or 'nothing'}; only tasks that "
             "measure acc (multiple choice, or a word to guess) can be compared here."
         )
 
@@ -249,11 +247,8 @@ def evaluate_tasks(
 
     with harness.quiet():
         quiet_model = harness.QuietModel(model, tokenizer, batch_size, progress or Silent())
-    found = harness.run_tasks(quiet_model, tasks.manager, list(tasks.tasks), limit, tasks.seed)
-    return [
-        _result(each.task_name, found, quiet_model.truncated[each.task_name])
-        for each in tasks.tasks
-    ]
+    found = harness.run_tasks(quiet_model, tasks.tasks, limit, tasks.seed)
+    return [_result(name, found, quiet_model.truncated[name]) for name in tasks.tasks]
 
 
 def _result(task: str, found: dict[str, Any], truncated: int) -> TaskResult:
