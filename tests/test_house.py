@@ -10,7 +10,8 @@ import ghostlayers
 SOURCE = Path(ghostlayers.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 HEAVY = {"transformers", "datasets", "accelerate", "huggingface_hub", "typer", "rich", "matplotlib"}
-MATHS = ["spans.py", "moments.py", "selection.py", "scores", "repairs", "evaluation/losses.py"]
+MATHS = ["spans.py", "moments.py", "selection.py", "scores", "repairs"]
+MATHS += ["evaluation/losses.py", "evaluation/bootstrap.py"]
 
 
 def name_of(path: Path) -> str:

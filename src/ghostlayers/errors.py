@@ -13,6 +13,7 @@ GhostlayersError
 │   ├── NonFiniteError          NaN or infinity in the residual stream
 │   ├── InsufficientTokensError fewer calibration tokens than the fit has unknowns
 │   └── SingularError           normal equations that cannot be solved as asked
+├── DependencyError             an optional package that is not installed
 ├── VerificationError           a saved checkpoint that does not reload as it was in memory
 └── DownloadError               a named download that failed or whose hash differs
 """
@@ -73,6 +74,10 @@ class SingularError(NumericalError):
     """Normal equations without a unique, finite solution."""
 
 
+class DependencyError(GhostlayersError):
+    """An optional package that is needed and not installed."""
+
+
 class VerificationError(GhostlayersError):
     """A saved checkpoint that differs from the model in memory after reloading."""
 
@@ -87,3 +92,11 @@ def suggest(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f"Did you mean '{near[0]}'? " if near else ""
     return f"{hint}Known: {', '.join(choices)}."
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """Say which names are near, where there are too many to list them all."""
+    choices = list(known)
+    near = difflib.get_close_matches(name, choices, n=5, cutoff=0.5)
+    hint = f"Did you mean {', '.join(near)}? " if near else ""
+    return f"{hint}{len(choices):,} names are known."

@@ -9,7 +9,15 @@ from typing import Any
 
 from ghostlayers import checkpoint, steps, surgery, text, tokens
 from ghostlayers.errors import RecipeError
-from ghostlayers.evaluation import EvaluationResult, evaluate_windows
+from ghostlayers.evaluation import (
+    EvaluationResult,
+    LoadedTasks,
+    TaskReport,
+    compare_tasks,
+    evaluate_tasks,
+    evaluate_windows,
+    open_tasks,
+)
 from ghostlayers.preparation import (
     Documents,
     check_request,
@@ -195,6 +203,58 @@ def evaluate(
             )
         )
     return results
+
+
+def evaluate_on_tasks(
+    model: Any,
+    tasks: Sequence[str] | LoadedTasks,
+    *,
+    against: Any = None,
+    tasks_path: str | Path | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
+    tokenizer: Any = None,
+    options: RunOptions | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> TaskReport:
+    """Accuracy on zero-shot tasks of lm-evaluation-harness, compared pair by pair with a model.
+
+    Args:
+        model: a folder, a hub id, a ``.gguf`` file, or a model in memory.
+        tasks: names of the harness's tasks, or what `open_tasks` returned.
+        against: a model to compare with, given in the same ways.
+        tasks_path: a folder of task files, such as ones that read local data.
+        limit: the first so many documents of each task.
+        seed: for few-shot examples and shuffled options; None is the harness's own.
+        tokenizer: for a model in memory.
+        options: how to do it.
+        revision: of a model on the hub.
+        progress: told what is being done.
+
+    Raises:
+        GhostlayersError: bad input, or lm-evaluation-harness is not installed.
+    """
+    run = Run(options or RunOptions(), progress or Silent())
+    if not isinstance(tasks, LoadedTasks):
+        tasks = open_tasks(tasks, tasks_path=tasks_path, seed=seed)
+    opened = open_model(model, tokenizer, run.options, revision)
+    dense = None if against is None else open_model(against, opened.tokenizer, run.options)
+    ours, *theirs = [
+        evaluate_tasks(
+            each.model,
+            each.tokenizer,
+            tasks,
+            limit=limit,
+            batch_size=run.options.batch_size or 8,
+            progress=run.progress,
+        )
+        for each in (opened, dense)
+        if each is not None
+    ]
+    if not theirs:
+        return TaskReport(tuple(ours))
+    return TaskReport(tuple(ours), tuple(theirs[0]), tuple(compare_tasks(ours, theirs[0])))
 
 
 def _one_each(separators: Sequence[str], count: int) -> list[str]:

@@ -184,18 +184,13 @@ def prune(
 @command
 def evaluate(
     model: o.Model,
-    data: Annotated[
-        str,
-        o._option(
-            "--data",
-            "-d",
-            text="Corpora, comma-separated: c4, wikitext2 (from the hub), or files.",
-            panel="Text",
-        ),
-    ],
+    data: o.EvaluationData = None,
+    tasks: o.Tasks = None,
+    tasks_path: o.TasksPath = None,
+    limit: o.Limit = None,
     against: Annotated[
         str | None,
-        o._option("--against", text="A dense model to compare with.", panel="Text"),
+        o._option("--against", text="A dense model to compare with."),
     ] = None,
     sequence_length: Annotated[
         int,
@@ -231,34 +226,47 @@ def evaluate(
     trust_remote_code: o.TrustRemoteCode = False,
     debug: o.Debug = False,
 ) -> None:
-    """Perplexity of any causal language model, and its divergence from a dense one."""
+    """Perplexity of any causal language model, and its divergence from a dense one.
+
+    With --tasks, its accuracy on tasks of lm-evaluation-harness.
+    """
     del debug
     from ghostlayers import pipeline
-    from ghostlayers.cli import screen
+    from ghostlayers.cli import screen, tasks_screen
+    from ghostlayers.evaluation import TaskReport, open_tasks
+    from ghostlayers.preparation import open_model
 
-    corpora = [name.strip() for name in data.split(",") if name.strip()]
-    if not corpora:
-        raise RecipeError("--data names no corpus.")
+    corpora, names = o.names_in(data, "--data"), o.names_in(tasks, "--tasks")
+    if not corpora and not names:
+        raise RecipeError("say what to evaluate on: --data for text, --tasks for tasks, or both.")
+    options = RunOptions(dtype, device, batch_size, trust_remote_code)
+    found = open_tasks(names, tasks_path=tasks_path) if names else None
     screen.step(f"Loading {model} ...")
-    results = pipeline.evaluate(
-        model,
-        data=corpora,
-        against=against,
-        sequence_length=sequence_length,
-        max_windows=max_windows,
-        bos=bos or "auto",
-        text_column=text_column,
-        separators=[o.unescape(each) for each in separator or ["\n\n"]],
-        options=RunOptions(dtype, device, batch_size, trust_remote_code),
-        revision=revision,
-        progress=screen.Bars(),
-    )
-    screen.show_evaluation(results)
-    if json_file is not None:
-        write_json(
-            json_file,
-            {"model": model, "against": against, "results": [each.to_dict() for each in results]},
+    opened = open_model(model, None, options, revision)
+    dense = None if against is None else open_model(against, None, options)
+    results, report = [], TaskReport(())
+    if corpora:
+        results = pipeline.evaluate(
+            opened,
+            data=corpora,
+            against=dense,
+            sequence_length=sequence_length,
+            max_windows=max_windows,
+            bos=bos or "auto",
+            text_column=text_column,
+            separators=[o.unescape(each) for each in separator or ["\n\n"]],
+            options=options,
+            progress=screen.Bars(),
         )
+        screen.show_evaluation(results)
+    if found is not None:
+        report = pipeline.evaluate_on_tasks(
+            opened, found, against=dense, limit=limit, options=options, progress=screen.Bars()
+        )
+        tasks_screen.show_tasks(report, model, against)
+    if json_file is not None:
+        content = {"results": [each.to_dict() for each in results], **report.to_dict()}
+        write_json(json_file, {"model": model, "against": against, **content})
 
 
 @app.command()

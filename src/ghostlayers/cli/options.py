@@ -229,6 +229,42 @@ TrustRemoteCode = Annotated[
 ]
 Debug = Annotated[bool, _option("--debug", text="Show a traceback on errors.")]
 Json = Annotated[Path | None, _option("--json", text="Also write the result to this file.")]
+EvaluationData = Annotated[
+    str | None,
+    _option(
+        "--data",
+        "-d",
+        text="Corpora, comma-separated: c4, wikitext2 (from the hub), or files.",
+        panel="Text",
+    ),
+]
+Tasks = Annotated[
+    str | None,
+    _option(
+        "--tasks",
+        text="Zero-shot tasks of lm-evaluation-harness, comma-separated: arc_easy,piqa,... They "
+        "need pip install 'ghostlayers\\[tasks]'.",
+        panel="Tasks",
+    ),
+]
+TasksPath = Annotated[
+    Path | None,
+    _option(
+        "--tasks-path",
+        text="A folder of task files (YAML), such as ones that read local data. They come before "
+        "the harness's own, which read the hub.",
+        panel="Tasks",
+    ),
+]
+Limit = Annotated[
+    int | None,
+    _option(
+        "--limit",
+        min=1,
+        text="Answer the first so many documents of each task. \\[default: all]",
+        panel="Tasks",
+    ),
+]
 Out = Annotated[Path, _option("--output", "-o", text="The folder to make.", panel=_PANEL_WHAT)]
 Overwrite = Annotated[
     bool,
@@ -254,6 +290,20 @@ def recipe_from(preset: Any, separator: str | None, **given: Any) -> Recipe:
             "(c4, wikitext2)."
         )
     return Recipe.from_dict(values)
+
+
+def names_in(listed: str | None, option: str) -> list[str]:
+    """The names of a comma-separated option; none where it is not given.
+
+    Raises:
+        RecipeError: it is given and names nothing.
+    """
+    if listed is None:
+        return []
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    if not names:
+        raise RecipeError(f"{option} names nothing.")
+    return names
 
 
 def unescape(separator: str) -> str:

@@ -1,7 +1,32 @@
-"""Proof: perplexity, divergence from the dense model, agreement, speed."""
+"""Proof: perplexity, divergence from the dense model, agreement, tasks, speed."""
 
+from ghostlayers.evaluation.bootstrap import Answers, PairedDifference, paired_bootstrap
 from ghostlayers.evaluation.losses import LossSums
 from ghostlayers.evaluation.perplexity import EvaluationResult, evaluate_windows
 from ghostlayers.evaluation.speed import prefill_seconds
+from ghostlayers.evaluation.tasks import (
+    LoadedTasks,
+    TaskComparison,
+    TaskReport,
+    TaskResult,
+    compare_tasks,
+    evaluate_tasks,
+    open_tasks,
+)
 
-__all__ = ["EvaluationResult", "LossSums", "evaluate_windows", "prefill_seconds"]
+__all__ = [
+    "Answers",
+    "EvaluationResult",
+    "LoadedTasks",
+    "LossSums",
+    "PairedDifference",
+    "TaskComparison",
+    "TaskReport",
+    "TaskResult",
+    "compare_tasks",
+    "evaluate_tasks",
+    "evaluate_windows",
+    "open_tasks",
+    "paired_bootstrap",
+    "prefill_seconds",
+]

@@ -1,0 +1,356 @@
+"""Tasks through lm-evaluation-harness, against log-likelihoods worked out by hand."""
+
+import contextlib
+import importlib.util
+import json
+import logging
+import math
+import random
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from conftest import NOUNS, VERBS, make_byte_tokenizer, make_tiny_llama
+from ghostlayers import pipeline
+from ghostlayers.cli import app
+from ghostlayers.errors import CorpusError, DependencyError, InputError, ModelError, RecipeError
+from ghostlayers.evaluation import compare_tasks, evaluate_tasks, harness, open_tasks
+
+TASK = """\
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: "{data}"}}
+  cache_dir: "{cache}"
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{label}}}}"
+metric_list:
+{metrics}
+metadata: {{version: 3.0}}
+"""
+COUNT = 14
+
+
+def questions() -> list[dict]:
+    rng = random.Random(0)
+    return [
+        {
+            "question": f"{number}. The {rng.choice(NOUNS)} {rng.choice(VERBS)} the",
+            "choices": rng.sample(NOUNS, 3),
+            "label": rng.randrange(3),
+        }
+        for number in range(COUNT)
+    ]
+
+
+def write_task(folder, name, rows, *metrics, kind="multiple_choice"):
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    listed = "\n".join(f"  - {{metric: {metric}}}" for metric in metrics)
+    text = TASK.format(name=name, data=data, cache=folder / "cache", kind=kind, metrics=listed)
+    (folder / f"{name}.yaml").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Task files that read what lies beside them."""
+    place = tmp_path_factory.mktemp("tasks")
+    write_task(place, "nouns", questions(), "acc", "acc_norm")
+    write_task(place, "plain", questions()[:9], "acc")
+    long = [{**row, "question": "so " * 60 + row["question"]} for row in questions()[:2]]
+    write_task(place, "long", long, "acc")
+    write_task(place, "text", questions(), "word_perplexity", kind="loglikelihood_rolling")
+    write_task(place, "lost", questions(), "acc")
+    (place / "lost.jsonl").unlink()
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    def refuse(*_):
+        raise OSError("a local task went to the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def log_likelihood(model, tokenizer, text: str, option: str) -> float:
+    """Of an option, after a text and a space, token by token."""
+    start = len(tokenizer(text)["input_ids"])
+    ids = tokenizer(f"{text} {option}")["input_ids"]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0]
+    log_p = logits.double().log_softmax(dim=-1)
+    return sum(float(log_p[i - 1, ids[i]]) for i in range(start, len(ids)))
+
+
+def by_hand(model, tokenizer, rows: list[dict]) -> tuple[list[float], list[float]]:
+    """Whether each question is answered right, with plain and with normalised likelihoods."""
+    plain, normalised = [], []
+    for row in rows:
+        scores = [log_likelihood(model, tokenizer, row["question"], o) for o in row["choices"]]
+        scaled = [s / len(option) for s, option in zip(scores, row["choices"], strict=True)]
+        plain.append(float(scores.index(max(scores)) == row["label"]))
+        normalised.append(float(scaled.index(max(scaled)) == row["label"]))
+    return plain, normalised
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_accuracy_is_that_of_likelihoods_by_hand(folder, byte_tokenizer, batch_size) -> None:
+    model = make_tiny_llama(seed=3)
+    names = ["nouns", "plain"]
+    first, second = evaluate_tasks(
+        model, byte_tokenizer, names, tasks_path=folder, batch_size=batch_size
+    )
+    acc, acc_norm = by_hand(model, byte_tokenizer, questions())
+    assert 0 < sum(acc) < COUNT
+    assert acc != acc_norm
+    assert first.acc.values == tuple(acc)
+    assert first.acc_norm is not None
+    assert first.acc_norm.values == tuple(acc_norm)
+    assert first.acc.mean == pytest.approx(sum(acc) / COUNT)
+    share = sum(acc) / COUNT
+    assert first.acc.error == pytest.approx(math.sqrt(share * (1 - share) / (COUNT - 1)))
+    assert (first.task, first.version, first.num_fewshot) == ("nouns", "3.0", 0)
+    assert first.num_documents == first.available_documents == len(set(first.documents)) == COUNT
+    assert first.num_truncated == 0
+    assert second.acc.values == tuple(acc[:9])
+    assert second.acc_norm is None
+    assert second.documents == first.documents[:9]
+
+
+def test_a_bos_token_is_put_where_the_tokenizer_puts_it(folder, bos_tokenizer) -> None:
+    model = make_tiny_llama(seed=3)
+    (result,) = evaluate_tasks(model, bos_tokenizer, ["nouns"], tasks_path=folder)
+    assert result.acc.values == tuple(by_hand(model, bos_tokenizer, questions())[0])
+
+
+def test_hooks_of_the_model_stay_in_force(folder, byte_tokenizer) -> None:
+    model = make_tiny_llama(seed=3)
+    before = by_hand(model, byte_tokenizer, questions())
+    noise = torch.randn(32, generator=torch.Generator().manual_seed(0))
+    model.model.layers[2].register_forward_hook(lambda _, __, out: out + noise)
+    (result,) = evaluate_tasks(model, byte_tokenizer, ["nouns"], tasks_path=folder)
+    after = by_hand(model, byte_tokenizer, questions())
+    assert after != before
+    assert result.acc_norm is not None
+    assert (list(result.acc.values), list(result.acc_norm.values)) == after
+
+
+def test_a_limit_takes_the_first_documents(folder, byte_tokenizer) -> None:
+    model = make_tiny_llama()
+    (every,) = evaluate_tasks(model, byte_tokenizer, ["nouns"], tasks_path=folder)
+    (some,) = evaluate_tasks(model, byte_tokenizer, ["nouns"], tasks_path=folder, limit=4)
+    (one,) = evaluate_tasks(model, byte_tokenizer, ["nouns"], tasks_path=folder, limit=1)
+    assert (some.num_documents, some.available_documents) == (4, COUNT)
+    assert some.documents == every.documents[:4]
+    assert some.acc.values == every.acc.values[:4]
+    assert math.isnan(one.acc.error)
+    assert one.to_dict()["acc_error"] is None
+    json.dumps(one.to_dict(), allow_nan=False)
+
+
+def test_prompts_longer_than_the_model_are_counted(folder, byte_tokenizer) -> None:
+    (result,) = evaluate_tasks(make_tiny_llama(), byte_tokenizer, ["long"], tasks_path=folder)
+    assert result.num_truncated == 6  # two questions of three options
+
+
+def test_nothing_global_changes_and_nothing_is_printed(folder, byte_tokenizer, capfd) -> None:
+    tokenizer = make_byte_tokenizer(bos=False)
+    logging.getLogger("lm_eval").setLevel(logging.INFO)
+    random.seed(5)
+    model, state = make_tiny_llama(), random.getstate()
+    evaluate_tasks(model, tokenizer, ["nouns"], tasks_path=folder)
+    assert tokenizer.pad_token is None
+    assert random.getstate() == state
+    assert logging.getLogger("lm_eval").level == logging.INFO
+    logging.getLogger("lm_eval").setLevel(logging.NOTSET)
+    assert capfd.readouterr() == ("", "")
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.stages: list[list] = []
+
+    @contextlib.contextmanager
+    def stage(self, description, total):
+        self.stages.append([description, total, 0])
+
+        def advance(units=1):
+            self.stages[-1][2] += units
+
+        yield advance
+
+
+def test_progress_counts_every_option(folder, byte_tokenizer) -> None:
+    watcher = Watcher()
+    names = ["plain", "nouns"]
+    evaluate_tasks(
+        make_tiny_llama(), byte_tokenizer, names, tasks_path=folder, limit=5, progress=watcher
+    )
+    assert watcher.stages == [["Answering plain, nouns", 30, 30]]
+
+
+def test_tasks_that_were_opened_run_on_several_models(folder, byte_tokenizer) -> None:
+    tasks = open_tasks(["nouns"], tasks_path=folder)
+    models = [make_tiny_llama(seed=seed) for seed in (3, 4)]
+    results = [evaluate_tasks(model, byte_tokenizer, tasks)[0] for model in models]
+    for model, result in zip(models, results, strict=True):
+        assert result.acc.values == tuple(by_hand(model, byte_tokenizer, questions())[0])
+    assert results[0].documents == results[1].documents
+
+
+def test_two_models_are_compared_pair_by_pair(folder, byte_tokenizer) -> None:
+    ours, theirs = make_tiny_llama(seed=3), make_tiny_llama(seed=4)
+    report = pipeline.evaluate_on_tasks(
+        ours, ["nouns", "plain"], against=theirs, tasks_path=folder, tokenizer=byte_tokenizer
+    )
+    seen = [(each.tasks, each.metric) for each in report.comparisons]
+    both = ("nouns", "plain")
+    assert seen == [
+        (("nouns",), "acc"),
+        (("nouns",), "acc_norm"),
+        (("plain",), "acc"),
+        (both, "acc"),
+        (both, "acc_norm"),
+    ]
+    nouns, plain = report.results
+    mean = report.comparisons[-1]
+    assert nouns.acc_norm is not None
+    assert mean.mean == pytest.approx((nouns.acc_norm.mean + plain.acc.mean) / 2)
+    assert mean.paired.difference == pytest.approx(mean.mean - mean.against)
+    assert mean.paired.num_documents == COUNT + 9
+    assert json.loads(json.dumps(report.to_dict()))["comparisons"][0]["tasks"] == ["nouns"]
+
+
+def test_results_on_other_documents_are_not_compared(folder, byte_tokenizer) -> None:
+    model = make_tiny_llama()
+    some = evaluate_tasks(model, byte_tokenizer, ["nouns"], tasks_path=folder, limit=3)
+    more = evaluate_tasks(model, byte_tokenizer, ["nouns"], tasks_path=folder, limit=4)
+    with pytest.raises(InputError, match="documents of task 'nouns' differ"):
+        compare_tasks(some, more)
+
+
+# What cannot work
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "text"),
+    [
+        ([], RecipeError, "name at least one task, and each once; got: ."),
+        (["nouns", "nouns"], RecipeError, "each once; got: nouns, nouns."),
+        (["text"], RecipeError, "task 'text' measures word_perplexity; only tasks that measure"),
+        (["lost"], CorpusError, "cannot read task 'lost': "),
+    ],
+)
+def test_tasks_that_cannot_run_are_refused(folder, names, error, text) -> None:
+    with pytest.raises(error) as caught:
+        open_tasks(names, tasks_path=folder)
+    assert text in str(caught.value)
+
+
+def test_an_unknown_task_is_told_its_neighbours(folder, monkeypatch) -> None:
+    every = harness.TaskManager  # the harness's own index takes ten seconds to build
+    monkeypatch.setattr(
+        harness,
+        "TaskManager",
+        lambda include_path, **_: every(include_path=include_path, include_defaults=False),
+    )
+    with pytest.raises(RecipeError) as caught:
+        open_tasks(["nouns", "plane"], tasks_path=folder)
+    assert str(caught.value).endswith(
+        f"knows no task 'plane', nor in '{folder}'. Did you mean plain? 5 names are known."
+    )
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path) -> None:
+    with pytest.raises(CorpusError, match="there is no folder"):
+        open_tasks(["nouns"], tasks_path=tmp_path / "nowhere")
+
+
+def test_without_the_harness_the_message_says_what_to_install(monkeypatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DependencyError, match=r"pip install 'ghostlayers\[tasks\]'"):
+        open_tasks(["arc_easy"])
+
+
+def test_a_limit_below_one_is_refused(folder, byte_tokenizer) -> None:
+    with pytest.raises(RecipeError, match="'limit' must be at least 1, got 0"):
+        evaluate_tasks(make_tiny_llama(), byte_tokenizer, ["nouns"], tasks_path=folder, limit=0)
+
+
+def test_a_tokenizer_without_special_tokens_is_refused(folder) -> None:
+    tokenizer = make_byte_tokenizer(bos=False)
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="neither a BOS nor an EOS token"):
+        evaluate_tasks(make_tiny_llama(), tokenizer, ["nouns"], tasks_path=folder)
+
+
+# The command line
+
+
+def call(*arguments):
+    return CliRunner().invoke(
+        app, ["eval", *(str(each) for each in arguments)], env={"COLUMNS": "200"}
+    )
+
+
+@pytest.fixture
+def run(tiny_folder, folder, tmp_path, monkeypatch):
+    """One call of eval in an empty folder; its screen and its file."""
+    monkeypatch.chdir(tmp_path)
+
+    def succeed(*arguments):
+        more = ("--tasks-path", folder, "--device", "cpu", "--json", "result.json")
+        result = call(tiny_folder, *arguments, *more)
+        assert result.exit_code == 0, result.output
+        return result, json.loads(Path("result.json").read_text())
+
+    return succeed
+
+
+def test_tasks_alone_are_enough(run) -> None:
+    result, content = run("--tasks", "nouns, plain", "--limit", 5)
+    assert content["results"] == content["comparisons"] == content["tasks_against"] == []
+    assert [each["task"] for each in content["tasks"]] == ["nouns", "plain"]
+    first, second = content["tasks"]
+    assert first["num_documents"] == len(first["acc_values"]) == len(first["documents"]) == 5
+    assert second["acc_norm"] is None
+    for each in content["tasks"]:
+        assert f"{100 * each['acc']:.2f} ± {100 * each['acc_error']:.2f}" in result.stdout
+    assert f"{50 * (first['acc_norm'] + second['acc']):.2f} ± " in result.stdout
+    assert "mean of tasks" in result.stdout
+    assert "zero-shot; the first documents only: nouns 5 of 14, plain 5 of 9" in result.stdout
+    assert "Means of acc_norm take acc for plain, which has none." in result.stdout
+    assert result.stderr == ""
+
+
+def test_a_model_against_itself_differs_nowhere(run, tiny_folder) -> None:
+    result, content = run("--tasks", "nouns", "--against", tiny_folder)
+    assert content["tasks"] == content["tasks_against"]
+    assert [each["difference"] for each in content["comparisons"]] == [0, 0]
+    assert "+0.00 ± 0.00" in result.stdout
+    assert "paired bootstrap, 10,000 resamples" in result.stdout
+    assert "zero-shot; all documents" in result.stdout
+    assert "mean of tasks" not in result.stdout
+
+
+def test_text_and_tasks_go_together(run, tmp_path) -> None:
+    (tmp_path / "some.txt").write_text("The river carries the letter. " * 20)
+    more = ("-d", "some.txt", "--sequence-length", 64)
+    result, content = run("--tasks", "long", *more)
+    assert [each["corpus"] for each in content["results"]] == ["some.txt"]
+    assert [each["task"] for each in content["tasks"]] == ["long"]
+    assert "6 prompts of long were longer than the model's positions" in result.stderr
+
+
+def test_one_of_text_and_tasks_is_needed(tiny_folder) -> None:
+    result = call(tiny_folder)
+    assert result.exit_code == 2
+    assert "say what to evaluate on: --data for text, --tasks for tasks" in result.stderr
