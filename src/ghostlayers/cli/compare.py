@@ -65,6 +65,15 @@ MaxWindows = Annotated[
         panel=_TEXT,
     ),
 ]
+TaskRepair = Annotated[
+    str | None,
+    o._option(
+        "--task-repair",
+        metavar="NAMES",
+        text="Repairs whose models answer the tasks, comma-separated. \\[default: all]",
+        panel="Tasks",
+    ),
+]
 Prompt = Annotated[
     str | None,
     o._option("--prompt", text="Continued by every model; '' for none.", panel=_TEXT),
@@ -114,6 +123,10 @@ def compare(
     eval_data: EvalData = None,
     eval_separator: EvalSeparator = None,
     max_windows: MaxWindows = None,
+    tasks: o.Tasks = None,
+    tasks_path: o.TasksPath = None,
+    limit: o.Limit = None,
+    task_repair: TaskRepair = None,
     prompt: Prompt = None,
     speed: Speed = True,
     published: Published = None,
@@ -157,6 +170,10 @@ def compare(
         "seed": seed,
         "max_windows": max_windows,
         "prompt": prompt,
+        "tasks": names(tasks or ""),
+        "tasks_path": None if tasks_path is None else str(tasks_path),
+        "limit": limit,
+        "task_repair": names(task_repair or ""),
         "cosine_axis": cosine_axis,
         "edges": edges,
         "inputs": inputs,

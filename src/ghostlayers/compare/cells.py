@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ghostlayers.compare.request import Comparison
+from ghostlayers.compare.tasks import differences, task_row
 from ghostlayers.evaluation.speed import prefill_times
 from ghostlayers.repairs.base import Method, Repair
 from ghostlayers.spans import Span, format_layers, removed_layers
@@ -139,6 +140,7 @@ def assemble(
     models: list[dict[str, Any]] = [{**nothing, **dense["model"]}]
     operators: list[dict[str, Any]] = []
     skipped = list(header.pop("skipped"))
+    answered: list[tuple[Mapping[str, Any], Any]] = [(nothing, dense["tasks"])]
     for part, group in zip(parts, members, strict=True):
         for member in group:
             for repair in member.repairs:
@@ -154,6 +156,8 @@ def assemble(
                     skipped.extend({**name, **each} for each in reasons)
                     continue
                 cells.extend(_loss_cells(name, found["losses"]))
+                if found["tasks"]:
+                    answered.append((name, found["tasks"]))
                 keys = ("held_out_loss_nats", "worse_than_none", "gaps", "boundary_residual")
                 models.append(
                     {
@@ -170,6 +174,8 @@ def assemble(
         "models": models,
         "scores": dict(tables),
         "operators": operators,
+        "tasks": [task_row(name, row) for name, rows in answered for row in rows],
+        "comparisons": list(differences(answered)),
         "skipped": skipped,
     }
 

@@ -18,8 +18,9 @@ from ghostlayers.compare.correlate import correlations
 from ghostlayers.compare.estimate import Speed, Workload, cut_seconds, probe
 from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.compare.store import Store
+from ghostlayers.compare.tasks import run_tasks
 from ghostlayers.errors import InputError
-from ghostlayers.evaluation import LossSums
+from ghostlayers.evaluation import LoadedTasks, LossSums, open_tasks
 from ghostlayers.features import check_method
 from ghostlayers.fitting import Fitting, fit_many, gathered_features
 from ghostlayers.loading import LoadedModel
@@ -65,6 +66,7 @@ class Bench:
         corpora: evaluation windows by name.
         repairs: names that the model has what they need for.
         skipped: the others, with the reason.
+        tasks: opened once; None if none are asked for.
         store: finished parts.
         say: told what is done and what comes next.
     """
@@ -78,6 +80,7 @@ class Bench:
     corpora: dict[str, Windows]
     repairs: tuple[str, ...]
     skipped: tuple[dict[str, Any], ...]
+    tasks: LoadedTasks | None
     store: Store
     say: Say
 
@@ -173,6 +176,7 @@ def _prepare(
     say: Say | None,
 ) -> Bench:
     run = Run(options or RunOptions(), progress or Silent())
+    opened = open_tasks(request.tasks, tasks_path=request.tasks_path) if request.tasks else None
     dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
     recipe = dataclasses.replace(
         request.calibration, layers=max(request.layers), remove=None, repair="ghost"
@@ -190,7 +194,7 @@ def _prepare(
     }
     store = Store(out, identity, overwrite=overwrite)
     return Bench(
-        request, dense, layerwise, run, scored, held_out, corpora, kept, skipped, store,
+        request, dense, layerwise, run, scored, held_out, corpora, kept, skipped, opened, store,
         say or _ignore,
     )  # fmt: skip
 
@@ -268,7 +272,25 @@ def _dense(bench: Bench) -> dict[str, Any]:
         for name, windows in bench.corpora.items()
     }  # fmt: skip
     model = cells.describe_model(bench.dense.model, bench.dense.tokenizer, bench.request)
-    return bench.store.put("dense", {"losses": _rows(losses), "model": model})
+    tasks = _tasks(bench, "dense", "dense", bench.dense.model)
+    return bench.store.put("dense", {"losses": _rows(losses), "model": model, "tasks": tasks})
+
+
+def _tasks(bench: Bench, key: str, repair: str, model: Any) -> list[dict[str, Any]]:
+    """A model's accuracies, kept as soon as they are known: they take longest."""
+    request = bench.request
+    wanted = request.task_repair or (repair,)
+    if bench.tasks is None or repair not in {"dense", *wanted}:
+        return []
+    name = f"tasks {key} {repair}"
+    done = bench.store.get(name)
+    if done is None:
+        rows = run_tasks(
+            model, bench.dense.tokenizer, bench.tasks, request.limit, bench.run.progress
+        )
+        done = bench.store.put(name, {"rows": rows})
+    found: list[dict[str, Any]] = done["rows"]
+    return found
 
 
 def _rows(losses: Mapping[str, LossSums]) -> dict[str, Any]:
@@ -381,6 +403,7 @@ def _cut(bench: Bench, spans: tuple[Span, ...], members: Sequence[Cell]) -> dict
                     for span in spans
                     if (each := cells.describe_operator(span, fits[name][span]))
                 ],
+                "tasks": models[name].pop("tasks"),
                 "model": models[name],
             }
             for name in names
@@ -475,6 +498,7 @@ def _models(
             described = cells.describe_model(model, bench.dense.tokenizer, bench.request, known)
             timed.setdefault(shape, {key: described[key] for key in cells.SPEED_KEYS})
             described["checkpoint"] = cells.checkpoint_kind(find_method(name), repairs.values())
+            described["tasks"] = _tasks(bench, str(spans), name, model)
             described["added_parameters"] = sum(each.num_parameters for each in repairs.values())
             found[name] = described
             advance(1)

@@ -31,6 +31,7 @@ class Comparison:
         tasks: of lm-evaluation-harness.
         tasks_path: folder of local task files.
         limit: documents of each task.
+        task_repair: the repairs whose models answer tasks; all if not given.
         prompt: continued by every model; empty for none.
         new_tokens: how far.
         speed: also measure how long each model takes to read a prompt.
@@ -48,6 +49,7 @@ class Comparison:
     tasks: tuple[str, ...] = ()
     tasks_path: str | None = None
     limit: int | None = None
+    task_repair: tuple[str, ...] = ()
     prompt: str = PROMPT
     new_tokens: int = 24
     speed: bool = True
@@ -60,6 +62,8 @@ class Comparison:
         if not self.select or not self.repair:
             raise RecipeError("name at least one selection and one repair.")
         for name in self.repair_names():
+            find_method(name)
+        for name in self.task_repair:
             find_method(name)
         for name in set(self.select) - {EVERY}:
             dataclasses.replace(self.calibration, select=name)  # refuses an unknown one
@@ -115,7 +119,9 @@ class Comparison:
         return cls(**mine, calibration=Recipe.from_dict(recipe))
 
 
-LISTS = frozenset({"layers", "select", "repair", "eval_data", "eval_separators", "tasks"})
+LISTS = frozenset(
+    {"layers", "select", "repair", "eval_data", "eval_separators", "tasks", "task_repair"}
+)
 
 
 def _tuple(value: Any) -> tuple[Any, ...]:
