@@ -13,9 +13,11 @@ from ghostlayers import surgery
 from ghostlayers.compare import Comparison, compare, engine
 from ghostlayers.compare.correlate import spearman
 from ghostlayers.errors import InputError, OutputError, RecipeError
+from ghostlayers.evaluation import evaluate_tasks
 from ghostlayers.pipeline import evaluate
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL
+from test_tasks import questions, write_task
 
 CALIBRATION = {
     "windows": 16,
@@ -295,3 +297,38 @@ def test_every_span_is_measured_and_ranked(
     told = {(each["repair"], each["score"]) for each in found["correlations"]}
     assert told == {(r, s) for r in ("none", "ghost") for s in ("cosine", "residual")}
     assert all(-1 <= each["spearman"] <= 1 for each in found["correlations"])
+
+
+def test_tasks_are_answered_by_the_models_that_are_asked(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str], tmp_path: Path
+) -> None:
+    write_task(tmp_path, "nouns", questions(), "acc", "acc_norm")
+    write_task(tmp_path, "plain", questions()[:9], "acc")
+    found = run(
+        trained_llama, byte_tokenizer, some_text, texts, tmp_path / "out",
+        layers=[3], select=["streamline"], repair=["none", "magnitude", "ghost"], yardstick=False,
+        prompt="", speed=False, tasks=["nouns", "plain"], tasks_path=str(tmp_path), limit=8,
+        task_repair=["none", "ghost"],
+    )  # fmt: skip
+    rows = {(each["repair"], each["task"]): each for each in found["tasks"]}
+    assert set(rows) == {(r, t) for r in ("dense", "none", "ghost") for t in ("nouns", "plain")}
+    pruned = ghostlayers.prune(
+        trained_llama,
+        Recipe(layers=3, select="streamline", **CALIBRATION),
+        tokenizer=byte_tokenizer,
+        data=some_text[:-6],
+    )
+    want = evaluate_tasks(
+        pruned.model, byte_tokenizer, ["nouns", "plain"], tasks_path=tmp_path, limit=8
+    )
+    for each in want:
+        row = rows["ghost", each.task]
+        assert row["acc"] == pytest.approx(each.acc.mean)
+        assert row["acc_stderr"] == pytest.approx(each.acc.error)
+        assert row["num_documents"] == 8
+    told = [
+        (each["a"]["repair"], each["b"]["repair"], each["metric"]) for each in found["comparisons"]
+    ]
+    assert told == [("none", "ghost", "acc"), ("none", "ghost", "acc_norm")]
+    mean = {r: (rows[r, "nouns"]["acc"] + rows[r, "plain"]["acc"]) / 2 for r in ("none", "ghost")}
+    assert found["comparisons"][0]["difference"] == pytest.approx(mean["none"] - mean["ghost"])
