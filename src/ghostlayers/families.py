@@ -67,6 +67,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": _plain("mistral", "Mistral"),
     "qwen2": _plain("qwen2", "Qwen2"),
     "qwen3": _plain("qwen3", "Qwen3"),
+    "bitnet": _plain("bitnet", "BitNet"),
     "gemma3_text": Family(
         model_type="gemma3_text",
         package="gemma3",
