@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,7 @@ class Watcher:
     @contextlib.contextmanager
     def stage(self, description, total):
         self.stages.append([description, total, 0])
+        print("a bar", file=sys.stderr)
 
         def advance(units=1):
             self.stages[-1][2] += units
@@ -188,13 +190,14 @@ class Watcher:
         yield advance
 
 
-def test_progress_counts_every_option(folder, byte_tokenizer) -> None:
+def test_progress_counts_every_option_and_is_seen(folder, byte_tokenizer, capfd) -> None:
     watcher = Watcher()
     names = ["plain", "nouns"]
     evaluate_tasks(
         make_tiny_llama(), byte_tokenizer, names, tasks_path=folder, limit=5, progress=watcher
     )
     assert watcher.stages == [["Answering plain, nouns", 30, 30]]
+    assert capfd.readouterr() == ("", "a bar\n")
 
 
 def test_tasks_that_were_opened_run_on_several_models(folder, byte_tokenizer) -> None:
@@ -354,3 +357,9 @@ def test_one_of_text_and_tasks_is_needed(tiny_folder) -> None:
     result = call(tiny_folder)
     assert result.exit_code == 2
     assert "say what to evaluate on: --data for text, --tasks for tasks" in result.stderr
+
+
+def test_options_of_tasks_are_not_ignored_without_them(tiny_folder) -> None:
+    result = call(tiny_folder, "-d", "other.txt", "--limit", 3)
+    assert result.exit_code == 2
+    assert "--tasks-path and --limit mean nothing without --tasks." in result.stderr

@@ -239,6 +239,8 @@ def evaluate(
     corpora, names = o.names_in(data, "--data"), o.names_in(tasks, "--tasks")
     if not corpora and not names:
         raise RecipeError("say what to evaluate on: --data for text, --tasks for tasks, or both.")
+    if not names and (tasks_path, limit) != (None, None):
+        raise RecipeError("--tasks-path and --limit mean nothing without --tasks.")
     options = RunOptions(dtype, device, batch_size, trust_remote_code)
     found = open_tasks(names, tasks_path=tasks_path) if names else None
     screen.step(f"Loading {model} ...")

@@ -23,6 +23,9 @@ from ghostlayers.progress import Advance, Progress
 HARNESS_SEEDS = (0, 1234)
 """What the harness starts Python's generator and all others from, so that its prompts come out."""
 
+NAMED = 3
+"""A bar names so many tasks; of more it says the number."""
+
 
 class QuietModel(HFLM):
     """A model in memory whose requests move our progress instead of drawing bars.
@@ -32,21 +35,23 @@ class QuietModel(HFLM):
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, progress: Progress) -> None:
-        # A padding token is set on the tokenizer, which is not ours to change.
-        super().__init__(
-            pretrained=model,
-            tokenizer=copy.deepcopy(tokenizer),
-            backend="causal",
-            batch_size=batch_size,
-        )
+        self._progress, self._screen = progress, sys.stderr  # before it is silenced
+        with quiet():
+            # A padding token is set on the tokenizer, which is not ours to change.
+            super().__init__(
+                pretrained=model,
+                tokenizer=copy.deepcopy(tokenizer),
+                backend="causal",
+                batch_size=batch_size,
+            )
         self.truncated: Counter[str] = Counter()
-        self._progress, self._screen = progress, sys.stderr
         self._names: list[str] = []
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
         del disable_tqdm
         self._names = [request.task_name for request in requests]
-        title = f"Answering {', '.join(dict.fromkeys(self._names))}"
+        tasks = list(dict.fromkeys(self._names))
+        title = f"Answering {', '.join(tasks) if len(tasks) <= NAMED else f'{len(tasks)} tasks'}"
         with (
             contextlib.redirect_stderr(self._screen),
             self._progress.stage(title, len(requests)) as advance,

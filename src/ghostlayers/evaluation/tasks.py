@@ -245,8 +245,7 @@ def evaluate_tasks(
         tasks = open_tasks(tasks, tasks_path=tasks_path, seed=seed)
     from ghostlayers.evaluation import harness
 
-    with harness.quiet():
-        quiet_model = harness.QuietModel(model, tokenizer, batch_size, progress or Silent())
+    quiet_model = harness.QuietModel(model, tokenizer, batch_size, progress or Silent())
     found = harness.run_tasks(quiet_model, tasks.tasks, limit, tasks.seed)
     return [_result(name, found, quiet_model.truncated[name]) for name in tasks.tasks]
 
