@@ -5,12 +5,12 @@ changes, and runs the kept layers only.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ghostlayers.evaluation.losses import LossSums, sum_losses, token_losses
+from ghostlayers.evaluation.losses import LossSums, Reference, sum_losses, token_losses
 from ghostlayers.features import caught, tap_places
 from ghostlayers.fitting import act, reader
 from ghostlayers.folding import layer_weights
@@ -314,7 +314,12 @@ def _window_losses(
     totals = {name: LossSums() for name in streams}
     for targets, logits in _window_logits(model, batch, streams, window):
         dense = logits(DENSE)
+        reference = Reference.of(dense) if divergence else None
         for name in streams:
-            mine = dense if name == DENSE else logits(name)
-            totals[name] = totals[name] + sum_losses(mine, targets, dense if divergence else None)
+            if name == DENSE:
+                sums = sum_losses(dense, targets)
+                agreements = sums.num_tokens if divergence else 0  # with itself
+                totals[name] = totals[name] + replace(sums, agreements=agreements)
+            else:
+                totals[name] = totals[name] + sum_losses(logits(name), targets, reference)
     return totals

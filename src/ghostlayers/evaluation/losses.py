@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-POSITIONS_PER_BLOCK = 256
+POSITIONS_PER_BLOCK = 64
 """Positions turned into float32 log-probabilities at a time: bounds memory, not the result."""
 
 
@@ -50,23 +50,54 @@ class LossSums:
         return self.agreements / max(self.num_tokens, 1)
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The dense model's predictions, prepared once for comparing any number of others with them.
+
+    Attributes:
+        probabilities: [positions, vocabulary].
+        entropies: in nats, [positions].
+        words: the most likely ones, [positions].
+    """
+
+    probabilities: Float[Tensor, "positions vocabulary"]
+    entropies: Float[Tensor, " positions"]
+    words: Int[Tensor, " positions"]
+
+    @classmethod
+    def of(cls, logits: Float[Tensor, "positions vocabulary"]) -> "Reference":
+        """From logits of any float type."""
+        log_p = torch.log_softmax(logits.float(), dim=-1)
+        words = log_p.argmax(dim=-1)
+        probabilities = log_p.exp()
+        return cls(probabilities, -torch.linalg.vecdot(probabilities, log_p), words)
+
+
 def sum_losses(
     logits: Float[Tensor, "positions vocabulary"],
     targets: Int[Tensor, " positions"],
-    reference: Float[Tensor, "positions vocabulary"] | None = None,
+    reference: Float[Tensor, "positions vocabulary"] | Reference | None = None,
 ) -> LossSums:
     """Sums over positions, each predicting its target.
 
     Args:
         logits: the model's, any float type.
         targets: the true next tokens.
-        reference: the dense model's logits on the same positions.
+        reference: the dense model's logits on the same positions, or what was made of them.
     """
     sums = LossSums()
+    whole = reference if isinstance(reference, Reference) else None
     for start in range(0, targets.shape[0], POSITIONS_PER_BLOCK):
         block = slice(start, start + POSITIONS_PER_BLOCK)
-        other = None if reference is None else reference[block]
-        sums = sums + _sum_block(logits[block], targets[block], other)
+        if isinstance(reference, Tensor):
+            against = Reference.of(reference[block])
+        elif whole is not None:
+            against = Reference(
+                whole.probabilities[block], whole.entropies[block], whole.words[block]
+            )
+        else:
+            against = None
+        sums = sums + _sum_block(logits[block], targets[block], against)
     return sums
 
 
@@ -83,12 +114,14 @@ def token_losses(
     return torch.cat(losses)
 
 
-def _sum_block(logits: Tensor, targets: Tensor, reference: Tensor | None) -> LossSums:
-    log_q = torch.log_softmax(logits.float(), dim=-1)
+def _sum_block(logits: Tensor, targets: Tensor, reference: Reference | None) -> LossSums:
+    """KL(p || q) = -H(p) - sum p log q, the sum a dot product that needs no copy."""
+    wide = logits.float()
+    log_q = wide - wide.logsumexp(dim=-1, keepdim=True)
     loss = -log_q.gather(1, targets[:, None]).double().sum()
     if reference is None:
         return LossSums(targets.shape[0], float(loss))
-    log_p = torch.log_softmax(reference.float(), dim=-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(dim=1).double().sum()
-    agreements = int((log_p.argmax(dim=1) == log_q.argmax(dim=1)).sum())
+    cross = -torch.linalg.vecdot(reference.probabilities, log_q)
+    kl = (cross - reference.entropies).double().sum().clamp_min(0.0)
+    agreements = int((reference.words == log_q.argmax(dim=1)).sum())
     return LossSums(targets.shape[0], float(loss), float(kl), agreements)
