@@ -133,6 +133,8 @@ def test_every_command_has_help(command, sentence):
         ("--absolute-ridge", "[default: 0.0; paper: 1e-06]"),
         ("--windows", "[default: 128]"),
         ("--fit-windows", "[default: 32]"),
+        ("--search-windows", "[default: 8]"),
+        ("--iterative", "[default: off]"),
         ("--held-out-windows", "[default: one for every sixteen windows, at least 4]"),
         ("--sequence-length", "[default: 2048]"),
         ("--bos", "[default: auto]"),
@@ -610,6 +612,7 @@ def test_every_option_reaches_the_recipe(recipe_of):
         "text_column": "body",
         "windows": 20,
         "fit_windows": 10,
+        "search_windows": 9,
         "held_out_windows": 3,
         "sequence_length": 77,
         "bos": "never",
@@ -623,7 +626,13 @@ def test_every_option_reaches_the_recipe(recipe_of):
     }
     options = [each for k, v in choices.items() for each in (f"--{k.replace('_', '-')}", v)]
     recipe = recipe_of(*options, "--separator", "a\\nb\\tc")
-    assert recipe.to_dict() == {**choices, "layers": None, "separator": "a\nb\tc"}
+    more = {"layers": None, "iterative": False, "separator": "a\nb\tc"}
+    assert recipe.to_dict() == {**choices, **more}
+
+
+def test_iterative_reaches_the_recipe(recipe_of):
+    recipe = recipe_of("-n", "2", "-d", "other.txt", "--select", "taylor:norms", "--iterative")
+    assert (recipe.select, recipe.iterative) == ("taylor:norms", True)
 
 
 # Names that are awkward on a screen

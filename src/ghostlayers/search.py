@@ -157,10 +157,12 @@ def measure_importance(ground: Ground, cut: Cut) -> tuple[float, ...]:
         steps = layer_gradients(
             cut, ground.few, batch_size=ground.batch_size, progress=ground.progress
         )
+        tokens = len(ground.few) * (ground.few.sequence_length - 1)
         found = {
             layer: taylor_importance(
                 pair for name, pair in pairs.items() if counts(name, pair[0], norms=norms)
             )
+            / tokens
             for layer, pairs in steps
         }
     else:

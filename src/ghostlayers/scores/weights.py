@@ -43,7 +43,8 @@ def taylor_importance(
     """Sum of |w g| over all weights of a layer.
 
     Args:
-        weights: pairs of a weight and the gradient of the loss by it, summed over windows.
+        weights: pairs of a weight and the gradient of the loss by it, summed over windows. The
+            sum of losses or their mean only scales the result.
     """
     return sum(
         float((weight.float() * gradient.float()).abs().sum(dtype=torch.float64))
