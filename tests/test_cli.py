@@ -90,7 +90,7 @@ COMMANDS = ["prune", "eval", "score", "inspect", "demo"]
 
 def help_of(*command):
     """Help on a screen so wide that every option is one line."""
-    return succeed(*command, "--help", COLUMNS="600").stdout
+    return succeed(*command, "--help", COLUMNS="2000").stdout
 
 
 def line_of(option, text):
@@ -209,7 +209,7 @@ SOME = ("eval", "-d", "other.txt", *LENGTH)
     ("arguments", "text"),
     [
         ((*ONE, "--repair", "ghst"), "unknown repair 'ghst'. Did you mean 'ghost'?"),
-        ((*ONE, "--select", "best"), "unknown selection 'best'. Known: recoverable, "),
+        ((*ONE, "--select", "best"), "unknown selection 'best'. Known: angular, lorp, "),
         ((*ONE, "--preset", "pager"), "'pager' is not one of"),
         ((*ONE, "--dtype", "int4"), "'int4' is not one of"),
         ((*ONE, "--batch-size", "-1"), "'--batch-size'"),

@@ -53,8 +53,8 @@ class Selection:
     not_iterated: str = ""
 
 
-_NORMS = "count the gains of norms too, as the released code"
-_UNPROTECTED = "any layer may go"
+_NORMS = "counts gains too, as its code does"
+_UNPROTECTED = "takes any"
 
 SELECTIONS: dict[str, Selection] = {
     "streamline": Selection(
@@ -79,19 +79,19 @@ SELECTIONS: dict[str, Selection] = {
         what="redundant layers from clusters of similar ones",
         source="LoRP, arXiv:2605.27786",
         needs=("streams",),
-        arguments={"k=": "so many clusters"},
+        arguments={"k=": "makes N clusters"},
         protects=(1, 1),
         not_iterated="it shares all layers out among clusters at once, and ranks no single layer",
     ),
     "magnitude": Selection(
-        what="the layers of smallest weights, but none of the first 4 and last 2",
+        what="the layers of smallest weights, never the first 4 or last 2",
         source="Shortened LLaMA, arXiv:2402.02834",
         needs=("weights",),
         arguments={"unprotected": _UNPROTECTED, "norms": _NORMS},
         protects=(4, 2),
     ),
     "taylor": Selection(
-        what="the layers of smallest |weight x gradient|, but none of the first 4 and last 2",
+        what="the layers of smallest |weight x gradient|, never the first 4 or last 2",
         source="Shortened LLaMA, arXiv:2402.02834",
         needs=("gradients",),
         arguments={"unprotected": _UNPROTECTED, "norms": _NORMS},
@@ -101,14 +101,14 @@ SELECTIONS: dict[str, Selection] = {
         what="again and again the layer whose removal costs the least loss",
         source="SLEB, arXiv:2402.09025; one-shot: Shortened LLaMA, arXiv:2402.02834",
         needs=("losses",),
-        arguments={"one-shot": "measure every layer once only"},
+        arguments={"one-shot": "measures each once"},
     ),
     "recoverable": Selection(
         what="shortlist by cosine and by residual, then the loss measured after repair",
         source="ours",
         needs=("streams", "residuals", "held-out losses"),
         contiguous=True,
-        arguments={"greedy": "layer by layer, not contiguous, each judged after its repair"},
+        arguments={"greedy": "goes layer by layer, with the repair in the loop"},
     ),
 }
 """The selections by name."""

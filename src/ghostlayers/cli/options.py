@@ -41,10 +41,10 @@ def _option(
 def _describe_selection(name: str, selection: Selection) -> str:
     """A selection and its arguments in half a sentence."""
     arguments = [
-        f"{name}:{word}{'N' if word.endswith('=') else ''}, {what}"
+        f"{name}:{word}{'N' if word.endswith('=') else ''} {what}"
         for word, what in selection.arguments.items()
     ]
-    return f"{name}: {selection.what}" + "".join(f" ({each})" for each in arguments)
+    return f"{name}, {selection.what}" + (f" ({', '.join(arguments)})" if arguments else "")
 
 
 Model = Annotated[

@@ -36,10 +36,10 @@ def add_last_tokens(
         streams: the stream at every boundary, at the last token of each window. The angle between
             similar vectors is lost in float32 (its cosine is 1 - angle^2 / 2), hence float64.
     """
-    unit = torch.nn.functional.normalize(streams.double(), dim=-1).transpose(0, 1)
+    unit = torch.nn.functional.normalize(streams.cpu().double(), dim=-1).transpose(0, 1)
     cosines = (unit @ unit.transpose(1, 2)).clamp(-1.0, 1.0)
     distances = torch.arccos(cosines).sum(dim=0) / math.pi
-    return AngularSums(sums.total + distances.cpu(), sums.count + streams.shape[1])
+    return AngularSums(sums.total + distances, sums.count + streams.shape[1])
 
 
 def mean_angles(sums: AngularSums) -> Float[Tensor, "boundaries boundaries"]:
