@@ -1,6 +1,7 @@
 """The steps of a run between the calibration windows and the surgery.
 
-Each is one call into `search`, `fitting`, `cuts` or `selection`, with the recipe filled in.
+Each is one call into `measuring`, `search`, `fitting`, `cuts` or `selection`, with the recipe
+filled in.
 """
 
 from collections.abc import Mapping
@@ -12,12 +13,12 @@ from ghostlayers import cuts, scoring, search
 from ghostlayers import fitting as fits
 from ghostlayers.evaluation.losses import LossSums
 from ghostlayers.fitting import Fitting
+from ghostlayers.measuring import Ground, measure
 from ghostlayers.progress import Progress
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import Repair
 from ghostlayers.scores import ScoreTable
 from ghostlayers.scores.births import born_inside
-from ghostlayers.search import Ground
 from ghostlayers.selection import Edges, candidate_spans, check_eligible, select
 from ghostlayers.spans import Span, check_layers
 from ghostlayers.stream import LayerwiseModel
@@ -70,7 +71,7 @@ def _measure(ground: Ground, *, residuals: bool) -> ScoreTable:
     if ground.fitting.method.reach and contiguous:
         # The repair needs a kept layer before the gap.
         spans = [span for span in spans if span.start] or spans
-    return search.measure(ground, spans, residuals=residuals)[0]
+    return measure(ground, spans, residuals=residuals)[0]
 
 
 def choose_spans(
