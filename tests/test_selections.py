@@ -403,14 +403,23 @@ def test_lorp_never_takes_the_first_and_the_last_layer(layerwise: Any, windows: 
 # One layer at a time
 
 
-def test_iterated_shortgpt_is_that_of_hooks(layerwise: Any, windows: Windows) -> None:
+def literal_score(model: Any, ids: Tensor, deltas: dict[Span, Tensor], name: str) -> list[float]:
+    """What a single layer changes; the last token of each window alone for ``angular``."""
+    if name != "angular":
+        return literal_influence(model, ids, deltas)
+    h = literal_streams(model, ids, deltas)[:, :, -1].double()
+    return [float(torch.arccos(cosine_similarity(a, b, dim=-1)).mean()) for a, b in pairwise(h)]
+
+
+@pytest.mark.parametrize("name", ["shortgpt", "streamline", "angular"])
+def test_iterated_scores_are_those_of_hooks(layerwise: Any, windows: Windows, name: str) -> None:
     model, scored, fit = layerwise.model, windows.input_ids[:12], windows.input_ids[:10]
     removed, deltas = [], {}
     for _ in range(4):
-        influence = literal_influence(model, scored, deltas)
-        removed.append(min(set(range(8)) - set(removed), key=lambda i: influence[i]))
+        score = literal_score(model, scored, deltas, name)
+        removed.append(min(set(range(8)) - set(removed), key=lambda i: score[i]))
         deltas = literal_fit(model, fit, removed)
-    got, table = choose(layerwise, windows, "shortgpt", 4, iterative=True, fit_windows=10)
+    got, table = choose(layerwise, windows, name, 4, iterative=True, fit_windows=10)
     assert [step.layer for step in table.steps] == removed
     assert got == sorted(removed)
 
