@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import families
 import ghostlayers
-from ghostlayers import checkpoint, scoring, search, steps
+from ghostlayers import checkpoint, measuring, scoring, search, steps
 from ghostlayers.checkpoint import Verification
 from ghostlayers.cli import app
 from ghostlayers.cuts import Cut
@@ -447,7 +447,11 @@ def test_iterating_once_is_not_iterating(layerwise: Any, windows: Windows, name:
     assert choose(layerwise, windows, name, layers=1, iterative=True)[0] == once
 
 
-def test_greedy_recoverable_is_that_of_hooks(layerwise: Any, windows: Windows) -> None:
+def test_greedy_recoverable_is_that_of_hooks(
+    layerwise: Any, windows: Windows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (scoring, measuring):  # 3 windows then give exactly the sample
+        monkeypatch.setattr(module, "TOKENS_PER_CHANNEL", 4)
     model, few, fit = layerwise.model, windows.input_ids[:3], windows.input_ids[:10]
     held_out = windows.input_ids[12:]
     dense = literal_streams(model, few)
@@ -460,7 +464,6 @@ def test_greedy_recoverable_is_that_of_hooks(layerwise: Any, windows: Windows) -
         for layer in tried:
             spans = merge_layers([*removed, layer])
             (gap,) = [span for span in spans if layer in span]
-            # 3 windows are fewer tokens than the sample wants, so it takes them all.
             one = literal_ghost(now[gap.start], dense[gap.stop])
             others = {span: delta for span, delta in deltas.items() if span in spans}
             repairs = {s: Repair("ghost", linear(d)) for s, d in {**others, gap: one}.items()}
@@ -472,6 +475,10 @@ def test_greedy_recoverable_is_that_of_hooks(layerwise: Any, windows: Windows) -
     assert [step.layer for step in table.steps] == removed
     assert [step.loss for step in table.steps] == pytest.approx(losses, rel=1e-3)
     assert got == sorted(removed)
+
+
+def test_greedy_recoverable_samples_enough_windows(layerwise: Any, windows: Windows) -> None:
+    assert len(choose(layerwise, windows, "recoverable:greedy", search_windows=1)[0]) == 3
 
 
 def test_greedy_candidates_lie_low_or_beside_a_gap() -> None:

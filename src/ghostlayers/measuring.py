@@ -19,7 +19,7 @@ from ghostlayers.progress import Advance, Progress
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
 from ghostlayers.scores import ScoreTable, SpanScore
-from ghostlayers.scores.residual import TokenSample
+from ghostlayers.scores.residual import TOKENS_PER_CHANNEL, TokenSample
 from ghostlayers.scores.weights import counts, magnitude_importance, taylor_importance
 from ghostlayers.selection import Choice, eligible_layers, find_selection, shortlist
 from ghostlayers.spans import Span, merge_layers
@@ -60,6 +60,13 @@ class Ground:
     def few(self) -> Windows:
         """The calibration windows that searches measure losses and gradients on."""
         return self.windows.first(self.recipe.num_search_windows)
+
+    @property
+    def enough_to_fit(self) -> Windows:
+        """The search windows, and as many more as give the tokens that a sampled fit wants."""
+        wanted = TOKENS_PER_CHANNEL * self.model.model.config.hidden_size
+        filled = -(-wanted // self.windows.sequence_length)
+        return self.windows.first(max(self.recipe.num_search_windows, filled))
 
     @property
     def eligible(self) -> range:

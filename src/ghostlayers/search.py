@@ -97,7 +97,8 @@ def search_recoverable(ground: Ground, count: int) -> Found:
     At each step, of the current repaired model: the few layers of lowest Block Influence, and all
     that lie beside a gap. The gap that each would make (or lengthen) is fitted from sampled tokens
     of the stream that it would receive; a race on the held-out windows decides; then all gaps are
-    fitted anew, as for the result. Block Influence and the sample come from the search windows.
+    fitted anew, as for the result. Block Influence and the sample come from the search windows, or
+    from more where those hold too few tokens for a fit.
     (Where a repair folds into kept layers, the sampled stream still has the fold that the new gap's
     repair replaces; the race has not.)
     """
@@ -110,7 +111,7 @@ def search_recoverable(ground: Ground, count: int) -> Found:
         left = [layer for layer in ground.eligible if layer not in removed]
         table, sample = scoring.measure_scores(
             ground.model,
-            ground.few,
+            ground.enough_to_fit,
             [Span(layer, layer + 1) for layer in left],
             cosine_axis=ground.recipe.cosine_axis,
             residuals=False,
