@@ -90,7 +90,7 @@ COMMANDS = ["prune", "eval", "score", "compare", "run", "inspect", "demo"]
 
 def help_of(*command):
     """Help on a screen so wide that every option is one line."""
-    return succeed(*command, "--help", COLUMNS="600").stdout
+    return succeed(*command, "--help", COLUMNS="2000").stdout
 
 
 def line_of(option, text):
@@ -133,6 +133,8 @@ def test_every_command_has_help(command, sentence):
         ("--absolute-ridge", "[default: 0.0; paper: 1e-06]"),
         ("--windows", "[default: 128]"),
         ("--fit-windows", "[default: 32]"),
+        ("--search-windows", "[default: 8]"),
+        ("--iterative", "[default: off]"),
         ("--held-out-windows", "[default: one for every sixteen windows, at least 4]"),
         ("--sequence-length", "[default: 2048]"),
         ("--bos", "[default: auto]"),
@@ -209,7 +211,7 @@ SOME = ("eval", "-d", "other.txt", *LENGTH)
     ("arguments", "text"),
     [
         ((*ONE, "--repair", "ghst"), "unknown repair 'ghst'. Did you mean 'ghost'?"),
-        ((*ONE, "--select", "best"), "unknown selection 'best'. Known: recoverable, "),
+        ((*ONE, "--select", "best"), "unknown selection 'best'. Known: angular, lorp, "),
         ((*ONE, "--preset", "pager"), "'pager' is not one of"),
         ((*ONE, "--dtype", "int4"), "'int4' is not one of"),
         ((*ONE, "--batch-size", "-1"), "'--batch-size'"),
@@ -612,6 +614,7 @@ def test_every_option_reaches_the_recipe(recipe_of):
         "text_column": "body",
         "windows": 20,
         "fit_windows": 10,
+        "search_windows": 9,
         "held_out_windows": 3,
         "sequence_length": 77,
         "bos": "never",
@@ -625,7 +628,13 @@ def test_every_option_reaches_the_recipe(recipe_of):
     }
     options = [each for k, v in choices.items() for each in (f"--{k.replace('_', '-')}", v)]
     recipe = recipe_of(*options, "--separator", "a\\nb\\tc")
-    assert recipe.to_dict() == {**choices, "layers": None, "separator": "a\nb\tc"}
+    more = {"layers": None, "iterative": False, "separator": "a\nb\tc"}
+    assert recipe.to_dict() == {**choices, **more}
+
+
+def test_iterative_reaches_the_recipe(recipe_of):
+    recipe = recipe_of("-n", "2", "-d", "other.txt", "--select", "taylor:norms", "--iterative")
+    assert (recipe.select, recipe.iterative) == ("taylor:norms", True)
 
 
 # Names that are awkward on a screen

@@ -41,7 +41,7 @@ def test_a_key_like_no_other_gets_the_list_only():
 def test_an_unknown_selection_suggests_a_near_one():
     assert message(select="streamlined") == (
         "unknown selection 'streamlined'. Did you mean 'streamline'? "
-        "Known: recoverable, shortgpt, streamline."
+        "Known: angular, lorp, magnitude, perplexity, recoverable, shortgpt, streamline, taylor."
     )
 
 
@@ -82,13 +82,15 @@ def test_an_unknown_choice_lists_all(name, allowed):
         ("ridge", False, "int or float"),
         ("bos", None, "str"),
         ("separator", 3, "str"),
+        ("iterative", 1, "bool"),
+        ("iterative", "yes", "bool"),
     ],
 )
 def test_a_wrong_type_is_refused(name, value, expected):
     assert message(**{name: value}) == f"'{name}' must be {expected}, got {value!r}."
 
 
-@pytest.mark.parametrize("name", ["windows", "fit_windows", "sequence_length"])
+@pytest.mark.parametrize("name", ["windows", "fit_windows", "search_windows", "sequence_length"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_numbers_that_must_be_positive(name, value):
     assert message(**{name: value}) == f"'{name}' must be at least 1, got {value}."
@@ -124,8 +126,15 @@ def test_more_fit_windows_than_windows_are_refused():
     assert message(windows=8, fit_windows=9) == ("'fit_windows' (9) must not exceed 'windows' (8).")
 
 
-def test_recoverable_needs_held_out_windows():
-    assert message(layers=2, held_out_windows=0) == (
+def test_more_search_windows_than_windows_are_refused():
+    assert message(windows=8, search_windows=9) == (
+        "'search_windows' (9) must not exceed 'windows' (8)."
+    )
+
+
+@pytest.mark.parametrize("select", ["recoverable", "recoverable:greedy"])
+def test_recoverable_needs_held_out_windows(select):
+    assert message(layers=2, select=select, held_out_windows=0) == (
         "'recoverable' measures losses: 'held_out_windows' must be at least 1."
     )
 
@@ -135,7 +144,48 @@ def test_others_do_without(choice):
     assert Recipe(**choice, held_out_windows=0).num_held_out_windows == 0
 
 
+def test_iterative_contradicts_named_layers():
+    assert message(remove="1-2", iterative=True) == (
+        "'iterative' chooses layers one at a time, but 'remove' names them all; drop one of the "
+        "two."
+    )
+
+
+@pytest.mark.parametrize(
+    ("select", "why"),
+    [
+        ("perplexity", "it measures the model anew after every removed layer already"),
+        ("recoverable:greedy", "it measures the model anew after every removed layer already"),
+        ("lorp", "it shares all layers out among clusters at once, and ranks no single layer"),
+    ],
+)
+def test_what_cannot_be_iterated_says_why(select, why):
+    assert message(layers=2, select=select, iterative=True).startswith(
+        f"'{select}' cannot be combined with 'iterative': {why}. Drop 'iterative', or take "
+    )
+
+
+@pytest.mark.parametrize(
+    ("select", "expected"),
+    [
+        ("perplexity:oneshot", "'perplexity:oneshot': unknown argument 'oneshot'. Did you mean"),
+        ("streamline:x", "'streamline:x': unknown argument 'x'. It takes none."),
+        ("lorp:k=two", "'lorp:k=two': the number of clusters k must be a whole number from 1"),
+        ("taylor:", "cannot read the selection 'taylor:'"),
+    ],
+)
+def test_arguments_of_selections_that_mean_nothing(select, expected):
+    assert message(select=select).startswith(expected)
+
+
 # Numbers that depend on others
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, 8), ({"windows": 5}, 5), ({"search_windows": 50}, 50)]
+)
+def test_search_windows_by_default(given, expected):
+    assert Recipe(**given).num_search_windows == expected
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,10 @@ def make_table(
         for i, (cosine, residual) in enumerate(zip(cosines, residuals, strict=True))
     )
     if losses is not None:
+        best = min(loss for loss in losses if loss is not None)
         spans = tuple(
-            dataclasses.replace(s, loss=loss) for s, loss in zip(spans, losses, strict=True)
+            dataclasses.replace(s, loss=loss, behind=(loss or 0.0) - best, behind_error=0.01)
+            for s, loss in zip(spans, losses, strict=True)
         )
     return ScoreTable(6, torch.eye(7).double(), influence, spans, profile([[1.0]] * 7))
 
@@ -117,8 +119,9 @@ def test_streamline_takes_the_most_similar_span() -> None:
 
 
 def test_shortgpt_takes_the_least_influential_layers() -> None:
-    assert selection.select_shortgpt(TABLE, 3, "allow") == (Span(1, 2), Span(3, 4), Span(5, 6))
-    assert selection.select_shortgpt(TABLE, 3, "protect") == (Span(1, 2), Span(3, 5))
+    chosen = selection.select("shortgpt", TABLE, 3, "allow")
+    assert chosen == (Span(1, 2), Span(3, 4), Span(5, 6))
+    assert selection.select("shortgpt", TABLE, 3, "protect") == (Span(1, 2), Span(3, 5))
 
 
 def test_the_shortlist_holds_the_best_of_both_rankings() -> None:

@@ -21,9 +21,9 @@ from ghostlayers.stream import (
     LayerwiseModel,
     MicroBatch,
     Stream,
+    Tap,
     check_finite,
     micro_batches,
-    sweep,
 )
 from ghostlayers.tokens import Windows
 
@@ -61,46 +61,56 @@ class Cut:
     @property
     def fork(self) -> int:
         """The last boundary up to which the cut model equals the dense one."""
-        first = min(self.repairs)
-        return first.start - self.repairs[first].reach
+        return self.fork_from({})
 
-    def run(
-        self,
-        batch: MicroBatch,
-        stream: Stream,
-        boundary: int | None = None,
-        observe: Callable[[int, Stream], None] | None = None,
-    ) -> Stream:
-        """From the stream at the fork (or a kept boundary before it) to the last boundary.
+    def fork_from(self, base: Mapping[Span, Repair]) -> int:
+        """The last boundary up to which it equals another cut, whose repairs these are."""
+        mine, others = self.repairs.items(), base.items()
+        changed = [
+            span.start - repair.reach
+            for span, repair in (*mine, *others)
+            if self.repairs.get(span) is not repair or base.get(span) is not repair
+        ]
+        return min(changed, default=self.model.num_layers)
 
-        Args:
-            batch: the windows.
-            stream: their stream at that boundary.
-            boundary: which; the fork if not given.
-            observe: told the boundary (of the dense model) and the stream behind each gap and
-                each kept layer that follows the first gap.
-        """
-        here = self.fork if boundary is None else boundary
-        for span, repair in self.repairs.items():
-            maps = () if repair.operator is None else tuple(repair.operator.maps)
-            taps = tap_places(self.model.model, maps)
-            found: dict[str, Tensor] = {}
-            for layer in range(here, span.start):
-                wanted = taps if layer == span.start - 1 else {}
-                stream = self._layer(layer, batch, stream, wanted)
-                found.update(caught(wanted))
-            with torch.no_grad():
-                stream = act(repair, stream, reader(self.model, stream, span, found))
-            here = span.stop
-            if observe is not None:
-                observe(here, stream)
-        for layer in range(here, self.model.num_layers):
-            stream = self._layer(layer, batch, stream, {})
-            if observe is not None:
-                observe(layer + 1, stream)
+    def run(self, batch: MicroBatch, stream: Stream, boundary: int | None = None) -> Stream:
+        """From the stream at the fork (or at another boundary) to the last boundary."""
+        start = self.fork if boundary is None else boundary
+        for _, here in self.walk(batch, stream, start):
+            stream = here
         return stream
 
-    def _layer(self, layer: int, batch: MicroBatch, stream: Stream, taps: Mapping) -> Stream:  # type: ignore[type-arg]
+    def walk(
+        self, batch: MicroBatch, stream: Stream, start: int = 0
+    ) -> Iterator[tuple[int, Stream]]:
+        """The stream at every boundary of the dense model, as this cut leaves it.
+
+        A removed layer hands its input on, and a gap's repair acts at its end: boundary ``start``
+        of a gap is the stream that the repair will receive, boundary ``stop`` what it makes of it.
+        """
+        gaps = {layer: span for span in self.repairs for layer in span.layers}
+        found: dict[str, Tensor] = {}
+        yield start, stream
+        for layer in range(start, self.model.num_layers):
+            span = gaps.get(layer)
+            if span is None:
+                wanted = self._taps(gaps.get(layer + 1))
+                stream = self._layer(layer, batch, stream, wanted)
+                found = caught(wanted)
+            elif layer == span.stop - 1:
+                with torch.no_grad():
+                    read = reader(self.model, stream, span, found)
+                    stream = act(self.repairs[span], stream, read)
+            yield layer + 1, stream
+
+    def _taps(self, span: Span | None) -> dict[str, tuple[str, Tap]]:
+        """What the repair of a gap reads of the kept layer before it."""
+        operator = None if span is None else self.repairs[span].operator
+        return {} if operator is None else tap_places(self.model.model, operator.maps)
+
+    def _layer(
+        self, layer: int, batch: MicroBatch, stream: Stream, taps: Mapping[str, tuple[str, Tap]]
+    ) -> Stream:
         stream = self.model.run_layer(
             layer, batch, stream, weights=self.weights.get(layer), taps=dict(taps.values())
         )
@@ -143,7 +153,7 @@ def measure_cuts(
     totals = {name: LossSums() for name in (DENSE, *cuts)}
     with (progress or Silent()).stage(description, len(windows)) as advance:
         for ids in micro_batches(model, windows, batch_size):
-            batch, streams = _cut_streams(model, ids, ready)
+            batch, streams = _cut_streams(model, ids, ready, Cut(model, {}))
             for window in range(ids.shape[0]):
                 for name, sums in _window_losses(model, batch, streams, window, divergence).items():
                     totals[name] = totals[name] + sums
@@ -152,16 +162,20 @@ def measure_cuts(
 
 
 def _cut_streams(
-    model: LayerwiseModel, ids: Tensor, cuts: Mapping[str, Cut]
+    model: LayerwiseModel, ids: Tensor, cuts: Mapping[str, Cut], base: Cut
 ) -> tuple[MicroBatch, dict[str, Tensor]]:
-    """The stream at the last boundary, of the dense model and of every cut."""
+    """The stream at the last boundary, of the base and of every cut.
+
+    Each cut starts from the base's stream at the last boundary that both share.
+    """
     batch, stream = model.begin(ids)
+    places = {name: cut.fork_from(base.repairs) for name, cut in cuts.items()}
     forks: dict[str, Tensor] = {}
-    hidden = stream
-    for boundary, (hidden,) in sweep(model, [batch], [stream], stop=model.num_layers):
-        forks.update({name: hidden for name, cut in cuts.items() if cut.fork == boundary})
-    ends = {name: cut.run(batch, forks.pop(name)) for name, cut in cuts.items()}
-    return batch, {DENSE: hidden, **ends}
+    for boundary, hidden in base.walk(batch, stream):
+        forks.update({name: hidden for name, place in places.items() if place == boundary})
+        stream = hidden
+    ends = {name: cut.run(batch, forks.pop(name), places[name]) for name, cut in cuts.items()}
+    return batch, {DENSE: stream, **ends}
 
 
 @torch.no_grad()
@@ -184,11 +198,15 @@ def stream_distances(
     tokens = 0
     for ids in micro_batches(model, windows, batch_size):
         batch, stream = model.begin(ids)
-        walk = sweep(model, [batch], [stream], stop=model.num_layers)
-        dense = {boundary: hidden for boundary, (hidden,) in walk}
+        dense = dict(Cut(model, {}).walk(batch, stream))
         tokens += ids.numel()
         for name, cut in ready.items():
-            cut.run(batch, dense[cut.fork], observe=_distance_to(dense, sums[name]))
+            note = _distance_to(dense, sums[name])
+            first = min(cut.repairs).stop
+            for boundary, hidden in cut.walk(batch, dense[cut.fork], cut.fork):
+                inside = any(span.start < boundary < span.stop for span in cut.repairs)
+                if boundary >= first and not inside:
+                    note(boundary, hidden)
     return {
         name: {boundary: total / tokens for boundary, total in found.items()}
         for name, found in sums.items()
@@ -214,7 +232,7 @@ class Race:
     """Losses of cuts that were compared on the same tokens.
 
     Attributes:
-        dense: the untouched model's loss at every position, in nats, [tokens].
+        dense: loss of the model that the cuts were made of, at every position, in nats, [tokens].
         cuts: those of every cut, on the first tokens only where it was given up early.
     """
 
@@ -244,6 +262,7 @@ def race_cuts(
     windows: Windows,
     cuts: Mapping[str, Mapping[Span, Repair]],
     *,
+    base: Mapping[Span, Repair] | None = None,
     batch_size: int = 0,
     progress: Progress | None = None,
     description: str = "Measuring candidates",
@@ -251,13 +270,16 @@ def race_cuts(
     """Losses of many cuts, giving up those that fall hopelessly behind.
 
     After each micro-batch a cut leaves whose loss exceeds the best one's by more than `HOPELESS`
-    standard errors of their difference on the same tokens. Arguments as `measure_cuts`.
+    standard errors of their difference on the same tokens. Where all cuts go further than a
+    ``base``, that runs once instead of the dense model, and each starts from it. Other arguments
+    as `measure_cuts`.
     """
     race = Race(torch.empty(0), {name: torch.empty(0) for name in cuts})
+    trunk = Cut(model, base or {})
     running = {name: Cut(model, repairs) for name, repairs in cuts.items()}
     with (progress or Silent()).stage(description, len(windows)) as advance:
         for ids in micro_batches(model, windows, batch_size):
-            batch, streams = _cut_streams(model, ids, running)
+            batch, streams = _cut_streams(model, ids, running, trunk)
             losses = {name: torch.empty(0) for name in streams}
             for window in range(ids.shape[0]):
                 for name, each in _window_token_losses(model, batch, streams, window).items():
@@ -273,6 +295,13 @@ def race_cuts(
 def _hopeless(race: Race, name: str) -> bool:
     difference, error = race.behind(name)
     return name != race.best and difference > HOPELESS * error
+
+
+def end_losses(model: LayerwiseModel, batch: MicroBatch, stream: Stream) -> Tensor:
+    """Loss in nats at every position, from the stream at the last boundary, [tokens]."""
+    windows = range(batch.input_ids.shape[0])
+    parts = [_window_token_losses(model, batch, {"": stream}, window)[""] for window in windows]
+    return torch.cat(parts)
 
 
 def _window_token_losses(

@@ -118,8 +118,8 @@ def score(
 ) -> ScoreTable:
     """Score every layer, and every contiguous span of ``layers`` layers.
 
-    Arguments as for `prune`. Losses after repair are measured for the shortlist of
-    ``recoverable`` when the recipe selects so.
+    Arguments as for `prune`. What only some selections need is measured when the recipe selects
+    so: losses after repair of the shortlist of ``recoverable``, or the importance of every layer.
 
     Raises:
         GhostlayersError: bad input or numbers.

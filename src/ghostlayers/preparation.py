@@ -16,6 +16,7 @@ from ghostlayers.loading import LoadedModel, from_memory, load_model, read_confi
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.repairs.hadamard import hadamard
+from ghostlayers.selection import check_eligible, eligible_layers, find_selection
 from ghostlayers.spans import check_count, check_layers, merge_layers
 from ghostlayers.stream import LayerwiseModel
 from ghostlayers.surgery import family_of
@@ -90,6 +91,8 @@ def check_request(
         raise RecipeError("say how many layers to remove (--layers) or which (--remove).")
     else:
         check_count(recipe.layers, layerwise.num_layers)
+        if surgery_follows:
+            _check_selection(recipe, layerwise.num_layers)
     tokens.check_sequence_length(loaded.model.config, recipe.sequence_length)
     method = find_method(recipe.repair)
     if surgery_follows and not method.savable:
@@ -103,6 +106,16 @@ def check_request(
     check_method(loaded.model, method, spans)
     _check_fit_tokens(loaded, recipe)
     return layerwise
+
+
+def _check_selection(recipe: Recipe, num_layers: int) -> None:
+    """Refuse more layers than the selection may remove."""
+    choice = find_selection(recipe.select)
+    keep_first = find_method(recipe.repair).reach > 0
+    assert recipe.layers is not None
+    if not choice.contiguous or recipe.iterative:
+        eligible = eligible_layers(choice, num_layers, recipe.edges, keep_first=keep_first)
+        check_eligible(choice, eligible, recipe.layers, num_layers)
 
 
 def _refuse_quantized(model: Any) -> None:

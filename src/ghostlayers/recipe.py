@@ -13,7 +13,7 @@ from typing import Any, Literal
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.repairs import find_method
 from ghostlayers.scores.cosine import CosineAxis
-from ghostlayers.selection import SELECTIONS, Edges
+from ghostlayers.selection import Edges, find_selection
 from ghostlayers.spans import parse_layers
 from ghostlayers.tokens import BosPolicy
 
@@ -29,12 +29,15 @@ class Recipe:
         layers: how many decoder layers to remove.
         remove: which to remove instead, such as ``10-12,14``.
         select: how to choose them.
+        iterative: choose one layer at a time, each on the model that is repaired so far.
         repair: how to repair each gap.
         data: named corpus, file or folder; None for documents given in memory.
         text_column: the column that holds the text.
         separator: joins the documents.
         windows: calibration windows for the scores.
         fit_windows: how many of them the repair is fitted on; 32, or all if there are fewer.
+        search_windows: how many of the calibration windows ``perplexity``, ``taylor`` and
+            ``recoverable:greedy`` measure on; 8, or all if there are fewer.
         held_out_windows: further windows, for losses; one for every sixteen windows, at least 4.
         sequence_length: tokens a window.
         bos: whether windows start with a beginning-of-sequence token.
@@ -51,12 +54,14 @@ class Recipe:
     layers: int | None = None
     remove: str | None = None
     select: str = "recoverable"
+    iterative: bool = False
     repair: str = "ghost"
     data: str | None = None
     text_column: str | None = None
     separator: str = "\n\n"
     windows: int = 128
     fit_windows: int | None = None
+    search_windows: int | None = None
     held_out_windows: int | None = None
     sequence_length: int = 2048
     bos: BosPolicy = "auto"
@@ -77,6 +82,11 @@ class Recipe:
     def num_fit_windows(self) -> int:
         """Windows that the repair is fitted on."""
         return min(32, self.windows) if self.fit_windows is None else self.fit_windows
+
+    @property
+    def num_search_windows(self) -> int:
+        """Calibration windows that searches measure losses and gradients on."""
+        return min(8, self.windows) if self.search_windows is None else self.search_windows
 
     @property
     def num_held_out_windows(self) -> int:
@@ -149,7 +159,7 @@ def _check_types(recipe: Recipe) -> None:
     for field in dataclasses.fields(recipe):
         value = getattr(recipe, field.name)
         allowed = _plain_types(hints[field.name])
-        if isinstance(value, bool) or not isinstance(value, allowed):
+        if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
             expected = " or ".join(each.__name__ for each in allowed)
             raise RecipeError(f"'{field.name}' must be {expected}, got {value!r}.")
 
@@ -165,10 +175,7 @@ def _plain_types(hint: Any) -> tuple[type, ...]:
 def _check_choices(recipe: Recipe) -> None:
     if recipe.layers is not None and recipe.remove is not None:
         raise RecipeError("give either the number of layers or which to remove, not both.")
-    if recipe.select not in SELECTIONS:
-        raise RecipeError(
-            f"unknown selection '{recipe.select}'. {suggest(recipe.select, SELECTIONS)}"
-        )
+    _check_iterative(recipe)
     find_method(recipe.repair)
     choices = {
         "cosine_axis": CosineAxis,
@@ -183,8 +190,25 @@ def _check_choices(recipe: Recipe) -> None:
             raise RecipeError(f"'{name}' must be one of {', '.join(allowed)}, got '{value}'.")
 
 
+def _check_iterative(recipe: Recipe) -> None:
+    choice = find_selection(recipe.select)
+    if not recipe.iterative:
+        return
+    if recipe.remove is not None:
+        raise RecipeError(
+            "'iterative' chooses layers one at a time, but 'remove' names them all; drop one of "
+            "the two."
+        )
+    if choice.not_iterated:
+        raise RecipeError(
+            f"'{recipe.select}' cannot be combined with 'iterative': {choice.not_iterated}. Drop "
+            "'iterative', or take shortgpt, streamline, angular, recoverable, perplexity:one-shot, "
+            "taylor or magnitude."
+        )
+
+
 def _check_numbers(recipe: Recipe) -> None:
-    for name in ("windows", "fit_windows", "sequence_length"):
+    for name in ("windows", "fit_windows", "search_windows", "sequence_length"):
         value = getattr(recipe, name)
         if value is not None and value < 1:
             raise RecipeError(f"'{name}' must be at least 1, got {value}.")
@@ -194,9 +218,10 @@ def _check_numbers(recipe: Recipe) -> None:
             raise RecipeError(f"'{name}' must not be negative, got {value}.")
     if not 0 <= recipe.seed < 2**63:
         raise RecipeError(f"'seed' must lie in [0, 2**63), got {recipe.seed}.")
-    if recipe.num_fit_windows > recipe.windows:
-        raise RecipeError(
-            f"'fit_windows' ({recipe.fit_windows}) must not exceed 'windows' ({recipe.windows})."
-        )
-    if recipe.select == "recoverable" and recipe.remove is None and recipe.num_held_out_windows < 1:
+    for name in ("fit_windows", "search_windows"):
+        value = getattr(recipe, name)
+        if value is not None and value > recipe.windows:
+            raise RecipeError(f"'{name}' ({value}) must not exceed 'windows' ({recipe.windows}).")
+    by_loss = "held-out losses" in find_selection(recipe.select).selection.needs
+    if by_loss and recipe.remove is None and recipe.num_held_out_windows < 1:
         raise RecipeError("'recoverable' measures losses: 'held_out_windows' must be at least 1.")

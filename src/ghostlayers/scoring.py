@@ -1,4 +1,4 @@
-"""Scoring layers and spans of layers: one sweep of the dense model over the calibration windows."""
+"""Scoring layers and spans of layers: one sweep of a model over the calibration windows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ghostlayers.cuts import Cut
 from ghostlayers.features import stream_feature
 from ghostlayers.fitting import Fitting, Gatherer
 from ghostlayers.modeling import norm_eps
@@ -13,6 +14,7 @@ from ghostlayers.progress import Progress, Silent
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import Repair
 from ghostlayers.scores import ScoreTable, SpanScore
+from ghostlayers.scores.angular import add_last_tokens, empty_angles, mean_angles
 from ghostlayers.scores.births import NormProfile, born_inside
 from ghostlayers.scores.cosine import (
     CosineAxis,
@@ -28,7 +30,7 @@ from ghostlayers.scores.residual import (
     span_residual,
 )
 from ghostlayers.spans import Span
-from ghostlayers.stream import LayerwiseModel, micro_batches, sweep
+from ghostlayers.stream import LayerwiseModel, micro_batches
 from ghostlayers.tokens import Windows
 
 STREAM_FEATURES = frozenset({"x", "norm", "one"})
@@ -44,11 +46,16 @@ def measure_scores(
     *,
     cosine_axis: CosineAxis = "hidden",
     residuals: bool = True,
+    keep_sample: bool = False,
+    cut: Cut | None = None,
     seed: int = 0,
     batch_size: int = 0,
     progress: Progress | None = None,
+    description: str = "Scoring layers",
 ) -> tuple[ScoreTable, TokenSample | None]:
     """Score every candidate span from one sweep over the windows.
+
+    Nothing of the stream outlives its micro-batch but sums and the sample.
 
     Args:
         model: the dense model.
@@ -56,28 +63,33 @@ def measure_scores(
         spans: candidates.
         cosine_axis: see `scores.cosine.add_window`.
         residuals: also measure how much of each span a linear map replaces.
-        seed: chooses the tokens that the residual is measured on.
+        keep_sample: return sampled tokens even without residuals.
+        cut: score this cut and repaired model instead, its boundaries numbered as `Cut.walk` does.
+        seed: chooses the tokens that are sampled, the same for every cut.
         batch_size: windows at a time; 0 chooses.
         progress: told of every window.
+        description: of the stage.
 
     Returns:
         The table, and the sampled tokens behind its residuals (None without).
     """
     boundaries = model.num_layers + 1
-    cosines = empty_cosines(boundaries)
+    cut = cut or Cut(model, {})
+    cosines, angles = empty_cosines(boundaries), empty_angles(boundaries)
     norms: list[Tensor] = []
     sample: TokenSample | None = None
     wanted = TOKENS_PER_CHANNEL * model.model.config.hidden_size
     generator = torch.Generator().manual_seed(seed)
     masks = sample_mask(len(windows), windows.sequence_length, wanted, generator)
     done = filled = 0
-    with (progress or Silent()).stage("Scoring layers", len(windows)) as advance:
+    with (progress or Silent()).stage(description, len(windows)) as advance:
         for ids in micro_batches(model, windows, batch_size):
-            streams = _all_boundaries(model, ids)
+            streams = _all_boundaries(cut, ids)
             norms.append(_norms(streams))
+            angles = add_last_tokens(angles, streams[:, :, -1])
             for window in range(ids.shape[0]):
                 cosines = add_window(cosines, streams[:, window], cosine_axis)
-            if residuals:
+            if residuals or keep_sample:
                 mask = masks[done : done + ids.shape[0]].to(streams.device)
                 sample = _keep_sample(sample, streams[:, mask], int(masks.sum()), filled)
                 filled += int(mask.sum())
@@ -85,15 +97,21 @@ def measure_scores(
             done += ids.shape[0]
             advance(ids.shape[0])
     table = _score_table(
-        mean_cosine(cosines), NormProfile(torch.cat(norms, dim=1)), spans, sample, progress
+        mean_cosine(cosines),
+        mean_angles(angles),
+        NormProfile(torch.cat(norms, dim=1)),
+        spans,
+        sample if residuals else None,
+        progress,
     )
     return table, sample
 
 
 def measure_norms(model: LayerwiseModel, windows: Windows, *, batch_size: int = 0) -> NormProfile:
     """Norms of every token at every boundary."""
+    dense = Cut(model, {})
     norms = [
-        _norms(_all_boundaries(model, ids)) for ids in micro_batches(model, windows, batch_size)
+        _norms(_all_boundaries(dense, ids)) for ids in micro_batches(model, windows, batch_size)
     ]
     return NormProfile(torch.cat(norms, dim=1))
 
@@ -114,17 +132,18 @@ def _keep_sample(
 
 
 @torch.no_grad()
-def _all_boundaries(model: LayerwiseModel, ids: Tensor) -> Tensor:
+def _all_boundaries(cut: Cut, ids: Tensor) -> Tensor:
     """The stream at every boundary, [boundaries, batch, sequence, hidden]."""
-    batch, stream = model.begin(ids)
-    streams = stream.new_empty(model.num_layers + 1, *stream.shape)
-    for boundary, (hidden,) in sweep(model, [batch], [stream], stop=model.num_layers):
+    batch, stream = cut.model.begin(ids)
+    streams = stream.new_empty(cut.model.num_layers + 1, *stream.shape)
+    for boundary, hidden in cut.walk(batch, stream):
         streams[boundary] = hidden
     return streams
 
 
 def _score_table(
     similarity: Tensor,
+    angular: Tensor,
     profile: NormProfile,
     spans: Sequence[Span],
     sample: TokenSample | None,
@@ -136,7 +155,8 @@ def _score_table(
         for span in spans:
             residual = None if sample is None else _residual(sample, span)
             cosine = float(similarity[span.start, span.stop])
-            scores.append(SpanScore(span, cosine, residual, born_inside(profile, span)))
+            score = SpanScore(span, cosine, residual, born_inside(profile, span))
+            scores.append(replace(score, angular=float(angular[span.start, span.stop])))
             advance(1 if total else 0)
     return ScoreTable(
         num_layers=similarity.shape[0] - 1,
@@ -144,6 +164,7 @@ def _score_table(
         block_influence=tuple(block_influence(similarity)),
         spans=tuple(scores),
         norms=profile,
+        angular=angular,
     )
 
 
@@ -152,13 +173,20 @@ def _residual(sample: TokenSample, span: Span) -> float:
     return span_residual(source, target, sample.held_out().to(source.device))
 
 
-def fit_sample(model: LayerwiseModel, sample: TokenSample, span: Span, fitting: Fitting) -> Repair:
+def fit_sample(
+    model: LayerwiseModel,
+    sample: TokenSample,
+    span: Span,
+    fitting: Fitting,
+    received: TokenSample | None = None,
+) -> Repair:
     """A repair of one span from sampled tokens alone: good enough to rank spans by their loss.
 
     Methods that read more than the stream are stood in for by Ghost, which they contain or come
-    near to.
+    near to. ``received`` samples the same tokens of the stream that the gap will really receive,
+    where that is not the dense one.
     """
-    source, target = sample.streams[span.start], sample.streams[span.stop]
+    source, target = (received or sample).streams[span.start], sample.streams[span.stop]
     method = fitting.method if set(fitting.method.needs.features) <= STREAM_FEATURES else GHOST
     method = GHOST if method.needs.pieces else method
     quick = replace(

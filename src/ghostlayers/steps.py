@@ -1,26 +1,25 @@
 """The steps of a run between the calibration windows and the surgery.
 
-Each is one call into `scoring`, `fitting`, `cuts` or `selection`, with the recipe filled in.
+Each is one call into `measuring`, `search`, `fitting`, `cuts` or `selection`, with the recipe
+filled in.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from ghostlayers import cuts, scoring
+from ghostlayers import cuts, scoring, search
 from ghostlayers import fitting as fits
-from ghostlayers.cuts import Race
 from ghostlayers.evaluation.losses import LossSums
 from ghostlayers.fitting import Fitting
+from ghostlayers.measuring import Ground, measure
 from ghostlayers.progress import Progress
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import Repair
-from ghostlayers.scores import ScoreTable, SpanScore
+from ghostlayers.scores import ScoreTable
 from ghostlayers.scores.births import born_inside
-from ghostlayers.scores.residual import TokenSample
-from ghostlayers.selection import candidate_spans, select, shortlist
+from ghostlayers.selection import Edges, candidate_spans, check_eligible, select
 from ghostlayers.spans import Span, check_layers
 from ghostlayers.stream import LayerwiseModel
 from ghostlayers.tokens import Windows
@@ -48,65 +47,31 @@ def measure_table(
     residuals: bool,
 ) -> ScoreTable:
     """Scores of all candidate spans; losses of the shortlist if the selection decides by them."""
-    length = recipe.layers or len(recipe.removed() or [])
-    by_loss = recipe.select == "recoverable"
-    table, sample = scoring.measure_scores(
-        model,
-        windows,
-        candidate_spans(model.num_layers, length, recipe.edges),
-        cosine_axis=recipe.cosine_axis,
-        residuals=residuals or by_loss,
-        seed=recipe.seed,
-        batch_size=run.options.batch_size,
-        progress=run.progress,
-    )
-    if not by_loss or sample is None or len(held_out) == 0:
-        return table
-    return add_losses(run, model, held_out, table, sample, fitting)
+    ground = _ground(run, model, windows, held_out, recipe, fitting)
+    return _measure(ground, residuals=residuals)
 
 
-def add_losses(
+def _ground(
     run: Run,
     model: LayerwiseModel,
+    windows: Windows,
     held_out: Windows,
-    table: ScoreTable,
-    sample: TokenSample,
+    recipe: Recipe,
     fitting: Fitting,
-) -> ScoreTable:
-    """Measure the loss after repair of every span on the shortlist."""
-    spans = {str(span): span for span in shortlist(table)}
-    candidates = {
-        name: {span: scoring.fit_sample(model, sample, span, fitting)}
-        for name, span in spans.items()
-    }
-    race = cuts.race_cuts(
-        model,
-        held_out,
-        candidates,
-        batch_size=run.options.batch_size,
-        progress=run.progress,
-        description=f"Measuring {len(candidates)} candidates after repair",
-    )
-    return dataclasses.replace(
-        table,
-        spans=tuple(_with_loss(each, race) for each in table.spans),
-        dense_loss=float(race.dense.mean()),
-        num_loss_tokens=len(race.dense),
-    )
+) -> Ground:
+    batch_size, progress = run.options.batch_size, run.progress
+    return Ground(model, windows, held_out, recipe, fitting, batch_size, progress)
 
 
-def _with_loss(score: SpanScore, race: Race) -> SpanScore:
-    name = str(score.span)
-    if name not in race.cuts:
-        return score
-    behind, error = race.behind(name)
-    return dataclasses.replace(
-        score,
-        loss=float(race.cuts[race.best].mean()) + behind,
-        behind=behind,
-        behind_error=error,
-        loss_tokens=len(race.cuts[name]),
-    )
+def _measure(ground: Ground, *, residuals: bool) -> ScoreTable:
+    recipe, contiguous = ground.recipe, ground.choice.contiguous
+    length = recipe.layers or len(recipe.removed() or [])
+    edges: Edges = recipe.edges if contiguous else "allow"
+    spans = candidate_spans(ground.model.num_layers, length, edges)
+    if ground.fitting.method.reach and contiguous:
+        # The repair needs a kept layer before the gap.
+        spans = [span for span in spans if span.start] or spans
+    return measure(ground, spans, residuals=residuals)[0]
 
 
 def choose_spans(
@@ -121,9 +86,18 @@ def choose_spans(
     removed = recipe.removed()
     if removed is not None:
         return check_layers(removed, model.num_layers), None
-    table = measure_table(run, model, windows, held_out, recipe, fitting, residuals=False)
     assert recipe.layers is not None
-    return select(recipe.select, table, recipe.layers, recipe.edges), table
+    ground = _ground(run, model, windows, held_out, recipe, fitting)
+    choice = ground.choice
+    if not choice.contiguous or recipe.iterative:
+        check_eligible(choice, ground.eligible, recipe.layers, model.num_layers)
+    if choice.searches:
+        return search.SEARCHES[choice.name](ground, recipe.layers)
+    if recipe.iterative:
+        return search.iterate(ground, recipe.layers)
+    table = _measure(ground, residuals=False)
+    keep_first = fitting.method.reach > 0
+    return select(recipe.select, table, recipe.layers, recipe.edges, keep_first=keep_first), table
 
 
 def fit_repairs(

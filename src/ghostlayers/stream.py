@@ -207,6 +207,18 @@ class LayerwiseModel:
             weights: parameters of the layer, by name, to use instead of its own.
             taps: modules of the layer, by path, whose input or output is wanted.
         """
+        return self.differentiable_layer(layer, batch, stream, weights=weights, taps=taps)
+
+    def differentiable_layer(
+        self,
+        layer: int,
+        batch: MicroBatch,
+        stream: Stream,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        taps: "Mapping[str, Tap] | None" = None,
+    ) -> Stream:
+        """`run_layer`, recorded for a backward pass where gradients are enabled."""
         call, module = batch.calls[layer], self.layers[layer]
         with tapped(module, taps or {}):
             if weights:
@@ -228,6 +240,12 @@ class LayerwiseModel:
             positions: compute the head for these only, where the model can: a head of 262,144
                 words on a long window is gigabytes otherwise.
         """
+        return self.differentiable_logits(batch, stream, positions)
+
+    def differentiable_logits(
+        self, batch: MicroBatch, stream: Stream, positions: slice | None = None
+    ) -> Float[Tensor, "batch positions vocabulary"]:
+        """`logits`, recorded for a backward pass where gradients are enabled."""
         stubs: list[nn.Module] = [_Injector(layer, self._wrap, stream) for layer in self.layers]
         wanted = positions or slice(None)
         options = {}

@@ -111,6 +111,7 @@ def prune(
     layers: o.Layers = None,
     remove: o.Remove = None,
     select: o.Select = None,
+    iterative: o.IterativeOption = None,
     repair: o.RepairOption = None,
     preset: o.PresetOption = None,
     cosine_axis: o.CosineAxisOption = None,
@@ -121,6 +122,7 @@ def prune(
     separator: o.Separator = None,
     windows: o.WindowsOption = None,
     fit_windows: o.FitWindows = None,
+    search_windows: o.SearchWindows = None,
     held_out_windows: o.HeldOutWindows = None,
     sequence_length: o.SequenceLength = None,
     bos: o.Bos = None,
@@ -149,6 +151,7 @@ def prune(
         layers=layers,
         remove=remove,
         select=select,
+        iterative=iterative,
         repair=repair,
         cosine_axis=cosine_axis,
         edges=edges,
@@ -156,6 +159,7 @@ def prune(
         text_column=text_column,
         windows=windows,
         fit_windows=fit_windows,
+        search_windows=search_windows,
         held_out_windows=held_out_windows,
         sequence_length=sequence_length,
         bos=bos,
@@ -174,6 +178,8 @@ def prune(
     pruned = pipeline.prune(dense, recipe, options=options, progress=screen.Bars())
     if pruned.table is not None and pruned.table.dense_loss is not None:
         screen.show_candidates(pruned.table)
+    if pruned.table is not None and pruned.table.steps:
+        screen.show_steps(pruned.table)
     screen.show_cut(pruned)
     screen.show_evidence(pruned)
     screen.step(f"Writing {output} and loading it again in a fresh process ...")

@@ -10,7 +10,7 @@ from ghostlayers.errors import RecipeError
 from ghostlayers.recipe import PRESETS, Inputs, Recipe, TokenWeight
 from ghostlayers.repairs import METHODS
 from ghostlayers.scores.cosine import CosineAxis
-from ghostlayers.selection import SELECTIONS, Edges
+from ghostlayers.selection import SELECTIONS, Edges, Selection
 from ghostlayers.tokens import BosPolicy
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}
@@ -38,6 +38,15 @@ def _option(
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=show_default, **more)
 
 
+def _describe_selection(name: str, selection: Selection) -> str:
+    """A selection and its arguments in half a sentence."""
+    arguments = [
+        f"{name}:{word}{'N' if word.endswith('=') else ''} {what}"
+        for word, what in selection.arguments.items()
+    ]
+    return f"{name}, {selection.what}" + (f" ({', '.join(arguments)})" if arguments else "")
+
+
 Model = Annotated[
     str,
     typer.Argument(
@@ -63,10 +72,19 @@ Select = Annotated[
         metavar="NAME",
         text=_say(
             "How to choose them: "
-            + "; ".join(f"{name}: {what}" for name, what in SELECTIONS.items())
+            + "; ".join(_describe_selection(name, row) for name, row in SELECTIONS.items())
             + ".",
             "select",
         ),
+        panel=_PANEL_WHAT,
+    ),
+]
+IterativeOption = Annotated[
+    bool | None,
+    _option(
+        "--iterative",
+        text="Choose one layer at a time, each on the model that is repaired so far. "
+        "\\[default: off]",
         panel=_PANEL_WHAT,
     ),
 ]
@@ -141,6 +159,18 @@ FitWindows = Annotated[
     _option(
         "--fit-windows",
         text=_say("How many of them the repair is fitted on.", "fit_windows", "32"),
+        panel=_PANEL_TEXT,
+    ),
+]
+SearchWindows = Annotated[
+    int | None,
+    _option(
+        "--search-windows",
+        text=_say(
+            "How many of them perplexity, taylor and recoverable:greedy measure on.",
+            "search_windows",
+            "8",
+        ),
         panel=_PANEL_TEXT,
     ),
 ]

@@ -156,6 +156,7 @@ def show_spans(spans: Sequence[SpanScore], scores: ScoreTable, title: str) -> No
     """Scores of spans, the best of each column in bold."""
     best = {
         "cosine": max(each.cosine for each in spans),
+        "angular": min(each.angular for each in spans),
         "residual": min((each.residual for each in spans if each.residual is not None), default=0),
         "loss": min((each.loss for each in spans if each.loss is not None), default=0),
     }
@@ -169,6 +170,7 @@ def show_spans(spans: Sequence[SpanScore], scores: ScoreTable, title: str) -> No
             [
                 format_layers(each.span.layers),
                 _mark(each.cosine, best["cosine"], 4),
+                _mark(each.angular, best["angular"], 4),
                 residual,
                 loss,
                 "yes" if each.birth else "",
@@ -176,7 +178,17 @@ def show_spans(spans: Sequence[SpanScore], scores: ScoreTable, title: str) -> No
         )
     if scores.dense_loss is not None:
         title += f" (dense loss {scores.dense_loss:.3f} nats on the same windows)"
-    table(("layers", "cosine", "residual", "repaired loss", "massive birth"), rows, title)
+    columns = ("layers", "cosine", "angular", "residual", "repaired loss", "massive birth")
+    table(columns, rows, title)
+
+
+def show_steps(scores: ScoreTable) -> None:
+    """The layers in the order in which a search removed them."""
+    rows = [
+        [str(number), str(step.layer), "" if step.loss is None else f"{step.loss:.3f}"]
+        for number, step in enumerate(scores.steps, start=1)
+    ]
+    table(("step", "layer removed", "loss after it"), rows, "Layers in the order of their removal")
 
 
 def _mark(value: float, best: float, digits: int) -> str:
@@ -244,6 +256,7 @@ def show_score_notes() -> None:
     """What the columns of `show_spans` mean."""
     say(
         "[dim]cosine: mean over tokens, before against after the span; high is similar.\n"
+        "angular: angle over pi, at the last token of each window only; low is similar.\n"
         "residual: what a linear map across the span leaves of each token, on held-out tokens; low "
         "is replaceable.\n"
         "repaired loss: nats a token after the repair, on held-out windows, for the best spans by "
@@ -283,6 +296,7 @@ def show_record(record: Mapping[str, Any]) -> None:
     say(f"Removed: layers [bold]{format_layers(cut['removed'])}[/bold]")
     say(f"Kept:    layers [bold]{format_layers(cut['kept'])}[/bold]")
     chosen = "named by the user" if recipe["remove"] else f"chosen by {recipe['select']}"
+    chosen += ", one at a time" if recipe.get("iterative") else ""
     say(f"Layers {chosen}; checkpoint mode: {record['mode']}")
     rows = [
         [

@@ -1,4 +1,4 @@
-"""Arguments that ride on a repair's name: ``ghost:rank=64``, ``joint:x+z``, ``piecewise:8``."""
+"""Arguments that ride on a name: ``ghost:rank=64``, ``joint:x+z``, ``perplexity:one-shot``."""
 
 from ghostlayers.errors import RecipeError, suggest
 
@@ -8,16 +8,17 @@ class Arguments:
 
     Args:
         text: the whole name, such as ``ghost:affine:rank=64``.
+        kind: what is named, for messages.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, kind: str = "repair") -> None:
         self.text = text
         self.name, *parts = [part.strip() for part in text.split(":")]
         self._words = [part for part in parts if "=" not in part]
         pairs = [part.split("=", 1) for part in parts if "=" in part]
         self._values = {key.strip(): value.strip() for key, value in pairs}
         if len(self._values) < len(pairs) or "" in parts:
-            raise RecipeError(f"cannot read the repair '{text}': expected name:argument:key=value.")
+            raise RecipeError(f"cannot read the {kind} '{text}': expected name:argument:key=value.")
         self._known: list[str] = []
 
     def word(self, default: str | None = None) -> str | None:

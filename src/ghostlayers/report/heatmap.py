@@ -48,6 +48,8 @@ def _draw_similarity(figure: Figure, axes: Axes, table: ScoreTable) -> None:
 def _draw_spans(axes: Axes, table: ScoreTable) -> None:
     starts = [each.span.start for each in table.spans]
     axes.plot(starts, [1 - each.cosine for each in table.spans], "o-", label="1 - cosine", ms=4)
+    angles = [each.angular for each in table.spans]
+    axes.plot(starts, angles, "^-", label="angular distance of last tokens", ms=4)
     measured = [each for each in table.spans if each.residual is not None]
     if measured:
         residuals = [each.residual for each in measured if each.residual is not None]

@@ -26,6 +26,8 @@ class SpanScore:
         behind_error: standard error of that difference.
         loss_tokens: predictions behind the loss; a span that falls hopelessly behind is given up
             early, and its ``loss`` is then the best one's plus ``behind``.
+        angular: mean angular distance of the stream before and after, at the last token of each
+            window, from 0 to 1; low means similar.
     """
 
     span: Span
@@ -36,6 +38,21 @@ class SpanScore:
     behind: float = 0.0
     behind_error: float = 0.0
     loss_tokens: int = 0
+    angular: float = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer that a search removed.
+
+    Attributes:
+        layer: in the original model's numbering.
+        loss: nats a token without it and all layers before it in the search, on the windows that
+            the search measured on (after repair where it repairs); None where no loss decided.
+    """
+
+    layer: int
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,12 @@ class ScoreTable:
         norms: token norms at every boundary.
         dense_loss: the untouched model's loss on the windows on which ``loss`` was measured.
         num_loss_tokens: predictions behind each loss.
+        angular: mean angular distance of every pair of boundaries at the last token of each
+            window, [L + 1, L + 1].
+        importance: one a layer, lowest first to go, where the selection measures one: the loss in
+            nats without the layer (``perplexity``), the sum of |w| (``magnitude``) or of |w dL/dw|
+            (``taylor``).
+        steps: the layers in the order in which a search removed them.
     """
 
     num_layers: int
@@ -59,3 +82,6 @@ class ScoreTable:
     norms: NormProfile
     dense_loss: float | None = None
     num_loss_tokens: int = 0
+    angular: Float[Tensor, "boundaries boundaries"] | None = None
+    importance: tuple[float, ...] = ()
+    steps: tuple[Step, ...] = ()

@@ -1,0 +1,264 @@
+"""Measuring all that a selection asks of one model: the dense one, or one with repaired gaps.
+
+No model is built: each is the dense one with a `Cut`. Each candidate runs only the kept layers
+behind what it changes, from the stream that the current model has at that boundary; for that, the
+stream of one micro-batch is kept at every boundary. Beyond a micro-batch there are only sums, the
+token samples of `scoring` (of the dense and of the current model, where repairs are ranked), and
+the stream of the few search windows in `gradients`.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ghostlayers import cuts, scoring
+from ghostlayers.cuts import Cut, Race
+from ghostlayers.fitting import Fitting, fit_gaps
+from ghostlayers.gradients import layer_gradients
+from ghostlayers.progress import Advance, Progress
+from ghostlayers.recipe import Recipe
+from ghostlayers.repairs import Repair
+from ghostlayers.scores import ScoreTable, SpanScore
+from ghostlayers.scores.residual import TOKENS_PER_CHANNEL, TokenSample
+from ghostlayers.scores.weights import counts, magnitude_importance, taylor_importance
+from ghostlayers.selection import Choice, eligible_layers, find_selection, shortlist
+from ghostlayers.spans import Span, merge_layers
+from ghostlayers.stream import LayerwiseModel, micro_batches
+from ghostlayers.tokens import Windows
+
+Repairs = dict[Span, Repair]
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a selection is measured on.
+
+    Attributes:
+        model: the dense model.
+        windows: calibration windows.
+        held_out: further windows, for losses after repair.
+        recipe: what was asked for.
+        fitting: how gaps are repaired.
+        batch_size: windows at a time; 0 chooses.
+        progress: told of every stage.
+    """
+
+    model: LayerwiseModel
+    windows: Windows
+    held_out: Windows
+    recipe: Recipe
+    fitting: Fitting
+    batch_size: int
+    progress: Progress
+
+    @property
+    def choice(self) -> Choice:
+        """The selection."""
+        return find_selection(self.recipe.select)
+
+    @property
+    def few(self) -> Windows:
+        """The calibration windows that searches measure losses and gradients on."""
+        return self.windows.first(self.recipe.num_search_windows)
+
+    @property
+    def enough_to_fit(self) -> Windows:
+        """The search windows, and as many more as give the tokens that a sampled fit wants."""
+        wanted = TOKENS_PER_CHANNEL * self.model.model.config.hidden_size
+        filled = -(-wanted // self.windows.sequence_length)
+        return self.windows.first(max(self.recipe.num_search_windows, filled))
+
+    @property
+    def eligible(self) -> range:
+        """The layers that may go one by one."""
+        return eligible_layers(
+            self.choice,
+            self.model.num_layers,
+            self.recipe.edges,
+            keep_first=self.fitting.method.reach > 0,
+        )
+
+    def cut(self, repairs: Mapping[Span, Repair]) -> Cut:
+        """The model with these gaps, as its checkpoint would be."""
+        return Cut(self.model, repairs, self.fitting.stored_dtype)
+
+    def refit(self, removed: Iterable[int]) -> Repairs:
+        """The repairs of all gaps, fitted as those of the result will be."""
+        windows = self.windows.first(self.recipe.num_fit_windows)
+        return fit_gaps(
+            self.model,
+            windows,
+            merge_layers(removed),
+            self.fitting,
+            batch_size=self.batch_size,
+            progress=self.progress,
+        )
+
+
+# Measuring one model
+
+
+def measure(
+    ground: Ground,
+    spans: Sequence[Span],
+    *,
+    residuals: bool = False,
+    repairs: Mapping[Span, Repair] | None = None,
+    dense: TokenSample | None = None,
+) -> tuple[ScoreTable, TokenSample | None]:
+    """All that a selection needs to know of the dense model, or of one with repaired gaps.
+
+    Args:
+        ground: what to measure on.
+        spans: candidates, of kept layers.
+        residuals: measure them even where the selection needs none.
+        repairs: the gaps so far.
+        dense: the dense model's sample, where there are gaps.
+
+    Returns:
+        The table, and the sample behind its residuals.
+    """
+    choice, recipe = ground.choice, ground.recipe
+    cut = ground.cut(repairs or {})
+    by_loss = "held-out losses" in choice.selection.needs and len(ground.held_out) > 0
+    table, sample = scoring.measure_scores(
+        ground.model,
+        ground.windows if choice.scores_streams else ground.few,
+        spans,
+        cosine_axis=recipe.cosine_axis,
+        residuals=residuals or "residuals" in choice.selection.needs,
+        cut=cut,
+        seed=recipe.seed,
+        batch_size=ground.batch_size,
+        progress=ground.progress,
+    )
+    if not choice.scores_streams:
+        table = dataclasses.replace(table, importance=measure_importance(ground, cut))
+    if by_loss and sample is not None:
+        candidates = {
+            str(span): grown_repairs(ground, cut.repairs, span, dense or sample, sample)
+            for span in shortlist(table)
+        }
+        table = _add_losses(ground, table, candidates, cut.repairs)
+    return table, sample
+
+
+def measure_importance(ground: Ground, cut: Cut) -> tuple[float, ...]:
+    """One number a layer, the lowest of which goes first; infinite for removed layers."""
+    norms = "norms" in ground.choice.flags
+    name = ground.choice.name
+    if name == "magnitude":
+        found = {layer: _magnitude(cut, layer, norms) for layer in _kept(cut)}
+    elif name == "taylor":
+        steps = layer_gradients(
+            cut, ground.few, batch_size=ground.batch_size, progress=ground.progress
+        )
+        tokens = len(ground.few) * (ground.few.sequence_length - 1)
+        found = {
+            layer: taylor_importance(
+                pair for name, pair in pairs.items() if counts(name, pair[0], norms=norms)
+            )
+            / tokens
+            for layer, pairs in steps
+        }
+    else:
+        layers = _kept(cut)
+        total = len(layers) * len(ground.few)
+        title = f"Loss without each of {len(layers)} layers"
+        with ground.progress.stage(title, total) as advance:
+            found = losses_without(cut, ground.few, layers, ground.batch_size, advance)
+    every = range(ground.model.num_layers)
+    return tuple(found.get(layer, float("inf")) for layer in every)
+
+
+def _kept(cut: Cut) -> list[int]:
+    removed = {layer for span in cut.repairs for layer in span.layers}
+    return [layer for layer in range(cut.model.num_layers) if layer not in removed]
+
+
+def _magnitude(cut: Cut, layer: int, norms: bool) -> float:
+    weights = dict(cut.model.layers[layer].named_parameters()) | cut.weights.get(layer, {})
+    return magnitude_importance(
+        weight.detach() for name, weight in weights.items() if counts(name, weight, norms=norms)
+    )
+
+
+def losses_without(
+    cut: Cut, windows: Windows, layers: Sequence[int], batch_size: int, advance: Advance
+) -> dict[int, float]:
+    """Mean loss in nats with one more layer skipped, for each of some kept layers.
+
+    The layer behind receives what the skipped one would have: nothing is repaired.
+    """
+    model = cut.model
+    totals = dict.fromkeys(layers, 0.0)
+    for ids in micro_batches(model, windows, batch_size):
+        batch, first = model.begin(ids)
+        streams = [stream for _, stream in cut.walk(batch, first)]
+        for layer in layers:
+            end = cut.run(batch, streams[layer], layer + 1)
+            totals[layer] += float(cuts.end_losses(model, batch, end).double().sum())
+            advance(len(ids))
+    tokens = len(windows) * (windows.sequence_length - 1)
+    return {layer: total / tokens for layer, total in totals.items()}
+
+
+# Losses after repair
+
+
+def grown_repairs(
+    ground: Ground,
+    repairs: Mapping[Span, Repair],
+    span: Span,
+    dense: TokenSample,
+    current: TokenSample,
+) -> Repairs:
+    """The repairs once a span more goes: its gap, gaps beside it included, is fitted anew."""
+    gap, *_ = [each for each in merge_layers(removed_with(repairs, span)) if span.start in each]
+    received = current if ground.fitting.repaired_inputs else dense
+    quick = scoring.fit_sample(ground.model, dense, gap, ground.fitting, received)
+    others = {each: repair for each, repair in repairs.items() if each.start not in gap}
+    return {**others, gap: quick}
+
+
+def removed_with(repairs: Iterable[Span], *more: Span) -> list[int]:
+    """All layers of some gaps."""
+    return [layer for span in (*repairs, *more) for layer in span.layers]
+
+
+def _add_losses(
+    ground: Ground,
+    table: ScoreTable,
+    candidates: Mapping[str, Repairs],
+    base: Mapping[Span, Repair],
+) -> ScoreTable:
+    """The table with the loss after repair of every span on the shortlist."""
+    race = cuts.race_cuts(
+        ground.model,
+        ground.held_out,
+        candidates,
+        base=base,
+        batch_size=ground.batch_size,
+        progress=ground.progress,
+        description=f"Measuring {len(candidates)} candidates after repair",
+    )
+    return dataclasses.replace(
+        table,
+        spans=tuple(_with_loss(each, race) for each in table.spans),
+        dense_loss=float(race.dense.mean()),
+        num_loss_tokens=len(race.dense),
+    )
+
+
+def _with_loss(score: SpanScore, race: Race) -> SpanScore:
+    name = str(score.span)
+    if name not in race.cuts:
+        return score
+    behind, error = race.behind(name)
+    return dataclasses.replace(
+        score,
+        loss=float(race.cuts[race.best].mean()) + behind,
+        behind=behind,
+        behind_error=error,
+        loss_tokens=len(race.cuts[name]),
+    )
