@@ -41,6 +41,7 @@ class Ground:
         fitting: how gaps are repaired.
         batch_size: windows at a time; 0 chooses.
         progress: told of every stage.
+        memo: sweeps of the dense model that were made before.
     """
 
     model: LayerwiseModel
@@ -50,6 +51,7 @@ class Ground:
     fitting: Fitting
     batch_size: int
     progress: Progress
+    memo: scoring.Memo | None = None
 
     @property
     def choice(self) -> Choice:
@@ -131,6 +133,7 @@ def measure(
         seed=recipe.seed,
         batch_size=ground.batch_size,
         progress=ground.progress,
+        memo=ground.memo,
     )
     if not choice.scores_streams:
         table = dataclasses.replace(table, importance=measure_importance(ground, cut))

@@ -1,7 +1,8 @@
 """Scoring layers and spans of layers: one sweep of a model over the calibration windows."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from ghostlayers.cuts import Cut
 from ghostlayers.features import stream_feature
 from ghostlayers.fitting import Fitting, Gatherer
 from ghostlayers.modeling import norm_eps
-from ghostlayers.progress import Progress, Silent
+from ghostlayers.progress import Advance, Progress, Silent
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import Repair
 from ghostlayers.scores import ScoreTable, SpanScore
@@ -52,6 +53,7 @@ def measure_scores(
     batch_size: int = 0,
     progress: Progress | None = None,
     description: str = "Scoring layers",
+    memo: "Memo | None" = None,
 ) -> tuple[ScoreTable, TokenSample | None]:
     """Score every candidate span from one sweep over the windows.
 
@@ -69,12 +71,64 @@ def measure_scores(
         batch_size: windows at a time; 0 chooses.
         progress: told of every window.
         description: of the stage.
+        memo: sweeps of the dense model that were made before, and this one afterwards.
 
     Returns:
         The table, and the sampled tokens behind its residuals (None without).
     """
-    boundaries = model.num_layers + 1
     cut = cut or Cut(model, {})
+    key = (windows.input_ids.data_ptr(), tuple(windows.input_ids.shape), cosine_axis, seed)
+    swept = None if memo is None or cut.repairs else memo.get(key)
+    if swept is None:
+        wanted = residuals or keep_sample or memo is not None
+        with (progress or Silent()).stage(description, len(windows)) as advance:
+            swept = _sweep_scores(cut, windows, cosine_axis, seed, batch_size, wanted, advance)
+        if memo is not None and not cut.repairs:
+            memo[key] = swept
+    table = _score_table(
+        swept.similarity,
+        swept.angular,
+        swept.profile,
+        spans,
+        swept.sample if residuals else None,
+        progress,
+    )
+    return table, swept.sample if residuals or keep_sample else None
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What one sweep over the calibration windows says of every span of any length.
+
+    Attributes:
+        similarity: mean cosine of every pair of boundaries, [boundaries, boundaries].
+        angular: mean angular distance at the last token, [boundaries, boundaries].
+        profile: token norms.
+        sample: sampled tokens at every boundary.
+    """
+
+    similarity: Tensor
+    angular: Tensor
+    profile: NormProfile
+    sample: TokenSample | None
+
+
+Memo = dict[Any, Swept]
+"""Sweeps by what they were made of: one serves every number of layers and every selection."""
+
+
+def _sweep_scores(
+    cut: Cut,
+    windows: Windows,
+    cosine_axis: CosineAxis,
+    seed: int,
+    batch_size: int,
+    sampled: bool,
+    advance: Advance,
+) -> Swept:
+    """Sums over all windows; nothing of the stream outlives its micro-batch but these."""
+    model = cut.model
+    boundaries = model.num_layers + 1
     cosines, angles = empty_cosines(boundaries), empty_angles(boundaries)
     norms: list[Tensor] = []
     sample: TokenSample | None = None
@@ -82,29 +136,21 @@ def measure_scores(
     generator = torch.Generator().manual_seed(seed)
     masks = sample_mask(len(windows), windows.sequence_length, wanted, generator)
     done = filled = 0
-    with (progress or Silent()).stage(description, len(windows)) as advance:
-        for ids in micro_batches(model, windows, batch_size):
-            streams = _all_boundaries(cut, ids)
-            norms.append(_norms(streams))
-            angles = add_last_tokens(angles, streams[:, :, -1])
-            for window in range(ids.shape[0]):
-                cosines = add_window(cosines, streams[:, window], cosine_axis)
-            if residuals or keep_sample:
-                mask = masks[done : done + ids.shape[0]].to(streams.device)
-                sample = _keep_sample(sample, streams[:, mask], int(masks.sum()), filled)
-                filled += int(mask.sum())
-            del streams  # before the next micro-batch's are made
-            done += ids.shape[0]
-            advance(ids.shape[0])
-    table = _score_table(
-        mean_cosine(cosines),
-        mean_angles(angles),
-        NormProfile(torch.cat(norms, dim=1)),
-        spans,
-        sample if residuals else None,
-        progress,
-    )
-    return table, sample
+    for ids in micro_batches(model, windows, batch_size):
+        streams = _all_boundaries(cut, ids)
+        norms.append(_norms(streams))
+        angles = add_last_tokens(angles, streams[:, :, -1])
+        for window in range(ids.shape[0]):
+            cosines = add_window(cosines, streams[:, window], cosine_axis)
+        if sampled:
+            mask = masks[done : done + ids.shape[0]].to(streams.device)
+            sample = _keep_sample(sample, streams[:, mask], int(masks.sum()), filled)
+            filled += int(mask.sum())
+        del streams  # before the next micro-batch's are made
+        done += ids.shape[0]
+        advance(ids.shape[0])
+    profile = NormProfile(torch.cat(norms, dim=1))
+    return Swept(mean_cosine(cosines), mean_angles(angles), profile, sample)
 
 
 def measure_norms(model: LayerwiseModel, windows: Windows, *, batch_size: int = 0) -> NormProfile:

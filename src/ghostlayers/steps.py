@@ -30,10 +30,17 @@ NORM_WINDOWS = 4
 
 @dataclass(frozen=True)
 class Run:
-    """How a run is carried out, and who is told."""
+    """How a run is carried out, and who is told.
+
+    Attributes:
+        options: how.
+        progress: told of every stage.
+        memo: where sweeps are kept for a later choice on the same windows.
+    """
 
     options: RunOptions
     progress: Progress
+    memo: scoring.Memo | None = None
 
 
 def measure_table(
@@ -60,7 +67,7 @@ def _ground(
     fitting: Fitting,
 ) -> Ground:
     batch_size, progress = run.options.batch_size, run.progress
-    return Ground(model, windows, held_out, recipe, fitting, batch_size, progress)
+    return Ground(model, windows, held_out, recipe, fitting, batch_size, progress, run.memo)
 
 
 def _measure(ground: Ground, *, residuals: bool) -> ScoreTable:

@@ -175,7 +175,7 @@ def _prepare(
     progress: Progress | None,
     say: Say | None,
 ) -> Bench:
-    run = Run(options or RunOptions(), progress or Silent())
+    run = Run(options or RunOptions(), progress or Silent(), memo={})
     opened = open_tasks(request.tasks, tasks_path=request.tasks_path) if request.tasks else None
     dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
     recipe = dataclasses.replace(
