@@ -119,7 +119,10 @@ def family_member(name: str, x: Tensor) -> Tensor:
     if base == "normed":
         return x + read["norm"] @ matrix
     if base == "joint":
-        maps = {n: 0.2 * random(read[n].shape[1], HIDDEN, seed=14) for n in name[6:].split("+")}
+        maps = {
+            n: 0.2 * random(read[n].shape[1], HIDDEN, seed=14)
+            for n in name.split(":")[1].split("+")
+        }
         return x + sum(read[n] @ each for n, each in maps.items())
     if "rank" in name:
         return x + x @ random(HIDDEN, 3, seed=15) @ random(3, HIDDEN, seed=16)

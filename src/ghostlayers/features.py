@@ -24,7 +24,7 @@ def check_method(model: Any, method: Method, spans: Iterable[Span] = ()) -> None
     Raises:
         InputError: the message names the repair, the feature and what works instead.
     """
-    wanted = [name for name in method.needs.features if name in FROM_KEPT_LAYER or name == "phi"]
+    wanted = [name for name in method.features if name in FROM_KEPT_LAYER or name == "phi"]
     if not wanted:
         return
     family = FAMILIES.get(model.config.model_type)

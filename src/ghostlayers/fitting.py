@@ -28,6 +28,7 @@ from ghostlayers.repairs.base import (
     Needs,
     Pieces,
     Repair,
+    Stage,
     Tokens,
 )
 from ghostlayers.repairs.hadamard import hadamard
@@ -272,7 +273,7 @@ def _one_sweep(fitting: Fitting, gaps: int) -> bool:
     if method.name == "none":
         return True
     alone = gaps == 1 or not fitting.repaired_inputs
-    return alone and method.stages == 1 and not method.needs.pieces
+    return alone and not method.before and not method.needs.pieces
 
 
 def _fit_in_one_sweep(
@@ -424,7 +425,7 @@ class _Walk:
             else:
                 self._carry(track, base, advance)
                 source = track
-            if source is forks and fitting.method.stages == 1:
+            if source is forks and not fitting.method.before:
                 repair = fitting.fit(shared(fitting.relative_weights))
             else:
                 repair = self._fit_one(fitting, source, span)
@@ -435,13 +436,14 @@ class _Walk:
 
     def _shared_evidence(self, forks: _Track, span: Span) -> Callable[[bool], Evidence]:
         """By kind of token weight: what all methods want of the dense stream, gathered once."""
-        once = [each for each in self.fittings.values() if each.method.stages == 1]
+        once = [each for each in self.fittings.values() if not each.method.before]
         needs = _needs_by_weight(once)
 
         @cache
         def shared(relative: bool) -> Evidence:
             how = next(each for each in once if each.relative_weights is relative)
-            gathered = self._gather(how, needs[relative], forks, span, 1, None)
+            stage = Stage(how.method.fit, needs[relative])
+            gathered = self._gather(how, stage, forks, span, Repair("none"))
             return _evidence(self.model, gathered, span)
 
         return shared
@@ -457,38 +459,28 @@ class _Walk:
 
     def _fit_one(self, fitting: Fitting, source: _Track, span: Span) -> Repair:
         """All stages of one method at one gap, each on the stream that the ones before it left."""
-        method = fitting.method
-        stages = max(1, min(method.stages, span.start - source.boundary)) if method.folds else 1
-        done: Repair | None = None
+        done = Repair(fitting.method.name)
         whole = left = 0.0
-        for back in range(stages, 0, -1):
-            gathered = self._gather(fitting, method.needs, source, span, back, done)
-            evidence = _evidence(self.model, gathered, span, back)
-            repair = fitting.fit(evidence)
+        for stage in fitting.method.stages(span.start - source.boundary):
+            gathered = self._gather(fitting, stage, source, span, done)
+            evidence = _evidence(self.model, gathered, span, stage.back)
+            repair = stage.fit(evidence, fitting.options).rounded(fitting.stored_dtype)
             left = repair.relative_residual * evidence.moments.target_energy
-            if done is None:  # a stage's target is a share 1 / back of what is left
-                whole = evidence.moments.target_energy * back**2
-            folds = tuple(replace(fold, layers_back=back) for fold in repair.folds)
-            before = () if done is None else done.folds
-            done = replace(repair, folds=(*before, *folds))
-        assert done is not None
+            whole = whole or evidence.moments.target_energy / stage.share**2
+            folds = tuple(replace(fold, layers_back=stage.back) for fold in repair.folds)
+            done = replace(repair, folds=(*done.folds, *folds))
         return replace(done, relative_residual=left / whole if whole else 0.0)
 
     def _gather(
-        self,
-        fitting: Fitting,
-        needs: Needs,
-        source: _Track,
-        span: Span,
-        back: int,
-        done: Repair | None,
+        self, fitting: Fitting, stage: Stage, source: _Track, span: Span, done: Repair
     ) -> Gatherer:
-        names = gathered_features(needs)
-        centroids = self._centroids(needs, source, span) if needs.pieces else {}
+        needs, stored = stage.needs, fitting.stored_dtype
+        centroids = self._centroids(needs, source, span, done, stored) if needs.pieces else {}
         gatherer = Gatherer(
-            needs, relative=fitting.relative_weights, centroids=centroids, share=1.0 / back
+            needs, relative=fitting.relative_weights, centroids=centroids, share=stage.share
         )
-        for index, x, read in self._at_gap(source, span, names, back, done, fitting.stored_dtype):
+        names = gathered_features(needs)
+        for index, x, read in self._at_gap(source, span, names, stage.back, done, stored):
             batch = self.batches[index]
             gatherer.add(batch.tokens(x), batch.tokens(self.dense.streams[index]), read)
         return gatherer
@@ -500,16 +492,12 @@ class _Walk:
         span: Span,
         names: Sequence[str],
         back: int,
-        done: Repair | None,
+        done: Repair,
         stored_dtype: torch.dtype,
     ) -> Iterator[tuple[int, Stream, dict[str, Tensor]]]:
         """The stream in front of the gap with the folds so far, and features of layer -back."""
         model = self.model
-        changed = (
-            {}
-            if done is None
-            else layer_weights(model.model, model.layers, span, done, stored_dtype)
-        )
+        changed = layer_weights(model.model, model.layers, span, done, stored_dtype)
         taps = tap_places(model.model, names)
         for index, batch in enumerate(self.batches):
             stream = source.streams[index]
@@ -523,9 +511,11 @@ class _Walk:
                 found.update(caught(wanted))
             yield index, stream, _features(model, names, batch, stream, found, span)
 
-    def _centroids(self, needs: Needs, source: _Track, span: Span) -> dict[int, Tensor]:
+    def _centroids(
+        self, needs: Needs, source: _Track, span: Span, done: Repair, stored_dtype: torch.dtype
+    ) -> dict[int, Tensor]:
         found: list[Tensor] = []
-        for index, x, _ in self._at_gap(source, span, (), 1, None, torch.float32):
+        for index, x, _ in self._at_gap(source, span, (), 1, done, stored_dtype):
             found.append(self.batches[index].tokens(x))
             if sum(map(len, found)) >= SAMPLED_TOKENS:
                 break

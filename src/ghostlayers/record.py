@@ -64,6 +64,7 @@ def _repair(span: Span, repair: Repair) -> dict[str, Any]:
         "num_tokens": repair.num_tokens,
         "relative_residual": repair.relative_residual,
         "condition_number": repair.condition_number,
+        "ridge": repair.ridge,
     }
 
 

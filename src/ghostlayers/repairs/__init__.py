@@ -61,6 +61,8 @@ ALL: tuple[str, ...] = (
     "joint:x+phi",
     "piecewise:4",
     "piecewise:8",
+    "joint:x+z:refit=2",
+    "piecewise:8:z",
 )
 """What ``--repair all`` compares."""
 

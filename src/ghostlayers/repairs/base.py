@@ -298,6 +298,26 @@ def _select(
     return sums.transform(before, torch.cat(columns, dim=1), tuple(blocks))
 
 
+Fit = Callable[[Evidence, FitOptions], Repair]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A change of a kept layer that is fitted and made before the method's own fit.
+
+    Attributes:
+        fit: only the folds of its result are used.
+        needs: what its evidence must hold.
+        back: which layer computes the features and is changed; 1 is the last kept one.
+        share: of the discrepancy that is its target.
+    """
+
+    fit: Fit
+    needs: Needs
+    back: int = 1
+    share: float = 1.0
+
+
 @dataclass(frozen=True)
 class Method:
     """A row of the table of repairs, with its arguments.
@@ -307,8 +327,7 @@ class Method:
         source: the paper it comes from.
         fit: from evidence to a repair.
         needs: what the evidence must hold.
-        stages: kept layers that are refitted one after another, each on the stream that the
-            ones before it left.
+        before: stages that come first, each on the stream that the ones before it left.
         savable: a checkpoint can hold its result.
         solves: it solves for as many unknowns a channel as it has features, so it needs at least
             as many tokens.
@@ -316,26 +335,30 @@ class Method:
 
     name: str
     source: str
-    fit: Callable[[Evidence, FitOptions], Repair]
+    fit: Fit
     needs: Needs = Needs()
-    stages: int = 1
+    before: tuple[Stage, ...] = ()
     savable: bool = True
     solves: bool = False
 
     @property
+    def features(self) -> tuple[str, ...]:
+        """What any of its stages regresses on."""
+        wanted = {
+            n for needs in (self.needs, *(s.needs for s in self.before)) for n in needs.features
+        }
+        return tuple(name for name in FEATURES if name in wanted)
+
+    @property
     def reach(self) -> int:
-        """Kept layers before the gap that it needs."""
-        return max(self.stages if self.folds else 0, 1 if self.reads_kept_layer else 0)
+        """Kept layers before the gap that it reads or changes."""
+        own = 1 if FROM_KEPT_LAYER & set(self.needs.features) else 0
+        return max([own, *(stage.back for stage in self.before)])
 
-    @property
-    def reads_kept_layer(self) -> bool:
-        """Whether it needs a kept layer before the gap."""
-        return bool(FROM_KEPT_LAYER & set(self.needs.features))
-
-    @property
-    def folds(self) -> bool:
-        """Whether it changes kept layers."""
-        return self.stages > 1 or bool({"m", "z"} & set(self.needs.features))
+    def stages(self, available: int) -> tuple[Stage, ...]:
+        """All stages where so many kept layers lie before the gap, the method's own fit last."""
+        before = (stage for stage in self.before if stage.back <= available)
+        return (*before, Stage(self.fit, self.needs))
 
 
 def relative_residual(moments: Moments, delta: Float[Tensor, "features hidden"]) -> float:

@@ -29,6 +29,7 @@ from ghostlayers.repairs.base import (
     Repair,
     linear,
 )
+from ghostlayers.repairs.refit import refit_stages
 from ghostlayers.repairs.ridge import with_ridge
 from ghostlayers.repairs.solve import Solution, regress
 
@@ -114,9 +115,13 @@ def _stored(maps: dict[str, Tensor], eps: float) -> Operator:
 
 
 def make_joint(arguments: Arguments) -> Method:
-    """``joint:x+z`` and the like; ``joint`` alone is ``joint:x+z``."""
+    """``joint:x+z`` and the like; ``joint`` alone is ``joint:x+z``.
+
+    ``refit=k`` first refits the kept layers k, ..., 2 before the gap as `refit` does.
+    """
     word = arguments.word("x+z")
     ridge = arguments.ridge()
+    refitted = arguments.whole_number(arguments.value("refit"), "refit")
     arguments.finish()
     assert word is not None
     asked = [part.strip() for part in word.split("+")]
@@ -131,7 +136,8 @@ def make_joint(arguments: Arguments) -> Method:
     fit = partial(fit_joint, features=features, name=arguments.text)
     stored = set(features) <= {"x", "norm", "one"} or set(features) <= FOLDABLE
     needs = Needs(tuple(dict.fromkeys([*features, *(["one"] if "m" in features else [])])))
-    method = Method(arguments.text, "ours", fit, needs, savable=stored)
+    before = refit_stages(refitted or 1)
+    method = Method(arguments.text, "ours", fit, needs, before, savable=stored)
     return with_ridge(method, ridge)
 
 

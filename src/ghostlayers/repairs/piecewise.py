@@ -16,7 +16,17 @@ from torch import Tensor
 
 from ghostlayers.moments import Moments, residual_energy
 from ghostlayers.repairs.arguments import Arguments
-from ghostlayers.repairs.base import Evidence, FitOptions, Method, Needs, Operator, Repair
+from ghostlayers.repairs.base import (
+    Evidence,
+    FitOptions,
+    Method,
+    Needs,
+    Operator,
+    Repair,
+    Stage,
+)
+from ghostlayers.repairs.joint import fit_joint
+from ghostlayers.repairs.refit import refit_stages
 from ghostlayers.repairs.ridge import with_ridge
 from ghostlayers.repairs.solve import regress, scaled_gram
 
@@ -94,11 +104,22 @@ def spherical_kmeans(
 
 
 def make_piecewise(arguments: Arguments) -> Method:
-    """``piecewise:K``; ``prior=N`` is the prior's worth in tokens."""
+    """``piecewise:K``; ``prior=N`` is the prior's worth in tokens.
+
+    With ``z``, the z term of ``joint:x+z`` is folded into the last kept layer first; with
+    ``refit=k``, the layers before that one are refitted too.
+    """
+    folded = arguments.flag("z")
+    refitted = arguments.whole_number(arguments.value("refit"), "refit")
     count = arguments.whole_number(arguments.word("8"), "the number of pieces")
     prior = arguments.whole_number(arguments.value("prior"), "prior")
     ridge = arguments.ridge()
     arguments.finish()
     assert count is not None
     fit = partial(fit_piecewise, count=count, prior=prior or PRIOR_TOKENS, name=arguments.text)
-    return with_ridge(Method(arguments.text, "ours", fit, Needs(("x",), pieces=(count,))), ridge)
+    before = refit_stages(refitted or 1)
+    if folded:
+        first = partial(fit_joint, features=("x", "z"), name="joint:x+z")
+        before = (*before, Stage(first, Needs(("x", "z"))))
+    method = Method(arguments.text, "ours", fit, Needs(("x",), pieces=(count,)), before)
+    return with_ridge(method, ridge)

@@ -12,7 +12,7 @@ References:
 from functools import partial
 
 from ghostlayers.repairs.arguments import Arguments
-from ghostlayers.repairs.base import Evidence, FitOptions, Fold, Method, Needs, Repair
+from ghostlayers.repairs.base import Evidence, FitOptions, Fold, Method, Needs, Repair, Stage
 from ghostlayers.repairs.ridge import with_ridge
 from ghostlayers.repairs.solve import regress
 
@@ -34,17 +34,18 @@ def fit_refit(evidence: Evidence, options: FitOptions, *, name: str = "refit:1")
     )
 
 
+def refit_stages(count: int) -> tuple[Stage, ...]:
+    """The layers count, ..., 2 before the gap, each taking an equal share of what is left."""
+    needs = Needs(("z", "one"))
+    return tuple(Stage(fit_refit, needs, back, 1.0 / back) for back in range(count, 1, -1))
+
+
 def make_refit(arguments: Arguments) -> Method:
     """``refit:k``; ``refit`` alone is ``refit:1``."""
-    stages = arguments.whole_number(arguments.word("1"), "the number of layers")
+    count = arguments.whole_number(arguments.word("1"), "the number of layers")
     ridge = arguments.ridge()
     arguments.finish()
-    assert stages is not None
-    method = Method(
-        arguments.text,
-        "ours",
-        partial(fit_refit, name=arguments.text),
-        Needs(("z", "one")),
-        stages=stages,
-    )
+    assert count is not None
+    fit = partial(fit_refit, name=arguments.text)
+    method = Method(arguments.text, "ours", fit, Needs(("z", "one")), refit_stages(count))
     return with_ridge(method, ridge)

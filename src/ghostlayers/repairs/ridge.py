@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ghostlayers.repairs.base import Evidence, FitOptions, Method, Repair
+from ghostlayers.repairs.base import Fit, Method, Needs
 
 
 def with_ridge(method: Method, ridge: float | str | None) -> Method:
@@ -16,9 +16,14 @@ def with_ridge(method: Method, ridge: float | str | None) -> Method:
     if ridge is None:
         return method
     own = None if ridge == "auto" else float(ridge)
-    inner = method.fit
 
-    def fit(evidence: Evidence, options: FitOptions) -> Repair:
-        return inner(evidence, replace(options, ridge=own))
+    def damped(inner: Fit) -> Fit:
+        return lambda evidence, options: inner(evidence, replace(options, ridge=own))
 
-    return replace(method, fit=fit, needs=replace(method.needs, held_out=own is None))
+    def needing(needs: Needs) -> Needs:
+        return replace(needs, held_out=own is None)
+
+    before = tuple(
+        replace(stage, fit=damped(stage.fit), needs=needing(stage.needs)) for stage in method.before
+    )
+    return replace(method, fit=damped(method.fit), needs=needing(method.needs), before=before)
