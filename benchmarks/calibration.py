@@ -462,7 +462,7 @@ def check_operators(bench: Bench, operators: Mapping[Span, Tensor]) -> str:
     same = Fitting(
         find_method("ghost"),
         FitOptions(ridge=0.0, absolute_ridge=1e-6),
-        relative_weights=False,
+        token_weight="uniform",
         repaired_inputs=False,
         stored_dtype=torch.float64,
     )

@@ -79,7 +79,7 @@ def fitting(**changes: Any) -> Fitting:
     settings: dict[str, Any] = {
         "method": find_method("ghost"),
         "options": PAPER,
-        "relative_weights": False,
+        "token_weight": "uniform",
         "repaired_inputs": False,
         "stored_dtype": torch.float64,
     }
@@ -127,7 +127,7 @@ def test_later_gaps_are_fitted_on_the_repaired_stream(layerwise: Any, windows: W
 
 def test_fits_do_not_depend_on_the_batch_size(layerwise: Any, windows: Windows) -> None:
     for repaired in (False, True):
-        how = fitting(repaired_inputs=repaired, relative_weights=True, options=FitOptions())
+        how = fitting(repaired_inputs=repaired, token_weight="relative", options=FitOptions())
         one = fits.fit_gaps(layerwise, windows, GAPS, how, batch_size=1)
         many = fits.fit_gaps(layerwise, windows, GAPS, how, batch_size=30)
         for span in GAPS:

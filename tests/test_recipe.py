@@ -57,7 +57,7 @@ def test_an_unknown_repair_suggests_a_near_one():
         ("cosine_axis", "hidden, tokens"),
         ("edges", "allow, protect"),
         ("inputs", "repaired, original"),
-        ("token_weight", "uniform, relative"),
+        ("token_weight", "auto, uniform, balanced, relative"),
         ("bos", "auto, always, never"),
     ],
 )

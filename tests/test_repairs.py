@@ -16,7 +16,7 @@ from ghostlayers.errors import (
 )
 from ghostlayers.fitting import Fitting, Gatherer, gathered_features
 from ghostlayers.modeling import unit_rms
-from ghostlayers.moments import relative_weights
+from ghostlayers.moments import TokenWeight, token_weights
 from ghostlayers.repairs import ALL, METHODS, FitOptions, Repair, find_method
 from ghostlayers.repairs.base import Evidence, Needs
 from ghostlayers.repairs.hadamard import hadamard
@@ -65,19 +65,21 @@ def features_of(x: Tensor) -> dict[str, Tensor]:
     }
 
 
-def gather(x: Tensor, y: Tensor, needs: Needs, *, relative: bool = False) -> Evidence:
+def gather(x: Tensor, y: Tensor, needs: Needs, weight: TokenWeight = "uniform") -> Evidence:
     read = features_of(x)
     centroids = {count: spherical_kmeans(x, count) for count in needs.pieces}
-    gatherer = Gatherer(needs, relative=relative, centroids=centroids)
+    gatherer = Gatherer(needs, token_weight=weight, centroids=centroids)
     for part in torch.arange(len(x)).split(40):
         gatherer.add(x[part], y[part], {name: each[part] for name, each in read.items()})
     return gatherer.evidence(1e-6, (random(WIDE, x.shape[1], seed=21), None))
 
 
-def fit(name: str, x: Tensor, y: Tensor, *, relative: bool = False, **options: float) -> Repair:
+def fit(
+    name: str, x: Tensor, y: Tensor, weight: TokenWeight = "uniform", **options: float
+) -> Repair:
     method = find_method(name)
     fitting = Fitting(method, FitOptions(**options), stored_dtype=torch.float64)
-    return fitting.fit(gather(x, y, method.needs, relative=relative))
+    return fitting.fit(gather(x, y, method.needs, weight))
 
 
 def predict(repair: Repair, x: Tensor) -> Tensor:
@@ -156,13 +158,14 @@ def test_an_operator_of_the_methods_own_family_is_recovered(name: str) -> None:
     assert repair.relative_residual < (1e-2 if "piecewise" in name else 1e-8)
 
 
-@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("weight", ["uniform", "balanced", "relative"])
 @pytest.mark.parametrize("name", TABLE)
-def test_residual_is_that_of_the_data(name: str, relative: bool) -> None:
+def test_residual_is_that_of_the_data(name: str, weight: TokenWeight) -> None:
     x = stream()
     y = x + 0.3 * noise(x) + 0.1 * family_member("ghost", x)
-    repair = fit(name, x, y, relative=relative)
-    w = relative_weights(y) if relative else torch.ones(len(x), dtype=torch.float64)
+    repair = fit(name, x, y, weight)
+    w = token_weights(y, weight)
+    w = torch.ones(len(x), dtype=torch.float64) if w is None else w
     left = ((y - predict(repair, x)).square().sum(dim=1) * w).sum()
     whole = ((y - x).square().sum(dim=1) * w).sum()
     assert repair.relative_residual == pytest.approx(float(left / whole), rel=1e-5)
@@ -308,12 +311,13 @@ def test_ghost_is_least_squares() -> None:
     torch.testing.assert_close(fit("ghost", x, y, ridge=0.0).delta, want, rtol=1e-8, atol=1e-12)
 
 
-def test_relative_weights_are_weighted_least_squares() -> None:
+@pytest.mark.parametrize(("weight", "power"), [("relative", 1.0), ("balanced", 0.5)])
+def test_weights_are_weighted_least_squares(weight: TokenWeight, power: float) -> None:
     x = stream()
     y = x + noise(x)
-    root = 1 / y.norm(dim=1, keepdim=True)
+    root = y.norm(dim=1, keepdim=True) ** -power
     want = torch.linalg.lstsq(root * x, root * (y - x), driver="gelsd").solution
-    got = fit("ghost", x, y, relative=True, ridge=0.0).delta
+    got = fit("ghost", x, y, weight, ridge=0.0).delta
     torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-12)
 
 
@@ -380,7 +384,7 @@ def test_one_enormous_token_does_not_take_the_weighted_fit() -> None:
     def error(delta: Tensor) -> float:
         return float((x[1:] @ (delta - good)).norm() / (x[1:] @ good).norm())
 
-    assert error(fit("ghost", x, y, relative=True).delta) < 0.05
+    assert error(fit("ghost", x, y, "relative").delta) < 0.05
     assert error(fit("ghost", x, y).delta) > 1.0
 
 

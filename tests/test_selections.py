@@ -69,7 +69,7 @@ def layerwise(trained_llama: Any) -> LayerwiseModel:
 
 
 def ghost(**changes: Any) -> Fitting:
-    settings = {"method": find_method("ghost"), "options": RIDGE, "relative_weights": False}
+    settings = {"method": find_method("ghost"), "options": RIDGE, "token_weight": "uniform"}
     return Fitting(**{**settings, **changes})
 
 

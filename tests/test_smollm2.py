@@ -72,18 +72,19 @@ def test_ghost_recovers_most_and_linearpatch_little(
     assert excess["Ghost"] < excess["LinearPatch"] < excess["cut"]
 
 
-def test_uniform_weights_across_a_birth_are_worse_than_relative_ones(
+def test_across_a_birth_balanced_weights_are_better_than_relative_and_uniform_ones(
     demo: walkthrough.Demonstration,
 ) -> None:
     span = Span(9, 16)
     cuts = {}
-    for weight in ("uniform", "relative"):
+    for weight in ("uniform", "relative", "balanced"):
         recipe = Recipe(**{**RECIPE.to_dict(), "token_weight": weight})
         cuts[weight] = fitting.fit_gaps(
             demo.layerwise, demo.scored, [span], make_fitting(demo.dense, recipe)
         )
     losses = measuring.measure_cuts(demo.layerwise, demo.held_out.first(2), cuts)
     assert losses["relative"].loss_nats < losses["uniform"].loss_nats
+    assert losses["balanced"].loss_nats < losses["relative"].loss_nats - 0.2
 
 
 @pytest.fixture(scope="module")

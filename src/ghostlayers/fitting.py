@@ -19,7 +19,7 @@ from ghostlayers import moments
 from ghostlayers.features import caught, mlp_output_of, stream_feature, tap_places
 from ghostlayers.folding import layer_weights
 from ghostlayers.modeling import norm_eps
-from ghostlayers.moments import Accumulator
+from ghostlayers.moments import Accumulator, TokenWeight
 from ghostlayers.progress import Advance, Progress, Silent
 from ghostlayers.repairs.base import (
     Evidence,
@@ -57,16 +57,21 @@ class Fitting:
     Attributes:
         method: the repair.
         options: its damping.
-        relative_weights: weight each token by 1/||y||^2.
+        token_weight: how much each token counts; None for what suits the method.
         repaired_inputs: fit each gap on the stream repaired so far, not on the dense one.
         stored_dtype: repairs are rounded to it once, as the checkpoint will hold them.
     """
 
     method: Method
     options: FitOptions = field(default_factory=FitOptions)
-    relative_weights: bool = True
+    token_weight: TokenWeight | None = None
     repaired_inputs: bool = True
     stored_dtype: torch.dtype = torch.float32
+
+    @property
+    def weighting(self) -> TokenWeight:
+        """How much each token counts."""
+        return self.token_weight or self.method.token_weight
 
     def fit(self, evidence: Evidence) -> Repair:
         """Solve, and round the operator as it will be stored."""
@@ -78,7 +83,7 @@ class Gatherer:
 
     Args:
         needs: what the methods to be fitted want.
-        relative: weight each token by 1/||y||^2.
+        token_weight: how much each token counts.
         centroids: by number of pieces.
         share: of the discrepancy that is the target.
     """
@@ -87,12 +92,12 @@ class Gatherer:
         self,
         needs: Needs,
         *,
-        relative: bool,
+        token_weight: TokenWeight,
         centroids: Mapping[int, Tensor] | None = None,
         share: float = 1.0,
     ) -> None:
         self.features = gathered_features(needs)
-        self._needs, self._relative, self._share = needs, relative, share
+        self._needs, self._token_weight, self._share = needs, token_weight, share
         self._centroids = dict(centroids or {})
         self._sums: list[Accumulator | None] = [None, None]
         self._pieces: dict[int, list[Accumulator]] = {}
@@ -102,7 +107,7 @@ class Gatherer:
 
     def add(self, source: Tensor, target: Tensor, features: Mapping[str, Tensor]) -> None:
         """Add tokens: stream before and after the gap, and features by name, [tokens, ...]."""
-        weights = moments.relative_weights(target) if self._relative else None
+        weights = moments.token_weights(target, self._token_weight)
         held_out = self._needs.held_out and self._batches % HELD_OUT_SHARE == HELD_OUT_SHARE - 1
         blocks = [features[name] for name in self.features]
         self._accumulator(int(held_out), source, blocks).add(source, target, blocks, weights)
@@ -285,29 +290,27 @@ def _fit_in_one_sweep(
     progress: Progress,
 ) -> dict[str, dict[Span, Repair]]:
     gatherers = {
-        relative: {span: Gatherer(needs, relative=relative) for span in spans}
-        for relative, needs in _needs_by_weight(list(fittings.values())).items()
+        kind: {span: Gatherer(needs, token_weight=kind) for span in spans}
+        for kind, needs in _needs_by_weight(list(fittings.values())).items()
     }
     with progress.stage("Gathering moments", len(windows)) as advance:
         for ids in micro_batches(model, windows, batch_size):
             _gather_dense(model, ids, spans, gatherers)
             advance(ids.shape[0])
     found = {
-        relative: {span: _evidence(model, each, span) for span, each in by_span.items()}
-        for relative, by_span in gatherers.items()
+        kind: {span: _evidence(model, each, span) for span, each in by_span.items()}
+        for kind, by_span in gatherers.items()
     }
     return {
-        name: {span: fitting.fit(found[fitting.relative_weights][span]) for span in spans}
+        name: {span: fitting.fit(found[fitting.weighting][span]) for span in spans}
         for name, fitting in fittings.items()
     }
 
 
-def _needs_by_weight(fittings: Sequence[Fitting]) -> dict[bool, Needs]:
+def _needs_by_weight(fittings: Sequence[Fitting]) -> dict[TokenWeight, Needs]:
     return {
-        relative: reduce(
-            or_, (each.method.needs for each in fittings if each.relative_weights is relative)
-        )
-        for relative in {each.relative_weights for each in fittings}
+        kind: reduce(or_, (each.method.needs for each in fittings if each.weighting == kind))
+        for kind in {fitting.weighting for fitting in fittings}
     }
 
 
@@ -323,7 +326,7 @@ def _gather_dense(
     model: LayerwiseModel,
     ids: Tensor,
     spans: Sequence[Span],
-    gatherers: Mapping[bool, Mapping[Span, Gatherer]],
+    gatherers: Mapping[TokenWeight, Mapping[Span, Gatherer]],
 ) -> None:
     """Add one micro-batch of the dense stream to the evidence of every gap."""
     batch, hidden = model.begin(ids)
@@ -426,7 +429,7 @@ class _Walk:
                 self._carry(track, base, advance)
                 source = track
             if source is forks and not fitting.method.before:
-                repair = fitting.fit(shared(fitting.relative_weights))
+                repair = fitting.fit(shared(fitting.weighting))
             else:
                 repair = self._fit_one(fitting, source, span)
             self.repairs[name][span] = repair
@@ -434,15 +437,15 @@ class _Walk:
                 self.tracks[name] = self._repaired(source, span, repair, fitting)
             advance(1)
 
-    def _shared_evidence(self, forks: _Track, span: Span) -> Callable[[bool], Evidence]:
+    def _shared_evidence(self, forks: _Track, span: Span) -> Callable[[TokenWeight], Evidence]:
         """By kind of token weight: what all methods want of the dense stream, gathered once."""
         once = [each for each in self.fittings.values() if not each.method.before]
         needs = _needs_by_weight(once)
 
         @cache
-        def shared(relative: bool) -> Evidence:
-            how = next(each for each in once if each.relative_weights is relative)
-            stage = Stage(how.method.fit, needs[relative])
+        def shared(kind: TokenWeight) -> Evidence:
+            how = next(each for each in once if each.weighting == kind)
+            stage = Stage(how.method.fit, needs[kind])
             gathered = self._gather(how, stage, forks, span, Repair("none"))
             return _evidence(self.model, gathered, span)
 
@@ -477,7 +480,7 @@ class _Walk:
         needs, stored = stage.needs, fitting.stored_dtype
         centroids = self._centroids(needs, source, span, done, stored) if needs.pieces else {}
         gatherer = Gatherer(
-            needs, relative=fitting.relative_weights, centroids=centroids, share=stage.share
+            needs, token_weight=fitting.weighting, centroids=centroids, share=stage.share
         )
         names = gathered_features(needs)
         for index, x, read in self._at_gap(source, span, names, stage.back, done, stored):

@@ -12,6 +12,7 @@ The sums are additive, so batches, processes and machines merge by addition.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,9 @@ TOKENS_PER_BLOCK = 2048
 
 COLUMNS_PER_BLOCK = 1024
 """The Gram matrix is symmetric: only tiles of this width on and above its diagonal are summed."""
+
+TokenWeight = Literal["uniform", "balanced", "relative"]
+"""How much each token counts in a fit; see `token_weights`."""
 
 Blocks = tuple[tuple[str, int], ...]
 """Names and widths of groups of features, in the order of the Gram matrix's rows."""
@@ -257,3 +261,19 @@ def relative_weights(target: Float[Tensor, "tokens hidden"]) -> Float[Tensor, " 
     """
     energy = target.to(ACCUMULATOR).square().sum(dim=-1)
     return torch.where(energy > 0, 1.0 / energy.clamp_min(torch.finfo(ACCUMULATOR).tiny), 0.0)
+
+
+def token_weights(
+    target: Float[Tensor, "tokens hidden"], kind: TokenWeight
+) -> Float[Tensor, " tokens"] | None:
+    """The weight of every token in a fit; None for one each.
+
+    ``relative`` 1/||y||^2, ``balanced`` 1/||y||: a token that is a hundred times longer than the
+    others, an attention sink for instance, then counts a hundred times as much as one of them in
+    relative error, and a hundredth of what it counts in absolute error. Every later token attends
+    to it, so it must not be lost; and no linear map creates it, so it must not take the whole fit.
+    """
+    if kind == "uniform":
+        return None
+    weights = relative_weights(target)
+    return weights if kind == "relative" else weights.sqrt()

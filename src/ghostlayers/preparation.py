@@ -176,7 +176,7 @@ def make_fitting(loaded: LoadedModel, recipe: Recipe) -> Fitting:
     return Fitting(
         method=find_method(recipe.repair),
         options=FitOptions(ridge=recipe.ridge, absolute_ridge=recipe.absolute_ridge),
-        relative_weights=recipe.token_weight == "relative",
+        token_weight=None if recipe.token_weight == "auto" else recipe.token_weight,
         repaired_inputs=recipe.inputs == "repaired",
         stored_dtype=loaded.stored_dtype,
     )

@@ -18,7 +18,7 @@ from ghostlayers.spans import parse_layers
 from ghostlayers.tokens import BosPolicy
 
 Inputs = Literal["repaired", "original"]
-TokenWeight = Literal["uniform", "relative"]
+TokenWeight = Literal["auto", "uniform", "balanced", "relative"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Recipe:
         edges: ``protect`` never removes the first and the last layer, as the released code.
         inputs: the stream each gap is fitted on: the ``repaired`` one that it will receive, or
             the ``original`` one of the dense model, as published.
-        token_weight: ``relative`` weights each token by 1/||y||^2; ``uniform`` as published.
+        token_weight: how much each token counts in a fit: ``uniform`` as published, ``relative``
+            1/||y||^2, ``balanced`` 1/||y||; ``auto`` is what suits the repair.
         ridge: relative ridge on equilibrated columns.
         absolute_ridge: added to the Gram matrix as it is, as published.
     """
@@ -69,7 +70,7 @@ class Recipe:
     cosine_axis: CosineAxis = "hidden"
     edges: Edges = "allow"
     inputs: Inputs = "repaired"
-    token_weight: TokenWeight = "relative"
+    token_weight: TokenWeight = "auto"
     ridge: float = 1e-6
     absolute_ridge: float = 0.0
 

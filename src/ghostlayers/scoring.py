@@ -238,7 +238,7 @@ def fit_sample(
     quick = replace(
         fitting, method=method, options=replace(fitting.options, report_condition=False)
     )
-    gatherer = Gatherer(method.needs, relative=fitting.relative_weights)
+    gatherer = Gatherer(method.needs, token_weight=quick.weighting)
     names = gatherer.features
     read = {name: stream_feature(model, name, source, span) for name in names}
     gatherer.add(source, target, read)

@@ -212,7 +212,11 @@ TokenWeightOption = Annotated[
     TokenWeight | None,
     _option(
         "--token-weight",
-        text=_say("'relative' weights each token by 1/||y||^2.", "token_weight"),
+        text=_say(
+            "How much each token counts: 'relative' 1/||y||^2, 'balanced' 1/||y||; 'auto' is "
+            "'uniform' for repairs that only fold, else 'balanced'.",
+            "token_weight",
+        ),
         panel=_PANEL_FIT,
     ),
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ghostlayers import moments as sums
 from ghostlayers.modeling import repair_stream
-from ghostlayers.moments import Moments, residual_energy
+from ghostlayers.moments import Moments, TokenWeight, residual_energy
 
 Read = Callable[[str], Tensor]
 """Reads a feature by name, [..., width], at the gap where a repair acts."""
@@ -329,6 +329,7 @@ class Method:
         needs: what the evidence must hold.
         before: stages that come first, each on the stream that the ones before it left.
         savable: a checkpoint can hold its result.
+        token_weight: how much each token counts where the caller leaves it open.
         solves: it solves for as many unknowns a channel as it has features, so it needs at least
             as many tokens.
     """
@@ -339,6 +340,7 @@ class Method:
     needs: Needs = Needs()
     before: tuple[Stage, ...] = ()
     savable: bool = True
+    token_weight: TokenWeight = "balanced"
     solves: bool = False
 
     @property

@@ -47,5 +47,12 @@ def make_refit(arguments: Arguments) -> Method:
     arguments.finish()
     assert count is not None
     fit = partial(fit_refit, name=arguments.text)
-    method = Method(arguments.text, "ours", fit, Needs(("z", "one")), refit_stages(count))
+    method = Method(
+        arguments.text,
+        "ours",
+        fit,
+        Needs(("z", "one")),
+        refit_stages(count),
+        token_weight="uniform",
+    )
     return with_ridge(method, ridge)
