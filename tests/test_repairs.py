@@ -285,6 +285,7 @@ def test_clusters_are_those_that_were_planted() -> None:
         ("ghost:rnk=3", r"unknown argument 'rnk'\. Did you mean 'rank'\?"),
         ("ghost:rank=0", r"rank must be a whole number from 1, got '0'"),
         ("ghost:ridge=-1", r"ridge must be auto or a number >= 0, not '-1'"),
+        ("ghost:weight=heavy", r"weight must be uniform, balanced, relative, not 'heavy'"),
         ("none:3", r"unknown argument '3'\. It takes none"),
         ("joint:x+q", r"unknown feature 'q'"),
         ("joint:x+x", r"names a feature twice"),

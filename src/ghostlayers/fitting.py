@@ -71,7 +71,7 @@ class Fitting:
     @property
     def weighting(self) -> TokenWeight:
         """How much each token counts."""
-        return self.token_weight or self.method.token_weight
+        return self.method.named_weight or self.token_weight or self.method.token_weight
 
     def fit(self, evidence: Evidence) -> Repair:
         """Solve, and round the operator as it will be stored."""

@@ -107,8 +107,8 @@ def warn_birth(span: Span) -> None:
     """A massive activation is born inside a removed span."""
     warn(
         f"a massive activation is born inside the removed layers {format_layers(span.layers)}: "
-        f"some tokens grow to more than {MASSIVE:g} times the median norm there, which no linear "
-        "repair can imitate. Try another span (ghostlayers score shows them all)."
+        f"some tokens grow to more than {MASSIVE:g} times the median norm there, which a linear "
+        "repair imitates badly. Try another span (ghostlayers score shows them all)."
     )
 
 

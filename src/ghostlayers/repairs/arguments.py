@@ -1,6 +1,23 @@
 """Arguments that ride on a name: ``ghost:rank=64``, ``joint:x+z``, ``perplexity:one-shot``."""
 
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 from ghostlayers.errors import RecipeError, suggest
+from ghostlayers.moments import TokenWeight
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How one repair is fitted, where its name says so.
+
+    Attributes:
+        ridge: relative ridge, ``auto``, or None for the recipe's.
+        weight: how much each token counts, or None for the recipe's.
+    """
+
+    ridge: float | Literal["auto"] | None = None
+    weight: TokenWeight | None = None
 
 
 class Arguments:
@@ -50,11 +67,19 @@ class Arguments:
             raise RecipeError(f"'{self.text}': {what} must be a whole number from 1, got '{text}'.")
         return int(text)
 
-    def ridge(self) -> "float | str | None":
-        """The ``ridge`` pair: a number, or ``auto``; None if it is not there."""
+    def ridge(self) -> "Tuning":
+        """The pairs that every least-squares repair takes: ``ridge`` and ``weight``."""
+        weight = self.value("weight")
+        if weight is not None and weight not in get_args(TokenWeight):
+            raise RecipeError(
+                f"'{self.text}': weight must be {', '.join(get_args(TokenWeight))}, not '{weight}'."
+            )
+        return Tuning(self._ridge(), weight)  # type: ignore[arg-type]
+
+    def _ridge(self) -> "float | Literal['auto'] | None":
         text = self.value("ridge")
         if text is None or text == "auto":
-            return text
+            return text  # type: ignore[return-value]
         try:
             number = float(text)
         except ValueError:

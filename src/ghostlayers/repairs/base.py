@@ -330,6 +330,7 @@ class Method:
         before: stages that come first, each on the stream that the ones before it left.
         savable: a checkpoint can hold its result.
         token_weight: how much each token counts where the caller leaves it open.
+        named_weight: the same, where the repair's own name says so.
         solves: it solves for as many unknowns a channel as it has features, so it needs at least
             as many tokens.
     """
@@ -341,6 +342,7 @@ class Method:
     before: tuple[Stage, ...] = ()
     savable: bool = True
     token_weight: TokenWeight = "balanced"
+    named_weight: TokenWeight | None = None
     solves: bool = False
 
     @property

@@ -1,18 +1,20 @@
-"""The ``ridge`` argument that every least-squares repair takes."""
+"""The ``ridge`` and ``weight`` arguments that every least-squares repair takes."""
 
 from dataclasses import replace
 
+from ghostlayers.repairs.arguments import Tuning
 from ghostlayers.repairs.base import Fit, Method, Needs
 
 
-def with_ridge(method: Method, ridge: float | str | None) -> Method:
-    """The method with its own ridge instead of the recipe's; ``auto`` lets held-out windows choose.
+def with_ridge(method: Method, tuning: Tuning) -> Method:
+    """The method with its own ridge and token weights instead of the recipe's.
 
     Args:
         method: a least-squares method.
-        ridge: a number, ``auto``, or None for the recipe's.
+        tuning: what its name says; a ridge of ``auto`` lets held-out windows choose.
     """
-    method = replace(method, solves=True)
+    method = replace(method, solves=True, named_weight=tuning.weight)
+    ridge = tuning.ridge
     if ridge is None:
         return method
     own = None if ridge == "auto" else float(ridge)
