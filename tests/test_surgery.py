@@ -250,7 +250,7 @@ def random_windows(count: int = 40, length: int = 13) -> Windows:
 def fitted(dense: Any, name: str, spans: tuple[Span, ...]) -> dict[Span, Repair]:
     method = find_method(name)
     check_method(dense, method, spans)
-    how = Fitting(method, FitOptions(ridge=1e-4))
+    how = Fitting(method, FitOptions(ridge=1e-4), token_weight="relative")
     return fit_gaps(LayerwiseModel(dense), random_windows(), spans, how)
 
 
