@@ -280,11 +280,13 @@ def show(results: Mapping[str, Any]) -> None:
                     model["checkpoint"],
                 ]
             )
-        columns = (
-            "repair", "loss", "of Ghost's excess", "KL", "added", "prefill", "checkpoint",
-        )  # fmt: skip
+        columns = ("repair", "loss", "x Ghost", "KL", "added", "prefill", "saved as")
         title = f"{layers} layers by {select}: {removed} (dense {dense:.3f})"
         screen.table(columns, rows, title)
+    screen.say(
+        "[dim]loss: nats a token, mean of all texts; x Ghost: excess over dense as a share of "
+        "Ghost's on the same cut; KL: divergence from dense.[/dim]"
+    )
     show_correlations(results)
 
 
