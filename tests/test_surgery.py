@@ -1,6 +1,7 @@
 """Removing layers and inserting repairs, in every family that can be cut."""
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -376,6 +377,14 @@ def test_a_repair_that_needs_a_layer_before_the_gap_refuses_a_cut_at_layer_0() -
     with pytest.raises(InputError, match=r"'refit:1' .* before layer 0 there is none"):
         fitted(build("llama"), "refit:1", CUTS["first"])
     assert fitted(build("llama"), "joint:x+norm", CUTS["first"])
+
+
+@pytest.mark.parametrize("repair", ["hadamard", "linearpatch-hadamard"])
+def test_a_basis_that_the_model_has_not_is_refused_before_anything_is_computed(repair: str) -> None:
+    model = SimpleNamespace(config=SimpleNamespace(hidden_size=52, model_type="llama"))
+    with pytest.raises(InputError, match=r"order 52 .* such as 48 and 56"):
+        check_method(model, find_method(repair))
+    check_method(model, find_method("ghost"))
 
 
 @pytest.mark.parametrize("repair", ["magnitude", "ghost"])

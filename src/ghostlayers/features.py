@@ -9,6 +9,7 @@ from ghostlayers.errors import InputError
 from ghostlayers.families import FAMILIES, Family
 from ghostlayers.modeling import norm_eps, unit_rms
 from ghostlayers.repairs.base import FEATURES, FROM_KEPT_LAYER, Method
+from ghostlayers.repairs.hadamard import hadamard
 from ghostlayers.spans import Span
 from ghostlayers.stream import LayerwiseModel, Stream, Tap, tapped
 
@@ -24,6 +25,8 @@ def check_method(model: Any, method: Method, spans: Iterable[Span] = ()) -> None
     Raises:
         InputError: the message names the repair, the feature and what works instead.
     """
+    if method.needs.basis:
+        hadamard(model.config.hidden_size)
     wanted = [name for name in method.features if name in FROM_KEPT_LAYER or name == "phi"]
     if not wanted:
         return

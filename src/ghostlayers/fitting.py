@@ -187,15 +187,14 @@ class Gatherer:
 
 
 def _with_share(evidence: Evidence, share: float) -> Evidence:
-    def shifted(each: moments.Moments | None) -> moments.Moments | None:
-        return None if each is None else moments.shift_target(each, share)
-
-    whole = moments.shift_target(evidence.moments, share)
+    """The same tokens with a share of the discrepancy as the target."""
+    assert evidence.training is not None
+    assert evidence.held_out is not None
     return replace(
         evidence,
-        moments=whole,
-        training=shifted(evidence.training),
-        held_out=shifted(evidence.held_out),
+        moments=moments.shift_target(evidence.moments, share),
+        training=moments.shift_target(evidence.training, share),
+        held_out=moments.shift_target(evidence.held_out, share),
     )
 
 
@@ -262,14 +261,9 @@ def fit_many(
     fitted stops them all: check it beforehand with `features.check_method`.
     """
     progress = progress or Silent()
-    simple = {n: f for n, f in fittings.items() if _one_sweep(f, len(spans))}
-    repairs: dict[str, dict[Span, Repair]] = {}
-    if len(simple) == len(fittings):
-        repairs = _fit_in_one_sweep(model, windows, spans, simple, batch_size, progress)
-    else:
-        walk = _Walk(model, windows, spans, fittings, batch_size)
-        repairs = walk.fit(progress)
-    return {name: repairs[name] for name in fittings}
+    if all(_one_sweep(each, len(spans)) for each in fittings.values()):
+        return _fit_in_one_sweep(model, windows, spans, fittings, batch_size, progress)
+    return _Walk(model, windows, spans, fittings, batch_size).fit(progress)
 
 
 def _one_sweep(fitting: Fitting, gaps: int) -> bool:
@@ -362,12 +356,8 @@ def _features(
     span: Span,
 ) -> dict[str, Tensor]:
     """Features by name, [tokens, width], padding left out."""
-    return {
-        name: batch.tokens(
-            tapped[name] if name in tapped else stream_feature(model, name, stream, span)
-        )
-        for name in names
-    }
+    read = reader(model, stream, span, tapped)
+    return {name: batch.tokens(read(name)) for name in names}
 
 
 @dataclass
@@ -389,7 +379,7 @@ class _Walk:
         fittings: Mapping[str, Fitting],
         batch_size: int,
     ) -> None:
-        self.model, self.windows, self.spans = model, windows, spans
+        self.model, self.spans = model, spans
         self.fittings = dict(fittings)
         self.batches: list[MicroBatch] = []
         dense: list[Stream] = []
@@ -483,8 +473,10 @@ class _Walk:
             needs, token_weight=fitting.weighting, centroids=centroids, share=stage.share
         )
         names = gathered_features(needs)
-        for index, x, read in self._at_gap(source, span, names, stage.back, done, stored):
+        for index, x, found in self._at_gap(source, span, names, stage.back, done, stored):
             batch = self.batches[index]
+            with torch.no_grad():
+                read = _features(self.model, names, batch, x, found, span)
             gatherer.add(batch.tokens(x), batch.tokens(self.dense.streams[index]), read)
         return gatherer
 
@@ -498,7 +490,7 @@ class _Walk:
         done: Repair,
         stored_dtype: torch.dtype,
     ) -> Iterator[tuple[int, Stream, dict[str, Tensor]]]:
-        """The stream in front of the gap with the folds so far, and features of layer -back."""
+        """The stream in front of the gap with the folds so far, and what layer -back computed."""
         model = self.model
         changed = layer_weights(model.model, model.layers, span, done, stored_dtype)
         taps = tap_places(model.model, names)
@@ -512,7 +504,7 @@ class _Walk:
                 )
                 check_finite(stream, layer)
                 found.update(caught(wanted))
-            yield index, stream, _features(model, names, batch, stream, found, span)
+            yield index, stream, found
 
     def _centroids(
         self, needs: Needs, source: _Track, span: Span, done: Repair, stored_dtype: torch.dtype
@@ -525,37 +517,15 @@ class _Walk:
         sample = torch.cat(found)
         return {count: spherical_kmeans(sample, count) for count in needs.pieces}
 
+    @torch.no_grad()
     def _repaired(self, source: _Track, span: Span, repair: Repair, fitting: Fitting) -> _Track:
         """The stream behind the gap, where the next kept layer will read it."""
         names = () if repair.operator is None else tuple(repair.operator.maps)
         streams = [
-            act(repair, x, read)
-            for _, x, read in self._read_at_gap(source, span, names, repair, fitting.stored_dtype)
+            act(repair, x, reader(self.model, x, span, found))
+            for _, x, found in self._at_gap(source, span, names, 1, repair, fitting.stored_dtype)
         ]
         return _Track(streams, span.stop)
-
-    @torch.no_grad()
-    def _read_at_gap(
-        self,
-        source: _Track,
-        span: Span,
-        names: Sequence[str],
-        repair: Repair,
-        stored_dtype: torch.dtype,
-    ) -> Iterator[tuple[int, Stream, Callable[[str], Tensor]]]:
-        model = self.model
-        changed = layer_weights(model.model, model.layers, span, repair, stored_dtype)
-        taps = tap_places(model.model, names)
-        for index, batch in enumerate(self.batches):
-            stream = source.streams[index]
-            found: dict[str, Tensor] = {}
-            for layer in range(source.boundary, span.start):
-                wanted = taps if layer == span.start - 1 else {}
-                stream = model.run_layer(
-                    layer, batch, stream, weights=changed.get(layer), taps=dict(wanted.values())
-                )
-                found.update(caught(wanted))
-            yield index, stream, reader(model, stream, span, found)
 
 
 def reader(

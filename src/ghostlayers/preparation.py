@@ -15,7 +15,6 @@ from ghostlayers.fitting import Fitting
 from ghostlayers.loading import LoadedModel, from_memory, load_model, read_config
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
-from ghostlayers.repairs.hadamard import hadamard
 from ghostlayers.selection import check_eligible, eligible_layers, find_selection
 from ghostlayers.spans import check_count, check_layers, merge_layers
 from ghostlayers.stream import LayerwiseModel
@@ -100,8 +99,6 @@ def check_request(
             f"repair '{recipe.repair}' cannot be saved in a checkpoint yet; `ghostlayers compare` "
             "measures it. To save: ghost, normed, joint:x+z, joint:x+norm, piecewise or refit."
         )
-    if method.needs.rotated or method.name == "hadamard":
-        hadamard(loaded.model.config.hidden_size)
     spans = () if removed is None else merge_layers(removed)
     check_method(loaded.model, method, spans)
     _check_fit_tokens(loaded, recipe)

@@ -46,7 +46,7 @@ def make_record(
             "kept": kept_layers(spans, num_layers),
             "spans": [[span.start, span.stop] for span in spans],
         },
-        "repairs": [_repair(span, repair) for span, repair in repairs.items()],
+        "repairs": [repair_row(span, repair) for span, repair in repairs.items()],
         "evidence": [evidence_row(name, sums) for name, sums in evidence.items()],
         "evidence_text": _text(*measured_on),
         "scores": None if table is None else table_to_dict(table),
@@ -57,7 +57,8 @@ def make_record(
     }
 
 
-def _repair(span: Span, repair: Repair) -> dict[str, Any]:
+def repair_row(span: Span, repair: Repair) -> dict[str, Any]:
+    """What the fit of one gap says about itself, as plain values."""
     return {
         "span": [span.start, span.stop],
         "method": repair.method,
@@ -79,14 +80,8 @@ def _text(corpus: str, windows: Windows) -> dict[str, Any]:
 
 def evidence_row(name: str, sums: LossSums) -> dict[str, Any]:
     """Losses of one model as plain values."""
-    return {
-        "model": name,
-        "num_tokens": sums.num_tokens,
-        "loss_nats": sums.loss_nats,
-        "perplexity": math.exp(min(sums.loss_nats, 700.0)),
-        "kl_nats": sums.kl_nats,
-        "greedy_agreement": sums.agreement,
-    }
+    perplexity = math.exp(min(sums.loss_nats, 700.0))
+    return {"model": name, **sums.to_dict(), "perplexity": perplexity}
 
 
 def _calibration(recipe: Recipe, corpus: Corpus, windows: Windows) -> dict[str, Any]:

@@ -401,15 +401,9 @@ run = app.command()(
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a result file whole or not at all."""
-    from ghostlayers.errors import OutputError
+    from ghostlayers.files import write_whole
 
-    temporary = path.with_name(path.name + ".part")
-    try:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write '{path}': {error.strerror}.") from error
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ import torch
 
 from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.tasks import differences, task_row
+from ghostlayers.evaluation.continuation import continue_text
 from ghostlayers.evaluation.speed import prefill_times
+from ghostlayers.record import repair_row
 from ghostlayers.repairs.base import Method, Repair
 from ghostlayers.spans import Span, format_layers, removed_layers
 
@@ -42,7 +44,7 @@ def describe_model(
         **(speed or measure_speed(model, request)),
     }
     if request.prompt:
-        found["continuation"] = continue_prompt(model, tokenizer, request)
+        found["continuation"] = continue_text(model, tokenizer, request.prompt, request.new_tokens)
     return found
 
 
@@ -54,21 +56,6 @@ def measure_speed(model: Any, request: Comparison) -> dict[str, Any]:
     times = [1000 * each for each in prefill_times(model, length, REPEATS)]
     low, _, high = statistics.quantiles(times, n=4)
     return dict(zip(SPEED_KEYS, (statistics.median(times), high - low, length), strict=True))
-
-
-@torch.no_grad()
-def continue_prompt(model: Any, tokenizer: Any, request: Comparison) -> str:
-    """What a model writes after the prompt, most likely token first."""
-    inputs = tokenizer(request.prompt, return_tensors="pt").to(model.device)
-    ids = model.generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        max_new_tokens=request.new_tokens,
-        do_sample=False,
-        pad_token_id=tokenizer.eos_token_id,
-    )
-    new = ids[0, inputs["input_ids"].shape[1] :]
-    return str(tokenizer.decode(new, skip_special_tokens=True))
 
 
 def runtime_shape(repairs: Iterable[Repair]) -> tuple[Any, ...]:
@@ -93,13 +80,13 @@ def checkpoint_kind(method: Method, repairs: Iterable[Repair]) -> str:
 
 def describe_gap(span: Span, repair: Repair) -> dict[str, Any]:
     """What a fit says about itself."""
-    return {
-        "span": [span.start, span.stop],
-        "relative_residual": repair.relative_residual,
-        "condition_number": repair.condition_number,
-        "ridge": repair.ridge,
-        "scale": repair.scale,
-    }
+    return {**repair_row(span, repair), "scale": repair.scale}
+
+
+def describe_operators(repairs: Mapping[Span, Repair]) -> list[dict[str, Any]]:
+    """What is told of the maps M of a cut, of those repairs that are one."""
+    found = (describe_operator(span, repair) for span, repair in repairs.items())
+    return [each for each in found if each is not None]
 
 
 def describe_operator(span: Span, repair: Repair) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostlayers.errors import OutputError
+from ghostlayers.files import write_whole
 
 REQUEST = "request.json"
 PARTS = "parts"
@@ -25,7 +26,6 @@ class Store:
 
     def __init__(self, folder: Path, request: dict[str, Any], *, overwrite: bool = False) -> None:
         self.folder = folder
-        self.resumed = folder.exists()
         if folder.exists():
             self._check(request, overwrite)
         try:
@@ -39,7 +39,6 @@ class Store:
         path = self.folder / REQUEST
         if not path.is_file():
             if self.folder.is_dir() and not any(self.folder.iterdir()):
-                self.resumed = False
                 return
             raise OutputError(
                 f"'{self.folder}' exists and was not made by a comparison; choose another folder."
@@ -53,7 +52,6 @@ class Store:
                 f"{_difference(found, request)}); choose another folder, repeat that comparison's "
                 "options to go on with it, or pass --overwrite."
             )
-        self.resumed = False
         for each in (self.folder / PARTS).glob("*.json"):
             each.unlink()
 
@@ -73,21 +71,6 @@ class Store:
     def _path(self, key: str) -> Path:
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
         return self.folder / PARTS / f"{digest}.json"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write '{path}': {error.strerror}.") from error
 
 
 def _difference(found: Any, wanted: Any, path: str = "") -> str:

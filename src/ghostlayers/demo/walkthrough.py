@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ghostlayers import checkpoint, cuts, steps, surgery
 from ghostlayers.demo.model import LICENCE, NAME, REQUIREMENT, demo_model
 from ghostlayers.demo.reference_text import split_topics
 from ghostlayers.evaluation import LossSums, prefill_seconds
+from ghostlayers.evaluation.continuation import continue_text
 from ghostlayers.fitting import fit_many
 from ghostlayers.loading import LoadedModel, load_model
 from ghostlayers.preparation import check_request, make_fitting, read_calibration
@@ -163,17 +162,7 @@ def _row(demo: Demonstration, name: str, model: Any, sums: LossSums) -> DemoRow:
 def continue_prompt(demo: Demonstration, model: Any, prompt: str = PROMPT) -> str:
     """What a model writes after a prompt, most likely token first."""
     tokenizer = demo.dense.tokenizer
-    inputs = tokenizer(prompt, return_tensors="pt").to(demo.layerwise.device)
-    with torch.no_grad():
-        ids = model.generate(
-            **inputs,
-            max_new_tokens=NEW_TOKENS,
-            min_new_tokens=NEW_TOKENS,
-            do_sample=False,
-            pad_token_id=tokenizer.eos_token_id,
-        )
-    text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return str(text)
+    return continue_text(model, tokenizer, prompt, NEW_TOKENS, at_least=NEW_TOKENS)
 
 
 def finish(

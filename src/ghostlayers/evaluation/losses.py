@@ -34,6 +34,15 @@ class LossSums:
             self.agreements + other.agreements,
         )
 
+    def to_dict(self) -> dict[str, float]:
+        """Means a token, and their number, as plain values."""
+        return {
+            "num_tokens": self.num_tokens,
+            "loss_nats": self.loss_nats,
+            "kl_nats": self.kl_nats,
+            "greedy_agreement": self.agreement,
+        }
+
     @property
     def loss_nats(self) -> float:
         """Mean cross-entropy a token."""

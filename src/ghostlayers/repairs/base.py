@@ -173,6 +173,16 @@ def linear(delta: Tensor, bias: Tensor | None = None) -> Operator:
     return Operator({"weight": delta.T.contiguous(), **extra})
 
 
+def linear_repair(name: str, delta: Tensor, sums: Moments) -> Repair:
+    """X -> x + x M, and what M leaves of the discrepancy; ``sums`` are moments of x alone."""
+    return Repair(
+        name,
+        linear(delta),
+        num_tokens=sums.num_tokens,
+        relative_residual=relative_residual(sums, delta),
+    )
+
+
 @dataclass(frozen=True)
 class Needs:
     """What has to be gathered at a gap before a method can be fitted.
@@ -180,6 +190,7 @@ class Needs:
     Attributes:
         features: blocks of the Gram matrix.
         rotated: also the mean absolute values in a Hadamard basis.
+        basis: a Hadamard matrix of the hidden size must exist.
         pieces: numbers of clusters of tokens with moments of their own.
         tokens: a sample of tokens themselves.
         held_out: moments of held-out windows too.
@@ -191,6 +202,7 @@ class Needs:
     pieces: tuple[int, ...] = ()
     tokens: bool = False
     held_out: bool = False
+    basis: bool = False
     others: tuple[frozenset[str], ...] = ()
 
     @property
@@ -206,6 +218,7 @@ class Needs:
             tuple(sorted({*self.pieces, *other.pieces})),
             self.tokens or other.tokens,
             self.held_out or other.held_out,
+            self.basis or other.basis,
             tuple(dict.fromkeys((*self.together, *other.together))),
         )
 

@@ -19,8 +19,7 @@ from ghostlayers.repairs.base import (
     Method,
     Needs,
     Repair,
-    linear,
-    relative_residual,
+    linear_repair,
 )
 from ghostlayers.repairs.hadamard import hadamard
 
@@ -35,22 +34,12 @@ def channel_scales(
     return torch.where(dead, 1.0, after / before.masked_fill(dead, 1.0))
 
 
-def _repair(name: str, delta: Tensor, evidence: Evidence) -> Repair:
-    sums = evidence.select(("x",)).moments
-    return Repair(
-        name,
-        linear(delta),
-        num_tokens=sums.num_tokens,
-        relative_residual=relative_residual(sums, delta),
-    )
-
-
 def fit_linearpatch_diag(evidence: Evidence, options: FitOptions) -> Repair:
     """M = diag(d) - I."""
     del options
-    sums = evidence.moments
+    sums = evidence.select(("x",)).moments
     delta = torch.diag(channel_scales(sums.abs_source, sums.abs_target) - 1.0)
-    return _repair("linearpatch-diag", delta, evidence)
+    return linear_repair("linearpatch-diag", delta, sums)
 
 
 def fit_linearpatch_hadamard(evidence: Evidence, options: FitOptions) -> Repair:
@@ -59,7 +48,8 @@ def fit_linearpatch_hadamard(evidence: Evidence, options: FitOptions) -> Repair:
     assert evidence.rotated is not None
     scales = channel_scales(*evidence.rotated)
     basis = hadamard(len(scales)).to(scales.device)
-    return _repair("linearpatch-hadamard", (basis * (scales - 1.0)) @ basis.T, evidence)
+    delta = (basis * (scales - 1.0)) @ basis.T
+    return linear_repair("linearpatch-hadamard", delta, evidence.select(("x",)).moments)
 
 
 def make_linearpatch_diag(arguments: Arguments) -> Method:
@@ -71,6 +61,5 @@ def make_linearpatch_diag(arguments: Arguments) -> Method:
 def make_linearpatch_hadamard(arguments: Arguments) -> Method:
     """``linearpatch-hadamard``, without arguments."""
     arguments.finish()
-    return Method(
-        "linearpatch-hadamard", SOURCE, fit_linearpatch_hadamard, Needs(("x",), rotated=True)
-    )
+    needs = Needs(("x",), rotated=True, basis=True)
+    return Method("linearpatch-hadamard", SOURCE, fit_linearpatch_hadamard, needs)

@@ -22,21 +22,11 @@ from ghostlayers.repairs.base import (
     Method,
     Needs,
     Repair,
-    linear,
-    relative_residual,
+    linear_repair,
 )
 from ghostlayers.repairs.hadamard import hadamard
 
 SOURCE = "best of its family, for arXiv:2605.15491, theorem 4.1"
-
-
-def _finish(name: str, delta: Tensor, sums: Moments) -> Repair:
-    return Repair(
-        name,
-        linear(delta),
-        num_tokens=sums.num_tokens,
-        relative_residual=relative_residual(sums, delta),
-    )
 
 
 def _ratio(top: Tensor, bottom: Tensor) -> Tensor:
@@ -47,7 +37,7 @@ def fit_diagonal(evidence: Evidence, options: FitOptions) -> Repair:
     """The diagonal M: m_k = <x_k, d_k> / <x_k, x_k>."""
     del options
     sums = evidence.select(("x",)).moments
-    return _finish(
+    return linear_repair(
         "diagonal", torch.diag(_ratio(sums.cross.diagonal(), sums.gram.diagonal())), sums
     )
 
@@ -59,14 +49,14 @@ def fit_hadamard(evidence: Evidence, options: FitOptions) -> Repair:
     basis = hadamard(sums.gram.shape[0]).to(sums.gram.device)
     gram, cross = basis.T @ sums.gram @ basis, basis.T @ sums.cross @ basis
     scales = _ratio(cross.diagonal(), gram.diagonal())
-    return _finish("hadamard", (basis * scales) @ basis.T, sums)
+    return linear_repair("hadamard", (basis * scales) @ basis.T, sums)
 
 
 def fit_symmetric(evidence: Evidence, options: FitOptions) -> Repair:
     """The symmetric M: G M + M G = C + C', in the eigenbasis of the Gram matrix G."""
     del options
     sums = evidence.select(("x",)).moments
-    return _finish("symmetric", best_symmetric(sums), sums)
+    return linear_repair("symmetric", best_symmetric(sums), sums)
 
 
 def best_symmetric(sums: Moments) -> Float[Tensor, "hidden hidden"]:
@@ -89,20 +79,19 @@ def fit_procrustes(evidence: Evidence, options: FitOptions) -> Repair:
     left, values, right = torch.linalg.svd(sums.gram + sums.cross)
     scale = values.sum() / sums.gram.trace()
     identity = torch.eye(left.shape[0], dtype=left.dtype, device=left.device)
-    return _finish("procrustes", scale * left @ right - identity, sums)
+    return linear_repair("procrustes", scale * left @ right - identity, sums)
 
 
-def _make(name: str) -> Method:
-    fits = {
-        "diagonal": fit_diagonal,
-        "hadamard": fit_hadamard,
-        "symmetric": fit_symmetric,
-        "procrustes": fit_procrustes,
-    }
-    return Method(name, SOURCE, fits[name], Needs(("x",)))
+FITS = {
+    "diagonal": fit_diagonal,
+    "hadamard": fit_hadamard,
+    "symmetric": fit_symmetric,
+    "procrustes": fit_procrustes,
+}
 
 
 def make_restricted(arguments: Arguments) -> Method:
     """``diagonal``, ``hadamard``, ``symmetric`` or ``procrustes``, without arguments."""
     arguments.finish()
-    return _make(arguments.name)
+    name = arguments.name
+    return Method(name, SOURCE, FITS[name], Needs(("x",), basis=name == "hadamard"))

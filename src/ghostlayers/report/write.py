@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ghostlayers.compare.store import write_whole
+from ghostlayers.files import write_whole
 from ghostlayers.report.page import render_page
 from ghostlayers.report.tables import to_csv, to_markdown
 

@@ -1,0 +1,31 @@
+"""What a model writes after a prompt."""
+
+from typing import Any
+
+import torch
+
+
+@torch.no_grad()
+def continue_text(
+    model: Any, tokenizer: Any, prompt: str, new_tokens: int, *, at_least: int = 0
+) -> str:
+    """The continuation of a prompt, most likely token first.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: its tokenizer.
+        prompt: what it continues.
+        new_tokens: at most so many; an end-of-sequence token stops it earlier.
+        at_least: so many before that token is allowed.
+    """
+    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    ids = model.generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=new_tokens,
+        min_new_tokens=at_least,
+        do_sample=False,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    new = ids[0, inputs["input_ids"].shape[1] :]
+    return str(tokenizer.decode(new, skip_special_tokens=True))
