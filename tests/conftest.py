@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ghostlayers.stream import LayerwiseModel
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # small matrices; several threads on busy cores wait for each other
 
@@ -138,3 +140,9 @@ def trained_llama(byte_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=False)
     return model
+
+
+@pytest.fixture(scope="session")
+def layerwise(trained_llama: LlamaForCausalLM) -> LayerwiseModel:
+    """The trained Llama, a layer at a time."""
+    return LayerwiseModel(trained_llama)

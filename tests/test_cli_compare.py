@@ -183,11 +183,11 @@ def test_the_recipes_that_come_with_the_project_can_be_read(path: Path) -> None:
         return
     runs = read_recipe(path, COMMANDS, {})
     assert all(run.command == "compare" for run in runs)
-    from ghostlayers.cli.compare import names
+    from ghostlayers.cli.options import names_in
     from ghostlayers.repairs import find_method
 
     for run in runs:
-        for name in names(run.arguments["repair"]):
+        for name in names_in(run.arguments["repair"], "--repair"):
             if name != "all":
                 find_method(name)
 

@@ -17,7 +17,6 @@ from ghostlayers.repairs.base import Repair, linear
 from ghostlayers.repairs.hadamard import hadamard
 from ghostlayers.scores.births import NormProfile
 from ghostlayers.spans import Span
-from ghostlayers.stream import LayerwiseModel
 from ghostlayers.tokens import Windows
 
 PAPER = FitOptions(ridge=0.0, absolute_ridge=1e-6)
@@ -30,11 +29,6 @@ def windows(byte_tokenizer: Any, some_text: list[str]) -> Windows:
     return ghostlayers.tokens.make_windows(
         corpus, byte_tokenizer, sequence_length=64, count=30, seed=0
     )
-
-
-@pytest.fixture(scope="module")
-def layerwise(trained_llama: Any) -> LayerwiseModel:
-    return LayerwiseModel(trained_llama)
 
 
 @torch.no_grad()

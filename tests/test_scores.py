@@ -10,7 +10,8 @@ from ghostlayers import selection
 from ghostlayers.errors import SpanError
 from ghostlayers.scores import ScoreTable, SpanScore
 from ghostlayers.scores.births import NormProfile, born_inside
-from ghostlayers.scores.cosine import add_window, block_influence, empty_cosines, mean_cosine
+from ghostlayers.scores.cosine import add_window, block_influence
+from ghostlayers.scores.pairs import empty_pairs
 from ghostlayers.scores.residual import sample_mask, span_residual
 from ghostlayers.spans import Span
 
@@ -23,10 +24,10 @@ def windows(count: int = 3) -> torch.Tensor:
 @pytest.mark.parametrize("axis", ["hidden", "tokens"])
 def test_cosines_are_those_of_the_definition(axis: str) -> None:
     data = windows()
-    sums = empty_cosines(5)
+    sums = empty_pairs(5)
     for streams in data:
         sums = add_window(sums, streams, axis)
-    got = mean_cosine(sums)
+    got = sums.mean()
     for a in range(5):
         for b in range(5):
             # The released code calls cosine_similarity on [1, tokens, hidden], whose default axis

@@ -28,8 +28,9 @@ from ghostlayers.progress import Silent
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.repairs.base import Repair, linear
-from ghostlayers.scores.angular import add_last_tokens, empty_angles, mean_angles
+from ghostlayers.scores.angular import add_last_tokens
 from ghostlayers.scores.lorp import choose_layers, cluster_layers, locality, number_of_clusters
+from ghostlayers.scores.pairs import empty_pairs
 from ghostlayers.scores.weights import counts, magnitude_importance, taylor_importance
 from ghostlayers.selection import SELECTIONS, eligible_layers, find_selection
 from ghostlayers.spans import Span, merge_layers, removed_layers
@@ -61,11 +62,6 @@ def windows(byte_tokenizer: Any, some_text: list[str]) -> Windows:
     return ghostlayers.tokens.make_windows(
         corpus, byte_tokenizer, sequence_length=64, count=16, seed=0
     )
-
-
-@pytest.fixture(scope="module")
-def layerwise(trained_llama: Any) -> LayerwiseModel:
-    return LayerwiseModel(trained_llama)
 
 
 def ghost(**changes: Any) -> Fitting:
@@ -175,7 +171,7 @@ def test_angles_are_those_of_the_last_tokens(layerwise: Any, windows: Windows) -
 def test_right_angles_are_a_half_and_small_ones_are_not_lost() -> None:
     x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     tiny = torch.tensor([1.0, 1e-5])
-    got = mean_angles(add_last_tokens(empty_angles(3), torch.stack([x, y, tiny])[:, None]))
+    got = add_last_tokens(empty_pairs(3), torch.stack([x, y, tiny])[:, None]).mean()
     assert float(got[0, 1]) == pytest.approx(0.5)
     assert float(got[0, 2]) == pytest.approx(1e-5 / math.pi, rel=1e-3)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ghostlayers import checkpoint, steps, surgery, text, tokens
-from ghostlayers.errors import RecipeError
 from ghostlayers.evaluation import (
     EvaluationResult,
     LoadedTasks,
@@ -25,6 +24,7 @@ from ghostlayers.preparation import (
     make_recipe,
     open_model,
     read_calibration,
+    read_evaluation,
 )
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.pruned import PrunedModel
@@ -173,22 +173,21 @@ def evaluate(
     """
     run = Run(options or RunOptions(), progress or Silent())
     sources = [data] if isinstance(data, (str, Path, text.Corpus)) else list(data)
-    joins = _one_each(separators, len(sources))
+    joins = text.one_separator_each(separators, len(sources))
     opened = open_model(model, tokenizer, run.options, revision)
     dense = None if against is None else open_model(against, opened.tokenizer, run.options)
     tokens.check_sequence_length(opened.model.config, sequence_length)
     calibrated_on = checkpoint.calibration_documents(opened.base.name)
     results = []
     for source, separator in zip(sources, joins, strict=True):
-        corpus = text.load_corpus(
+        corpus, windows = read_evaluation(
             source,
-            use="evaluation",
-            text_column=text_column,
+            opened.tokenizer,
             separator=separator,
-            max_characters=text.characters_for(source, max_windows, sequence_length),
-        )
-        windows = tokens.make_windows(
-            corpus, opened.tokenizer, sequence_length=sequence_length, bos=bos, count=max_windows
+            text_column=text_column,
+            sequence_length=sequence_length,
+            max_windows=max_windows,
+            bos=bos,
         )
         results.append(
             evaluate_windows(
@@ -255,11 +254,3 @@ def evaluate_on_tasks(
     if not theirs:
         return TaskReport(tuple(ours))
     return TaskReport(tuple(ours), tuple(theirs[0]), tuple(compare_tasks(ours, theirs[0])))
-
-
-def _one_each(separators: Sequence[str], count: int) -> list[str]:
-    if len(separators) not in (1, count):
-        raise RecipeError(
-            f"{len(separators)} separators for {count} corpora; give one for all, or one each."
-        )
-    return list(separators) * (count if len(separators) == 1 else 1)

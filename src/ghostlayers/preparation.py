@@ -168,6 +168,35 @@ def read_calibration(
     return corpus, windows
 
 
+def read_evaluation(
+    source: Documents,
+    tokenizer: Any,
+    *,
+    separator: str,
+    text_column: str | None,
+    sequence_length: int,
+    max_windows: int | None,
+    bos: tokens.BosPolicy,
+) -> tuple[Corpus, Windows]:
+    """A corpus to evaluate on, and its first windows.
+
+    Raises:
+        CorpusError: the text cannot be read.
+        WindowError: it is too short.
+    """
+    corpus = text.load_corpus(
+        source,
+        use="evaluation",
+        text_column=text_column,
+        separator=separator,
+        max_characters=text.characters_for(source, max_windows, sequence_length),
+    )
+    windows = tokens.make_windows(
+        corpus, tokenizer, sequence_length=sequence_length, bos=bos, count=max_windows
+    )
+    return corpus, windows
+
+
 def make_fitting(loaded: LoadedModel, recipe: Recipe) -> Fitting:
     """How the recipe wants gaps fitted."""
     return Fitting(

@@ -15,15 +15,14 @@ from ghostlayers.progress import Advance, Progress, Silent
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import Repair
 from ghostlayers.scores import ScoreTable, SpanScore
-from ghostlayers.scores.angular import add_last_tokens, empty_angles, mean_angles
+from ghostlayers.scores.angular import add_last_tokens
 from ghostlayers.scores.births import NormProfile, born_inside
 from ghostlayers.scores.cosine import (
     CosineAxis,
     add_window,
     block_influence,
-    empty_cosines,
-    mean_cosine,
 )
+from ghostlayers.scores.pairs import empty_pairs
 from ghostlayers.scores.residual import (
     TOKENS_PER_CHANNEL,
     TokenSample,
@@ -129,7 +128,7 @@ def _sweep_scores(
     """Sums over all windows; nothing of the stream outlives its micro-batch but these."""
     model = cut.model
     boundaries = model.num_layers + 1
-    cosines, angles = empty_cosines(boundaries), empty_angles(boundaries)
+    cosines, angles = empty_pairs(boundaries), empty_pairs(boundaries)
     norms: list[Tensor] = []
     sample: TokenSample | None = None
     wanted = TOKENS_PER_CHANNEL * model.model.config.hidden_size
@@ -150,7 +149,7 @@ def _sweep_scores(
         done += ids.shape[0]
         advance(ids.shape[0])
     profile = NormProfile(torch.cat(norms, dim=1))
-    return Swept(mean_cosine(cosines), mean_angles(angles), profile, sample)
+    return Swept(cosines.mean(), angles.mean(), profile, sample)
 
 
 def measure_norms(model: LayerwiseModel, windows: Windows, *, batch_size: int = 0) -> NormProfile:

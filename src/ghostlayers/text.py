@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from ghostlayers.errors import CorpusError, suggest
+from ghostlayers.errors import CorpusError, RecipeError, suggest
 
 Use = Literal["calibration", "evaluation"]
 
@@ -149,6 +149,19 @@ def characters_for(source: Any, max_windows: int | None, sequence_length: int) -
     if max_windows is None or not on_hub:
         return MAX_CHARACTERS
     return max_windows * sequence_length * CHARACTERS_PER_TOKEN
+
+
+def one_separator_each(separators: Sequence[str], count: int) -> list[str]:
+    """What joins the documents of each of several corpora: one for all, or one each.
+
+    Raises:
+        RecipeError: another number of separators.
+    """
+    if len(separators) not in (1, count):
+        raise RecipeError(
+            f"{len(separators)} separators for {count} corpora; give one for all, or one each."
+        )
+    return list(separators) * (count if len(separators) == 1 else 1)
 
 
 def _load_hub(name: str, use: Use, separator: str, max_characters: int) -> Corpus:

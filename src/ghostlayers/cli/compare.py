@@ -1,16 +1,18 @@
 """`ghostlayers compare` on the screen."""
 
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.markup import escape
 
 from ghostlayers.cli import options as o
 from ghostlayers.errors import RecipeError
 from ghostlayers.recipe import PRESETS, RunOptions
+
+if TYPE_CHECKING:
+    from ghostlayers.report.summary import Entry
 
 _WHAT = "What to compare"
 _TEXT = "Evaluation"
@@ -153,10 +155,10 @@ def compare(
     asked = {
         **(PRESETS[preset] if preset else {}),
         "layers": numbers(layers, "--layers"),
-        "select": names(select),
-        "repair": names(repair),
+        "select": o.names_in(select, "--select"),
+        "repair": o.names_in(repair, "--repair"),
         "yardstick": yardstick,
-        "eval_data": names(eval_data or ""),
+        "eval_data": o.names_in(eval_data or None, "--eval-data"),
         "speed": speed,
         "separator": None if separator is None else o.unescape(separator),
         "eval_separators": [o.unescape(each) for each in eval_separator or ["\n\n"]],
@@ -170,10 +172,10 @@ def compare(
         "seed": seed,
         "max_windows": max_windows,
         "prompt": prompt,
-        "tasks": names(tasks or ""),
+        "tasks": o.names_in(tasks or None, "--tasks"),
         "tasks_path": None if tasks_path is None else str(tasks_path),
         "limit": limit,
-        "task_repair": names(task_repair or ""),
+        "task_repair": o.names_in(task_repair or None, "--task-repair"),
         "cosine_axis": cosine_axis,
         "edges": edges,
         "inputs": inputs,
@@ -234,18 +236,13 @@ def command_line() -> str:
     )
 
 
-def names(text: str) -> list[str]:
-    """A comma-separated list."""
-    return [each.strip() for each in text.split(",") if each.strip()]
-
-
 def numbers(text: str, option: str) -> list[int]:
     """A comma-separated list of numbers.
 
     Raises:
         RecipeError: something else is in it.
     """
-    parts = names(text)
+    parts = o.names_in(text or None, option)
     wrong = [each for each in parts if not each.isdecimal()]
     if wrong or not parts:
         raise RecipeError(f"{option}: expected whole numbers such as 3,5,7, got '{text}'.")
@@ -255,39 +252,37 @@ def numbers(text: str, option: str) -> list[int]:
 def show(results: Mapping[str, Any]) -> None:
     """One table a number of layers and selection, best first."""
     from ghostlayers.cli import screen
+    from ghostlayers.report.summary import at_cut, cuts_of, summarise
 
-    cells: dict[tuple[int, str], dict[str, list[Mapping[str, Any]]]] = {}
-    for cell in results["cells"]:
-        group = cells.setdefault((cell["layers"], cell["select"]), {})
-        group.setdefault(cell["repair"], []).append(cell)
-    models = {(m["layers"], m["select"], m["repair"]): m for m in results["models"]}
-    dense = mean(cells.pop((0, ""), {}).get("dense", []), "loss_nats")
-    for (layers, select), repairs in sorted(cells.items()):
-        removed = next(iter(repairs.values()))[0]["removed"]
-        losses = {name: mean(found, "loss_nats") for name, found in repairs.items()}
-        ghost = losses.get("ghost", float("nan")) - dense
-        rows = []
-        for name in sorted(losses, key=losses.__getitem__):
-            model = models[(layers, select, name)]
-            rows.append(
-                [
-                    escape(name) + (" (worse than none)" if model["worse_than_none"] else ""),
-                    f"{losses[name]:.3f}",
-                    f"{(losses[name] - dense) / ghost:.2f}",
-                    f"{mean(repairs[name], 'kl_nats'):.3f}",
-                    f"{model['added_parameters'] / 1e6:.2f} M",
-                    "" if model["prefill_ms"] is None else f"{model['prefill_ms']:.0f} ms",
-                    model["checkpoint"],
-                ]
-            )
-        columns = ("repair", "loss", "x Ghost", "KL", "added", "prefill", "saved as")
-        title = f"{layers} layers by {select}: {removed} (dense {dense:.3f})"
-        screen.table(columns, rows, title)
+    entries = summarise(results)
+    dense = next((each.loss for each in entries if each.key.is_dense), None)
+    columns = ("repair", "loss", "x Ghost", "KL", "added", "prefill", "saved as")
+    for layers, select in sorted(cuts_of(entries)):
+        found = at_cut(entries, (layers, select))
+        title = f"{layers} layers by {select}: {found[0].removed} (dense {_figure(dense)})"
+        screen.table(columns, [_row(each) for each in found], title)
     screen.say(
         "[dim]loss: nats a token, mean of all texts; x Ghost: excess over dense as a share of "
         "Ghost's on the same cut; KL: divergence from dense.[/dim]"
     )
     show_correlations(results)
+
+
+def _row(entry: "Entry") -> list[str]:
+    model = entry.model
+    return [
+        escape(entry.key.repair) + (" (worse than none)" if model["worse_than_none"] else ""),
+        _figure(entry.loss),
+        _figure(entry.of_ghost, 2),
+        _figure(entry.kl),
+        f"{model['added_parameters'] / 1e6:.2f} M",
+        "" if model["prefill_ms"] is None else f"{model['prefill_ms']:.0f} ms",
+        model["checkpoint"],
+    ]
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def show_correlations(results: Mapping[str, Any]) -> None:
@@ -305,16 +300,3 @@ def show_correlations(results: Mapping[str, Any]) -> None:
     ]
     if rows:
         screen.table(("spans ranked by loss", "score", "Spearman", "spans"), rows)
-
-
-def mean_losses(results: Mapping[str, Any]) -> dict[tuple[int, str, str], float]:
-    """The mean loss over corpora, by layers, selection and repair."""
-    cells: dict[tuple[int, str, str], list[Mapping[str, Any]]] = {}
-    for cell in results["cells"]:
-        cells.setdefault((cell["layers"], cell["select"], cell["repair"]), []).append(cell)
-    return {key: mean(found, "loss_nats") for key, found in cells.items()}
-
-
-def mean(cells: Sequence[Mapping[str, Any]], key: str) -> float:
-    """The plain mean over corpora; NaN of none."""
-    return statistics.fmean(each[key] for each in cells) if cells else float("nan")

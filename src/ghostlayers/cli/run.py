@@ -97,18 +97,26 @@ def describe(varied: Mapping[str, Any]) -> str:
 def summarise(runs: Sequence[RecipeRun]) -> None:
     """For several comparisons: the mean loss of every cell, side by side."""
     from ghostlayers.cli import screen
-    from ghostlayers.cli.compare import mean_losses
+    from ghostlayers.report.summary import summarise as summarise_results
 
     folders = {describe(each.varied): each.arguments.get("output") for each in runs}
     files = {name: Path(folder) / "results.json" for name, folder in folders.items() if folder}
     if len(runs) < 2 or not all(path.is_file() for path in files.values()):
         return
-    tables = {n: mean_losses(json.loads(p.read_text(encoding="utf-8"))) for n, p in files.items()}
+    tables = {
+        name: {
+            each.key: each.loss
+            for each in summarise_results(json.loads(path.read_text(encoding="utf-8")))
+        }
+        for name, path in files.items()
+    }
     cells = sorted({cell for table in tables.values() for cell in table})
     rows = [
-        [f"{layers} {select} {repair}".strip(), *(_number(tables[n].get(cell)) for n in tables)]
+        [
+            f"{cell.layers} {cell.select} {cell.repair}".strip(),
+            *(_number(table.get(cell)) for table in tables.values()),
+        ]
         for cell in cells
-        for layers, select, repair in [cell]
     ]
     screen.table(("mean loss", *map(escape, tables)), rows)
 

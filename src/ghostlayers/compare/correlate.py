@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ghostlayers.compare.request import EVERY
+from ghostlayers.report.summary import Entry, summarise
+from ghostlayers.spans import format_layers
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
@@ -39,9 +41,10 @@ def correlations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     sign is turned: 1 is a perfect prediction for every score.
     """
     found = []
+    entries = summarise(results)
     for layers, table in results["scores"].items():
-        spans = {_text(each): each for each in table["spans"]}
-        for repair, losses in _losses(results["cells"], int(layers)).items():
+        spans = {format_layers(range(each["start"], each["stop"])): each for each in table["spans"]}
+        for repair, losses in _losses(entries, int(layers)).items():
             for score, sign in (("cosine", -1.0), ("residual", 1.0)):
                 names = [name for name in losses if spans.get(name, {}).get(score) is not None]
                 if len(names) < 3:
@@ -59,19 +62,11 @@ def correlations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _text(span: Mapping[str, Any]) -> str:
-    first, last = span["start"], span["stop"] - 1
-    return str(first) if first == last else f"{first}-{last}"
-
-
-def _losses(cells: Sequence[Mapping[str, Any]], layers: int) -> dict[str, dict[str, float]]:
+def _losses(entries: Sequence[Entry], layers: int) -> dict[str, dict[str, float]]:
     """Mean loss over corpora by repair and span."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for cell in cells:
-        if cell["layers"] == layers and cell["select"].startswith(f"{EVERY}:"):
-            by_span = found.setdefault(cell["repair"], {})
-            by_span.setdefault(cell["removed"], []).append(cell["loss_nats"])
-    return {
-        repair: {span: statistics.fmean(values) for span, values in by_span.items()}
-        for repair, by_span in found.items()
-    }
+    found: dict[str, dict[str, float]] = {}
+    for each in entries:
+        every = each.key.select.startswith(f"{EVERY}:")
+        if each.key.layers == layers and every and each.loss is not None:
+            found.setdefault(each.key.repair, {})[each.removed] = each.loss
+    return found

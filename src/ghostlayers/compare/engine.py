@@ -1,103 +1,41 @@
 """Running a comparison: the model is opened once, every part is measured once and kept at once."""
 
 import dataclasses
-import datetime
-import hashlib
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ghostlayers import checkpoint, cuts, steps, surgery, text, tokens
+from ghostlayers import cuts, surgery
 from ghostlayers.compare import cells
+from ghostlayers.compare.bench import Bench, Say, header, prepare
 from ghostlayers.compare.correlate import correlations
-from ghostlayers.compare.estimate import Speed, Workload, cut_seconds, probe
-from ghostlayers.compare.request import EVERY, Comparison
-from ghostlayers.compare.store import Store
+from ghostlayers.compare.estimate import probe
+from ghostlayers.compare.plan import (
+    Cell,
+    choose,
+    cut_key,
+    expected_jobs,
+    jobs_of,
+    say_estimate,
+    wanted_repairs,
+)
+from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.tasks import run_tasks
 from ghostlayers.errors import InputError
-from ghostlayers.evaluation import LoadedTasks, LossSums, open_tasks
+from ghostlayers.evaluation import LossSums
 from ghostlayers.features import check_method
-from ghostlayers.fitting import Fitting, fit_many, gathered_features
-from ghostlayers.loading import LoadedModel
-from ghostlayers.preparation import (
-    Documents,
-    check_request,
-    make_fitting,
-    open_model,
-    read_calibration,
-)
-from ghostlayers.progress import Progress, Silent
+from ghostlayers.fitting import Fitting, fit_many
+from ghostlayers.preparation import Documents, make_fitting
+from ghostlayers.progress import Progress
 from ghostlayers.recipe import RunOptions
-from ghostlayers.record import table_to_dict
 from ghostlayers.repairs import find_method
-from ghostlayers.repairs.base import Needs, Repair
-from ghostlayers.selection import candidate_spans
+from ghostlayers.repairs.base import Repair
 from ghostlayers.spans import Span, format_layers, removed_layers
-from ghostlayers.steps import Run
-from ghostlayers.stream import LayerwiseModel
 from ghostlayers.tokens import Windows
-
-SCHEMA = 1
-SWEEP_COST = 1.4
-"""A scoring sweep, its candidates' losses included, in bare forward passes."""
 
 DISTANCE_WINDOWS = 2
 """Windows on which the stream's distance from the dense one is measured."""
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Everything that all cells share.
-
-    Attributes:
-        request: what is compared.
-        dense: the model.
-        layerwise: the model, a layer at a time.
-        run: how, and who is told.
-        scored: calibration windows.
-        held_out: further ones, that choose and that warn.
-        corpora: evaluation windows by name.
-        repairs: names that the model has what they need for.
-        skipped: the others, with the reason.
-        tasks: opened once; None if none are asked for.
-        store: finished parts.
-        say: told what is done and what comes next.
-    """
-
-    request: Comparison
-    dense: LoadedModel
-    layerwise: LayerwiseModel
-    run: Run
-    scored: Windows
-    held_out: Windows
-    corpora: dict[str, Windows]
-    repairs: tuple[str, ...]
-    skipped: tuple[dict[str, Any], ...]
-    tasks: LoadedTasks | None
-    store: Store
-    say: Say
-
-    @property
-    def fit_windows(self) -> Windows:
-        """Windows that repairs are fitted on."""
-        return self.scored.first(self.request.calibration.num_fit_windows)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Layers chosen one way, to be repaired in several."""
-
-    layers: int
-    select: str
-    spans: tuple[Span, ...]
-    repairs: tuple[str, ...]
 
 
 def compare(
@@ -124,7 +62,8 @@ def compare(
     Args:
         model: a folder, a hub id, a ``.gguf`` file, or a causal language model in memory.
         request: what to compare.
-        out: folder for ``results.json`` and the parts.
+        out: folder for the finished parts; `report.write.write_report` puts the tables and the
+            page beside them.
         tokenizer: for a model in memory.
         data: calibration text instead of the recipe's.
         eval_data: corpora by name, beside those that the request names.
@@ -136,126 +75,29 @@ def compare(
         command: as it should stand in the report.
 
     Returns:
-        The results, as in ``results.json``.
+        The results, as ``results.json`` holds them.
 
     Raises:
         GhostlayersError: bad input or numbers; see `ghostlayers.errors`.
     """
-    bench = _prepare(
+    bench = prepare(
         model, request, Path(out), tokenizer, data, eval_data, options, revision, overwrite,
         progress, say,
     )  # fmt: skip
     speed = probe(bench.layerwise, bench.scored)
-    _say_estimate(bench, speed, _expected_jobs(bench), chosen=False)
+    say_estimate(bench, speed, expected_jobs(bench), chosen=False)
     dense_part = _dense(bench)
-    chosen, tables = _choose(bench)
-    _say_estimate(bench, speed, _jobs(chosen), chosen=True)
-    parts = [dense_part]
+    chosen, tables = choose(bench)
+    say_estimate(bench, speed, jobs_of(chosen), chosen=True)
+    parts = []
     for index, (spans, members) in enumerate(chosen.items()):
         key = format_layers(removed_layers(spans))
         bench.say(f"Cut {index + 1} of {len(chosen)}: layers {key}")
         parts.append(_cut(bench, spans, members))
     results = cells.assemble(
-        _header(bench, command), dense_part, parts[1:], list(chosen.values()), tables
+        header(bench, command), dense_part, parts, list(chosen.values()), tables
     )
-    results["correlations"] = correlations(results)
-    return bench.store.put("results", results)
-
-
-def _prepare(
-    model: Any,
-    request: Comparison,
-    out: Path,
-    tokenizer: Any,
-    data: Documents | None,
-    eval_data: Mapping[str, Documents] | None,
-    options: RunOptions | None,
-    revision: str | None,
-    overwrite: bool,
-    progress: Progress | None,
-    say: Say | None,
-) -> Bench:
-    run = Run(options or RunOptions(), progress or Silent(), memo={})
-    opened = open_tasks(request.tasks, tasks_path=request.tasks_path) if request.tasks else None
-    dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
-    recipe = dataclasses.replace(
-        request.calibration, layers=max(request.layers), remove=None, repair="ghost"
-    )
-    layerwise = check_request(dense, recipe)
-    kept, skipped = _possible_repairs(dense, request)
-    corpus, windows = read_calibration(dense, recipe, data)
-    scored, held_out = windows.split_at(recipe.windows)
-    corpora = _read_corpora(dense, request, eval_data or {})
-    identity = {
-        "request": request.to_dict(),
-        "model": _fingerprint(dense),
-        "calibration": corpus.sha256(),
-        "evaluation": {name: _hash_windows(each) for name, each in corpora.items()},
-    }
-    store = Store(out, identity, overwrite=overwrite)
-    return Bench(
-        request, dense, layerwise, run, scored, held_out, corpora, kept, skipped, opened, store,
-        say or _ignore,
-    )  # fmt: skip
-
-
-def _ignore(text: str) -> None:
-    del text
-
-
-def _possible_repairs(
-    dense: LoadedModel, request: Comparison
-) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
-    """Repairs whose features the model has; one that was asked for by name must be among them."""
-    kept, skipped = [], []
-    for name in request.repair_names():
-        try:
-            check_method(dense.model, find_method(name))
-        except InputError as error:
-            if request.named(name):
-                raise
-            skipped.append({"repair": name, "reason": str(error)})
-            continue
-        kept.append(name)
-    return tuple(kept), tuple(skipped)
-
-
-def _read_corpora(
-    dense: LoadedModel, request: Comparison, extra: Mapping[str, Documents]
-) -> dict[str, Windows]:
-    recipe = request.calibration
-    separators = list(request.eval_separators)
-    if len(separators) == 1:
-        separators *= len(request.eval_data)
-    sources: list[tuple[Documents, str]] = list(zip(request.eval_data, separators, strict=True))
-    named = {str(source): (source, joined) for source, joined in sources}
-    named.update({name: (source, text.BLANK_LINE) for name, source in extra.items()})
-    found = {}
-    for name, (source, separator) in named.items():
-        corpus = text.load_corpus(
-            source, use="evaluation", text_column=recipe.text_column, separator=separator,
-            max_characters=text.characters_for(
-                source, request.max_windows, recipe.sequence_length
-            ),
-        )  # fmt: skip
-        found[name] = tokens.make_windows(
-            corpus, dense.tokenizer, sequence_length=recipe.sequence_length, bos=recipe.bos,
-            count=request.max_windows,
-        )  # fmt: skip
-    return found
-
-
-def _fingerprint(dense: LoadedModel) -> str:
-    """A hash of the config and of some weights of every parameter."""
-    digest = hashlib.sha256(dense.model.config.to_json_string().encode())
-    for name, parameter in dense.model.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _hash_windows(windows: Windows) -> str:
-    return hashlib.sha256(windows.input_ids.numpy().tobytes()).hexdigest()
+    return {**results, "correlations": correlations(results)}
 
 
 def _dense(bench: Bench) -> dict[str, Any]:
@@ -294,82 +136,13 @@ def _tasks(bench: Bench, key: str, repair: str, model: Any) -> list[dict[str, An
 
 
 def _rows(losses: Mapping[str, LossSums]) -> dict[str, Any]:
-    return {
-        name: {
-            "num_tokens": sums.num_tokens,
-            "loss_nats": sums.loss_nats,
-            "kl_nats": sums.kl_nats,
-            "greedy_agreement": sums.agreement,
-        }
-        for name, sums in losses.items()
-    }
-
-
-def _choose(bench: Bench) -> tuple[dict[tuple[Span, ...], list[Cell]], dict[str, Any]]:
-    """Which layers go, for every selection and number; equal choices share their work."""
-    chosen: dict[tuple[Span, ...], list[Cell]] = {}
-    tables: dict[str, Any] = {}
-    for layers in sorted(set(bench.request.layers)):
-        for select in bench.request.select:
-            if select == EVERY:
-                for span in candidate_spans(bench.layerwise.num_layers, layers):
-                    name = f"{EVERY}:{format_layers(span.layers)}"
-                    _add(chosen, Cell(layers, name, (span,), bench.repairs))
-                continue
-            spans, table = _choose_one(bench, layers, select)
-            _add(chosen, Cell(layers, select, spans, bench.repairs))
-            known = tables.get(str(layers))
-            if table is not None and (known is None or _measured(table) > _measured(known)):
-                tables[str(layers)] = table
-    if bench.request.yardstick and "ghost" in bench.repairs:
-        for layers in _yardsticks(bench.request.layers):
-            for select in [each for each in bench.request.select if each != EVERY]:
-                spans, _ = _choose_one(bench, layers, select)
-                _add(chosen, Cell(layers, select, spans, ("ghost",)))
-    return chosen, tables
-
-
-def _yardsticks(layers: Sequence[int]) -> list[int]:
-    """One layer less than asked for, where that is not asked for itself."""
-    return sorted({count - 1 for count in layers if count > 1} - set(layers))
-
-
-def _measured(table: Mapping[str, Any]) -> int:
-    """How many residuals and losses a score table holds."""
-    values = (span[key] for span in table["spans"] for key in ("residual", "loss_nats"))
-    return sum(value is not None for value in values)
-
-
-def _add(chosen: dict[tuple[Span, ...], list[Cell]], cell: Cell) -> None:
-    chosen.setdefault(cell.spans, []).append(cell)
-
-
-def _choose_one(
-    bench: Bench, layers: int, select: str
-) -> tuple[tuple[Span, ...], dict[str, Any] | None]:
-    key = f"choice {layers} {select}"
-    done = bench.store.get(key)
-    if done is None:
-        bench.say(f"Choosing {layers} layers by {select}")
-        recipe = bench.request.cell_recipe(layers, select)
-        spans, table = steps.choose_spans(
-            bench.run, bench.layerwise, bench.scored, bench.held_out, recipe,
-            make_fitting(bench.dense, recipe),
-        )  # fmt: skip
-        done = bench.store.put(
-            key,
-            {
-                "spans": [[span.start, span.stop] for span in spans],
-                "table": None if table is None else table_to_dict(table),
-            },
-        )
-    return tuple(Span(start, stop) for start, stop in done["spans"]), done["table"]
+    return {name: sums.to_dict() for name, sums in losses.items()}
 
 
 def _cut(bench: Bench, spans: tuple[Span, ...], members: Sequence[Cell]) -> dict[str, Any]:
     """All repairs of one cut: fitted from one sweep, measured on every corpus, built once each."""
-    wanted = _wanted(members)
-    key = _cut_key(spans, wanted)
+    wanted = wanted_repairs(members)
+    key = cut_key(spans, wanted)
     done = bench.store.get(key)
     if done is not None:
         return done
@@ -398,11 +171,7 @@ def _cut(bench: Bench, spans: tuple[Span, ...], members: Sequence[Cell]) -> dict
                 "worse_than_none": _worse(held_out, name),
                 "gaps": [cells.describe_gap(span, fits[name][span]) for span in spans],
                 "boundary_residual": [[b, v] for b, v in sorted(distances[name].items())],
-                "operators": [
-                    each
-                    for span in spans
-                    if (each := cells.describe_operator(span, fits[name][span]))
-                ],
+                "operators": cells.describe_operators(fits[name]),
                 "tasks": models[name].pop("tasks"),
                 "model": models[name],
             }
@@ -410,11 +179,6 @@ def _cut(bench: Bench, spans: tuple[Span, ...], members: Sequence[Cell]) -> dict
         },
     }
     return bench.store.put(key, part)
-
-
-def _operators(repairs: Mapping[Span, Repair]) -> list[dict[str, Any]]:
-    found = (cells.describe_operator(span, repair) for span, repair in repairs.items())
-    return [each for each in found if each is not None]
 
 
 def _fitting_names(
@@ -503,111 +267,3 @@ def _models(
             found[name] = described
             advance(1)
     return found
-
-
-Jobs = list[tuple[tuple[Span, ...], tuple[str, ...]]]
-"""Cuts, and the repairs of each."""
-
-
-def _jobs(chosen: Mapping[tuple[Span, ...], Sequence[Cell]]) -> Jobs:
-    return [(spans, _wanted(members)) for spans, members in chosen.items()]
-
-
-def _wanted(members: Sequence[Cell]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for member in members for name in member.repairs))
-
-
-def _expected_jobs(bench: Bench) -> Jobs:
-    """Before anything is chosen: every choice a cut of its own, in the middle of the model."""
-    request, depth = bench.request, bench.layerwise.num_layers
-    counts = dict.fromkeys(request.layers, bench.repairs)
-    if request.yardstick:
-        counts.update(dict.fromkeys(_yardsticks(request.layers), ("ghost",)))
-    return [
-        ((Span((depth - count) // 2, (depth + count) // 2),), repairs)
-        for count, repairs in counts.items()
-        for _ in request.select
-    ]
-
-
-def _cut_key(spans: Sequence[Span], names: Sequence[str]) -> str:
-    return f"cut {format_layers(removed_layers(spans))} {' '.join(names)}"
-
-
-def _say_estimate(bench: Bench, speed: Speed, jobs: Jobs, *, chosen: bool) -> None:
-    """Predicted minutes of what is not done yet."""
-    depth = bench.layerwise.num_layers
-    windows = sum(map(len, bench.corpora.values())) + len(bench.held_out)
-    total = 0.0
-    if not chosen:
-        counts = {(len(spans[0]), index) for index, (spans, _) in enumerate(jobs)}
-        total += SWEEP_COST * len(counts) * len(bench.scored) * speed.layer * depth
-        total += windows * (speed.layer * depth + speed.head)
-    for spans, names in jobs:
-        if not chosen or bench.store.get(_cut_key(spans, names)) is None:
-            total += cut_seconds(speed, _workload(bench, names, windows), spans, depth)
-    bound = "" if chosen else "at most "
-    bench.say(f"About {bound}{max(1, round(total / 60))} minutes to go on this machine.")
-
-
-def _workload(bench: Bench, names: Sequence[str], windows: int) -> Workload:
-    config = bench.dense.model.config
-    hidden = config.hidden_size
-    wide = getattr(config, "intermediate_size", 4 * hidden)
-    widths = {"x": hidden, "norm": hidden, "m": hidden, "o": hidden, "z": wide, "phi": wide}
-    needs = Needs(("x",))
-    for name in names:
-        needs = needs | find_method(name).needs
-    forwards = (5.0 if bench.request.speed else 0.0) * 0.4 + (
-        bench.request.new_tokens / 20 if bench.request.prompt else 0.0
-    )
-    return Workload(
-        fit_windows=len(bench.fit_windows),
-        eval_windows=windows,
-        features=sum(widths.get(name, 1) for name in gathered_features(needs)),
-        repairs=len(names) + 1,
-        tokens=bench.request.calibration.sequence_length,
-        extra_forwards=forwards,
-    )
-
-
-def _header(bench: Bench, command: str | None) -> dict[str, Any]:
-    model, config = bench.dense.model, bench.dense.model.config
-    return {
-        "schema": SCHEMA,
-        "ghostlayers": checkpoint.versions()["ghostlayers"],
-        "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": dict(checkpoint.versions()),
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "device": str(bench.layerwise.device),
-            "dtype": str(model.dtype).removeprefix("torch."),
-        },
-        "model": {
-            "name": bench.dense.base.title or Path(bench.dense.base.name).name,
-            "num_layers": bench.layerwise.num_layers,
-            "hidden_size": config.hidden_size,
-            "num_parameters": sum(each.numel() for each in model.parameters()),
-            "licence": bench.dense.base.licence,
-        },
-        "recipe": {**bench.request.calibration.to_dict(), "fit_windows": len(bench.fit_windows)},
-        "comparison": {
-            key: value for key, value in bench.request.to_dict().items() if key != "calibration"
-        },
-        "command": command,
-        "prompt": bench.request.prompt,
-        "corpora": [
-            {
-                "name": Path(name).name,
-                "num_windows": len(windows),
-                "available_windows": windows.available,
-                "sequence_length": windows.sequence_length,
-                "bos": windows.bos,
-                "calibration_overlap": len(set(windows.documents) & set(bench.scored.documents)),
-            }
-            for name, windows in bench.corpora.items()
-        ],
-        "skipped": list(bench.skipped),
-    }

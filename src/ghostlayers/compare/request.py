@@ -8,7 +8,7 @@ from typing import Any
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL, find_method
-from ghostlayers.text import BLANK_LINE
+from ghostlayers.text import BLANK_LINE, one_separator_each
 
 EVERY = "every"
 """In place of a selection: each contiguous span, a cell of its own."""
@@ -71,11 +71,7 @@ class Comparison:
             raise RecipeError(
                 "nothing to evaluate on: give --eval-data corpora or files, or --tasks."
             )
-        if len(self.eval_separators) not in (1, len(self.eval_data)):
-            raise RecipeError(
-                f"{len(self.eval_separators)} separators for {len(self.eval_data)} corpora; give "
-                "one for all, or one each."
-            )
+        one_separator_each(self.eval_separators, len(self.eval_data))
 
     def repair_names(self) -> tuple[str, ...]:
         """The repairs, ``all`` spelled out, each once."""

@@ -5,32 +5,20 @@ One matrix S [L + 1, L + 1] holds everything that cosine criteria need: S[b, b +
 (ShortGPT, arXiv:2403.03853).
 """
 
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ghostlayers.scores.pairs import PairSums
+
 CosineAxis = Literal["hidden", "tokens"]
 
 
-@dataclass(frozen=True)
-class CosineSums:
-    """Sum of cosines over units (tokens, or windows for the published variant), and their count."""
-
-    total: Float[Tensor, "boundaries boundaries"]
-    count: int
-
-
-def empty_cosines(num_boundaries: int) -> CosineSums:
-    """No units yet."""
-    return CosineSums(torch.zeros(num_boundaries, num_boundaries, dtype=torch.float64), 0)
-
-
 def add_window(
-    sums: CosineSums, streams: Float[Tensor, "boundaries tokens hidden"], axis: CosineAxis
-) -> CosineSums:
+    sums: PairSums, streams: Float[Tensor, "boundaries tokens hidden"], axis: CosineAxis
+) -> PairSums:
     """Add one window's tokens.
 
     Args:
@@ -45,13 +33,8 @@ def add_window(
     flat = unit.flatten(1)
     pairs = (flat @ flat.T).double().cpu()  # sums the products over tokens and channels at once
     if axis == "hidden":
-        return CosineSums(sums.total + pairs, sums.count + unit.shape[1])
-    return CosineSums(sums.total + pairs / unit.shape[2], sums.count + 1)
-
-
-def mean_cosine(sums: CosineSums) -> Float[Tensor, "boundaries boundaries"]:
-    """S, the mean cosine of every pair of boundaries."""
-    return sums.total / max(sums.count, 1)
+        return sums.plus(pairs, unit.shape[1])
+    return sums.plus(pairs / unit.shape[2], 1)
 
 
 def block_influence(similarity: Float[Tensor, "boundaries boundaries"]) -> list[float]:

@@ -1,0 +1,214 @@
+"""What all cells of a comparison share: the model, the windows, the protocol."""
+
+import dataclasses
+import datetime
+import hashlib
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ghostlayers import checkpoint, text
+from ghostlayers.compare.request import Comparison
+from ghostlayers.compare.store import Store
+from ghostlayers.errors import InputError
+from ghostlayers.evaluation import LoadedTasks, open_tasks
+from ghostlayers.features import check_method
+from ghostlayers.loading import LoadedModel
+from ghostlayers.preparation import (
+    Documents,
+    check_request,
+    open_model,
+    read_calibration,
+    read_evaluation,
+)
+from ghostlayers.progress import Progress, Silent
+from ghostlayers.recipe import RunOptions
+from ghostlayers.repairs import find_method
+from ghostlayers.steps import Run
+from ghostlayers.stream import LayerwiseModel
+from ghostlayers.tokens import Windows
+
+SCHEMA = 1
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything that all cells share.
+
+    Attributes:
+        request: what is compared.
+        dense: the model.
+        layerwise: the model, a layer at a time.
+        run: how, and who is told.
+        scored: calibration windows.
+        held_out: further ones, that choose and that warn.
+        corpora: evaluation windows by name.
+        repairs: names that the model has what they need for.
+        skipped: the others, with the reason.
+        tasks: opened once; None if none are asked for.
+        store: finished parts.
+        say: told what is done and what comes next.
+    """
+
+    request: Comparison
+    dense: LoadedModel
+    layerwise: LayerwiseModel
+    run: Run
+    scored: Windows
+    held_out: Windows
+    corpora: dict[str, Windows]
+    repairs: tuple[str, ...]
+    skipped: tuple[dict[str, Any], ...]
+    tasks: LoadedTasks | None
+    store: Store
+    say: Say
+
+    @property
+    def fit_windows(self) -> Windows:
+        """Windows that repairs are fitted on."""
+        return self.scored.first(self.request.calibration.num_fit_windows)
+
+
+def prepare(
+    model: Any,
+    request: Comparison,
+    out: Path,
+    tokenizer: Any,
+    data: Documents | None,
+    eval_data: Mapping[str, Documents] | None,
+    options: RunOptions | None,
+    revision: str | None,
+    overwrite: bool,
+    progress: Progress | None,
+    say: Say | None,
+) -> Bench:
+    """Open and check everything; arguments as `compare.compare`."""
+    run = Run(options or RunOptions(), progress or Silent(), memo={})
+    opened = open_tasks(request.tasks, tasks_path=request.tasks_path) if request.tasks else None
+    dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
+    recipe = dataclasses.replace(
+        request.calibration, layers=max(request.layers), remove=None, repair="ghost"
+    )
+    layerwise = check_request(dense, recipe)
+    kept, skipped = _possible_repairs(dense, request)
+    corpus, windows = read_calibration(dense, recipe, data)
+    scored, held_out = windows.split_at(recipe.windows)
+    corpora = _read_corpora(dense, request, eval_data or {})
+    identity = {
+        "request": request.to_dict(),
+        "model": _fingerprint(dense),
+        "calibration": corpus.sha256(),
+        "evaluation": {name: _hash_windows(each) for name, each in corpora.items()},
+    }
+    store = Store(out, identity, overwrite=overwrite)
+    return Bench(
+        request, dense, layerwise, run, scored, held_out, corpora, kept, skipped, opened, store,
+        say or _ignore,
+    )  # fmt: skip
+
+
+def _ignore(text: str) -> None:
+    del text
+
+
+def _possible_repairs(
+    dense: LoadedModel, request: Comparison
+) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
+    """Repairs whose features the model has; one that was asked for by name must be among them."""
+    kept, skipped = [], []
+    for name in request.repair_names():
+        try:
+            check_method(dense.model, find_method(name))
+        except InputError as error:
+            if request.named(name):
+                raise
+            skipped.append({"repair": name, "reason": str(error)})
+            continue
+        kept.append(name)
+    return tuple(kept), tuple(skipped)
+
+
+def _read_corpora(
+    dense: LoadedModel, request: Comparison, extra: Mapping[str, Documents]
+) -> dict[str, Windows]:
+    recipe = request.calibration
+    separators = text.one_separator_each(request.eval_separators, len(request.eval_data))
+    sources: dict[str, tuple[Documents, str]] = {
+        source: (source, joined)
+        for source, joined in zip(request.eval_data, separators, strict=True)
+    }
+    sources.update({name: (source, text.BLANK_LINE) for name, source in extra.items()})
+    return {
+        name: read_evaluation(
+            source,
+            dense.tokenizer,
+            separator=separator,
+            text_column=recipe.text_column,
+            sequence_length=recipe.sequence_length,
+            max_windows=request.max_windows,
+            bos=recipe.bos,
+        )[1]
+        for name, (source, separator) in sources.items()
+    }
+
+
+def _fingerprint(dense: LoadedModel) -> str:
+    """A hash of the config and of some weights of every parameter."""
+    digest = hashlib.sha256(dense.model.config.to_json_string().encode())
+    for name, parameter in dense.model.named_parameters():
+        digest.update(name.encode())
+        digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _hash_windows(windows: Windows) -> str:
+    return hashlib.sha256(windows.input_ids.numpy().tobytes()).hexdigest()
+
+
+def header(bench: Bench, command: str | None) -> dict[str, Any]:
+    """Model, protocol and machine, as they stand at the head of the results."""
+    model, config = bench.dense.model, bench.dense.model.config
+    return {
+        "schema": SCHEMA,
+        "ghostlayers": checkpoint.versions()["ghostlayers"],
+        "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "versions": dict(checkpoint.versions()),
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "device": str(bench.layerwise.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+        "model": {
+            "name": bench.dense.base.title or Path(bench.dense.base.name).name,
+            "num_layers": bench.layerwise.num_layers,
+            "hidden_size": config.hidden_size,
+            "num_parameters": sum(each.numel() for each in model.parameters()),
+            "licence": bench.dense.base.licence,
+        },
+        "recipe": {**bench.request.calibration.to_dict(), "fit_windows": len(bench.fit_windows)},
+        "comparison": {
+            key: value for key, value in bench.request.to_dict().items() if key != "calibration"
+        },
+        "command": command,
+        "prompt": bench.request.prompt,
+        "corpora": [
+            {
+                "name": Path(name).name,
+                "num_windows": len(windows),
+                "available_windows": windows.available,
+                "sequence_length": windows.sequence_length,
+                "bos": windows.bos,
+                "calibration_overlap": len(set(windows.documents) & set(bench.scored.documents)),
+            }
+            for name, windows in bench.corpora.items()
+        ],
+        "skipped": list(bench.skipped),
+    }

@@ -1,0 +1,160 @@
+"""Which cuts a comparison makes, and how long they will take."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ghostlayers import steps
+from ghostlayers.compare.bench import Bench
+from ghostlayers.compare.estimate import Speed, Workload, cut_seconds
+from ghostlayers.compare.request import EVERY
+from ghostlayers.fitting import gathered_features
+from ghostlayers.preparation import make_fitting
+from ghostlayers.record import table_to_dict
+from ghostlayers.repairs import find_method
+from ghostlayers.repairs.base import Needs
+from ghostlayers.selection import candidate_spans
+from ghostlayers.spans import Span, format_layers, removed_layers
+
+SWEEP_COST = 1.4
+"""A scoring sweep, its candidates' losses included, in bare forward passes."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Layers chosen one way, to be repaired in several."""
+
+    layers: int
+    select: str
+    spans: tuple[Span, ...]
+    repairs: tuple[str, ...]
+
+
+def choose(bench: Bench) -> tuple[dict[tuple[Span, ...], list[Cell]], dict[str, Any]]:
+    """Which layers go, for every selection and number; equal choices share their work."""
+    chosen: dict[tuple[Span, ...], list[Cell]] = {}
+    tables: dict[str, Any] = {}
+    for layers in sorted(set(bench.request.layers)):
+        for select in bench.request.select:
+            if select == EVERY:
+                for span in candidate_spans(bench.layerwise.num_layers, layers):
+                    name = f"{EVERY}:{format_layers(span.layers)}"
+                    _add(chosen, Cell(layers, name, (span,), bench.repairs))
+                continue
+            spans, table = _choose_one(bench, layers, select)
+            _add(chosen, Cell(layers, select, spans, bench.repairs))
+            known = tables.get(str(layers))
+            if table is not None and (known is None or _measured(table) > _measured(known)):
+                tables[str(layers)] = table
+    if bench.request.yardstick and "ghost" in bench.repairs:
+        for layers in _yardsticks(bench.request.layers):
+            for select in [each for each in bench.request.select if each != EVERY]:
+                spans, _ = _choose_one(bench, layers, select)
+                _add(chosen, Cell(layers, select, spans, ("ghost",)))
+    return chosen, tables
+
+
+def _yardsticks(layers: Sequence[int]) -> list[int]:
+    """One layer less than asked for, where that is not asked for itself."""
+    return sorted({count - 1 for count in layers if count > 1} - set(layers))
+
+
+def _measured(table: Mapping[str, Any]) -> int:
+    """How many residuals and losses a score table holds."""
+    values = (span[key] for span in table["spans"] for key in ("residual", "loss_nats"))
+    return sum(value is not None for value in values)
+
+
+def _add(chosen: dict[tuple[Span, ...], list[Cell]], cell: Cell) -> None:
+    chosen.setdefault(cell.spans, []).append(cell)
+
+
+def _choose_one(
+    bench: Bench, layers: int, select: str
+) -> tuple[tuple[Span, ...], dict[str, Any] | None]:
+    key = f"choice {layers} {select}"
+    done = bench.store.get(key)
+    if done is None:
+        bench.say(f"Choosing {layers} layers by {select}")
+        recipe = bench.request.cell_recipe(layers, select)
+        spans, table = steps.choose_spans(
+            bench.run, bench.layerwise, bench.scored, bench.held_out, recipe,
+            make_fitting(bench.dense, recipe),
+        )  # fmt: skip
+        done = bench.store.put(
+            key,
+            {
+                "spans": [[span.start, span.stop] for span in spans],
+                "table": None if table is None else table_to_dict(table),
+            },
+        )
+    return tuple(Span(start, stop) for start, stop in done["spans"]), done["table"]
+
+
+Jobs = list[tuple[tuple[Span, ...], tuple[str, ...]]]
+"""Cuts, and the repairs of each."""
+
+
+def jobs_of(chosen: Mapping[tuple[Span, ...], Sequence[Cell]]) -> Jobs:
+    """The cuts that were chosen."""
+    return [(spans, wanted_repairs(members)) for spans, members in chosen.items()]
+
+
+def wanted_repairs(members: Sequence[Cell]) -> tuple[str, ...]:
+    """The repairs that any of the cells of a cut asks for, each once."""
+    return tuple(dict.fromkeys(name for member in members for name in member.repairs))
+
+
+def expected_jobs(bench: Bench) -> Jobs:
+    """Before anything is chosen: every choice a cut of its own, in the middle of the model."""
+    request, depth = bench.request, bench.layerwise.num_layers
+    counts = dict.fromkeys(request.layers, bench.repairs)
+    if request.yardstick:
+        counts.update(dict.fromkeys(_yardsticks(request.layers), ("ghost",)))
+    return [
+        ((Span((depth - count) // 2, (depth + count) // 2),), repairs)
+        for count, repairs in counts.items()
+        for _ in request.select
+    ]
+
+
+def cut_key(spans: Sequence[Span], names: Sequence[str]) -> str:
+    """Under which a finished cut is kept."""
+    return f"cut {format_layers(removed_layers(spans))} {' '.join(names)}"
+
+
+def say_estimate(bench: Bench, speed: Speed, jobs: Jobs, *, chosen: bool) -> None:
+    """Predicted minutes of what is not done yet."""
+    depth = bench.layerwise.num_layers
+    windows = sum(map(len, bench.corpora.values())) + len(bench.held_out)
+    total = 0.0
+    if not chosen:
+        counts = {(len(spans[0]), index) for index, (spans, _) in enumerate(jobs)}
+        total += SWEEP_COST * len(counts) * len(bench.scored) * speed.layer * depth
+        total += windows * (speed.layer * depth + speed.head)
+    for spans, names in jobs:
+        if not chosen or bench.store.get(cut_key(spans, names)) is None:
+            total += cut_seconds(speed, _workload(bench, names, windows), spans, depth)
+    bound = "" if chosen else "at most "
+    bench.say(f"About {bound}{max(1, round(total / 60))} minutes to go on this machine.")
+
+
+def _workload(bench: Bench, names: Sequence[str], windows: int) -> Workload:
+    config = bench.dense.model.config
+    hidden = config.hidden_size
+    wide = getattr(config, "intermediate_size", 4 * hidden)
+    widths = {"x": hidden, "norm": hidden, "m": hidden, "o": hidden, "z": wide, "phi": wide}
+    needs = Needs(("x",))
+    for name in names:
+        needs = needs | find_method(name).needs
+    forwards = (5.0 if bench.request.speed else 0.0) * 0.4 + (
+        bench.request.new_tokens / 20 if bench.request.prompt else 0.0
+    )
+    return Workload(
+        fit_windows=len(bench.fit_windows),
+        eval_windows=windows,
+        features=sum(widths.get(name, 1) for name in gathered_features(needs)),
+        repairs=len(names) + 1,
+        tokens=bench.request.calibration.sequence_length,
+        extra_forwards=forwards,
+    )
