@@ -11,12 +11,14 @@ from torch.nn.functional import cross_entropy
 import ghostlayers
 from ghostlayers import surgery
 from ghostlayers.compare import Comparison, compare, engine
+from ghostlayers.compare.bench import short_names
 from ghostlayers.compare.correlate import spearman
-from ghostlayers.errors import InputError, OutputError, RecipeError
+from ghostlayers.errors import InputError, OutputError, RecipeError, WindowError
 from ghostlayers.evaluation import evaluate_tasks
 from ghostlayers.pipeline import evaluate
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL
+from ghostlayers.spans import format_layers
 from test_tasks import questions, write_task
 
 CALIBRATION = {
@@ -223,9 +225,61 @@ def test_what_a_model_lacks_is_skipped_for_all_and_refused_by_name(
     assert not (tmp_path / "named").exists()
 
 
+def test_a_repair_with_more_unknowns_than_tokens_is_not_begun(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str], tmp_path: Path
+) -> None:
+    arguments = (trained_llama, byte_tokenizer, some_text, texts)
+    hidden, inner = trained_llama.config.hidden_size, trained_llama.config.intermediate_size
+    few = {
+        "layers": [1], "select": ["streamline"], "yardstick": False, "max_windows": 1,
+        "windows": 1, "fit_windows": 1, "sequence_length": 128,
+    }  # fmt: skip
+    found = run(*arguments, tmp_path / "all", repair=["all"], **few)
+    skipped = {each["repair"]: each["reason"] for each in found["skipped"]}
+    assert "joint:x+z" in skipped
+    assert "ghost" not in skipped
+    assert f"solves for {hidden + inner} unknowns a channel" in skipped["joint:x+z"]
+    with pytest.raises(WindowError, match=r"hold 128 tokens; repair 'joint:x\+z'"):
+        run(*arguments, tmp_path / "named", repair=["joint:x+z"], **few)
+    assert not (tmp_path / "named").exists()
+
+
+def test_a_selection_may_be_iterated(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str], tmp_path: Path
+) -> None:
+    found = run(
+        trained_llama, byte_tokenizer, some_text, texts, tmp_path / "out",
+        layers=[3], select=["shortgpt", "shortgpt:iterative"], repair=["ghost"],
+        yardstick=False, max_windows=1, speed=False, prompt="",
+    )  # fmt: skip
+    for select, iterative in (("shortgpt", False), ("shortgpt:iterative", True)):
+        recipe = Recipe(
+            layers=3, select="shortgpt", repair="ghost", iterative=iterative, **CALIBRATION
+        )
+        pruned = ghostlayers.prune(
+            trained_llama, recipe, tokenizer=byte_tokenizer, data=some_text[:-6]
+        )
+        (removed,) = {each["removed"] for each in found["models"] if each["select"] == select}
+        assert removed == format_layers(pruned.record["cut"]["removed"])
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (("a/x.txt", "b/y.txt"), ("x.txt", "y.txt")),
+        (("a/x.txt", "b/x.txt"), ("a/x.txt", "b/x.txt")),
+        (("a/c/x.txt", "b/c/x.txt", "y.txt"), ("a/c/x.txt", "b/c/x.txt", "y.txt")),
+        (("wikitext2", "c4"), ("wikitext2", "c4")),
+    ],
+)
+def test_corpora_of_one_name_are_told_apart(paths: tuple[str, ...], names: tuple[str, ...]) -> None:
+    assert tuple(short_names(paths).values()) == names
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"select": ["lorp:iterative"]}, "'lorp' cannot be combined with 'iterative'"),
         ({"layers": []}, "at least one number of layers"),
         ({"layers": [0]}, "each at least 1"),
         ({"repair": ["gost"]}, "Did you mean 'ghost'"),

@@ -178,7 +178,7 @@ def test_bad_requests_are_refused_before_any_layer_runs(
     )
     refuse(
         WindowError,
-        "are 8 tokens; a map of 32 channels",
+        "8 tokens; repair 'ghost' solves for 32 unknowns",
         layers=1,
         fit_windows=1,
         sequence_length=8,

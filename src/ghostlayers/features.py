@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ghostlayers.errors import InputError
+from ghostlayers.errors import InputError, WindowError
 from ghostlayers.families import FAMILIES, Family
 from ghostlayers.modeling import norm_eps, unit_rms
 from ghostlayers.repairs.base import FEATURES, FROM_KEPT_LAYER, Method
 from ghostlayers.repairs.hadamard import hadamard
 from ghostlayers.spans import Span
-from ghostlayers.stream import LayerwiseModel, Stream, Tap, tapped
+from ghostlayers.stream import LayerwiseModel, Stream, Tap, find_decoder_layers, tapped
 
 
 def check_method(model: Any, method: Method, spans: Iterable[Span] = ()) -> None:
@@ -56,6 +56,40 @@ def _missing(family: Family | None, name: str, model_type: str) -> str | None:
             "nothing can be folded into it"
         )
     return None
+
+
+def feature_widths(model: Any) -> dict[str, int]:
+    """Columns of every feature that the model has, by name."""
+    hidden = model.config.hidden_size
+    widths = {"x": hidden, "norm": hidden, "m": hidden, "one": 1}
+    family = FAMILIES.get(model.config.model_type)
+    if family is None:
+        return widths
+    layer = find_decoder_layers(model)[0]
+    inner = layer.get_parameter(f"{family.mlp_output}.weight").shape[1]
+    heads = layer.get_parameter(f"{family.attention_output}.weight").shape[1]
+    return {**widths, "z": inner, "phi": inner, "o": heads}
+
+
+def check_fit_tokens(model: Any, method: Method, num_tokens: int) -> None:
+    """Refuse to fit more unknowns a channel than there are calibration tokens.
+
+    Raises:
+        WindowError: the message says how many tokens are needed.
+    """
+    if not method.solves:
+        return
+    widths = feature_widths(model)
+    needed = max(
+        sum(widths[name] for name in needs.features)
+        for needs in (method.needs, *(stage.needs for stage in method.before))
+    )
+    if num_tokens < needed:
+        raise WindowError(
+            f"the fit windows hold {num_tokens} tokens; repair '{method.name}' solves for {needed} "
+            "unknowns a channel and needs at least as many tokens, better ten times as many. Raise "
+            "--fit-windows (and --windows) or --sequence-length."
+        )
 
 
 def tap_places(model: Any, names: Iterable[str]) -> dict[str, tuple[str, Tap]]:

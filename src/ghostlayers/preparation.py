@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ghostlayers import text, tokens
-from ghostlayers.errors import RecipeError, UnsupportedModelError, WindowError
+from ghostlayers.errors import RecipeError, UnsupportedModelError
 from ghostlayers.families import find_family
-from ghostlayers.features import check_method
+from ghostlayers.features import check_fit_tokens, check_method
 from ghostlayers.fitting import Fitting
 from ghostlayers.loading import LoadedModel, from_memory, load_model, read_config
 from ghostlayers.recipe import Recipe, RunOptions
@@ -101,7 +101,7 @@ def check_request(
         )
     spans = () if removed is None else merge_layers(removed)
     check_method(loaded.model, method, spans)
-    _check_fit_tokens(loaded, recipe)
+    check_fit_tokens(loaded.model, method, recipe.num_fit_windows * recipe.sequence_length)
     return layerwise
 
 
@@ -120,18 +120,6 @@ def _refuse_quantized(model: Any) -> None:
         raise UnsupportedModelError(
             "the model's weights are quantised, which cannot be cut yet; start from the checkpoint "
             "in bfloat16 or float16, and quantise the result."
-        )
-
-
-def _check_fit_tokens(loaded: LoadedModel, recipe: Recipe) -> None:
-    hidden = loaded.model.config.hidden_size
-    method = find_method(recipe.repair)
-    available = recipe.num_fit_windows * recipe.sequence_length
-    if "x" in method.needs.features and method.solves and available < hidden:
-        raise WindowError(
-            f"{recipe.num_fit_windows} fit windows of {recipe.sequence_length} tokens are "
-            f"{available} tokens; a map of {hidden} channels needs at least {hidden}, better ten "
-            "times as many. Raise --fit-windows (and --windows) or --sequence-length."
         )
 
 

@@ -14,6 +14,7 @@ import typer
 from rich.markup import escape
 
 from ghostlayers.cli import options as o
+from ghostlayers.cli.allocator import keep_freed_memory
 from ghostlayers.cli.compare import compare as compare_command
 from ghostlayers.cli.run import make_run
 from ghostlayers.errors import GhostlayersError, RecipeError
@@ -39,6 +40,7 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         from ghostlayers.cli import screen
 
         quieten()
+        keep_freed_memory()
         # A polite kill then cleans up like Ctrl-C does.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -26,7 +26,8 @@ Select = Annotated[
     o._option(
         "--select",
         metavar="NAMES",
-        text="Selections, comma-separated. \\[default: streamline,recoverable]",
+        text="Selections, comma-separated; ':iterative' behind a name chooses one layer at a time, "
+        "'every' takes each contiguous span. \\[default: streamline,recoverable]",
         panel=_WHAT,
     ),
 ]

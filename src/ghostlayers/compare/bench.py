@@ -4,7 +4,7 @@ import dataclasses
 import datetime
 import hashlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.store import Store
 from ghostlayers.errors import InputError
 from ghostlayers.evaluation import LoadedTasks, open_tasks
-from ghostlayers.features import check_method
+from ghostlayers.features import check_fit_tokens, check_method
 from ghostlayers.loading import LoadedModel
 from ghostlayers.preparation import (
     Documents,
@@ -33,6 +33,9 @@ from ghostlayers.stream import LayerwiseModel
 from ghostlayers.tokens import Windows
 
 SCHEMA = 1
+
+WARNING_WINDOWS = 4
+"""Held-out windows that tell whether a repair is worse than none."""
 
 Say = Callable[[str], None]
 
@@ -73,6 +76,26 @@ class Bench:
     def fit_windows(self) -> Windows:
         """Windows that repairs are fitted on."""
         return self.scored.first(self.request.calibration.num_fit_windows)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What each corpus is called on the page."""
+        return short_names(tuple(self.corpora))
+
+    @property
+    def warning_windows(self) -> Windows:
+        """Held-out windows that tell whether a repair is worse than none."""
+        return self.held_out.first(WARNING_WINDOWS)
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """The last part of each path, or as many as tell them apart."""
+    longest = max((len(Path(path).parts) for path in paths), default=1)
+    for count in range(1, longest):
+        names = {path: "/".join(Path(path).parts[-count:]) for path in paths}
+        if len(set(names.values())) == len(names):
+            return names
+    return {path: path for path in paths}
 
 
 def prepare(
@@ -121,10 +144,14 @@ def _possible_repairs(
     dense: LoadedModel, request: Comparison
 ) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
     """Repairs whose features the model has; one that was asked for by name must be among them."""
+    recipe = request.calibration
+    num_tokens = recipe.num_fit_windows * recipe.sequence_length
     kept, skipped = [], []
     for name in request.repair_names():
+        method = find_method(name)
         try:
-            check_method(dense.model, find_method(name))
+            check_method(dense.model, method)
+            check_fit_tokens(dense.model, method, num_tokens)
         except InputError as error:
             if request.named(name):
                 raise
@@ -201,7 +228,7 @@ def header(bench: Bench, command: str | None) -> dict[str, Any]:
         "prompt": bench.request.prompt,
         "corpora": [
             {
-                "name": Path(name).name,
+                "name": bench.labels[name],
                 "num_windows": len(windows),
                 "available_windows": windows.available,
                 "sequence_length": windows.sequence_length,

@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,6 +107,7 @@ def describe_operator(span: Span, repair: Repair) -> dict[str, Any] | None:
 
 def assemble(
     header: dict[str, Any],
+    labels: Mapping[str, str],
     dense: Mapping[str, Any],
     parts: Sequence[Mapping[str, Any]],
     members: Sequence[Sequence[Any]],
@@ -117,13 +117,14 @@ def assemble(
 
     Args:
         header: model, protocol, machine.
+        labels: what the corpora are called.
         dense: the untouched model's part.
         parts: one a cut.
         members: the cells of each cut.
         tables: scores by number of layers.
     """
     nothing = {"layers": 0, "select": "", "repair": "dense", "removed": "none"}
-    cells = _loss_cells(nothing, dense["losses"])
+    cells = _loss_cells(nothing, dense["losses"], labels)
     models: list[dict[str, Any]] = [{**nothing, **dense["model"]}]
     operators: list[dict[str, Any]] = []
     skipped = list(header.pop("skipped"))
@@ -142,7 +143,7 @@ def assemble(
                     reasons = [each for each in part["skipped"] if each["repair"] == repair]
                     skipped.extend({**name, **each} for each in reasons)
                     continue
-                cells.extend(_loss_cells(name, found["losses"]))
+                cells.extend(_loss_cells(name, found["losses"], labels))
                 if found["tasks"]:
                     answered.append((name, found["tasks"]))
                 keys = ("held_out_loss_nats", "worse_than_none", "gaps", "boundary_residual")
@@ -167,5 +168,7 @@ def assemble(
     }
 
 
-def _loss_cells(name: Mapping[str, Any], losses: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{**name, "corpus": Path(corpus).name, **values} for corpus, values in losses.items()]
+def _loss_cells(
+    name: Mapping[str, Any], losses: Mapping[str, Any], labels: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    return [{**name, "corpus": labels[corpus], **values} for corpus, values in losses.items()]

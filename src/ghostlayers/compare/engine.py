@@ -95,7 +95,7 @@ def compare(
         bench.say(f"Cut {index + 1} of {len(chosen)}: layers {key}")
         parts.append(_cut(bench, spans, members))
     results = cells.assemble(
-        header(bench, command), dense_part, parts, list(chosen.values()), tables
+        header(bench, command), bench.labels, dense_part, parts, list(chosen.values()), tables
     )
     return {**results, "correlations": correlations(results)}
 
@@ -109,7 +109,8 @@ def _dense(bench: Bench) -> dict[str, Any]:
     losses = {
         name: cuts.measure_cuts(
             bench.layerwise, windows, {}, batch_size=bench.run.options.batch_size,
-            divergence=True, progress=bench.run.progress, description=f"Dense on {Path(name).name}",
+            divergence=True, progress=bench.run.progress,
+            description=f"Dense on {bench.labels[name]}",
         )[cuts.DENSE]
         for name, windows in bench.corpora.items()
     }  # fmt: skip
@@ -216,7 +217,7 @@ def _measure(
         stored_dtype=bench.dense.stored_dtype,
         batch_size=bench.run.options.batch_size,
         progress=bench.run.progress,
-        description=f"{len(models)} repairs on {Path(corpus).name}",
+        description=f"{len(models)} repairs on {bench.labels.get(corpus, corpus)}",
     )
     return _rows(losses)
 
@@ -227,7 +228,7 @@ def _held_out(bench: Bench, fits: Mapping[str, Mapping[Span, Repair]]) -> dict[s
         return {}
     spans = tuple(next(iter(fits.values())))
     models = {**fits, "none": cuts.unrepaired(spans)}
-    rows = _measure(bench, "held-out calibration windows", bench.held_out, models)
+    rows = _measure(bench, "held-out calibration windows", bench.warning_windows, models)
     losses = {name: rows[name]["loss_nats"] for name in models}
     for name in fits:
         if _worse(losses, name):

@@ -8,6 +8,7 @@ from ghostlayers import steps
 from ghostlayers.compare.bench import Bench
 from ghostlayers.compare.estimate import Speed, Workload, cut_seconds
 from ghostlayers.compare.request import EVERY
+from ghostlayers.features import feature_widths
 from ghostlayers.fitting import gathered_features
 from ghostlayers.preparation import make_fitting
 from ghostlayers.record import table_to_dict
@@ -126,7 +127,7 @@ def cut_key(spans: Sequence[Span], names: Sequence[str]) -> str:
 def say_estimate(bench: Bench, speed: Speed, jobs: Jobs, *, chosen: bool) -> None:
     """Predicted minutes of what is not done yet."""
     depth = bench.layerwise.num_layers
-    windows = sum(map(len, bench.corpora.values())) + len(bench.held_out)
+    windows = sum(map(len, bench.corpora.values())) + len(bench.warning_windows)
     total = 0.0
     if not chosen:
         counts = {(len(spans[0]), index) for index, (spans, _) in enumerate(jobs)}
@@ -140,10 +141,7 @@ def say_estimate(bench: Bench, speed: Speed, jobs: Jobs, *, chosen: bool) -> Non
 
 
 def _workload(bench: Bench, names: Sequence[str], windows: int) -> Workload:
-    config = bench.dense.model.config
-    hidden = config.hidden_size
-    wide = getattr(config, "intermediate_size", 4 * hidden)
-    widths = {"x": hidden, "norm": hidden, "m": hidden, "o": hidden, "z": wide, "phi": wide}
+    widths = feature_widths(bench.dense.model)
     needs = Needs(("x",))
     for name in names:
         needs = needs | find_method(name).needs
@@ -153,7 +151,7 @@ def _workload(bench: Bench, names: Sequence[str], windows: int) -> Workload:
     return Workload(
         fit_windows=len(bench.fit_windows),
         eval_windows=windows,
-        features=sum(widths.get(name, 1) for name in gathered_features(needs)),
+        features=sum(widths[name] for name in gathered_features(needs)),
         repairs=len(names) + 1,
         tokens=bench.request.calibration.sequence_length,
         extra_forwards=forwards,

@@ -13,6 +13,9 @@ from ghostlayers.text import BLANK_LINE, one_separator_each
 EVERY = "every"
 """In place of a selection: each contiguous span, a cell of its own."""
 
+ITERATIVE = ":iterative"
+"""Behind a selection's name: it chooses one layer at a time, on the model repaired so far."""
+
 PROMPT = "The capital of France is Paris. The city is known for"
 
 
@@ -22,7 +25,8 @@ class Comparison:
 
     Attributes:
         layers: how many decoder layers to remove.
-        select: selections by name; ``every`` stands for each contiguous span.
+        select: selections by name, with ``:iterative`` behind it to choose one layer at a time;
+            ``every`` stands for each contiguous span.
         repair: repairs by name, arguments included; ``all`` stands for `repairs.ALL` as far as
             the model has what they need.
         eval_data: corpora that losses are measured on.
@@ -66,7 +70,7 @@ class Comparison:
         for name in self.task_repair:
             find_method(name)
         for name in set(self.select) - {EVERY}:
-            dataclasses.replace(self.calibration, select=name)  # refuses an unknown one
+            self.cell_recipe(self.layers[0], name)  # refuses an unknown one
         if not self.eval_data and not self.tasks:
             raise RecipeError(
                 "nothing to evaluate on: give --eval-data corpora or files, or --tasks."
@@ -84,7 +88,11 @@ class Comparison:
 
     def cell_recipe(self, layers: int, select: str) -> Recipe:
         """The recipe that chooses the layers of a cell."""
-        return dataclasses.replace(self.calibration, layers=layers, remove=None, select=select)
+        name = select.removesuffix(ITERATIVE)
+        iterative = self.calibration.iterative or name != select
+        return dataclasses.replace(
+            self.calibration, layers=layers, remove=None, select=name, iterative=iterative
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

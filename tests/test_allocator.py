@@ -1,0 +1,49 @@
+"""Freed memory is used again instead of being fetched anew from the system."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, torch
+from ghostlayers.cli.allocator import keep_freed_memory
+if {keep}:
+    assert keep_freed_memory()
+
+def work():
+    x = torch.ones(7 * 2**20)
+    y = x * 2
+    z = y - x
+    return z + x
+
+for _ in range(16):
+    work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(16):
+    work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_tensors_are_used_again() -> None:
+    faults = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", SCRIPT.format(keep=keep)],
+                capture_output=True, text=True, check=True,
+            ).stdout
+        )
+        for keep in (True, False)
+    ]  # fmt: skip
+    assert faults[0] < 1000
+    assert faults[1] > 10_000
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ghostlayers.cli import allocator
+
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert not allocator.keep_freed_memory()
