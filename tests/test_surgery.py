@@ -1,6 +1,7 @@
 """Removing layers and inserting repairs, in every family that can be cut."""
 
 import copy
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,6 @@ from families import build
 from ghostlayers import modeling, surgery
 from ghostlayers.cuts import Cut
 from ghostlayers.errors import InputError, SpanError, UnsupportedModelError
-from ghostlayers.families import FAMILIES as SUPPORTED
 from ghostlayers.features import check_method
 from ghostlayers.fitting import Fitting, fit_gaps
 from ghostlayers.repairs import ALL, FitOptions, find_method
@@ -21,6 +21,8 @@ from ghostlayers.repairs.base import linear as linear_map
 from ghostlayers.spans import Span, kept_layers
 from ghostlayers.stream import LayerwiseModel, find_decoder_layers
 from ghostlayers.tokens import Windows
+
+SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "bitnet", "gemma3_text")
 
 CUTS = {
     "first": (Span(0, 2),),
@@ -97,13 +99,16 @@ def literal_repaired(dense: Any, spans: tuple[Span, ...], ids: torch.Tensor) -> 
     maps = deltas(spans)
     handles = []
 
+    def instead(output: Any, stream: torch.Tensor) -> Any:
+        return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
     def skip(_: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        return args[0] if args else kwargs["hidden_states"]
+        return instead(output, args[0] if args else kwargs["hidden_states"])
 
     def repair(span: Span) -> Any:
         def hook(_: Any, args: Any, kwargs: Any, output: Any) -> Any:
             x = args[0] if args else kwargs["hidden_states"]
-            return x + linear(x, maps[span].T.float())
+            return instead(output, x + linear(x, maps[span].T.float()))
 
         return hook
 
@@ -213,9 +218,14 @@ def test_operators_are_bare_parameters() -> None:
     assert modeling.repair_place(0) == (0, "repair_before")
 
 
-def test_other_families_are_refused_by_name() -> None:
-    with pytest.raises(UnsupportedModelError, match="type 'gpt2' cannot be pruned yet; supported"):
-        surgery.prune_layers(build("gpt2"), CUTS["middle"])
+def test_models_that_transformers_does_not_build_so_are_refused() -> None:
+    model = build("llama")
+    model.config.model_type = "gemma3n_text"
+    with pytest.raises(UnsupportedModelError, match="'gemma3n_text' cannot be cut: some of its"):
+        surgery.prune_layers(model, CUTS["middle"])
+    model.config.model_type = "bert_of_my_own"
+    with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM .* as transformers itself"):
+        surgery.prune_layers(model, CUTS["middle"])
 
 
 def test_a_repaired_model_is_not_cut_again() -> None:
@@ -286,6 +296,54 @@ def test_what_is_measured_is_what_is_built(name: str, repair: str, cut: str) -> 
     )
     stock = all(each.operator is None or each.operator.maps for each in repairs.values())
     assert (type(built) is type(dense)) == stock
+
+
+@pytest.mark.parametrize("cut", ["middle", "two gaps"])
+@pytest.mark.parametrize(
+    "repair", ["magnitude", "replaceme", "refit:2", "joint:x+z", "joint:x+o+z", "joint:x+phi"]
+)
+@pytest.mark.parametrize(
+    "name", ["granite", "gpt2", "gptj", "phi", "falcon", "opt", "gpt_neox", "falcon_h1", "lfm2"]
+)
+def test_folds_are_exact_in_other_builds(name: str, repair: str, cut: str) -> None:
+    """Scaled writes, transposed weights, parallel branches, projections without an MLP module."""
+    dense, spans = build(name), CUTS[cut]
+    lacking = {"joint:x+phi": {"opt"}, "joint:x+o+z": {"lfm2"}, "magnitude": {"lfm2"}}
+    if name in lacking.get(repair, set()):
+        with pytest.raises(InputError, match=r"its MLP is not a module|not known through which"):
+            fitted(dense, repair, spans)
+        return
+    if repair == "magnitude":  # norms undo a scale up to their eps, which a large stream drowns
+        dense.get_input_embeddings().weight.mul_(300.0)
+    repairs = fitted(dense, repair, spans)
+    built = surgery.prune_layers(dense, spans, repairs)
+    layerwise = LayerwiseModel(dense)
+    batch, stream = layerwise.begin(token_ids())
+    want = layerwise.logits(batch, Cut(layerwise, repairs).run(batch, stream, boundary=0))
+    if repair == "magnitude":
+        torch.testing.assert_close(logits(built, token_ids()), want, rtol=1e-3, atol=1e-4)
+        assert all(each.scale != 1.0 for each in repairs.values())
+        return
+    assert torch.equal(logits(built, token_ids()), want)
+    bare = logits(surgery.prune_layers(dense, spans), token_ids())
+    assert not torch.allclose(want, bare, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "qwen3_next"])
+@pytest.mark.parametrize("repair", ["refit:1", "joint:x+z", "magnitude"])
+def test_experts_have_no_projection_to_fold_into(name: str, repair: str) -> None:
+    with pytest.raises(InputError, match=rf"'{re.escape(repair)}' .*it has experts"):
+        fitted(build(name), repair, CUTS["middle"])
+
+
+def test_a_write_is_scaled_as_the_stream_receives_it() -> None:
+    """Granite halves what its projections write; a fold must write twice as much."""
+    from ghostlayers.anatomy import anatomy_of
+
+    assert anatomy_of(build("granite")).write_scale == 0.5
+    assert anatomy_of(build("granite", residual_multiplier=1.0)).write_scale == 1.0
+    half = build("granite").to(torch.bfloat16)
+    assert anatomy_of(half).write_scale == 0.5
 
 
 @pytest.mark.parametrize("repair", ["ghost", "refit:2", "joint:x+z", "joint:x+o+z", "replaceme"])

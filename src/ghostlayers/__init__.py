@@ -13,12 +13,12 @@ from importlib.metadata import version as _version
 from ghostlayers.checkpoint import Verification, inspect
 from ghostlayers.errors import GhostlayersError
 from ghostlayers.evaluation import EvaluationResult
+from ghostlayers.families import register_auto_classes as _register_auto_classes
 from ghostlayers.pipeline import evaluate, prune, score
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import PRESETS, Recipe, RunOptions
 from ghostlayers.scores import ScoreTable, SpanScore
 from ghostlayers.spans import Span
-from ghostlayers.surgery import register_auto_classes as _register_auto_classes
 
 __version__ = _version("ghostlayers")
 

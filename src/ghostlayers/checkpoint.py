@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from ghostlayers import modeling, reload_check
 from ghostlayers.errors import GhostlayersError, ModelError, OutputError, VerificationError
-from ghostlayers.families import FAMILIES, Family
+from ghostlayers.families import PREFIX, Family, find_family
 from ghostlayers.report.card import render_card
 
 RECORD = "ghostlayers.json"
@@ -246,44 +246,38 @@ def _stored_state(model: Any, stored_dtype: torch.dtype) -> dict[str, torch.Tens
 
 def _repaired_family(model: Any) -> Family | None:
     kind = model.config.model_type
-    return next((each for each in FAMILIES.values() if each.repaired_model_type == kind), None)
+    return find_family(kind.removeprefix(PREFIX)) if kind.startswith(PREFIX) else None
 
 
 def _add_auto_map(path: Path, family: Family) -> None:
     module = CODE.removesuffix(".py")
     config = json.loads(path.read_text(encoding="utf-8"))
     config["auto_map"] = {
-        "AutoConfig": f"{module}.Repaired{family.config}",
-        "AutoModel": f"{module}.Repaired{family.model}",
-        "AutoModelForCausalLM": f"{module}.Repaired{family.causal_lm}",
+        "AutoConfig": f"{module}.Repaired{family.config.__name__}",
+        "AutoModel": f"{module}.Repaired{family.model.__name__}",
+        "AutoModelForCausalLM": f"{module}.Repaired{family.causal_lm.__name__}",
     }
     _write_json(path, config)
 
 
 def remote_code(family: Family) -> str:
-    """The one file of code that a repaired checkpoint carries: this package's own, and four names.
+    """The one file of code that a repaired checkpoint carries: this package's own, and three names.
 
     It needs torch and transformers, nothing else.
     """
-    package = f"transformers.models.{family.package}"
-    names = (family.config, family.layer, family.model, family.causal_lm)
+    classes = (family.config, family.model, family.causal_lm)
+    imports = [f"from {each.__module__} import {each.__name__}  # noqa: E402" for each in classes]
+    names = [each.__name__ for each in classes]
     return (
         Path(modeling.__file__).read_text(encoding="utf-8").rstrip()
         + f"""
 
 
-from {package}.configuration_{family.package} import {family.config}  # noqa: E402
-from {package}.modeling_{family.package} import (  # noqa: E402
-    {family.layer},
-    {family.model},
-    {family.causal_lm},
-)
+{chr(10).join(imports)}
 
-(
-{chr(10).join(f"    Repaired{name}," for name in names)}
-) = repaired_classes(
+{", ".join(f"Repaired{name}" for name in names)} = repaired_classes(
     "{family.repaired_model_type}",
-{chr(10).join(f"    {name}," for name in names)}
+    {", ".join(names)},
     __name__,
 )
 """

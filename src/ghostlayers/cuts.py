@@ -96,7 +96,7 @@ class Cut:
             if span is None:
                 wanted = self._taps(gaps.get(layer + 1))
                 stream = self._layer(layer, batch, stream, wanted)
-                found = caught(wanted)
+                found = caught(wanted, stream)
             elif layer == span.stop - 1:
                 with torch.no_grad():
                     read = reader(self.model, stream, span, found)
@@ -112,7 +112,7 @@ class Cut:
         self, layer: int, batch: MicroBatch, stream: Stream, taps: Mapping[str, tuple[str, Tap]]
     ) -> Stream:
         stream = self.model.run_layer(
-            layer, batch, stream, weights=self.weights.get(layer), taps=dict(taps.values())
+            layer, batch, stream, weights=self.weights.get(layer), taps=tuple(taps.values())
         )
         check_finite(stream, layer)
         return stream

@@ -1,101 +1,182 @@
-"""What has to be known about a model family to cut it: one row of data each, nothing else.
+"""Which model families can be cut, and the classes that carry their repairs.
 
-The sweep needs none of this. Removing layers and writing a checkpoint does: which classes build the
-family, and which lists in its config run over the layers.
+Nothing here is written a family: transformers knows which classes make one up. What cannot be cut
+at all is refused by name.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+from ghostlayers import modeling
 from ghostlayers.errors import UnsupportedModelError
+
+PREFIX = "ghostlayers_"
+"""Before the model type of a checkpoint that carries operators."""
+
+_SHARED_CACHE = "some of its layers read the attention cache of others, which a cut would take away"
+_PER_LAYER_EMBEDDINGS = "its layers read embeddings of their own beside the residual stream"
+_STREAMS = "it keeps several residual streams, and a repair here is a map of one"
+
+REFUSED: dict[str, str] = {
+    "gemma3n": _SHARED_CACHE,
+    "gemma3n_text": _SHARED_CACHE,
+    "gemma4": _PER_LAYER_EMBEDDINGS,
+    "gemma4_text": _PER_LAYER_EMBEDDINGS,
+    "gemma4_unified": _PER_LAYER_EMBEDDINGS,
+    "gemma4_unified_text": _PER_LAYER_EMBEDDINGS,
+    "qwen4_exp": _PER_LAYER_EMBEDDINGS,
+    "qwen4_exp_text": _PER_LAYER_EMBEDDINGS,
+    "deepseek_v4": _STREAMS,
+    "blt": "it has several stacks of decoder layers",
+    "bart": "it is an encoder and a decoder",
+    "whisper": "it is an encoder and a decoder",
+}
+"""Model types that are never cut, with the reason."""
+
+REFUSED_IF: dict[str, str] = {
+    "num_kv_shared_layers": _SHARED_CACHE,
+    "kv_source_layers": _SHARED_CACHE,
+    "hidden_size_per_layer_input": _PER_LAYER_EMBEDDINGS,
+    "is_encoder_decoder": "it is an encoder and a decoder",
+}
+"""Config entries that rule out a cut wherever they are set."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model family whose layers can be removed.
+    """The classes that make up a family.
 
     Attributes:
         model_type: as in the config.
-        package: the module below ``transformers.models`` that holds its classes.
-        config: name of the config class.
-        layer: name of the decoder-layer class.
-        model: name of the base-model class.
-        causal_lm: name of the causal-language-model class.
-        per_layer_lists: config attributes with one entry a decoder layer.
-        mlp: path of the MLP in a decoder layer.
-        mlp_output: path of the projection by which the MLP writes into the stream.
-        mlp_norm: path of the norm in front of the MLP.
-        attention_output: path of the projection by which attention writes into the stream.
-        post_norms: paths of norms between those projections and the stream; where there are any,
-            nothing folds into the projections.
-        gain_offset: what the norms add to their stored weight to get the gain.
+        config: config class.
+        model: base-model class.
+        causal_lm: class of the causal language model.
     """
 
     model_type: str
-    package: str
-    config: str
-    layer: str
-    model: str
-    causal_lm: str
-    per_layer_lists: tuple[str, ...] = ("layer_types",)
-    mlp: str = "mlp"
-    mlp_output: str = "mlp.down_proj"
-    mlp_norm: str = "post_attention_layernorm"
-    attention_output: str = "self_attn.o_proj"
-    post_norms: tuple[str, ...] = ()
-    gain_offset: float = 0.0
+    config: type
+    model: type
+    causal_lm: type
 
     @property
     def repaired_model_type(self) -> str:
         """The model type of a checkpoint that carries operators."""
-        return f"ghostlayers_{self.model_type}"
+        return f"{PREFIX}{self.model_type}"
+
+    def repaired_classes(self) -> tuple[Any, Any, Any]:
+        """Config, base model and causal model with room for repairs, made once a process."""
+        if self.model_type not in _REPAIRED:
+            made = modeling.repaired_classes(
+                self.repaired_model_type, self.config, self.model, self.causal_lm, modeling.__name__
+            )
+            for each in made:  # so that copying and pickling find them by name
+                setattr(modeling, each.__name__, each)
+            _REPAIRED[self.model_type] = made
+            _register(self.repaired_model_type, *made)
+        return _REPAIRED[self.model_type]
 
 
-def _plain(model_type: str, prefix: str) -> Family:
-    """A family whose classes are all named after one prefix."""
-    return Family(
-        model_type=model_type,
-        package=model_type,
-        config=f"{prefix}Config",
-        layer=f"{prefix}DecoderLayer",
-        model=f"{prefix}Model",
-        causal_lm=f"{prefix}ForCausalLM",
-    )
+_REPAIRED: dict[str, tuple[Any, Any, Any]] = {}
 
 
-FAMILIES: dict[str, Family] = {
-    "llama": _plain("llama", "Llama"),
-    "mistral": _plain("mistral", "Mistral"),
-    "qwen2": _plain("qwen2", "Qwen2"),
-    "qwen3": _plain("qwen3", "Qwen3"),
-    "bitnet": _plain("bitnet", "BitNet"),
-    "gemma3_text": Family(
-        model_type="gemma3_text",
-        package="gemma3",
-        config="Gemma3TextConfig",
-        layer="Gemma3DecoderLayer",
-        model="Gemma3TextModel",
-        causal_lm="Gemma3ForCausalLM",
-        mlp_norm="pre_feedforward_layernorm",
-        post_norms=("post_attention_layernorm", "post_feedforward_layernorm"),
-        gain_offset=1.0,
-    ),
-}
+def check_config(config: Any) -> None:
+    """Refuse a family that cannot be cut, from its config alone.
 
-
-def find_family(model_type: str) -> Family:
-    """The row of a family.
+    Args:
+        config: a config object, or the dictionary in its file.
 
     Raises:
-        UnsupportedModelError: there is none, or the model has been repaired already.
+        UnsupportedModelError: the message says why.
     """
-    if model_type in FAMILIES:
-        return FAMILIES[model_type]
-    if any(model_type == family.repaired_model_type for family in FAMILIES.values()):
+
+    def entry(name: str) -> Any:
+        return config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+
+    model_type = str(entry("model_type"))
+    if model_type.startswith(PREFIX):
         raise UnsupportedModelError(
             f"the model is of type '{model_type}': its layers were removed and repaired before. "
             "Start from its base model instead, and remove all layers at once."
         )
-    raise UnsupportedModelError(
-        f"models of type '{model_type}' cannot be pruned yet; supported: "
-        f"{', '.join(sorted(FAMILIES))}. Scores and evaluation work on other families too."
+    reasons = [REFUSED[model_type]] if model_type in REFUSED else []
+    reasons += [reason for name, reason in REFUSED_IF.items() if entry(name)]
+    if reasons:
+        raise UnsupportedModelError(
+            f"models of type '{model_type}' cannot be cut: {reasons[0]}. Scores and evaluation may "
+            "still work."
+        )
+
+
+def family_of(model: Any) -> Family:
+    """The family of a model, or a refusal that says why its layers cannot be removed.
+
+    Raises:
+        UnsupportedModelError: see `check_config`; or its classes are not transformers' own.
+    """
+    config = model.config
+    check_config(config)
+    known = find_family(config.model_type)
+    if known is None or type(config) is not known.config or type(model) is not known.causal_lm:
+        expected = "none" if known is None else known.causal_lm.__name__
+        raise UnsupportedModelError(
+            f"{type(model).__name__} of type '{config.model_type}' cannot be cut: expected a "
+            "causal language model as transformers itself builds it from that type "
+            f"({expected}). Load it with AutoModelForCausalLM."
+        )
+    return known
+
+
+def find_family(model_type: str) -> Family | None:
+    """A family by its model type; None where transformers has no causal language model of it."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_MAPPING,
     )
+
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return None
+    config = CONFIG_MAPPING[model_type]
+    model: Any = MODEL_MAPPING[config]
+    causal_lm: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config]
+    if isinstance(model, tuple) or isinstance(causal_lm, tuple):
+        return None
+    return Family(model_type, config, model, causal_lm)
+
+
+def register_auto_classes() -> None:
+    """Tell transformers' Auto classes about repaired checkpoints of every family.
+
+    The classes of a family are made when the first such checkpoint is loaded, so that importing
+    this package imports no model. Safe to call again.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if model_type not in REFUSED:
+            promise = _Promise(f"{PREFIX}{model_type}", (), {"of": model_type})
+            AutoConfig.register(f"{PREFIX}{model_type}", promise, exist_ok=True)
+
+
+class _Promise(type):
+    """Stands for the config class of a repaired family until somebody uses it."""
+
+    of: str
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        family = find_family(cls.of)
+        if family is None:
+            raise AttributeError(f"transformers has no causal language model of type '{cls.of}'")
+        return getattr(family.repaired_classes()[0], name)
+
+
+def _register(model_type: str, config: Any, model: Any, causal_lm: Any) -> None:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    AutoConfig.register(model_type, config, exist_ok=True)
+    AutoModel.register(config, model, exist_ok=True)
+    AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)

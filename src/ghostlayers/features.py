@@ -1,12 +1,13 @@
 """Reading what a repair regresses on: the stream, and what the layers beside the gap compute."""
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
+from ghostlayers.anatomy import Anatomy, anatomy_of, anatomy_or_reason, row_map
 from ghostlayers.errors import InputError, WindowError
-from ghostlayers.families import FAMILIES, Family
 from ghostlayers.modeling import norm_eps, unit_rms
 from ghostlayers.repairs.base import FEATURES, FROM_KEPT_LAYER, Method
 from ghostlayers.repairs.hadamard import hadamard
@@ -28,16 +29,15 @@ def check_method(model: Any, method: Method, spans: Iterable[Span] = ()) -> None
     if method.needs.basis:
         hadamard(model.config.hidden_size)
     wanted = [name for name in method.features if name in FROM_KEPT_LAYER or name == "phi"]
-    if not wanted:
-        return
-    family = FAMILIES.get(model.config.model_type)
     for name in wanted:
-        reason = _missing(family, name, model.config.model_type)
+        reason = _missing(model, name)
         if reason:
             raise InputError(
                 f"repair '{method.name}' reads {name} ({FEATURES[name]}), but {reason}. Use ghost, "
                 "normed, joint:x+norm or piecewise."
             )
+    if method.scales:
+        _check_scaling(model, method)
     for span in spans:
         if span.start == 0 and method.reach:
             raise InputError(
@@ -46,29 +46,56 @@ def check_method(model: Any, method: Method, spans: Iterable[Span] = ()) -> None
             )
 
 
-def _missing(family: Family | None, name: str, model_type: str) -> str | None:
-    """Why a family lacks a feature; None if it has it."""
-    if family is None:
-        return f"it is not known where models of type '{model_type}' keep it"
-    if name in FROM_KEPT_LAYER and family.post_norms:
+def _missing(model: Any, name: str) -> str | None:
+    """Why a model lacks a feature; None if it has it."""
+    anatomy = anatomy_or_reason(model)
+    if isinstance(anatomy, str):
+        return anatomy
+    if name in FROM_KEPT_LAYER and anatomy.post_norms:
         return (
-            f"models of type '{model_type}' put a norm between that projection and the stream, so "
-            "nothing can be folded into it"
+            f"models of type '{model.config.model_type}' put a norm between that projection and "
+            "the stream, so nothing can be folded into it"
         )
+    if name == "o" and anatomy.attention_output is None:
+        return "it is not known through which projection its attention writes"
+    if name == "phi" and not _reads_the_norm_alone(model, anatomy):
+        return "its MLP is not a module that reads the norm of the stream and nothing else"
     return None
 
 
-def feature_widths(model: Any) -> dict[str, int]:
-    """Columns of every feature that the model has, by name."""
-    hidden = model.config.hidden_size
-    widths = {"x": hidden, "norm": hidden, "m": hidden, "one": 1}
-    family = FAMILIES.get(model.config.model_type)
-    if family is None:
-        return widths
-    layer = find_decoder_layers(model)[0]
-    inner = layer.get_parameter(f"{family.mlp_output}.weight").shape[1]
-    heads = layer.get_parameter(f"{family.attention_output}.weight").shape[1]
-    return {**widths, "z": inner, "phi": inner, "o": heads}
+def _reads_the_norm_alone(model: Any, anatomy: Anatomy) -> bool:
+    if anatomy.mlp is None or anatomy.mlp_norm is None:
+        return False
+    mlp = find_decoder_layers(model)[0].get_submodule(anatomy.mlp)
+    given = inspect.signature(mlp.forward).parameters.values()
+    return sum(each.default is inspect.Parameter.empty for each in given) == 1
+
+
+def _check_scaling(model: Any, method: Method) -> None:
+    anatomy = anatomy_or_reason(model)
+    reason = anatomy if isinstance(anatomy, str) else None
+    if isinstance(anatomy, Anatomy) and not anatomy.post_norms and not anatomy.attention_output:
+        reason = "it is not known through which projection its attention writes"
+    if reason:
+        raise InputError(
+            f"repair '{method.name}' rescales what every later layer writes, but {reason}. Use "
+            "linearpatch-diag or ghost."
+        )
+
+
+def feature_widths(model: Any, names: Iterable[str]) -> dict[str, int]:
+    """Columns of each of the features."""
+    return {name: _width(model, name) for name in names}
+
+
+def _width(model: Any, name: str) -> int:
+    if name == "one":
+        return 1
+    if name not in {"z", "phi", "o"}:
+        return int(model.config.hidden_size)
+    anatomy = anatomy_of(model)
+    path = anatomy.attention_output if name == "o" else anatomy.mlp_output
+    return row_map(find_decoder_layers(model)[0].get_submodule(path or "")).shape[0]
 
 
 def check_fit_tokens(model: Any, method: Method, num_tokens: int) -> None:
@@ -79,9 +106,8 @@ def check_fit_tokens(model: Any, method: Method, num_tokens: int) -> None:
     """
     if not method.solves:
         return
-    widths = feature_widths(model)
     needed = max(
-        sum(widths[name] for name in needs.features)
+        sum(feature_widths(model, needs.features).values())
         for needs in (method.needs, *(stage.needs for stage in method.before))
     )
     if num_tokens < needed:
@@ -97,11 +123,11 @@ def tap_places(model: Any, names: Iterable[str]) -> dict[str, tuple[str, Tap]]:
     wanted = FROM_KEPT_LAYER & set(names)
     if not wanted:
         return {}
-    family = FAMILIES[model.config.model_type]
+    anatomy = anatomy_of(model)
     places = {
-        "z": (family.mlp_output, Tap()),
-        "m": (family.mlp, Tap(output=True)),
-        "o": (family.attention_output, Tap()),
+        "z": (anatomy.mlp_output, Tap()),
+        "m": (anatomy.mlp_output, Tap(output=True)),
+        "o": (anatomy.attention_output or "", Tap()),
     }
     return {name: places[name] for name in sorted(wanted)}
 
@@ -114,29 +140,27 @@ def stream_feature(model: LayerwiseModel, name: str, stream: Stream, span: Span)
         return stream.new_ones(*stream.shape[:-1], 1)
     if name == "norm":
         return unit_rms(stream, norm_eps(model.model.config))
-    family = FAMILIES[model.model.config.model_type]
-    return first_removed_activations(model.layers[span.start], family, stream)
+    return first_removed_activations(model.layers[span.start], anatomy_of(model.model), stream)
 
 
-def first_removed_activations(layer: Any, family: Family, stream: Stream) -> Tensor:
+def first_removed_activations(layer: Any, anatomy: Anatomy, stream: Stream) -> Tensor:
     """phi: what the first removed layer's MLP would compute from its norm of the stream."""
+    assert anatomy.mlp is not None
+    assert anatomy.mlp_norm is not None
     tap = Tap()
-    mlp = layer.get_submodule(family.mlp)
-    inner = family.mlp_output.removeprefix(f"{family.mlp}.")
-    with tapped(mlp, {inner: tap}):
-        mlp(layer.get_submodule(family.mlp_norm)(stream))
+    mlp = layer.get_submodule(anatomy.mlp)
+    inner = anatomy.mlp_output.removeprefix(f"{anatomy.mlp}.")
+    with tapped(mlp, [(inner, tap)]):
+        mlp(layer.get_submodule(anatomy.mlp_norm)(stream))
     return tap.caught()
 
 
 def mlp_output_of(model: Any, layer: Any) -> tuple[Tensor, Tensor | None]:
     """A layer's MLP output projection as a row map [z, hidden], and its bias."""
-    projection = layer.get_submodule(FAMILIES[model.config.model_type].mlp_output)
-    return (
-        projection.weight.detach().T,
-        None if projection.bias is None else projection.bias.detach(),
-    )
+    projection = layer.get_submodule(anatomy_of(model).mlp_output)
+    return row_map(projection), None if projection.bias is None else projection.bias.detach()
 
 
-def caught(taps: Mapping[str, tuple[str, Tap]]) -> dict[str, Tensor]:
-    """The tapped features."""
-    return {name: tap.caught() for name, (_, tap) in taps.items()}
+def caught(taps: Mapping[str, tuple[str, Tap]], stream: Stream) -> dict[str, Tensor]:
+    """The tapped features, shaped like the stream: some families flatten it inside a layer."""
+    return {name: tap.caught().reshape(*stream.shape[:-1], -1) for name, (_, tap) in taps.items()}

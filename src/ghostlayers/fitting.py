@@ -342,9 +342,9 @@ def _gather_dense(
                 before[span] = (batch.tokens(hidden), read)
         if boundary < stop:
             wanted = taps if any(span.start == boundary + 1 for span in spans) else {}
-            hidden = model.run_layer(boundary, batch, hidden, taps=dict(wanted.values()))
+            hidden = model.run_layer(boundary, batch, hidden, taps=tuple(wanted.values()))
             check_finite(hidden, boundary)
-            caught_now = caught(wanted)
+            caught_now = caught(wanted, hidden)
 
 
 def _features(
@@ -500,10 +500,10 @@ class _Walk:
             for layer in range(source.boundary, span.start):
                 wanted = taps if layer == span.start - back else {}
                 stream = model.run_layer(
-                    layer, batch, stream, weights=changed.get(layer), taps=dict(wanted.values())
+                    layer, batch, stream, weights=changed.get(layer), taps=tuple(wanted.values())
                 )
                 check_finite(stream, layer)
-                found.update(caught(wanted))
+                found.update(caught(wanted, stream))
             yield index, stream, found
 
     def _centroids(

@@ -65,10 +65,33 @@ def nearest_piece(
     return products.reshape(stream.shape)
 
 
+def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList | None:
+    """The outermost list of so many modules in a model; None if there is none."""
+    for _, module in model.named_modules():  # outer modules come before those inside them
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    return None
+
+
+def child_of(model: nn.Module, kind: type) -> str:
+    """The name under which a causal language model holds its base model."""
+    return next(name for name, child in model.named_children() if type(child) is kind)
+
+
+def guarded_key(config_class: Any) -> str:
+    """The entry of the config file that stands guard: no stock class can do without its number.
+
+    It is the number of layers, except where a family counts the entries of a list instead.
+    """
+    counted = isinstance(getattr(config_class, "num_hidden_layers", None), property)
+    name = "hidden_size" if counted else "num_hidden_layers"
+    return str(getattr(config_class, "attribute_map", {}).get(name, name))
+
+
 class RepairedConfigMixin:
     """A config that knows its repaired boundaries and that no other class can read by mistake.
 
-    In the file, ``num_hidden_layers`` is an object instead of a number. A loader that ignores the
+    In the file, one number (see `guarded_key`) is an object instead. A loader that ignores the
     model type, such as the stock class called by name, then stops with an error instead of
     running the model without its repairs.
     """
@@ -80,11 +103,12 @@ class RepairedConfigMixin:
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build the config from the dictionary in the file."""
         config_dict = dict(config_dict)
-        layers = config_dict.get("num_hidden_layers")
-        if isinstance(layers, dict):
-            config_dict["num_hidden_layers"] = layers["kept"]
-            config_dict["repaired_boundaries"] = list(layers["repaired_boundaries"])
-            config_dict["repair_shapes"] = dict(layers["repair_shapes"])
+        key = guarded_key(cls)
+        guard = config_dict.get(key)
+        if isinstance(guard, dict):
+            config_dict[key] = guard["value"]
+            config_dict["repaired_boundaries"] = list(guard["repaired_boundaries"])
+            config_dict["repair_shapes"] = dict(guard["repair_shapes"])
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def to_json_string(self, use_diff: bool = True) -> str:
@@ -92,8 +116,9 @@ class RepairedConfigMixin:
         content = json.loads(super().to_json_string(use_diff=use_diff))  # type: ignore[misc]
         content.pop("repaired_boundaries", None)
         content.pop("repair_shapes", None)
-        content["num_hidden_layers"] = {
-            "kept": self.num_hidden_layers,  # type: ignore[attr-defined]
+        key = guarded_key(type(self))
+        content[key] = {
+            "value": getattr(self, key),
             "repaired_boundaries": list(getattr(self, "repaired_boundaries", [])),
             "repair_shapes": dict(getattr(self, "repair_shapes", {})),
             "note": "repaired by Ghostlayers: load with trust_remote_code=True, "
@@ -150,6 +175,11 @@ def norm_eps(config: Any) -> float:
 class RepairedInitMixin:
     """Refuses to make up a repair that a checkpoint should have held."""
 
+    def _initialize_weights(self, module: nn.Module, *_: Any, **__: Any) -> None:
+        # As for the family's own class: of code from elsewhere, transformers expects that it would
+        # overwrite loaded weights, and so leaves out buffers that no checkpoint holds.
+        super()._initialize_weights(module)  # type: ignore[misc]
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # type: ignore[misc]
         if not getattr(module, "repair_comes_from_file", False):
@@ -167,14 +197,14 @@ class RepairedInitMixin:
 class RepairedModelMixin(RepairedInitMixin):
     """A base model whose layers next to a gap carry repairs."""
 
-    repaired_layer_class: type[nn.Module]
-
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
+        layers = decoder_layers(self, config.num_hidden_layers)  # type: ignore[arg-type]
+        assert layers is not None
         for boundary in getattr(config, "repaired_boundaries", []):
             index, place = repair_place(boundary)
-            layer = self.layers[index]  # type: ignore[attr-defined]
-            layer.__class__ = self.repaired_layer_class
+            layer: Any = layers[index]
+            layer.__class__ = repaired_layer_class(type(layer))
             like = next(layer.parameters())
             shapes = config.repair_shapes[str(boundary)]
             made = {n: nn.Parameter(like.new_zeros(shape)) for n, shape in shapes.items()}
@@ -185,11 +215,13 @@ class RepairedModelMixin(RepairedInitMixin):
 class RepairedForCausalLMMixin(RepairedInitMixin):
     """A causal language model over a repaired base model."""
 
+    stock_model_class: type[nn.Module]
     repaired_model_class: type[nn.Module]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
-        self.model = self.repaired_model_class(config)
+        name = child_of(self, self.stock_model_class)  # type: ignore[arg-type]
+        setattr(self, name, self.repaired_model_class(config))
         self.post_init()  # type: ignore[attr-defined]
 
 
@@ -198,27 +230,43 @@ def repair_place(boundary: int) -> tuple[int, str]:
     return (boundary - 1, "repair_after") if boundary > 0 else (0, "repair_before")
 
 
+_LAYER_CLASSES: dict[type, type] = {}
+
+
+def repaired_layer_class(layer_class: type) -> type:
+    """The same decoder layer with room for repairs; a class that has it already is left alone."""
+    if issubclass(layer_class, RepairedLayerMixin):
+        return layer_class
+    if layer_class not in _LAYER_CLASSES:
+        parents = (RepairedLayerMixin, layer_class)
+        _LAYER_CLASSES[layer_class] = type(f"Repaired{layer_class.__name__}", parents, {})
+    return _LAYER_CLASSES[layer_class]
+
+
 def repaired_classes(
     model_type: str,
-    config_class: type,
-    layer_class: type,
-    model_class: type,
-    causal_lm_class: type,
+    config_class: Any,
+    model_class: Any,
+    causal_lm_class: Any,
     module: str,
-) -> tuple[type, type, type, type]:
-    """Derive the four classes of a repaired family from the family's own.
+) -> tuple[Any, Any, Any]:
+    """Derive the classes of a repaired family from the family's own.
 
     Returns:
-        Config, decoder layer, base model and causal language model, named ``Repaired...``.
+        Config, base model and causal language model, named ``Repaired...``.
     """
 
-    def derive(mixin: type, parent: type, **attributes: Any) -> type:
+    def derive(mixin: type, parent: type, **attributes: Any) -> Any:
         name = f"Repaired{parent.__name__}"
         return type(name, (mixin, parent), {"__module__": module, **attributes})
 
     config = derive(RepairedConfigMixin, config_class, model_type=model_type)
-    layer = derive(RepairedLayerMixin, layer_class)
-    own = {"config_class": config, "_no_split_modules": [layer_class.__name__, layer.__name__]}
-    model = derive(RepairedModelMixin, model_class, repaired_layer_class=layer, **own)
-    causal_lm = derive(RepairedForCausalLMMixin, causal_lm_class, repaired_model_class=model, **own)
-    return config, layer, model, causal_lm
+    whole = list(getattr(model_class, "_no_split_modules", None) or [])
+    own = {
+        "config_class": config,
+        "_no_split_modules": [*whole, *(f"Repaired{name}" for name in whole)],
+    }
+    model = derive(RepairedModelMixin, model_class, **own)
+    both = {"stock_model_class": model_class, "repaired_model_class": model}
+    causal_lm = derive(RepairedForCausalLMMixin, causal_lm_class, **both, **own)
+    return config, model, causal_lm

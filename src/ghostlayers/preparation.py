@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import text, tokens
+from ghostlayers import surgery, text, tokens
 from ghostlayers.errors import RecipeError, UnsupportedModelError
-from ghostlayers.families import find_family
+from ghostlayers.families import check_config, family_of
 from ghostlayers.features import check_fit_tokens, check_method
 from ghostlayers.fitting import Fitting
 from ghostlayers.loading import LoadedModel, from_memory, load_model, read_config
@@ -18,7 +18,6 @@ from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.selection import check_eligible, eligible_layers, find_selection
 from ghostlayers.spans import check_count, check_layers, merge_layers
 from ghostlayers.stream import LayerwiseModel
-from ghostlayers.surgery import family_of
 from ghostlayers.text import Corpus
 from ghostlayers.tokens import Windows
 
@@ -60,7 +59,7 @@ def open_model(
 def _check_config(name: str, revision: str | None) -> None:
     config = read_config(name, revision)
     if "model_type" in config:
-        find_family(str(config["model_type"]))
+        check_config(config)
 
 
 def check_request(
@@ -85,13 +84,16 @@ def check_request(
     layerwise = LayerwiseModel(loaded.model)
     removed = recipe.removed()
     if removed is not None:
-        check_layers(removed, layerwise.num_layers)
+        gaps = check_layers(removed, layerwise.num_layers)
+        if surgery_follows:
+            surgery.check_cut(loaded.model, gaps)
     elif recipe.layers is None:
         raise RecipeError("say how many layers to remove (--layers) or which (--remove).")
     else:
         check_count(recipe.layers, layerwise.num_layers)
         if surgery_follows:
             _check_selection(recipe, layerwise.num_layers)
+            _check_single_layers(loaded.model, recipe)
     tokens.check_sequence_length(loaded.model.config, recipe.sequence_length)
     method = find_method(recipe.repair)
     if surgery_follows and not method.savable:
@@ -113,6 +115,19 @@ def _check_selection(recipe: Recipe, num_layers: int) -> None:
     if not choice.contiguous or recipe.iterative:
         eligible = eligible_layers(choice, num_layers, recipe.edges, keep_first=keep_first)
         check_eligible(choice, eligible, recipe.layers, num_layers)
+
+
+def _check_single_layers(model: Any, recipe: Recipe) -> None:
+    """Refuse to choose layers one by one where only runs of them can go."""
+    choice = find_selection(recipe.select)
+    if (choice.contiguous and not recipe.iterative) or surgery.loses_any_layer(model):
+        return
+    raise UnsupportedModelError(
+        f"'{recipe.select}' chooses layers one by one, but models of type "
+        f"'{model.config.model_type}' place their kinds of layers by a formula, so that only some "
+        "runs can go. Take --select recoverable, streamline or angular, or name the layers with "
+        "--remove."
+    )
 
 
 def _refuse_quantized(model: Any) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ghostlayers import cuts, scoring, search
+from ghostlayers import cuts, scoring, search, surgery
 from ghostlayers import fitting as fits
 from ghostlayers.evaluation.losses import LossSums
 from ghostlayers.fitting import Fitting
@@ -78,6 +78,8 @@ def _measure(ground: Ground, *, residuals: bool) -> ScoreTable:
     if ground.fitting.method.reach and contiguous:
         # The repair needs a kept layer before the gap.
         spans = [span for span in spans if span.start] or spans
+    if contiguous:
+        spans = surgery.allowed_cuts(ground.model.model, spans)
     return measure(ground, spans, residuals=residuals)[0]
 
 

@@ -10,7 +10,7 @@ This is the only file that touches a running model's layers, and it always puts 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ghostlayers.errors import NonFiniteError, UnsupportedModelError
+from ghostlayers.modeling import decoder_layers
 from ghostlayers.tokens import Windows
 
 TOKENS_PER_BATCH = 1024
@@ -68,9 +69,9 @@ def find_decoder_layers(model: nn.Module) -> nn.ModuleList:
         UnsupportedModelError: the model has no such list.
     """
     expected = getattr(model.config, "num_hidden_layers", None)
-    for _, module in model.named_modules():  # breadth is not needed: the outermost comes first
-        if isinstance(module, nn.ModuleList) and len(module) == expected:
-            return module
+    found = None if expected is None else decoder_layers(model, expected)
+    if found is not None:
+        return found
     raise UnsupportedModelError(
         f"{type(model).__name__} has no list of {expected} decoder layers: expected a decoder-only "
         "causal language model with one residual stream."
@@ -97,17 +98,21 @@ class Tap:
         """
         if self.value is None:
             raise UnsupportedModelError(
-                "a decoder layer never called one of its projections: its family's row names a "
-                "module that this model does not use."
+                "a decoder layer never called one of its projections, so the repair cannot read what "
+                "goes through it; take one that needs the stream only, such as ghost."
             )
         value, self.value = self.value, None
         return value
 
 
-def attach_taps(module: nn.Module, taps: Mapping[str, Tap]) -> list[Any]:
+Taps = Iterable[tuple[str, Tap]]
+"""Modules of a layer, by path, and what catches their inputs or outputs."""
+
+
+def attach_taps(module: nn.Module, taps: Taps) -> list[Any]:
     """Attach taps to a module's children; the handles remove them."""
     handles = []
-    for path, tap in taps.items():
+    for path, tap in taps:
         child = module.get_submodule(path)
 
         def before(_: nn.Module, args: tuple[Any, ...], tap: Tap = tap) -> None:
@@ -125,7 +130,7 @@ def attach_taps(module: nn.Module, taps: Mapping[str, Tap]) -> list[Any]:
 
 
 @contextmanager
-def tapped(module: nn.Module, taps: Mapping[str, Tap]) -> Iterator[None]:
+def tapped(module: nn.Module, taps: Taps) -> Iterator[None]:
     """Attach taps to a module's children for as long as the context lasts."""
     handles = attach_taps(module, taps)
     try:
@@ -196,7 +201,7 @@ class LayerwiseModel:
         stream: Stream,
         *,
         weights: Mapping[str, Tensor] | None = None,
-        taps: "Mapping[str, Tap] | None" = None,
+        taps: Taps = (),
     ) -> Stream:
         """Run one decoder layer on a stream, as the model would on these windows.
 
@@ -216,11 +221,11 @@ class LayerwiseModel:
         stream: Stream,
         *,
         weights: Mapping[str, Tensor] | None = None,
-        taps: "Mapping[str, Tap] | None" = None,
+        taps: Taps = (),
     ) -> Stream:
         """`run_layer`, recorded for a backward pass where gradients are enabled."""
         call, module = batch.calls[layer], self.layers[layer]
-        with tapped(module, taps or {}):
+        with tapped(module, taps):
             if weights:
                 output = functional_call(module, dict(weights), (stream, *call.args), call.kwargs)
             else:

@@ -5,9 +5,7 @@ weights, so that both together need hardly more memory than one.
 """
 
 import copy
-import importlib
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ghostlayers import modeling
-from ghostlayers.errors import InputError
-from ghostlayers.families import FAMILIES, Family, find_family
+from ghostlayers.agreement import check_agreement
+from ghostlayers.anatomy import anatomy_of
+from ghostlayers.configs import slice_config
+from ghostlayers.errors import InputError, UnsupportedModelError
+from ghostlayers.families import Family, family_of
 from ghostlayers.features import caught, tap_places
 from ghostlayers.fitting import reader
 from ghostlayers.folding import layer_weights, scaled_writes
@@ -24,14 +25,8 @@ from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.spans import Span, check_layers, kept_layers, pruned_boundary
 from ghostlayers.stream import LayerwiseModel, attach_taps, find_decoder_layers
 
-
-def family_of(model: Any) -> Family:
-    """The family of a model, or a refusal that names the families that can be pruned.
-
-    Raises:
-        UnsupportedModelError: layers of this family cannot be removed correctly.
-    """
-    return find_family(model.config.model_type)
+LAYER_NUMBERS = ("layer_idx", "layer_id")
+"""What modules call the number of their layer, which is their key in the attention cache."""
 
 
 def prune_layers(
@@ -70,7 +65,11 @@ def prune_layers(
         _replace_weights(find_decoder_layers(pruned)[index], weights)
     kept = kept_layers(spans, len(layers))
     _keep_layers(find_decoder_layers(pruned), kept)
-    slice_config(pruned.config, family, kept)
+    before = dict(vars(pruned.config))
+    slice_config(pruned.config, kept)
+    _pass_on_lists(find_decoder_layers(pruned), before, pruned.config)
+    if spans:
+        check_agreement(pruned)
     operators = {span: each.operator for span, each in repairs.items() if each.operator is not None}
     stored = {span: each for span, each in operators.items() if not each.maps}
     if stored:
@@ -79,6 +78,46 @@ def prune_layers(
         if operator.maps:
             _hook_operator(model, pruned, spans, span, operator)
     return pruned
+
+
+def check_cut(model: Any, spans: Sequence[Span]) -> None:
+    """Refuse a cut that a checkpoint could not hold, without computing anything.
+
+    Raises:
+        SpanError: see `prune_layers`.
+        UnsupportedModelError: the same.
+    """
+    prune_layers(model, spans)
+
+
+def loses_any_layer(model: Any) -> bool:
+    """Whether any layers can go: without its first one, every other layer has another number."""
+    try:
+        check_cut(model, (Span(0, 1),))
+    except UnsupportedModelError:
+        return False
+    return True
+
+
+def allowed_cuts(model: Any, spans: Sequence[Span]) -> list[Span]:
+    """Those of the spans that may go alone.
+
+    Raises:
+        UnsupportedModelError: none of them may.
+    """
+    if loses_any_layer(model):
+        return list(spans)
+    allowed, reason = [], None
+    for span in spans:
+        try:
+            check_cut(model, (span,))
+        except UnsupportedModelError as error:
+            reason = error
+        else:
+            allowed.append(span)
+    if not allowed and reason is not None:
+        raise reason
+    return allowed
 
 
 def _changed_weights(
@@ -93,7 +132,7 @@ def _changed_weights(
     for index in range(len(layers)):
         scale *= math.prod(each.scale for span, each in repairs.items() if span.stop == index)
         if scale != 1.0 and index not in removed:
-            scaled = scaled_writes(family_of(model), layers[index], scale)
+            scaled = scaled_writes(anatomy_of(model), layers[index], scale)
             rounded = {n: each.to(stored_dtype).to(each.dtype) for n, each in scaled.items()}
             changed.setdefault(index, {}).update(rounded)
     return changed
@@ -127,12 +166,12 @@ def _hook_operator(
         return
     layer = layers[boundary - 1]
     taps = tap_places(dense, operator.maps)
-    attach_taps(layer, dict(taps.values()))
+    attach_taps(layer, tuple(taps.values()))
 
     def leave(_: nn.Module, args: Any, output: Any) -> Any:
         del args
         stream = output[0] if isinstance(output, tuple) else output
-        fixed = operator.apply(stream, reader(layerwise, stream, span, caught(taps)))
+        fixed = operator.apply(stream, reader(layerwise, stream, span, caught(taps, stream)))
         return (fixed, *output[1:]) if isinstance(output, tuple) else fixed
 
     layer.register_forward_hook(leave)
@@ -148,25 +187,38 @@ def _keep_layers(layers: nn.ModuleList, kept: Sequence[int]) -> None:
     survivors = [layers[index] for index in kept]
     del layers[:]
     layers.extend(survivors)
-    for index, layer in enumerate(layers):
+    for new, (old, layer) in enumerate(zip(kept, layers, strict=True)):
         for module in layer.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = index  # type: ignore[assignment]  # the KV cache's key
+            for name in LAYER_NUMBERS:
+                if getattr(module, name, None) == old:  # not where shared modules say -1
+                    setattr(module, name, new)
+    # Zamba 2: modules that several layers share keep a table of those layers.
+    renumbered = {old: new for new, old in enumerate(kept)}
+    shared: Any
+    for shared in layers.modules():  # each once, also where layers share it
+        if isinstance(getattr(shared, "layer_dic", None), dict):
+            listed = [renumbered[old] for old in shared.layer_dic if old in renumbered]
+            shared.layer_dic = {layer: place for place, layer in enumerate(listed)}
 
 
-def slice_config(config: Any, family: Family, kept: Sequence[int]) -> None:
-    """Make a config describe the surviving layers, its per-layer lists explicit."""
-    for name in family.per_layer_lists:
-        values = getattr(config, name, None)
-        if values is not None:
-            setattr(config, name, [values[index] for index in kept])
-    config.num_hidden_layers = len(kept)
+def _pass_on_lists(layers: nn.ModuleList, before: Mapping[str, Any], after: Any) -> None:
+    """Give modules that remember a list of their config the rewritten one."""
+    changes = [
+        (old, getattr(after, name))
+        for name, old in before.items()
+        if isinstance(old, list) and old and getattr(after, name) != old
+    ]
+    for module in layers.modules():
+        for name, value in list(vars(module).items()):
+            for old, new in changes:
+                if isinstance(value, list) and value == old:
+                    setattr(module, name, new)
 
 
 def _insert_repairs(
     model: Any, family: Family, spans: Sequence[Span], operators: Mapping[Span, Operator]
 ) -> None:
-    config_class, layer_class, model_class, causal_lm_class = repaired_family(family)
+    config_class, model_class, causal_lm_class = family.repaired_classes()
     boundaries = {pruned_boundary(span, spans): each for span, each in operators.items()}
     model.config.__class__ = config_class
     model.config.model_type = family.repaired_model_type
@@ -177,11 +229,12 @@ def _insert_repairs(
     }
     model.config.architectures = [causal_lm_class.__name__]
     model.__class__ = causal_lm_class
-    model.base_model.__class__ = model_class
+    base: Any = getattr(model, modeling.child_of(model, family.model))
+    base.__class__ = model_class
     for boundary, operator in boundaries.items():
         index, place = modeling.repair_place(boundary)
         layer = find_decoder_layers(model)[index]
-        layer.__class__ = layer_class
+        layer.__class__ = modeling.repaired_layer_class(type(layer))
         like = next(layer.parameters())
         _check_operator(operator, model.config.hidden_size)
         stored = {
@@ -203,41 +256,3 @@ def _check_operator(operator: Operator, hidden_size: int) -> None:
             )
         if not bool(torch.isfinite(value).all()):
             raise InputError(f"a repair must be finite, got NaN or infinity in '{name}'.")
-
-
-def repaired_family(family: Family) -> tuple[type, type, type, type]:
-    """The repaired config, decoder layer, base model and causal model of a family.
-
-    They are made once a process and found again as attributes of this package's
-    ``modeling`` module, so that copying and saving find them by name.
-    """
-    name = f"Repaired{family.causal_lm}"
-    home = sys.modules[modeling.__name__]
-    if not hasattr(home, name):
-        package = f"transformers.models.{family.package}"
-        configs = importlib.import_module(f"{package}.configuration_{family.package}")
-        models = importlib.import_module(f"{package}.modeling_{family.package}")
-        classes = modeling.repaired_classes(
-            family.repaired_model_type,
-            getattr(configs, family.config),
-            getattr(models, family.layer),
-            getattr(models, family.model),
-            getattr(models, family.causal_lm),
-            modeling.__name__,
-        )
-        for made in classes:
-            setattr(home, made.__name__, made)
-    names = (family.config, family.layer, family.model, family.causal_lm)
-    config, layer, model, causal_lm = (getattr(home, f"Repaired{each}") for each in names)
-    return config, layer, model, causal_lm
-
-
-def register_auto_classes() -> None:
-    """Tell transformers' Auto classes about every repaired family; safe to call again."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-
-    for family in FAMILIES.values():
-        config, _, model, causal_lm = repaired_family(family)
-        AutoConfig.register(family.repaired_model_type, config, exist_ok=True)
-        AutoModel.register(config, model, exist_ok=True)
-        AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)

@@ -141,17 +141,17 @@ def say_estimate(bench: Bench, speed: Speed, jobs: Jobs, *, chosen: bool) -> Non
 
 
 def _workload(bench: Bench, names: Sequence[str], windows: int) -> Workload:
-    widths = feature_widths(bench.dense.model)
     needs = Needs(("x",))
     for name in names:
         needs = needs | find_method(name).needs
     forwards = (5.0 if bench.request.speed else 0.0) * 0.4 + (
         bench.request.new_tokens / 20 if bench.request.prompt else 0.0
     )
+    widths = feature_widths(bench.dense.model, gathered_features(needs))
     return Workload(
         fit_windows=len(bench.fit_windows),
         eval_windows=windows,
-        features=sum(widths[name] for name in gathered_features(needs)),
+        features=sum(widths.values()),
         repairs=len(names) + 1,
         tokens=bench.request.calibration.sequence_length,
         extra_forwards=forwards,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,9 +13,6 @@ from ghostlayers.moments import Moments, TokenWeight, residual_energy
 
 Read = Callable[[str], Tensor]
 """Reads a feature by name, [..., width], at the gap where a repair acts."""
-
-Place = Literal["mlp_output", "attention_output"]
-"""A projection that writes into the residual stream."""
 
 FEATURES: dict[str, str] = {
     "x": "the stream before the gap",
@@ -95,17 +91,15 @@ class Operator:
 
 @dataclass(frozen=True)
 class Fold:
-    """A change of the weights of a kept layer, which costs nothing at run time.
+    """A change of the MLP output projection of a kept layer, which costs nothing at run time.
 
     Attributes:
         layers_back: 1 is the last kept layer before the gap, 2 the one before it.
-        place: which projection.
-        delta: added to the projection as a row map, [input, hidden].
-        bias: added to its bias, where it has one, [hidden].
+        delta: what the stream gets beside what the projection writes, a row map [z, hidden].
+        bias: the same for its bias, where it has one, [hidden].
     """
 
     layers_back: int
-    place: Place
     delta: Float[Tensor, "input hidden"]
     bias: Float[Tensor, " hidden"] | None = None
 
@@ -346,6 +340,7 @@ class Method:
         named_weight: the same, where the repair's own name says so.
         solves: it solves for as many unknowns a channel as it has features, so it needs at least
             as many tokens.
+        scales: its result is a scale, which every later layer's writes are divided by.
     """
 
     name: str
@@ -357,6 +352,7 @@ class Method:
     token_weight: TokenWeight = "balanced"
     named_weight: TokenWeight | None = None
     solves: bool = False
+    scales: bool = False
 
     @property
     def features(self) -> tuple[str, ...]:

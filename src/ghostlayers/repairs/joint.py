@@ -98,7 +98,7 @@ def _fold(maps: dict[str, Tensor], evidence: Evidence) -> tuple[Operator | None,
         operator = linear(maps["x"], constant)
     elif "one" in maps:
         operator = Operator({"bias": maps["one"][0]})
-    return operator, (Fold(1, "mlp_output", extra, bias),)
+    return operator, (Fold(1, extra, bias),)
 
 
 def _stored(maps: dict[str, Tensor], eps: float) -> Operator:

@@ -38,4 +38,6 @@ def _residual(sums: Moments, scale: float) -> float:
 def make_magnitude(arguments: Arguments) -> Method:
     """``magnitude``, without arguments."""
     arguments.finish()
-    return Method("magnitude", "Prune&Comp, arXiv:2507.18212", fit_magnitude, Needs(("x",)))
+    return Method(
+        "magnitude", "Prune&Comp, arXiv:2507.18212", fit_magnitude, Needs(("x",)), scales=True
+    )

@@ -26,7 +26,7 @@ def fit_refit(evidence: Evidence, options: FitOptions, *, name: str = "refit:1")
     bias = solution.weight[width] if biased else None
     return Repair(
         name,
-        folds=(Fold(1, "mlp_output", solution.weight[:width], bias),),
+        folds=(Fold(1, solution.weight[:width], bias),),
         num_tokens=chosen.moments.num_tokens,
         relative_residual=solution.relative_residual,
         condition_number=solution.condition_number,

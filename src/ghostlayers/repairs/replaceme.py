@@ -49,7 +49,7 @@ def fit_replaceme(
     bias = None if evidence.mlp_bias is None else evidence.mlp_bias.double() @ step
     return Repair(
         name,
-        folds=(Fold(1, "mlp_output", evidence.mlp_output.double() @ step, bias),),
+        folds=(Fold(1, evidence.mlp_output.double() @ step, bias),),
         num_tokens=chosen.moments.num_tokens,
         relative_residual=residual,
         condition_number=solution.condition_number,

@@ -1,0 +1,225 @@
+"""Where a decoder layer writes into the residual stream: found out by name, proved by a probe.
+
+Repairs that fold, and features of the kept layer before a gap, need to know which projection
+writes last, and whether what it writes reaches the stream as it is. Names are much the same in all
+families; whether they mean the same is tried on the model itself: a changed weight must show in the
+layer's output as the product that it is.
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghostlayers.errors import UnsupportedModelError
+from ghostlayers.stream import LayerwiseModel, Stream, Tap, find_decoder_layers
+
+MLP_OUTPUTS = (
+    "mlp.down_proj",
+    "mlp.c_proj",
+    "mlp.fc2",
+    "mlp.dense_4h_to_h",
+    "mlp.fc_out",
+    "feed_forward.down_proj",
+    "ffn.down_proj",
+    "feed_forward.w2",
+    "fc2",
+)
+ATTENTION_OUTPUTS = (
+    "self_attn.o_proj",
+    "self_attn.dense",
+    "self_attn.out_proj",
+    "self_attention.dense",
+    "attention.dense",
+    "attn.out_proj",
+    "attn.c_proj",
+    "attn.attention.out_proj",
+)
+POST_NORMS = (
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),
+)
+"""Norms between a layer's projections and the stream."""
+
+MLP_NORMS = (
+    "pre_feedforward_layernorm",
+    "pre_ff_layernorm",
+    "post_attention_layernorm",
+    "feedforward_layernorm",
+    "ffn_norm",
+    "ln_mlp",
+    "ln_2",
+    "norm_2",
+    "final_layer_norm",
+    "input_layernorm",
+    "ln_1",
+)
+"""Norms that may stand in front of the MLP."""
+
+PROBE_TOKENS = 8
+TOLERANCE = 0.02
+"""Largest share of a probe's effect that may be something else: rounding, in half precision."""
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where the decoder layers of a model write.
+
+    Attributes:
+        mlp: path of the MLP; None where its projections lie in the layer itself.
+        mlp_output: path of the projection by which the MLP writes.
+        attention_output: path of the projection by which attention writes; None if not every layer
+            has one that is known.
+        mlp_norm: path of the norm that gives the MLP its input; None if none does.
+        post_norms: paths of norms between those projections and the stream; where there are any,
+            nothing folds into the projections.
+        gain_offset: what those norms add to their stored weight to get the gain.
+        write_scale: factor between what the MLP's projection gives and what the stream receives.
+    """
+
+    mlp: str | None
+    mlp_output: str
+    attention_output: str | None
+    mlp_norm: str | None
+    post_norms: tuple[str, ...] = ()
+    gain_offset: float = 0.0
+    write_scale: float = 1.0
+
+
+_KNOWN: "weakref.WeakKeyDictionary[nn.Module, Anatomy | str]" = weakref.WeakKeyDictionary()
+
+
+def anatomy_of(model: Any) -> Anatomy:
+    """The anatomy of a model's decoder layers, probed once.
+
+    Raises:
+        UnsupportedModelError: the layers are built in another way; the message says how.
+    """
+    found = anatomy_or_reason(model)
+    if isinstance(found, str):
+        raise UnsupportedModelError(f"{type(model).__name__}: {found}.")
+    return found
+
+
+def anatomy_or_reason(model: Any) -> Anatomy | str:
+    """The anatomy of a model's decoder layers, or why it is not known."""
+    known = _KNOWN.get(model)
+    if known is None:
+        known = _KNOWN[model] = _examine(model)
+    return known
+
+
+def _examine(model: Any) -> Anatomy | str:
+    layers = list(find_decoder_layers(model))
+    mlp_output = _shared_path(layers, MLP_OUTPUTS)
+    if mlp_output is None:
+        return (
+            f"not every {type(layers[0]).__name__} ends in one projection that a repair could fold "
+            "into (it has experts, or another build)"
+        )
+    probe = _Probe(model)
+    mlp = mlp_output.rpartition(".")[0] or None
+    paths = (mlp, mlp_output, _shared_path(layers, ATTENTION_OUTPUTS), probe.norm_before(mlp))
+    for norms in POST_NORMS:
+        if all(_shared_path(layers, (name,)) for name in norms):
+            return Anatomy(*paths, norms, _gain_offset(layers[0].get_submodule(norms[0])))
+    scale = probe.write_scale(mlp_output)
+    return scale if isinstance(scale, str) else Anatomy(*paths, write_scale=scale)
+
+
+def _shared_path(layers: Sequence[nn.Module], paths: Sequence[str]) -> str | None:
+    """The first of the paths that leads to a module in every layer."""
+    for path in paths:
+        if all(_has(layer, path) for layer in layers):
+            return path
+    return None
+
+
+def _has(layer: nn.Module, path: str) -> bool:
+    try:
+        layer.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+@torch.no_grad()
+def _gain_offset(norm: nn.Module) -> float:
+    """0 or 1: what an RMS norm adds to its weight. A vector of ones has an rms of 1."""
+    weight = norm.get_parameter("weight").detach()
+    gain = norm(torch.ones_like(weight)[None])[0]
+    return float(round(float((gain.float() - weight.float()).mean())))
+
+
+class _Probe:
+    """A few tokens in front of the first decoder layer."""
+
+    def __init__(self, model: Any) -> None:
+        self.config = model.config
+        self.layerwise = LayerwiseModel(model)
+        ids = torch.arange(PROBE_TOKENS)[None] % model.config.vocab_size
+        self.batch, self.stream = self.layerwise.begin(ids)
+        self.layer = self.layerwise.layers[0]
+
+    def norm_before(self, mlp: str | None) -> str | None:
+        """The norm whose output is the MLP's input."""
+        norms = [path for path in MLP_NORMS if _has(self.layer, path)]
+        if mlp is None:
+            return None
+        taps = {mlp: Tap(), **{path: Tap(output=True) for path in norms}}
+        self.layerwise.run_layer(0, self.batch, self.stream, taps=taps.items())
+        given = taps[mlp].value
+        for path in norms:
+            made = taps[path].value
+            if given is not None and made is not None and torch.equal(given, made):
+                return path
+        return None
+
+    def write_scale(self, path: str) -> float | str:
+        """By how much the stream changes when the projection's output does: 1 in most families."""
+        tap = Tap()
+        before = self.layerwise.run_layer(0, self.batch, self.stream, taps=[(path, tap)])
+        effect, product = self._push(path, tap.caught(), before)
+        scale = float((effect * product).sum() / product.square().sum())
+        rest = float((effect - scale * product).norm() / effect.norm().clamp_min(1e-30))
+        if rest > TOLERANCE:
+            return (
+                f"what '{path}' writes does not reach the residual stream as it is (a norm or "
+                "another module comes after it)"
+            )
+        return _known_scale(self.config, scale)
+
+    def _push(self, path: str, inputs: Tensor, before: Stream) -> tuple[Tensor, Tensor]:
+        """Change the projection at random: the change of the layer's output, and of its own."""
+        projection = self.layer.get_submodule(path)
+        weight = projection.get_parameter("weight")
+        generator = torch.Generator().manual_seed(0)
+        change = torch.randn(weight.shape, generator=generator).to(weight)
+        rows = change if is_transposed(projection) else change.T
+        product = inputs.flatten(0, -2).float() @ rows.float()
+        # Large beside the stream, so that rounding of the sum does not drown it.
+        size = 10.0 * float(before.float().norm() / product.norm().clamp_min(1e-30))
+        changed = {f"{path}.weight": weight + size * change}
+        after = self.layerwise.run_layer(0, self.batch, self.stream, weights=changed)
+        return (after.float() - before.float()).flatten(0, -2), size * product
+
+
+def _known_scale(config: Any, scale: float) -> float:
+    for known in (1.0, getattr(config, "residual_multiplier", None)):
+        if known is not None and abs(scale - known) < TOLERANCE * abs(known):
+            return float(known)
+    return scale
+
+
+def is_transposed(projection: nn.Module) -> bool:
+    """Whether a projection keeps its weight as [input, output], as GPT-2's does."""
+    return type(projection).__name__ == "Conv1D"
+
+
+def row_map(projection: nn.Module) -> Tensor:
+    """The weight of a projection as a map of row vectors, [input, output]."""
+    weight = projection.get_parameter("weight").detach()
+    return weight if is_transposed(projection) else weight.T

@@ -1,0 +1,117 @@
+"""What a config says of single layers, and what it must say after some of them went.
+
+A config speaks of layers in four ways: lists with one entry a layer, lists of layer indices,
+counts of layers at the start, and formulas of the index. The first three can always be rewritten. A
+formula is turned into a list where the family has one for it, or into another formula with the same
+result where there is one; otherwise the cut is refused.
+
+These tables are by attribute, not by family: a name means the same wherever it occurs. What they
+miss is caught by `agreement`, which builds the model anew from the rewritten config.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ghostlayers.errors import UnsupportedModelError
+
+PER_LAYER_LISTS = (
+    "layer_types",
+    "mlp_layer_types",
+    "layers_block_type",
+    "no_rope_layers",
+    "layer_rope_theta",
+    "num_attention_heads_per_layer",
+    "num_key_value_heads_per_layer",
+    "activation_sparsity_pattern",
+)
+"""One entry a layer (or more entries than layers, where a family allows that)."""
+
+INDEX_LISTS = (
+    "mlp_only_layers",
+    "moe_layers",
+    "attn_layer_indices",
+    "full_attn_idxs",
+    "local_layer_ids",
+    "hybrid_layer_ids",
+)
+"""Indices of the layers that are of some kind."""
+
+LEADING_COUNTS = ("first_k_dense_replace", "num_dense_layers", "max_window_layers")
+"""So many layers at the start are of some kind."""
+
+PERIODS = (
+    ("attn_layer_period", "attn_layer_offset"),
+    ("expert_layer_period", "expert_layer_offset"),
+)
+"""Layers are of some kind where index modulo period equals offset, and no list says so."""
+
+EXTRA_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers")
+"""Layers behind the last one, for predicting several tokens at once. transformers does not load
+them, so the checkpoint that we write does not have them."""
+
+
+def slice_config(config: Any, kept: Sequence[int]) -> None:
+    """Make a config describe the surviving layers, in place.
+
+    Args:
+        config: of a causal language model.
+        kept: the layers that stay, in the dense model's numbering.
+
+    Raises:
+        UnsupportedModelError: a formula of the layer index has no counterpart after this cut.
+    """
+    values = vars(config)
+    depth = config.num_hidden_layers
+    for name in PER_LAYER_LISTS:
+        if isinstance(values.get(name), (list, tuple)) and len(values[name]) >= depth:
+            setattr(config, name, [values[name][index] for index in kept])
+    _write_sparse_step(config, values, kept)
+    for name in INDEX_LISTS:
+        if isinstance(values.get(name), (list, tuple)):
+            setattr(config, name, [new for new, old in enumerate(kept) if old in values[name]])
+    for name in LEADING_COUNTS:
+        if isinstance(values.get(name), int):
+            setattr(config, name, sum(index < values[name] for index in kept))
+    for period, offset in PERIODS:
+        if values.get(period) is not None:
+            found = _periodic(values[period], values[offset], kept, period)
+            setattr(config, period, found[0])
+            setattr(config, offset, found[1])
+    if values.get("attention_types") is not None:  # GPT-Neo: pairs of kinds and repetitions
+        kinds = [values["attention_layers"][index] for index in kept]
+        config.attention_layers = kinds
+        config.attention_types = [[[kind], 1] for kind in kinds]
+    for name in EXTRA_LAYERS:
+        if values.get(name):
+            setattr(config, name, 0)
+    config.num_hidden_layers = len(kept)
+
+
+def _write_sparse_step(config: Any, values: Mapping[str, Any], kept: Sequence[int]) -> None:
+    """Qwen's MoE families: every n-th layer has experts, unless a list names it as plain.
+
+    The step becomes 1, and the list names every layer that the step left plain.
+    """
+    step = values.get("decoder_sparse_step")
+    if not isinstance(step, int) or step < 1:
+        return
+    listed = values.get("mlp_only_layers") or []
+    plain = [index for index in kept if index in listed or (index + 1) % step]
+    config.mlp_only_layers = plain
+    config.decoder_sparse_step = 1
+
+
+def _periodic(period: int, offset: int, kept: Sequence[int], name: str) -> tuple[int, int]:
+    """A period and offset under which the kept layers are of the kinds that they are."""
+    kinds = [index % period == offset for index in kept]
+    candidates = [(period, offset)] + [
+        (other, shift) for other in range(1, len(kept) + 2) for shift in range(other)
+    ]
+    for other, shift in candidates:
+        if kinds == [index % other == shift for index in range(len(kept))]:
+            return other, shift
+    raise UnsupportedModelError(
+        f"the config places layers by a formula ('{name}' = {period}), and after this cut no such "
+        f"formula gives the kinds of the layers that stay. Remove {period} layers in a row, or a "
+        "multiple of that."
+    )
