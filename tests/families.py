@@ -260,6 +260,14 @@ FAMILIES.update(
 )
 
 
+PATTERNED = {
+    "zamba2": {"first", "two gaps"},
+    "ernie4_5_moe": {"first", "middle", "last"},
+    "diffllama": {"last"},
+}
+"""Families that place kinds of layers by a formula, and the cuts that keep to it."""
+
+
 def build(name: str, seed: int = 0, **changes: Any) -> Any:
     """A tiny random model of a family, in evaluation mode."""
     torch.manual_seed(seed)

@@ -15,21 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
+import families_table
 import stranger
-from families import FAMILIES, build
+from families import FAMILIES, PATTERNED, build
 from ghostlayers import agreement, checkpoint, surgery
 from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.families import PREFIX
 from ghostlayers.spans import Span, kept_layers
 from ghostlayers.stream import find_decoder_layers
 from test_surgery import CUTS, literal_repaired, logits, operators, token_ids
-
-PATTERNED = {
-    "zamba2": {"first", "two gaps"},
-    "ernie4_5_moe": {"first", "middle", "last"},
-    "diffllama": {"last"},
-}
-"""Families that place kinds of layers by a formula, and the cuts that keep to it."""
 
 ALLOWED = [
     (name, cut) for name in FAMILIES for cut in CUTS if cut in PATTERNED.get(name, set(CUTS))
@@ -180,6 +174,12 @@ def test_importing_the_package_is_enough(name: str, saved: Any) -> None:
     assert model.config.model_type == f"{PREFIX}{name}"
     assert_same(name, logits(model, token_ids()), saved[1][path.name])
     assert type(AutoModel.from_pretrained(path)).__name__.startswith("Repaired")
+
+
+def test_the_table_of_families_is_current() -> None:
+    """``python tests/families_table.py`` writes it."""
+    text = families_table.PATH.read_text(encoding="utf-8")
+    assert text == families_table.render(), "run: python tests/families_table.py"
 
 
 def test_agreement_names_the_first_difference() -> None:

@@ -120,14 +120,29 @@ def _examine(model: Any) -> Anatomy | str:
             f"not every {type(layers[0]).__name__} ends in one projection that a repair could fold "
             "into (it has experts, or another build)"
         )
-    probe = _Probe(model)
     mlp = mlp_output.rpartition(".")[0] or None
-    paths = (mlp, mlp_output, _shared_path(layers, ATTENTION_OUTPUTS), probe.norm_before(mlp))
+    kinds = _one_of_each_kind(layers)
+    probes = [_Probe(model, index) for index in kinds]
+    norms_before = {probe.norm_before(mlp) for probe in probes}
+    mlp_norm = norms_before.pop() if len(norms_before) == 1 else None
+    paths = (mlp, mlp_output, _shared_path(layers, ATTENTION_OUTPUTS), mlp_norm)
     for norms in POST_NORMS:
         if all(_shared_path(layers, (name,)) for name in norms):
             return Anatomy(*paths, norms, _gain_offset(layers[0].get_submodule(norms[0])))
-    scale = probe.write_scale(mlp_output)
-    return scale if isinstance(scale, str) else Anatomy(*paths, write_scale=scale)
+    scales = {probe.write_scale(mlp_output) for probe in probes}
+    reasons = [each for each in scales if isinstance(each, str)]
+    if reasons or len(scales) != 1:
+        return (reasons or ["its layers write at different scales"])[0]
+    return Anatomy(*paths, write_scale=float(scales.pop()))
+
+
+def _one_of_each_kind(layers: Sequence[nn.Module]) -> list[int]:
+    """The first layer of every build: of every class, and of every set of modules within it."""
+    first: dict[Any, int] = {}
+    for index, layer in enumerate(layers):
+        modules = tuple((name, type(each).__name__) for name, each in layer.named_modules())
+        first.setdefault(modules, index)
+    return list(first.values())
 
 
 def _shared_path(layers: Sequence[nn.Module], paths: Sequence[str]) -> str | None:
@@ -155,14 +170,15 @@ def _gain_offset(norm: nn.Module) -> float:
 
 
 class _Probe:
-    """A few tokens in front of the first decoder layer."""
+    """A few tokens in front of a decoder layer."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, index: int) -> None:
         self.config = model.config
+        self.index = index
         self.layerwise = LayerwiseModel(model)
         ids = torch.arange(PROBE_TOKENS)[None] % model.config.vocab_size
         self.batch, self.stream = self.layerwise.begin(ids)
-        self.layer = self.layerwise.layers[0]
+        self.layer = self.layerwise.layers[index]
 
     def norm_before(self, mlp: str | None) -> str | None:
         """The norm whose output is the MLP's input."""
@@ -170,7 +186,7 @@ class _Probe:
         if mlp is None:
             return None
         taps = {mlp: Tap(), **{path: Tap(output=True) for path in norms}}
-        self.layerwise.run_layer(0, self.batch, self.stream, taps=taps.items())
+        self.layerwise.run_layer(self.index, self.batch, self.stream, taps=taps.items())
         given = taps[mlp].value
         for path in norms:
             made = taps[path].value
@@ -181,7 +197,7 @@ class _Probe:
     def write_scale(self, path: str) -> float | str:
         """By how much the stream changes when the projection's output does: 1 in most families."""
         tap = Tap()
-        before = self.layerwise.run_layer(0, self.batch, self.stream, taps=[(path, tap)])
+        before = self.layerwise.run_layer(self.index, self.batch, self.stream, taps=[(path, tap)])
         effect, product = self._push(path, tap.caught(), before)
         scale = float((effect * product).sum() / product.square().sum())
         rest = float((effect - scale * product).norm() / effect.norm().clamp_min(1e-30))
@@ -203,7 +219,7 @@ class _Probe:
         # Large beside the stream, so that rounding of the sum does not drown it.
         size = 10.0 * float(before.float().norm() / product.norm().clamp_min(1e-30))
         changed = {f"{path}.weight": weight + size * change}
-        after = self.layerwise.run_layer(0, self.batch, self.stream, weights=changed)
+        after = self.layerwise.run_layer(self.index, self.batch, self.stream, weights=changed)
         return (after.float() - before.float()).flatten(0, -2), size * product
 
 

@@ -98,8 +98,8 @@ class Tap:
         """
         if self.value is None:
             raise UnsupportedModelError(
-                "a decoder layer never called one of its projections, so the repair cannot read what "
-                "goes through it; take one that needs the stream only, such as ghost."
+                "a decoder layer never called one of its projections, so the repair cannot read "
+                "what goes through it; take one that needs the stream only, such as ghost."
             )
         value, self.value = self.value, None
         return value

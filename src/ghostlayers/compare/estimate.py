@@ -72,6 +72,7 @@ class Workload:
         repairs: models that are evaluated.
         tokens: of a window.
         extra_forwards: whole forward passes of one window for speed and continuations, a repair.
+        stage_layers: layers that repairs with several stages run again, all repairs together.
     """
 
     fit_windows: int
@@ -80,6 +81,7 @@ class Workload:
     repairs: int
     tokens: int
     extra_forwards: float = 0.0
+    stage_layers: int = 0
 
 
 def cut_seconds(speed: Speed, work: Workload, spans: Sequence[Span], num_layers: int) -> float:
@@ -89,6 +91,9 @@ def cut_seconds(speed: Speed, work: Workload, spans: Sequence[Span], num_layers:
     fit = work.fit_windows * (
         speed.layer * stop + speed.product * work.tokens * work.features**2 * 0.6
     )
+    # Behind the first gap every repair leaves another stream, carried to the last gap by itself.
+    between = spans[-1].start - start - sum(map(len, spans[:-1]))
+    fit += work.fit_windows * speed.layer * (work.repairs * between + work.stage_layers)
     behind = num_layers - removed - start + 1
     losses = work.eval_windows * (
         speed.layer * (num_layers + work.repairs * behind) + speed.head * (work.repairs + 1)

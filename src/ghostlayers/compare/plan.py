@@ -155,4 +155,5 @@ def _workload(bench: Bench, names: Sequence[str], windows: int) -> Workload:
         repairs=len(names) + 1,
         tokens=bench.request.calibration.sequence_length,
         extra_forwards=forwards,
+        stage_layers=sum(stage.back for name in names for stage in find_method(name).before),
     )

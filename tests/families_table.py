@@ -1,0 +1,57 @@
+"""Write ``docs/families.md`` from what the contract suite builds. Run as a program."""
+
+from pathlib import Path
+
+from families import FAMILIES, PATTERNED, build
+from ghostlayers.anatomy import Anatomy, anatomy_or_reason
+from ghostlayers.families import REFUSED, REFUSED_IF
+
+PATH = Path(__file__).parent.parent / "docs" / "families.md"
+
+HEAD = """# Families
+
+Written by `python tests/families_table.py`; `tests/test_contract.py` fails when it is out of date,
+and holds every family in it to the same contract: the sweep is the model bit for bit; an empty cut
+changes nothing; a repaired cut is the dense model with layers skipped; the config alone says what
+the layers are; a stranger's process loads it with `trust_remote_code`, and importing this package
+is enough without; the stock class refuses it; cached generation is uncached generation; sampling and
+left padding work; ties stay ties.
+
+Other families are not refused for being unknown. A cut is made wherever the model, built anew from
+its rewritten config, has the very layers that stayed; anything else is refused with the first
+difference.
+
+**folds** names the projection that `refit`, `replaceme` and the z of `joint` are folded into; "no"
+means that a norm or experts stand between it and the stream, and repairs on the stream (`ghost`,
+`normed`, `joint:x+norm`, `piecewise`, `linearpatch`) are what there is. **cuts**: "any" layers, or
+only those that keep to a formula of the layer index.
+
+| model type | class | folds | cuts |
+|---|---|---|---|
+"""
+
+
+def row(name: str) -> str:
+    model = build(name)
+    anatomy = anatomy_or_reason(model)
+    if isinstance(anatomy, Anatomy) and not anatomy.post_norms:
+        folds = f"`{anatomy.mlp_output}`"
+        if anatomy.write_scale != 1.0:
+            folds += " (rescaled)"
+    else:
+        folds = "no (norm)" if isinstance(anatomy, Anatomy) else "no"
+    cuts = "only some" if name in PATTERNED else "any"
+    return f"| `{name}` | {type(model).__name__} | {folds} | {cuts} |"
+
+
+def render() -> str:
+    """The whole page."""
+    rows = [row(name) for name in sorted(FAMILIES)]
+    refused = [f"| `{name}` | {reason} |" for name, reason in sorted(REFUSED.items())]
+    refused += [f"| any, `{name}` set | {reason} |" for name, reason in sorted(REFUSED_IF.items())]
+    tail = "\n## Refused\n\n| model type | because |\n|---|---|\n" + "\n".join(refused) + "\n"
+    return HEAD + "\n".join(rows) + "\n" + tail
+
+
+if __name__ == "__main__":
+    PATH.write_text(render(), encoding="utf-8")
