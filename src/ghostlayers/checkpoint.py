@@ -141,7 +141,8 @@ def save_checkpoint(
         tokenizer.save_pretrained(folder)
         _copy_licences(base_folder, folder)
         verification = verify(folder, model)
-        record = {**record, "mode": mode_of(model), "verification": vars(verification)}
+        mode = _mode(model, record)
+        record = {**record, "mode": mode, "verification": vars(verification)}
         record["files"] = {
             path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))
         }
@@ -149,6 +150,11 @@ def save_checkpoint(
         (folder / "README.md").write_text(render_card(record), encoding="utf-8")
         _publish(folder, out)
     return verification
+
+
+def _mode(model: Any, record: dict[str, Any]) -> str:
+    asked = record.get("recipe", {}).get("export")
+    return "stock-layer" if asked == "stock-layer" else mode_of(model)
 
 
 def mode_of(model: Any) -> str:

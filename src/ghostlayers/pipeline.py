@@ -78,6 +78,8 @@ def prune(
     evidence = steps.measure_evidence(run, layerwise, held_out, repairs, stored)
     births = steps.find_births(run, layerwise, scored, spans, table)
     pruned = surgery.prune_layers(dense.model, spans, repairs, stored_dtype=stored)
+    if recipe.export == "stock-layer":
+        pruned = steps.as_stock_layers(dense.model, pruned, spans, repairs, stored)
 
     return PrunedModel(
         model=pruned,

@@ -17,6 +17,7 @@ from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.selection import check_eligible, eligible_layers, find_selection
 from ghostlayers.spans import check_count, check_layers, merge_layers
+from ghostlayers.stock_layer import check_stock_layer
 from ghostlayers.stream import LayerwiseModel
 from ghostlayers.text import Corpus
 from ghostlayers.tokens import Windows
@@ -101,6 +102,8 @@ def check_request(
             f"repair '{recipe.repair}' cannot be saved in a checkpoint yet; `ghostlayers compare` "
             "measures it. To save: ghost, normed, joint:x+z, joint:x+norm, piecewise or refit."
         )
+    if recipe.export == "stock-layer" and surgery_follows:
+        check_stock_layer(loaded.model)
     spans = () if removed is None else merge_layers(removed)
     check_method(loaded.model, method, spans)
     check_fit_tokens(loaded.model, method, recipe.num_fit_windows * recipe.sequence_length)

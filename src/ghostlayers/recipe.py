@@ -18,6 +18,7 @@ from ghostlayers.spans import parse_layers
 from ghostlayers.tokens import BosPolicy
 
 Inputs = Literal["repaired", "original"]
+Export = Literal["auto", "fold", "stock-layer", "custom"]
 TokenWeight = Literal["auto", "uniform", "balanced", "relative"]
 
 
@@ -50,6 +51,9 @@ class Recipe:
             1/||y||^2, ``balanced`` 1/||y||; ``auto`` is what suits the repair.
         ridge: relative ridge on equilibrated columns.
         absolute_ridge: added to the Gram matrix as it is, as published.
+        export: in what form the checkpoint holds the repair: ``fold`` into existing weights,
+            ``stock-layer`` as one ordinary decoder layer, ``custom`` as an operator with its code;
+            ``auto`` takes the first that is exact and costs nothing beside the repair itself.
     """
 
     layers: int | None = None
@@ -73,6 +77,7 @@ class Recipe:
     token_weight: TokenWeight = "auto"
     ridge: float = 1e-6
     absolute_ridge: float = 0.0
+    export: Export = "auto"
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -177,18 +182,43 @@ def _check_choices(recipe: Recipe) -> None:
     if recipe.layers is not None and recipe.remove is not None:
         raise RecipeError("give either the number of layers or which to remove, not both.")
     _check_iterative(recipe)
-    find_method(recipe.repair)
+    check_export(recipe.export, recipe.repair)
     choices = {
         "cosine_axis": CosineAxis,
         "edges": Edges,
         "inputs": Inputs,
         "token_weight": TokenWeight,
         "bos": BosPolicy,
+        "export": Export,
     }
     for name, kind in choices.items():
         value, allowed = getattr(recipe, name), typing.get_args(kind)
         if value not in allowed:
             raise RecipeError(f"'{name}' must be one of {', '.join(allowed)}, got '{value}'.")
+
+
+def check_export(export: str, repair: str) -> None:
+    """Refuse a form that a repair cannot be written in; the message names repairs that can.
+
+    Raises:
+        RecipeError: the two do not go together.
+    """
+    form = find_method(repair).form
+    if export == "fold" and form != "fold":
+        raise RecipeError(
+            f"--export fold: repair '{repair}' is a map of the stream and folds into no existing "
+            "weight. Those that fold: refit:2 (nearest to ghost), refit:1, replaceme, magnitude."
+        )
+    if export == "stock-layer" and form != "norm map":
+        raise RecipeError(
+            f"--export stock-layer: repair '{repair}' cannot be written as an ordinary decoder "
+            "layer. The one that can: normed."
+        )
+    if export == "custom" and form == "fold":
+        raise RecipeError(
+            f"--export custom: repair '{repair}' folds into existing weights, so that nothing is "
+            "left for custom code to do. Use --export fold; or ghost, normed, piecewise."
+        )
 
 
 def _check_iterative(recipe: Recipe) -> None:

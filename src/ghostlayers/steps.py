@@ -6,6 +6,7 @@ filled in.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -21,6 +22,7 @@ from ghostlayers.scores import ScoreTable
 from ghostlayers.scores.births import born_inside
 from ghostlayers.selection import Edges, candidate_spans, check_eligible, select
 from ghostlayers.spans import Span, check_layers
+from ghostlayers.stock_layer import check_same, with_stock_layers
 from ghostlayers.stream import LayerwiseModel
 from ghostlayers.tokens import Windows
 
@@ -165,3 +167,17 @@ def find_births(
         few = windows.first(NORM_WINDOWS)
         norms = scoring.measure_norms(model, few, batch_size=run.options.batch_size)
     return tuple(span for span in spans if born_inside(norms, span))
+
+
+def as_stock_layers(
+    dense: Any,
+    operator_model: Any,
+    spans: tuple[Span, ...],
+    repairs: Mapping[Span, Repair],
+    stored_dtype: torch.dtype,
+) -> Any:
+    """The repaired model with its operators written as ordinary decoder layers, and compared."""
+    bare = surgery.prune_layers(dense, spans)
+    model = with_stock_layers(bare, spans, repairs, stored_dtype)
+    check_same(model, operator_model)
+    return model

@@ -133,6 +133,7 @@ def prune(
     token_weight: o.TokenWeightOption = None,
     ridge: o.Ridge = None,
     absolute_ridge: o.AbsoluteRidge = None,
+    export: o.ExportOption = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     batch_size: o.BatchSize = 0,
@@ -170,6 +171,7 @@ def prune(
         token_weight=token_weight,
         ridge=ridge,
         absolute_ridge=absolute_ridge,
+        export=export,
     )
     options = RunOptions(dtype, device, batch_size, trust_remote_code)
     check_output(output, overwrite=overwrite, needed_bytes=0)

@@ -234,6 +234,19 @@ AbsoluteRidge = Annotated[
         panel=_PANEL_FIT,
     ),
 ]
+ExportOption = Annotated[
+    Literal["auto", "fold", "stock-layer", "custom"] | None,
+    _option(
+        "--export",
+        text=_say(
+            "How the checkpoint holds the repair: 'fold' into existing weights (any engine loads "
+            "it), 'stock-layer' as one more decoder layer (any engine; repair normed), 'custom' "
+            "with its own code. 'auto' is fold where the repair folds, else custom.",
+            "export",
+        ),
+        panel=_PANEL_FIT,
+    ),
+]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     _option(

@@ -266,6 +266,15 @@ def show_score_notes() -> None:
     )
 
 
+ENGINES = {
+    "stock": "A stock checkpoint: whatever runs the base model runs it (transformers, vLLM, "
+    "llama.cpp, ...), with no flag.",
+    "custom": "A custom checkpoint: transformers runs it, with trust_remote_code=True or with "
+    "ghostlayers imported. For other engines choose --repair refit:2.",
+}
+"""Who loads a checkpoint of either kind."""
+
+
 def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
     """Where the checkpoint lies, how it was proved, and what to do next."""
     equal = (
@@ -277,7 +286,9 @@ def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification
         f"Saved: [bold]{escape(str(out_folder))}[/bold], reloaded in a fresh process, "
         f"logits {equal}."
     )
-    trust = "" if mode_of(pruned.model) == "stock" else ", trust_remote_code=True"
+    stock = mode_of(pruned.model) == "stock"
+    trust = "" if stock else ", trust_remote_code=True"
+    say(ENGINES["stock" if stock else "custom"])
     say("\nNext:")
     say(f'  AutoModelForCausalLM.from_pretrained("{escape(str(out_folder))}"{trust})')
     base = escape(pruned.dense.base.name)

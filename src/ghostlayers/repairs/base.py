@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -305,6 +306,9 @@ def _select(
     return sums.transform(before, torch.cat(columns, dim=1), tuple(blocks))
 
 
+Form = Literal["fold", "norm map", "operator"]
+"""What a fit gives: changes of existing weights; a map of norm(x) alone; any map of the stream."""
+
 Fit = Callable[[Evidence, FitOptions], Repair]
 
 
@@ -341,6 +345,7 @@ class Method:
         solves: it solves for as many unknowns a channel as it has features, so it needs at least
             as many tokens.
         scales: its result is a scale, which every later layer's writes are divided by.
+        form: of its result, which decides how it can be exported.
     """
 
     name: str
@@ -353,6 +358,7 @@ class Method:
     named_weight: TokenWeight | None = None
     solves: bool = False
     scales: bool = False
+    form: Form = "operator"
 
     @property
     def features(self) -> tuple[str, ...]:

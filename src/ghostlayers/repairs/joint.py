@@ -146,4 +146,5 @@ def make_normed(arguments: Arguments) -> Method:
     ridge = arguments.ridge()
     arguments.finish()
     fit = partial(fit_joint, features=("norm",), name=arguments.text)
-    return with_ridge(Method(arguments.text, "ours", fit, Needs(("norm",))), ridge)
+    method = Method(arguments.text, "ours", fit, Needs(("norm",)), form="norm map")
+    return with_ridge(method, ridge)

@@ -39,5 +39,10 @@ def make_magnitude(arguments: Arguments) -> Method:
     """``magnitude``, without arguments."""
     arguments.finish()
     return Method(
-        "magnitude", "Prune&Comp, arXiv:2507.18212", fit_magnitude, Needs(("x",)), scales=True
+        "magnitude",
+        "Prune&Comp, arXiv:2507.18212",
+        fit_magnitude,
+        Needs(("x",)),
+        scales=True,
+        form="fold",
     )

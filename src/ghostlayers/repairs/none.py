@@ -18,4 +18,4 @@ def fit_none(evidence: Evidence, options: FitOptions) -> Repair:
 def make_none(arguments: Arguments) -> Method:
     """``none``, without arguments."""
     arguments.finish()
-    return Method("none", "the bare cut", fit_none, Needs(features=()))
+    return Method("none", "the bare cut", fit_none, Needs(features=()), form="fold")

@@ -54,5 +54,6 @@ def make_refit(arguments: Arguments) -> Method:
         Needs(("z", "one")),
         refit_stages(count),
         token_weight="uniform",
+        form="fold",
     )
     return with_ridge(method, ridge)

@@ -88,4 +88,5 @@ def make_replaceme(arguments: Arguments) -> Method:
     cosine = objective == "cosine"
     fit = partial(fit_replaceme, cosine=cosine, name=arguments.text)
     needs = Needs(("m",), tokens=cosine)
-    return with_ridge(Method(arguments.text, SOURCE, fit, needs, token_weight="uniform"), ridge)
+    method = Method(arguments.text, SOURCE, fit, needs, token_weight="uniform", form="fold")
+    return with_ridge(method, ridge)

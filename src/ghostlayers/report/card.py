@@ -103,7 +103,7 @@ def loss_table(record: Mapping[str, Any]) -> str:
 
 
 def _loading(record: Mapping[str, Any]) -> str:
-    if record["mode"] == "stock":
+    if record["mode"] != "custom":
         return (
             "A stock checkpoint: any engine that runs the base model runs it.\n\n```python\n"
             "from transformers import AutoModelForCausalLM\n\n"
