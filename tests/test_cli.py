@@ -85,7 +85,7 @@ def quick(monkeypatch):
 # Help
 
 
-COMMANDS = ["prune", "eval", "score", "compare", "run", "inspect", "demo"]
+COMMANDS = ["prune", "materialize", "eval", "score", "compare", "run", "inspect", "demo"]
 
 
 def help_of(*command):
@@ -112,6 +112,7 @@ def test_the_first_help_lists_the_commands():
         ("prune", "Remove layers, repair every gap, write a checkpoint, and prove that it reloads"),
         ("eval", "Perplexity of any causal language model, and its divergence from a dense one"),
         ("score", "Score every layer, and every span of N layers"),
+        ("materialize", "Write the whole checkpoint that an adapter describes"),
         ("inspect", "What was removed, kept and repaired in a checkpoint, and on what evidence"),
         ("demo", "The whole pipeline on a real language model"),
     ],
@@ -128,6 +129,8 @@ def test_every_command_has_help(command, sentence):
         ("--cosine-axis", "[default: hidden; paper: tokens]"),
         ("--edges", "[default: allow; paper: protect]"),
         ("--inputs", "[default: repaired; paper: original]"),
+        ("--export", "[default: auto]"),
+        ("--save", "[default: checkpoint]"),
         ("--token-weight", "[default: auto; paper: uniform]"),
         ("--ridge", "[default: 1e-06; paper: 0.0]"),
         ("--absolute-ridge", "[default: 0.0; paper: 1e-06]"),
@@ -530,6 +533,30 @@ def test_each_corpus_can_have_its_separator(tiny_folder, some_text):
     results = results_in("separated.json")
     expected = [len(" ".join(some_text[:20])) // 64, len("\n\n\n".join(some_text)) // 64]
     assert [each["num_windows"] for each in results] == expected
+
+
+def test_an_adapter_and_the_checkpoint_made_of_it(tiny_folder, place, quick):
+    out = succeed(
+        "prune",
+        tiny_folder,
+        "-o",
+        "small",
+        "-n",
+        "1",
+        "-d",
+        "calibration.jsonl",
+        *SMALL,
+        "--save",
+        "adapter",
+    ).stdout
+    assert "small" in out
+    assert "the model made of it again has logits equal bit for bit" in words(out)
+    assert "ghostlayers materialize small -o small-whole" in words(out)
+    assert not (place / "small" / "config.json").exists()
+    out = succeed("materialize", "small", "-o", "small-whole", "--device", "cpu").stdout
+    assert "reloaded in a fresh process" in words(out)
+    assert (place / "small-whole" / "config.json").is_file()
+    assert "--overwrite" in error_of("materialize", "small", "-o", "small-whole")
 
 
 def test_inspect_shows_the_record(pruned, record):

@@ -46,7 +46,9 @@ def test_public_names_are_pinned() -> None:
         "SpanScore",
         "Verification",
         "evaluate",
+        "from_adapter",
         "inspect",
+        "materialize",
         "prune",
         "score",
     ]

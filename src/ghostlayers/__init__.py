@@ -10,6 +10,7 @@ Importing the package lets transformers' Auto classes load repaired checkpoints 
 
 from importlib.metadata import version as _version
 
+from ghostlayers.adapter import from_adapter, materialize
 from ghostlayers.checkpoint import Verification, inspect
 from ghostlayers.errors import GhostlayersError
 from ghostlayers.evaluation import EvaluationResult
@@ -34,7 +35,9 @@ __all__ = [
     "SpanScore",
     "Verification",
     "evaluate",
+    "from_adapter",
     "inspect",
+    "materialize",
     "prune",
     "score",
 ]

@@ -1,6 +1,6 @@
 """Writing a checkpoint, proving that it reloads, and reading its record.
 
-No other file writes weights.
+No other file writes weights, those of adapters included.
 
 A checkpoint appears whole or not at all: it is written beside its final place, loaded there in a
 fresh process that has never heard of this package, compared with the model in memory, and then
@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -144,8 +144,44 @@ def save_checkpoint(
         mode = _mode(model, record)
         record = {**record, "mode": mode, "verification": vars(verification)}
         record["files"] = {
-            path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))
+            path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))
         }
+        _write_json(folder / RECORD, record)
+        (folder / "README.md").write_text(render_card(record), encoding="utf-8")
+        _publish(folder, out)
+    return verification
+
+
+def save_tensors(
+    out: Path,
+    name: str,
+    tensors: dict[str, torch.Tensor],
+    record: dict[str, Any],
+    prove: Callable[[Path], Verification],
+    *,
+    overwrite: bool = False,
+) -> Verification:
+    """Write some tensors with their record and card, which appear when they are proved.
+
+    Args:
+        out: the folder to make.
+        name: of the file of tensors.
+        tensors: by name.
+        record: provenance; hashes of the files and the verification are added.
+        prove: called with the folder before it gets its name.
+        overwrite: replace what Ghostlayers made.
+
+    Raises:
+        OutputError: see `check_output`; or the disk filled up.
+        VerificationError: as ``prove`` raises it; nothing is left behind.
+    """
+    needed = sum(each.numel() * each.element_size() for each in tensors.values())
+    check_output(out, overwrite=overwrite, needed_bytes=needed)
+    with _staging(out) as folder:
+        save_file(tensors, folder / name)
+        verification = prove(folder)
+        files = {name: file_hash(folder / name)}
+        record = {**record, "verification": vars(verification), "files": files}
         _write_json(folder / RECORD, record)
         (folder / "README.md").write_text(render_card(record), encoding="utf-8")
         _publish(folder, out)
@@ -305,20 +341,42 @@ def verify(folder: Path, model: Any) -> Verification:
     Raises:
         VerificationError: it does not load, or gives other logits.
     """
-    vocabulary = model.config.vocab_size
+    ids = _some_tokens(model)
     device = model.get_input_embeddings().weight.device
+    dtype = str(model.dtype).removeprefix("torch.")
+    return _compare(_logits_of_fresh_process(folder, ids, dtype, device), _logits(model, ids))
+
+
+def compare_logits(made: Any, model: Any) -> Verification:
+    """Compare two models in memory as `verify` compares a folder.
+
+    Raises:
+        VerificationError: they give other logits.
+    """
+    ids = _some_tokens(model)
+    return _compare(_logits(made, ids), _logits(model, ids))
+
+
+def _some_tokens(model: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, vocabulary, (1, 32), generator=generator)
-    with torch.no_grad():
-        expected = model(input_ids=ids.to(device), use_cache=False).logits.float().cpu()
-    got = _logits_of_fresh_process(folder, ids, str(model.dtype).removeprefix("torch."), device)
+    return torch.randint(0, model.config.vocab_size, (1, 32), generator=generator)
+
+
+@torch.no_grad()
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    device = model.get_input_embeddings().weight.device
+    logits: torch.Tensor = model(input_ids=ids.to(device), use_cache=False).logits
+    return logits.float().cpu()
+
+
+def _compare(got: torch.Tensor, expected: torch.Tensor) -> Verification:
     difference = float((got - expected).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise VerificationError(
-            f"the saved checkpoint reloads, but its logits differ by {difference:.3g} from the "
-            "model in memory; nothing was kept. Please report this with the model's name."
+            f"what was saved reloads, but its logits differ by {difference:.3g} from the model in "
+            "memory; nothing was kept. Please report this with the model's name."
         )
-    return Verification(bool(torch.equal(got, expected)), difference, ids.numel())
+    return Verification(bool(torch.equal(got, expected)), difference, got.shape[1])
 
 
 def _logits_of_fresh_process(
@@ -354,7 +412,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _sha256(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import checkpoint
+from ghostlayers import adapter, checkpoint
 from ghostlayers.evaluation import LossSums
 from ghostlayers.loading import LoadedModel
 from ghostlayers.recipe import Recipe
@@ -71,4 +71,18 @@ class PrunedModel:
             stored_dtype=self.dense.stored_dtype,
             base_folder=self.dense.base.folder,
             overwrite=overwrite,
+        )
+
+    def save_adapter(self, out: str | Path, *, overwrite: bool = False) -> checkpoint.Verification:
+        """Write only what distinguishes the model from its base: megabytes, see `adapter`.
+
+        `ghostlayers.from_adapter` builds the model again, and `ghostlayers.materialize` writes the
+        whole checkpoint.
+
+        Raises:
+            OutputError: the folder exists, or cannot be written.
+            VerificationError: the rebuilt model differs; nothing is left behind.
+        """
+        return adapter.save_adapter(
+            Path(out), self.dense, self.model, self.repairs, self.record, overwrite=overwrite
         )

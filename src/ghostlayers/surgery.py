@@ -35,6 +35,7 @@ def prune_layers(
     repairs: Mapping[Span, Repair] | None = None,
     *,
     stored_dtype: torch.dtype | None = None,
+    folded: Mapping[int, Mapping[str, Tensor]] | None = None,
 ) -> Any:
     """A new model without the layers of the spans, repaired at the given gaps.
 
@@ -49,6 +50,7 @@ def prune_layers(
             is a stock model.
         stored_dtype: the type that changed weights are rounded to once; the model's own if not
             given.
+        folded: changed parameters by layer, where they are known, instead of the repairs' folds.
 
     Raises:
         SpanError: the spans overlap, do not exist, or leave no layer.
@@ -60,7 +62,7 @@ def prune_layers(
         check_layers([layer for span in spans for layer in span.layers], len(layers))
     repairs = dict(sorted((repairs or {}).items()))
     pruned = share_weights(model)
-    changed = _changed_weights(model, layers, repairs, stored_dtype or model.dtype)
+    changed = _changed_weights(model, layers, repairs, stored_dtype or model.dtype, folded or {})
     for index, weights in changed.items():
         _replace_weights(find_decoder_layers(pruned)[index], weights)
     kept = kept_layers(spans, len(layers))
@@ -121,12 +123,19 @@ def allowed_cuts(model: Any, spans: Sequence[Span]) -> list[Span]:
 
 
 def _changed_weights(
-    model: Any, layers: Any, repairs: Mapping[Span, Repair], stored_dtype: torch.dtype
+    model: Any,
+    layers: Any,
+    repairs: Mapping[Span, Repair],
+    stored_dtype: torch.dtype,
+    folded: Mapping[int, Mapping[str, Tensor]],
 ) -> dict[int, dict[str, Tensor]]:
     """Changed parameters by layer of the original model: folds, and writes divided by scales."""
     changed: dict[int, dict[str, Tensor]] = {}
     for span, repair in repairs.items():
         changed.update(layer_weights(model, layers, span, repair, stored_dtype))
+    for index, weights in folded.items():
+        own = layers[index]
+        changed[index] = {n: each.to(own.get_parameter(n)) for n, each in weights.items()}
     removed = {layer for span in repairs for layer in span.layers}
     scale = 1.0
     for index in range(len(layers)):

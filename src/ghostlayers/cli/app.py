@@ -134,6 +134,7 @@ def prune(
     ridge: o.Ridge = None,
     absolute_ridge: o.AbsoluteRidge = None,
     export: o.ExportOption = None,
+    save: o.SaveOption = "checkpoint",
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     batch_size: o.BatchSize = 0,
@@ -177,7 +178,8 @@ def prune(
     check_output(output, overwrite=overwrite, needed_bytes=0)
     screen.step(f"Loading {model} ...")
     dense = open_model(model, None, options, revision, surgery_follows=True)
-    needed = checkpoint_bytes(dense.model, dense.stored_dtype)
+    whole = save == "checkpoint"
+    needed = checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)
     pruned = pipeline.prune(dense, recipe, options=options, progress=screen.Bars())
     if pruned.table is not None and pruned.table.dense_loss is not None:
@@ -186,8 +188,36 @@ def prune(
         screen.show_steps(pruned.table)
     screen.show_cut(pruned)
     screen.show_evidence(pruned)
+    if not whole:
+        screen.step(f"Writing {output} and making the model of it again ...")
+        screen.show_adapter(pruned, output, pruned.save_adapter(output, overwrite=overwrite))
+        return
     screen.step(f"Writing {output} and loading it again in a fresh process ...")
     screen.show_saved(pruned, output, pruned.save(output, overwrite=overwrite))
+
+
+@app.command()
+@command
+def materialize(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="The folder of an adapter.")],
+    output: o.Out,
+    base: Annotated[
+        str | None,
+        o._option("--base", text="Where the base model is now. \\[default: where it was]"),
+    ] = None,
+    overwrite: o.Overwrite = False,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    debug: o.Debug = False,
+) -> None:
+    """Write the whole checkpoint that an adapter describes, and prove that it reloads."""
+    del debug
+    from ghostlayers.adapter import materialize as write
+    from ghostlayers.cli import screen
+
+    options = RunOptions(dtype, device)
+    screen.step(f"Loading the base of {adapter}, writing {output} and loading it again ...")
+    screen.show_materialized(output, write(adapter, output, base, options, overwrite=overwrite))
 
 
 @app.command("eval")

@@ -234,6 +234,15 @@ AbsoluteRidge = Annotated[
         panel=_PANEL_FIT,
     ),
 ]
+SaveOption = Annotated[
+    Literal["checkpoint", "adapter"],
+    _option(
+        "--save",
+        text="Write the whole model, or only what distinguishes it from its base (megabytes). "
+        "\\[default: checkpoint]",
+        panel=_PANEL_WHAT,
+    ),
+]
 ExportOption = Annotated[
     Literal["auto", "fold", "stock-layer", "custom"] | None,
     _option(

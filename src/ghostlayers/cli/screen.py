@@ -266,6 +266,31 @@ def show_score_notes() -> None:
     )
 
 
+def show_adapter(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
+    """Where the adapter lies, how large it is, and what to do next."""
+    size = sum(path.stat().st_size for path in out_folder.iterdir()) / 1e6
+    place = escape(str(out_folder))
+    say(f"Saved: [bold]{place}[/bold], {size:.1f} MB; the model made of it again has logits")
+    say(f"{_equality(verification)}.\n\nNext:")
+    say(f'  ghostlayers.from_adapter("{place}")   # needs {escape(pruned.dense.base.name)}')
+    say(f"  ghostlayers materialize {place} -o {place}-whole")
+
+
+def show_materialized(out_folder: Path, verification: Verification) -> None:
+    """Where the checkpoint lies, and how it was proved."""
+    place = escape(str(out_folder))
+    say(
+        f"Saved: [bold]{place}[/bold], reloaded in a fresh process, logits "
+        f"{_equality(verification)}."
+    )
+
+
+def _equality(verification: Verification) -> str:
+    if verification.identical:
+        return "equal bit for bit"
+    return f"equal to {verification.largest_difference:.1e}"
+
+
 ENGINES = {
     "stock": "A stock checkpoint: whatever runs the base model runs it (transformers, vLLM, "
     "llama.cpp, ...), with no flag.",
@@ -277,15 +302,7 @@ ENGINES = {
 
 def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
     """Where the checkpoint lies, how it was proved, and what to do next."""
-    equal = (
-        "equal bit for bit"
-        if verification.identical
-        else f"equal to {verification.largest_difference:.1e}"
-    )
-    say(
-        f"Saved: [bold]{escape(str(out_folder))}[/bold], reloaded in a fresh process, "
-        f"logits {equal}."
-    )
+    show_materialized(out_folder, verification)
     stock = mode_of(pruned.model) == "stock"
     trust = "" if stock else ", trust_remote_code=True"
     say(ENGINES["stock" if stock else "custom"])

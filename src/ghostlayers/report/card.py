@@ -103,6 +103,13 @@ def loss_table(record: Mapping[str, Any]) -> str:
 
 
 def _loading(record: Mapping[str, Any]) -> str:
+    if record["mode"] == "adapter":
+        return (
+            "An adapter: it holds what distinguishes the model from its base, and needs that base "
+            "and the `ghostlayers` package.\n\n```python\nimport ghostlayers\n\n"
+            'model = ghostlayers.from_adapter("PATH")\n```\n\n'
+            "`ghostlayers materialize PATH -o OUT` writes the whole checkpoint."
+        )
     if record["mode"] != "custom":
         return (
             "A stock checkpoint: any engine that runs the base model runs it.\n\n```python\n"
