@@ -220,6 +220,39 @@ def materialize(
     screen.show_materialized(output, write(adapter, output, base, options, overwrite=overwrite))
 
 
+@app.command()
+@command
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="The folder of a stock checkpoint.")
+    ],
+    file: Annotated[
+        Path, o._option("--gguf", metavar="FILE", text="The GGUF file to make, for llama.cpp.")
+    ],
+    pre_tokenizer: Annotated[
+        str | None,
+        o._option(
+            "--pre-tokenizer",
+            text="llama.cpp's name for how the tokenizer splits text. \\[default: found out]",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, o._option("--overwrite", text="Replace an existing file. \\[default: off]")
+    ] = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write a checkpoint as a GGUF file, and prove that it holds the same numbers."""
+    del debug
+    from ghostlayers.cli import screen
+    from ghostlayers.gguf_export import export_gguf
+
+    screen.step(f"Reading {checkpoint} and writing {file} ...")
+    export_gguf(
+        checkpoint, file, pre_tokenizer=pre_tokenizer, overwrite=overwrite, progress=screen.Bars()
+    )
+    screen.show_exported(file)
+
+
 @app.command("eval")
 @command
 def evaluate(

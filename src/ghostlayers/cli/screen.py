@@ -276,6 +276,16 @@ def show_adapter(pruned: PrunedModel, out_folder: Path, verification: Verificati
     say(f"  ghostlayers materialize {place} -o {place}-whole")
 
 
+def show_exported(file: Path) -> None:
+    """Where the GGUF file lies, and how to use it."""
+    name = escape(str(file))
+    say(
+        f"Saved: [bold]{name}[/bold], {file.stat().st_size / 1e6:,.0f} MB, every tensor read again "
+        "and equal."
+    )
+    say(f'\nNext:\n  llama-cli -m {name} -p "..."')
+
+
 def show_materialized(out_folder: Path, verification: Verification) -> None:
     """Where the checkpoint lies, and how it was proved."""
     place = escape(str(out_folder))

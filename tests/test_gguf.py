@@ -1,0 +1,191 @@
+"""GGUF files: read again by transformers they are the model, to the bit where the type allows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gguf
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import ghostlayers
+from families import build
+from ghostlayers.errors import GhostlayersError, ModelError, OutputError, UnsupportedModelError
+from ghostlayers.gguf_export import _frequency_factors, export_gguf, pre_tokenizer_name
+from test_surgery import logits
+
+IDS = torch.arange(40)[None] + 60
+
+
+def write(model: Any, tokenizer: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def plain(name: str, **changes: Any) -> Any:
+    settings: dict[str, Any] = {"vocab_size": 256, **changes}
+    if name in {"qwen2", "qwen3"}:
+        settings |= {"use_sliding_window": False, "layer_types": ["full_attention"] * 5}
+    if name == "qwen3":  # transformers reads no head width from the file, and takes 128
+        settings |= {"head_dim": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return build(name, **settings)
+
+
+def with_a_merge(folder: Path) -> Path:
+    """The byte tokenizer with one merge: transformers reads none from a file without merges."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    words = content["model"]["vocab"]
+    last = max(words, key=lambda word: words[word])
+    words["th"] = words.pop(last)
+    content["model"]["merges"] = [["t", "h"]]
+    path.write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3"])
+def test_transformers_reads_the_same_model(
+    name: str, tied: bool, byte_tokenizer: Any, tmp_path: Path
+) -> None:
+    model = plain(name, tie_word_embeddings=tied)
+    if name == "mistral":
+        model.config.sliding_window = None
+    folder = write(model, byte_tokenizer, tmp_path / "model")
+    file = export_gguf(folder, tmp_path / "model.gguf", pre_tokenizer="gpt-2")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name)
+    torch.testing.assert_close(logits(again, IDS), logits(model, IDS), rtol=1e-5, atol=1e-5)
+    assert again.config.num_hidden_layers == 5
+    names = {each.name for each in gguf.GGUFReader(file).tensors}
+    assert ("output.weight" in names) is not tied
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_kept(dtype: torch.dtype, byte_tokenizer: Any, tmp_path: Path) -> None:
+    model = plain("llama").to(dtype)
+    folder = write(model, byte_tokenizer, tmp_path / "model")
+    file = export_gguf(folder, tmp_path / "model.gguf", pre_tokenizer="gpt-2")
+    kinds = {each.name: each.tensor_type.name for each in gguf.GGUFReader(file).tensors}
+    half = "BF16" if dtype is torch.bfloat16 else "F16"
+    assert kinds["blk.0.ffn_up.weight"] == half
+    assert kinds["blk.0.attn_norm.weight"] == "F32"
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)
+    want = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.testing.assert_close(logits(again, IDS), logits(want, IDS), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("repair", "export"), [("refit:2", "auto"), ("normed", "stock-layer"), ("none", "auto")]
+)
+def test_a_pruned_checkpoint_becomes_a_file(
+    repair: str, export: str, trained_llama: Any, byte_tokenizer: Any, some_text: list[str],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from ghostlayers import checkpoint
+    from ghostlayers.checkpoint import Verification
+
+    monkeypatch.setattr(checkpoint, "verify", lambda *_: Verification(True, 0.0, 32))
+    pruned = ghostlayers.prune(
+        trained_llama, layers=2, select="streamline", repair=repair, export=export,
+        windows=8, sequence_length=64, held_out_windows=2,
+        tokenizer=byte_tokenizer, data=some_text,
+    )  # fmt: skip
+    pruned.save(tmp_path / "out")
+    file = export_gguf(tmp_path / "out", tmp_path / "out.gguf", pre_tokenizer="gpt-2")
+    names = {each.name for each in gguf.GGUFReader(file).tensors}
+    assert ("blk.0.ffn_gate.bias" in names) == (export == "stock-layer")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name)
+    assert again.config.num_hidden_layers == pruned.model.config.num_hidden_layers
+    if export != "stock-layer":  # transformers' reader has no entry for biases of the MLP
+        want = logits(pruned.model, IDS)
+        torch.testing.assert_close(logits(again, IDS), want, rtol=1e-4, atol=1e-4)
+
+
+def test_from_gguf_to_a_smaller_gguf(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from ghostlayers import checkpoint
+    from ghostlayers.checkpoint import Verification
+
+    monkeypatch.setattr(checkpoint, "verify", lambda *_: Verification(True, 0.0, 32))
+    folder = with_a_merge(write(trained_llama, byte_tokenizer, tmp_path / "dense"))
+    file = export_gguf(folder, tmp_path / "dense.gguf", pre_tokenizer="gpt-2")
+    pruned = ghostlayers.prune(
+        str(file), remove="2-3", repair="refit:1", windows=8, sequence_length=64,
+        held_out_windows=2, data=some_text,
+    )  # fmt: skip
+    pruned.save(tmp_path / "small")
+    small = export_gguf(tmp_path / "small", tmp_path / "small.gguf", pre_tokenizer="gpt-2")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=small.name)
+    assert again.config.num_hidden_layers == trained_llama.config.num_hidden_layers - 2
+
+
+def test_scaled_positions_become_factors() -> None:
+    rope = {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+    }  # fmt: skip
+    factors = _frequency_factors(build("llama", rope_parameters=rope))
+    assert factors is not None
+    assert factors[-1] == pytest.approx(8.0)
+    assert factors.min() >= 1.0
+    assert _frequency_factors(build("llama")) is None
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    with pytest.raises(UnsupportedModelError, match="positions of kind 'dynamic'"):
+        _frequency_factors(build("llama", rope_parameters=rope))
+
+
+@pytest.mark.parametrize(
+    ("steps", "name"),
+    [
+        ([{"type": "Split", "pattern": {"Regex": r"(?i:'s)|\p{L}+|\p{N}{1,3}| ?"}}], "llama-bpe"),
+        ([{"type": "Split", "pattern": {"Regex": r"(?i:'s)|\p{L}+|\p{N}| ?"}}], "qwen2"),
+        ([{"type": "Digits"}, {"type": "ByteLevel"}], "smollm"),
+        ([{"type": "ByteLevel"}], "gpt-2"),
+    ],
+)
+def test_how_a_tokenizer_splits_is_named(steps: list[dict[str, Any]], name: str) -> None:
+    content = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
+    assert pre_tokenizer_name(content) == name
+    with pytest.raises(UnsupportedModelError, match="--pre-tokenizer"):
+        pre_tokenizer_name({"pre_tokenizer": {"type": "Metaspace"}})
+
+
+def test_what_has_no_place_in_the_format_is_refused(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from ghostlayers import checkpoint
+    from ghostlayers.checkpoint import Verification
+
+    def refuse(error: type[GhostlayersError], match: str, folder: str, file: str) -> None:
+        with pytest.raises(error, match=match):
+            export_gguf(tmp_path / folder, tmp_path / file)
+        assert not list(tmp_path.glob("*.gguf*"))
+
+    monkeypatch.setattr(checkpoint, "verify", lambda *_: Verification(True, 0.0, 32))
+    pruned = ghostlayers.prune(
+        trained_llama, remove="2-3", windows=8, sequence_length=64, held_out_windows=2,
+        tokenizer=byte_tokenizer, data=some_text,
+    )  # fmt: skip
+    pruned.save(tmp_path / "custom")
+    refuse(UnsupportedModelError, r"'ghost'.*--repair refit:2", "custom", "x.gguf")
+    write(build("gemma3_text", vocab_size=256), byte_tokenizer, tmp_path / "gemma")
+    refuse(UnsupportedModelError, "'gemma3_text' are not written as GGUF", "gemma", "x.gguf")
+    refuse(OutputError, "should end in .gguf", "custom", "x.bin")
+    refuse(ModelError, "holds no config.json", "nowhere", "x.gguf")
+    folder = write(plain("llama"), byte_tokenizer, tmp_path / "plain")
+    tokenizer = folder / "tokenizer.json"
+    content = json.loads(tokenizer.read_text())
+    content["model"] = {"type": "Unigram"}
+    tokenizer.write_text(json.dumps(content))
+    refuse(UnsupportedModelError, "tokenizer of type Unigram", "plain", "x.gguf")
+    tokenizer.unlink()
+    refuse(UnsupportedModelError, "has no tokenizer.json", "plain", "x.gguf")
+    (tmp_path / "taken.gguf").write_text("precious")
+    with pytest.raises(OutputError, match="exists already"):
+        export_gguf(folder, tmp_path / "taken.gguf")
+    assert (tmp_path / "taken.gguf").read_text() == "precious"
