@@ -85,7 +85,18 @@ def quick(monkeypatch):
 # Help
 
 
-COMMANDS = ["prune", "materialize", "export", "eval", "score", "compare", "run", "inspect", "demo"]
+COMMANDS = [
+    "prune",
+    "materialize",
+    "export",
+    "push",
+    "eval",
+    "score",
+    "compare",
+    "run",
+    "inspect",
+    "demo",
+]
 
 
 def help_of(*command):
@@ -112,6 +123,7 @@ def test_the_first_help_lists_the_commands():
         ("prune", "Remove layers, repair every gap, write a checkpoint, and prove that it reloads"),
         ("eval", "Perplexity of any causal language model, and its divergence from a dense one"),
         ("score", "Score every layer, and every span of N layers"),
+        ("push", "Share a checkpoint or an adapter on the Hugging Face Hub, with its model card"),
         ("export", "Write a checkpoint as a GGUF file, and prove that it holds the same numbers"),
         ("materialize", "Write the whole checkpoint that an adapter describes"),
         ("inspect", "What was removed, kept and repaired in a checkpoint, and on what evidence"),

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from ghostlayers.checkpoint import Verification, mode_of
 from ghostlayers.evaluation import EvaluationResult
+from ghostlayers.hub import Upload
 from ghostlayers.progress import Advance
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.record import evidence_row
@@ -274,6 +275,21 @@ def show_adapter(pruned: PrunedModel, out_folder: Path, verification: Verificati
     say(f"{_equality(verification)}.\n\nNext:")
     say(f'  ghostlayers.from_adapter("{place}")   # needs {escape(pruned.dense.base.name)}')
     say(f"  ghostlayers materialize {place} -o {place}-whole")
+
+
+def show_upload(upload: Upload) -> None:
+    """What was sent to the hub, or would be."""
+    width = max(map(len, upload.files))
+    for name, size in upload.files.items():
+        say(f"  {escape(name.ljust(width))}  {size / 1e6:10,.2f} MB")
+    total = sum(upload.files.values()) / 1e6
+    if upload.url is None:
+        say(
+            f"{total:,.2f} MB would go to {escape(upload.repo)}; nothing was sent. Its card begins:"
+        )
+        say(escape("\n".join(upload.card.splitlines()[:40])))
+        return
+    say(f"{total:,.2f} MB sent: {escape(upload.url)}")
 
 
 def show_exported(file: Path) -> None:

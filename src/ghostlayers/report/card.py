@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ghostlayers.spans import format_layers
 
@@ -46,7 +46,10 @@ def render_card(record: Mapping[str, Any]) -> str:
     base = record["base_model"]
     cut = record["cut"]
     licence = base["licence"]
+    title = f"{base['title'] or base['name']}, {len(cut['removed'])} layers removed"
     data = ModelCardData(
+        model_name=title,
+        eval_results=_metrics(record) or None,
         license=(licence or "other").lower(),
         license_name=None if licence else "see-base-model",
         base_model=base["name"] if base["on_hub"] else None,
@@ -57,7 +60,7 @@ def render_card(record: Mapping[str, Any]) -> str:
     card = ModelCard.from_template(
         data,
         template_str=_TEMPLATE,
-        title=f"{base['title'] or base['name']}, {len(cut['removed'])} layers removed",
+        title=title,
         base=base["title"] or base["name"],
         removed=format_layers(cut["removed"]),
         kept=format_layers(cut["kept"]),
@@ -71,6 +74,29 @@ def render_card(record: Mapping[str, Any]) -> str:
         licence=_licence(base),
     )
     return str(card.content)
+
+
+def _metrics(record: Mapping[str, Any]) -> list[EvalResult]:
+    """The repaired model's measurements, as the hub's leaderboards read them."""
+    rows = [row for row in record["evidence"] if row["model"] == "repaired"]
+    if not rows:
+        return []
+    corpus = str(record["evidence_text"]["corpus"])
+    measured = {
+        "perplexity": ("Perplexity", rows[0]["perplexity"]),
+        "kl_divergence": ("KL to the dense model (nats a token)", rows[0]["kl_nats"]),
+    }
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=corpus,
+            dataset_name=f"{corpus}, held-out calibration windows",
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for kind, (name, value) in measured.items()
+    ]
 
 
 def _how(record: Mapping[str, Any]) -> str:

@@ -1,0 +1,153 @@
+"""Sharing, against a small stand-in for the hub on this machine."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+import ghostlayers
+from ghostlayers import checkpoint
+from ghostlayers.checkpoint import Verification
+from ghostlayers.errors import ModelError, OutputError
+from ghostlayers.hub import push
+
+
+class Hub(ThreadingHTTPServer):
+    """Takes commits whose files all come inline."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.made: list[dict[str, Any]] = []
+        self.files: dict[str, bytes] = {}
+        self.summary = ""
+        self.refuses = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Authorization") != "Bearer secret" or self.server.refuses:
+            self.answer(403, {"error": "this token may not write here"})
+        elif self.path == "/api/repos/create":
+            self.server.made.append(json.loads(body))
+            self.answer(200, {"url": f"{self.server.url}/someone/small"})
+        elif self.path == "/api/validate-yaml":  # of the card
+            self.answer(200, {"errors": [], "warnings": []})
+        elif self.path.endswith("/preupload/main"):
+            files = json.loads(body)["files"]
+            modes = [
+                {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for each in files
+            ]
+            self.answer(200, {"files": modes})
+        elif self.path.endswith("/commit/main"):
+            for line in body.decode().splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "header":
+                    self.server.summary = entry["value"]["summary"]
+                elif entry["key"] == "file":
+                    content = base64.b64decode(entry["value"]["content"])
+                    self.server.files[entry["value"]["path"]] = content
+            url = f"{self.server.url}/someone/small/commit/abc"
+            self.answer(200, {"commitUrl": url, "commitOid": "abc", "hookOutput": ""})
+        else:
+            self.answer(404, {"error": self.path})
+
+    def answer(self, status: int, content: dict[str, Any]) -> None:
+        text = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    server = Hub()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def folder(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:  # fmt: skip
+    monkeypatch.setattr(checkpoint, "verify", lambda *_: Verification(True, 0.0, 32))
+    pruned = ghostlayers.prune(
+        trained_llama, remove="2-3", windows=8, sequence_length=64, held_out_windows=2,
+        tokenizer=byte_tokenizer, data=some_text,
+    )  # fmt: skip
+    pruned.save(tmp_path / "small")
+    return tmp_path / "small"
+
+
+def test_everything_arrives_in_one_commit(folder: Path, hub: Hub) -> None:
+    upload = push(folder, "someone/small", private=True, endpoint=hub.url, token="secret")
+    assert upload.url == f"{hub.url}/someone/small/commit/abc"
+    assert hub.made[0]["name"] == "small"
+    assert hub.made[0]["organization"] == "someone"
+    assert hub.summary == "Remove 2 decoder layers, repaired by ghost"
+    assert hub.files.keys() == {path.name for path in folder.iterdir()} == upload.files.keys()
+    for path in folder.iterdir():
+        if path.name != "README.md":
+            assert hub.files[path.name] == path.read_bytes()
+    card = hub.files["README.md"].decode()
+    assert 'from_pretrained("someone/small", trust_remote_code=True)' in card
+    assert '"PATH"' not in card
+
+
+def test_the_card_tells_metrics_as_the_hub_reads_them(folder: Path) -> None:
+    record = ghostlayers.inspect(folder)
+    (repaired,) = [row for row in record["evidence"] if row["model"] == "repaired"]
+    data = ModelCard.load(folder / "README.md").data
+    found = {each.metric_type: each.metric_value for each in data.eval_results}
+    assert found["perplexity"] == pytest.approx(repaired["perplexity"], abs=1e-4)
+    assert found["kl_divergence"] == pytest.approx(repaired["kl_nats"], abs=1e-4)
+    assert {each.task_type for each in data.eval_results} == {"text-generation"}
+
+
+def test_a_rehearsal_sends_nothing(folder: Path, hub: Hub) -> None:
+    upload = push(folder, "someone/small", dry_run=True, endpoint=hub.url, token="secret")
+    assert upload.url is None
+    assert upload.files["model.safetensors"] == (folder / "model.safetensors").stat().st_size
+    assert '"someone/small"' in upload.card
+    assert not hub.made
+    assert not hub.files
+
+
+def test_what_cannot_be_shared_is_refused(folder: Path, hub: Hub, tmp_path: Path) -> None:
+    def refuse(error: type[Exception], match: str, path: Path, repo: str) -> None:
+        with pytest.raises(error, match=match):
+            push(path, repo, endpoint=hub.url, token="secret")
+        assert not hub.files
+
+    refuse(ModelError, "not made by Ghostlayers", tmp_path, "someone/small")
+    refuse(OutputError, "no repository id", folder, "some one/small")
+    hub.refuses = True
+    refuse(OutputError, r"the hub refused 'someone/small': .*403", folder, "someone/small")
+    hub.refuses = False
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    refuse(ModelError, "changed after it was made", folder, "someone/small")
+    weights.unlink()
+    refuse(ModelError, "is missing", folder, "someone/small")
