@@ -196,7 +196,7 @@ def test_the_folder_is_complete(whole: Any) -> None:
     assert record["verification"]["identical"] is True
     assert record["cut"]["removed"] == pruned.removed
     assert record["versions"]["transformers"] == transformers.__version__
-    assert record["files"]["model.safetensors"] == checkpoint._sha256(out / "model.safetensors")
+    assert record["files"]["model.safetensors"] == checkpoint.file_hash(out / "model.safetensors")
     assert not [path for path in out.parent.iterdir() if path != out]
 
 
@@ -324,6 +324,8 @@ def test_every_repair_that_a_checkpoint_can_hold_reloads_as_it_was_measured(
         want, got = built(token_ids()).logits, again(token_ids()).logits
     assert type(again) is type(built)
     assert torch.equal(want, got)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype is torch.bfloat16
+    assert built.dtype is torch.float32
     batch, stream = layerwise.begin(token_ids())
     end = Cut(layerwise, repairs, torch.bfloat16).run(batch, stream, boundary=0)
     measured = layerwise.logits(batch, end)

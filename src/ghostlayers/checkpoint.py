@@ -260,18 +260,16 @@ def _publish(folder: Path, out: Path) -> None:
 def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
     family = _repaired_family(model)
     state = _stored_state(model, stored_dtype)
-    config = model.config
-    before = config.dtype
-    config.dtype = stored_dtype
+    before = model.config.dtype
     try:
         model.save_pretrained(folder, state_dict=state)
     except ValueError as error:  # generation configs of older models can be refused
         raise ModelError(f"transformers refuses to save this model: {error}") from error
     finally:
-        config.dtype = before
+        model.config.dtype = before
     if family is not None:
         (folder / CODE).write_text(remote_code(family), encoding="utf-8")
-        _add_auto_map(folder / "config.json", family)
+    _complete_config(folder / "config.json", stored_dtype, family)
 
 
 def _stored_state(model: Any, stored_dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -291,14 +289,20 @@ def _repaired_family(model: Any) -> Family | None:
     return find_family(kind.removeprefix(PREFIX)) if kind.startswith(PREFIX) else None
 
 
-def _add_auto_map(path: Path, family: Family) -> None:
-    module = CODE.removesuffix(".py")
+def _complete_config(path: Path, stored_dtype: torch.dtype, family: Family | None) -> None:
+    """Say in what type the weights are stored, and where the code of operators is.
+
+    transformers itself writes down the type that the model computed in.
+    """
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["auto_map"] = {
-        "AutoConfig": f"{module}.Repaired{family.config.__name__}",
-        "AutoModel": f"{module}.Repaired{family.model.__name__}",
-        "AutoModelForCausalLM": f"{module}.Repaired{family.causal_lm.__name__}",
-    }
+    config["dtype"] = str(stored_dtype).removeprefix("torch.")
+    if family is not None:
+        module = CODE.removesuffix(".py")
+        config["auto_map"] = {
+            "AutoConfig": f"{module}.Repaired{family.config.__name__}",
+            "AutoModel": f"{module}.Repaired{family.model.__name__}",
+            "AutoModelForCausalLM": f"{module}.Repaired{family.causal_lm.__name__}",
+        }
     _write_json(path, config)
 
 

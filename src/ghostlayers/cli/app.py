@@ -83,6 +83,7 @@ def quieten() -> None:
     datasets.logging.set_verbosity(logging.CRITICAL)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # tells of kernels for other processors
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
