@@ -4,6 +4,8 @@
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
 VENV := .venv
+# Two processes, a file of tests at a time, each with one thread.
+WORKERS ?= --numprocesses 2 --dist loadfile
 BIN := $(VENV)/bin
 
 .PHONY: demo test install check lint types clean
@@ -12,7 +14,7 @@ demo: install
 	$(BIN)/ghostlayers demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 install: $(VENV)/.installed
 
@@ -24,7 +26,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 check: install lint types
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term:skip-covered
 
 lint: install
 	$(BIN)/ruff check .

@@ -142,7 +142,12 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
             checkpoint._write_model(path, model, torch.float32)
     work = tmp_path_factory.mktemp("stranger")
     save_file({"input_ids": token_ids()}, work / "ids")
-    environment = {**os.environ, "HF_MODULES_CACHE": str(work), "TRANSFORMERS_VERBOSITY": "error"}
+    environment = {
+        **os.environ,
+        "HF_MODULES_CACHE": str(work),
+        "TRANSFORMERS_VERBOSITY": "error",
+        "OMP_NUM_THREADS": "1",  # as here: another number of threads adds in another order
+    }
     arguments = [str(folder), str(work / "ids"), str(work / "answers")]
     done = subprocess.run(
         [sys.executable, "-P", stranger.__file__, *arguments],

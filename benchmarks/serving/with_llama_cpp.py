@@ -1,7 +1,7 @@
 """Does llama.cpp compute what transformers computes? Two steps, as the two need not share a place.
 
-python benchmarks/serving/with_llama_cpp.py reference CHECKPOINT REFERENCE.npz     (torch, transformers)
-python benchmarks/serving/with_llama_cpp.py compare MODEL.gguf REFERENCE.npz       (llama-cpp-python)
+with_llama_cpp.py reference CHECKPOINT REFERENCE.npz     needs torch and transformers
+with_llama_cpp.py compare MODEL.gguf REFERENCE.npz       needs llama-cpp-python
 
 The first writes token ids, logits and greedy continuations of twenty prompts; the second runs the
 same tokens through llama.cpp and prints the largest difference, the agreement and the speed.
