@@ -3,7 +3,10 @@
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 COMMON: dict[str, Any] = {
     "vocab_size": 96,
@@ -266,6 +269,18 @@ PATTERNED = {
     "diffllama": {"last"},
 }
 """Families that place kinds of layers by a formula, and the cuts that keep to it."""
+
+
+NOT_BEFORE = {"lfm2": "5.20"}
+"""Families whose own config does not read again what it wrote in earlier versions."""
+
+FAMILIES = {
+    name: each
+    for name, each in FAMILIES.items()
+    if name in CONFIG_MAPPING_NAMES
+    and Version(transformers.__version__) >= Version(NOT_BEFORE.get(name, "5"))
+}
+"""Those that the installed transformers knows."""
 
 
 def build(name: str, seed: int = 0, **changes: Any) -> Any:

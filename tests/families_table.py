@@ -1,6 +1,9 @@
 """Write ``docs/families.md`` from what the contract suite builds. Run as a program."""
 
+import re
 from pathlib import Path
+
+import transformers
 
 from families import FAMILIES, PATTERNED, build
 from ghostlayers.anatomy import Anatomy, anatomy_or_reason
@@ -10,12 +13,12 @@ PATH = Path(__file__).parent.parent / "docs" / "families.md"
 
 HEAD = """# Families
 
-Written by `python tests/families_table.py`; `tests/test_contract.py` fails when it is out of date,
-and holds every family in it to the same contract: the sweep is the model bit for bit; an empty cut
-changes nothing; a repaired cut is the dense model with layers skipped; the config alone says what
-the layers are; a stranger's process loads it with `trust_remote_code`, and importing this package
-is enough without; the stock class refuses it; cached generation is uncached generation; sampling
-and left padding work; ties stay ties.
+Written by `python tests/families_table.py` with transformers VERSION; `tests/test_contract.py`
+fails when it is out of date, and holds every family in it to the same contract: the sweep is the
+model bit for bit; an empty cut changes nothing; a repaired cut is the dense model with layers
+skipped; the config alone says what the layers are; a stranger's process loads it with
+`trust_remote_code`, and importing this package is enough without; the stock class refuses it;
+cached generation is uncached generation; sampling and left padding work; ties stay ties.
 
 Other families are not refused for being unknown. A cut is made wherever the model, built anew from
 its rewritten config, has the very layers that stayed; anything else is refused with the first
@@ -29,6 +32,12 @@ only those that keep to a formula of the layer index.
 | model type | class | folds | cuts |
 |---|---|---|---|
 """
+
+
+def written_with() -> str:
+    """The version of transformers that the page was written with."""
+    found = re.search(r"with transformers ([\w.]+);", PATH.read_text(encoding="utf-8"))
+    return found.group(1) if found else ""
 
 
 def row(name: str) -> str:
@@ -50,7 +59,8 @@ def render() -> str:
     refused = [f"| `{name}` | {reason} |" for name, reason in sorted(REFUSED.items())]
     refused += [f"| any, `{name}` set | {reason} |" for name, reason in sorted(REFUSED_IF.items())]
     tail = "\n## Refused\n\n| model type | because |\n|---|---|\n" + "\n".join(refused) + "\n"
-    return HEAD + "\n".join(rows) + "\n" + tail
+    head = HEAD.replace("VERSION", transformers.__version__)
+    return head + "\n".join(rows) + "\n" + tail
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -153,6 +154,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
         [sys.executable, "-P", stranger.__file__, *arguments],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
+    print(done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, load_file(work / "answers")
 
@@ -183,6 +185,8 @@ def test_importing_the_package_is_enough(name: str, saved: Any) -> None:
 
 def test_the_table_of_families_is_current() -> None:
     """``python tests/families_table.py`` writes it."""
+    if families_table.written_with() != transformers.__version__:
+        pytest.skip("written with another version of transformers, which knows other families")
     text = families_table.PATH.read_text(encoding="utf-8")
     assert text == families_table.render(), "run: python tests/families_table.py"
 
