@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
     """Let the memory of freed tensors serve the next ones, up to a bound.
 
     By default glibc gives most of it back at once, and the system clears every page of it before
-    handing it out again: half of the time that losses over a vocabulary of 49,152 words take on a
-    processor, and a tenth of a decoder layer's (`benchmarks/README.md`).
+    handing it out again, which costs a processor time wherever tensors of some megabytes come and
+    go. ``benchmarks/allocator.py`` measures how much.
 
     Returns:
         Whether this C library was told so; other ones are left as they are.
