@@ -138,11 +138,10 @@ def read_adapter(folder: str | Path) -> Adapter:
             f"'{folder}' holds a whole model, not an adapter: load it with "
             "AutoModelForCausalLM.from_pretrained."
         )
-    path = Path(folder) / WEIGHTS
     try:
-        expected = record["files"][WEIGHTS]
-        if checkpoint.file_hash(path) != expected:
-            raise ModelError(f"'{path}' is not the file that its record describes; get it again.")
+        if WEIGHTS not in record["files"]:
+            raise ValueError(f"its record names no {WEIGHTS}")
+        checkpoint.check_files(Path(folder), record)
         return _read(Path(folder), record)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise ModelError(f"'{folder}' is damaged: {error}. Get it again.") from error
@@ -175,21 +174,18 @@ def _rebuild(dense: LoadedModel, adapter: Adapter) -> Any:
 
 
 def open_adapter(
-    folder: str | Path, base: Any = None, options: RunOptions | None = None
+    folder: str | Path, base: str | Path | None = None, options: RunOptions | None = None
 ) -> tuple[Any, LoadedModel, Adapter]:
     """The repaired model, its base and the adapter; see `from_adapter`."""
     adapter = read_adapter(folder)
     known = adapter.record["base_model"]
-    if isinstance(base, LoadedModel):
-        dense = base
-    else:
-        name, revision = (base, None) if base else (known["name"], known["revision"])
-        if base is None and not known["on_hub"] and not Path(name).exists():
-            raise ModelError(
-                f"the adapter was made on '{name}', which is not on this machine. Say where that "
-                "model is now (base=..., or --base on the command line)."
-            )
-        dense = load_model(str(name), options or RunOptions(), revision)
+    name, revision = (base, None) if base else (known["name"], known["revision"])
+    if base is None and not known["on_hub"] and not Path(name).exists():
+        raise ModelError(
+            f"the adapter was made on '{name}', which is not on this machine. Say where that model "
+            "is now (base=..., or --base on the command line)."
+        )
+    dense = load_model(str(name), options or RunOptions(), revision)
     found = weights_hash(dense.model, adapter.stored_dtype)
     if found != known["sha256"]:
         raise ModelError(
@@ -222,7 +218,7 @@ def from_adapter(
 def materialize(
     folder: str | Path,
     out: str | Path,
-    base: Any = None,
+    base: str | Path | None = None,
     options: RunOptions | None = None,
     *,
     overwrite: bool = False,

@@ -450,6 +450,25 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     return record
 
 
+def check_files(folder: Path, record: dict[str, Any]) -> None:
+    """Refuse weights that are not those that a record was written about.
+
+    Raises:
+        ModelError: a file is missing or was changed.
+    """
+    for name, expected in record.get("files", {}).items():
+        path = folder / name
+        try:
+            found = file_hash(path)
+        except OSError as error:
+            raise ModelError(f"'{path}' is missing or cannot be read: {error.strerror}.") from error
+        if found != expected:
+            raise ModelError(
+                f"'{path}' is not the file that its record describes: it was changed after it was "
+                "made, so its measured losses no longer hold. Get it again."
+            )
+
+
 def calibration_documents(folder: str | Path) -> list[str] | None:
     """Hashes of the documents that a checkpoint was calibrated on; None if it was not."""
     try:

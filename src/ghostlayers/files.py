@@ -1,8 +1,28 @@
 """Files that appear whole or not at all."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from ghostlayers.errors import OutputError
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A draft beside the file, which gets its name when all went well and is removed otherwise.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        yield draft
+        draft.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write '{path}': {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -11,10 +31,5 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write '{path}': {error.strerror}.") from error
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")

@@ -7,11 +7,7 @@ rotates neighbouring channels where transformers rotates halves, so query and ke
 reordered; vectors stay in float32.
 """
 
-import contextlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,7 @@ from torch import Tensor
 
 from ghostlayers import checkpoint
 from ghostlayers.errors import ModelError, OutputError, UnsupportedModelError, VerificationError
+from ghostlayers.files import whole_file
 from ghostlayers.loading import LoadedModel, load_model
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.recipe import RunOptions
@@ -75,7 +72,7 @@ def export_gguf(
     tokenizer = _read_tokenizer(folder)
     splits = pre_tokenizer or _splits(tokenizer)
     loaded = load_model(str(folder), RunOptions(dtype="float32", device="cpu"))
-    with _staged(out) as draft:
+    with whole_file(out) as draft:
         tensors = _write(draft, folder, loaded, tokenizer, splits, progress or Silent())
         _prove(draft, tensors)
     return out
@@ -104,25 +101,6 @@ def _check(folder: Path, out: Path, *, overwrite: bool) -> None:
             f"models of type '{kind}' are not written as GGUF here; supported: "
             f"{', '.join(sorted(ARCHITECTURES))}. llama.cpp's own converter takes the folder too."
         )
-
-
-@contextlib.contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A file beside the final one, renamed when all went well."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=out.absolute().parent)
-    except OSError as error:
-        raise OutputError(f"cannot write '{out}': {error.strerror}.") from error
-    os.close(handle)
-    draft = Path(name)
-    try:
-        yield draft
-        draft.chmod(0o644)
-        draft.replace(out)
-    except OSError as error:
-        raise OutputError(f"cannot write '{out}': {error.strerror or error}.") from error
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _write(

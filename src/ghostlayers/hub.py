@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils._validators import validate_repo_id
 
 from ghostlayers import checkpoint
-from ghostlayers.errors import ModelError, OutputError
+from ghostlayers.errors import OutputError
 
 CARD = "README.md"
 PLACEHOLDER = "PATH"
@@ -60,7 +60,7 @@ def push(
     """
     folder = Path(folder)
     record = checkpoint.inspect(folder)
-    _check_weights(folder, record)
+    checkpoint.check_files(folder, record)
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -84,21 +84,6 @@ def push(
     except (HfHubHTTPError, OSError) as error:
         raise OutputError(f"the hub refused '{repo}': {_first_line(error)}") from error
     return Upload(planned.repo, planned.files, planned.card, commit.commit_url)
-
-
-def _check_weights(folder: Path, record: dict[str, Any]) -> None:
-    """Refuse weights that are not those the record was written about."""
-    for name, expected in record.get("files", {}).items():
-        path = folder / name
-        try:
-            found = checkpoint.file_hash(path)
-        except OSError as error:
-            raise ModelError(f"'{path}' is missing or cannot be read: {error.strerror}.") from error
-        if found != expected:
-            raise ModelError(
-                f"'{path}' is not the file that {checkpoint.RECORD} describes: it was changed "
-                "after it was made, so its measured losses no longer hold."
-            )
 
 
 def _message(record: dict[str, Any]) -> str:
