@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 
 from ghostlayers import modeling, reload_check
 from ghostlayers.errors import GhostlayersError, ModelError, OutputError, VerificationError
-from ghostlayers.families import PREFIX, Family, find_family
+from ghostlayers.families import CLASS_PREFIX, PREFIX, Family, find_family
 from ghostlayers.report.card import render_card
 
 RECORD = "ghostlayers.json"
@@ -269,7 +269,15 @@ def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
         model.config.dtype = before
     if family is not None:
         (folder / CODE).write_text(remote_code(family), encoding="utf-8")
-    _complete_config(folder / "config.json", stored_dtype, family)
+    more: dict[str, Any] = {"dtype": str(stored_dtype).removeprefix("torch.")}
+    if family is not None:
+        more["auto_map"] = _auto_map(family)
+        scale = logit_scale(model)
+        if scale != 1 and not hasattr(model.config, "logit_scale"):
+            more["logit_scale"] = (
+                scale  # vLLM knows no other name for it in a model it has no code of
+            )
+    _complete_config(folder / "config.json", more)
 
 
 def _stored_state(model: Any, stored_dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -289,21 +297,42 @@ def _repaired_family(model: Any) -> Family | None:
     return find_family(kind.removeprefix(PREFIX)) if kind.startswith(PREFIX) else None
 
 
-def _complete_config(path: Path, stored_dtype: torch.dtype, family: Family | None) -> None:
-    """Say in what type the weights are stored, and where the code of operators is.
+def _complete_config(path: Path, more: dict[str, Any]) -> None:
+    """Add what transformers leaves out; it writes down the type that the model computed in, too."""
+    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | more)
 
-    transformers itself writes down the type that the model computed in.
+
+def _auto_map(family: Family) -> dict[str, str]:
+    """Where the code of operators is, for ``trust_remote_code``."""
+    classes = {
+        "AutoConfig": family.config,
+        "AutoModel": family.model,
+        "AutoModelForCausalLM": family.causal_lm,
+    }
+    module = CODE.removesuffix(".py")
+    return {auto: f"{module}.{CLASS_PREFIX}{each.__name__}" for auto, each in classes.items()}
+
+
+@torch.no_grad()
+def logit_scale(model: Any) -> float:
+    """By what number a causal language model multiplies what its head gives; 1 if by none.
+
+    Families keep it in their configs under several names, some as a factor and some as a divisor,
+    so it is measured first, and then taken from the entry of the config that says it exactly. What
+    is no factor (a soft cap) counts as none.
     """
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["dtype"] = str(stored_dtype).removeprefix("torch.")
-    if family is not None:
-        module = CODE.removesuffix(".py")
-        config["auto_map"] = {
-            "AutoConfig": f"{module}.Repaired{family.config.__name__}",
-            "AutoModel": f"{module}.Repaired{family.model.__name__}",
-            "AutoModelForCausalLM": f"{module}.Repaired{family.causal_lm.__name__}",
-        }
-    _write_json(path, config)
+    ids = _some_tokens(model)[:, :8].to(model.get_input_embeddings().weight.device)
+    stream = model.base_model(input_ids=ids, use_cache=False)[0]
+    plain = model.get_output_embeddings()(stream).double()
+    logits = model(input_ids=ids, use_cache=False).logits.double()
+    measured = float((logits * plain).sum() / plain.square().sum())
+    off = float((logits - measured * plain).abs().max())
+    if off > 0.01 * float(logits.abs().max()) or abs(measured - 1) < 0.01:
+        return 1.0
+    entries = [value for value in vars(model.config).values() if isinstance(value, float) and value]
+    written = [scale for value in entries for scale in (value, 1 / value)]
+    nearest = min(written, key=lambda scale: abs(scale - measured), default=measured)
+    return nearest if abs(nearest / measured - 1) < 0.01 else measured
 
 
 def remote_code(family: Family) -> str:

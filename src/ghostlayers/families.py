@@ -13,6 +13,9 @@ from ghostlayers.errors import UnsupportedModelError
 PREFIX = "ghostlayers_"
 """Before the model type of a checkpoint that carries operators."""
 
+CLASS_PREFIX = "Repaired"
+"""Before the names of the classes that carry them."""
+
 _SHARED_CACHE = "some of its layers read the attention cache of others, which a cut would take away"
 _PER_LAYER_EMBEDDINGS = "its layers read embeddings of their own beside the residual stream"
 _STREAMS = "it keeps several residual streams, and a repair here is a map of one"
@@ -67,16 +70,65 @@ class Family:
         """Config, base model and causal model with room for repairs, made once a process."""
         if self.model_type not in _REPAIRED:
             made = modeling.repaired_classes(
-                self.repaired_model_type, self.config, self.model, self.causal_lm, modeling.__name__
+                self.repaired_model_type, self.config, self.model, self.causal_lm, __name__
             )
-            for each in made:  # so that copying and pickling find them by name
-                setattr(modeling, each.__name__, each)
+            globals().update({each.__name__: each for each in made})  # found there by pickle
             _REPAIRED[self.model_type] = made
             _register(self.repaired_model_type, *made)
         return _REPAIRED[self.model_type]
 
 
 _REPAIRED: dict[str, tuple[Any, Any, Any]] = {}
+
+
+def __getattr__(name: str) -> Any:
+    """A repaired class by its name, for a process that unpickles what another one made."""
+    family = None if name.startswith("__") else repaired_family(name)
+    if family is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return next(each for each in family.repaired_classes() if each.__name__ == name)
+
+
+def repaired_family(class_name: str) -> Family | None:
+    """The family of which a repaired class of that name is one; None if there is none."""
+    from transformers.models.auto import configuration_auto
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_MAPPING_NAMES,
+    )
+
+    parent = class_name.removeprefix(CLASS_PREFIX)
+    if parent == class_name:
+        return None
+    configs: Any = configuration_auto
+    mappings = (
+        configs.CONFIG_MAPPING_NAMES,
+        MODEL_MAPPING_NAMES,
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    )
+    found = [
+        family
+        for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        if any(mapping.get(model_type) == parent for mapping in mappings)
+        and (family := find_family(model_type)) is not None
+    ]
+    return max(found, key=_owns_its_classes, default=None)
+
+
+def _owns_its_classes(family: Family) -> tuple[bool, bool]:
+    """Tells Llama from InternLM 3, which runs Llama's class under a config of its own."""
+    package = f".models.{family.model_type}."
+    return package in family.causal_lm.__module__, family.model_type == getattr(
+        family.config, "model_type", ""
+    )
+
+
+def repaired_architectures() -> list[str]:
+    """Names of the repaired causal language models of every family that may be cut."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    names = {n for t, n in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if t not in REFUSED}
+    return sorted(f"{CLASS_PREFIX}{name}" for name in names)
 
 
 def check_config(config: Any) -> None:
