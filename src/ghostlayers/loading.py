@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ghostlayers import quantized
 from ghostlayers.errors import ModelError, RecipeError
 from ghostlayers.recipe import RunOptions
 
@@ -30,6 +31,7 @@ class BaseModel:
         title: the model's own name, where it states one.
         folder: where its files lie, if that is a folder.
         on_hub: the name is an id on the hub.
+        quantized: the format its weights were expanded from; None if they were plain.
     """
 
     name: str
@@ -38,6 +40,7 @@ class BaseModel:
     title: str | None = None
     folder: Path | None = None
     on_hub: bool = False
+    quantized: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,16 +60,20 @@ class LoadedModel:
     stored_dtype: torch.dtype
 
 
-def load_model(name: str, options: RunOptions, revision: str | None = None) -> LoadedModel:
+def load_model(
+    name: str, options: RunOptions, revision: str | None = None, *, expand: bool = True
+) -> LoadedModel:
     """Open a model by name.
 
     Args:
         name: a folder, a hub id, or a ``.gguf`` file.
         options: dtype, device, and whether the model's own code may run.
         revision: branch, tag or commit on the hub.
+        expand: turn quantised weights into plain ones, as cutting needs; a GGUF file's always are.
 
     Raises:
         ModelError: it cannot be found or read; the message says what was tried.
+        UnsupportedModelError: its weights are quantised in a way that cannot be undone.
     """
     path = Path(name).expanduser()
     place, extra = _locate(path, name)
@@ -74,8 +81,10 @@ def load_model(name: str, options: RunOptions, revision: str | None = None) -> L
         extra["revision"] = revision
     extra["trust_remote_code"] = options.trust_remote_code
     device = _device(options)
+    packed = read_config(name, revision) if expand else {}
+    quantized.check_quantization(packed)
     try:
-        model, tokenizer, stored = _read(place, extra, options, device)
+        model, tokenizer, stored = _read(place, extra, options, device, packed)
     except RecipeError:
         raise
     except Exception as error:  # damaged files raise the unrelated types of many libraries
@@ -88,6 +97,7 @@ def load_model(name: str, options: RunOptions, revision: str | None = None) -> L
         title=_title(path),
         folder=path if path.is_dir() else None,
         on_hub=not path.exists(),
+        quantized=quantized.quantization_method(packed),
     )
     return LoadedModel(model, tokenizer, base, stored)
 
@@ -166,7 +176,11 @@ def _refuse_pickles(folder: Path) -> None:
 
 
 def _read(
-    place: str, extra: dict[str, Any], options: RunOptions, device: torch.device
+    place: str,
+    extra: dict[str, Any],
+    options: RunOptions,
+    device: torch.device,
+    packed: dict[str, Any],
 ) -> tuple[Any, Any, torch.dtype]:
     """Model, tokenizer, and the type that the weights have on disk.
 
@@ -178,16 +192,17 @@ def _read(
     if "gguf_file" in extra:
         return _read_gguf(place, extra, options, device)
     tokenizer = AutoTokenizer.from_pretrained(place, **extra)
+    weights = {**extra, **quantized.loading_options(packed, device), "use_safetensors": True}
     stored = AutoConfig.from_pretrained(place, **extra).get_text_config().dtype
     wanted = "auto" if stored is None else compute_dtype(options, stored, device)
-    model = AutoModelForCausalLM.from_pretrained(place, dtype=wanted, use_safetensors=True, **extra)
+    model = AutoModelForCausalLM.from_pretrained(place, dtype=wanted, **weights)
     if stored is None:  # an old config that names no type: the weights themselves tell
         stored = model.dtype
         compute = compute_dtype(options, stored, device)
         if compute != stored:
-            model = AutoModelForCausalLM.from_pretrained(
-                place, dtype=compute, use_safetensors=True, **extra
-            )
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=compute, **weights)
+    if quantized.quantization_method(packed) is not None:
+        model = quantized.expand(model, stored)
     return model, tokenizer, stored
 
 
@@ -207,17 +222,7 @@ def _read_gguf(
     with contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(place, **extra)
         model = AutoModelForCausalLM.from_pretrained(place, **weights, **extra)
-    forget_quantization(model)
-    for parameter in model.parameters():  # as the checkpoint will hold them
-        parameter.data = parameter.data.to(stored).to(parameter.dtype)
-    return model, tokenizer, stored
-
-
-def forget_quantization(model: Any) -> None:
-    """Drop what a de-quantised GGUF leaves behind; save_pretrained refuses the model otherwise."""
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.hf_quantizer, model.is_quantized = None, False
+    return quantized.expand(model, stored), tokenizer, stored
 
 
 def _place(model: Any, device: torch.device) -> Any:

@@ -46,14 +46,14 @@ def open_model(
     """Open a model by name, or wrap one that is in memory.
 
     With ``surgery_follows``, a family that cannot be cut is refused from its config alone, before
-    gigabytes of weights are read.
+    gigabytes of weights are read, and quantised weights are expanded.
     """
     if isinstance(model, LoadedModel):
         return model
     if isinstance(model, (str, Path)):
         if surgery_follows:
             _check_config(str(model), revision)
-        return load_model(str(model), options, revision)
+        return load_model(str(model), options, revision, expand=surgery_follows)
     return from_memory(model, tokenizer)
 
 
@@ -136,8 +136,9 @@ def _check_single_layers(model: Any, recipe: Recipe) -> None:
 def _refuse_quantized(model: Any) -> None:
     if getattr(model.config, "quantization_config", None) is not None:
         raise UnsupportedModelError(
-            "the model's weights are quantised, which cannot be cut yet; start from the checkpoint "
-            "in bfloat16 or float16, and quantise the result."
+            "the model in memory has quantised weights, which cannot be cut; call "
+            "model.dequantize() first, or give the folder's name instead, or start from the "
+            "checkpoint that was quantised, and quantise the result."
         )
 
 

@@ -40,6 +40,7 @@ def make_record(
             "on_hub": base.on_hub,
             "revision": base.revision,
             "licence": base.licence,
+            "quantized": base.quantized,
         },
         "cut": {
             "removed": removed_layers(spans),

@@ -179,6 +179,7 @@ def prune(
     check_output(output, overwrite=overwrite, needed_bytes=0)
     screen.step(f"Loading {model} ...")
     dense = open_model(model, None, options, revision, surgery_follows=True)
+    screen.show_expanded(dense.base)
     whole = save == "checkpoint"
     needed = checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)

@@ -19,9 +19,11 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ghostlayers import quantized
 from ghostlayers.checkpoint import Verification, mode_of
 from ghostlayers.evaluation import EvaluationResult
 from ghostlayers.hub import Upload
+from ghostlayers.loading import BaseModel
 from ghostlayers.progress import Advance
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.record import evidence_row
@@ -337,6 +339,12 @@ def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification
     base = escape(pruned.dense.base.name)
     say(f"  ghostlayers eval {escape(str(out_folder))} --against {base} --data wikitext2")
     say(f"  ghostlayers inspect {escape(str(out_folder))}")
+
+
+def show_expanded(base: BaseModel) -> None:
+    """That weights were quantised, and no longer are."""
+    if base.quantized:
+        say(f"Its weights were {quantized.expanded(base.quantized)}")
 
 
 def show_record(record: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ghostlayers import checkpoint, text
+from ghostlayers import checkpoint, quantized, text
 from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.store import Store
 from ghostlayers.errors import InputError
@@ -115,6 +115,8 @@ def prepare(
     run = Run(options or RunOptions(), progress or Silent(), memo={})
     opened = open_tasks(request.tasks, tasks_path=request.tasks_path) if request.tasks else None
     dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
+    if dense.base.quantized and say is not None:
+        say(f"The model's weights were {quantized.expanded(dense.base.quantized)}")
     recipe = dataclasses.replace(
         request.calibration, layers=max(request.layers), remove=None, repair="ghost"
     )

@@ -61,7 +61,7 @@ def render_card(record: Mapping[str, Any]) -> str:
         data,
         template_str=_TEMPLATE,
         title=title,
-        base=base["title"] or base["name"],
+        base=_base_name(base),
         removed=format_layers(cut["removed"]),
         kept=format_layers(cut["kept"]),
         num_removed=len(cut["removed"]),
@@ -162,6 +162,12 @@ def _fits(record: Mapping[str, Any]) -> str:
             + "."
         )
     return "\n".join(lines) + "\n"
+
+
+def _base_name(base: Mapping[str, Any]) -> str:
+    packed = base.get("quantized")
+    name = str(base["title"] or base["name"])
+    return f"{name} (its weights expanded from {packed})" if packed else name
 
 
 def _licence(base: Mapping[str, Any]) -> str:
