@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, TextGenerationPipeline, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    TextGenerationPipeline,
+    pipeline,
+)
 
 from families import build
 from ghostlayers import checkpoint, surgery
@@ -122,6 +127,26 @@ def test_quantised_to_int8_with_the_operators_in_high_precision(folder: Path) ->
             assert parameter.dtype is torch.float32
     got = logits(model, token_ids())
     assert (got - want).norm() < 0.3 * (bare - want).norm()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bits", [{"load_in_8bit": True}, {"load_in_4bit": True}])
+def test_quantised_by_bitsandbytes(folder: Path, tmp_path: Path, bits: dict[str, bool]) -> None:
+    """On loading; and what it saves then loads again."""
+    pytest.importorskip("bitsandbytes")
+    want, bare = logits(load(folder), token_ids()), logits(silenced(load(folder)), token_ids())
+    options = {"device_map": "cpu", "dtype": torch.float32}
+    model = load(folder, quantization_config=BitsAndBytesConfig(**bits), **options)
+    for name, parameter in model.named_parameters():
+        if "repair_" in name:
+            assert type(parameter) is torch.nn.Parameter
+            assert parameter.dtype is torch.float32
+    got = logits(model, token_ids())
+    model.save_pretrained(tmp_path / "again")
+    again = load(tmp_path / "again", **options)
+    torch.testing.assert_close(logits(again, token_ids()), got, rtol=1e-3, atol=1e-3)
+    brought = got - logits(silenced(again), token_ids())  # by the operators; four bits are coarse
+    assert torch.cosine_similarity(brought.flatten(), (want - bare).flatten(), dim=0) > 0.8
 
 
 def test_saved_again_by_transformers(folder: Path, tmp_path: Path) -> None:
