@@ -14,13 +14,13 @@ from ghostlayers.errors import (
     RecipeError,
     SingularError,
 )
-from ghostlayers.fitting import Fitting, Gatherer, gathered_features
+from ghostlayers.fitting import HELD_OUT_SHARE, Fitting, Gatherer, gathered_features
 from ghostlayers.modeling import unit_rms
 from ghostlayers.moments import TokenWeight, token_weights
 from ghostlayers.repairs import ALL, METHODS, FitOptions, Repair, find_method
 from ghostlayers.repairs.base import Evidence, Needs
 from ghostlayers.repairs.hadamard import hadamard
-from ghostlayers.repairs.piecewise import spherical_kmeans
+from ghostlayers.repairs.piecewise import PRIORS, choose_prior, spherical_kmeans
 from ghostlayers.repairs.solve import RIDGES, choose_ridge, solve_ridge
 
 HIDDEN = 12
@@ -250,6 +250,50 @@ def test_the_cosine_objective_lowers_the_cosine_distance() -> None:
         return float((1 - torch.nn.functional.cosine_similarity(predicted, y)).mean())
 
     assert distance("replaceme:cosine") < distance("replaceme") < distance("none")
+
+
+@pytest.mark.parametrize("one_map", [True, False])
+def test_held_out_tokens_choose_the_prior_that_a_search_finds(one_map: bool) -> None:
+    x = features_of(stream(1000))["norm"]
+    y = family_member("ghost" if one_map else "piecewise:4", x)
+    y = y + 0.1 * noise(x)
+    evidence = gather(x, y, find_method("piecewise:4:prior=auto").needs)
+    pieces, options = evidence.pieces[4], FitOptions()
+
+    batch = torch.arange(len(x)) // 40
+    chooses = batch % HELD_OUT_SHARE == HELD_OUT_SHARE - 1
+    nearest = (x @ pieces.centroids.double().T).argmax(dim=1)
+
+    def held_out_error(prior: float) -> float:
+        """From the tokens themselves."""
+        at, d = x[~chooses], (y - x)[~chooses]
+        whole = torch.linalg.lstsq(at, d).solution
+        pulled = (prior / len(at)) ** 0.5 * at
+        error = 0.0
+        for piece in range(4):
+            own = nearest[~chooses] == piece
+            weight = torch.linalg.lstsq(
+                torch.cat([at[own], pulled]), torch.cat([d[own], pulled @ whole])
+            ).solution
+            judged = chooses & (nearest == piece)
+            error += float(((y - x)[judged] - x[judged] @ weight).square().sum())
+        return error
+
+    found = choose_prior(pieces, evidence.select(("x",)), options)
+    assert found == min(PRIORS, key=held_out_error)
+    assert (found >= 8000) if one_map else (found == min(PRIORS)), found
+
+
+def test_pieces_held_out_and_not_make_up_the_whole() -> None:
+    x = stream()
+    y = x + noise(x)
+    with_auto = gather(x, y, find_method("piecewise:4:prior=auto").needs).pieces[4]
+    without = gather(x, y, find_method("piecewise:4").needs).pieces[4]
+    assert sum(each.num_tokens for each in with_auto.held_out) == 40  # the eighth batch of ten
+    for whole, want in zip(with_auto.moments, without.moments, strict=True):
+        assert whole.num_tokens == want.num_tokens
+        torch.testing.assert_close(whole.gram, want.gram)
+        torch.testing.assert_close(whole.cross, want.cross)
 
 
 def test_held_out_tokens_choose_the_ridge_that_a_search_finds() -> None:

@@ -100,7 +100,7 @@ class Gatherer:
         self._needs, self._token_weight, self._share = needs, token_weight, share
         self._centroids = dict(centroids or {})
         self._sums: list[Accumulator | None] = [None, None]
-        self._pieces: dict[int, list[Accumulator]] = {}
+        self._pieces: dict[int, tuple[list[Accumulator], list[Accumulator]]] = {}
         self._rotated: Tensor | None = None
         self._kept: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
         self._batches = 0
@@ -112,7 +112,8 @@ class Gatherer:
         blocks = [features[name] for name in self.features]
         self._accumulator(int(held_out), source, blocks).add(source, target, blocks, weights)
         for count, centroids in self._centroids.items():
-            self._add_pieces(count, centroids, source, target, weights)
+            sums = self._sums_of_pieces(count, source)[int(held_out)]
+            _add_pieces(sums, centroids, source, target, weights)
         if self._needs.rotated:
             self._add_rotated(source, target)
         if self._needs.tokens:
@@ -130,20 +131,17 @@ class Gatherer:
             )
         return sums
 
-    def _add_pieces(
-        self, count: int, centroids: Tensor, source: Tensor, target: Tensor, weights: Tensor | None
-    ) -> None:
-        hidden = source.shape[1]
+    def _sums_of_pieces(
+        self, count: int, source: Tensor
+    ) -> tuple[list[Accumulator], list[Accumulator]]:
         if count not in self._pieces:
-            self._pieces[count] = [
-                Accumulator((("x", hidden),), hidden, source.device) for _ in range(count)
-            ]
-        nearest = (source @ centroids.to(source.dtype).T).argmax(dim=1)
-        for index, sums in enumerate(self._pieces[count]):
-            members = nearest == index
-            if bool(members.any()):
-                x = source[members]
-                sums.add(x, target[members], [x], None if weights is None else weights[members])
+            blocks, width = (("x", source.shape[1]),), source.shape[1]
+
+            def empty() -> list[Accumulator]:
+                return [Accumulator(blocks, width, source.device) for _ in range(count)]
+
+            self._pieces[count] = (empty(), empty() if self._needs.held_out else [])
+        return self._pieces[count]
 
     def _add_rotated(self, source: Tensor, target: Tensor) -> None:
         basis = hadamard(source.shape[1]).to(source.device)
@@ -161,8 +159,7 @@ class Gatherer:
         assert training is not None
         whole = training if held_out is None else moments.merge(training, held_out)
         pieces = {
-            count: Pieces(self._centroids[count], tuple(each.moments() for each in sums))
-            for count, sums in self._pieces.items()
+            count: _pieces(self._centroids[count], *sums) for count, sums in self._pieces.items()
         }
         found = Evidence(
             moments=whole,
@@ -184,6 +181,32 @@ class Gatherer:
         names = features[0]
         joined = {name: torch.cat([each[name] for each in features]) for name in names}
         return Tokens(torch.cat(sources), torch.cat(targets), joined)
+
+
+def _add_pieces(
+    sums: Sequence[Accumulator],
+    centroids: Tensor,
+    source: Tensor,
+    target: Tensor,
+    weights: Tensor | None,
+) -> None:
+    nearest = (source @ centroids.to(source.dtype).T).argmax(dim=1)
+    for index, each in enumerate(sums):
+        members = nearest == index
+        if bool(members.any()):
+            x = source[members]
+            each.add(x, target[members], [x], None if weights is None else weights[members])
+
+
+def _pieces(
+    centroids: Tensor, training: Sequence[Accumulator], held_out: Sequence[Accumulator]
+) -> Pieces:
+    fit = tuple(each.moments() for each in training)
+    if not held_out:
+        return Pieces(centroids, fit, fit, fit)
+    choose = tuple(each.moments() for each in held_out)
+    whole = tuple(moments.merge(*pair) for pair in zip(fit, choose, strict=True))
+    return Pieces(centroids, whole, fit, choose)
 
 
 def _with_share(evidence: Evidence, share: float) -> Evidence:

@@ -225,10 +225,14 @@ class Pieces:
     Attributes:
         centroids: unit vectors, [pieces, hidden].
         moments: of the tokens nearest to each.
+        training: of those in the windows that a prior is fitted on, where it is chosen.
+        held_out: of those in the windows that choose it.
     """
 
     centroids: Float[Tensor, "pieces hidden"]
     moments: tuple[Moments, ...]
+    training: tuple[Moments, ...] = ()
+    held_out: tuple[Moments, ...] = ()
 
 
 @dataclass(frozen=True)

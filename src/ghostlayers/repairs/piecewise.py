@@ -8,6 +8,8 @@ References:
     ours; Dhillon & Modha, Machine Learning 42 (2001) for spherical k-means.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -22,15 +24,19 @@ from ghostlayers.repairs.base import (
     Method,
     Needs,
     Operator,
+    Pieces,
     Repair,
     Stage,
 )
 from ghostlayers.repairs.joint import fit_joint
 from ghostlayers.repairs.refit import refit_stages
 from ghostlayers.repairs.ridge import with_ridge
-from ghostlayers.repairs.solve import regress, scaled_gram
+from ghostlayers.repairs.solve import regress, scaled_gram, solve_ridge
 
 PRIOR_TOKENS = 2000.0
+PRIORS = (500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16000.0, 32000.0, 64000.0)
+"""Priors that held-out windows choose from, in tokens."""
+
 ROUNDS = 25
 
 
@@ -39,21 +45,28 @@ def fit_piecewise(
     options: FitOptions,
     *,
     count: int,
-    prior: float = PRIOR_TOKENS,
+    prior: float | None = PRIOR_TOKENS,
     name: str = "piecewise",
 ) -> Repair:
-    r"""M_k = argmin ||X_k M - D_k||^2 + (prior / N) ||X (M - M_all)||^2."""
+    r"""M_k = argmin ||X_k M - D_k||^2 + (prior / N) ||X (M - M_all)||^2.
+
+    Args:
+        evidence: with the moments of ``count`` pieces.
+        options: of the solve.
+        count: number of pieces.
+        prior: its worth in tokens; None to let held-out windows choose.
+        name: of the repair.
+    """
     pieces = evidence.pieces[count]
     chosen = evidence.select(("x",))
-    whole = chosen.moments
     solution = regress(chosen, options)
-    share = prior / max(whole.num_tokens, 1)
-    pull = share * (whole.gram @ solution.weight)
-    weights, left = [], 0.0
-    for each in pieces.moments:
-        weight = _solve_piece(each, whole, pull, share, options)
-        weights.append(weight)
-        left += residual_energy(each, weight)
+    if solution.ridge is not None:
+        options = replace(options, ridge=solution.ridge)
+    if prior is None:
+        prior = choose_prior(pieces, chosen, options)
+    weights = solve_pieces(pieces.moments, chosen.moments, solution.weight, prior, options)
+    left = sum(map(residual_energy, pieces.moments, weights))
+    whole = chosen.moments
     return Repair(
         name,
         Operator(
@@ -69,11 +82,57 @@ def fit_piecewise(
     )
 
 
+def choose_prior(
+    pieces: Pieces,
+    evidence: Evidence,
+    options: FitOptions,
+    priors: tuple[float, ...] = PRIORS,
+) -> float:
+    """The prior whose maps, fitted on the training windows, leave least of the held-out ones.
+
+    Args:
+        pieces: with training and held-out moments.
+        evidence: of the stream alone.
+        options: with the ridge settled.
+        priors: to choose from, in tokens.
+    """
+    assert evidence.training is not None
+    whole = evidence.training
+    everywhere = solve_ridge(whole, options)
+
+    def left(prior: float) -> float:
+        weights = solve_pieces(pieces.training, whole, everywhere, prior, options)
+        return sum(map(residual_energy, pieces.held_out, weights))
+
+    return min(priors, key=left)
+
+
+def solve_pieces(
+    pieces: Sequence[Moments],
+    whole: Moments,
+    everywhere: Float[Tensor, "hidden hidden"],
+    prior: float,
+    options: FitOptions,
+) -> list[Float[Tensor, "hidden hidden"]]:
+    """Each group's map, drawn towards that of all tokens.
+
+    Args:
+        pieces: moments of the groups.
+        whole: moments of all tokens.
+        everywhere: their map.
+        prior: in tokens.
+        options: of the solve.
+    """
+    share = prior / max(whole.num_tokens, 1)
+    pull = share * (whole.gram @ everywhere)
+    return [_solve_piece(each, whole, pull, share, options) for each in pieces]
+
+
 def _solve_piece(
     piece: Moments, whole: Moments, pull: Tensor, share: float, options: FitOptions
 ) -> Tensor:
     """One group's map; the prior makes the system as well conditioned as that of all tokens."""
-    gram, scale = scaled_gram(whole, options if options.ridge is not None else FitOptions())
+    gram, scale = scaled_gram(whole, options)
     system = share * gram + piece.gram / scale[:, None] / scale
     right = (piece.cross + pull) / scale[:, None]
     return torch.cholesky_solve(right, torch.linalg.cholesky(system)) / scale[:, None]
@@ -104,7 +163,7 @@ def spherical_kmeans(
 
 
 def make_piecewise(arguments: Arguments) -> Method:
-    """``piecewise:K``; ``prior=N`` is the prior's worth in tokens.
+    """``piecewise:K``; ``prior=N`` is the prior's worth in tokens, ``auto`` lets windows choose.
 
     With ``z``, the z term of ``joint:x+z`` is folded into the last kept layer first; with
     ``refit=k``, the layers before that one are refitted too.
@@ -112,14 +171,15 @@ def make_piecewise(arguments: Arguments) -> Method:
     folded = arguments.flag("z")
     refitted = arguments.whole_number(arguments.value("refit"), "refit")
     count = arguments.whole_number(arguments.word("8"), "the number of pieces")
-    prior = arguments.whole_number(arguments.value("prior"), "prior")
+    asked = arguments.value("prior")
+    prior = None if asked == "auto" else arguments.whole_number(asked, "prior") or PRIOR_TOKENS
     ridge = arguments.ridge()
     arguments.finish()
     assert count is not None
-    fit = partial(fit_piecewise, count=count, prior=prior or PRIOR_TOKENS, name=arguments.text)
+    fit = partial(fit_piecewise, count=count, prior=prior, name=arguments.text)
     before = refit_stages(refitted or 1)
     if folded:
         first = partial(fit_joint, features=("x", "z"), name="joint:x+z")
         before = (*before, Stage(first, Needs(("x", "z"))))
-    method = Method(arguments.text, "ours", fit, Needs(("x",), pieces=(count,)), before)
-    return with_ridge(method, ridge)
+    needs = Needs(("x",), pieces=(count,), held_out=prior is None)
+    return with_ridge(Method(arguments.text, "ours", fit, needs, before), ridge)

@@ -23,7 +23,7 @@ def with_ridge(method: Method, tuning: Tuning) -> Method:
         return lambda evidence, options: inner(evidence, replace(options, ridge=own))
 
     def needing(needs: Needs) -> Needs:
-        return replace(needs, held_out=own is None)
+        return replace(needs, held_out=needs.held_out or own is None)
 
     before = tuple(
         replace(stage, fit=damped(stage.fit), needs=needing(stage.needs)) for stage in method.before
