@@ -1,21 +1,30 @@
 """GGUF files: read again by transformers they are the model, to the bit where the type allows."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer, models, normalizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import ghostlayers
 from families import build
 from ghostlayers.errors import GhostlayersError, ModelError, OutputError, UnsupportedModelError
-from ghostlayers.gguf_export import _frequency_factors, export_gguf, pre_tokenizer_name
+from ghostlayers.gguf_export import _frequency_factors, export_gguf
+from ghostlayers.gguf_tokenizer import PATTERNS, merge_scores, splitting_name
 from test_surgery import logits
 
+BYTES = {"type": "ByteLevel", "use_regex": False}
 IDS = torch.arange(40)[None] + 60
+
+
+def split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}}
 
 
 def write(model: Any, tokenizer: Any, folder: Path) -> Path:
@@ -27,7 +36,8 @@ def write(model: Any, tokenizer: Any, folder: Path) -> Path:
 def plain(name: str, **changes: Any) -> Any:
     settings: dict[str, Any] = {"vocab_size": 256, **changes}
     if name in {"qwen2", "qwen3"}:
-        settings |= {"use_sliding_window": False, "layer_types": ["full_attention"] * 5}
+        whole = {"use_sliding_window": False, "layer_types": ["full_attention"] * 5}
+        settings = whole | settings
     if name == "qwen3":  # transformers reads no head width from the file, and takes 128
         settings |= {"head_dim": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
     return build(name, **settings)
@@ -141,17 +151,118 @@ def test_scaled_positions_become_factors() -> None:
 @pytest.mark.parametrize(
     ("steps", "name"),
     [
-        ([{"type": "Split", "pattern": {"Regex": r"(?i:'s)|\p{L}+|\p{N}{1,3}| ?"}}], "llama-bpe"),
-        ([{"type": "Split", "pattern": {"Regex": r"(?i:'s)|\p{L}+|\p{N}| ?"}}], "qwen2"),
-        ([{"type": "Digits"}, {"type": "ByteLevel"}], "smollm"),
+        *(([split(pattern), BYTES], name) for pattern, name in PATTERNS.items()),
+        ([{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel"}], "smollm"),
         ([{"type": "ByteLevel"}], "gpt-2"),
     ],
 )
 def test_how_a_tokenizer_splits_is_named(steps: list[dict[str, Any]], name: str) -> None:
-    content = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
-    assert pre_tokenizer_name(content) == name
+    content = {"model": {}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
+    assert splitting_name(content) == name
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{"type": "Metaspace"}],
+        # Mistral NeMo's and GPT-4o's patterns hold the same parts as Qwen's and Llama's.
+        [split(r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{M}]*[\p{Ll}\p{M}]+|\p{N}| ?[^\s]+"), BYTES],
+        [split(r"[^\r\n\p{L}\p{N}]?[\p{Lu}]*[\p{Ll}]+(?i:'s)?|\p{N}{1,3}| ?[^\s]+"), BYTES],
+        [{"type": "Digits", "individual_digits": False}, {"type": "ByteLevel"}],
+    ],
+)
+def test_other_ways_to_split_are_refused(steps: list[dict[str, Any]]) -> None:
+    content = {"model": {}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
     with pytest.raises(UnsupportedModelError, match="--pre-tokenizer"):
-        pre_tokenizer_name({"pre_tokenizer": {"type": "Metaspace"}})
+        splitting_name(content)
+
+
+def sentencepiece_like(seed: int = 0) -> PreTrainedTokenizerFast:
+    """Characters a to e, bytes for all others, and tokens at random with all ways to merge them."""
+    random = np.random.default_rng(seed)
+    every_byte = [f"<0x{byte:02X}>" for byte in range(256)]
+    words = ["<unk>", "<s>", "</s>", *every_byte, "\u2581", *"abcde"]
+    while len(words) < 300:
+        token = "".join(random.choice(words[259:], 2))
+        if len(token) <= 4 and token not in words:
+            words.append(token)
+    halves = [(word[:middle], word[middle:]) for word in words[265:] for middle in range(1, 4)]
+    merges = [pair for pair in halves if all(half in words for half in pair)]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    inner = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, unk_token="<unk>"))
+    inner.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+
+def merged_by_scores(text: str, tokens: list[str], scores: list[float]) -> list[str]:
+    """llama.cpp's rule, one merge at a time: neighbours of the highest score, leftmost first."""
+    score = dict(zip(tokens, scores, strict=True))
+    parts = list(text)
+    while True:
+        pairs = [left + right for left, right in pairwise(parts)]
+        known = [index for index, pair in enumerate(pairs) if pair in score]
+        if not known:
+            return parts
+        best = max(known, key=lambda index: (score[pairs[index]], -index))
+        parts[best : best + 2] = [pairs[best]]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_merge_as_the_rules_do(seed: int) -> None:
+    tokenizer = sentencepiece_like(seed)
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    scores = merge_scores(content, tokens)
+    random = np.random.default_rng(seed + 100)
+    for _ in range(200):
+        text = "".join(random.choice(list("abcde "), 12))
+        want = tokenizer.tokenize(text)
+        assert merged_by_scores("\u2581" + text.replace(" ", "\u2581"), tokens, scores) == want
+
+
+def test_rules_that_scores_cannot_say_are_refused() -> None:
+    rules = [("a", "b"), ("b", "c"), ("a", "bc")]  # never "ab" and "c"
+    with pytest.raises(UnsupportedModelError, match="never merges 'ab' and 'c' into 'abc'"):
+        merge_scores({"model": {"merges": rules}}, ["a", "b", "c", "ab", "bc", "abc"])
+
+
+def test_a_sentencepiece_like_tokenizer_in_the_file(tmp_path: Path) -> None:
+    tokenizer = sentencepiece_like()
+    known = len(tokenizer)
+    folder = write(plain("llama", vocab_size=known + 12), tokenizer, tmp_path / "folder")
+    export_gguf(folder, tmp_path / "x.gguf")
+    fields = gguf.GGUFReader(tmp_path / "x.gguf").fields
+    assert fields["tokenizer.ggml.model"].contents() == "llama"
+    assert fields["tokenizer.ggml.add_space_prefix"].contents() is True
+    tokens = fields["tokenizer.ggml.tokens"].contents()
+    kinds = [gguf.TokenType(each) for each in fields["tokenizer.ggml.token_type"].contents()]
+    assert tokens[:known] == sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    assert kinds[known:] == [gguf.TokenType.UNUSED] * 12  # rows of the embedding without a token
+    assert kinds[:4] == [
+        gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL, gguf.TokenType.BYTE,
+    ]  # fmt: skip
+    assert kinds[259] == gguf.TokenType.NORMAL
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("llama", {"hidden_act": "gelu"}, "activation is 'gelu'"),
+        ("mistral", {"sliding_window": 6}, "slides over 6 tokens"),
+        ("qwen2", {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 5,
+                   "sliding_window": 6}, "slides over 6 tokens"),
+    ],
+)  # fmt: skip
+def test_facts_that_the_file_cannot_say_are_refused(
+    name: str, changes: dict[str, Any], message: str, byte_tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = write(plain(name, **changes), byte_tokenizer, tmp_path / "folder")
+    with pytest.raises(UnsupportedModelError, match=message):
+        export_gguf(folder, tmp_path / "x.gguf")
+    assert not (tmp_path / "x.gguf").exists()
 
 
 def test_what_has_no_place_in_the_format_is_refused(
@@ -172,7 +283,7 @@ def test_what_has_no_place_in_the_format_is_refused(
         tokenizer=byte_tokenizer, data=some_text,
     )  # fmt: skip
     pruned.save(tmp_path / "custom")
-    refuse(UnsupportedModelError, r"'ghost'.*--repair refit:2", "custom", "x.gguf")
+    refuse(UnsupportedModelError, "carries operators.*--repair refit:2", "custom", "x.gguf")
     write(build("gemma3_text", vocab_size=256), byte_tokenizer, tmp_path / "gemma")
     refuse(UnsupportedModelError, "'gemma3_text' are not written as GGUF", "gemma", "x.gguf")
     refuse(OutputError, "should end in .gguf", "custom", "x.bin")

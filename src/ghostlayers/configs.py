@@ -115,3 +115,11 @@ def _periodic(period: int, offset: int, kept: Sequence[int], name: str) -> tuple
         f"formula gives the kinds of the layers that stay. Remove {period} layers in a row, or a "
         "multiple of that."
     )
+
+
+def slides(config: Any) -> bool:
+    """Whether some layers attend to the last tokens only."""
+    types = getattr(config, "layer_types", None)
+    if types is not None:
+        return any(each != "full_attention" for each in types)
+    return getattr(config, "sliding_window", None) is not None

@@ -7,7 +7,6 @@ rotates neighbouring channels where transformers rotates halves, so query and ke
 reordered; vectors stay in float32.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,14 @@ import gguf
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoConfig
 
-from ghostlayers import checkpoint
+from ghostlayers.configs import slides
 from ghostlayers.errors import ModelError, OutputError, UnsupportedModelError, VerificationError
+from ghostlayers.families import PREFIX
 from ghostlayers.files import whole_file
-from ghostlayers.loading import LoadedModel, load_model
+from ghostlayers.gguf_tokenizer import add_tokenizer, read_tokenizer, splitting_name
+from ghostlayers.loading import LoadedModel, load_model, read_config
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.recipe import RunOptions
 
@@ -31,12 +33,6 @@ ARCHITECTURES = {
 }
 REORDERED = frozenset({"llama", "mistral"})
 """Families whose query and key rows llama.cpp expects in another order."""
-
-PRE_TOKENIZERS = (
-    (r"\p{N}{1,3}", "llama-bpe"),
-    (r"\p{N}|", "qwen2"),
-)
-"""Part of a tokenizer's splitting pattern, and llama.cpp's name for that pattern."""
 
 TYPES = {
     torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
@@ -69,8 +65,9 @@ def export_gguf(
     """
     out, folder = Path(out), Path(folder)
     _check(folder, out, overwrite=overwrite)
-    tokenizer = _read_tokenizer(folder)
-    splits = pre_tokenizer or _splits(tokenizer)
+    _check_facts(AutoConfig.from_pretrained(folder))
+    tokenizer = read_tokenizer(folder)
+    splits = pre_tokenizer or splitting_name(tokenizer)
     loaded = load_model(str(folder), RunOptions(dtype="float32", device="cpu"))
     with whole_file(out) as draft:
         tensors = _write(draft, folder, loaded, tokenizer, splits, progress or Silent())
@@ -87,19 +84,33 @@ def _check(folder: Path, out: Path, *, overwrite: bool) -> None:
         raise OutputError(f"'{out.absolute().parent}' is not a folder.")
     if not (folder / "config.json").is_file():
         raise ModelError(f"'{folder}' is not the folder of a checkpoint: it holds no config.json.")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(str(folder))
     kind = str(config.get("model_type"))
-    if kind.startswith("ghostlayers_"):
-        record = checkpoint.inspect(folder)
+    if kind.startswith(PREFIX):
         raise UnsupportedModelError(
-            f"'{folder}' carries operators (repair '{record['recipe']['repair']}'), which "
-            "llama.cpp has no place for. Prune with a repair that folds (--repair refit:2) or with "
-            "--repair normed --export stock-layer."
+            f"'{folder}' carries operators, which llama.cpp has no place for. Prune with a repair "
+            "that folds (--repair refit:2) or with --repair normed --export stock-layer."
         )
     if kind not in ARCHITECTURES:
         raise UnsupportedModelError(
             f"models of type '{kind}' are not written as GGUF here; supported: "
             f"{', '.join(sorted(ARCHITECTURES))}. llama.cpp's own converter takes the folder too."
+        )
+
+
+def _check_facts(config: Any) -> None:
+    """Refuse what llama.cpp takes for granted otherwise: no entry of the file could say it."""
+    if config.hidden_act != "silu":
+        raise UnsupportedModelError(
+            f"the model's activation is '{config.hidden_act}', but llama.cpp computes silu in "
+            f"models of type '{config.model_type}'."
+        )
+    window = getattr(config, "sliding_window", None)
+    if slides(config) and (window is None or window < config.max_position_embeddings):
+        raise UnsupportedModelError(
+            f"the model's attention slides over {window} tokens, but llama.cpp attends to all in "
+            f"models of type '{config.model_type}'; texts longer than that would come out "
+            "differently."
         )
 
 
@@ -116,7 +127,7 @@ def _write(
     architecture = ARCHITECTURES[config.model_type]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
     _add_settings(writer, config, loaded)
-    _add_tokenizer(writer, folder, config, tokenizer, splits)
+    add_tokenizer(writer, folder, tokenizer, splits, config.vocab_size)
     written = {}
     state = _named(loaded.model, architecture)
     with progress.stage(f"Writing {len(state)} tensors", len(state)) as advance:
@@ -208,97 +219,13 @@ def _frequency_factors(model: Any) -> Tensor | None:
     return factors.float()
 
 
-def _read_tokenizer(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise UnsupportedModelError(
-            f"'{folder}' has no tokenizer.json, which the tokens of a GGUF file are read from."
-        )
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if content["model"]["type"] != "BPE":
-        raise UnsupportedModelError(
-            f"a tokenizer of type {content['model']['type']} is not written as GGUF here: expected "
-            "BPE."
-        )
-    return content
-
-
-def _splits(tokenizer: dict[str, Any]) -> str:
-    """llama.cpp's name for how text is split into words."""
-    return "default" if tokenizer["model"].get("byte_fallback") else pre_tokenizer_name(tokenizer)
-
-
-def _add_tokenizer(
-    writer: Any, folder: Path, config: Any, tokenizer: dict[str, Any], splits: str
-) -> None:
-    writer.add_tokenizer_pre(splits)
-    if tokenizer["model"].get("byte_fallback"):
-        _add_sentencepiece(writer, folder)
-    else:
-        _add_byte_level(writer, tokenizer, config.vocab_size)
-    gguf.SpecialVocab(folder, load_merges=True, n_vocab=config.vocab_size).add_to_gguf(
-        writer, quiet=True
-    )
-
-
-def _add_sentencepiece(writer: Any, folder: Path) -> None:
-    vocabulary = gguf.LlamaHfVocab(folder)
-    tokens, scores, kinds = zip(*vocabulary.all_tokens(), strict=True)
-    writer.add_tokenizer_model("llama")
-    writer.add_token_list(list(tokens))
-    writer.add_token_scores(list(scores))
-    writer.add_token_types(list(kinds))
-
-
-def _add_byte_level(writer: Any, content: dict[str, Any], vocab_size: int) -> None:
-    """Tokens in the order of their ids; places that no token has are filled and marked unused."""
-    words = {index: word for word, index in content["model"]["vocab"].items()}
-    added = {each["id"]: each for each in content.get("added_tokens", [])}
-    words.update({index: each["content"] for index, each in added.items()})
-    tokens, kinds = [], []
-    for index in range(vocab_size):
-        tokens.append(words.get(index, f"[PAD{index}]"))
-        if index not in words:
-            kinds.append(gguf.TokenType.UNUSED)
-        elif index in added:
-            special = added[index].get("special")
-            kinds.append(gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED)
-        else:
-            kinds.append(gguf.TokenType.NORMAL)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-
-
-def pre_tokenizer_name(content: dict[str, Any]) -> str:
-    """llama.cpp's name for how a tokenizer splits text into words.
-
-    Args:
-        content: of ``tokenizer.json``.
-
-    Raises:
-        UnsupportedModelError: the pattern is none of those known here.
-    """
-    outer = content.get("pre_tokenizer") or {}
-    steps = outer.get("pretokenizers", [outer])
-    text = json.dumps(steps, ensure_ascii=False)
-    for part, name in PRE_TOKENIZERS:
-        if part in text.replace("\\\\", "\\"):
-            return name
-    kinds = [step.get("type") for step in steps]
-    if kinds == ["Digits", "ByteLevel"]:
-        return "smollm"
-    if kinds == ["ByteLevel"]:
-        return "gpt-2"
-    raise UnsupportedModelError(
-        "it is not known what llama.cpp calls the way in which this tokenizer splits text; name it "
-        "with --pre-tokenizer (llama-bpe, qwen2, gpt-2, smollm, ...)."
-    )
-
-
 def _prove(path: Path, written: dict[str, np.ndarray]) -> None:
-    """Read the file again and compare every tensor."""
-    found = {each.name: each.data for each in gguf.GGUFReader(path).tensors}
+    """Read the file again and compare every tensor; each row of the embedding has its token."""
+    reader = gguf.GGUFReader(path)
+    found = {each.name: each.data for each in reader.tensors}
+    tokens = reader.fields["tokenizer.ggml.tokens"].data
+    if len(tokens) != len(written["token_embd.weight"]):
+        raise VerificationError("the GGUF file has another number of tokens than of embeddings.")
     if found.keys() != written.keys():
         raise VerificationError("the GGUF file lacks tensors; nothing was kept.")
     for name, data in written.items():

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ghostlayers.configs import slides
 from ghostlayers.errors import UnsupportedModelError, VerificationError
 from ghostlayers.families import find_family
 from ghostlayers.repairs.base import Repair
@@ -56,20 +57,13 @@ def check_stock_layer(model: Any) -> None:
         reason = f"its activation is {config.hidden_act}, not silu"
     elif config.intermediate_size < config.hidden_size:
         reason = "its MLP is narrower than the residual stream"
-    elif kind in ATTENTION_BIASED and _slides(config):
+    elif kind in ATTENTION_BIASED and slides(config):
         reason = f"'{kind}' with a sliding window is not a Llama"
     if reason:
         raise UnsupportedModelError(
             f"--export stock-layer writes a repair as one decoder layer, but {reason}. Use "
             "--export custom, or a repair that folds (refit, replaceme)."
         )
-
-
-def _slides(config: Any) -> bool:
-    types = getattr(config, "layer_types", None)
-    if types is not None:
-        return any(each != "full_attention" for each in types)
-    return getattr(config, "sliding_window", None) is not None
 
 
 @torch.no_grad()

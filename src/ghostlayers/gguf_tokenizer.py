@@ -1,0 +1,185 @@
+"""The tokens of a checkpoint as a GGUF file wants them.
+
+llama.cpp splits text and merges tokens by rules of its own, chosen by names in the file: what
+cannot be said by such a name is refused, because a file with the wrong one loads and then reads
+every text slightly differently.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from ghostlayers.errors import ModelError, UnsupportedModelError
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+PATTERNS = {
+    _CONTRACTIONS + r"\p{N}{1,3}" + _REST: "llama-bpe",
+    _CONTRACTIONS + r"\p{N}" + _REST: "qwen2",
+}
+"""Whole patterns by which tokenizers split text, and llama.cpp's names for them."""
+
+SPACE = "\u2581"
+"""What SentencePiece writes for a space."""
+
+
+def read_tokenizer(folder: Path) -> dict[str, Any]:
+    """The content of ``tokenizer.json``.
+
+    Raises:
+        UnsupportedModelError: there is none, or its kind is not written here.
+        ModelError: it is damaged.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise UnsupportedModelError(
+            f"'{folder}' has no tokenizer.json, which the tokens of a GGUF file are read from."
+        )
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = content["model"]["type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"'{path}' is damaged: {error!r}.") from error
+    if kind != "BPE":
+        raise UnsupportedModelError(
+            f"a tokenizer of type {kind} is not written as GGUF here: expected BPE."
+        )
+    return content
+
+
+def splitting_name(content: dict[str, Any]) -> str:
+    """llama.cpp's name for how a tokenizer splits text into words.
+
+    Args:
+        content: of ``tokenizer.json``.
+
+    Raises:
+        UnsupportedModelError: the pattern is none of those known here.
+    """
+    if is_sentencepiece(content):
+        return "default"
+    outer = content.get("pre_tokenizer") or {}
+    steps = outer.get("pretokenizers", [outer])
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["Split", "ByteLevel"]:
+        pattern = (steps[0].get("pattern") or {}).get("Regex")
+        if pattern in PATTERNS and not steps[1].get("use_regex", True):
+            return PATTERNS[pattern]
+    if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
+        return "smollm"
+    if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
+        return "gpt-2"
+    raise UnsupportedModelError(
+        "it is not known what llama.cpp calls the way in which this tokenizer splits text; name it "
+        "with --pre-tokenizer (llama-bpe, qwen2, tekken, gpt-4o, gpt-2, smollm, ...: see its "
+        "converter), or let llama.cpp's own converter take the folder."
+    )
+
+
+def is_sentencepiece(content: dict[str, Any]) -> bool:
+    """Characters that no token has become bytes, as in SentencePiece and unlike in GPT-2."""
+    return bool(content["model"].get("byte_fallback"))
+
+
+def add_tokenizer(
+    writer: Any, folder: Path, content: dict[str, Any], splits: str, vocab_size: int
+) -> None:
+    """Write tokens, their kinds, and how to merge them.
+
+    Args:
+        writer: a `gguf.GGUFWriter`.
+        folder: of the checkpoint, for the special tokens.
+        content: of ``tokenizer.json``.
+        splits: see `splitting_name`.
+        vocab_size: rows of the embedding; places that no token has are marked unused.
+    """
+    tokens, kinds = _tokens(content, vocab_size)
+    writer.add_tokenizer_pre(splits)
+    writer.add_tokenizer_model("llama" if is_sentencepiece(content) else "gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    if is_sentencepiece(content):
+        writer.add_token_scores(merge_scores(content, tokens))
+        writer.add_add_space_prefix(puts_space_first(content))
+    special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocab_size)
+    special.add_to_gguf(writer, quiet=True)
+
+
+def _tokens(content: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
+    """Tokens in the order of their ids, and what they are."""
+    model = content["model"]
+    words = {index: word for word, index in model["vocab"].items()}
+    added = {each["id"]: each for each in content.get("added_tokens", [])}
+    words.update({index: each["content"] for index, each in added.items()})
+    bytes_too = is_sentencepiece(content)
+    tokens = [words.get(index, f"[PAD{index}]") for index in range(vocab_size)]
+    kinds = []
+    for index, word in enumerate(tokens):
+        if index not in words:
+            kind = gguf.TokenType.UNUSED
+        elif bytes_too and word == model.get("unk_token"):
+            kind = gguf.TokenType.UNKNOWN
+        elif index in added:
+            special = added[index].get("special")
+            kind = gguf.TokenType.CONTROL if special else gguf.TokenType.USER_DEFINED
+        elif bytes_too and _is_byte(word):
+            kind = gguf.TokenType.BYTE
+        else:
+            kind = gguf.TokenType.NORMAL
+        kinds.append(int(kind))
+    return tokens, kinds
+
+
+def _is_byte(word: str) -> bool:
+    return len(word) == 6 and word.startswith("<0x") and word.endswith(">")
+
+
+def merge_scores(content: dict[str, Any], tokens: list[str]) -> list[float]:
+    """By which llama.cpp merges: of all neighbours, those whose token has the highest score.
+
+    A BPE tokenizer merges those first whose rule stands first, so a token's score is the negative
+    place of the first rule that makes it.
+
+    Raises:
+        UnsupportedModelError: the rules say more than scores can.
+    """
+    rules = [
+        tuple(rule.split(" ") if isinstance(rule, str) else rule)
+        for rule in content["model"].get("merges", [])
+    ]
+    place: dict[str, int] = {}
+    for index, (left, right) in enumerate(rules):
+        place.setdefault(left + right, index)
+    _check_rules(set(rules), place, set(tokens))
+    return [-float(place.get(token, len(rules))) for token in tokens]
+
+
+def _check_rules(rules: set[tuple[str, ...]], made: Iterable[str], tokens: set[str]) -> None:
+    """llama.cpp merges whatever two neighbours spell a token: each such pair needs its rule."""
+    for token in made:
+        for middle in range(1, len(token)):
+            pair = (token[:middle], token[middle:])
+            if pair not in rules and pair[0] in tokens and pair[1] in tokens:
+                raise UnsupportedModelError(
+                    f"the tokenizer never merges '{pair[0]}' and '{pair[1]}' into '{token}', but "
+                    "llama.cpp would: its files hold a score a token, not rules. Serve this model "
+                    "with another engine."
+                )
+
+
+def puts_space_first(content: dict[str, Any]) -> bool:
+    """Whether a text is read as if a space stood before it."""
+    outer = content.get("normalizer") or {}
+    steps = outer.get("normalizers", [outer])
+    if any(step.get("type") == "Prepend" and step.get("prepend") == SPACE for step in steps):
+        return True
+    outer = content.get("pre_tokenizer") or {}
+    steps = outer.get("pretokenizers", [outer])
+    return any(
+        step.get("type") == "Metaspace" and step.get("prepend_scheme", "always") != "never"
+        for step in steps
+    )
