@@ -1,6 +1,7 @@
 """An adapter makes the repaired model of its base again, bit for bit, and of nothing else."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import ghostlayers
 from families import build
 from ghostlayers.adapter import read_adapter, weights_hash
-from ghostlayers.errors import ModelError, OutputError
+from ghostlayers.errors import ModelError, OutputError, RecipeError
 from ghostlayers.recipe import RunOptions
 from test_surgery import logits
 
@@ -39,7 +40,7 @@ def base(trained_llama: Any, byte_tokenizer: Any, tmp_path_factory: pytest.TempP
 
 
 def pruned(base: Path, some_text: list[str], **changes: Any) -> Any:
-    return ghostlayers.prune(str(base), data=some_text, options=CPU, **{**CHOICES, **changes})
+    return ghostlayers.prune(str(base), data=some_text, **{"options": CPU, **CHOICES, **changes})
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,33 @@ def test_a_damaged_or_foreign_folder_is_refused(
         read_adapter(tmp_path / "whole")
     with pytest.raises(ModelError, match="was not made by Ghostlayers"):
         read_adapter(tmp_path)
+
+
+def test_the_same_weights_under_another_config_are_refused(
+    base: Path, some_text: list[str], tmp_path: Path
+) -> None:
+    pruned(base, some_text).save_adapter(tmp_path / "adapter")
+    shutil.copytree(base, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 30.0
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"computes something else .*rope_theta"):
+        ghostlayers.from_adapter(tmp_path / "adapter", tmp_path / "other", CPU)
+
+
+def test_a_type_that_rounds_the_base_is_refused(
+    base: Path, some_text: list[str], tmp_path: Path
+) -> None:
+    """The base is known by its weights on disk, here in bfloat16."""
+    narrow = RunOptions(dtype="float16", device="cpu")
+    with pytest.raises(RecipeError, match=r"float16 rounds\. Pass --dtype bfloat16 or float32"):
+        pruned(base, some_text, options=narrow).save_adapter(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    pruned(base, some_text).save_adapter(tmp_path / "adapter")
+    with pytest.raises(RecipeError, match="float16 rounds"):
+        ghostlayers.from_adapter(tmp_path / "adapter", options=narrow)
+    same = RunOptions(dtype="bfloat16", device="cpu")
+    assert ghostlayers.from_adapter(tmp_path / "adapter", options=same)
 
 
 def test_the_hash_is_of_the_stored_weights() -> None:

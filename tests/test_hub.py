@@ -15,6 +15,7 @@ import ghostlayers
 from ghostlayers import checkpoint
 from ghostlayers.checkpoint import Verification
 from ghostlayers.errors import ModelError, OutputError
+from ghostlayers.files import shown_name
 from ghostlayers.hub import push
 
 
@@ -108,12 +109,58 @@ def test_everything_arrives_in_one_commit(folder: Path, hub: Hub) -> None:
     assert hub.made[0]["organization"] == "someone"
     assert hub.summary == "Remove 2 decoder layers, repaired by ghost"
     assert hub.files.keys() == {path.name for path in folder.iterdir()} == upload.files.keys()
+    assert upload.left == ()
     for path in folder.iterdir():
-        if path.name != "README.md":
+        if path.name not in {"README.md", "ghostlayers.json"}:
             assert hub.files[path.name] == path.read_bytes()
     card = hub.files["README.md"].decode()
     assert 'from_pretrained("someone/small", trust_remote_code=True)' in card
     assert '"PATH"' not in card
+
+
+def test_what_is_no_part_of_a_model_stays_here(folder: Path, hub: Hub) -> None:
+    for name in (".env", "notes.txt", "train.py"):
+        (folder / name).write_text("secret")
+    (folder / "LICENSE").write_text("Apache-2.0")
+    upload = push(folder, "someone/small", endpoint=hub.url, token="secret")
+    assert upload.left == (".env", "notes.txt", "train.py")
+    assert not set(upload.left) & hub.files.keys()
+    assert {"LICENSE", "config.json", "tokenizer.json", "modeling_ghostlayers.py"} <= set(hub.files)
+
+
+def test_nobody_learns_where_files_lay(folder: Path, hub: Hub) -> None:
+    record = json.loads((folder / "ghostlayers.json").read_text())
+    record["base_model"]["name"] = "/home/somebody/models/base"
+    record["recipe"]["data"] = "~/texts/a.txt+../b.parquet"
+    (folder / "ghostlayers.json").write_text(json.dumps(record))
+    push(folder, "someone/small", endpoint=hub.url, token="secret")
+    sent = json.loads(hub.files["ghostlayers.json"])
+    assert sent["base_model"]["name"] == "base"
+    assert sent["recipe"]["data"] == "a.txt+b.parquet"
+    record["base_model"]["name"], record["recipe"]["data"] = "base", "a.txt+b.parquet"
+    assert sent == record
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("/a/b c/d.txt", "d.txt"),
+        ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M"),
+        ("wikitext2", "wikitext2"),
+        ("./x,/y/z", "x,z"),
+        ("/", "/"),
+    ],
+)
+def test_shown_name(given: str, shown: str) -> None:
+    assert shown_name(given) == shown
+
+
+def test_a_hub_that_is_not_there(folder: Path) -> None:
+    with pytest.raises(OutputError, match="the hub refused 'someone/small'"):
+        push(folder, "someone/small", endpoint="http://127.0.0.1:9", token="secret")
+    (folder / "README.md").unlink()
+    with pytest.raises(ModelError, match="model card"):
+        push(folder, "someone/small", dry_run=True)
 
 
 def test_the_card_tells_metrics_as_the_hub_reads_them(folder: Path) -> None:

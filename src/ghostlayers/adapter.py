@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ghostlayers import checkpoint, steps, surgery
-from ghostlayers.errors import ModelError
+from ghostlayers.errors import ModelError, RecipeError
 from ghostlayers.folding import layer_weights
 from ghostlayers.loading import DTYPES, LoadedModel, load_model
 from ghostlayers.recipe import RunOptions
@@ -25,6 +25,9 @@ from ghostlayers.spans import Span
 from ghostlayers.stream import find_decoder_layers
 
 WEIGHTS = "adapter.safetensors"
+
+SAME_ANSWERS = 0.02
+"""Relative difference of logits up to which a base is the same; bfloat16 differs by less."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,38 @@ def weights_hash(model: Any, stored_dtype: torch.dtype) -> str:
     return digest.hexdigest()
 
 
+def check_precision(loaded: LoadedModel, stored_dtype: torch.dtype) -> None:
+    """Refuse a model that computes in a type which rounds its weights on disk.
+
+    Raises:
+        RecipeError: its weights cannot be told from another model's any more.
+    """
+    computes_in = loaded.model.dtype
+    if torch.promote_types(computes_in, stored_dtype) != computes_in:
+        stored, rounded = (str(each).removeprefix("torch.") for each in (stored_dtype, computes_in))
+        raise RecipeError(
+            f"an adapter knows its base by the weights on disk, in {stored}, which {rounded} "
+            f"rounds. Pass --dtype {stored} or float32."
+        )
+
+
+def answers(model: Any) -> list[float]:
+    """The highest logit after each of some tokens: what config and buffers make of the weights."""
+    logits = checkpoint.logits_of_some_tokens(model)
+    return [round(float(each), 4) for each in logits[0].max(dim=-1).values]
+
+
+def _check_answers(model: Any, known: list[float] | None, name: str) -> None:
+    if known is None:  # an adapter older than this check
+        return
+    found, wanted = torch.tensor(answers(model)), torch.tensor(known)
+    if not (found - wanted).norm() <= SAME_ANSWERS * wanted.norm():
+        raise ModelError(
+            f"'{name}' has the weights that this adapter was made on, but computes something else "
+            "with them: its config.json was changed (rope_theta, a norm's eps, ...)."
+        )
+
+
 def save_adapter(
     out: Path,
     dense: LoadedModel,
@@ -83,14 +118,17 @@ def save_adapter(
 
     Raises:
         OutputError: see `checkpoint.check_output`.
+        RecipeError: see `check_precision`.
         VerificationError: the rebuilt model differs; nothing is left behind.
     """
     stored = dense.stored_dtype
+    check_precision(dense, stored)
     tensors, gaps = _tensors(dense.model, repairs, stored)
     base = {
         **record["base_model"],
         "sha256": weights_hash(dense.model, stored),
         "stored_dtype": str(stored).removeprefix("torch."),
+        "answers": answers(dense.model),
     }
     record = {**record, "base_model": base, "gaps": gaps, "mode": "adapter"}
 
@@ -186,6 +224,7 @@ def open_adapter(
             "is now (base=..., or --base on the command line)."
         )
     dense = load_model(str(name), options or RunOptions(), revision)
+    check_precision(dense, adapter.stored_dtype)
     found = weights_hash(dense.model, adapter.stored_dtype)
     if found != known["sha256"]:
         raise ModelError(
@@ -193,6 +232,7 @@ def open_adapter(
             f"to {found[:12]}..., expected {known['sha256'][:12]}... ({known['name']}, revision "
             f"{known['revision'] or 'unknown'})."
         )
+    _check_answers(dense.model, known.get("answers"), dense.base.name)
     return _rebuild(dense, adapter), dense, adapter
 
 

@@ -44,6 +44,7 @@ RECORD_KEYS = (
     "created",
 )
 CODE = "modeling_ghostlayers.py"
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit, that a reload may show.
 
@@ -362,7 +363,7 @@ def remote_code(family: Family) -> str:
 def _copy_licences(source: Path | None, folder: Path) -> None:
     if source is None:
         return
-    for pattern in ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*"):
+    for pattern in LICENCES:
         for path in source.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, folder / path.name)
@@ -388,6 +389,11 @@ def compare_logits(made: Any, model: Any) -> Verification:
     """
     ids = _some_tokens(model)
     return _compare(_logits(made, ids), _logits(model, ids))
+
+
+def logits_of_some_tokens(model: Any) -> torch.Tensor:
+    """What `verify` compares, [1, tokens, vocabulary]."""
+    return _logits(model, _some_tokens(model))
 
 
 def _some_tokens(model: Any) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,3 +34,18 @@ def write_whole(path: Path, text: str) -> None:
     """
     with whole_file(path) as draft:
         draft.write_text(text, encoding="utf-8")
+
+
+def shown_name(text: str) -> str:
+    """A name as others should read it: a path of this machine is its last part.
+
+    Several paths joined by ``,`` or ``+``, as corpora are, become several names. What may as well
+    be an id on the hub, ``a/b``, stays.
+    """
+    parts = re.split(r"([,+])", text)
+    return "".join(part if part in {",", "+"} else _last_part(part) for part in parts)
+
+
+def _last_part(path: str) -> str:
+    from_here = path.startswith(("/", "~", "./", "../")) or Path(path).is_absolute()
+    return Path(path).name or path if from_here else path

@@ -1,19 +1,45 @@
 """Sharing a checkpoint or an adapter on the Hugging Face Hub."""
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub import errors as hub_errors
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from ghostlayers import checkpoint
-from ghostlayers.errors import OutputError
+from ghostlayers.errors import ModelError, OutputError
+from ghostlayers.files import shown_name
 
 CARD = "README.md"
 PLACEHOLDER = "PATH"
 """What a card calls its own folder until it is known where that will be found."""
+
+SENT = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    checkpoint.CODE,
+    checkpoint.RECORD,
+    CARD,
+    *checkpoint.LICENCES,
+)
+"""What belongs to a model. Whatever else somebody put into the folder stays there."""
+
+_Refused: tuple[Any, ...] = (getattr(hub_errors, "HTTPError", OSError), OSError)
+"""What goes wrong on the way: the hub's answers, and connections that fail."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +50,14 @@ class Upload:
         repo: id on the hub.
         files: bytes by name.
         card: the model card as it stands there.
+        left: names of files in the folder that are not sent.
         url: of the commit; None for a rehearsal.
     """
 
     repo: str
     files: dict[str, int]
     card: str
+    left: tuple[str, ...] = ()
     url: str | None = None
 
 
@@ -55,7 +83,8 @@ def push(
         token: instead of the one that ``hf auth login`` stored.
 
     Raises:
-        ModelError: the folder was not made by Ghostlayers, or its weights were changed since.
+        ModelError: the folder was not made by Ghostlayers, its weights were changed since, or its
+            card is missing.
         OutputError: the hub refuses; the message says what it said.
     """
     folder = Path(folder)
@@ -65,14 +94,18 @@ def push(
         validate_repo_id(repo)
     except HFValidationError as error:
         raise OutputError(f"'{repo}' is no repository id such as name/model: {error}") from error
-    card = (folder / CARD).read_text(encoding="utf-8").replace(f'"{PLACEHOLDER}"', f'"{repo}"')
-    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name != CARD)
-    files = {path.name: path.stat().st_size for path in paths} | {CARD: len(card.encode())}
-    planned = Upload(repo, dict(sorted(files.items())), card)
+    contents, left = _contents(folder, record, repo)
+    files = {
+        name: len(each) if isinstance(each, bytes) else each.stat().st_size
+        for name, each in contents.items()
+    }
+    planned = Upload(repo, files, contents[CARD].decode(), left)
     if dry_run:
         return planned
-    operations = [CommitOperationAdd(path.name, str(path)) for path in paths]
-    operations.append(CommitOperationAdd(CARD, card.encode()))
+    operations = [
+        CommitOperationAdd(name, each if isinstance(each, bytes) else str(each))
+        for name, each in contents.items()
+    ]
     api = HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(repo, private=private, exist_ok=True)
@@ -81,9 +114,34 @@ def push(
         )
     except LocalTokenNotFoundError as error:
         raise OutputError("not logged in to the hub: run `hf auth login` first.") from error
-    except (HfHubHTTPError, OSError) as error:
+    except _Refused as error:
         raise OutputError(f"the hub refused '{repo}': {_first_line(error)}") from error
-    return Upload(planned.repo, planned.files, planned.card, commit.commit_url)
+    return dataclasses.replace(planned, url=commit.commit_url)
+
+
+def _contents(
+    folder: Path, record: dict[str, Any], repo: str
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What is sent, by name: paths, or bytes where it changes; and names of what is not sent."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    sent = {path.name: path for path in paths if any(map(path.match, SENT))}
+    if CARD not in sent:
+        raise ModelError(f"'{folder}' has no {CARD}, the model card; make the folder again.")
+    card = sent[CARD].read_text(encoding="utf-8")
+    for spelled, known in ((f'"{PLACEHOLDER}"', f'"{repo}"'), (f" {PLACEHOLDER} ", f" {repo} ")):
+        card = card.replace(spelled, known)
+    shown = json.dumps(without_paths(record), indent=2) + "\n"
+    contents = sent | {CARD: card.encode(), checkpoint.RECORD: shown.encode()}
+    return contents, tuple(path.name for path in paths if path.name not in sent)
+
+
+def without_paths(content: Any) -> Any:
+    """A record whose paths are only names: where files lay on a machine is nobody's business."""
+    if isinstance(content, dict):
+        return {key: without_paths(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_paths(each) for each in content]
+    return shown_name(content) if isinstance(content, str) else content
 
 
 def _message(record: dict[str, Any]) -> str:

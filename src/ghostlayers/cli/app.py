@@ -146,6 +146,7 @@ def prune(
     """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
     del debug
     from ghostlayers import pipeline
+    from ghostlayers.adapter import check_precision
     from ghostlayers.checkpoint import check_output, checkpoint_bytes
     from ghostlayers.cli import screen
     from ghostlayers.preparation import open_model
@@ -181,6 +182,8 @@ def prune(
     dense = open_model(model, None, options, revision, surgery_follows=True)
     screen.show_expanded(dense.base)
     whole = save == "checkpoint"
+    if not whole:
+        check_precision(dense, dense.stored_dtype)
     needed = checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)
     pruned = pipeline.prune(dense, recipe, options=options, progress=screen.Bars())

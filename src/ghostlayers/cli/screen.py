@@ -284,6 +284,8 @@ def show_upload(upload: Upload) -> None:
     width = max(map(len, upload.files))
     for name, size in upload.files.items():
         say(f"  {escape(name.ljust(width))}  {size / 1e6:10,.2f} MB")
+    if upload.left:
+        say(f"Not part of the model, and not sent: {escape(', '.join(upload.left))}")
     total = sum(upload.files.values()) / 1e6
     if upload.url is None:
         say(

@@ -5,6 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ghostlayers.files import shown_name
 from ghostlayers.spans import format_layers
 
 _TEMPLATE = """---
@@ -46,7 +47,7 @@ def render_card(record: Mapping[str, Any]) -> str:
     base = record["base_model"]
     cut = record["cut"]
     licence = base["licence"]
-    title = f"{base['title'] or base['name']}, {len(cut['removed'])} layers removed"
+    title = f"{base['title'] or shown_name(base['name'])}, {len(cut['removed'])} layers removed"
     data = ModelCardData(
         model_name=title,
         eval_results=_metrics(record) or None,
@@ -81,7 +82,7 @@ def _metrics(record: Mapping[str, Any]) -> list[EvalResult]:
     rows = [row for row in record["evidence"] if row["model"] == "repaired"]
     if not rows:
         return []
-    corpus = str(record["evidence_text"]["corpus"])
+    corpus = shown_name(record["evidence_text"]["corpus"])
     measured = {
         "perplexity": ("Perplexity", rows[0]["perplexity"]),
         "kl_divergence": ("KL to the dense model (nats a token)", rows[0]["kl_nats"]),
@@ -122,7 +123,8 @@ def loss_table(record: Mapping[str, Any]) -> str:
     ]
     text = record["evidence_text"]
     note = (
-        f"On {text['windows']} windows of {text['sequence_length']} tokens of `{text['corpus']}` "
+        f"On {text['windows']} windows of {text['sequence_length']} tokens of "
+        f"`{shown_name(text['corpus'])}` "
         f"that nothing was fitted on ({text['bos']})."
     )
     return "\n".join([*rows, "", note])
@@ -166,7 +168,7 @@ def _fits(record: Mapping[str, Any]) -> str:
 
 def _base_name(base: Mapping[str, Any]) -> str:
     packed = base.get("quantized")
-    name = str(base["title"] or base["name"])
+    name = str(base["title"] or shown_name(base["name"]))
     return f"{name} (its weights expanded from {packed})" if packed else name
 
 
