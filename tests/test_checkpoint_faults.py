@@ -330,13 +330,28 @@ def test_overwriting_through_a_link_leaves_no_rubbish(pruned, ours, quick):
 
 
 def test_what_a_killed_run_left_is_removed(pruned, tmp_path, quick):
-    for name in (f".out.{DEAD_PID}-abc", f".out.{os.getpid()}-abc", ".out.notes-1", ".other.1-a"):
+    stale, alive = (f".out.ghostlayers-{pid}-abc" for pid in (DEAD_PID, os.getpid()))
+    foreign = [".out.2024-01", ".out.ghostlayers-notes-1", f".other.ghostlayers-{DEAD_PID}-a"]
+    for name in (stale, alive, *foreign):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x")
     pruned.save(tmp_path / "out")
-    assert names(tmp_path) == sorted(
-        [".other.1-a", f".out.{os.getpid()}-abc", ".out.notes-1", "out"]
-    )
+    assert names(tmp_path) == sorted([alive, *foreign, "out"])
+
+
+def test_what_was_killed_between_the_two_names_is_put_back(pruned, ours, monkeypatch):
+    """Overwriting moves the old folder away before the new one takes its name."""
+    before = (ours / "model.safetensors").read_bytes()
+    ours.rename(ours.parent / f".out.ghostlayers-{DEAD_PID}-abc.old")
+
+    def fail(*_):
+        raise VerificationError("no")
+
+    monkeypatch.setattr(checkpoint, "verify", fail)
+    with pytest.raises(VerificationError):
+        pruned.save(ours, overwrite=True)
+    assert names(ours.parent) == ["out"]
+    assert (ours / "model.safetensors").read_bytes() == before
 
 
 # Checkpoints that were edited

@@ -116,6 +116,7 @@ def test_generation_with_a_cache_samples_and_pads(name: str) -> None:
     mask = torch.cat([torch.zeros(2, 3, dtype=ids.dtype), torch.ones_like(ids)], dim=1)
     left = model.generate(padded, **{**options, "attention_mask": mask})
     assert left.shape == (2, 24)
+    assert torch.equal(left[:, 3:], cached)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

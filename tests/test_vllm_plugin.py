@@ -77,6 +77,12 @@ def test_every_family_is_registered_once(registry: Registry) -> None:
         ("RepairedLlamaForCausalLM", "TransformersForCausalLM"),
         ("RepairedGemma3ForCausalLM", "TransformersForCausalLM"),
         ("RepairedMixtralForCausalLM", "TransformersMoEForCausalLM"),
+        (
+            "RepairedDots1ForCausalLM",
+            "TransformersMoEForCausalLM",
+        ),  # how many is left open
+        ("RepairedHunYuanMoEV1ForCausalLM", "TransformersMoEForCausalLM"),  # one, unless told
+        ("RepairedHunYuanDenseV1ForCausalLM", "TransformersForCausalLM"),
         ("RepairedQwen3MoeForCausalLM", "TransformersMoEForCausalLM"),
         ("RepairedDeepseekV3ForCausalLM", "TransformersMoEForCausalLM"),
     ],

@@ -8,6 +8,7 @@ renamed.
 """
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -44,6 +45,9 @@ RECORD_KEYS = (
     "created",
 )
 CODE = "modeling_ghostlayers.py"
+OLD = ".old"
+"""What the folder to be replaced is called in between."""
+
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit, that a reload may show.
@@ -204,7 +208,9 @@ def _staging(out: Path) -> Iterator[Path]:
     """A folder beside the output that disappears unless it was renamed."""
     created = _make_parents(out.absolute().parent)
     _remove_stale(out)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.{os.getpid()}-", dir=out.absolute().parent))
+    folder = Path(
+        tempfile.mkdtemp(prefix=f"{_draft_prefix(out)}{os.getpid()}-", dir=out.absolute().parent)
+    )
     try:
         yield folder
     except OSError as error:
@@ -234,17 +240,28 @@ def _make_parents(parent: Path) -> list[Path]:
 
 
 def _remove_stale(out: Path) -> None:
-    """Remove what a killed run left of the same output."""
-    for folder in out.absolute().parent.glob(f".{out.name}.*-*"):
-        owner = folder.name.removeprefix(f".{out.name}.").split("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists() and Path("/proc").exists():
+    """Clear up after a killed run, which may have been about to replace the output."""
+    prefix = _draft_prefix(out)
+    for folder in sorted(out.absolute().parent.glob(f"{glob.escape(prefix)}*-*")):
+        owner = folder.name.removeprefix(prefix).split("-")[0]
+        if not owner.isdigit() or not Path("/proc").exists() or Path(f"/proc/{owner}").exists():
+            continue
+        if folder.suffix == OLD and not out.exists():
+            folder.rename(out)  # killed after the old one was moved away, before the new one came
+        elif folder.is_symlink():
+            folder.unlink()
+        else:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _draft_prefix(out: Path) -> str:
+    return f".{out.name}.ghostlayers-"
 
 
 def _publish(folder: Path, out: Path) -> None:
     folder.chmod(0o755)  # mkdtemp makes it private
     if out.exists():
-        old = folder.with_name(folder.name + ".old")
+        old = folder.with_name(folder.name + OLD)
         out.rename(old)
         try:
             folder.rename(out)

@@ -40,4 +40,4 @@ _NUMBERS_OF_EXPERTS = ("num_experts", "moe_num_experts", "n_routed_experts", "nu
 
 def _has_experts(config_class: Any) -> bool:
     config = config_class()
-    return any((getattr(config, name, 0) or 0) > 1 for name in _NUMBERS_OF_EXPERTS)
+    return any(hasattr(config, name) for name in _NUMBERS_OF_EXPERTS)

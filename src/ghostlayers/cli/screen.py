@@ -324,8 +324,9 @@ def _equality(verification: Verification) -> str:
 ENGINES = {
     "stock": "A stock checkpoint: whatever runs the base model runs it (transformers, vLLM, "
     "llama.cpp, ...), with no flag.",
-    "custom": "A custom checkpoint: transformers runs it, with trust_remote_code=True or with "
-    "ghostlayers imported. For other engines choose --repair refit:2.",
+    "custom": "A custom checkpoint: transformers and vLLM run it, with trust_remote_code or with "
+    "ghostlayers installed (in transformers, imported). For llama.cpp and others choose --repair "
+    "refit:2.",
 }
 """Who loads a checkpoint of either kind."""
 

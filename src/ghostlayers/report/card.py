@@ -148,7 +148,9 @@ def _loading(record: Mapping[str, Any]) -> str:
         "The repairs need code that travels in this folder, or the `ghostlayers` package:\n\n"
         "```python\nfrom transformers import AutoModelForCausalLM\n\n"
         'model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)\n'
-        "# or, trusting the installed package instead:  import ghostlayers\n```"
+        "# or, trusting the installed package instead:  import ghostlayers\n```\n\n"
+        '`vllm serve "PATH" --trust-remote-code` serves it; the flag is not needed where '
+        "`ghostlayers` is installed beside vLLM."
     )
 
 
