@@ -247,6 +247,25 @@ FAMILIES.update(
             "layer_types": ["mamba", "attention", "mamba", "mamba", "attention"],
         },
         "diffllama": {},
+        "flex_olmo": MOE,
+        "exaone_moe": {
+            **MOE,
+            "layer_types": MIXED,
+            "sliding_window": 6,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+        "ministral3": {},
+        "vaultgemma": {"sliding_window": 6, "layer_types": MIXED, "query_pre_attn_scalar": 8},
+        "nanochat": {},
+        "doge": {},
+        "jetmoe": {**MOE, "kv_channels": 8},
+        "falcon_mamba": {"state_size": 4, "intermediate_size": 64},
+        "xglm": {"d_model": 32, "ffn_dim": 40, "num_layers": 5, "attention_heads": 4},
+        "cohere2_moe": {**MOE, "layer_types": MIXED, "sliding_window": 6},
+        "solar_open": {**MOE, "n_routed_experts": 4, "n_group": 1, "topk_group": 1},
+        "mellum": {**MOE, "layer_types": MIXED, "sliding_window": 6},
+        "jais2": {},
         "persimmon": {},
         "biogpt": {},
         "olmo_hybrid": {
@@ -271,8 +290,8 @@ PATTERNED = {
 """Families that place kinds of layers by a formula, and the cuts that keep to it."""
 
 
-NOT_BEFORE = {"lfm2": "5.20"}
-"""Families whose own config does not read again what it wrote in earlier versions."""
+NOT_BEFORE = {"lfm2": "5.20", "doge": "5.20"}
+"""Families whose own code reads its config or sees padding wrongly in earlier versions."""
 
 FAMILIES = {
     name: each

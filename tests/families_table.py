@@ -14,11 +14,12 @@ PATH = Path(__file__).parent.parent / "docs" / "families.md"
 HEAD = """# Families
 
 Written by `python tests/families_table.py` with transformers VERSION; `tests/test_contract.py`
-fails when it is out of date, and holds every family in it to the same contract: the sweep is the
-model bit for bit; an empty cut changes nothing; a repaired cut is the dense model with layers
-skipped; the config alone says what the layers are; a stranger's process loads it with
-`trust_remote_code`, and importing this package is enough without; the stock class refuses it;
-cached generation is uncached generation; sampling and left padding work; ties stay ties.
+fails when it is out of date, and holds every family in it to the same contract: an empty cut
+changes nothing; a repaired cut is the dense model with layers skipped; the config alone says what
+the layers are; a stranger's process loads it with `trust_remote_code`, and importing this package
+is enough without; the stock class refuses it; cached generation is uncached generation, behind
+left padding too; sampling works; ties stay ties. `tests/test_stream.py` holds them to the other
+half: the sweep is the model, bit for bit.
 
 Other families are not refused for being unknown. A cut is made wherever the model, built anew from
 its rewritten config, has the very layers that stayed; anything else is refused with the first

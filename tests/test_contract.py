@@ -30,9 +30,9 @@ ALLOWED = [
     (name, cut) for name in FAMILIES for cut in CUTS if cut in PATTERNED.get(name, set(CUTS))
 ]
 FORBIDDEN = [(name, cut) for name in PATTERNED for cut in CUTS if cut not in PATTERNED[name]]
-UNCACHED = {"mamba"}
+UNCACHED = {"mamba", "falcon_mamba"}
 """Families whose generation without a cache is another computation in transformers."""
-INEXACT = {"mamba"}
+INEXACT = {"mamba", "falcon_mamba", "flex_olmo"}
 """Families whose kernels give other last bits where the same weights lie elsewhere in memory."""
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
 
 from ghostlayers import modeling, reload_check
 from ghostlayers.errors import GhostlayersError, ModelError, OutputError, VerificationError
@@ -340,7 +341,8 @@ def logit_scale(model: Any) -> float:
     is no factor (a soft cap) counts as none.
     """
     ids = _some_tokens(model)[:, :8].to(model.get_input_embeddings().weight.device)
-    stream = model.base_model(input_ids=ids, use_cache=False)[0]
+    base = next(child for child in model.children() if isinstance(child, PreTrainedModel))
+    stream = base(input_ids=ids, use_cache=False)[0]
     plain = model.get_output_embeddings()(stream).double()
     logits = model(input_ids=ids, use_cache=False).logits.double()
     measured = float((logits * plain).sum() / plain.square().sum())
