@@ -11,7 +11,9 @@ import pytest
 
 from ghostlayers.report.page import render_page
 from ghostlayers.report.summary import (
+    Entry,
     Key,
+    asked,
     best_overall,
     birth_layers,
     excess_share,
@@ -470,6 +472,31 @@ def test_best_overall_needs_the_cuts_of_the_others():
     assert best_overall(entries, stock_only=True) == "normed"
     partial = [each for each in entries if each.key.repair != "joint:x+phi" or each.key.layers == 3]
     assert best_overall(partial) == "piecewise:8"
+
+
+def with_models(*rows):
+    """Entries of (layers, repair, loss, checkpoint), dense at 4."""
+    made = [Entry(Key(0, "", "dense"), "none", {}, 4.0, None, None)]
+    for layers, repair, loss, kind in rows:
+        key = Key(layers, "streamline", repair)
+        made.append(Entry(key, "", {}, loss, None, None, model={"checkpoint": kind}))
+    return made
+
+
+def test_yardsticks_take_no_part_in_the_answer():
+    rows = [(2, "ghost", 4.1, "custom"), (3, "ghost", 4.3, "custom"), (3, "none", 4.9, "stock")]
+    entries = with_models(*rows, (3, "piecewise:8", 4.2, "custom"))
+    assert {each.key.layers for each in asked(entries)} == {0, 3}
+    assert best_overall(entries) == "piecewise:8"
+    only_ghost = with_models(rows[0], rows[1])  # nothing else was asked for
+    assert asked(only_ghost) == only_ghost
+
+
+def test_what_cannot_be_saved_wins_nothing():
+    entries = with_models((3, "joint:x+phi", 4.1, "not savable"), (3, "ghost", 4.3, "custom"))
+    assert lowest(entries, 3).key.repair == "ghost"
+    assert lowest(entries, 3, savable=False).key.repair == "joint:x+phi"
+    assert best_overall(entries) == "ghost"
 
 
 def test_few_repairs_are_all_highlighted():

@@ -12,6 +12,7 @@ from ghostlayers.evaluation.continuation import continue_text
 from ghostlayers.evaluation.speed import prefill_times
 from ghostlayers.record import repair_row
 from ghostlayers.repairs.base import Method, Repair
+from ghostlayers.report.summary import NOT_SAVABLE
 from ghostlayers.spans import Span, format_layers, removed_layers
 
 SPEED_KEYS = ("prefill_ms", "prefill_spread_ms", "prefill_tokens")
@@ -73,7 +74,7 @@ def runtime_shape(repairs: Iterable[Repair]) -> tuple[Any, ...]:
 def checkpoint_kind(method: Method, repairs: Iterable[Repair]) -> str:
     """In what form the repaired model could be saved."""
     if not method.savable:
-        return "not savable"
+        return NOT_SAVABLE
     return "custom" if any(each.operator is not None for each in repairs) else "stock"
 
 

@@ -25,6 +25,7 @@ from ghostlayers.report.summary import (
     Entry,
     Key,
     Results,
+    asked,
     at_cut,
     birth_layers,
     corpus_names,
@@ -112,7 +113,7 @@ def _wide(values: Sequence[float]) -> bool:
 def answer_panels(scene: Scene) -> list[Panel]:
     """For each number of layers, the excess loss of the coloured repairs on the best cut."""
     panels = []
-    for layers in layer_counts(scene.entries):
+    for layers in layer_counts(asked(scene.entries)):
         best = lowest(scene.entries, layers)
         if best is None:
             continue

@@ -36,6 +36,7 @@ from ghostlayers.report.summary import (
     Entry,
     Key,
     Results,
+    asked,
     at_cut,
     best_overall,
     cuts_of,
@@ -145,7 +146,7 @@ def _millions(value: float | None) -> str | None:
 
 
 def _answer(scene: Scene) -> Content | None:
-    counts = layer_counts(scene.entries)
+    counts = layer_counts(asked(scene.entries))
     best = [entry for n in counts if (entry := lowest(scene.entries, n)) is not None]
     if not best:
         return None
@@ -155,6 +156,9 @@ def _answer(scene: Scene) -> Content | None:
         stock = lowest(scene.entries, entry.key.layers, stock_only=True)
         if stock is not None and stock.key != entry.key:
             rows.append(_answer_row(stock, "lowest loss in a stock checkpoint"))
+        other = lowest(scene.entries, entry.key.layers, savable=False)
+        if other is not None and other.key != entry.key:
+            rows.append(_answer_row(other, "lower, but no checkpoint can hold it yet"))
     head = (
         "removed",
         "repair",

@@ -15,6 +15,8 @@ USUAL = ("none", "linearpatch-diag", "replaceme", "ghost")
 """The repairs that are always drawn in colour: the published baselines and the paper's."""
 
 STOCK = "stock"
+NOT_SAVABLE = "not savable"
+"""What ``checkpoint`` says of a model."""
 
 
 @dataclass(frozen=True, order=True)
@@ -181,16 +183,34 @@ def loss_order(entry: Entry) -> float:
     return math.inf if entry.loss is None else entry.loss
 
 
-def lowest(entries: Sequence[Entry], layers: int, *, stock_only: bool = False) -> Entry | None:
-    """The model of lowest mean loss with this many layers removed, over all selections."""
-    fitting = [
-        each
-        for each in entries
-        if each.key.layers == layers
-        and each.loss is not None
-        and (not stock_only or each.model.get("checkpoint") == STOCK)
-    ]
-    return min(fitting, key=loss_order, default=None)
+def asked(entries: Sequence[Entry]) -> list[Entry]:
+    """The models that were asked for: not Ghost alone with one layer less, which is a yardstick."""
+    repairs: dict[int, set[str]] = {}
+    for each in entries:
+        repairs.setdefault(each.key.layers, set()).add(each.key.repair)
+    if max(map(len, repairs.values()), default=0) == 1:
+        return list(entries)
+    return [each for each in entries if each.key.is_dense or len(repairs[each.key.layers]) > 1]
+
+
+def lowest(
+    entries: Sequence[Entry], layers: int, *, stock_only: bool = False, savable: bool = True
+) -> Entry | None:
+    """The model of lowest mean loss with this many layers removed, over all selections.
+
+    Args:
+        entries: to choose from.
+        layers: how many layers are gone.
+        stock_only: stock checkpoints only.
+        savable: only what a checkpoint can hold.
+    """
+
+    def fits(entry: Entry) -> bool:
+        kind = entry.model.get("checkpoint")
+        return (kind == STOCK or not stock_only) and (kind != NOT_SAVABLE or not savable)
+
+    of_size = (each for each in entries if each.key.layers == layers and each.loss is not None)
+    return min(filter(fits, of_size), key=loss_order, default=None)
 
 
 def one_layer_less(entries: Sequence[Entry], entry: Entry, repair: str = "ghost") -> Entry | None:
@@ -213,15 +233,17 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def best_overall(entries: Sequence[Entry], *, stock_only: bool = False) -> str | None:
-    """The repair of lowest loss on average over the cuts.
+    """The savable repair of lowest loss on average over the cuts that were asked for.
 
     Only repairs measured on as many cuts as any other take part, or else one that was only tried
     on an easy cut would win.
     """
     losses: dict[str, list[float]] = {}
-    for each in entries:
-        stock = each.model.get("checkpoint") == STOCK
-        if each.key.is_dense or each.loss is None or (stock_only and not stock):
+    for each in asked(entries):
+        kind = each.model.get("checkpoint")
+        if each.key.is_dense or each.loss is None or kind == NOT_SAVABLE:
+            continue
+        if stock_only and kind != STOCK:
             continue
         losses.setdefault(each.key.repair, []).append(each.loss)
     most = max((len(values) for values in losses.values()), default=0)
