@@ -16,6 +16,7 @@ from ghostlayers.report.summary import (
     asked,
     best_overall,
     birth_layers,
+    drawn_operators,
     excess_share,
     gaps_of,
     highlighted,
@@ -490,6 +491,20 @@ def test_yardsticks_take_no_part_in_the_answer():
     assert best_overall(entries) == "piecewise:8"
     only_ghost = with_models(rows[0], rows[1])  # nothing else was asked for
     assert asked(only_ghost) == only_ghost
+
+
+def test_one_operator_a_gap_is_drawn():
+    rows = [
+        {"layers": layers, "select": "streamline", "repair": repair, "span": [4, 4 + layers]}
+        for layers in (2, 3)
+        for repair in ("linearpatch-diag", "ghost", "symmetric")
+    ]
+    asked_for = [(3, "ghost", 4.3, "custom"), (3, "none", 5, "stock")]
+    entries = with_models((2, "ghost", 4.1, "custom"), *asked_for)
+    assert drawn_operators({"operators": rows}, entries) == [rows[4]]  # 2 removed is a yardstick
+    without = [row for row in rows if row["repair"] != "ghost"]
+    assert drawn_operators({"operators": without}, entries) == [without[2]]
+    assert drawn_operators({}, entries) == []
 
 
 def test_what_cannot_be_saved_wins_nothing():

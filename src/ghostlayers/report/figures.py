@@ -30,6 +30,7 @@ from ghostlayers.report.summary import (
     birth_layers,
     corpus_names,
     cuts_of,
+    drawn_operators,
     gaps_of,
     highlighted,
     key_of,
@@ -439,7 +440,7 @@ def _operator_name(row: Mapping[str, Any]) -> str:
 
 def spectrum_panels(scene: Scene, most: int = 160) -> list[Panel]:
     """Singular values of Ghost's operators, a panel a selection, and their parts' shares."""
-    rows = scene.results.get("operators") or []
+    rows = drawn_operators(scene.results, scene.entries)
     panels = []
     for select in dict.fromkeys(str(row["select"]) for row in rows):
         mine = [row for row in rows if str(row["select"]) == select and row.get("singular_values")]

@@ -40,6 +40,7 @@ from ghostlayers.report.summary import (
     at_cut,
     best_overall,
     cuts_of,
+    drawn_operators,
     key_of,
     layer_counts,
     lowest,
@@ -353,7 +354,8 @@ def _spectra(scene: Scene) -> Content | None:
     if not panels:
         return None
     cuts = dict.fromkeys(
-        (row["select"], row["layers"], tuple(row["span"])) for row in scene.results["operators"]
+        (row["select"], row["layers"], tuple(row["span"]))
+        for row in drawn_operators(scene.results, scene.entries)
     )
     keys = []
     for select in dict.fromkeys(key[0] for key in cuts):

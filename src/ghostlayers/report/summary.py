@@ -193,6 +193,20 @@ def asked(entries: Sequence[Entry]) -> list[Entry]:
     return [each for each in entries if each.key.is_dense or len(repairs[each.key.layers]) > 1]
 
 
+def drawn_operators(results: Results, entries: Sequence[Entry]) -> list[Mapping[str, Any]]:
+    """One operator a gap: Ghost's, or the first repair's where Ghost took no part; no yardsticks.
+
+    Args:
+        results: with ``operators``.
+        entries: its models.
+    """
+    rows = list(results.get("operators") or [])
+    names = list(dict.fromkeys(str(row.get("repair")) for row in rows))
+    counts = set(layer_counts(asked(entries)))
+    shown = "ghost" if "ghost" in names else next(iter(names), None)
+    return [row for row in rows if str(row.get("repair")) == shown and row["layers"] in counts]
+
+
 def lowest(
     entries: Sequence[Entry], layers: int, *, stock_only: bool = False, savable: bool = True
 ) -> Entry | None:
