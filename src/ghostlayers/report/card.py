@@ -47,7 +47,7 @@ def render_card(record: Mapping[str, Any]) -> str:
     base = record["base_model"]
     cut = record["cut"]
     licence = base["licence"]
-    title = f"{base['title'] or shown_name(base['name'])}, {len(cut['removed'])} layers removed"
+    title = f"{_plain_name(base)}, {len(cut['removed'])} layers removed"
     data = ModelCardData(
         model_name=title,
         eval_results=_metrics(record) or None,
@@ -169,13 +169,16 @@ def _fits(record: Mapping[str, Any]) -> str:
 
 
 def _base_name(base: Mapping[str, Any]) -> str:
-    packed = base.get("quantized")
-    name = str(base["title"] or shown_name(base["name"]))
+    packed, name = base.get("quantized"), _plain_name(base)
     return f"{name} (its weights expanded from {packed})" if packed else name
 
 
+def _plain_name(base: Mapping[str, Any]) -> str:
+    return str(base["title"] or shown_name(base["name"]))
+
+
 def _licence(base: Mapping[str, Any]) -> str:
-    name = base["title"] or base["name"]
+    name = _plain_name(base)
     if base["licence"]:
         return f"That of the base model, {name}: {base['licence']}."
     return f"The base model, {name}, states none in its folder: its terms apply to this one too."

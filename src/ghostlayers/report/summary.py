@@ -218,13 +218,19 @@ def lowest(
         stock_only: stock checkpoints only.
         savable: only what a checkpoint can hold.
     """
+    fitting = [
+        each
+        for each in entries
+        if each.key.layers == layers
+        and each.loss is not None
+        and _is_kind(each, stock_only=stock_only, savable=savable)
+    ]
+    return min(fitting, key=loss_order, default=None)
 
-    def fits(entry: Entry) -> bool:
-        kind = entry.model.get("checkpoint")
-        return (kind == STOCK or not stock_only) and (kind != NOT_SAVABLE or not savable)
 
-    of_size = (each for each in entries if each.key.layers == layers and each.loss is not None)
-    return min(filter(fits, of_size), key=loss_order, default=None)
+def _is_kind(entry: Entry, *, stock_only: bool, savable: bool) -> bool:
+    kind = entry.model.get("checkpoint")
+    return (kind == STOCK or not stock_only) and (kind != NOT_SAVABLE or not savable)
 
 
 def one_layer_less(entries: Sequence[Entry], entry: Entry, repair: str = "ghost") -> Entry | None:
@@ -254,10 +260,8 @@ def best_overall(entries: Sequence[Entry], *, stock_only: bool = False) -> str |
     """
     losses: dict[str, list[float]] = {}
     for each in asked(entries):
-        kind = each.model.get("checkpoint")
-        if each.key.is_dense or each.loss is None or kind == NOT_SAVABLE:
-            continue
-        if stock_only and kind != STOCK:
+        fits = _is_kind(each, stock_only=stock_only, savable=True)
+        if each.key.is_dense or each.loss is None or not fits:
             continue
         losses.setdefault(each.key.repair, []).append(each.loss)
     most = max((len(values) for values in losses.values()), default=0)
