@@ -14,7 +14,7 @@ from ghostlayers.errors import (
     RecipeError,
     SingularError,
 )
-from ghostlayers.fitting import HELD_OUT_SHARE, Fitting, Gatherer, gathered_features
+from ghostlayers.fitting import HELD_OUT_SHARE, Fitting, Gatherer, Layout, gathered_features
 from ghostlayers.modeling import unit_rms
 from ghostlayers.moments import TokenWeight, token_weights
 from ghostlayers.repairs import ALL, METHODS, FitOptions, Repair, find_method
@@ -68,9 +68,11 @@ def features_of(x: Tensor) -> dict[str, Tensor]:
 def gather(x: Tensor, y: Tensor, needs: Needs, weight: TokenWeight = "uniform") -> Evidence:
     read = features_of(x)
     centroids = {count: spherical_kmeans(x, count) for count in needs.pieces}
-    gatherer = Gatherer(needs, token_weight=weight, centroids=centroids)
-    for part in torch.arange(len(x)).split(40):
-        gatherer.add(x[part], y[part], {name: each[part] for name, each in read.items()})
+    widths = {name: each.shape[1] for name, each in read.items()}
+    layout = Layout(widths, -(-len(x) // 40), 40, x.dtype)
+    gatherer = Gatherer(needs, layout, token_weight=weight, centroids=centroids)
+    for first, part in enumerate(torch.arange(len(x)).split(40)):
+        gatherer.add(first, x[part], y[part], {name: each[part] for name, each in read.items()})
     return gatherer.evidence(1e-6, (random(WIDE, x.shape[1], seed=21), None))
 
 

@@ -128,7 +128,8 @@ def _examine(model: Any) -> Anatomy | str:
     paths = (mlp, mlp_output, _shared_path(layers, ATTENTION_OUTPUTS), mlp_norm)
     for norms in POST_NORMS:
         if all(_shared_path(layers, (name,)) for name in norms):
-            return Anatomy(*paths, norms, _gain_offset(layers[0].get_submodule(norms[0])))
+            first = LayerwiseModel(model).layer(0)
+            return Anatomy(*paths, norms, _gain_offset(first.get_submodule(norms[0])))
     scales = {probe.write_scale(mlp_output) for probe in probes}
     reasons = [each for each in scales if isinstance(each, str)]
     if reasons or len(scales) != 1:
@@ -178,7 +179,7 @@ class _Probe:
         self.layerwise = LayerwiseModel(model)
         ids = torch.arange(PROBE_TOKENS)[None] % model.config.vocab_size
         self.batch, self.stream = self.layerwise.begin(ids)
-        self.layer = self.layerwise.layers[index]
+        self.layer = self.layerwise.layer(index)
 
     def norm_before(self, mlp: str | None) -> str | None:
         """The norm whose output is the MLP's input."""

@@ -4,7 +4,7 @@ The dense model runs once; each cut starts from the dense stream before the firs
 changes, and runs the kept layers only.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,9 @@ from ghostlayers.evaluation.losses import LossSums, Reference, sum_losses, token
 from ghostlayers.features import caught, tap_places
 from ghostlayers.fitting import act, reader
 from ghostlayers.folding import layer_weights
-from ghostlayers.progress import Progress, Silent
+from ghostlayers.parallel import world
+from ghostlayers.passes import visit
+from ghostlayers.progress import Progress
 from ghostlayers.repairs.base import Repair
 from ghostlayers.spans import Span
 from ghostlayers.stream import (
@@ -150,15 +152,43 @@ def measure_cuts(
         Loss, divergence from dense and agreement of ``dense`` and of every cut.
     """
     ready = {name: Cut(model, repairs, stored_dtype) for name, repairs in cuts.items()}
-    totals = {name: LossSums() for name in (DENSE, *cuts)}
-    with (progress or Silent()).stage(description, len(windows)) as advance:
-        for ids in micro_batches(model, windows, batch_size):
-            batch, streams = _cut_streams(model, ids, ready, Cut(model, {}))
-            for window in range(ids.shape[0]):
-                for name, sums in _window_losses(model, batch, streams, window, divergence).items():
-                    totals[name] = totals[name] + sums
-            advance(ids.shape[0])
-    return totals
+    totals = _LossTotals([DENSE, *cuts])
+    visited = visit(
+        model,
+        windows,
+        totals,
+        description=description,
+        batch_size=batch_size,
+        copies=2 + len(cuts),
+        progress=progress,
+    )
+    for _, ids in visited:
+        batch, streams = _cut_streams(model, ids, ready, Cut(model, {}))
+        for window in range(ids.shape[0]):
+            for name, sums in _window_losses(model, batch, streams, window, divergence).items():
+                totals.add(name, sums)
+    return totals.losses()
+
+
+class _LossTotals:
+    """Loss sums by name, as one tensor: a row a model."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._rows = {name: row for row, name in enumerate(names)}
+        self._sums = torch.zeros(len(names), 4, dtype=torch.float64)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `passes.Sums`."""
+        return {"losses": self._sums}
+
+    def add(self, name: str, sums: LossSums) -> None:
+        row = (sums.num_tokens, sums.loss, sums.kl, sums.agreements)
+        self._sums[self._rows[name]] += torch.tensor(row, dtype=torch.float64)
+
+    def losses(self) -> dict[str, LossSums]:
+        rows = self._sums.tolist()
+        found = {name: rows[row] for name, row in self._rows.items()}
+        return {n: LossSums(int(r[0]), r[1], r[2], int(r[3])) for n, r in found.items()}
 
 
 def _cut_streams(
@@ -234,10 +264,17 @@ class Race:
     Attributes:
         dense: loss of the model that the cuts were made of, at every position, in nats, [tokens].
         cuts: those of every cut, on the first tokens only where it was given up early.
+        given_up: cuts that are not measured any further.
     """
 
     dense: Tensor
     cuts: dict[str, Tensor]
+    given_up: frozenset[str] = frozenset()
+
+    @property
+    def running(self) -> frozenset[str]:
+        """The cuts that are still measured."""
+        return frozenset(self.cuts) - self.given_up
 
     @property
     def best(self) -> str:
@@ -274,22 +311,63 @@ def race_cuts(
     ``base``, that runs once instead of the dense model, and each starts from it. Other arguments
     as `measure_cuts`.
     """
-    race = Race(torch.empty(0), {name: torch.empty(0) for name in cuts})
+    names = [DENSE, *cuts]
+    losses = _RaceLosses(names, len(windows), windows.sequence_length - 1)
+    stride = model.windows_per_call(windows.sequence_length, batch_size)
     trunk = Cut(model, base or {})
-    running = {name: Cut(model, repairs) for name, repairs in cuts.items()}
-    with (progress or Silent()).stage(description, len(windows)) as advance:
-        for ids in micro_batches(model, windows, batch_size):
-            batch, streams = _cut_streams(model, ids, running, trunk)
-            losses = {name: torch.empty(0) for name in streams}
-            for window in range(ids.shape[0]):
-                for name, each in _window_token_losses(model, batch, streams, window).items():
-                    losses[name] = torch.cat([losses[name], each.cpu()])
-            dense = torch.cat([race.dense, losses[DENSE]])
-            joined = {n: torch.cat([race.cuts[n], losses[n]]) for n in running}
-            race = Race(dense, {**race.cuts, **joined})
-            running = {n: cut for n, cut in running.items() if not _hopeless(race, n)}
-            advance(ids.shape[0])
-    return race
+    ready = {name: Cut(model, repairs) for name, repairs in cuts.items()}
+    visited = visit(
+        model,
+        windows,
+        losses,
+        description=description,
+        batch_size=batch_size,
+        copies=2 + len(cuts),
+        progress=progress,
+    )
+    alone = world().size == 1
+    for first, ids in visited:
+        # Of several processes none knows what the others' windows say: each measures them all, and
+        # who would have left is worked out afterwards.
+        race = losses.race(first, stride) if alone else None
+        running = {n: c for n, c in ready.items() if race is None or n in race.running}
+        batch, streams = _cut_streams(model, ids, running, trunk)
+        for window in range(ids.shape[0]):
+            for name, each in _window_token_losses(model, batch, streams, window).items():
+                losses.add(name, first + window, each)
+    return losses.race(len(windows), stride)
+
+
+class _RaceLosses:
+    """Losses at every position of all cuts, filled window by window."""
+
+    def __init__(self, names: Sequence[str], num_windows: int, predictions: int) -> None:
+        self._rows = {name: row for row, name in enumerate(names)}
+        self._predictions = predictions
+        self._losses = torch.zeros(len(names), num_windows * predictions)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `passes.Sums`."""
+        return {"losses": self._losses}
+
+    def add(self, name: str, window: int, losses: Tensor) -> None:
+        place = window * self._predictions
+        self._losses[self._rows[name], place : place + len(losses)] = losses.cpu()
+
+    def race(self, num_windows: int, stride: int) -> Race:
+        """The race over the first windows, decided after each stride of them."""
+        race = Race(torch.empty(0), {name: torch.empty(0) for name in self._rows if name != DENSE})
+        for stop in [*range(stride, num_windows, stride), num_windows]:
+            upto = stop * self._predictions
+            cuts = {
+                name: self._losses[self._rows[name], :upto] if name in race.running else losses
+                for name, losses in race.cuts.items()
+            }
+            race = Race(self._losses[self._rows[DENSE], :upto], cuts, race.given_up)
+            if upto:
+                left = frozenset(n for n in race.running if not _hopeless(race, n))
+                race = replace(race, given_up=race.given_up | (race.running - left))
+        return race
 
 
 def _hopeless(race: Race, name: str) -> bool:

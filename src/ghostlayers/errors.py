@@ -15,7 +15,9 @@ GhostlayersError
 │   └── SingularError           normal equations that cannot be solved as asked
 ├── DependencyError             an optional package that is not installed
 ├── VerificationError           a saved checkpoint that does not reload as it was in memory
-└── DownloadError               a named download that failed or whose hash differs
+├── DownloadError               a named download that failed or whose hash differs
+├── DistributedError            a process of the run that stopped, or holds something else
+└── ResumeError                 what an interrupted run kept belongs to another request
 """
 
 import difflib
@@ -56,6 +58,14 @@ class UnsupportedModelError(ModelError):
 
 class OutputError(InputError):
     """An output that exists already or cannot be written."""
+
+
+class DistributedError(GhostlayersError):
+    """A process of the run that stopped, or that holds another model, text or decision."""
+
+
+class ResumeError(InputError):
+    """What an interrupted run kept belongs to another request."""
 
 
 class NumericalError(GhostlayersError, ArithmeticError):

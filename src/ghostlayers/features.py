@@ -83,19 +83,19 @@ def _check_scaling(model: Any, method: Method) -> None:
         )
 
 
-def feature_widths(model: Any, names: Iterable[str]) -> dict[str, int]:
-    """Columns of each of the features."""
-    return {name: _width(model, name) for name in names}
+def feature_widths(model: Any, names: Iterable[str], layer: int = 0) -> dict[str, int]:
+    """Columns of each of the features, those of a layer's projections as in the given layer."""
+    return {name: _width(model, name, layer) for name in names}
 
 
-def _width(model: Any, name: str) -> int:
+def _width(model: Any, name: str, layer: int) -> int:
     if name == "one":
         return 1
     if name not in {"z", "phi", "o"}:
         return int(model.config.hidden_size)
     anatomy = anatomy_of(model)
     path = anatomy.attention_output if name == "o" else anatomy.mlp_output
-    return row_map(find_decoder_layers(model)[0].get_submodule(path or "")).shape[0]
+    return row_map(find_decoder_layers(model)[layer].get_submodule(path or "")).shape[0]
 
 
 def check_fit_tokens(model: Any, method: Method, num_tokens: int) -> None:
@@ -140,7 +140,7 @@ def stream_feature(model: LayerwiseModel, name: str, stream: Stream, span: Span)
         return stream.new_ones(*stream.shape[:-1], 1)
     if name == "norm":
         return unit_rms(stream, norm_eps(model.model.config))
-    return first_removed_activations(model.layers[span.start], anatomy_of(model.model), stream)
+    return first_removed_activations(model.layer(span.start), anatomy_of(model.model), stream)
 
 
 def first_removed_activations(layer: Any, anatomy: Anatomy, stream: Stream) -> Tensor:

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from ghostlayers import moments
-from ghostlayers.features import caught, mlp_output_of, stream_feature, tap_places
+from ghostlayers.features import caught, feature_widths, mlp_output_of, stream_feature, tap_places
 from ghostlayers.folding import layer_weights
 from ghostlayers.modeling import norm_eps
 from ghostlayers.moments import Accumulator, TokenWeight
+from ghostlayers.parallel import add_up
+from ghostlayers.passes import share, visit, whole
 from ghostlayers.progress import Advance, Progress, Silent
 from ghostlayers.repairs.base import (
     Evidence,
@@ -39,7 +41,6 @@ from ghostlayers.stream import (
     MicroBatch,
     Stream,
     check_finite,
-    micro_batches,
 )
 from ghostlayers.tokens import Windows
 
@@ -47,7 +48,10 @@ SAMPLED_TOKENS = 16_384
 """Tokens that clusters and gradient-based objectives see."""
 
 HELD_OUT_SHARE = 8
-"""One micro-batch in so many chooses a ridge, where one is to be chosen."""
+"""One window in so many chooses a ridge, where one is to be chosen."""
+
+COPIES_IN_A_SWEEP = 6
+"""Of the stream, while it is gathered: before and behind a gap, and features as wide or wider."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,36 @@ class Fitting:
         return self.method.fit(evidence, self.options).rounded(self.stored_dtype)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What comes to a gap, known before it comes.
+
+    Attributes:
+        widths: channels of every feature, ``x`` (the stream) among them.
+        num_windows: that will be added, by all processes together.
+        window_tokens: tokens of each.
+        dtype: of the stream.
+        device: where it comes.
+    """
+
+    widths: Mapping[str, int]
+    num_windows: int
+    window_tokens: int
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens that clusters and gradient-based objectives see: the first ones."""
+        return min(SAMPLED_TOKENS, self.num_windows * self.window_tokens)
+
+
 class Gatherer:
-    """Grows the evidence for one gap, a micro-batch at a time.
+    """Grows the evidence for one gap, some windows at a time, in any order.
 
     Args:
         needs: what the methods to be fitted want.
+        layout: of what comes.
         token_weight: how much each token counts.
         centroids: by number of pieces.
         share: of the discrepancy that is the target.
@@ -91,6 +120,7 @@ class Gatherer:
     def __init__(
         self,
         needs: Needs,
+        layout: Layout,
         *,
         token_weight: TokenWeight,
         centroids: Mapping[int, Tensor] | None = None,
@@ -98,65 +128,99 @@ class Gatherer:
     ) -> None:
         self.features = gathered_features(needs)
         self._needs, self._token_weight, self._share = needs, token_weight, share
+        self._layout = layout
         self._centroids = dict(centroids or {})
-        self._sums: list[Accumulator | None] = [None, None]
-        self._pieces: dict[int, tuple[list[Accumulator], list[Accumulator]]] = {}
-        self._rotated: Tensor | None = None
-        self._kept: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
-        self._batches = 0
+        hidden, device = layout.widths["x"], layout.device
+        blocks = tuple((name, layout.widths[name]) for name in self.features)
+        parts = 2 if needs.held_out else 1
+        groups = _groups(needs, self.features)
+        self._sums = [Accumulator(blocks, hidden, device, groups) for _ in range(parts)]
+        stream = (("x", hidden),)
+        self._pieces = {
+            count: [[Accumulator(stream, hidden, device) for _ in range(count)] for _ in self._sums]
+            for count in self._centroids
+        }
+        self._rotated = (
+            torch.zeros(2, hidden, dtype=moments.ACCUMULATOR, device=device)
+            if needs.rotated
+            else None
+        )
+        self._kept = self._room_for_tokens() if needs.tokens else {}
 
-    def add(self, source: Tensor, target: Tensor, features: Mapping[str, Tensor]) -> None:
-        """Add tokens: stream before and after the gap, and features by name, [tokens, ...]."""
+    def _room_for_tokens(self) -> dict[str, Tensor]:
+        """Rows that are filled in their places, so that those of all processes add up."""
+        names = ("source", "target", *(name for name in self.features if name == "m"))
+        shape = (self._layout.num_sampled, self._layout.widths["x"])
+        dtype, device = self._layout.dtype, self._layout.device
+        return {name: torch.zeros(shape, dtype=dtype, device=device) for name in names}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `passes.Sums`."""
+        found = {f"kept.{name}": each for name, each in self._kept.items()}
+        if self._rotated is not None:
+            found["rotated"] = self._rotated
+        named = {f"sums.{part}": each for part, each in enumerate(self._sums)}
+        for count, lists in self._pieces.items():
+            for part, pieces in enumerate(lists):
+                named.update({f"{count}.{part}.{i}": each for i, each in enumerate(pieces)})
+        for prefix, sums in named.items():
+            found.update({f"{prefix}.{name}": each for name, each in sums.tensors().items()})
+        return found
+
+    def add(
+        self, first: int, source: Tensor, target: Tensor, features: Mapping[str, Tensor]
+    ) -> None:
+        """Add whole windows.
+
+        Args:
+            first: number of the first of them.
+            source: the stream before the gap, [tokens, hidden].
+            target: the stream behind it.
+            features: by name, [tokens, width].
+        """
+        for part, rows in enumerate(self._parts(first, len(source))):
+            if rows is None:
+                self._add(part, source, target, features)
+            elif len(rows):
+                here = rows.to(source.device)
+                some = {name: each[here] for name, each in features.items()}
+                self._add(part, source[here], target[here], some)
+        if self._kept:
+            self._keep(first * self._layout.window_tokens, source, target, features)
+
+    def _parts(self, first: int, count: int) -> list[Tensor | None]:
+        """Which tokens the fit sees, and which choose a ridge; None for all of them."""
+        if not self._needs.held_out:
+            return [None]
+        windows = first + torch.arange(count) // self._layout.window_tokens
+        chooses = windows % HELD_OUT_SHARE == HELD_OUT_SHARE - 1
+        return [torch.nonzero(~chooses)[:, 0], torch.nonzero(chooses)[:, 0]]
+
+    def _add(
+        self, part: int, source: Tensor, target: Tensor, features: Mapping[str, Tensor]
+    ) -> None:
         weights = moments.token_weights(target, self._token_weight)
-        held_out = self._needs.held_out and self._batches % HELD_OUT_SHARE == HELD_OUT_SHARE - 1
         blocks = [features[name] for name in self.features]
-        self._accumulator(int(held_out), source, blocks).add(source, target, blocks, weights)
+        self._sums[part].add(source, target, blocks, weights)
         for count, centroids in self._centroids.items():
-            sums = self._sums_of_pieces(count, source)[int(held_out)]
-            _add_pieces(sums, centroids, source, target, weights)
-        if self._needs.rotated:
-            self._add_rotated(source, target)
-        if self._needs.tokens:
-            self._keep(source, target, features)
-        self._batches += 1
+            _add_pieces(self._pieces[count][part], centroids, source, target, weights)
+        if self._rotated is not None:
+            basis = hadamard(source.shape[1]).to(source.device)
+            for row, each in zip(self._rotated, (source, target), strict=True):
+                row += (each.double() @ basis).abs().sum(dim=0)
 
-    def _accumulator(self, index: int, source: Tensor, blocks: Sequence[Tensor]) -> Accumulator:
-        sums = self._sums[index]
-        if sums is None:
-            named = tuple(
-                (name, each.shape[1]) for name, each in zip(self.features, blocks, strict=True)
-            )
-            sums = self._sums[index] = Accumulator(
-                named, source.shape[1], source.device, _groups(self._needs, self.features)
-            )
-        return sums
-
-    def _sums_of_pieces(
-        self, count: int, source: Tensor
-    ) -> tuple[list[Accumulator], list[Accumulator]]:
-        if count not in self._pieces:
-            blocks, width = (("x", source.shape[1]),), source.shape[1]
-
-            def empty() -> list[Accumulator]:
-                return [Accumulator(blocks, width, source.device) for _ in range(count)]
-
-            self._pieces[count] = (empty(), empty() if self._needs.held_out else [])
-        return self._pieces[count]
-
-    def _add_rotated(self, source: Tensor, target: Tensor) -> None:
-        basis = hadamard(source.shape[1]).to(source.device)
-        added = torch.stack([(each.double() @ basis).abs().sum(dim=0) for each in (source, target)])
-        self._rotated = added if self._rotated is None else self._rotated + added
-
-    def _keep(self, source: Tensor, target: Tensor, features: Mapping[str, Tensor]) -> None:
-        if sum(len(each[0]) for each in self._kept) < SAMPLED_TOKENS:
-            kept = {name: features[name] for name in features if name == "m"}
-            self._kept.append((source, target, kept))
+    def _keep(
+        self, place: int, source: Tensor, target: Tensor, features: Mapping[str, Tensor]
+    ) -> None:
+        found = {"source": source, "target": target, **features}
+        for name, rows in self._kept.items():
+            stretch = rows[place : place + len(source)]
+            stretch.copy_(found[name][: len(stretch)])
 
     def evidence(self, eps: float, output: tuple[Tensor, Tensor | None] | None = None) -> Evidence:
         """Everything so far; ``output`` is the last kept layer's MLP output projection."""
-        training, held_out = (None if each is None else each.moments() for each in self._sums)
-        assert training is not None
+        training, *rest = (each.moments() for each in self._sums)
+        held_out = rest[0] if rest and rest[0].num_tokens else None
         whole = training if held_out is None else moments.merge(training, held_out)
         pieces = {
             count: _pieces(self._centroids[count], *sums) for count, sums in self._pieces.items()
@@ -177,10 +241,8 @@ class Gatherer:
     def _tokens(self) -> Tokens | None:
         if not self._kept:
             return None
-        sources, targets, features = zip(*self._kept, strict=True)
-        names = features[0]
-        joined = {name: torch.cat([each[name] for each in features]) for name in names}
-        return Tokens(torch.cat(sources), torch.cat(targets), joined)
+        features = {name: each for name, each in self._kept.items() if name == "m"}
+        return Tokens(self._kept["source"], self._kept["target"], features)
 
 
 def _add_pieces(
@@ -199,7 +261,7 @@ def _add_pieces(
 
 
 def _pieces(
-    centroids: Tensor, training: Sequence[Accumulator], held_out: Sequence[Accumulator]
+    centroids: Tensor, training: Sequence[Accumulator], held_out: Sequence[Accumulator] = ()
 ) -> Pieces:
     fit = tuple(each.moments() for each in training)
     if not held_out:
@@ -306,14 +368,27 @@ def _fit_in_one_sweep(
     batch_size: int,
     progress: Progress,
 ) -> dict[str, dict[Span, Repair]]:
-    gatherers = {
-        kind: {span: Gatherer(needs, token_weight=kind) for span in spans}
-        for kind, needs in _needs_by_weight(list(fittings.values())).items()
-    }
-    with progress.stage("Gathering moments", len(windows)) as advance:
-        for ids in micro_batches(model, windows, batch_size):
-            _gather_dense(model, ids, spans, gatherers)
-            advance(ids.shape[0])
+    gathered = _Gathered(
+        {
+            kind: {
+                span: Gatherer(needs, layout_of(model, windows, needs, span), token_weight=kind)
+                for span in spans
+            }
+            for kind, needs in _needs_by_weight(list(fittings.values())).items()
+        }
+    )
+    visited = visit(
+        model,
+        windows,
+        gathered,
+        description="Gathering moments",
+        batch_size=batch_size,
+        copies=COPIES_IN_A_SWEEP,
+        progress=progress,
+    )
+    for first, ids in visited:
+        _gather_dense(model, first, ids, spans, gathered.by_weight)
+    gatherers = gathered.by_weight
     found = {
         kind: {span: _evidence(model, each, span) for span, each in by_span.items()}
         for kind, by_span in gatherers.items()
@@ -322,6 +397,38 @@ def _fit_in_one_sweep(
         name: {span: fitting.fit(found[fitting.weighting][span]) for span in spans}
         for name, fitting in fittings.items()
     }
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """The evidence of several gaps, as one pass makes it."""
+
+    by_weight: dict[TokenWeight, dict[Span, Gatherer]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `passes.Sums`."""
+        return {
+            f"{kind}.{span}.{name}": each
+            for kind, by_span in sorted(self.by_weight.items())
+            for span, gatherer in by_span.items()
+            for name, each in gatherer.tensors().items()
+        }
+
+
+def layout_of(
+    model: LayerwiseModel, windows: Windows, needs: Needs, span: Span, back: int = 1
+) -> Layout:
+    """What will come to a gap; ``z``, ``m`` and ``o`` from the layer so many before it."""
+    names = {"x", *gathered_features(needs)}
+    from_removed = names & {"phi"}
+    widths = feature_widths(model.model, names - from_removed, max(0, span.start - back))
+    return Layout(
+        widths | feature_widths(model.model, from_removed, span.start),
+        len(windows),
+        windows.sequence_length,
+        model.model.dtype,
+        model.device,
+    )
 
 
 def _needs_by_weight(fittings: Sequence[Fitting]) -> dict[TokenWeight, Needs]:
@@ -334,18 +441,19 @@ def _needs_by_weight(fittings: Sequence[Fitting]) -> dict[TokenWeight, Needs]:
 def _evidence(model: LayerwiseModel, gatherer: Gatherer, span: Span, back: int = 1) -> Evidence:
     output = None
     if {"z", "m"} & set(gatherer.features):
-        output = mlp_output_of(model.model, model.layers[span.start - back])
+        output = mlp_output_of(model.model, model.layer(span.start - back))
     return gatherer.evidence(norm_eps(model.model.config), output)
 
 
 @torch.no_grad()
 def _gather_dense(
     model: LayerwiseModel,
+    first: int,
     ids: Tensor,
     spans: Sequence[Span],
     gatherers: Mapping[TokenWeight, Mapping[Span, Gatherer]],
 ) -> None:
-    """Add one micro-batch of the dense stream to the evidence of every gap."""
+    """Add the dense stream of some windows to the evidence of every gap."""
     batch, hidden = model.begin(ids)
     names = tuple(
         {name for each in gatherers.values() for g in each.values() for name in g.features}
@@ -359,7 +467,7 @@ def _gather_dense(
             if boundary == span.stop:
                 x, features = before.pop(span)
                 for each in gatherers.values():
-                    each[span].add(x, batch.tokens(hidden), features)
+                    each[span].add(first, x, batch.tokens(hidden), features)
             if boundary == span.start:
                 read = _features(model, names, batch, hidden, caught_now, span)
                 before[span] = (batch.tokens(hidden), read)
@@ -402,13 +510,15 @@ class _Walk:
         fittings: Mapping[str, Fitting],
         batch_size: int,
     ) -> None:
-        self.model, self.spans = model, spans
+        self.model, self.windows, self.spans = model, windows, spans
         self.fittings = dict(fittings)
         self.batches: list[MicroBatch] = []
+        self.firsts: list[int] = []
         dense: list[Stream] = []
-        for ids in micro_batches(model, windows, batch_size):
+        for first, ids in share(model, windows, batch_size):
             batch, stream = model.begin(ids)
             self.batches.append(batch)
+            self.firsts.append(first)
             dense.append(stream)
         self.dense = _Track(dense, 0)
         self.tracks: dict[str, _Track] = {}
@@ -493,14 +603,23 @@ class _Walk:
         needs, stored = stage.needs, fitting.stored_dtype
         centroids = self._centroids(needs, source, span, done, stored) if needs.pieces else {}
         gatherer = Gatherer(
-            needs, token_weight=fitting.weighting, centroids=centroids, share=stage.share
+            needs,
+            layout_of(self.model, self.windows, needs, span, stage.back),
+            token_weight=fitting.weighting,
+            centroids=centroids,
+            share=stage.share,
         )
         names = gathered_features(needs)
-        for index, x, found in self._at_gap(source, span, names, stage.back, done, stored):
-            batch = self.batches[index]
-            with torch.no_grad():
-                read = _features(self.model, names, batch, x, found, span)
-            gatherer.add(batch.tokens(x), batch.tokens(self.dense.streams[index]), read)
+
+        def fill() -> None:
+            for index, x, found in self._at_gap(source, span, names, stage.back, done, stored):
+                batch = self.batches[index]
+                with torch.no_grad():
+                    read = _features(self.model, names, batch, x, found, span)
+                target = batch.tokens(self.dense.streams[index])
+                gatherer.add(self.firsts[index], batch.tokens(x), target, read)
+
+        whole(gatherer, fill, description=f"Fitting the gap {span}", windows=len(self.windows))
         return gatherer
 
     @torch.no_grad()
@@ -532,12 +651,13 @@ class _Walk:
     def _centroids(
         self, needs: Needs, source: _Track, span: Span, done: Repair, stored_dtype: torch.dtype
     ) -> dict[int, Tensor]:
-        found: list[Tensor] = []
+        layout = layout_of(self.model, self.windows, needs, span)
+        shape = (layout.num_sampled, layout.widths["x"])
+        sample = torch.zeros(shape, dtype=layout.dtype, device=layout.device)
         for index, x, _ in self._at_gap(source, span, (), 1, done, stored_dtype):
-            found.append(self.batches[index].tokens(x))
-            if sum(map(len, found)) >= SAMPLED_TOKENS:
-                break
-        sample = torch.cat(found)
+            rows = sample[self.firsts[index] * layout.window_tokens :][: x[..., 0].numel()]
+            rows.copy_(self.batches[index].tokens(x)[: len(rows)])
+        add_up([sample])
         return {count: spherical_kmeans(sample, count) for count in needs.pieces}
 
     @torch.no_grad()

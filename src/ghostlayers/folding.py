@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ghostlayers.anatomy import Anatomy, anatomy_of, is_transposed
 from ghostlayers.repairs.base import Fold, Repair
+from ghostlayers.residency import residency_of
 from ghostlayers.spans import Span
 
 
@@ -46,7 +47,8 @@ def layer_weights(
     for back in sorted({fold.layers_back for fold in repair.folds}):
         folds = [fold for fold in repair.folds if fold.layers_back == back]
         index = span.start - back
-        changed[index] = folded_weights(anatomy, layers[index], folds, stored_dtype)
+        layer = residency_of(model, layers).bring(index)
+        changed[index] = folded_weights(anatomy, layer, folds, stored_dtype)
     return changed
 
 

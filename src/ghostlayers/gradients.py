@@ -15,10 +15,12 @@ from torch import Tensor
 from ghostlayers.cuts import LOGITS_AT_ONCE, Cut
 from ghostlayers.errors import NonFiniteError
 from ghostlayers.fitting import act, reader
+from ghostlayers.parallel import add_up, world
+from ghostlayers.passes import share
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.repairs.base import Repair
 from ghostlayers.spans import Span
-from ghostlayers.stream import LayerwiseModel, MicroBatch, Stream, micro_batches
+from ghostlayers.stream import LayerwiseModel, MicroBatch, Stream
 from ghostlayers.tokens import Windows
 
 Gradients = dict[str, tuple[Tensor, Tensor]]
@@ -54,7 +56,7 @@ def layer_gradients(
         batches: list[MicroBatch] = []
         streams: list[list[Stream]] = []
         gradients: list[Stream] = []
-        for ids in micro_batches(model, windows, batch_size):
+        for _, ids in share(model, windows, batch_size):
             batch, first = model.begin(ids)
             batches.append(batch)
             streams.append([each for _, each in cut.walk(batch, first)])
@@ -71,6 +73,7 @@ def layer_gradients(
                 elif layer == span.stop - 1:
                     gradients[index] = _through_repair(model, span, cut.repairs[span], x, g)
             if span is None:
+                _merge(cut, layer, found)
                 _check_finite(found, layer)
                 yield layer, found
             advance(len(windows))
@@ -106,7 +109,7 @@ def _through_layer(
 ) -> Stream:
     """The gradient before a kept layer; those by its weights are added to ``found``."""
     changed = cut.weights.get(layer, {})
-    own = dict(cut.model.layers[layer].named_parameters())
+    own = dict(cut.model.layer(layer).named_parameters())
     with torch.enable_grad():
         weights = {
             name: changed.get(name, weight).detach().requires_grad_()
@@ -133,6 +136,18 @@ def _through_repair(
         y = act(repair, x, reader(model, x, span, {}))
         (gradient,) = torch.autograd.grad(y, x, g)
     return gradient
+
+
+def _merge(cut: Cut, layer: int, found: Gradients) -> None:
+    """Add up the processes' gradients; one that had no windows has zeros."""
+    if world().size == 1:
+        return
+    for name, own in cut.model.layer(layer).named_parameters():
+        if own.is_floating_point():
+            weight = cut.weights.get(layer, {}).get(name, own).detach()
+            mine = found[name][1] if name in found else torch.zeros_like(weight).float()
+            add_up([mine])
+            found[name] = weight, mine
 
 
 def _check_finite(found: Gradients, layer: int) -> None:

@@ -11,10 +11,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from ghostlayers import cuts, scoring
 from ghostlayers.cuts import Cut, Race
 from ghostlayers.fitting import Fitting, fit_gaps
 from ghostlayers.gradients import layer_gradients
+from ghostlayers.passes import visit
 from ghostlayers.progress import Advance, Progress
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
@@ -23,7 +27,7 @@ from ghostlayers.scores.residual import TOKENS_PER_CHANNEL, TokenSample
 from ghostlayers.scores.weights import counts, magnitude_importance, taylor_importance
 from ghostlayers.selection import Choice, eligible_layers, find_selection, shortlist
 from ghostlayers.spans import Span, merge_layers
-from ghostlayers.stream import LayerwiseModel, micro_batches
+from ghostlayers.stream import LayerwiseModel
 from ghostlayers.tokens import Windows
 
 Repairs = dict[Span, Repair]
@@ -180,7 +184,7 @@ def _kept(cut: Cut) -> list[int]:
 
 
 def _magnitude(cut: Cut, layer: int, norms: bool) -> float:
-    weights = dict(cut.model.layers[layer].named_parameters()) | cut.weights.get(layer, {})
+    weights = dict(cut.model.layer(layer).named_parameters()) | cut.weights.get(layer, {})
     return magnitude_importance(
         weight.detach() for name, weight in weights.items() if counts(name, weight, norms=norms)
     )
@@ -194,16 +198,38 @@ def losses_without(
     The layer behind receives what the skipped one would have: nothing is repaired.
     """
     model = cut.model
-    totals = dict.fromkeys(layers, 0.0)
-    for ids in micro_batches(model, windows, batch_size):
+    sums = _LayerSums(len(layers))
+    title = f"Loss without each of {len(layers)} layers"
+    units = len(layers) * len(windows)
+    for _, ids in visit(
+        model,
+        windows,
+        sums,
+        description=title,
+        batch_size=batch_size,
+        copies=model.num_layers + 2,
+    ):
         batch, first = model.begin(ids)
         streams = [stream for _, stream in cut.walk(batch, first)]
-        for layer in layers:
+        for row, layer in enumerate(layers):
             end = cut.run(batch, streams[layer], layer + 1)
-            totals[layer] += float(cuts.end_losses(model, batch, end).double().sum())
+            sums.losses[row] += cuts.end_losses(model, batch, end).double().sum().cpu()
             advance(len(ids))
+            units -= len(ids)
+    advance(units)  # what another process measured, or a killed run had kept
     tokens = len(windows) * (windows.sequence_length - 1)
-    return {layer: total / tokens for layer, total in totals.items()}
+    return {layer: float(sums.losses[row]) / tokens for row, layer in enumerate(layers)}
+
+
+class _LayerSums:
+    """A sum of losses a layer."""
+
+    def __init__(self, count: int) -> None:
+        self.losses = torch.zeros(count, dtype=torch.float64)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `passes.Sums`."""
+        return {"losses": self.losses}
 
 
 # Losses after repair

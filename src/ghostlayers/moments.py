@@ -80,7 +80,7 @@ class Accumulator:
         width = sum(size for _, size in blocks)
         self.blocks = blocks
         self._tiles = _tiles(blocks, together or [frozenset(name for name, _ in blocks)])
-        self.num_tokens, self.total_weight, self.target_energy = 0, 0.0, 0.0
+        self._totals = torch.zeros(3, dtype=ACCUMULATOR)
         self._upper = torch.zeros(width, width, dtype=ACCUMULATOR, device=device)
         self._cross = torch.zeros(width, hidden_size, dtype=ACCUMULATOR, device=device)
         self._abs = torch.zeros(2, hidden_size, dtype=ACCUMULATOR, device=device)
@@ -109,9 +109,23 @@ class Accumulator:
         self._cross.addmm_(weighted.T, d)
         self._abs[0] += x.abs().sum(dim=0)
         self._abs[1] += y.abs().sum(dim=0)
-        self.num_tokens += x.shape[0]
-        self.total_weight += x.shape[0] if w is None else float(w.sum())
-        self.target_energy += float(energy.sum() if w is None else torch.dot(energy, w))
+        weight = x.shape[0] if w is None else float(w.sum())
+        energy_here = float(energy.sum() if w is None else torch.dot(energy, w))
+        self._totals += torch.tensor([x.shape[0], weight, energy_here], dtype=ACCUMULATOR)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums themselves by name, not copies; they may be filled and added to."""
+        return {
+            "gram": self._upper,
+            "cross": self._cross,
+            "abs": self._abs,
+            "totals": self._totals,
+        }
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens counted so far."""
+        return int(self._totals[0])
 
     def moments(self) -> Moments:
         """The sums so far, as a value of its own."""
@@ -121,10 +135,10 @@ class Accumulator:
             gram[columns, rows] = self._upper[rows, columns].T
         return Moments(
             num_tokens=self.num_tokens,
-            total_weight=self.total_weight,
+            total_weight=float(self._totals[1]),
             gram=gram,
             cross=self._cross.clone(),
-            target_energy=self.target_energy,
+            target_energy=float(self._totals[2]),
             abs_source=self._abs[0].clone(),
             abs_target=self._abs[1].clone(),
             blocks=self.blocks,

@@ -1,17 +1,19 @@
 """Scoring layers and spans of layers: one sweep of a model over the calibration windows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ghostlayers.boundaries import BoundaryStore
 from ghostlayers.cuts import Cut
-from ghostlayers.features import stream_feature
-from ghostlayers.fitting import Fitting, Gatherer
+from ghostlayers.features import feature_widths, stream_feature
+from ghostlayers.fitting import Fitting, Gatherer, Layout
 from ghostlayers.modeling import norm_eps
-from ghostlayers.progress import Advance, Progress, Silent
+from ghostlayers.passes import visit
+from ghostlayers.progress import Progress, Silent
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import Repair
 from ghostlayers.scores import ScoreTable, SpanScore
@@ -30,7 +32,7 @@ from ghostlayers.scores.residual import (
     span_residual,
 )
 from ghostlayers.spans import Span
-from ghostlayers.stream import LayerwiseModel, micro_batches
+from ghostlayers.stream import LayerwiseModel
 from ghostlayers.tokens import Windows
 
 STREAM_FEATURES = frozenset({"x", "norm", "one"})
@@ -80,8 +82,9 @@ def measure_scores(
     swept = None if memo is None or cut.repairs else memo.get(key)
     if swept is None:
         wanted = residuals or keep_sample or memo is not None
-        with (progress or Silent()).stage(description, len(windows)) as advance:
-            swept = _sweep_scores(cut, windows, cosine_axis, seed, batch_size, wanted, advance)
+        swept = _sweep_scores(
+            cut, windows, cosine_axis, seed, batch_size, wanted, progress, description
+        )
         if memo is not None and not cut.repairs:
             memo[key] = swept
     table = _score_table(
@@ -116,6 +119,73 @@ Memo = dict[Any, Swept]
 """Sweeps by what they were made of: one serves every number of layers and every selection."""
 
 
+class _ScoreSums:
+    """What one sweep keeps of every window.
+
+    Args:
+        boundaries: of the model.
+        windows: that will be swept.
+        axis: of the cosine.
+        masks: which tokens are sampled, [windows, sequence]; None for none.
+        sample: where they go.
+    """
+
+    def __init__(
+        self,
+        boundaries: int,
+        windows: Windows,
+        axis: CosineAxis,
+        masks: Tensor | None = None,
+        sample: BoundaryStore | None = None,
+    ) -> None:
+        self._axis, self._masks, self.sample = axis, masks, sample
+        self._length = windows.sequence_length
+        self.cosines, self.angles = (
+            torch.zeros(boundaries, boundaries, dtype=torch.float64) for _ in range(2)
+        )
+        self.counts = torch.zeros(2, dtype=torch.float64)
+        self.norms = torch.zeros(boundaries, len(windows) * self._length)
+        if masks is not None:
+            before = masks.flatten(1).sum(dim=1).cumsum(dim=0)
+            self._places = [0, *before.tolist()]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `passes.Sums`; a sample in a file is not among them."""
+        kept = {
+            "cosines": self.cosines,
+            "angles": self.angles,
+            "counts": self.counts,
+            "norms": self.norms,
+        }
+        whole = None if self.sample is None else self.sample.tensor
+        return kept if whole is None else {**kept, "sample": whole}
+
+    def add(self, window: int, streams: Tensor) -> None:
+        """Add one window's stream at every boundary, [boundaries, sequence, hidden]."""
+        boundaries = len(streams)
+        cosines = add_window(empty_pairs(boundaries), streams, self._axis)
+        angles = add_last_tokens(empty_pairs(boundaries), streams[:, -1:])
+        self.cosines += cosines.total
+        self.angles += angles.total
+        self.counts += torch.tensor([cosines.count, angles.count])
+        first = window * self._length
+        self.norms[:, first : first + self._length] = _norms(streams)
+        if self.sample is not None and self._masks is not None:
+            mask = self._masks[window].to(streams.device)
+            for boundary, rows in enumerate(streams):
+                self.sample.write(boundary, int(self._places[window]), rows[mask])
+
+    def swept(self) -> "Swept":
+        """Means over all windows."""
+        cosines, angles = self.counts.tolist()
+        return Swept(
+            self.cosines / max(cosines, 1),
+            self.angles / max(angles, 1),
+            NormProfile(self.norms),
+            None if self.sample is None else TokenSample(self.sample),
+        )
+
+
 def _sweep_scores(
     cut: Cut,
     windows: Windows,
@@ -123,67 +193,65 @@ def _sweep_scores(
     seed: int,
     batch_size: int,
     sampled: bool,
-    advance: Advance,
+    progress: Progress | None,
+    description: str,
 ) -> Swept:
-    """Sums over all windows; nothing of the stream outlives its micro-batch but these."""
+    """Sums over all windows; nothing of the stream outlives its group of windows but these."""
     model = cut.model
-    boundaries = model.num_layers + 1
-    cosines, angles = empty_pairs(boundaries), empty_pairs(boundaries)
-    norms: list[Tensor] = []
-    sample: TokenSample | None = None
-    wanted = TOKENS_PER_CHANNEL * model.model.config.hidden_size
-    generator = torch.Generator().manual_seed(seed)
-    masks = sample_mask(len(windows), windows.sequence_length, wanted, generator)
-    done = filled = 0
-    for ids in micro_batches(model, windows, batch_size):
-        streams = _all_boundaries(cut, ids)
-        norms.append(_norms(streams))
-        angles = add_last_tokens(angles, streams[:, :, -1])
-        for window in range(ids.shape[0]):
-            cosines = add_window(cosines, streams[:, window], cosine_axis)
-        if sampled:
-            mask = masks[done : done + ids.shape[0]].to(streams.device)
-            sample = _keep_sample(sample, streams[:, mask], int(masks.sum()), filled)
-            filled += int(mask.sum())
-        del streams  # before the next micro-batch's are made
-        done += ids.shape[0]
-        advance(ids.shape[0])
-    profile = NormProfile(torch.cat(norms, dim=1))
-    return Swept(cosines.mean(), angles.mean(), profile, sample)
+    boundaries, hidden = model.num_layers + 1, model.model.config.hidden_size
+    masks = sample = None
+    if sampled:
+        wanted = TOKENS_PER_CHANNEL * hidden
+        generator = torch.Generator().manual_seed(seed)
+        masks = sample_mask(len(windows), windows.sequence_length, wanted, generator)
+        shape = (boundaries, int(masks.sum()), hidden)
+        sample = BoundaryStore(
+            shape, model.model.dtype, model.device, on_disk=model.residency.offloaded
+        )
+    sums = _ScoreSums(boundaries, windows, cosine_axis, masks, sample)
+    visited = visit(
+        model, windows, sums, description=description, batch_size=batch_size, progress=progress
+    )
+    for start, ids in visited:
+        for window, streams in _all_boundaries(cut, ids):
+            sums.add(start + window, streams)
+    return sums.swept()
 
 
 def measure_norms(model: LayerwiseModel, windows: Windows, *, batch_size: int = 0) -> NormProfile:
     """Norms of every token at every boundary."""
     dense = Cut(model, {})
-    norms = [
-        _norms(_all_boundaries(dense, ids)) for ids in micro_batches(model, windows, batch_size)
-    ]
-    return NormProfile(torch.cat(norms, dim=1))
+    sums = _ScoreSums(model.num_layers + 1, windows, "hidden")
+    title = "Looking for massive activations"
+    for start, ids in visit(model, windows, sums, description=title, batch_size=batch_size):
+        for window, streams in _all_boundaries(dense, ids):
+            sums.add(start + window, streams)
+    return NormProfile(sums.norms)
 
 
 def _norms(streams: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(streams, dim=-1, dtype=torch.float32)
-    return norms.flatten(1).cpu()
-
-
-def _keep_sample(
-    sample: TokenSample | None, streams: Tensor, wanted: int, filled: int
-) -> TokenSample:
-    """Write sampled tokens into the sample, which is allocated whole and once."""
-    if sample is None:
-        sample = TokenSample(streams.new_empty(streams.shape[0], wanted, streams.shape[2]))
-    sample.streams[:, filled : filled + streams.shape[1]] = streams
-    return sample
+    return norms.cpu()
 
 
 @torch.no_grad()
-def _all_boundaries(cut: Cut, ids: Tensor) -> Tensor:
-    """The stream at every boundary, [boundaries, batch, sequence, hidden]."""
+def _all_boundaries(cut: Cut, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each window's stream at every boundary, [boundaries, sequence, hidden].
+
+    The stream of an offloaded model is kept in a file meanwhile: it visits many windows at once.
+    """
     batch, stream = cut.model.begin(ids)
-    streams = stream.new_empty(cut.model.num_layers + 1, *stream.shape)
-    for boundary, hidden in cut.walk(batch, stream):
-        streams[boundary] = hidden
-    return streams
+    count, length, hidden = stream.shape
+    store = BoundaryStore(
+        (cut.model.num_layers + 1, count * length, hidden),
+        stream.dtype,
+        stream.device,
+        on_disk=cut.model.residency.offloaded,
+    )
+    for boundary, here in cut.walk(batch, stream):
+        store.write(boundary, 0, here.flatten(0, 1))
+    for window in range(count):
+        yield window, store.stretch(window * length, (window + 1) * length)
 
 
 def _score_table(
@@ -237,8 +305,10 @@ def fit_sample(
     quick = replace(
         fitting, method=method, options=replace(fitting.options, report_condition=False)
     )
-    gatherer = Gatherer(method.needs, token_weight=quick.weighting)
+    widths = feature_widths(model.model, {"x", *method.needs.features})
+    layout = Layout(widths, 1, len(source), source.dtype, source.device)
+    gatherer = Gatherer(method.needs, layout, token_weight=quick.weighting)
     names = gatherer.features
     read = {name: stream_feature(model, name, source, span) for name in names}
-    gatherer.add(source, target, read)
+    gatherer.add(0, source, target, read)
     return quick.fit(gatherer.evidence(norm_eps(model.model.config)))

@@ -22,6 +22,7 @@ from torch.func import functional_call
 
 from ghostlayers.errors import NonFiniteError, UnsupportedModelError
 from ghostlayers.modeling import decoder_layers
+from ghostlayers.residency import residency_of
 from ghostlayers.tokens import Windows
 
 TOKENS_PER_BATCH = 1024
@@ -48,12 +49,14 @@ class MicroBatch:
     Attributes:
         input_ids: [batch, sequence].
         attention_mask: 1 for tokens, 0 for padding, [batch, sequence]; None if nothing is padded.
-        calls: one a decoder layer.
+        calls: one a decoder layer; of the first part, where there are parts.
+        parts: the windows a few at a time, where a layer cannot compute all of them at once.
     """
 
     input_ids: Int[Tensor, "batch sequence"]
     attention_mask: Int[Tensor, "batch sequence"] | None
     calls: tuple[LayerCall, ...]
+    parts: "tuple[MicroBatch, ...]" = ()
 
     def tokens(self, stream: Stream) -> Float[Tensor, "tokens hidden"]:
         """The stream of all tokens that are not padding, in window order."""
@@ -151,6 +154,7 @@ class LayerwiseModel:
     def __init__(self, model: Any) -> None:
         self.model = model.eval()
         self.layers = find_decoder_layers(model)
+        self.residency = residency_of(model, list(self.layers))
         self._returns_tuple: bool | None = None
         accepted = inspect.signature(model.forward).parameters
         self._keeps_some_logits = "logits_to_keep" in accepted
@@ -164,6 +168,37 @@ class LayerwiseModel:
     def device(self) -> torch.device:
         """Where token ids belong."""
         return torch.device(self.model.get_input_embeddings().weight.device)
+
+    def layer(self, index: int) -> nn.Module:
+        """A decoder layer with its weights in memory, until another one is asked for."""
+        return self.residency.bring(index)
+
+    def windows_per_call(self, sequence_length: int, batch_size: int = 0) -> int:
+        """How many windows a layer computes at a time."""
+        on_processor = self.device.type == "cpu"
+        tokens = TOKENS_PER_BATCH if on_processor else TOKENS_PER_BATCH_ON_ACCELERATOR
+        return batch_size or max(1, tokens // sequence_length)
+
+    def windows_at_once(self, windows: Windows, batch_size: int = 0, copies: int = 1) -> int:
+        """How many windows pass a layer before the next one is brought in.
+
+        Those of one call, where all layers are in memory. Of an offloaded model as many as there is
+        memory for, so that each layer is brought in as seldom as possible.
+
+        Args:
+            windows: what is visited.
+            batch_size: windows a call; 0 chooses.
+            copies: of the stream, that a caller holds at a time.
+        """
+        calls = self.windows_per_call(windows.sequence_length, batch_size)
+        left = self.residency.memory.left
+        if not self.residency.offloaded:
+            return calls
+        if left is None:
+            return max(1, len(windows))
+        width = self.model.config.hidden_size * self.model.dtype.itemsize
+        fits = left // ((copies + 1) * windows.sequence_length * width)
+        return max(1, min(len(windows), int(fits)))
 
     @torch.no_grad()
     def begin(
@@ -179,6 +214,9 @@ class LayerwiseModel:
         input_ids = input_ids.to(self.device)
         if self._returns_tuple is None:
             self._ask_one_layer(input_ids[:1, :1])
+        together = self.windows_per_call(input_ids.shape[1])
+        if self.residency.offloaded and len(input_ids) > together:
+            return self._begin_parts(input_ids, attention_mask, together)
         attention_mask = None if attention_mask is None else attention_mask.to(self.device)
         stubs = [_Recorder(layer, self._wrap) for layer in self.layers]
         with self._replaced(stubs):
@@ -187,6 +225,20 @@ class LayerwiseModel:
             )
         batch = MicroBatch(input_ids, attention_mask, tuple(stub.call() for stub in stubs))
         return batch, stubs[0].hidden_states()
+
+    def _begin_parts(
+        self, input_ids: Tensor, attention_mask: Tensor | None, together: int
+    ) -> tuple[MicroBatch, Stream]:
+        masks = (
+            [None] * len(input_ids) if attention_mask is None else attention_mask.split(together)
+        )
+        begun = [
+            self.begin(ids, mask)
+            for ids, mask in zip(input_ids.split(together), masks, strict=False)
+        ]
+        parts = tuple(batch for batch, _ in begun)
+        whole = MicroBatch(input_ids, attention_mask, parts[0].calls, parts)
+        return whole, torch.cat([stream for _, stream in begun])
 
     def _ask_one_layer(self, input_ids: Tensor) -> None:
         """Find out on a single token whether layers return tuples; see `_wrap`."""
@@ -224,7 +276,9 @@ class LayerwiseModel:
         taps: Taps = (),
     ) -> Stream:
         """`run_layer`, recorded for a backward pass where gradients are enabled."""
-        call, module = batch.calls[layer], self.layers[layer]
+        if batch.parts:
+            return self._layer_on_parts(layer, batch, stream, weights, taps)
+        call, module = batch.calls[layer], self.layer(layer)
         with tapped(module, taps):
             if weights:
                 output = functional_call(module, dict(weights), (stream, *call.args), call.kwargs)
@@ -232,6 +286,25 @@ class LayerwiseModel:
                 output = module(stream, *call.args, **call.kwargs)
         hidden: Tensor = output[0] if isinstance(output, tuple) else output
         return hidden
+
+    def _layer_on_parts(
+        self,
+        layer: int,
+        batch: MicroBatch,
+        stream: Stream,
+        weights: Mapping[str, Tensor] | None,
+        taps: Taps,
+    ) -> Stream:
+        """The parts of a batch one after another; what taps catch of them is joined."""
+        outputs, caught = [], []
+        sizes = [len(part.input_ids) for part in batch.parts]
+        taps = list(taps)
+        for part, some in zip(batch.parts, stream.split(sizes), strict=True):
+            outputs.append(self.differentiable_layer(layer, part, some, weights=weights, taps=taps))
+            caught.append([tap.value for _, tap in taps])
+        for (_, tap), values in zip(taps, zip(*caught, strict=True), strict=False):
+            tap.value = None if any(v is None for v in values) else torch.cat(values)
+        return torch.cat(outputs)
 
     @torch.no_grad()
     def logits(
@@ -353,9 +426,7 @@ class _Injector(_Stub):
 
 def micro_batches(model: LayerwiseModel, windows: Windows, batch_size: int = 0) -> Iterator[Tensor]:
     """Token ids of a few windows at a time; 0 chooses how many."""
-    on_processor = model.device.type == "cpu"
-    tokens = TOKENS_PER_BATCH if on_processor else TOKENS_PER_BATCH_ON_ACCELERATOR
-    yield from windows.input_ids.split(batch_size or max(1, tokens // windows.sequence_length))
+    yield from windows.input_ids.split(model.windows_at_once(windows, batch_size))
 
 
 def sweep(

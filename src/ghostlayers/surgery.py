@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghostlayers import modeling
+from ghostlayers import modeling, residency
 from ghostlayers.agreement import check_agreement
 from ghostlayers.anatomy import anatomy_of
 from ghostlayers.configs import slice_config
@@ -22,6 +22,7 @@ from ghostlayers.features import caught, tap_places
 from ghostlayers.fitting import reader
 from ghostlayers.folding import layer_weights, scaled_writes
 from ghostlayers.repairs.base import Operator, Repair
+from ghostlayers.residency import execution_device, residency_of
 from ghostlayers.spans import Span, check_layers, kept_layers, pruned_boundary
 from ghostlayers.stream import LayerwiseModel, attach_taps, find_decoder_layers
 
@@ -131,17 +132,18 @@ def _changed_weights(
 ) -> dict[int, dict[str, Tensor]]:
     """Changed parameters by layer of the original model: folds, and writes divided by scales."""
     changed: dict[int, dict[str, Tensor]] = {}
+    resident = residency_of(model, layers)
     for span, repair in repairs.items():
         changed.update(layer_weights(model, layers, span, repair, stored_dtype))
     for index, weights in folded.items():
-        own = layers[index]
+        own = resident.bring(index)
         changed[index] = {n: each.to(own.get_parameter(n)) for n, each in weights.items()}
     removed = {layer for span in repairs for layer in span.layers}
     scale = 1.0
     for index in range(len(layers)):
         scale *= math.prod(each.scale for span, each in repairs.items() if span.stop == index)
         if scale != 1.0 and index not in removed:
-            scaled = scaled_writes(anatomy_of(model), layers[index], scale)
+            scaled = scaled_writes(anatomy_of(model), resident.bring(index), scale)
             rounded = {n: each.to(stored_dtype).to(each.dtype) for n, each in scaled.items()}
             changed.setdefault(index, {}).update(rounded)
     return changed
@@ -151,6 +153,7 @@ def _replace_weights(layer: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name, value in weights.items():
         path, _, leaf = name.rpartition(".")
         module = layer.get_submodule(path)
+        residency.keep(module)
         trains = module.get_parameter(leaf).requires_grad
         module.register_parameter(leaf, nn.Parameter(value, requires_grad=trains))
 
@@ -188,8 +191,9 @@ def _hook_operator(
 
 def share_weights(model: Any) -> Any:
     """A copy of the model's structure whose tensors are those of the original."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    residency_of(model, list(find_decoder_layers(model))).release()
+    shared = [*model.parameters(), *model.buffers(), *residency.shared_maps(model)]
+    return copy.deepcopy(model, {id(each): each for each in shared})
 
 
 def _keep_layers(layers: nn.ModuleList, kept: Sequence[int]) -> None:
@@ -237,19 +241,22 @@ def _insert_repairs(
         for boundary, operator in sorted(boundaries.items())
     }
     model.config.architectures = [causal_lm_class.__name__]
-    model.__class__ = causal_lm_class
+    with residency.without_hook(model):
+        model.__class__ = causal_lm_class
     base: Any = getattr(model, modeling.child_of(model, family.model))
-    base.__class__ = model_class
+    with residency.without_hook(base):
+        base.__class__ = model_class
     for boundary, operator in boundaries.items():
         index, place = modeling.repair_place(boundary)
         layer = find_decoder_layers(model)[index]
-        layer.__class__ = modeling.repaired_layer_class(type(layer))
-        like = next(layer.parameters())
+        with residency.without_hook(layer):
+            layer.__class__ = modeling.repaired_layer_class(type(layer))
+        device = execution_device(layer)
         _check_operator(operator, model.config.hidden_size)
         stored = {
             name: nn.Parameter(
-                value.to(device=like.device, dtype=like.dtype).contiguous(),
-                requires_grad=like.requires_grad,
+                value.to(device=device, dtype=model.dtype).contiguous(),
+                requires_grad=next(layer.parameters()).requires_grad,
             )
             for name, value in operator.parameters.items()
         }

@@ -6,7 +6,9 @@ and it exceeds 1 on the spans in which a massive activation is born. It needs fe
 of five times the hidden size (four to fit, one held out) ranks as all tokens do.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,15 +25,27 @@ HELD_OUT_EVERY = 5
 """Every fifth sampled token is kept from the fit and measures it."""
 
 
+class Rows(Protocol):
+    """The stream of some tokens at every boundary."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Boundaries, tokens, channels."""
+
+    def __getitem__(self, boundary: int) -> Float[Tensor, "tokens hidden"]:
+        """All tokens at a boundary."""
+
+
 @dataclass(frozen=True)
 class TokenSample:
     """The stream of some tokens at every boundary.
 
     Attributes:
-        streams: [boundaries, tokens, hidden], in the model's dtype.
+        streams: [boundaries, tokens, hidden], in the model's dtype: a tensor, or what gives out
+            one boundary at a time.
     """
 
-    streams: Float[Tensor, "boundaries tokens hidden"]
+    streams: "Rows"
 
     def held_out(self) -> Bool[Tensor, " tokens"]:
         """Which tokens measure the fit instead of taking part in it."""

@@ -1,0 +1,250 @@
+"""What a long run keeps, so that the same command goes on where it was killed.
+
+A run is a sequence of passes over text, each of which makes sums (`passes.visit`). Which passes
+there are depends on nothing but the request and the sums before, so a pass is known by its number.
+While one is under way its sums are written every half minute, whole or not at all, with the windows
+that are in them; run again, the same request finds them, passes over what is done, and ends with
+the same bits: sums continue in the same order, and whatever was not kept is computed again.
+
+The files are safetensors. The request they belong to lies beside them, and another one is refused.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ghostlayers.errors import OutputError, ResumeError
+from ghostlayers.parallel import all_hold, world
+
+SECONDS_BETWEEN = 30.0
+"""How much work a killed run loses at most, and how often it writes."""
+
+REQUEST = "request.json"
+
+
+@dataclass
+class Journal:
+    """The kept passes of one run.
+
+    Attributes:
+        folder: where they lie.
+        seconds_between: at least so much work lies between two writes.
+        opened: passes begun so far.
+        resumed: windows that did not have to be visited again.
+    """
+
+    folder: Path
+    seconds_between: float = SECONDS_BETWEEN
+    opened: int = 0
+    resumed: int = 0
+
+    def next_pass(self, description: str) -> "KeptPass":
+        """The record of the pass that begins now."""
+        self.opened += 1
+        here = world()
+        name = f"{self.opened:04d}-of-process-{here.rank}-{here.size}"
+        return KeptPass(self, self.folder / f"{name}.safetensors", description)
+
+
+@dataclass
+class KeptPass:
+    """The sums of one pass, as far as they are kept.
+
+    There are two files: the sums over this process's share so far, and those over all processes
+    once the pass has ended. A process that has the second may meet one that was killed before it
+    had; then both go on from the first.
+
+    Attributes:
+        journal: whose pass it is.
+        share: the file of this process's sums.
+        description: of the pass; it must be the same when the run goes on.
+        windows_at_once: in a group, as the pass began; 0 if nothing is kept.
+        done: windows, counted from the first, that are in the sums or another process's.
+        merged: the sums are those of all processes.
+    """
+
+    journal: Journal
+    share: Path
+    description: str
+    windows_at_once: int = 0
+    done: int = 0
+    merged: bool = False
+    _began: float = field(default_factory=time.monotonic)
+    _written: float = field(default_factory=time.monotonic)
+
+    @property
+    def whole(self) -> Path:
+        """The file of the sums over all processes."""
+        return self.share.with_suffix(f".all{self.share.suffix}")
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill the sums with what was kept, if anything was.
+
+        Raises:
+            ResumeError: the file is of another pass, or damaged.
+        """
+        self.merged = all_hold(self.whole.is_file())
+        path = self.whole if self.merged else self.share
+        if not path.is_file():
+            return
+        try:
+            with safe_open(path, framework="pt") as file:
+                notes = file.metadata() or {}
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise self._refuse(path, f"cannot be read ({error})") from error
+        shapes = {name: tuple(each.shape) for name, each in tensors.items()}
+        if notes.get("description") != self.description or shapes != {
+            name: tuple(each.shape) for name, each in found.items()
+        }:
+            raise self._refuse(path, "is of another stage")
+        for name, tensor in tensors.items():
+            tensor.copy_(found[name])
+        self.windows_at_once, self.done = int(notes["windows_at_once"]), int(notes["done"])
+        self.journal.resumed += self.done
+
+    def begin(self, windows_at_once: int, tensors: Mapping[str, Tensor]) -> None:
+        """Go on with groups of so many windows; what was kept of other groups is forgotten."""
+        if self.done and self.windows_at_once != windows_at_once:
+            self.done, self.merged = 0, False
+            for tensor in tensors.values():
+                tensor.zero_()
+        self.windows_at_once = windows_at_once
+
+    @staticmethod
+    def _refuse(path: Path, what: str) -> ResumeError:
+        return ResumeError(
+            f"'{path}' {what}; pass --restart to begin anew, or delete '{path.parent}'."
+        )
+
+    def note(self, done: int, tensors: Mapping[str, Tensor]) -> None:
+        """Count windows as done, and write the sums where enough work has gone into them."""
+        self.done = done
+        if time.monotonic() - self._written >= self.journal.seconds_between:
+            self._write(self.share, tensors)
+
+    def end(self, done: int, tensors: Mapping[str, Tensor]) -> None:
+        """All is done, in every process: write the sums, unless they are made again at once."""
+        self.done, self.merged = done, True
+        if time.monotonic() - self._began >= self.journal.seconds_between / 10:
+            self._write(self.whole, tensors)
+            self.share.unlink(missing_ok=True)
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        draft = path.with_suffix(".draft")
+        notes = {
+            "description": self.description,
+            "windows_at_once": str(self.windows_at_once),
+            "done": str(self.done),
+        }
+        kept = {name: each.detach().contiguous() for name, each in tensors.items()}
+        try:
+            save_file(kept, draft, metadata=notes)
+            _flush(draft)
+        except (OSError, SafetensorError) as error:
+            raise OutputError(f"cannot keep the run's state in '{path}': {error}.") from error
+        draft.replace(path)
+        self._written = time.monotonic()
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+_CURRENT: ContextVar[Journal | None] = ContextVar("journal", default=None)
+
+
+def current() -> Journal | None:
+    """The journal of the run that is under way, if it keeps one."""
+    return _CURRENT.get()
+
+
+def folder_for(out: Path) -> Path:
+    """Where a run that is to write ``out`` keeps its state."""
+    return out.absolute().parent / f".{out.name}.ghostlayers-run"
+
+
+@contextlib.contextmanager
+def keeping(
+    folder: Path, request: Mapping[str, Any], *, seconds_between: float = SECONDS_BETWEEN
+) -> Iterator[Journal]:
+    """Keep passes in a folder for as long as the context lasts; delete them if it ends well.
+
+    Args:
+        folder: see `folder_for`.
+        request: all that the sums depend on, as plain values.
+        seconds_between: see `Journal`.
+
+    Raises:
+        ResumeError: the folder holds the passes of another request.
+        OutputError: it cannot be written.
+    """
+    wanted = json.loads(json.dumps(request, default=str))
+    try:
+        _open(folder, wanted)
+    except OSError as error:
+        raise OutputError(f"cannot write '{folder}': {error.strerror}.") from error
+    token = _CURRENT.set(Journal(folder, seconds_between))
+    try:
+        yield _CURRENT.get()  # type: ignore[misc]
+    finally:
+        _CURRENT.reset(token)
+        if not any(folder.glob("*.safetensors")):  # nothing worth keeping
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def finish(folder: Path) -> None:
+    """Delete what a run kept: its result is written."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open(folder: Path, wanted: dict[str, Any]) -> None:
+    path = folder / REQUEST
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        draft = folder / f"{REQUEST}.{os.getpid()}.draft"
+        draft.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+        draft.replace(path)
+        return
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        kept = {}
+    differing = sorted(key for key in {*kept, *wanted} if kept.get(key) != wanted.get(key))
+    if differing:
+        shown = "; ".join(
+            f"{key}: {_short(kept.get(key))} then, {_short(wanted.get(key))} now"
+            for key in differing[:4]
+        )
+        raise ResumeError(
+            f"'{folder}' holds what an interrupted run of another request kept ({shown}). Repeat "
+            "that request to go on with it, pass --restart to discard it, or choose another output."
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def digest(*parts: bytes | str) -> str:
+    """SHA-256 of several parts, as hexadecimal digits."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "big"))
+        total.update(data)
+    return total.hexdigest()

@@ -1,0 +1,239 @@
+"""Where the weights of decoder layers are while they are not needed.
+
+An offloaded model (accelerate's big-model loading) leaves its decoder layers on disk, or in the
+processor's memory beside an accelerator, and brings the weights of a module in for each call. A
+sweep calls one layer on many windows before the next, so here a layer is brought in whole, once,
+and stays until another is wanted; a thread meanwhile reads the next one's file, so that the disk
+and the processor work at the same time.
+"""
+
+import contextlib
+import json
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+READ_AHEAD_BYTES = 1 << 23
+"""Read from a file at a time."""
+
+
+@dataclass
+class Memory:
+    """How much memory a run may take beside its model's resident weights.
+
+    Attributes:
+        limit: bytes that the process may hold in all; None for what is free.
+        spent: bytes of it that weights, code and workspace take.
+    """
+
+    limit: int | None = None
+    spent: int = 0
+
+    @property
+    def left(self) -> int | None:
+        """Bytes for streams and sums; None if nothing limits them."""
+        return None if self.limit is None else max(0, self.limit - self.spent)
+
+
+class Residency:
+    """Which decoder layer of a model is in memory.
+
+    Args:
+        layers: the decoder layers.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self._layers = list(layers)
+        self._held: int | None = None
+        self._hooks: list[tuple[nn.Module, Any]] = []
+        self._ahead: threading.Thread | None = None
+        self.offloaded = any(offloading_hook(m) is not None for x in layers for m in x.modules())
+        self.memory = Memory()
+
+    def is_of(self, layers: Sequence[nn.Module]) -> bool:
+        """Whether these are its layers."""
+        pairs = zip(self._layers, layers, strict=False)
+        return len(self._layers) == len(layers) and all(a is b for a, b in pairs)
+
+    def bring(self, index: int) -> nn.Module:
+        """The layer of that number with its weights in place; the one before it may go."""
+        if not self.offloaded or self._held == index:
+            return self._layers[index]
+        self.release()
+        if self._ahead is not None:
+            self._ahead.join()
+        for module in self._layers[index].modules():
+            hook = offloading_hook(module)
+            if hook is not None:
+                hook.pre_forward(module)
+                hook.offload = False  # its calls find the weights in place
+                self._hooks.append((module, hook))
+        self._held = index
+        self._read_ahead(index + 1)
+        return self._layers[index]
+
+    def release(self) -> None:
+        """Let the layer in memory go."""
+        for module, hook in self._hooks:
+            hook.offload = True
+            hook.post_forward(module, None)
+        self._hooks, self._held = [], None
+
+    def _read_ahead(self, index: int) -> None:
+        places = [] if index >= len(self._layers) else _files(self._layers[index])
+        self._ahead = threading.Thread(target=_read, args=(places,), daemon=True)
+        self._ahead.start()
+
+
+_KNOWN: "weakref.WeakKeyDictionary[nn.Module, Residency]" = weakref.WeakKeyDictionary()
+
+
+def residency_of(model: Any, layers: Sequence[nn.Module]) -> Residency:
+    """The residency of a model's decoder layers: one a model."""
+    known = _KNOWN.get(model)
+    if known is None or not known.is_of(layers):
+        known = _KNOWN[model] = Residency(layers)
+    return known
+
+
+def offloading_hook(module: nn.Module) -> Any:
+    """The hook that brings a module's own weights in for each call; None if they stay."""
+    hook = getattr(module, "_hf_hook", None)
+    offloads = getattr(hook, "offload", False) and getattr(hook, "weights_map", None) is not None
+    return hook if offloads and any(True for _ in module.parameters(recurse=False)) else None
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether any weights of a model are elsewhere while they are not used."""
+    return any(offloading_hook(module) is not None for module in model.modules())
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a module computes, which is not where offloaded weights are."""
+    for parameter in module.parameters():
+        if not parameter.is_meta:
+            return parameter.device
+    hooks = (getattr(each, "_hf_hook", None) for each in module.modules())
+    devices = [d for h in hooks if (d := getattr(h, "execution_device", None)) is not None]
+    return torch.device(devices[0] if devices else "cpu")
+
+
+def keep(module: nn.Module) -> None:
+    """Bring a module's weights in for good, so that they can be changed."""
+    hook = offloading_hook(module)
+    if hook is not None:
+        hook.pre_forward(module)
+        hook.offload = False
+
+
+def real_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter by name, one at a time, offloaded ones read from where they are."""
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta:
+            yield name, parameter.detach()
+            continue
+        path, _, leaf = name.rpartition(".")
+        yield name, model.get_submodule(path)._hf_hook.weights_map[leaf]  # type: ignore[union-attr,index]
+
+
+@contextlib.contextmanager
+def without_hook(module: nn.Module) -> Iterator[None]:
+    """Take accelerate's hook off a module whose class is about to change, and put it back.
+
+    The hook calls the method of the class that it found, not of the new one.
+    """
+    from accelerate.hooks import add_hook_to_module, remove_hook_from_module
+
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        remove_hook_from_module(module)
+        vars(module).pop("forward", None)
+    yield
+    if hook is not None:
+        add_hook_to_module(module, hook)
+
+
+def shared_maps(model: nn.Module) -> list[Any]:
+    """What hooks know of weights: a copy of the model reads the same."""
+    found: list[Any] = []
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for name in ("weights_map", "tied_params_map"):
+            each = getattr(hook, name, None)
+            if each is not None:
+                found.append(each)
+    return found
+
+
+def largest_layer(layers: Sequence[nn.Module]) -> int:
+    """Bytes of the biggest decoder layer in the type that it computes in."""
+    return max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A stretch of a file."""
+
+    path: str
+    start: int
+    stop: int
+
+
+def _files(layer: nn.Module) -> list[_Place]:
+    """Where on disk a layer's weights lie; nothing if they lie in memory."""
+    places = []
+    for module in layer.modules():
+        hook = offloading_hook(module)
+        if hook is None:
+            continue
+        dataset = getattr(hook.weights_map, "dataset", None)
+        prefix = getattr(hook.weights_map, "prefix", "")
+        for name, _ in module.named_parameters(recurse=False):
+            entry = getattr(dataset, "index", {}).get(f"{prefix}{name}", {})
+            if "safetensors_file" in entry:
+                places.append(_stretch(entry["safetensors_file"], entry["weight_name"]))
+    return [place for place in places if place is not None]
+
+
+_HEADERS: dict[str, dict[str, tuple[int, int]]] = {}
+
+
+def _stretch(path: str, name: str) -> _Place | None:
+    """The bytes of one tensor in a safetensors file."""
+    if path not in _HEADERS:
+        _HEADERS[path] = _offsets(path)
+    found = _HEADERS[path].get(name)
+    return None if found is None else _Place(path, *found)
+
+
+def _offsets(path: str) -> dict[str, tuple[int, int]]:
+    """Where each tensor lies: the file begins with the length of its JSON header."""
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    first = 8 + length
+    return {
+        name: (first + entry["data_offsets"][0], first + entry["data_offsets"][1])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _read(places: Sequence[_Place]) -> None:
+    """Have the system read stretches of files, to find them in its memory afterwards."""
+    with contextlib.suppress(OSError):  # whoever needs them reports it
+        for place in places:
+            with Path(place.path).open("rb", buffering=0) as file:
+                file.seek(place.start)
+                left = place.stop - place.start
+                while left > 0:
+                    found = len(file.read(min(left, READ_AHEAD_BYTES)))
+                    if not found:
+                        break
+                    left -= found
