@@ -21,6 +21,7 @@ from ghostlayers.folding import layer_weights
 from ghostlayers.loading import DTYPES, LoadedModel, load_model
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs.base import Operator, Repair
+from ghostlayers.residency import sorted_parameters
 from ghostlayers.spans import Span
 from ghostlayers.stream import find_decoder_layers
 
@@ -58,10 +59,10 @@ class Adapter:
 def weights_hash(model: Any, stored_dtype: torch.dtype) -> str:
     """SHA-256 of every parameter's name, shape and bytes in the type they are stored in."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
-        stored = tensor.detach().to(stored_dtype).cpu().contiguous()
+    for name, tensor in sorted_parameters(model):
+        stored = tensor.to(stored_dtype).cpu().contiguous()
         digest.update(f"{name} {tuple(stored.shape)} {stored.dtype}".encode())
-        digest.update(stored.flatten().view(torch.uint8).numpy())
+        digest.update(stored.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -29,9 +30,16 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from ghostlayers import modeling, reload_check
-from ghostlayers.errors import GhostlayersError, ModelError, OutputError, VerificationError
+from ghostlayers.errors import (
+    GhostlayersError,
+    ModelError,
+    OutputError,
+    RecipeError,
+    VerificationError,
+)
 from ghostlayers.families import CLASS_PREFIX, PREFIX, Family, find_family
 from ghostlayers.report.card import render_card
+from ghostlayers.residency import is_offloaded, offloaded_sets
 
 RECORD = "ghostlayers.json"
 RECORD_KEYS = (
@@ -50,6 +58,12 @@ OLD = ".old"
 """What the folder to be replaced is called in between."""
 
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+MEMORY_OF_A_RELOAD = 10**9
+"""Bytes of weights that the fresh process holds where the model is offloaded here."""
+
+SHARD_OF_OFFLOADED = 10**9
+"""Bytes of a file of weights that were never in memory together."""
+
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit, that a reload may show.
 
@@ -281,7 +295,8 @@ def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
     state = _stored_state(model, stored_dtype)
     before = model.config.dtype
     try:
-        model.save_pretrained(folder, state_dict=state)
+        with _read_as_stored(model, stored_dtype) as shards:
+            model.save_pretrained(folder, state_dict=state, **shards)
     except ValueError as error:  # generation configs of older models can be refused
         raise ModelError(f"transformers refuses to save this model: {error}") from error
     finally:
@@ -299,12 +314,44 @@ def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
     _complete_config(folder / "config.json", more)
 
 
+@contextlib.contextmanager
+def _read_as_stored(model: Any, stored_dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    """Have offloaded weights read in the type they are stored in, a shard at a time.
+
+    Raises:
+        RecipeError: they lie in memory in another type.
+    """
+    if not is_offloaded(model):
+        yield {}
+        return
+    computes_in = model.dtype
+    names = {str(each).removeprefix("torch."): each for each in (stored_dtype, computes_in)}
+    stored, computed = (str(each).removeprefix("torch.") for each in (stored_dtype, computes_in))
+    indices = [getattr(each, "index", None) for each in offloaded_sets(model)]
+    if computes_in != stored_dtype and not all(indices):
+        raise RecipeError(
+            f"layers that were offloaded to memory in {computed} cannot be saved in {stored}; use "
+            "--offload disk, or leave --dtype away."
+        )
+    entries = [e for index in indices if index for e in index.values() if e["dtype"] in names]
+    changed = [entry for entry in entries if entry["dtype"] == computed]
+    try:
+        for entry in changed:
+            entry["dtype"] = stored
+        with warnings.catch_warnings():  # that a shard must fit into memory: it is made to
+            warnings.simplefilter("ignore")
+            yield {"max_shard_size": SHARD_OF_OFFLOADED}
+    finally:
+        for entry in changed:
+            entry["dtype"] = computed
+
+
 def _stored_state(model: Any, stored_dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The weights in the type they are stored in; tied ones stay one tensor, and are saved once."""
     stored: dict[int, torch.Tensor] = {}
 
     def convert(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point():
+        if not tensor.is_floating_point() or tensor.is_meta:  # those are read as they are written
             return tensor
         return stored.setdefault(tensor.data_ptr(), tensor.to(stored_dtype))
 
@@ -397,7 +444,9 @@ def verify(folder: Path, model: Any) -> Verification:
     ids = _some_tokens(model)
     device = model.get_input_embeddings().weight.device
     dtype = str(model.dtype).removeprefix("torch.")
-    return _compare(_logits_of_fresh_process(folder, ids, dtype, device), _logits(model, ids))
+    room = MEMORY_OF_A_RELOAD if is_offloaded(model) else 0
+    answer = _logits_of_fresh_process(folder, ids, dtype, device, room)
+    return _compare(answer, _logits(model, ids))
 
 
 def compare_logits(made: Any, model: Any) -> Verification:
@@ -438,12 +487,12 @@ def _compare(got: torch.Tensor, expected: torch.Tensor) -> Verification:
 
 
 def _logits_of_fresh_process(
-    folder: Path, ids: torch.Tensor, dtype: str, device: torch.device
+    folder: Path, ids: torch.Tensor, dtype: str, device: torch.device, room: int = 0
 ) -> torch.Tensor:
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = f"{scratch}/request.safetensors", f"{scratch}/answer.safetensors"
         save_file({"input_ids": ids}, request)
-        arguments = [str(folder), request, answer, dtype, str(device)]
+        arguments = [str(folder), request, answer, dtype, str(device), str(room)]
         # -P keeps this package's folder off the path; a private module cache leaves no trace.
         done = subprocess.run(
             [sys.executable, "-P", reload_check.__file__, *arguments],

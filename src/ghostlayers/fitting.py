@@ -50,6 +50,10 @@ SAMPLED_TOKENS = 16_384
 HELD_OUT_SHARE = 8
 """One window in so many chooses a ridge, where one is to be chosen."""
 
+MATRICES_OF_A_FIT = 4
+"""Square matrices of all features that solving takes: the sums' copy, the equilibrated and damped
+Gram matrix, its factor, the solution."""
+
 COPIES_IN_A_SWEEP = 6
 """Of the stream, while it is gathered: before and behind a gap, and features as wide or wider."""
 
@@ -295,6 +299,22 @@ def gathered_features(needs: Needs) -> tuple[str, ...]:
         if "one" not in wanted:
             wanted.append("one")
     return tuple(wanted)
+
+
+def sums_bytes(model: LayerwiseModel, fitting: Fitting, spans: Sequence[Span]) -> int:
+    """Memory that a fit takes beside weights and streams: see `MATRICES_OF_A_FIT`."""
+    method = fitting.method
+    gaps = len(spans) if _one_sweep(fitting, len(spans)) else 1
+    width = 0
+    for needs in (method.needs, *(stage.needs for stage in method.before)):
+        names = {"x", *gathered_features(needs)}
+        width = max(width, sum(feature_widths(model.model, names).values()))
+    hidden = int(model.model.config.hidden_size)
+    gathered = (2 if method.needs.held_out else 1) * (1 + sum(method.needs.pieces) * gaps)
+    solving = MATRICES_OF_A_FIT * width * width
+    return moments.ACCUMULATOR.itemsize * (
+        gaps * gathered * (width * width + width * hidden) + solving
+    )
 
 
 def _groups(needs: Needs, gathered: Sequence[str]) -> list[frozenset[str]]:

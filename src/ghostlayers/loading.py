@@ -10,11 +10,16 @@ from typing import Any
 
 import torch
 
-from ghostlayers import quantized
+from ghostlayers import offload, quantized
 from ghostlayers.errors import ModelError, RecipeError
 from ghostlayers.recipe import RunOptions
+from ghostlayers.residency import is_offloaded, residency_of
+from ghostlayers.stream import find_decoder_layers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+SURELY_FITS = 2**30
+"""Bytes of weights that are loaded without asking how much memory is free."""
 
 FAST_ENOUGH = 1.3
 """A half-precision type is used where it multiplies at least this much faster than float32."""
@@ -89,7 +94,9 @@ def load_model(
         raise
     except Exception as error:  # damaged files raise the unrelated types of many libraries
         raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
-    model = _place(model, device).eval()
+    if not is_offloaded(model):
+        model = _place(model, device)
+    model = model.eval()
     base = BaseModel(
         name=name,
         revision=getattr(model.config, "_commit_hash", None) or revision,
@@ -195,6 +202,8 @@ def _read(
     weights = {**extra, **quantized.loading_options(packed, device), "use_safetensors": True}
     stored = AutoConfig.from_pretrained(place, **extra).get_text_config().dtype
     wanted = "auto" if stored is None else compute_dtype(options, stored, device)
+    if stored is not None and _may_not_fit(place, options, device, packed):
+        return _read_offloaded(place, extra, options, device, wanted), tokenizer, stored
     model = AutoModelForCausalLM.from_pretrained(place, dtype=wanted, **weights)
     if stored is None:  # an old config that names no type: the weights themselves tell
         stored = model.dtype
@@ -206,6 +215,39 @@ def _read(
     return model, tokenizer, stored
 
 
+def _may_not_fit(
+    place: str, options: RunOptions, device: torch.device, packed: dict[str, Any]
+) -> bool:
+    """Whether it must be looked at closely where the weights go."""
+    if quantized.quantization_method(packed) is not None:
+        if options.offload in ("cpu", "disk"):
+            raise RecipeError(
+                "--offload needs plain weights, but these are quantised, and are expanded in "
+                "memory; start from the model that was quantised."
+            )
+        return False
+    if options.offload != "auto" or options.max_memory is not None:
+        return options.offload != "none"
+    size = offload.weights_on_disk(place)
+    return device.type != "cpu" or size is None or size > SURELY_FITS
+
+
+def _read_offloaded(
+    place: str, extra: dict[str, Any], options: RunOptions, device: torch.device, dtype: Any
+) -> Any:
+    """A model whose weights go where there is room for them."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(place, **extra).get_text_config()
+    placement = offload.place_weights(config, dtype, options, device)
+    memory = offload.memory_for(placement, config, dtype, options, device)
+    model = AutoModelForCausalLM.from_pretrained(
+        place, dtype=dtype, use_safetensors=True, **offload.loading_options(placement), **extra
+    )
+    residency_of(model, list(find_decoder_layers(model))).memory = memory
+    return model
+
+
 def _read_gguf(
     place: str, extra: dict[str, Any], options: RunOptions, device: torch.device
 ) -> tuple[Any, Any, torch.dtype]:
@@ -213,6 +255,11 @@ def _read_gguf(
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if options.offload in ("cpu", "disk"):
+        raise RecipeError(
+            "--offload reads decoder layers from safetensors files as they are needed, but a .gguf "
+            "file is expanded in memory; start from the model that it was made of."
+        )
     stored = torch.bfloat16
     weights: dict[str, Any] = {"dtype": compute_dtype(options, stored, device)}
     # Newer versions keep the weights packed where they can, in layers that cannot be repaired.

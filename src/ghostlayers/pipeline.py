@@ -17,6 +17,7 @@ from ghostlayers.evaluation import (
     evaluate_windows,
     open_tasks,
 )
+from ghostlayers.fitting import sums_bytes
 from ghostlayers.preparation import (
     Documents,
     check_request,
@@ -73,6 +74,7 @@ def prune(
 
     spans, table = steps.choose_spans(run, layerwise, scored, held_out, recipe, fitting)
     fit_windows = scored.first(recipe.num_fit_windows)
+    layerwise.residency.memory.spent += sums_bytes(layerwise, fitting, spans)
     repairs = steps.fit_repairs(run, layerwise, fit_windows, spans, fitting)
     stored = dense.stored_dtype
     evidence = steps.measure_evidence(run, layerwise, held_out, repairs, stored)

@@ -19,6 +19,7 @@ from ghostlayers.tokens import BosPolicy
 
 Inputs = Literal["repaired", "original"]
 Export = Literal["auto", "fold", "stock-layer", "custom"]
+Offload = Literal["auto", "none", "cpu", "disk"]
 TokenWeight = Literal["auto", "uniform", "balanced", "relative"]
 
 
@@ -152,12 +153,18 @@ class RunOptions:
         device: where to compute; ``auto`` takes an accelerator if there is one.
         batch_size: windows at a time; 0 chooses.
         trust_remote_code: let a model's own code run.
+        offload: where decoder layers lie while they are not needed: ``disk``, ``cpu`` (beside an
+            accelerator), ``none``, or ``auto``: elsewhere only if they do not fit.
+        max_memory: how much the process may hold where it computes, such as ``4GiB``; None for what
+            is free.
     """
 
     dtype: str = "auto"
     device: str = "auto"
     batch_size: int = 0
     trust_remote_code: bool = False
+    offload: Offload = "auto"
+    max_memory: str | None = None
 
 
 def _check_types(recipe: Recipe) -> None:

@@ -1,23 +1,37 @@
 """Load a checkpoint as a stranger would and write down its logits. Run as a program.
 
-usage: python reload_check.py CHECKPOINT REQUEST.safetensors ANSWER.safetensors DTYPE DEVICE
+usage: python reload_check.py CHECKPOINT REQUEST.safetensors ANSWER.safetensors DTYPE DEVICE ROOM
+
+ROOM is how many bytes of weights may be in memory; 0 for all.
 
 It imports torch, transformers and safetensors, never ghostlayers: it finds what anyone gets.
 """
 
 import sys
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 
-def main(checkpoint: str, request: str, answer: str, dtype: str, device: str) -> None:
+def main(checkpoint: str, request: str, answer: str, dtype: str, device: str, room: str) -> None:
     """Load, run the token ids of the request, save the logits."""
+    elsewhere: dict[str, Any] = {}
+    if int(room):
+        place = 0 if torch.device(device).index is None else torch.device(device).index
+        limits = {"cpu": int(room)} if device == "cpu" else {place: int(room), "cpu": int(room)}
+        folder = f"{answer}.offload"
+        elsewhere = {"device_map": "auto", "max_memory": limits, "offload_folder": folder}
     model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype=getattr(torch, dtype), trust_remote_code=True, local_files_only=True
-    )
-    model.eval().to(torch.device(device))
+        checkpoint,
+        dtype=getattr(torch, dtype),
+        trust_remote_code=True,
+        local_files_only=True,
+        **elsewhere,
+    ).eval()
+    if not elsewhere:
+        model.to(torch.device(device))
     ids = load_file(request)["input_ids"].to(device)
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits

@@ -132,9 +132,9 @@ def keep(module: nn.Module) -> None:
         hook.offload = False
 
 
-def real_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def sorted_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter by name, one at a time, offloaded ones read from where they are."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in sorted(model.named_parameters()):
         if not parameter.is_meta:
             yield name, parameter.detach()
             continue
@@ -169,6 +169,13 @@ def shared_maps(model: nn.Module) -> list[Any]:
             if each is not None:
                 found.append(each)
     return found
+
+
+def offloaded_sets(model: nn.Module) -> list[Any]:
+    """What holds the offloaded weights of a model, each once."""
+    hooks = (offloading_hook(module) for module in model.modules())
+    maps = [hook.weights_map for hook in hooks if hook is not None]
+    return list({id(d): d for each in maps if (d := getattr(each, "dataset", each))}.values())
 
 
 def largest_layer(layers: Sequence[nn.Module]) -> int:

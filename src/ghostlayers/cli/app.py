@@ -83,6 +83,7 @@ def quieten() -> None:
     datasets.logging.set_verbosity(logging.CRITICAL)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # tells that weights are elsewhere
     logging.getLogger("torchao").setLevel(logging.ERROR)  # tells of kernels for other processors
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -139,6 +140,8 @@ def prune(
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     batch_size: o.BatchSize = 0,
+    offload: o.OffloadOption = "auto",
+    max_memory: o.MaxMemory = None,
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
     debug: o.Debug = False,
@@ -176,7 +179,7 @@ def prune(
         absolute_ridge=absolute_ridge,
         export=export,
     )
-    options = RunOptions(dtype, device, batch_size, trust_remote_code)
+    options = RunOptions(dtype, device, batch_size, trust_remote_code, offload, max_memory)
     check_output(output, overwrite=overwrite, needed_bytes=0)
     screen.step(f"Loading {model} ...")
     dense = open_model(model, None, options, revision, surgery_follows=True)
@@ -329,6 +332,8 @@ def evaluate(
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     batch_size: o.BatchSize = 0,
+    offload: o.OffloadOption = "auto",
+    max_memory: o.MaxMemory = None,
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
     debug: o.Debug = False,
@@ -348,7 +353,7 @@ def evaluate(
         raise RecipeError("say what to evaluate on: --data for text, --tasks for tasks, or both.")
     if not names and (tasks_path, limit) != (None, None):
         raise RecipeError("--tasks-path and --limit mean nothing without --tasks.")
-    options = RunOptions(dtype, device, batch_size, trust_remote_code)
+    options = RunOptions(dtype, device, batch_size, trust_remote_code, offload, max_memory)
     found = open_tasks(names, tasks_path=tasks_path) if names else None
     screen.step(f"Loading {model} ...")
     opened = open_model(model, None, options, revision)
@@ -401,6 +406,8 @@ def score(
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     batch_size: o.BatchSize = 0,
+    offload: o.OffloadOption = "auto",
+    max_memory: o.MaxMemory = None,
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
     debug: o.Debug = False,
@@ -431,7 +438,7 @@ def score(
     table = pipeline.score(
         model,
         recipe,
-        options=RunOptions(dtype, device, batch_size, trust_remote_code),
+        options=RunOptions(dtype, device, batch_size, trust_remote_code, offload, max_memory),
         revision=revision,
         progress=screen.Bars(),
     )

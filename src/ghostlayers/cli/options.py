@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ghostlayers.errors import RecipeError
-from ghostlayers.recipe import PRESETS, Inputs, Recipe, TokenWeight
+from ghostlayers.recipe import PRESETS, Inputs, Offload, Recipe, TokenWeight
 from ghostlayers.repairs import METHODS
 from ghostlayers.scores.cosine import CosineAxis
 from ghostlayers.selection import SELECTIONS, Edges, Selection
@@ -281,6 +281,22 @@ TrustRemoteCode = Annotated[
     _option(
         "--trust-remote-code",
         text="Let the model's own code run. Read it first. \\[default: off]",
+    ),
+]
+OffloadOption = Annotated[
+    Offload,
+    _option(
+        "--offload",
+        text="Where decoder layers lie while they are not needed: 'disk', 'cpu' (beside an "
+        "accelerator) or 'none'; 'auto' moves them only if they do not fit. \\[default: auto]",
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    _option(
+        "--max-memory",
+        metavar="SIZE",
+        text="How much memory the run may take where it computes: 4GiB. \\[default: what is free]",
     ),
 ]
 Debug = Annotated[bool, _option("--debug", text="Show a traceback on errors.")]
