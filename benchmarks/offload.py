@@ -4,9 +4,9 @@
     python benchmarks/offload.py run FOLDER --data TEXT --max-memory 6GiB
 
 `make` writes a random Llama of the given shape, a tensor at a time: by default that of an 8B model,
-16 GB in bfloat16. `run` prunes it with `--offload disk` in a process of its own, samples the resident
-memory of that process and its children, and prints the peak, the time of every part, and what the
-same run would take with the default number of windows.
+16 GB in bfloat16. `run` prunes it with `--offload disk` in a process of its own, samples the
+resident memory of that process and its children, and prints the peak, the time of every part, and
+what the same run would take with the default number of windows.
 """
 
 import argparse

@@ -38,6 +38,7 @@ from ghostlayers.errors import (
     VerificationError,
 )
 from ghostlayers.families import CLASS_PREFIX, PREFIX, Family, find_family
+from ghostlayers.parallel import alone
 from ghostlayers.report.card import render_card
 from ghostlayers.residency import is_offloaded, offloaded_sets
 
@@ -496,7 +497,7 @@ def _logits_of_fresh_process(
         # -P keeps this package's folder off the path; a private module cache leaves no trace.
         done = subprocess.run(
             [sys.executable, "-P", reload_check.__file__, *arguments],
-            env={**os.environ, "HF_MODULES_CACHE": scratch, "TRANSFORMERS_VERBOSITY": "error"},
+            env={**alone(), "HF_MODULES_CACHE": scratch, "TRANSFORMERS_VERBOSITY": "error"},
             capture_output=True,
             text=True,
             check=False,

@@ -20,7 +20,7 @@ from ghostlayers.features import caught, feature_widths, mlp_output_of, stream_f
 from ghostlayers.folding import layer_weights
 from ghostlayers.modeling import norm_eps
 from ghostlayers.moments import Accumulator, TokenWeight
-from ghostlayers.parallel import add_up
+from ghostlayers.parallel import add_up, by_first
 from ghostlayers.passes import share, visit, whole
 from ghostlayers.progress import Advance, Progress, Silent
 from ghostlayers.repairs.base import (
@@ -82,8 +82,8 @@ class Fitting:
         return self.method.named_weight or self.token_weight or self.method.token_weight
 
     def fit(self, evidence: Evidence) -> Repair:
-        """Solve, and round the operator as it will be stored."""
-        return self.method.fit(evidence, self.options).rounded(self.stored_dtype)
+        """Solve, and round the operator as it will be stored; every process gets the first's."""
+        return by_first(lambda: self.method.fit(evidence, self.options).rounded(self.stored_dtype))
 
 
 @dataclass(frozen=True)
@@ -610,7 +610,7 @@ class _Walk:
         for stage in fitting.method.stages(span.start - source.boundary):
             gathered = self._gather(fitting, stage, source, span, done)
             evidence = _evidence(self.model, gathered, span, stage.back)
-            repair = stage.fit(evidence, fitting.options).rounded(fitting.stored_dtype)
+            repair = replace(fitting, method=replace(fitting.method, fit=stage.fit)).fit(evidence)
             left = repair.relative_residual * evidence.moments.target_energy
             whole = whole or evidence.moments.target_energy / stage.share**2
             folds = tuple(replace(fold, layers_back=stage.back) for fold in repair.folds)

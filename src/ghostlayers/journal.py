@@ -1,10 +1,11 @@
 """What a long run keeps, so that the same command goes on where it was killed.
 
 A run is a sequence of passes over text, each of which makes sums (`passes.visit`). Which passes
-there are depends on nothing but the request and the sums before, so a pass is known by its number.
-While one is under way its sums are written every half minute, whole or not at all, with the windows
-that are in them; run again, the same request finds them, passes over what is done, and ends with
-the same bits: sums continue in the same order, and whatever was not kept is computed again.
+there are depends on nothing but the request and the sums before, so a pass is known by what it does
+and how often that was done before. While one is under way its sums are written every half minute,
+whole or not at all, with the windows that are in them; run again, the same request finds them,
+passes over what is done, and ends with the same bits: sums continue in the same order, and whatever
+was not kept is computed again.
 
 The files are safetensors. The request they belong to lies beside them, and another one is refused.
 """
@@ -13,8 +14,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -41,20 +44,20 @@ class Journal:
     Attributes:
         folder: where they lie.
         seconds_between: at least so much work lies between two writes.
-        opened: passes begun so far.
         resumed: windows that did not have to be visited again.
     """
 
     folder: Path
     seconds_between: float = SECONDS_BETWEEN
-    opened: int = 0
     resumed: int = 0
+    _opened: Counter[str] = field(default_factory=Counter)
 
     def next_pass(self, description: str) -> "KeptPass":
         """The record of the pass that begins now."""
-        self.opened += 1
+        self._opened[description] += 1
         here = world()
-        name = f"{self.opened:04d}-of-process-{here.rank}-{here.size}"
+        what = re.sub(r"\W+", "-", description).lower()[:60]
+        name = f"{what}-{self._opened[description]}-of-process-{here.rank}-{here.size}"
         return KeptPass(self, self.folder / f"{name}.safetensors", description)
 
 

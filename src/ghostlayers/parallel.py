@@ -8,7 +8,7 @@ everything here does nothing.
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ghostlayers.errors import DistributedError
+from ghostlayers.errors import DistributedError, GhostlayersError
 
 T = TypeVar("T")
 
@@ -28,6 +28,18 @@ connection breaks; a machine that vanishes, after this."""
 
 TIMEOUT_VARIABLE = "GHOSTLAYERS_TIMEOUT"
 """Environment variable that overrides it, in seconds."""
+
+
+LAUNCHER_VARIABLES = (
+    "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE",
+    "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+)  # fmt: skip
+"""Environment variables by which a launcher tells a process its place."""
+
+
+def alone() -> dict[str, str]:
+    """The environment of a program that is to run as one process, whatever started this one."""
+    return {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
 
 
 @dataclass(frozen=True)
@@ -59,13 +71,18 @@ def world() -> World:
     return World(dist.get_rank(), dist.get_world_size())
 
 
+def launched() -> bool:
+    """Whether a launcher has started several processes."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def join() -> World:
     """Join the other processes, where a launcher has started some.
 
     Raises:
         DistributedError: they cannot be reached.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or world().size > 1:
+    if not launched() or world().size > 1:
         return world()
     from accelerate import PartialState
 
@@ -143,6 +160,22 @@ def from_first(value: T) -> T:
     with _explained("hear from"):
         dist.broadcast_object_list(held, src=0)
     return held[0]
+
+
+def by_first(work: Callable[[], T]) -> T:
+    """Have the first process do something; all get what it returns, or the error it raises."""
+    if world().size == 1:
+        return work()
+    done: T | GhostlayersError | None = None
+    if world().leads:
+        try:
+            done = work()
+        except GhostlayersError as error:
+            done = error
+    done = from_first(done)
+    if isinstance(done, GhostlayersError):
+        raise done
+    return done  # type: ignore[return-value]
 
 
 def all_hold(flag: bool) -> bool:

@@ -3,11 +3,12 @@
 Each line of `prune` is one of these steps.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import checkpoint, steps, surgery, text, tokens
+from ghostlayers import checkpoint, journal, steps, surgery, text, tokens
 from ghostlayers.evaluation import (
     EvaluationResult,
     LoadedTasks,
@@ -17,7 +18,10 @@ from ghostlayers.evaluation import (
     evaluate_windows,
     open_tasks,
 )
+from ghostlayers.fingerprint import run_request
 from ghostlayers.fitting import sums_bytes
+from ghostlayers.loading import LoadedModel
+from ghostlayers.parallel import check_same
 from ghostlayers.preparation import (
     Documents,
     check_request,
@@ -43,6 +47,7 @@ def prune(
     data: Documents | None = None,
     options: RunOptions | None = None,
     revision: str | None = None,
+    keep: str | Path | None = None,
     progress: Progress | None = None,
     **choices: Any,
 ) -> PrunedModel:
@@ -55,6 +60,8 @@ def prune(
         data: calibration text instead of the recipe's: documents, or a name or path.
         options: how to do it.
         revision: of a model on the hub.
+        keep: a folder for what the run has found so far: the same call goes on from it after an
+            interruption, and ends with the same bits. `PrunedModel.save` deletes it.
         progress: told what is being done.
         choices: fields of the recipe.
 
@@ -71,14 +78,16 @@ def prune(
     corpus, windows = read_calibration(dense, recipe, data)
     fitting = make_fitting(dense, recipe)
     scored, held_out = windows.split_at(recipe.windows)
-
-    spans, table = steps.choose_spans(run, layerwise, scored, held_out, recipe, fitting)
-    fit_windows = scored.first(recipe.num_fit_windows)
-    layerwise.residency.memory.spent += sums_bytes(layerwise, fitting, spans)
-    repairs = steps.fit_repairs(run, layerwise, fit_windows, spans, fitting)
     stored = dense.stored_dtype
-    evidence = steps.measure_evidence(run, layerwise, held_out, repairs, stored)
-    births = steps.find_births(run, layerwise, scored, spans, table)
+
+    with _keeping(keep, dense, recipe, windows, run.options):
+        spans, table = steps.choose_spans(run, layerwise, scored, held_out, recipe, fitting)
+        check_same("choice of layers", spans)
+        fit_windows = scored.first(recipe.num_fit_windows)
+        layerwise.residency.memory.spent += sums_bytes(layerwise, fitting, spans)
+        repairs = steps.fit_repairs(run, layerwise, fit_windows, spans, fitting)
+        evidence = steps.measure_evidence(run, layerwise, held_out, repairs, stored)
+        births = steps.find_births(run, layerwise, scored, spans, table)
     pruned = surgery.prune_layers(dense.model, spans, repairs, stored_dtype=stored)
     if recipe.export == "stock-layer":
         pruned = steps.as_stock_layers(dense.model, pruned, spans, repairs, stored)
@@ -93,6 +102,7 @@ def prune(
         table=table,
         evidence=evidence,
         births=births,
+        kept_in=None if keep is None else Path(keep),
         record=make_record(
             base=dense.base,
             recipe=recipe,
@@ -107,6 +117,24 @@ def prune(
             versions=checkpoint.versions(),
         ),
     )
+
+
+@contextlib.contextmanager
+def _keeping(
+    folder: str | Path | None,
+    loaded: LoadedModel,
+    recipe: Recipe,
+    windows: tokens.Windows,
+    options: RunOptions,
+) -> Iterator[None]:
+    """Keep the passes of a run in a folder, if there is one."""
+    request = run_request(loaded, recipe, windows, options)
+    check_same("request", request)
+    if folder is None:
+        yield
+        return
+    with journal.keeping(Path(folder), request):
+        yield
 
 
 def score(

@@ -1,12 +1,14 @@
 """The result of pruning: a smaller model, and the evidence for it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import adapter, checkpoint
+from ghostlayers import adapter, checkpoint, journal
 from ghostlayers.evaluation import LossSums
 from ghostlayers.loading import LoadedModel
+from ghostlayers.parallel import by_first
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
 from ghostlayers.scores import ScoreTable
@@ -28,6 +30,7 @@ class PrunedModel:
         evidence: losses on held-out windows of ``dense``, ``cut`` and ``repaired``.
         births: removed spans in which a massive activation is born.
         record: provenance, as it is written into the checkpoint.
+        kept_in: the folder of what the run keeps until the result is saved; see `pipeline.prune`.
     """
 
     model: Any
@@ -40,6 +43,7 @@ class PrunedModel:
     evidence: dict[str, LossSums]
     births: tuple[Span, ...]
     record: dict[str, Any]
+    kept_in: Path | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -59,18 +63,22 @@ class PrunedModel:
     def save(self, out: str | Path, *, overwrite: bool = False) -> checkpoint.Verification:
         """Write a checkpoint, and prove in a fresh process that it reloads.
 
+        Of several processes the first one does, and the others wait for it.
+
         Raises:
             OutputError: the folder exists, or cannot be written.
             VerificationError: the reloaded model differs; nothing is left behind.
         """
-        return checkpoint.save_checkpoint(
-            Path(out),
-            self.model,
-            self.tokenizer,
-            self.record,
-            stored_dtype=self.dense.stored_dtype,
-            base_folder=self.dense.base.folder,
-            overwrite=overwrite,
+        return self._once(
+            lambda: checkpoint.save_checkpoint(
+                Path(out),
+                self.model,
+                self.tokenizer,
+                self.record,
+                stored_dtype=self.dense.stored_dtype,
+                base_folder=self.dense.base.folder,
+                overwrite=overwrite,
+            )
         )
 
     def save_adapter(self, out: str | Path, *, overwrite: bool = False) -> checkpoint.Verification:
@@ -83,6 +91,15 @@ class PrunedModel:
             OutputError: the folder exists, or cannot be written.
             VerificationError: the rebuilt model differs; nothing is left behind.
         """
-        return adapter.save_adapter(
-            Path(out), self.dense, self.model, self.repairs, self.record, overwrite=overwrite
+        return self._once(
+            lambda: adapter.save_adapter(
+                Path(out), self.dense, self.model, self.repairs, self.record, overwrite=overwrite
+            )
         )
+
+    def _once(self, write: Callable[[], checkpoint.Verification]) -> checkpoint.Verification:
+        """Write in the first process; then what the run has kept is of no more use."""
+        verification = by_first(write)
+        if self.kept_in is not None:
+            journal.finish(self.kept_in)
+        return verification

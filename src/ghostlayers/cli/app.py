@@ -1,12 +1,13 @@
 """The commands."""
 
+import contextlib
 import functools
 import json
 import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -17,7 +18,7 @@ from ghostlayers.cli import options as o
 from ghostlayers.cli.allocator import keep_freed_memory
 from ghostlayers.cli.compare import compare as compare_command
 from ghostlayers.cli.run import make_run
-from ghostlayers.errors import GhostlayersError, RecipeError
+from ghostlayers.errors import DistributedError, GhostlayersError, RecipeError
 from ghostlayers.recipe import RunOptions
 
 app = typer.Typer(
@@ -34,7 +35,15 @@ P = ParamSpec("P")
 
 def command(function: Callable[P, None]) -> Callable[P, None]:
     """Turn our errors into one message and an exit code, and silence other libraries' chatter."""
+    return _command(function, shared=False)
 
+
+def shared_command(function: Callable[P, None]) -> Callable[P, None]:
+    """A `command` that several processes can carry out together."""
+    return _command(function, shared=True)
+
+
+def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
     @functools.wraps(function)
     def shell(*args: P.args, **kwargs: P.kwargs) -> None:
         from ghostlayers.cli import screen
@@ -45,7 +54,8 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            function(*args, **kwargs)
+            with _processes(shared, function.__name__):
+                function(*args, **kwargs)
         except GhostlayersError as error:
             if kwargs.get("debug"):
                 raise
@@ -71,6 +81,34 @@ def command(function: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(1) from error
 
     return shell
+
+
+@contextlib.contextmanager
+def _processes(shared: bool, name: str) -> Iterator[None]:
+    """Join the processes that a launcher started, and let only the first one speak.
+
+    Raises:
+        DistributedError: the others cannot be reached, or the command is for one process.
+    """
+    from ghostlayers import parallel
+    from ghostlayers.cli import screen
+
+    if not parallel.launched():
+        yield
+        return
+    if shared and parallel.world().size > 1:  # a recipe's command, in `run`
+        yield
+        return
+    if not shared:
+        raise DistributedError(
+            f"`ghostlayers {name}` runs in one process, but a launcher has started several; start "
+            "it without one. Those that share their work: prune, score, eval."
+        )
+    screen.speak_for(parallel.join())
+    try:
+        yield
+    finally:
+        parallel.leave()
 
 
 def quieten() -> None:
@@ -108,7 +146,7 @@ def root(
 
 
 @app.command()
-@command
+@shared_command
 def prune(
     model: o.Model,
     output: o.Out,
@@ -142,13 +180,14 @@ def prune(
     batch_size: o.BatchSize = 0,
     offload: o.OffloadOption = "auto",
     max_memory: o.MaxMemory = None,
+    restart: o.Restart = False,
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
     debug: o.Debug = False,
 ) -> None:
     """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
     del debug
-    from ghostlayers import pipeline
+    from ghostlayers import journal, parallel, pipeline
     from ghostlayers.adapter import check_precision
     from ghostlayers.checkpoint import check_output, checkpoint_bytes
     from ghostlayers.cli import screen
@@ -189,7 +228,13 @@ def prune(
         check_precision(dense, dense.stored_dtype)
     needed = checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)
-    pruned = pipeline.prune(dense, recipe, options=options, progress=screen.Bars())
+    keep = journal.folder_for(output)
+    if restart:
+        journal.finish(keep)
+        parallel.wait()
+    elif keep.is_dir():
+        screen.step(f"Going on with what an interrupted run kept in {keep} ...")
+    pruned = pipeline.prune(dense, recipe, options=options, keep=keep, progress=screen.Bars())
     if pruned.table is not None and pruned.table.dense_loss is not None:
         screen.show_candidates(pruned.table)
     if pruned.table is not None and pruned.table.steps:
@@ -291,7 +336,7 @@ def push(
 
 
 @app.command("eval")
-@command
+@shared_command
 def evaluate(
     model: o.Model,
     data: o.EvaluationData = None,
@@ -346,6 +391,7 @@ def evaluate(
     from ghostlayers import pipeline
     from ghostlayers.cli import screen, tasks_screen
     from ghostlayers.evaluation import TaskReport, open_tasks
+    from ghostlayers.parallel import launched
     from ghostlayers.preparation import open_model
 
     corpora, names = o.names_in(data, "--data"), o.names_in(tasks, "--tasks")
@@ -353,6 +399,10 @@ def evaluate(
         raise RecipeError("say what to evaluate on: --data for text, --tasks for tasks, or both.")
     if not names and (tasks_path, limit) != (None, None):
         raise RecipeError("--tasks-path and --limit mean nothing without --tasks.")
+    if names and launched():
+        raise DistributedError(
+            "--tasks run in one process; start the command without a launcher, or leave them out."
+        )
     options = RunOptions(dtype, device, batch_size, trust_remote_code, offload, max_memory)
     found = open_tasks(names, tasks_path=tasks_path) if names else None
     screen.step(f"Loading {model} ...")
@@ -384,7 +434,7 @@ def evaluate(
 
 
 @app.command()
-@command
+@shared_command
 def score(
     model: o.Model,
     layers: o.Layers = None,
@@ -416,6 +466,7 @@ def score(
     del debug
     from ghostlayers import pipeline
     from ghostlayers.cli import screen
+    from ghostlayers.parallel import world
     from ghostlayers.record import table_to_dict
     from ghostlayers.report.heatmap import draw_heatmap
 
@@ -447,7 +498,7 @@ def score(
     screen.show_score_notes()
     if json_file is not None:
         write_json(json_file, table_to_dict(table))
-    if png is not None:
+    if png is not None and world().leads:
         draw_heatmap(table, png, title=model)
         screen.say(f"Heat map: {escape(str(png))}")
 
@@ -494,7 +545,7 @@ def demo(
 compare = app.command()(command(compare_command))
 
 run = app.command()(
-    command(
+    shared_command(
         make_run(
             {
                 "prune": prune,
@@ -508,10 +559,12 @@ run = app.command()(
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a result file whole or not at all."""
+    """Write a result file whole or not at all, in the first process."""
     from ghostlayers.files import write_whole
+    from ghostlayers.parallel import world
 
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    if world().leads:
+        write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -346,6 +346,13 @@ Overwrite = Annotated[
         panel=_PANEL_WHAT,
     ),
 ]
+Restart = Annotated[
+    bool,
+    _option(
+        "--restart",
+        text="Forget what an interrupted run of the same output kept. \\[default: go on with it]",
+    ),
+]
 
 
 def recipe_from(preset: Any, separator: str | None, **given: Any) -> Recipe:

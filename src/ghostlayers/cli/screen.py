@@ -24,6 +24,7 @@ from ghostlayers.checkpoint import Verification, mode_of
 from ghostlayers.evaluation import EvaluationResult
 from ghostlayers.hub import Upload
 from ghostlayers.loading import BaseModel
+from ghostlayers.parallel import World
 from ghostlayers.progress import Advance
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.record import evidence_row
@@ -36,13 +37,23 @@ out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
 
 
+_place = World()
+
+
+def speak_for(place: World) -> None:
+    """Of several processes, only the first shows what is done; the others only why they stop."""
+    global _place
+    _place = place
+    out.quiet = err.quiet = not place.leads
+
+
 class Bars:
     """One progress bar a stage on the error stream; silent when that is not a terminal."""
 
     @contextmanager
     def stage(self, description: str, total: int) -> Iterator[Advance]:
         """Show a bar for one stage."""
-        if total == 0 or not sys.stderr.isatty():
+        if total == 0 or err.quiet or not sys.stderr.isatty():
             yield _ignore
             return
         columns = (
@@ -80,7 +91,9 @@ def warn(text: str) -> None:
 
 def fail(text: str) -> None:
     """Why nothing was made."""
-    err.print(f"[bold red]Error:[/bold red] {escape(text)}", soft_wrap=True)
+    err.quiet = False
+    of = "" if _place.size == 1 else f" in process {_place.rank} of {_place.size}"
+    err.print(f"[bold red]Error{of}:[/bold red] {escape(text)}", soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ghostlayers.errors import InputError
 from ghostlayers.evaluation.losses import LossSums, sum_losses
+from ghostlayers.parallel import add_up, world
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.tokens import Windows
 
@@ -103,9 +104,11 @@ def evaluate_windows(
         )
     sums = LossSums()
     with (progress or Silent()).stage(f"Evaluating on {corpus}", len(windows)) as advance:
-        for ids in windows.input_ids.split(batch):
-            sums = sums + _evaluate_batch(model, against, ids)
+        for index, ids in enumerate(windows.input_ids.split(batch)):
+            if world().takes(index):
+                sums = sums + _evaluate_batch(model, against, ids)
             advance(len(ids))
+    sums = _over_all_processes(sums)
     shared = None if calibration is None else len(set(calibration) & set(windows.documents))
     return EvaluationResult(
         corpus=corpus,
@@ -118,6 +121,13 @@ def evaluate_windows(
         complete=complete,
         calibration_overlap=shared,
     )
+
+
+def _over_all_processes(sums: LossSums) -> LossSums:
+    row = torch.tensor([sums.num_tokens, sums.loss, sums.kl, sums.agreements], dtype=torch.float64)
+    add_up([row])
+    num_tokens, loss, kl, agreements = row.tolist()
+    return LossSums(int(num_tokens), loss, kl, int(agreements))
 
 
 def _evaluate_batch(model: Any, against: Any | None, ids: Tensor) -> LossSums:
