@@ -1,5 +1,6 @@
 """What a run's sums depend on, in a few strings: two runs with equal ones may share them."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +50,17 @@ def model_fingerprint(loaded: LoadedModel) -> str:
     Of files it takes names, sizes and blocks at many places; of a model in memory names, shapes
     and some numbers of every weight. Another training step changes nearly all of these.
     """
-    config = loaded.model.config.to_json_string(use_diff=False)
+    config = _config_text(loaded.model.config)
     files = _weight_files(loaded.base.folder or Path(loaded.base.name))
     if files:
         return digest(config, *(_file_digest(path) for path in files))
     return digest(config, *_weight_digests(loaded.model))
+
+
+def _config_text(config: Any) -> str:
+    """All that a config says but the folder that it was read from."""
+    values = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+    return json.dumps(values, sort_keys=True, default=str)
 
 
 def _weight_files(place: Path) -> list[Path]:

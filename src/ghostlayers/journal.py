@@ -182,14 +182,14 @@ def folder_for(out: Path) -> Path:
 
 @contextlib.contextmanager
 def keeping(
-    folder: Path, request: Mapping[str, Any], *, seconds_between: float = SECONDS_BETWEEN
+    folder: Path, request: Mapping[str, Any], *, seconds_between: float | None = None
 ) -> Iterator[Journal]:
     """Keep passes in a folder for as long as the context lasts; delete them if it ends well.
 
     Args:
         folder: see `folder_for`.
         request: all that the sums depend on, as plain values.
-        seconds_between: see `Journal`.
+        seconds_between: see `Journal`; None for `SECONDS_BETWEEN`.
 
     Raises:
         ResumeError: the folder holds the passes of another request.
@@ -200,7 +200,8 @@ def keeping(
         _open(folder, wanted)
     except OSError as error:
         raise OutputError(f"cannot write '{folder}': {error.strerror}.") from error
-    token = _CURRENT.set(Journal(folder, seconds_between))
+    pause = SECONDS_BETWEEN if seconds_between is None else seconds_between
+    token = _CURRENT.set(Journal(folder, pause))
     try:
         yield _CURRENT.get()  # type: ignore[misc]
     finally:

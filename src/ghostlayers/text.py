@@ -203,7 +203,14 @@ def _load_files(name: str, text_column: str | None, separator: str, max_characte
 
 def _find_files(name: str) -> list[Path]:
     path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise CorpusError(
+            f"'{name[:60]}...' is no corpus's name ({error.strerror}). Expected the name of a "
+            "corpus, a file or a folder; documents in memory go in a list of their own."
+        ) from error
+    if is_folder:
         files = sorted(each for each in path.iterdir() if each.suffix in READERS)
         if files:
             return files

@@ -1,0 +1,92 @@
+"""Kill runs at random moments, and go on with them. Run as a program.
+
+usage: python killed.py FOLDER SELECT REPAIR KILLS
+
+Every run is a child made by fork, which costs milliseconds; the parent never computes, so that no
+thread of it can be half-way through anything. It prints what the whole run gave, what the killed
+one gave in the end, how often it was killed, and how many windows did not have to be visited again.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+import ghostlayers
+from conftest import make_byte_tokenizer, make_documents, make_tiny_llama
+from ghostlayers import journal
+
+torch.set_num_threads(1)
+MODEL = make_tiny_llama(num_hidden_layers=8)
+TOKENIZER = make_byte_tokenizer(bos=False)
+TEXT = make_documents(40)
+
+
+def run(folder: Path, answer: Path, select: str, repair: str) -> None:
+    """Prune, and write down all that came of it."""
+    journal.SECONDS_BETWEEN = 0.0
+    resumed = []
+    opened = journal.Journal.next_pass
+
+    def note(self: journal.Journal, description: str) -> journal.KeptPass:
+        resumed.append(self)
+        return opened(self, description)
+
+    journal.Journal.next_pass = note
+    pruned = ghostlayers.prune(
+        MODEL, tokenizer=TOKENIZER, data=TEXT, layers=3, select=select, repair=repair,
+        windows=24, held_out_windows=6, sequence_length=64, keep=folder,
+        options=ghostlayers.RunOptions(batch_size=2),
+    )  # fmt: skip
+    weights = {k: v.double().sum().item() for k, v in pruned.model.state_dict().items()}
+    evidence = {name: vars(sums) for name, sums in pruned.evidence.items()}
+    table = None if pruned.table is None else repr(pruned.table.spans)
+    told = {"weights": weights, "evidence": evidence, "table": table, "removed": pruned.removed}
+    draft = answer.with_suffix(".draft")
+    draft.write_text(json.dumps([told, max(each.resumed for each in resumed)]))
+    draft.replace(answer)
+
+
+def child(*arguments: object) -> int:
+    """Start a run in a process of its own."""
+    found = os.fork()
+    if found == 0:
+        try:
+            run(*arguments)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(1)
+        os._exit(0)
+    return found
+
+
+def main(folder: str, select: str, repair: str, kills: str) -> None:
+    here = Path(folder)
+    began = time.monotonic()
+    os.waitpid(child(here / "kept-whole", here / "whole.json", select, repair), 0)
+    seconds = time.monotonic() - began
+    rng = random.Random(int(kills))
+    count = 0
+    while not (here / "killed.json").is_file():
+        process = child(here / "kept", here / "killed.json", select, repair)
+        if count < int(kills):
+            time.sleep(rng.uniform(0.05, 0.5) * seconds)
+            os.kill(process, signal.SIGKILL)
+            count += 1
+        _, status = os.waitpid(process, 0)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+            raise SystemExit("a run failed by itself")
+    whole, _ = json.loads((here / "whole.json").read_text())
+    killed, resumed = json.loads((here / "killed.json").read_text())
+    print(json.dumps({"whole": whole, "killed": killed, "kills": count, "resumed": resumed}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,268 @@
+"""A run that is killed goes on where it was, and ends with the same bits."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ghostlayers
+from conftest import make_documents, make_tiny_llama
+from ghostlayers import journal
+from ghostlayers.errors import ResumeError
+from ghostlayers.fingerprint import model_fingerprint
+from ghostlayers.journal import keeping
+from ghostlayers.loading import load_model
+from ghostlayers.passes import visit, whole
+from ghostlayers.recipe import RunOptions
+from ghostlayers.stream import LayerwiseModel
+from ghostlayers.tokens import Windows
+
+KILLS = 8
+
+
+@pytest.mark.parametrize(
+    ("select", "repair"),
+    [
+        ("recoverable", "ghost"),
+        ("recoverable:greedy", "ghost"),
+        ("perplexity", "refit:2"),
+        ("taylor:unprotected", "piecewise:2"),
+        ("shortgpt", "joint:x+z"),
+        ("streamline", "ghost:ridge=auto"),
+    ],
+)
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(
+    tmp_path: Path, select: str, repair: str
+) -> None:
+    program = Path(__file__).with_name("killed.py")
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path), select, repair, str(KILLS)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["killed"] == found["whole"]
+    assert found["kills"] >= 1
+    assert found["resumed"] > 0
+
+
+class Total:
+    """A sum of token ids, and which windows are in it."""
+
+    def __init__(self, windows: int) -> None:
+        self.total = torch.zeros(1, dtype=torch.float64)
+        self.seen = torch.zeros(windows, dtype=torch.int64)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"total": self.total, "seen": self.seen}
+
+
+def some_windows(count: int = 6, length: int = 16) -> Windows:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 256, (count, length), generator=generator)
+    return Windows(ids, bos=False, available=count, documents=())
+
+
+def visit_some(
+    folder: Path, *, stop_after: int | None = None, batch_size: int = 1, description: str = "Sums"
+) -> tuple[Total, int]:
+    """Add up windows, perhaps only some of them before an interruption."""
+    windows, model = some_windows(), LayerwiseModel(make_tiny_llama())
+    sums, visited = Total(len(windows)), 0
+    with keeping(folder, {"what": "a test"}, seconds_between=0.0):
+        handed = visit(model, windows, sums, description=description, batch_size=batch_size)
+        for first, ids in handed:
+            if visited == stop_after:
+                raise KeyboardInterrupt
+            sums.total += ids.sum()
+            sums.seen[first : first + len(ids)] += 1
+            visited += len(ids)
+    return sums, visited
+
+
+@pytest.mark.parametrize("stop_after", range(1, 6))
+def test_windows_that_are_in_the_sums_are_not_visited_again(
+    tmp_path: Path, stop_after: int
+) -> None:
+    folder = tmp_path / "kept"
+    with pytest.raises(KeyboardInterrupt):
+        visit_some(folder, stop_after=stop_after)
+    sums, visited = visit_some(folder)
+    assert visited == 6 - stop_after
+    assert sums.seen.tolist() == [1] * 6
+    assert float(sums.total) == float(some_windows().input_ids.sum())
+
+
+def test_other_groups_of_windows_begin_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    with pytest.raises(KeyboardInterrupt):
+        visit_some(folder, stop_after=3)
+    (kept,) = folder.glob("*.safetensors")
+    notes = json.loads((folder / "request.json").read_text())
+    assert notes == {"what": "a test"}
+    sums, visited = visit_some(folder, batch_size=2)
+    assert visited in (3, 6)  # the groups it began with, or all of them anew
+    assert sums.seen.tolist() == [1] * 6
+    assert not kept.exists()
+
+
+def test_a_finished_pass_is_not_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    visit_some(folder)
+    sums, visited = visit_some(folder)
+    assert visited == 0
+    assert sums.seen.tolist() == [1] * 6
+
+
+def test_a_pass_kept_whole_is_not_filled_again(tmp_path: Path) -> None:
+    filled = []
+    for _ in range(2):
+        sums = Total(3)
+
+        def fill(sums: Total = sums) -> None:
+            sums.seen += 1
+            filled.append(1)
+
+        with keeping(tmp_path / "kept", {}, seconds_between=0.0):
+            whole(sums, fill, description="All", windows=3)
+        assert sums.seen.tolist() == [1, 1, 1]
+    assert filled == [1]
+
+
+def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    visit_some(folder)
+    (kept,) = folder.glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:20])
+    with pytest.raises(ResumeError, match=f"{kept.name}' cannot be read.*--restart"):
+        visit_some(folder)
+
+
+def test_sums_of_other_shapes_are_refused(tmp_path: Path) -> None:
+    sums = Total(3)
+    with keeping(tmp_path / "kept", {}, seconds_between=0.0):
+        whole(sums, lambda: None, description="All", windows=3)
+    with (
+        keeping(tmp_path / "kept", {}, seconds_between=0.0),
+        pytest.raises(ResumeError, match="another stage"),
+    ):
+        whole(Total(4), lambda: None, description="All", windows=3)
+
+
+def test_another_request_is_refused_and_says_what_differs(tmp_path: Path) -> None:
+    visit_some(tmp_path / "kept")
+    with (
+        pytest.raises(ResumeError, match='what: "a test" then, "another" now'),
+        keeping(tmp_path / "kept", {"what": "another"}),
+    ):
+        pass
+
+
+def test_nothing_worth_keeping_leaves_nothing(tmp_path: Path) -> None:
+    with keeping(tmp_path / "kept", {}):
+        assert (tmp_path / "kept" / "request.json").is_file()
+    assert not (tmp_path / "kept").exists()
+
+
+# What belongs to a request
+
+
+def test_a_changed_weight_is_another_model(tiny_folder: Path, tmp_path: Path) -> None:
+    def fingerprint(folder: Path) -> str:
+        return model_fingerprint(load_model(str(folder), RunOptions()))
+
+    same, other = tmp_path / "same", tmp_path / "other"
+    tokenizer = load_model(str(tiny_folder), RunOptions()).tokenizer
+    for folder, change in ((same, 0.0), (other, 1e-3)):
+        model = make_tiny_llama()
+        with torch.no_grad():
+            model.model.layers[3].mlp.up_proj.weight[5, 7] += change
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    assert fingerprint(same) == fingerprint(tiny_folder)
+    assert fingerprint(other) != fingerprint(tiny_folder)
+
+
+@pytest.fixture
+def interrupted(
+    tmp_path: Path, trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
+) -> tuple[Path, dict[str, Any]]:
+    """What a run kept that was stopped after its repairs were fitted, and its arguments."""
+    given = {
+        "tokenizer": byte_tokenizer,
+        "data": some_text,
+        "layers": 2,
+        "windows": 20,
+        "sequence_length": 64,
+        "keep": tmp_path / "kept",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "SECONDS_BETWEEN", 0.0)
+        patch.setattr("ghostlayers.steps.find_births", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            ghostlayers.prune(trained_llama, **given)
+    return tmp_path / "kept", given
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"layers": 3}, "recipe"),
+        ({"data": make_documents(40, seed=5)}, "text"),
+        ({"options": RunOptions(batch_size=3)}, "batch_size"),
+        ({"options": RunOptions(dtype="bfloat16")}, ""),
+    ],
+    ids=["recipe", "text", "batch size", "what does not matter"],
+)
+def test_another_recipe_text_or_batch_size_is_refused(
+    interrupted: tuple[Path, dict[str, Any]],
+    trained_llama: Any,
+    change: dict[str, Any],
+    named: str,
+) -> None:
+    _, given = interrupted
+    if not named:  # a model in memory has its own type
+        ghostlayers.prune(trained_llama, **{**given, **change})
+        return
+    with pytest.raises(ResumeError, match=f"{named}: "):
+        ghostlayers.prune(trained_llama, **{**given, **change})
+
+
+def test_another_model_is_refused(
+    interrupted: tuple[Path, dict[str, Any]], trained_llama: Any
+) -> None:
+    _, given = interrupted
+    weight = trained_llama.model.layers[0].mlp.up_proj.weight
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight += 1e-3
+        with pytest.raises(ResumeError, match="model: "):
+            ghostlayers.prune(trained_llama, **given)
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+
+
+def test_a_saved_result_leaves_nothing_kept(
+    interrupted: tuple[Path, dict[str, Any]], trained_llama: Any, tmp_path: Path
+) -> None:
+    folder, given = interrupted
+    assert list(folder.glob("*.safetensors"))
+    pruned = ghostlayers.prune(trained_llama, **given)
+    assert dataclasses.asdict(pruned.recipe)["layers"] == 2
+    assert folder.exists()
+    pruned.save(tmp_path / "out")
+    assert not folder.exists()

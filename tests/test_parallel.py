@@ -1,0 +1,215 @@
+"""Several processes that share a run give what one gives."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import together
+from ghostlayers import parallel
+from ghostlayers.errors import DistributedError
+from ghostlayers.parallel import World
+
+PROGRAM = Path(__file__).with_name("together.py")
+ROUNDING = 2e-5
+"""Relative. Sums are float64 and agree to 1e-12; weights are rounded to float32 behind them, and
+losses measured in float32 through those."""
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def start(
+    answer: Path, size: int, *more: str, host: str = "127.0.0.1", **variables: str
+) -> list[subprocess.Popen[str]]:
+    """So many processes on this machine."""
+    port = str(free_port())
+    found = []
+    for rank in range(size):
+        places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        environment = {
+            **os.environ,
+            **{name: str(value) for name, value in places.items()},
+            "MASTER_ADDR": host,
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+            **variables,
+        }
+        command = [sys.executable, str(PROGRAM), str(answer), *more]
+        found.append(
+            subprocess.Popen(
+                command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+        )
+    return found
+
+
+def answers(answer: Path, processes: list[subprocess.Popen[str]], seconds: float = 200) -> Any:
+    """What each of them found."""
+    for process in processes:
+        _, errors = process.communicate(timeout=seconds)
+        assert process.returncode == 0, errors
+    return [json.loads(Path(f"{answer}.{rank}").read_text()) for rank in range(len(processes))]
+
+
+def assert_close(got: Any, expected: Any, where: str = "") -> None:
+    """Numbers to rounding, all else exactly."""
+    if isinstance(expected, dict):
+        assert got.keys() == expected.keys(), where
+        for key in expected:
+            assert_close(got[key], expected[key], f"{where} {key}")
+    elif isinstance(expected, list):
+        assert len(got) == len(expected), where
+        for index, pair in enumerate(zip(got, expected, strict=True)):
+            assert_close(*pair, f"{where} {index}")
+    elif isinstance(expected, float):
+        assert got == pytest.approx(expected, rel=ROUNDING, abs=ROUNDING), where
+    else:
+        assert got == expected, where
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    """What one process finds."""
+    found = {name: together.found_by(case) for name, case in together.CASES.items()}
+    return {**found, "scores": together.scores()}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_several_processes_find_what_one_finds(
+    tmp_path: Path, alone: dict[str, Any], size: int
+) -> None:
+    answer = tmp_path / "found.json"
+    found = answers(answer, start(answer, size))
+    assert found[0]["whole"]["removed"] == alone["whole"]["removed"]
+    for rank, each in enumerate(found):
+        assert each == found[0], f"process {rank} holds something else than the first"
+    assert_close(found[0], json.loads(json.dumps(alone)))
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_one_that_dies_stops_the_others_and_the_run_goes_on(
+    tmp_path: Path, alone: dict[str, Any], how: str
+) -> None:
+    answer, keep = tmp_path / "found.json", str(tmp_path / "kept")
+    seconds = "5"
+    processes = start(answer, 2, f"1:{how}", KEEP=keep, GHOSTLAYERS_TIMEOUT=seconds)
+    began = time.monotonic()
+    processes[0].communicate(timeout=120)
+    assert processes[0].returncode == 3
+    assert time.monotonic() - began < 60
+    processes[1].kill()
+    processes[1].communicate()
+    told = json.loads(Path(f"{answer}.0").read_text())["error"]
+    assert "process 0 of 2" in told
+    assert "one of them stopped, or cannot be reached" in told
+    assert "start them all again with the same command" in told
+    assert list(Path(keep).glob("*-of-process-0-2.safetensors"))
+
+    found = answers(answer, start(answer, 2, KEEP=keep))
+    assert_close(found[0]["whole"], json.loads(json.dumps(alone["whole"])))
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[tuple[list[str], list[str], str]]:
+    """Two network namespaces joined by a cable: commands that run in each, and the first's address.
+
+    They see neither each other's loopback nor this machine's network.
+    """
+    names = [f"ghost{os.getpid()}{side}" for side in "ab"]
+    links = [f"gl{os.getpid() % 10000}{side}" for side in "ab"]
+    steps = [["ip", "netns", "add", name] for name in names]
+    steps.append(["ip", "link", "add", links[0], "type", "veth", "peer", "name", links[1]])
+    for number, (name, link) in enumerate(zip(names, links, strict=True)):
+        inside = ["ip", "-n", name]
+        steps += [
+            ["ip", "link", "set", link, "netns", name],
+            [*inside, "addr", "add", f"10.77.0.{number + 1}/24", "dev", link],
+            [*inside, "link", "set", link, "up"],
+            [*inside, "link", "set", "lo", "up"],
+        ]
+    try:
+        for step in steps:
+            try:
+                subprocess.run(step, check=True, capture_output=True, timeout=10)
+            except (OSError, subprocess.SubprocessError):
+                pytest.skip("network namespaces cannot be made here")
+        first, second = (["ip", "netns", "exec", name] for name in names)
+        yield first, second, "10.77.0.1"
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def test_two_hosts_find_what_one_process_finds(
+    tmp_path: Path, alone: dict[str, Any], two_hosts: tuple[list[str], list[str], str]
+) -> None:
+    *hosts, address = two_hosts
+    answer = tmp_path / "found.json"
+    processes = []
+    for rank, inside in enumerate(hosts):
+        variables = {
+            "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1",
+            "MASTER_ADDR": address, "MASTER_PORT": "29511", "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+        }  # fmt: skip
+        command = [*inside, sys.executable, str(PROGRAM), str(answer)]
+        processes.append(
+            subprocess.Popen(
+                command, env={**os.environ, **variables}, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )  # fmt: skip
+        )
+    found = answers(answer, processes)
+    assert_close(found[0], json.loads(json.dumps(alone)))
+
+
+# A single process
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    total = torch.tensor([1.0, 2.0])
+    parallel.add_up([total])
+    assert total.tolist() == [1.0, 2.0]
+    assert parallel.world() == World(0, 1)
+    assert parallel.from_first("a") == "a"
+    assert parallel.by_first(lambda: 3) == 3
+    assert parallel.all_hold(True)
+    assert not parallel.all_hold(False)
+    parallel.check_same("number", 1)
+
+
+def test_work_is_dealt_out_in_turn() -> None:
+    dealt = [[index for index in range(7) if World(rank, 3).takes(index)] for rank in range(3)]
+    assert dealt == [[0, 3, 6], [1, 4], [2, 5]]
+
+
+def test_a_program_started_by_one_of_several_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("SOMETHING", "else")
+    assert parallel.launched()
+    environment = parallel.alone()
+    assert "WORLD_SIZE" not in environment
+    assert "RANK" not in environment
+    assert environment["SOMETHING"] == "else"
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-3"])
+def test_a_timeout_that_is_none_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(parallel.TIMEOUT_VARIABLE, text)
+    with pytest.raises(DistributedError, match=f"GHOSTLAYERS_TIMEOUT.*'{text}'"):
+        parallel.join()
