@@ -6,6 +6,7 @@ is written and read a stretch at a time, so that no more than a stretch is ever 
 
 import os
 import tempfile
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class BoundaryStore:
         self._tensor: Tensor | None = None
         if on_disk:
             self._file = tempfile.TemporaryFile(prefix="ghostlayers-")  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
             os.truncate(self._file.fileno(), shape[0] * shape[1] * self._row_bytes)
         else:
             self._tensor = torch.zeros(*shape, dtype=dtype, device=device)

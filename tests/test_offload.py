@@ -1,0 +1,255 @@
+"""A model whose layers lie elsewhere gives what it gives in memory, to the bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import ghostlayers
+from conftest import make_tiny_llama
+from ghostlayers import checkpoint, offload, residency
+from ghostlayers.boundaries import BoundaryStore
+from ghostlayers.errors import ModelError, RecipeError
+from ghostlayers.loading import load_model
+from ghostlayers.offload import parse_memory
+from ghostlayers.recipe import RunOptions
+from ghostlayers.residency import is_offloaded
+from ghostlayers.stream import LayerwiseModel
+
+DISK = RunOptions(offload="disk", dtype="float32")
+NONE = RunOptions(offload="none", dtype="float32")
+CPU = torch.device("cpu")
+RUN: dict[str, Any] = {
+    "windows": 16,
+    "fit_windows": 16,
+    "held_out_windows": 4,
+    "sequence_length": 64,
+}
+
+
+@pytest.fixture(scope="module", params=["tied", "untied", "bfloat16"])
+def model_folder(
+    request: pytest.FixtureRequest, byte_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A Llama of eight layers in several files."""
+    folder = tmp_path_factory.mktemp("models") / request.param
+    model = make_tiny_llama(
+        num_hidden_layers=8, hidden_size=64, tie_word_embeddings=request.param == "tied"
+    )
+    if request.param == "bfloat16":
+        model = model.to(torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="100KB")
+    byte_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
+    return {k: v for path in folder.glob("*.safetensors") for k, v in load_file(path).items()}
+
+
+# The run
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"layers": 3, "select": "recoverable"},
+        {"layers": 2, "select": "perplexity:one-shot", "repair": "refit:2"},
+        {"layers": 2, "select": "taylor:unprotected", "repair": "normed"},
+        {"remove": "2,5-6", "repair": "piecewise:2"},
+        {"layers": 2, "select": "magnitude", "repair": "magnitude"},
+        {"remove": "0", "repair": "ghost"},
+        {"remove": "7", "repair": "none"},
+    ],
+    ids=lambda each: "-".join(str(v) for v in each.values()),
+)
+def test_an_offloaded_run_writes_the_same_bits(
+    model_folder: Path, tmp_path: Path, some_text: list[str], choices: dict[str, Any]
+) -> None:
+    found = {}
+    for options in (NONE, DISK):
+        pruned = ghostlayers.prune(str(model_folder), data=some_text, options=options, **RUN, **choices)
+        assert is_offloaded(pruned.dense.model) == (options is DISK)
+        out = tmp_path / options.offload
+        out.mkdir()
+        checkpoint._write_model(out, pruned.model, pruned.dense.stored_dtype)
+        evidence = {name: vars(sums) for name, sums in pruned.evidence.items()}
+        found[options.offload] = (tensors_in(out), evidence, pruned.removed)
+    one, two = found["none"], found["disk"]
+    assert one[1:] == two[1:]
+    assert one[0].keys() == two[0].keys()
+    for name, tensor in one[0].items():
+        assert torch.equal(tensor, two[0][name]), name
+
+
+def test_saved_and_reloaded_from_disk(
+    model_folder: Path, tmp_path: Path, some_text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "SHARD_OF_OFFLOADED", 100_000)
+    monkeypatch.setattr(checkpoint, "MEMORY_OF_A_RELOAD", 200_000)
+    pruned = ghostlayers.prune(
+        str(model_folder), data=some_text, options=DISK, remove="3-4", repair="ghost", **RUN
+    )
+    verification = pruned.save(tmp_path / "out")
+    assert verification.largest_difference < 1e-4
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
+
+
+def test_a_repaired_checkpoint_runs_from_disk(
+    model_folder: Path, tmp_path: Path, some_text: list[str]
+) -> None:
+    """As anyone would run it whose memory it does not fit."""
+    pruned = ghostlayers.prune(
+        str(model_folder), data=some_text, options=NONE, remove="3-4", repair="ghost", **RUN
+    )
+    out = tmp_path / "out"
+    out.mkdir()
+    checkpoint._write_model(out, pruned.model, torch.float32)
+    device_map = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    device_map |= {"model.rotary_emb": "cpu"} | {f"model.layers.{i}": "disk" for i in range(6)}
+    ids = torch.arange(40)[None] % 256
+    model = AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float32, device_map=device_map, offload_folder=str(tmp_path / "elsewhere")
+    ).eval()
+    with torch.no_grad():
+        got, expected = model(input_ids=ids).logits, pruned.model.float()(input_ids=ids).logits
+    assert torch.equal(got, expected)
+
+
+def test_evaluation_and_scores_are_the_same(model_folder: Path, some_text: list[str]) -> None:
+    found = []
+    for options in (NONE, DISK):
+        (result,) = ghostlayers.evaluate(
+            str(model_folder), data=[some_text], sequence_length=64, options=options
+        )
+        table = ghostlayers.score(
+            str(model_folder), data=some_text, layers=2, select="recoverable", options=options, **RUN
+        )
+        found.append((result.to_dict(), table.spans, table.norms.norms.tolist()))
+    assert found[0] == found[1]
+
+
+# Where weights are
+
+
+def test_every_layer_is_brought_in_once_a_pass(model_folder: Path) -> None:
+    model = LayerwiseModel(load_model(str(model_folder), DISK).model)
+    brought: list[int] = []
+    bring = residency.Residency.bring
+
+    def note(self: Any, index: int) -> Any:
+        if self._held != index:
+            brought.append(index)
+        return bring(self, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(residency.Residency, "bring", note)
+        batch, stream = model.begin(torch.arange(8 * 64).view(8, 64) % 256)
+        for layer in range(model.num_layers):
+            stream = model.run_layer(layer, batch, stream)
+    assert brought == list(range(8))
+    held = [each for each in model.layers if not next(each.parameters()).is_meta]
+    assert len(held) <= 1
+    model.residency.release()
+    assert all(p.is_meta for each in model.layers for p in each.parameters())
+
+
+def test_embeddings_norm_and_head_stay(model_folder: Path) -> None:
+    model = load_model(str(model_folder), DISK).model
+    elsewhere = {name for name, each in model.named_parameters() if each.is_meta}
+    assert elsewhere == {n for n, _ in model.named_parameters() if n.startswith("model.layers.")}
+
+
+def test_what_fits_stays(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_offloaded(load_model(str(model_folder), RunOptions()).model)
+    size = offload.weights_on_disk(model_folder)
+    assert size is not None
+
+    class Little:
+        available = size
+
+    monkeypatch.setattr(offload.psutil, "virtual_memory", Little)
+    config = LlamaConfig.from_pretrained(model_folder)
+    placed = offload.place_weights(config, torch.float32, RunOptions(), CPU)
+    assert placed.elsewhere == "disk"
+    assert placed.device_map is not None
+
+
+def test_a_limit_below_the_weights_offloads_unasked(model_folder: Path) -> None:
+    config = LlamaConfig.from_pretrained(model_folder)
+    placed = offload.place_weights(config, torch.float32, RunOptions(max_memory="100KB"), CPU)
+    assert placed.elsewhere == "disk"
+    roomy = offload.place_weights(config, torch.float32, RunOptions(max_memory="1GB"), CPU)
+    assert roomy.device_map is None
+    assert roomy.total == placed.total
+    assert placed.resident < placed.total
+
+
+def test_a_limit_that_cannot_be_kept_says_what_is_needed(model_folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"--max-memory 10MB is too little: the program itself"):
+        load_model(str(model_folder), RunOptions(max_memory="10MB"))
+
+
+def test_offloading_to_the_processor_that_computes_is_refused(model_folder: Path) -> None:
+    with pytest.raises(RecipeError, match="--offload disk"):
+        load_model(str(model_folder), RunOptions(offload="cpu", device="cpu"))
+
+
+def test_sizes() -> None:
+    assert parse_memory(None) is None
+    assert parse_memory("4GiB") == 2**32
+    assert parse_memory("500 MB") == 500_000_000
+    with pytest.raises(RecipeError, match="'plenty' is no size"):
+        parse_memory("plenty")
+
+
+# Saving
+
+
+def test_an_offloaded_model_is_saved_as_it_is_stored(
+    model_folder: Path, tmp_path: Path, some_text: list[str]
+) -> None:
+    """Computed in float32, stored as it was: every weight that was not folded into is the same."""
+    pruned = ghostlayers.prune(
+        str(model_folder), data=some_text, options=DISK, remove="3", repair="ghost", **RUN
+    )
+    checkpoint._write_model(tmp_path, pruned.model, pruned.dense.stored_dtype)
+    before, after = tensors_in(model_folder), tensors_in(tmp_path)
+    assert torch.equal(
+        after["model.layers.5.mlp.up_proj.weight"], before["model.layers.6.mlp.up_proj.weight"]
+    )
+    kinds = {each.dtype for each in after.values()}
+    assert kinds == {each.dtype for each in before.values()}
+    with safe_open(next(tmp_path.glob("*.safetensors")), "pt") as file:
+        assert file.metadata()["format"] == "pt"
+
+
+def test_gguf_cannot_be_offloaded(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    with pytest.raises((ModelError, RecipeError)):
+        load_model(str(path), DISK)
+
+
+# The stream in a file
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_stream_in_a_file_is_the_one_in_memory(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    memory = BoundaryStore((3, 20, 8), dtype)
+    file = BoundaryStore((3, 20, 8), dtype, on_disk=True)
+    for boundary in range(3):
+        for start in (0, 12):
+            rows = torch.randn(8, 8, generator=generator).to(dtype)
+            memory.write(boundary, start, rows)
+            file.write(boundary, start, rows)
+    for boundary in range(3):
+        assert torch.equal(memory[boundary], file[boundary])  # rows 8 to 11 are zero
+    assert torch.equal(memory.stretch(5, 15), file.stretch(5, 15))
+    assert file.tensor is None
+    assert memory.tensor is not None
