@@ -1,6 +1,6 @@
 """Kill runs at random moments, and go on with them. Run as a program.
 
-usage: python killed.py FOLDER SELECT REPAIR KILLS
+usage: python killed.py FOLDER SELECT REPAIR KILLS OFFLOAD
 
 Every run is a child made by fork, which costs milliseconds; the parent never computes, so that no
 thread of it can be half-way through anything. It prints what the whole run gave, what the killed
@@ -28,8 +28,9 @@ TOKENIZER = make_byte_tokenizer(bos=False)
 TEXT = make_documents(40)
 
 
-def run(folder: Path, answer: Path, select: str, repair: str) -> None:
+def run(folder: Path, answer: Path, select: str, repair: str, offload: str) -> None:
     """Prune, and write down all that came of it."""
+    model = str(folder.with_name("model")) if offload == "disk" else MODEL
     journal.SECONDS_BETWEEN = 0.0
     resumed = []
     opened = journal.Journal.next_pass
@@ -40,11 +41,12 @@ def run(folder: Path, answer: Path, select: str, repair: str) -> None:
 
     journal.Journal.next_pass = note
     pruned = ghostlayers.prune(
-        MODEL, tokenizer=TOKENIZER, data=TEXT, layers=3, select=select, repair=repair,
+        model, tokenizer=TOKENIZER, data=TEXT, layers=3, select=select, repair=repair,
         windows=24, held_out_windows=6, sequence_length=64, keep=folder,
-        options=ghostlayers.RunOptions(batch_size=2),
+        options=ghostlayers.RunOptions(batch_size=2, offload=offload),
     )  # fmt: skip
-    weights = {k: v.double().sum().item() for k, v in pruned.model.state_dict().items()}
+    state = pruned.model.state_dict().items()
+    weights = {k: v.double().sum().item() for k, v in state if not v.is_meta}
     evidence = {name: vars(sums) for name, sums in pruned.evidence.items()}
     table = None if pruned.table is None else repr(pruned.table.spans)
     told = {"weights": weights, "evidence": evidence, "table": table, "removed": pruned.removed}
@@ -67,15 +69,17 @@ def child(*arguments: object) -> int:
     return found
 
 
-def main(folder: str, select: str, repair: str, kills: str) -> None:
+def main(folder: str, select: str, repair: str, kills: str, offload: str) -> None:
     here = Path(folder)
+    MODEL.save_pretrained(here / "model", max_shard_size="100KB")
+    TOKENIZER.save_pretrained(here / "model")
     began = time.monotonic()
-    os.waitpid(child(here / "kept-whole", here / "whole.json", select, repair), 0)
+    os.waitpid(child(here / "kept-whole", here / "whole.json", select, repair, offload), 0)
     seconds = time.monotonic() - began
     rng = random.Random(int(kills))
     count = 0
     while not (here / "killed.json").is_file():
-        process = child(here / "kept", here / "killed.json", select, repair)
+        process = child(here / "kept", here / "killed.json", select, repair, offload)
         if count < int(kills):
             time.sleep(rng.uniform(0.05, 0.5) * seconds)
             os.kill(process, signal.SIGKILL)

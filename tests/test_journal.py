@@ -26,22 +26,23 @@ KILLS = 8
 
 
 @pytest.mark.parametrize(
-    ("select", "repair"),
+    ("select", "repair", "offload"),
     [
-        ("recoverable", "ghost"),
-        ("recoverable:greedy", "ghost"),
-        ("perplexity", "refit:2"),
-        ("taylor:unprotected", "piecewise:2"),
-        ("shortgpt", "joint:x+z"),
-        ("streamline", "ghost:ridge=auto"),
+        ("recoverable", "ghost", "none"),
+        ("recoverable", "ghost", "disk"),
+        ("recoverable:greedy", "ghost", "none"),
+        ("perplexity", "refit:2", "none"),
+        ("taylor:unprotected", "piecewise:2", "none"),
+        ("shortgpt", "joint:x+z", "none"),
+        ("streamline", "ghost:ridge=auto", "none"),
     ],
 )
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(
-    tmp_path: Path, select: str, repair: str
+    tmp_path: Path, select: str, repair: str, offload: str
 ) -> None:
     program = Path(__file__).with_name("killed.py")
     done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path), select, repair, str(KILLS)],
+        [sys.executable, str(program), str(tmp_path), select, repair, str(KILLS), offload],
         capture_output=True,
         text=True,
         check=False,

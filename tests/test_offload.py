@@ -72,7 +72,9 @@ def test_an_offloaded_run_writes_the_same_bits(
 ) -> None:
     found = {}
     for options in (NONE, DISK):
-        pruned = ghostlayers.prune(str(model_folder), data=some_text, options=options, **RUN, **choices)
+        pruned = ghostlayers.prune(
+            str(model_folder), data=some_text, options=options, **RUN, **choices
+        )
         assert is_offloaded(pruned.dense.model) == (options is DISK)
         out = tmp_path / options.offload
         out.mkdir()
@@ -127,7 +129,12 @@ def test_evaluation_and_scores_are_the_same(model_folder: Path, some_text: list[
             str(model_folder), data=[some_text], sequence_length=64, options=options
         )
         table = ghostlayers.score(
-            str(model_folder), data=some_text, layers=2, select="recoverable", options=options, **RUN
+            str(model_folder),
+            data=some_text,
+            layers=2,
+            select="recoverable",
+            options=options,
+            **RUN,
         )
         found.append((result.to_dict(), table.spans, table.norms.norms.tolist()))
     assert found[0] == found[1]

@@ -81,10 +81,12 @@ def assert_close(got: Any, expected: Any, where: str = "") -> None:
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict[str, Any]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process finds."""
     found = {name: together.found_by(case) for name, case in together.CASES.items()}
-    return {**found, "scores": together.scores()}
+    offloaded = together.offloaded(tmp_path_factory.mktemp("models"))
+    assert_close(offloaded["spans"], together.scores()["spans"])
+    return {**found, "scores": together.scores(), "offloaded": offloaded}
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -168,9 +170,12 @@ def test_two_hosts_find_what_one_process_finds(
         command = [*inside, sys.executable, str(PROGRAM), str(answer)]
         processes.append(
             subprocess.Popen(
-                command, env={**os.environ, **variables}, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )  # fmt: skip
+                command,
+                env={**os.environ, **variables},
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
         )
     found = answers(answer, processes)
     assert_close(found[0], json.loads(json.dumps(alone)))

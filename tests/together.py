@@ -3,7 +3,7 @@
 usage: python together.py ANSWER.json [CRASH]
 
 Each writes what it found to ANSWER.json.RANK. With CRASH, which is RANK:how, the process of that
-rank dies in the middle of a pass: by ``kill`` (its connections break) or ``stop`` (it falls silent).
+rank dies in the middle of a pass: by ``kill`` (its connections break) or ``stop`` (it is silent).
 """
 
 import json
@@ -51,6 +51,18 @@ def found_by(case: dict[str, Any], keep: Path | None = None) -> dict[str, Any]:
     }
 
 
+def offloaded(folder: Path) -> dict[str, Any]:
+    """What the same finds of a model on disk, whose sampled stream lies in a file too."""
+    make_tiny_llama(num_hidden_layers=8).save_pretrained(folder)
+    make_byte_tokenizer(bos=False).save_pretrained(folder)
+    options = ghostlayers.RunOptions(offload="disk", batch_size=2)
+    table = pipeline.score(
+        str(folder), data=make_documents(40), windows=21, held_out_windows=5, sequence_length=64,
+        layers=3, select="recoverable", options=options,
+    )  # fmt: skip
+    return {"spans": [[each.cosine, each.residual, each.loss or 0.0] for each in table.spans]}
+
+
 def scores() -> dict[str, Any]:
     """What `score` and `evaluate` give."""
     model, tokenizer = make_tiny_llama(num_hidden_layers=8), make_byte_tokenizer(bos=False)
@@ -91,15 +103,13 @@ def main(answer: str, crash: str = "") -> None:
     rank, _, how = crash.partition(":")
     if crash and int(rank) == here.rank:
         crash_in_pass(how)
-    if crash or "KEEP" in os.environ:
-        cases = {"whole": CASES["whole"]}
-    else:
-        cases = CASES
+    cases = {"whole": CASES["whole"]} if crash or "KEEP" in os.environ else CASES
     keep = Path(os.environ["KEEP"]) if "KEEP" in os.environ else None
     try:
         found = {name: found_by(case, keep) for name, case in cases.items()}
         if cases is CASES:
             found["scores"] = scores()
+            found["offloaded"] = offloaded(Path(f"{answer}-model-{here.rank}"))
     except DistributedError as error:
         found = {"error": str(error)}
     Path(f"{answer}.{here.rank}").write_text(json.dumps(found))

@@ -8,10 +8,23 @@ import os
 import tempfile
 import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ghostlayers.parallel import add_up, world
+
+ADDED_AT_ONCE = 1 << 26
+"""Bytes of a file that processes add up at a time."""
+
+
+def _open(path: Path | None) -> Any:
+    if path is None:
+        return tempfile.TemporaryFile(prefix="ghostlayers-")
+    path.touch()
+    return path.open("r+b")
 
 
 class BoundaryStore:
@@ -22,6 +35,7 @@ class BoundaryStore:
         dtype: of the stream.
         device: where rows are given out, and kept if in memory.
         on_disk: keep them in a file, which has no name and goes when the store does.
+        path: keep them in a file of this name, which stays; what it holds already is kept.
     """
 
     def __init__(
@@ -31,12 +45,14 @@ class BoundaryStore:
         device: torch.device | str = "cpu",
         *,
         on_disk: bool = False,
+        path: Path | None = None,
     ) -> None:
         self.shape, self.dtype, self.device = tuple(shape), dtype, torch.device(device)
         self._file: Any = None
         self._tensor: Tensor | None = None
-        if on_disk:
-            self._file = tempfile.TemporaryFile(prefix="ghostlayers-")  # noqa: SIM115
+        self.path = path
+        if on_disk or path is not None:
+            self._file = _open(path)
             weakref.finalize(self, self._file.close)
             os.truncate(self._file.fileno(), shape[0] * shape[1] * self._row_bytes)
         else:
@@ -72,6 +88,49 @@ class BoundaryStore:
         if self._tensor is not None:
             return self._tensor[:, start:stop]
         return torch.stack([self.read(b, start, stop) for b in range(self.shape[0])])
+
+    def add_up(self) -> None:
+        """Replace the rows in the file by their sums over all processes, as tensors are.
+
+        Where the file has a name the sums get one of their own, and this process's rows stay: see
+        `take_sums`.
+        """
+        if world().size == 1 or self._file is None:
+            return
+        sums = BoundaryStore(
+            self.shape, self.dtype, self.device, on_disk=True, path=self._path_of_sums
+        )
+        step = max(1, ADDED_AT_ONCE // self._row_bytes)
+        for boundary in range(self.shape[0]):
+            for start in range(0, self.shape[1], step):
+                rows = self.read(boundary, start, min(start + step, self.shape[1]))
+                add_up([rows])
+                sums.write(boundary, start, rows)
+        self._file = sums._file
+        weakref.finalize(self, self._file.close)
+
+    def take_sums(self) -> None:
+        """Read what `add_up` made in another run."""
+        if world().size > 1 and self._path_of_sums is not None:
+            self._file = _open(self._path_of_sums)
+            weakref.finalize(self, self._file.close)
+
+    @property
+    def _path_of_sums(self) -> Path | None:
+        return None if self.path is None else self.path.with_suffix(f".all{self.path.suffix}")
+
+    def flush(self) -> None:
+        """Have the file hold all that was written, whatever happens next."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def clear(self) -> None:
+        """Zero everywhere."""
+        if self._tensor is not None:
+            self._tensor.zero_()
+        else:
+            os.truncate(self._file.fileno(), 0)
+            os.truncate(self._file.fileno(), self.shape[0] * self.shape[1] * self._row_bytes)
 
     @property
     def tensor(self) -> Tensor | None:

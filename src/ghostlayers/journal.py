@@ -18,11 +18,11 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -35,6 +35,13 @@ SECONDS_BETWEEN = 30.0
 """How much work a killed run loses at most, and how often it writes."""
 
 REQUEST = "request.json"
+
+
+class Flushable(Protocol):
+    """A file."""
+
+    def flush(self) -> None:
+        """Have it hold all that was written."""
 
 
 @dataclass
@@ -55,10 +62,17 @@ class Journal:
     def next_pass(self, description: str) -> "KeptPass":
         """The record of the pass that begins now."""
         self._opened[description] += 1
+        return KeptPass(self, self._path(description, self._opened[description]), description)
+
+    def file_for(self, description: str) -> Path:
+        """A file for what the next pass of that description keeps beside its sums."""
+        return self._path(description, self._opened[description] + 1).with_suffix(".rows")
+
+    def _path(self, description: str, number: int) -> Path:
         here = world()
         what = re.sub(r"\W+", "-", description).lower()[:60]
-        name = f"{what}-{self._opened[description]}-of-process-{here.rank}-{here.size}"
-        return KeptPass(self, self.folder / f"{name}.safetensors", description)
+        name = f"{what}-{number}-of-process-{here.rank}-{here.size}"
+        return self.folder / f"{name}.safetensors"
 
 
 @dataclass
@@ -132,15 +146,26 @@ class KeptPass:
             f"'{path}' {what}; pass --restart to begin anew, or delete '{path.parent}'."
         )
 
-    def note(self, done: int, tensors: Mapping[str, Tensor]) -> None:
-        """Count windows as done, and write the sums where enough work has gone into them."""
+    def note(
+        self, done: int, tensors: Mapping[str, Tensor], files: Sequence[Flushable] = ()
+    ) -> None:
+        """Count windows as done, and write the sums where enough work has gone into them.
+
+        Files that hold more of them are written to the disk first.
+        """
         self.done = done
         if time.monotonic() - self._written >= self.journal.seconds_between:
+            for each in files:
+                each.flush()
             self._write(self.share, tensors)
 
-    def end(self, done: int, tensors: Mapping[str, Tensor]) -> None:
+    def end(
+        self, done: int, tensors: Mapping[str, Tensor], files: Sequence[Flushable] = ()
+    ) -> None:
         """All is done, in every process: write the sums, unless they are made again at once."""
         self.done, self.merged = done, True
+        for each in files:
+            each.flush()
         if time.monotonic() - self._began >= self.journal.seconds_between / 10:
             self._write(self.whole, tensors)
             self.share.unlink(missing_ok=True)

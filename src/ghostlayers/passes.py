@@ -6,11 +6,12 @@ processes.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from ghostlayers import journal
+from ghostlayers.boundaries import BoundaryStore
 from ghostlayers.parallel import add_up, from_first, world
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.stream import LayerwiseModel
@@ -22,6 +23,18 @@ class Sums(Protocol):
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums by name, not copies of them; the same names and shapes from the beginning."""
+
+
+@runtime_checkable
+class FiledSums(Sums, Protocol):
+    """Sums some of which lie in files, because memory would not hold them."""
+
+    def stores(self) -> list[BoundaryStore]:
+        """Rows that are filled once and zero before."""
+
+
+def _stores(sums: Sums) -> list[BoundaryStore]:
+    return sums.stores() if isinstance(sums, FiledSums) else []
 
 
 def visit(
@@ -59,6 +72,11 @@ def visit(
     size = from_first(size)
     if kept is not None:
         kept.begin(size, sums.tensors())
+        for store in _stores(sums):
+            if kept.merged:
+                store.take_sums()
+            elif not kept.done:
+                store.clear()
     done, merged = (kept.done, kept.merged) if kept else (0, False)
     with (progress or Silent()).stage(description, len(windows)) as advance:
         for index, start in enumerate(range(0, len(windows), size)):
@@ -66,12 +84,14 @@ def visit(
             if start >= done and here.takes(index):
                 yield start, ids
                 if kept is not None:
-                    kept.note(start + len(ids), sums.tensors())
+                    kept.note(start + len(ids), sums.tensors(), _stores(sums))
             advance(len(ids))
     if not merged:
         add_up(sums.tensors().values())
+        for store in _stores(sums):
+            store.add_up()
         if kept is not None:
-            kept.end(len(windows), sums.tensors())
+            kept.end(len(windows), sums.tensors(), _stores(sums))
 
 
 def share(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ghostlayers import journal
 from ghostlayers.boundaries import BoundaryStore
 from ghostlayers.cuts import Cut
 from ghostlayers.features import feature_widths, stream_feature
@@ -150,7 +151,7 @@ class _ScoreSums:
             self._places = [0, *before.tolist()]
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `passes.Sums`; a sample in a file is not among them."""
+        """See `passes.Sums`; a sample in a file is one of the `stores`."""
         kept = {
             "cosines": self.cosines,
             "angles": self.angles,
@@ -159,6 +160,10 @@ class _ScoreSums:
         }
         whole = None if self.sample is None else self.sample.tensor
         return kept if whole is None else {**kept, "sample": whole}
+
+    def stores(self) -> list[BoundaryStore]:
+        """See `passes.FiledSums`."""
+        return [] if self.sample is None or self.sample.tensor is not None else [self.sample]
 
     def add(self, window: int, streams: Tensor) -> None:
         """Add one window's stream at every boundary, [boundaries, sequence, hidden]."""
@@ -205,9 +210,9 @@ def _sweep_scores(
         generator = torch.Generator().manual_seed(seed)
         masks = sample_mask(len(windows), windows.sequence_length, wanted, generator)
         shape = (boundaries, int(masks.sum()), hidden)
-        sample = BoundaryStore(
-            shape, model.model.dtype, model.device, on_disk=model.residency.offloaded
-        )
+        on_disk, record = model.residency.offloaded, journal.current()
+        path = record.file_for(description) if on_disk and record is not None else None
+        sample = BoundaryStore(shape, model.model.dtype, model.device, on_disk=on_disk, path=path)
     sums = _ScoreSums(boundaries, windows, cosine_axis, masks, sample)
     visited = visit(
         model, windows, sums, description=description, batch_size=batch_size, progress=progress
