@@ -125,8 +125,8 @@ def test_one_that_dies_stops_the_others_and_the_run_goes_on(
 
 
 @pytest.fixture
-def two_hosts() -> Iterator[tuple[list[str], list[str], str]]:
-    """Two network namespaces joined by a cable: commands that run in each, and the first's address.
+def two_hosts() -> Iterator[list[tuple[list[str], str]]]:
+    """Two network namespaces joined by a cable: what runs a command in each, and its interface.
 
     They see neither each other's loopback nor this machine's network.
     """
@@ -148,24 +148,24 @@ def two_hosts() -> Iterator[tuple[list[str], list[str], str]]:
                 subprocess.run(step, check=True, capture_output=True, timeout=10)
             except (OSError, subprocess.SubprocessError):
                 pytest.skip("network namespaces cannot be made here")
-        first, second = (["ip", "netns", "exec", name] for name in names)
-        yield first, second, "10.77.0.1"
+        yield [
+            (["ip", "netns", "exec", name], link) for name, link in zip(names, links, strict=True)
+        ]
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
 def test_two_hosts_find_what_one_process_finds(
-    tmp_path: Path, alone: dict[str, Any], two_hosts: tuple[list[str], list[str], str]
+    tmp_path: Path, alone: dict[str, Any], two_hosts: list[tuple[list[str], str]]
 ) -> None:
-    *hosts, address = two_hosts
     answer = tmp_path / "found.json"
     processes = []
-    for rank, inside in enumerate(hosts):
+    for rank, (inside, link) in enumerate(two_hosts):
         variables = {
             "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": address, "MASTER_PORT": "29511", "OMP_NUM_THREADS": "1",
-            "ACCELERATE_USE_CPU": "true",
+            "MASTER_ADDR": "10.77.0.1", "MASTER_PORT": "29511", "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": link,
         }  # fmt: skip
         command = [*inside, sys.executable, str(PROGRAM), str(answer)]
         processes.append(

@@ -49,6 +49,7 @@ class BoundaryStore:
     ) -> None:
         self.shape, self.dtype, self.device = tuple(shape), dtype, torch.device(device)
         self._file: Any = None
+        self._sums: BoundaryStore | None = None
         self._tensor: Tensor | None = None
         self.path = path
         if on_disk or path is not None:
@@ -106,8 +107,7 @@ class BoundaryStore:
                 rows = self.read(boundary, start, min(start + step, self.shape[1]))
                 add_up([rows])
                 sums.write(boundary, start, rows)
-        self._file = sums._file
-        weakref.finalize(self, self._file.close)
+        self._sums, self._file = sums, sums._file  # which is closed when the former goes
 
     def take_sums(self) -> None:
         """Read what `add_up` made in another run."""

@@ -87,7 +87,7 @@ def join() -> World:
     from accelerate import PartialState
 
     cpu = not torch.accelerator.is_available()
-    with _explained("join"):
+    with _explained("join", INTERFACE):
         PartialState(cpu=cpu, timeout=_timeout())
     return world()
 
@@ -111,8 +111,14 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+INTERFACE = (
+    " On several machines, GLOO_SOCKET_IFNAME (or NCCL_SOCKET_IFNAME) names the network interface "
+    "that joins them."
+)
+
+
 @contextmanager
-def _explained(doing: str) -> Iterator[None]:
+def _explained(doing: str, advice: str = "") -> Iterator[None]:
     """Say what a broken connection means."""
     try:
         yield
@@ -122,6 +128,7 @@ def _explained(doing: str) -> Iterator[None]:
             f"process {here.rank} of {here.size} on {socket.gethostname()} could not {doing} the "
             f"others: one of them stopped, or cannot be reached ({_first_line(error)}). Nothing "
             "was written; start them all again with the same command to go on from what was kept."
+            f"{advice}"
         ) from error
 
 
