@@ -143,7 +143,7 @@ class KeptPass:
     @staticmethod
     def _refuse(path: Path, what: str) -> ResumeError:
         return ResumeError(
-            f"'{path}' {what}; pass --restart to begin anew, or delete '{path.parent}'."
+            f"'{path}' {what}; delete '{path.parent}' to begin anew (or prune with --restart)."
         )
 
     def note(
@@ -260,7 +260,8 @@ def _open(folder: Path, wanted: dict[str, Any]) -> None:
         )
         raise ResumeError(
             f"'{folder}' holds what an interrupted run of another request kept ({shown}). Repeat "
-            "that request to go on with it, pass --restart to discard it, or choose another output."
+            "that request to go on with it, delete that folder (or prune with --restart) to discard "
+            "it, or choose another output."
         )
 
 

@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ghostlayers.compare.store import Store
 from ghostlayers.errors import InputError
 from ghostlayers.evaluation import LoadedTasks, open_tasks
 from ghostlayers.features import check_fit_tokens, check_method
+from ghostlayers.fingerprint import model_fingerprint
 from ghostlayers.loading import LoadedModel
 from ghostlayers.preparation import (
     Documents,
@@ -77,6 +79,17 @@ class Bench:
         """Windows that repairs are fitted on."""
         return self.scored.first(self.request.calibration.num_fit_windows)
 
+    def keeping(self, key: str) -> AbstractContextManager[None]:
+        """Keep the passes of a part that is being measured: see `Store.keeping`."""
+        options, model = self.run.options, self.dense.model
+        how = {
+            "dtype": str(model.dtype),
+            "device": str(self.layerwise.device),
+            "batch_size": options.batch_size,
+            "versions": checkpoint.versions(),
+        }
+        return self.store.keeping(key, how)
+
     @property
     def labels(self) -> dict[str, str]:
         """What each corpus is called on the page."""
@@ -127,7 +140,7 @@ def prepare(
     corpora = _read_corpora(dense, request, eval_data or {})
     identity = {
         "request": request.to_dict(),
-        "model": _fingerprint(dense),
+        "model": model_fingerprint(dense),
         "calibration": corpus.sha256(),
         "evaluation": {name: _hash_windows(each) for name, each in corpora.items()},
     }
@@ -185,15 +198,6 @@ def _read_corpora(
         )[1]
         for name, (source, separator) in sources.items()
     }
-
-
-def _fingerprint(dense: LoadedModel) -> str:
-    """A hash of the config and of some weights of every parameter."""
-    digest = hashlib.sha256(dense.model.config.to_json_string().encode())
-    for name, parameter in dense.model.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _hash_windows(windows: Windows) -> str:

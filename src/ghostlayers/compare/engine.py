@@ -147,6 +147,12 @@ def _cut(bench: Bench, spans: tuple[Span, ...], members: Sequence[Cell]) -> dict
     done = bench.store.get(key)
     if done is not None:
         return done
+    with bench.keeping(key):
+        part = _measure_cut(bench, spans, wanted)
+    return bench.store.put(key, part)
+
+
+def _measure_cut(bench: Bench, spans: tuple[Span, ...], wanted: Sequence[str]) -> dict[str, Any]:
     names, skipped = _fitting_names(bench, spans, wanted)
     start = time.monotonic()
     fittings = {name: _fitting(bench, name) for name in names}
@@ -162,7 +168,7 @@ def _cut(bench: Bench, spans: tuple[Span, ...], members: Sequence[Cell]) -> dict
         stored_dtype=bench.dense.stored_dtype, batch_size=bench.run.options.batch_size,
     ) if len(bench.held_out) else {name: {} for name in names}  # fmt: skip
     models = _models(bench, spans, fits)
-    part = {
+    return {
         "fit_seconds": seconds,
         "skipped": skipped,
         "repairs": {
@@ -179,7 +185,6 @@ def _cut(bench: Bench, spans: tuple[Span, ...], members: Sequence[Cell]) -> dict
             for name in names
         },
     }
-    return bench.store.put(key, part)
 
 
 def _fitting_names(

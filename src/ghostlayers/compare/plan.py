@@ -78,10 +78,11 @@ def _choose_one(
     if done is None:
         bench.say(f"Choosing {layers} layers by {select}")
         recipe = bench.request.cell_recipe(layers, select)
-        spans, table = steps.choose_spans(
-            bench.run, bench.layerwise, bench.scored, bench.held_out, recipe,
-            make_fitting(bench.dense, recipe),
-        )  # fmt: skip
+        with bench.keeping(key):
+            spans, table = steps.choose_spans(
+                bench.run, bench.layerwise, bench.scored, bench.held_out, recipe,
+                make_fitting(bench.dense, recipe),
+            )  # fmt: skip
         done = bench.store.put(
             key,
             {

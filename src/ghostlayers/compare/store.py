@@ -1,10 +1,13 @@
 """A folder that grows part by part, so that an interrupted comparison goes on where it stopped."""
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ghostlayers import journal
 from ghostlayers.errors import OutputError
 from ghostlayers.files import write_whole
 
@@ -52,8 +55,8 @@ class Store:
                 f"{_difference(found, request)}); choose another folder, repeat that comparison's "
                 "options to go on with it, or pass --overwrite."
             )
-        for each in (self.folder / PARTS).glob("*.json"):
-            each.unlink()
+        for each in (self.folder / PARTS).iterdir():
+            journal.finish(each) if each.is_dir() else each.unlink()
 
     def get(self, key: str) -> dict[str, Any] | None:
         """A finished part, or None."""
@@ -66,7 +69,25 @@ class Store:
     def put(self, key: str, part: dict[str, Any]) -> dict[str, Any]:
         """Keep a part; return it as it will be read again."""
         write_whole(self._path(key), json.dumps({"key": key, "part": part}) + "\n")
+        journal.finish(self._unfinished(key))
         return json.loads(json.dumps(part))  # type: ignore[no-any-return]
+
+    @contextlib.contextmanager
+    def keeping(self, key: str, how: dict[str, Any]) -> Iterator[None]:
+        """Keep the passes of an unfinished part until it is `put`.
+
+        Args:
+            key: of the part.
+            how: what its sums depend on beside the request, such as the type they are made in.
+
+        Raises:
+            ResumeError: they were made in another way.
+        """
+        with journal.keeping(self._unfinished(key), {"part": key, **how}):
+            yield
+
+    def _unfinished(self, key: str) -> Path:
+        return self._path(key).with_suffix(".unfinished")
 
     def _path(self, key: str) -> Path:
         digest = hashlib.sha256(key.encode()).hexdigest()[:16]
