@@ -260,7 +260,7 @@ def _open(folder: Path, wanted: dict[str, Any]) -> None:
         )
         raise ResumeError(
             f"'{folder}' holds what an interrupted run of another request kept ({shown}). Repeat "
-            "that request to go on with it, delete that folder (or prune with --restart) to discard "
+            "that request to go on with it, delete the folder (or prune with --restart) to discard "
             "it, or choose another output."
         )
 

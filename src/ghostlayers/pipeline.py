@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostlayers import checkpoint, journal, steps, surgery, text, tokens
+from ghostlayers.estimate import probe_blindly
 from ghostlayers.evaluation import (
     EvaluationResult,
     LoadedTasks,
@@ -21,7 +22,8 @@ from ghostlayers.evaluation import (
 from ghostlayers.fingerprint import run_request
 from ghostlayers.fitting import sums_bytes
 from ghostlayers.loading import LoadedModel
-from ghostlayers.parallel import check_same
+from ghostlayers.parallel import check_same, world
+from ghostlayers.plan import Plan, plan_prune, seconds_since_start
 from ghostlayers.preparation import (
     Documents,
     check_request,
@@ -116,6 +118,35 @@ def prune(
             measured_on=(corpus.name, held_out),
             versions=checkpoint.versions(),
         ),
+    )
+
+
+def plan(
+    model: Any,
+    recipe: Recipe | None = None,
+    *,
+    tokenizer: Any = None,
+    options: RunOptions | None = None,
+    revision: str | None = None,
+    saved: bool = True,
+    **choices: Any,
+) -> Plan:
+    """What `prune` would take on this machine: time, memory, disk and arithmetic of every stage.
+
+    Nothing is computed but a probe of a second or two on random tokens; no text is read. Arguments
+    as for `prune`; without ``saved`` the result is not written.
+
+    Raises:
+        GhostlayersError: a request that cannot work.
+    """
+    recipe = make_recipe(recipe, choices)
+    options = options or RunOptions()
+    dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
+    started = seconds_since_start()
+    layerwise = check_request(dense, recipe)
+    speed = probe_blindly(layerwise, recipe.sequence_length, options.batch_size)
+    return plan_prune(
+        dense, layerwise, recipe, speed, started=started, saved=saved, processes=world().size
     )
 
 

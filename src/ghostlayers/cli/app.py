@@ -181,6 +181,7 @@ def prune(
     offload: o.OffloadOption = "auto",
     max_memory: o.MaxMemory = None,
     restart: o.Restart = False,
+    plan: o.PlanOnly = False,
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
     debug: o.Debug = False,
@@ -219,13 +220,17 @@ def prune(
         export=export,
     )
     options = RunOptions(dtype, device, batch_size, trust_remote_code, offload, max_memory)
-    check_output(output, overwrite=overwrite, needed_bytes=0)
+    if not plan:
+        check_output(output, overwrite=overwrite, needed_bytes=0)
     screen.step(f"Loading {model} ...")
     dense = open_model(model, None, options, revision, surgery_follows=True)
     screen.show_expanded(dense.base)
     whole = save == "checkpoint"
     if not whole:
         check_precision(dense, dense.stored_dtype)
+    screen.show_plan(pipeline.plan(dense, recipe, options=options))
+    if plan:
+        return
     needed = checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)
     keep = journal.folder_for(output)

@@ -346,6 +346,13 @@ Overwrite = Annotated[
         panel=_PANEL_WHAT,
     ),
 ]
+PlanOnly = Annotated[
+    bool,
+    _option(
+        "--plan",
+        text="Only say what it will take: time, memory, disk. \\[default: say it, and go on]",
+    ),
+]
 Restart = Annotated[
     bool,
     _option(

@@ -25,6 +25,7 @@ from ghostlayers.evaluation import EvaluationResult
 from ghostlayers.hub import Upload
 from ghostlayers.loading import BaseModel
 from ghostlayers.parallel import World
+from ghostlayers.plan import Plan
 from ghostlayers.progress import Advance
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.record import evidence_row
@@ -106,6 +107,30 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | No
     for row in rows:
         grid.add_row(*row)
     out.print(grid)
+
+
+def show_plan(plan: Plan) -> None:
+    """What a run will take, a stage a line."""
+    rows = [
+        _plan_cells(each.name, each.seconds, each.flops, each.memory, each.disk)
+        for each in plan.stages
+    ]
+    total = _plan_cells("in all", plan.seconds, plan.flops, plan.memory, plan.disk)
+    table(("what this run will take here", "time", "TFLOP", "memory", "disk"), [*rows, total])
+
+
+def _plan_cells(name: str, seconds: float, flops: float, memory: int, disk: int) -> list[str]:
+    written = f"{disk / 1e9:.2f} GB" if disk else ""
+    return [name, duration(seconds), f"{flops / 1e12:,.2f}", f"{memory / 2**30:.2f} GiB", written]
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, in two or three digits."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def show_cut(pruned: PrunedModel) -> None:

@@ -10,7 +10,6 @@ from ghostlayers import cuts, surgery
 from ghostlayers.compare import cells
 from ghostlayers.compare.bench import Bench, Say, header, prepare
 from ghostlayers.compare.correlate import correlations
-from ghostlayers.compare.estimate import probe
 from ghostlayers.compare.plan import (
     Cell,
     choose,
@@ -23,6 +22,7 @@ from ghostlayers.compare.plan import (
 from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.tasks import run_tasks
 from ghostlayers.errors import InputError
+from ghostlayers.estimate import probe
 from ghostlayers.evaluation import LossSums
 from ghostlayers.features import check_method
 from ghostlayers.fitting import Fitting, fit_many

@@ -6,8 +6,8 @@ from typing import Any
 
 from ghostlayers import steps
 from ghostlayers.compare.bench import Bench
-from ghostlayers.compare.estimate import Speed, Workload, cut_seconds
 from ghostlayers.compare.request import EVERY
+from ghostlayers.estimate import Speed, Workload, cut_seconds
 from ghostlayers.features import feature_widths
 from ghostlayers.fitting import gathered_features
 from ghostlayers.preparation import make_fitting

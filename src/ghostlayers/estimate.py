@@ -1,0 +1,165 @@
+"""How fast this machine is: a probe of a second or two, and what parts of a run cost by it."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ghostlayers.moments import ACCUMULATOR
+from ghostlayers.spans import Span
+from ghostlayers.stream import LayerwiseModel, micro_batches
+from ghostlayers.tokens import Windows
+
+PROBED_LAYERS = 3
+PROBED_ROWS = 1024
+PROBED_WIDTH = 1024
+"""Columns of the product and of the system that are timed; wider ones are counted from these."""
+
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that the parts of a run take here.
+
+    Attributes:
+        layer: one window through one decoder layer.
+        head: one window through the head, its losses included.
+        product: one multiply-add in float64.
+        solution: one multiply-add of solving a system in float64.
+        bring: one decoder layer brought in from where it lies; 0 if all are in memory.
+    """
+
+    layer: float
+    head: float
+    product: float
+    solution: float = 0.0
+    bring: float = 0.0
+
+
+def probe_blindly(model: LayerwiseModel, sequence_length: int, batch_size: int = 0) -> Speed:
+    """`probe` on random tokens, before any text is read."""
+    count = model.windows_per_call(sequence_length, batch_size)
+    generator = torch.Generator().manual_seed(0)
+    words = model.model.config.get_text_config().vocab_size
+    ids = torch.randint(0, words, (count, sequence_length), generator=generator)
+    return probe(model, Windows(ids, bos=False, available=count, documents=()), batch_size)
+
+
+@torch.no_grad()
+def probe(model: LayerwiseModel, windows: Windows, batch_size: int = 0) -> Speed:
+    """Time a few layers, the head, a float64 product and a small system on one micro-batch."""
+    ids = next(micro_batches(model, windows, batch_size))
+    batch, stream = model.begin(ids)
+    some = range(min(PROBED_LAYERS, model.num_layers))
+    bring = _bring_seconds(model, some) if model.residency.offloaded else 0.0
+    end = stream
+
+    def layer(index: int) -> Callable[[], None]:
+        def run() -> None:
+            nonlocal end
+            end = model.run_layer(index, batch, stream)
+
+        return run
+
+    def head() -> None:
+        logits = model.logits(batch, end, slice(0, min(128, ids.shape[1])))
+        logits.float().log_softmax(dim=-1).sum()
+
+    width = min(PROBED_WIDTH, model.model.config.hidden_size)
+    block = torch.ones(PROBED_ROWS, width, dtype=ACCUMULATOR, device=stream.device)
+    system = torch.eye(width, dtype=ACCUMULATOR, device=stream.device) * 2
+    share = min(128, ids.shape[1]) / ids.shape[1]
+    # A layer stays in memory while it is timed: bringing it in is counted by itself.
+    return Speed(
+        layer=statistics.fmean(_seconds(layer(index)) for index in some) / len(ids),
+        head=_seconds(head) / share / len(ids),
+        product=_seconds(lambda: block.T @ block) / (PROBED_ROWS * width * width),
+        solution=_seconds(lambda: torch.linalg.cholesky(system)) / (width**3 / 3),
+        bring=bring,
+    )
+
+
+def _bring_seconds(model: LayerwiseModel, layers: Sequence[int]) -> float:
+    times = []
+    for index in layers:
+        model.residency.release()
+        began = time.perf_counter()
+        model.residency.bring(index)
+        times.append(time.perf_counter() - began)
+    return statistics.fmean(times)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The median of a few runs; the first one pays for allocation and does not count."""
+    work()
+    _finish()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        work()
+        _finish()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _finish() -> None:
+    """Accelerators work on after a call has returned."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def layer_flops(model: LayerwiseModel, sequence_length: int) -> int:
+    """Of one window through one decoder layer: two a weight and token, and its attention."""
+    weights = sum(each.numel() for each in model.layers[0].parameters())
+    hidden = model.model.config.hidden_size
+    return int(2 * weights * sequence_length + 2 * 2 * sequence_length**2 * hidden // 2)
+
+
+def head_flops(model: LayerwiseModel, sequence_length: int) -> int:
+    """Of one window through the head."""
+    config = model.model.config.get_text_config()
+    return int(2 * config.hidden_size * config.vocab_size * sequence_length)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a cut costs, in units of `Speed`.
+
+    Attributes:
+        fit_windows: windows that repairs are fitted on.
+        eval_windows: windows of all corpora together.
+        features: columns of the Gram matrix.
+        repairs: models that are evaluated.
+        tokens: of a window.
+        extra_forwards: whole forward passes of one window for speed and continuations, a repair.
+        stage_layers: layers that repairs with several stages run again, all repairs together.
+    """
+
+    fit_windows: int
+    eval_windows: int
+    features: int
+    repairs: int
+    tokens: int
+    extra_forwards: float = 0.0
+    stage_layers: int = 0
+
+
+def cut_seconds(speed: Speed, work: Workload, spans: Sequence[Span], num_layers: int) -> float:
+    """Predicted seconds of one cut: fit, losses of all repairs, speed."""
+    start, stop = spans[0].start, spans[-1].stop
+    removed = sum(map(len, spans))
+    fit = work.fit_windows * (
+        speed.layer * stop + speed.product * work.tokens * work.features**2 * 0.6
+    )
+    # Behind the first gap every repair leaves another stream, carried to the last gap by itself.
+    between = spans[-1].start - start - sum(map(len, spans[:-1]))
+    fit += work.fit_windows * speed.layer * (work.repairs * between + work.stage_layers)
+    behind = num_layers - removed - start + 1
+    losses = work.eval_windows * (
+        speed.layer * (num_layers + work.repairs * behind) + speed.head * (work.repairs + 1)
+    )
+    whole = speed.layer * (num_layers - removed) + 0.1 * speed.head
+    return fit + losses + work.repairs * work.extra_forwards * whole

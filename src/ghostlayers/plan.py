@@ -1,0 +1,496 @@
+"""What a run will take, stage by stage, before it is started: time, memory, disk, arithmetic.
+
+Counts come from the request alone; a probe (`estimate.probe`) says what each unit takes on this
+machine. Nothing here looks at the data, so what only the data decides is counted for its expected
+case: a removed run of layers lies in the last third of the model, and separate layers are spread
+from the middle on.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+
+from ghostlayers.estimate import Speed, head_flops, layer_flops
+from ghostlayers.features import feature_widths
+from ghostlayers.fitting import (
+    COPIES_IN_A_SWEEP,
+    MATRICES_OF_A_FIT,
+    Fitting,
+    gathered_features,
+    sums_bytes,
+)
+from ghostlayers.loading import LoadedModel
+from ghostlayers.moments import ACCUMULATOR
+from ghostlayers.offload import workspace
+from ghostlayers.preparation import make_fitting
+from ghostlayers.recipe import Recipe
+from ghostlayers.scores.residual import TOKENS_PER_CHANNEL
+from ghostlayers.selection import (
+    SHORTLIST,
+    candidate_spans,
+    eligible_layers,
+    find_selection,
+)
+from ghostlayers.spans import Span, merge_layers
+from ghostlayers.stream import LayerwiseModel
+
+BACKWARD = 3.0
+"""A layer's forward pass again and its backward pass, in forward passes."""
+
+CANDIDATES = SHORTLIST * 5 / 3
+"""Of a race: the best by two rankings, some of which agree."""
+
+GREEDY_CANDIDATES = 5.5
+"""Of a step of the greedy search, those beside gaps included."""
+
+DIVERGENCE = 1.6
+"""A head whose predictions are compared with the dense model's, in plain heads."""
+
+PAIR_COST = 0.35
+"""A float32 multiply-add of the cosines, in float64 ones of the Gram product."""
+
+SOLUTIONS_OF_A_FIT = 5.0
+"""Solving with its condition number, in Cholesky factorisations of the same width."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of a plan.
+
+    Attributes:
+        name: what is done.
+        layers: windows through one decoder layer.
+        heads: windows through the head.
+        products: multiply-adds of sums, in float64.
+        solutions: multiply-adds of solving, in float64.
+        brought: decoder layers brought in from where they lie; 0 if all are in memory.
+        held: bytes beside weights and workspace, at its peak.
+        disk: bytes written.
+        fixed: seconds that none of these explain, such as starting a process.
+    """
+
+    name: str
+    layers: float = 0.0
+    heads: float = 0.0
+    products: float = 0.0
+    solutions: float = 0.0
+    brought: float = 0.0
+    held: int = 0
+    disk: int = 0
+    fixed: float = 0.0
+
+    def times(self, count: float) -> "Stage":
+        """So many of it, one after another."""
+        return replace(
+            self,
+            layers=self.layers * count,
+            heads=self.heads * count,
+            products=self.products * count,
+            solutions=self.solutions * count,
+            brought=self.brought * count,
+            fixed=self.fixed * count,
+        )
+
+    def __add__(self, other: "Stage") -> "Stage":
+        """Both, under this one's name."""
+        return Stage(
+            self.name,
+            self.layers + other.layers,
+            self.heads + other.heads,
+            self.products + other.products,
+            self.solutions + other.solutions,
+            self.brought + other.brought,
+            max(self.held, other.held),
+            self.disk + other.disk,
+            self.fixed + other.fixed,
+        )
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A stage in the units that one waits and pays in.
+
+    Attributes:
+        name: what is done.
+        seconds: on this machine.
+        flops: floating-point operations.
+        memory: bytes that the process holds at the peak.
+        disk: bytes written.
+        read: bytes of weights brought in from where they lie.
+    """
+
+    name: str
+    seconds: float
+    flops: float
+    memory: int
+    disk: int
+    read: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages of a run, in order."""
+
+    stages: tuple[Predicted, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """In all."""
+        return sum(each.seconds for each in self.stages)
+
+    @property
+    def flops(self) -> float:
+        """In all."""
+        return sum(each.flops for each in self.stages)
+
+    @property
+    def memory(self) -> int:
+        """At the highest peak."""
+        return max((each.memory for each in self.stages), default=0)
+
+    @property
+    def disk(self) -> int:
+        """Written in all."""
+        return sum(each.disk for each in self.stages)
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What units of a plan take here.
+
+    Attributes:
+        speed: as probed.
+        layer_flops: of one window through one layer.
+        head_flops: of one window through the head.
+        layer_bytes: of the weights of one layer.
+        held_now: bytes that the process holds already.
+        workspace: bytes that a micro-batch takes while a layer runs.
+        processes: that share the windows.
+    """
+
+    speed: Speed
+    layer_flops: int
+    head_flops: int
+    layer_bytes: int
+    held_now: int
+    workspace: int
+    processes: int = 1
+
+    def of(self, stage: Stage) -> Predicted:
+        """A stage's price."""
+        shared = stage.layers * self.speed.layer + stage.heads * self.speed.head
+        shared += stage.products * self.speed.product
+        seconds = shared / self.processes + stage.solutions * self.speed.solution + stage.fixed
+        # The next layer is read while one computes, but copied into place by itself.
+        seconds += stage.brought * self.speed.bring
+        flops = stage.layers * self.layer_flops + stage.heads * self.head_flops
+        flops += 2 * (stage.products + stage.solutions)
+        return Predicted(
+            stage.name,
+            seconds,
+            flops,
+            self.held_now + self.workspace + stage.held,
+            stage.disk,
+            stage.brought * self.layer_bytes,
+        )
+
+
+def prices(
+    loaded: LoadedModel, model: LayerwiseModel, speed: Speed, sequence_length: int, processes: int
+) -> Prices:
+    """What units of a plan take for this model on this machine."""
+    held = int(psutil.Process().memory_info().rss)
+    if model.device.type != "cpu":
+        held = torch.get_device_module(model.device).memory_allocated()
+    layer = model.layers[-1]
+    return Prices(
+        speed=speed,
+        layer_flops=layer_flops(model, sequence_length),
+        head_flops=head_flops(model, sequence_length),
+        layer_bytes=sum(each.numel() * each.element_size() for each in layer.parameters()),
+        held_now=held,
+        workspace=workspace(loaded.model.config, loaded.model.dtype, model.device),
+        processes=processes,
+    )
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Counts the units of stages for one model and recipe."""
+
+    model: LayerwiseModel
+    recipe: Recipe
+    fitting: Fitting
+
+    @property
+    def depth(self) -> int:
+        """Decoder layers."""
+        return self.model.num_layers
+
+    @property
+    def hidden(self) -> int:
+        """Channels of the stream."""
+        return int(self.model.model.config.hidden_size)
+
+    @property
+    def tokens(self) -> int:
+        """Of a window."""
+        return self.recipe.sequence_length
+
+    def brought(self, windows: float, layers: float, copies: int = 1) -> float:
+        """Layers that a pass over so many windows brings in."""
+        residency = self.model.residency
+        if not residency.offloaded:
+            return 0.0
+        width = self.hidden * self.model.model.dtype.itemsize * self.tokens
+        left = residency.memory.left
+        at_once = windows if left is None else max(1, left // ((copies + 1) * width))
+        return layers * max(1.0, -(-windows // min(windows or 1, at_once)))
+
+    def stream(self, windows: float) -> int:
+        """Bytes of the residual stream of windows at one boundary."""
+        return int(windows * self.tokens * self.hidden * self.model.model.dtype.itemsize)
+
+    # Stages
+
+    def sweep(self, windows: int, *, sampled: bool, name: str = "Scoring layers") -> Stage:
+        """Cosines of every pair of boundaries, and a sample of the stream."""
+        pairs = (self.depth + 1) ** 2 * self.hidden * self.tokens * windows * PAIR_COST
+        sample = self.sampled_tokens(windows) * self.hidden * (self.depth + 1) if sampled else 0
+        bytes_of_sample = sample * self.model.model.dtype.itemsize
+        in_file = self.model.residency.offloaded
+        return Stage(
+            name,
+            layers=windows * self.depth,
+            products=pairs,
+            brought=self.brought(windows, self.depth),
+            held=(0 if in_file else bytes_of_sample) + self.stream(self.depth + 1),
+            disk=bytes_of_sample if in_file else 0,
+        )
+
+    def sampled_tokens(self, windows: int) -> int:
+        """Of every boundary."""
+        return min(TOKENS_PER_CHANNEL * self.hidden, windows * self.tokens)
+
+    def residuals(self, spans: int, windows: int) -> Stage:
+        """A map across every span, from sampled tokens."""
+        tokens = self.sampled_tokens(windows)
+        return Stage(
+            f"Fitting a map across {spans} spans",
+            products=spans * tokens * self.hidden**2 * 2.2,
+            solutions=spans * 2 * self.hidden**3 / 3,
+            held=4 * self.hidden**2 * ACCUMULATOR.itemsize,
+        )
+
+    def race(self, candidates: float, removed: int, windows: int, name: str) -> Stage:
+        """Losses of candidates on the same windows, each fitted from the sample first."""
+        behind = max(0.0, 0.55 * self.depth - removed)
+        sampled = TOKENS_PER_CHANNEL * self.hidden
+        return Stage(
+            name,
+            layers=windows * (self.depth + candidates * behind),
+            heads=windows * (1 + candidates),
+            products=candidates * sampled * self.hidden**2 * 1.6,
+            solutions=candidates * SOLUTIONS_OF_A_FIT * self.hidden**3 / 3,
+            brought=self.brought(windows, self.depth + candidates * behind, 2 + int(candidates)),
+            held=self.stream(2 + candidates),
+        )
+
+    def without_each(self, candidates: int, windows: int) -> Stage:
+        """Losses without each of some layers."""
+        behind = (self.depth - 1) / 2
+        return Stage(
+            "",
+            layers=windows * (self.depth + candidates * behind),
+            heads=windows * candidates,
+            brought=self.brought(windows, self.depth + candidates * behind, self.depth + 2),
+            held=self.stream(self.depth + 2),
+        )
+
+    def backward(self, windows: int) -> Stage:
+        """One backward pass, layer by layer."""
+        return Stage(
+            "One backward pass",
+            layers=windows * self.depth * (1 + BACKWARD),
+            heads=windows * BACKWARD,
+            brought=self.brought(windows, 2 * self.depth, self.depth + 2),
+            held=self.stream(windows * (self.depth + 2)),
+        )
+
+    def fit(self, spans: Sequence[Span], name: str = "Fitting the repairs") -> Stage:
+        """Moments of every gap, and solving."""
+        method, windows = self.fitting.method, self.recipe.num_fit_windows
+        if method.name == "none":
+            return Stage(name)
+        tokens, stop = windows * self.tokens, spans[-1].stop
+        width = sum(feature_widths(self.model.model, gathered_features(method.needs)).values())
+        pieces = sum(method.needs.pieces)
+        products = tokens * (width * (width + 1) / 2 * 1.15 + width * self.hidden)
+        products += tokens * self.hidden**2 * 1.6 if pieces else 0
+        walked = len(spans) > 1 and self.fitting.repaired_inputs
+        between = spans[-1].start - spans[0].stop if walked else 0
+        again = sum(stage.back for stage in method.before)
+        kept = walked or pieces or method.before
+        held = sums_bytes(self.model, self.fitting, spans)
+        held += self.stream(windows * (3 if kept else 0)) + self.stream(COPIES_IN_A_SWEEP)
+        stages = 1 + len(method.before)
+        return Stage(
+            name,
+            layers=windows * (stop + between + again),
+            products=products * len(spans) * stages,
+            solutions=len(spans) * (stages + pieces) * SOLUTIONS_OF_A_FIT * width**3 / 3,
+            brought=self.brought(windows, stop + between + again, COPIES_IN_A_SWEEP),
+            held=held + MATRICES_OF_A_FIT * width**2 * ACCUMULATOR.itemsize,
+        )
+
+    def evidence(self, spans: Sequence[Span]) -> Stage:
+        """Losses of the dense, the cut and the repaired model on held-out windows."""
+        windows = self.recipe.num_held_out_windows
+        removed = sum(map(len, spans))
+        behind = self.depth - spans[0].start - removed
+        models = 1 if self.fitting.method.name == "none" else 2
+        layers = self.depth + models * behind
+        return Stage(
+            "Measuring what it costs",
+            layers=windows * layers,
+            heads=windows * (1 + DIVERGENCE * models),
+            brought=self.brought(windows, layers, 2 + models),
+            held=self.stream(2 + models),
+        )
+
+
+def expected_spans(recipe: Recipe, depth: int) -> tuple[Span, ...]:
+    """The layers that will go, as far as one can know."""
+    removed = recipe.removed()
+    if removed is not None:
+        return merge_layers(removed)
+    assert recipe.layers is not None
+    choice = find_selection(recipe.select)
+    if choice.contiguous and not recipe.iterative:
+        stop = min(depth - 1, max(recipe.layers + 1, int(0.75 * depth)))
+        return (Span(stop - recipe.layers, stop),)
+    places = range(depth - 2, 0, -1)
+    every = max(1, min(2, len(places) // max(1, recipe.layers)))
+    chosen = [*places[::every]][: recipe.layers]
+    return merge_layers(sorted(chosen))
+
+
+def selection_stages(counter: Counter) -> list[Stage]:
+    """What choosing layers takes."""
+    recipe, choice, depth = counter.recipe, find_selection(counter.recipe.select), counter.depth
+    if recipe.removed() is not None or recipe.layers is None:
+        return []
+    count, few = recipe.layers, recipe.num_search_windows
+    layers = len(eligible_layers(choice, depth, recipe.edges, keep_first=False))
+    if choice.name == "recoverable" and choice.searches:
+        return [_greedy(counter, count, few)]
+    if recipe.iterative:
+        return [_iterative(counter, count)]
+    if choice.name == "perplexity":
+        tried = [layers - step for step in range(count if choice.searches else 1)]
+        stages = [counter.without_each(each, few) for each in tried]
+        total = sum(stages[1:], stages[0])
+        return [replace(total, name="Loss without each layer"), counter.sweep(few, sampled=False)]
+    return _measured(counter, count)
+
+
+def _measured(counter: Counter, count: int) -> list[Stage]:
+    recipe, choice = counter.recipe, find_selection(counter.recipe.select)
+    windows = recipe.windows if choice.scores_streams else recipe.num_search_windows
+    sampled = "residuals" in choice.selection.needs
+    stages = [counter.sweep(windows, sampled=sampled)]
+    if choice.name == "taylor":
+        stages.append(counter.backward(recipe.num_search_windows))
+    if choice.name == "perplexity":
+        layers = len(eligible_layers(choice, counter.depth, recipe.edges, keep_first=False))
+        stages.append(counter.without_each(layers, recipe.num_search_windows))
+    if sampled:
+        spans = len(candidate_spans(counter.depth, count, recipe.edges))
+        stages.append(counter.residuals(spans, windows))
+        held_out = recipe.num_held_out_windows
+        stages.append(counter.race(CANDIDATES, count, held_out, "Racing the shortlist"))
+    return stages
+
+
+def _greedy(counter: Counter, count: int, few: int) -> Stage:
+    filled = -(-TOKENS_PER_CHANNEL * counter.hidden // counter.tokens)
+    windows = min(counter.recipe.windows, max(few, filled))
+    held_out = counter.recipe.num_held_out_windows
+    total = Stage(f"Choosing {count} layers one by one")
+    for step in range(count):
+        total += counter.sweep(windows, sampled=True)
+        total += counter.race(GREEDY_CANDIDATES, step + 1, held_out, "")
+        if step + 1 < count:
+            some = replace(counter.recipe, layers=step + 1)
+            total += counter.fit(expected_spans(some, counter.depth))
+    return total
+
+
+def _iterative(counter: Counter, count: int) -> Stage:
+    total = Stage(f"Choosing {count} layers one by one")
+    for step in range(count):
+        for stage in _measured(counter, 1):
+            total += stage
+        if step + 1 < count:
+            some = replace(counter.recipe, layers=step + 1)
+            total += counter.fit(expected_spans(some, counter.depth))
+    return total
+
+
+def plan_prune(
+    loaded: LoadedModel,
+    model: LayerwiseModel,
+    recipe: Recipe,
+    speed: Speed,
+    *,
+    started: float,
+    saved: bool = True,
+    processes: int = 1,
+) -> Plan:
+    """What `pipeline.prune` and saving its result will take.
+
+    Args:
+        loaded: the model.
+        model: the same, a layer at a time.
+        recipe: the request.
+        speed: as probed on this machine.
+        started: seconds that this process took to start and load the model, as one that loads the
+            result to prove it will.
+        saved: the result is written and proved.
+        processes: that share the windows.
+    """
+    counter = Counter(model, recipe, make_fitting(loaded, recipe))
+    spans = expected_spans(recipe, model.num_layers)
+    stages = [*selection_stages(counter), counter.fit(spans), counter.evidence(spans)]
+    if saved:
+        stages.append(_saving(counter, spans, _written(loaded, spans), started))
+    here = prices(loaded, model, speed, recipe.sequence_length, processes)
+    return Plan(tuple(here.of(stage) for stage in stages))
+
+
+def _written(loaded: LoadedModel, spans: Sequence[Span]) -> int:
+    total = sum(each.numel() for each in loaded.model.parameters())
+    layers = LayerwiseModel(loaded.model).layers
+    gone = sum(p.numel() for span in spans for i in span.layers for p in layers[i].parameters())
+    operators = len(spans) * int(loaded.model.config.hidden_size) ** 2
+    return int((total - gone + operators) * loaded.stored_dtype.itemsize)
+
+
+def _saving(counter: Counter, spans: Sequence[Span], size: int, started: float) -> Stage:
+    depth = counter.depth - sum(map(len, spans))
+    offloaded = counter.model.residency.offloaded
+    return Stage(
+        "Writing it, and loading it in a fresh process",
+        brought=2 * depth if offloaded else 0,
+        held=0 if offloaded else size,  # the fresh process holds it, while this one waits
+        disk=size,
+        fixed=started,
+    )
+
+
+def seconds_since_start() -> float:
+    """How long this process has run: what importing and loading took, if asked behind these."""
+    return float(time.time() - psutil.Process().create_time())
