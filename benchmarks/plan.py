@@ -47,10 +47,10 @@ class Clock:
         self.began: list[tuple[str, float]] = []
 
     @contextmanager
-    def stage(self, description: str, total: int) -> Iterator[Any]:
+    def stage(self, description: str, total: int) -> Iterator[Any]:  # noqa: ARG002
         """Note the time."""
         self.began.append((description, time.monotonic()))
-        yield lambda units=1: None
+        yield lambda units=1: None  # noqa: ARG005
 
     def stages(self, end: float) -> list[tuple[str, float]]:
         """Names and seconds."""

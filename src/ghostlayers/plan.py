@@ -35,6 +35,7 @@ from ghostlayers.selection import (
     find_selection,
 )
 from ghostlayers.spans import Span, merge_layers
+from ghostlayers.steps import NORM_WINDOWS
 from ghostlayers.stream import LayerwiseModel
 
 BACKWARD = 3.0
@@ -51,6 +52,9 @@ DIVERGENCE = 1.6
 
 PAIR_COST = 0.35
 """A float32 multiply-add of the cosines, in float64 ones of the Gram product."""
+
+SWEEP = "Scoring layers"
+NORMS = "Looking for massive activations"
 
 SOLUTIONS_OF_A_FIT = 5.0
 """Solving with its condition number, in Cholesky factorisations of the same width."""
@@ -256,7 +260,7 @@ class Counter:
 
     # Stages
 
-    def sweep(self, windows: int, *, sampled: bool, name: str = "Scoring layers") -> Stage:
+    def sweep(self, windows: int, *, sampled: bool, name: str = SWEEP) -> Stage:
         """Cosines of every pair of boundaries, and a sample of the stream."""
         pairs = (self.depth + 1) ** 2 * self.hidden * self.tokens * windows * PAIR_COST
         sample = self.sampled_tokens(windows) * self.hidden * (self.depth + 1) if sampled else 0
@@ -323,8 +327,6 @@ class Counter:
     def fit(self, spans: Sequence[Span], name: str = "Fitting the repairs") -> Stage:
         """Moments of every gap, and solving."""
         method, windows = self.fitting.method, self.recipe.num_fit_windows
-        if method.name == "none":
-            return Stage(name)
         tokens, stop = windows * self.tokens, spans[-1].stop
         width = sum(feature_widths(self.model.model, gathered_features(method.needs)).values())
         pieces = sum(method.needs.pieces)
@@ -465,6 +467,8 @@ def plan_prune(
     counter = Counter(model, recipe, make_fitting(loaded, recipe))
     spans = expected_spans(recipe, model.num_layers)
     stages = [*selection_stages(counter), counter.fit(spans), counter.evidence(spans)]
+    if recipe.removed() is not None:
+        stages.append(counter.sweep(NORM_WINDOWS, sampled=False, name=NORMS))
     if saved:
         stages.append(_saving(counter, spans, _written(loaded, spans), started))
     here = prices(loaded, model, speed, recipe.sequence_length, processes)

@@ -12,6 +12,7 @@ from ghostlayers.errors import RecipeError
 from ghostlayers.recipe import PRESETS, RunOptions
 
 if TYPE_CHECKING:
+    from ghostlayers.plan import Plan
     from ghostlayers.report.summary import Entry
 
 _WHAT = "What to compare"
@@ -142,6 +143,7 @@ def compare(
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     batch_size: o.BatchSize = 0,
+    plan: o.PlanOnly = False,
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
     debug: o.Debug = False,
@@ -188,6 +190,11 @@ def compare(
     if request.calibration.data is None:
         raise RecipeError("no calibration text: give --data a file of yours, or a corpus name.")
     cells = None if published is None else read_published(published)
+
+    def show_plan(found: "Plan") -> bool:
+        screen.show_plan(found)
+        return not plan
+
     screen.step(f"Loading {model} ...")
     results = run_comparison(
         model,
@@ -198,8 +205,11 @@ def compare(
         overwrite=overwrite,
         progress=screen.Bars(),
         say=lambda line: screen.say(f"[dim]{escape(line)}[/dim]"),
+        show_plan=show_plan,
         command=command_line(),
     )
+    if not results:
+        return
     if cells is not None:
         results["published"] = cells
     written = write_report(results, output)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ghostlayers.compare.plan import (
     cut_key,
     expected_jobs,
     jobs_of,
+    plan_comparison,
     say_estimate,
     wanted_repairs,
 )
@@ -26,6 +27,7 @@ from ghostlayers.estimate import probe
 from ghostlayers.evaluation import LossSums
 from ghostlayers.features import check_method
 from ghostlayers.fitting import Fitting, fit_many
+from ghostlayers.plan import Plan
 from ghostlayers.preparation import Documents, make_fitting
 from ghostlayers.progress import Progress
 from ghostlayers.recipe import RunOptions
@@ -51,6 +53,7 @@ def compare(
     overwrite: bool = False,
     progress: Progress | None = None,
     say: Say | None = None,
+    show_plan: Callable[[Plan], bool] | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
     """Measure every selection and every repair at every number of layers.
@@ -72,10 +75,12 @@ def compare(
         overwrite: replace another comparison's results.
         progress: told of every window.
         say: told what is done and what comes next.
+        show_plan: told before anything is computed what it will take; if it gives False, nothing
+            is.
         command: as it should stand in the report.
 
     Returns:
-        The results, as ``results.json`` holds them.
+        The results, as ``results.json`` holds them; empty if nothing was computed.
 
     Raises:
         GhostlayersError: bad input or numbers; see `ghostlayers.errors`.
@@ -85,6 +90,9 @@ def compare(
         progress, say,
     )  # fmt: skip
     speed = probe(bench.layerwise, bench.scored)
+    if show_plan is not None and not show_plan(plan_comparison(bench, speed)):
+        bench.store.forget()
+        return {}
     say_estimate(bench, speed, expected_jobs(bench), chosen=False)
     dense_part = _dense(bench)
     chosen, tables = choose(bench)

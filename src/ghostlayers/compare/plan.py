@@ -1,7 +1,7 @@
 """Which cuts a comparison makes, and how long they will take."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ghostlayers import steps
@@ -10,6 +10,7 @@ from ghostlayers.compare.request import EVERY
 from ghostlayers.estimate import Speed, Workload, cut_seconds
 from ghostlayers.features import feature_widths
 from ghostlayers.fitting import gathered_features
+from ghostlayers.plan import DIVERGENCE, SWEEP, Counter, Plan, Stage, prices, selection_stages
 from ghostlayers.preparation import make_fitting
 from ghostlayers.record import table_to_dict
 from ghostlayers.repairs import find_method
@@ -123,6 +124,69 @@ def expected_jobs(bench: Bench) -> Jobs:
 def cut_key(spans: Sequence[Span], names: Sequence[str]) -> str:
     """Under which a finished cut is kept."""
     return f"cut {format_layers(removed_layers(spans))} {' '.join(names)}"
+
+
+def plan_comparison(bench: Bench, speed: Speed) -> Plan:
+    """What a comparison takes in all, before anything is chosen: a stage a line."""
+    request, depth = bench.request, bench.layerwise.num_layers
+    recipe = request.calibration
+    stages = [_choosing(bench), _dense_stage(bench)]
+    windows = sum(map(len, bench.corpora.values())) + len(bench.warning_windows)
+    fitted = Stage("Fitting the repairs")
+    measured = Stage("Losses of every repair on every text")
+    timed = Stage("Speed and continuations")
+    for spans, names in expected_jobs(bench):
+        one_fit, losses, forwards = _cut_stages(bench, spans, names, windows, depth)
+        fitted, measured, timed = fitted + one_fit, measured + losses, timed + forwards
+    here = prices(bench.dense, bench.layerwise, speed, recipe.sequence_length, 1)
+    return Plan(tuple(here.of(stage) for stage in [*stages, fitted, measured, timed]))
+
+
+def _counter(bench: Bench, layers: int, select: str, repair: str = "ghost") -> Counter:
+    recipe = bench.request.cell_recipe(layers, select)
+    return Counter(
+        bench.layerwise, recipe, make_fitting(bench.dense, replace(recipe, repair=repair))
+    )
+
+
+def _choosing(bench: Bench) -> Stage:
+    """Every selection at every number of layers; sweeps on the same windows are shared."""
+    request = bench.request
+    counts = [*request.layers, *(_yardsticks(request.layers) if request.yardstick else [])]
+    total = Stage("Choosing layers")
+    swept: set[Stage] = set()
+    for select in [each for each in request.select if each != EVERY]:
+        for layers in counts:
+            for stage in selection_stages(_counter(bench, layers, select)):
+                if stage in swept:
+                    continue
+                if stage.name == SWEEP:
+                    swept.add(stage)
+                total += stage
+    return total
+
+
+def _dense_stage(bench: Bench) -> Stage:
+    windows = sum(map(len, bench.corpora.values()))
+    return Stage("Measuring the dense model", windows * bench.layerwise.num_layers, windows)
+
+
+def _cut_stages(
+    bench: Bench, spans: tuple[Span, ...], names: Sequence[str], windows: int, depth: int
+) -> tuple[Stage, Stage, Stage]:
+    removed = sum(map(len, spans))
+    start = spans[0].start
+    # One sweep gathers what all repairs want; the widest of them says what it costs.
+    fits = [_counter(bench, removed, bench.request.select[0], name).fit(spans) for name in names]
+    one_fit = max(fits, key=lambda each: each.products, default=Stage(""))
+    solved = sum(each.solutions for each in fits)
+    again = sum(stage.back for name in names for stage in find_method(name).before)
+    extra = len(bench.fit_windows) * again
+    one_fit = replace(one_fit, solutions=solved, layers=one_fit.layers + extra)
+    repairs, behind = len(names) + 1, depth - removed - start + 1
+    losses = Stage("", windows * (depth + repairs * behind), windows * (1 + DIVERGENCE * repairs))
+    forwards = _workload(bench, names, windows).extra_forwards * len(names)
+    return one_fit, losses, Stage("", forwards * (depth - removed), forwards * 0.1)
 
 
 def say_estimate(bench: Bench, speed: Speed, jobs: Jobs, *, chosen: bool) -> None:

@@ -29,6 +29,7 @@ class Store:
 
     def __init__(self, folder: Path, request: dict[str, Any], *, overwrite: bool = False) -> None:
         self.folder = folder
+        self._new = not folder.exists()
         if folder.exists():
             self._check(request, overwrite)
         try:
@@ -57,6 +58,11 @@ class Store:
             )
         for each in (self.folder / PARTS).iterdir():
             journal.finish(each) if each.is_dir() else each.unlink()
+
+    def forget(self) -> None:
+        """Leave no folder where there was none and no part came of it."""
+        if self._new and not any((self.folder / PARTS).iterdir()):
+            journal.finish(self.folder)
 
     def get(self, key: str) -> dict[str, Any] | None:
         """A finished part, or None."""

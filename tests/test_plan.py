@@ -1,0 +1,169 @@
+"""What a run is said to take: counts against what a run really does."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import ghostlayers
+from ghostlayers import pipeline, stream
+from ghostlayers.cli.app import app
+from ghostlayers.estimate import Speed, layer_flops
+from ghostlayers.fitting import sums_bytes
+from ghostlayers.plan import BACKWARD, Counter, Plan, Predicted, Stage, expected_spans, plan_prune
+from ghostlayers.preparation import make_fitting
+from ghostlayers.recipe import Recipe
+from ghostlayers.spans import Span
+from ghostlayers.stream import LayerwiseModel
+
+LAYER_ONLY = Speed(layer=1.0, head=0.0, product=0.0, solution=0.0)
+GIVEN: dict[str, Any] = {
+    "windows": 16,
+    "fit_windows": 16,
+    "held_out_windows": 4,
+    "sequence_length": 64,
+}
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"layers": 3, "select": "recoverable"},
+        {"layers": 3, "select": "streamline", "repair": "piecewise:2"},
+        {"layers": 2, "select": "shortgpt", "repair": "joint:x+z"},
+        {"layers": 2, "select": "perplexity"},
+        {"layers": 2, "select": "perplexity:one-shot", "repair": "refit:2"},
+        {"layers": 3, "select": "recoverable:greedy"},
+        {"layers": 2, "select": "taylor:unprotected"},
+        {"layers": 2, "select": "shortgpt", "iterative": True},
+        {"layers": 2, "select": "magnitude:unprotected", "repair": "none"},
+        {"remove": "2-4"},
+    ],
+    ids=lambda each: "-".join(map(str, each.values())),
+)
+def test_layers_that_run_are_counted(
+    trained_llama: Any,
+    byte_tokenizer: Any,
+    some_text: list[str],
+    choices: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Windows times layers, the unit that decides the time of large models."""
+    ran = 0.0
+    real = LayerwiseModel.differentiable_layer  # which `run_layer` calls, too
+
+    def counted(self: Any, index: int, batch: Any, hidden: Any, *more: Any, **named: Any) -> Any:
+        nonlocal ran
+        ran += hidden.shape[0] * (BACKWARD if torch.is_grad_enabled() else 1)
+        return real(self, index, batch, hidden, *more, **named)
+
+    monkeypatch.setattr(LayerwiseModel, "differentiable_layer", counted)
+    pruned = ghostlayers.prune(
+        trained_llama, tokenizer=byte_tokenizer, data=some_text, **GIVEN, **choices
+    )
+    loaded = pruned.dense
+    planned = plan_prune(
+        loaded,
+        LayerwiseModel(trained_llama),
+        Recipe(**GIVEN, **choices),
+        LAYER_ONLY,
+        started=0.0,
+        saved=False,
+    )
+    assert planned.seconds == pytest.approx(ran, rel=0.35)
+
+
+def counter(model: Any, byte_tokenizer: Any, **choices: Any) -> Counter:
+    recipe = Recipe(**{"layers": 3, **GIVEN, **choices})
+    loaded = pipeline.open_model(model, byte_tokenizer, ghostlayers.RunOptions())
+    return Counter(LayerwiseModel(model), recipe, make_fitting(loaded, recipe))
+
+
+def test_memory_of_a_fit_grows_with_the_square_of_its_features(
+    trained_llama: Any, byte_tokenizer: Any
+) -> None:
+    spans = (Span(3, 6),)
+    narrow = counter(trained_llama, byte_tokenizer, repair="ghost")
+    wide = counter(trained_llama, byte_tokenizer, repair="joint:x+z")
+    assert wide.fit(spans).held > narrow.fit(spans).held
+    width = 48 + 96
+    assert wide.fit(spans).held > sums_bytes(wide.model, wide.fitting, spans)
+    assert wide.fit(spans).solutions > narrow.fit(spans).solutions * (width / 48) ** 2
+
+
+def test_a_fit_takes_no_more_than_the_stream_and_a_few_matrices(
+    trained_llama: Any, byte_tokenizer: Any
+) -> None:
+    """Sums of features x features and features x hidden, solving's copies, and streams."""
+    found = counter(trained_llama, byte_tokenizer, repair="ghost").fit((Span(3, 6),)).held
+    hidden = trained_llama.config.hidden_size
+    window = 64 * hidden * 4
+    assert found <= (2 + 4 + 4) * hidden**2 * 8 + 6 * window
+
+
+def test_processes_share_windows_but_not_solving(trained_llama: Any, byte_tokenizer: Any) -> None:
+    recipe = Recipe(layers=3, **GIVEN)
+    loaded = pipeline.open_model(trained_llama, byte_tokenizer, ghostlayers.RunOptions())
+    model = LayerwiseModel(trained_llama)
+
+    def seconds(speed: Speed, processes: int) -> float:
+        return plan_prune(
+            loaded, model, recipe, speed, started=0.0, saved=False, processes=processes
+        ).seconds
+
+    assert seconds(LAYER_ONLY, 4) == pytest.approx(seconds(LAYER_ONLY, 1) / 4)
+    solving = Speed(layer=0.0, head=0.0, product=0.0, solution=1.0)
+    assert seconds(solving, 4) == seconds(solving, 1)
+
+
+def test_arithmetic_of_a_layer(trained_llama: Any) -> None:
+    """Against torch's own counter, to the share of norms and rotations."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = LayerwiseModel(trained_llama)
+    batch, hidden = model.begin(torch.arange(64)[None])
+    with FlopCounterMode(display=False) as counted, stream.torch.no_grad():
+        model.run_layer(0, batch, hidden)
+    assert layer_flops(model, 64) == pytest.approx(counted.get_total_flops(), rel=0.25)
+
+
+def test_stages_add_up() -> None:
+    one = Stage("one", layers=2, heads=1, held=10, disk=5, fixed=1.0)
+    two = Stage("two", layers=3, products=7, held=20, disk=5, fixed=2.0)
+    both = one + two
+    assert both == Stage("one", layers=5, heads=1, products=7, held=20, disk=10, fixed=3.0)
+    assert one.times(3).layers == 6
+    plan = Plan((Predicted("a", 1.0, 10.0, 5, 2, 0.0), Predicted("b", 2.0, 5.0, 9, 0, 0.0)))
+    assert (plan.seconds, plan.flops, plan.memory, plan.disk) == (3.0, 15.0, 9, 2)
+    assert Plan().memory == 0
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 5])
+@pytest.mark.parametrize("select", ["recoverable", "shortgpt"])
+def test_expected_spans_are_as_many_layers_as_asked_for(layers: int, select: str) -> None:
+    spans = expected_spans(Recipe(layers=layers, select=select), 8)
+    assert sum(map(len, spans)) == layers
+    assert spans[0].start >= 0
+    assert spans[-1].stop <= 8
+
+
+def test_the_command_plans_and_writes_nothing(
+    tiny_folder: Path, tmp_path: Path, some_text: list[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(some_text))
+    out = tmp_path / "out"
+    given = [str(tiny_folder), "--data", str(text), "-o", str(out), "--windows", "16"]
+    given += ["--sequence-length", "64", "--layers", "2", "--plan"]
+    done = CliRunner().invoke(app, ["prune", *given])
+    assert done.exit_code == 0, done.output
+    for word in ("Scoring layers", "Racing the shortlist", "Fitting the repairs", "in all", "GiB"):
+        assert word in done.output
+    assert not out.exists()
+    given += ["--eval-data", str(text), "--max-windows", "4", "--repair", "none,ghost"]
+    done = CliRunner().invoke(app, ["compare", *given])
+    assert done.exit_code == 0, done.output
+    assert "Losses of every repair on every text" in done.output
+    assert not out.exists()
