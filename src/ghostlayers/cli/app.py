@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from ghostlayers.cli import options as o
 from ghostlayers.cli.allocator import keep_freed_memory
+from ghostlayers.cli.bench import bench as bench_command
 from ghostlayers.cli.compare import compare as compare_command
 from ghostlayers.cli.run import make_run
 from ghostlayers.errors import DistributedError, GhostlayersError, RecipeError
@@ -549,6 +550,8 @@ def demo(
 
 compare = app.command()(command(compare_command))
 
+bench = app.command()(command(bench_command))
+
 run = app.command()(
     shared_command(
         make_run(
@@ -557,6 +560,7 @@ run = app.command()(
                 "eval": evaluate,
                 "score": score,
                 "compare": compare,
+                "bench": bench,
             }
         )
     )

@@ -3,7 +3,6 @@
 import dataclasses
 import datetime
 import hashlib
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from ghostlayers.evaluation import LoadedTasks, open_tasks
 from ghostlayers.features import check_fit_tokens, check_method
 from ghostlayers.fingerprint import model_fingerprint
 from ghostlayers.loading import LoadedModel
+from ghostlayers.machine import processor_name
 from ghostlayers.preparation import (
     Documents,
     check_request,
@@ -213,7 +213,7 @@ def header(bench: Bench, command: str | None) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": dict(checkpoint.versions()),
         "machine": {
-            "processor": platform.processor() or platform.machine(),
+            "processor": processor_name(bench.layerwise.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "device": str(bench.layerwise.device),

@@ -28,7 +28,7 @@ def draw_heatmap(table: ScoreTable, path: Path, *, title: str = "") -> None:
         _draw_similarity(figure, left, table)
         _draw_spans(right, table)
         figure.suptitle(f"{title}: which layers a cut would remove" if title else "")
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _draw_similarity(figure: Figure, axes: Axes, table: ScoreTable) -> None:
@@ -67,7 +67,12 @@ def _draw_spans(axes: Axes, table: ScoreTable) -> None:
     axes.legend(loc="best", framealpha=0.9)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a picture whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.stem}.part{path.suffix or '.png'}")
     try:
         figure.savefig(temporary, dpi=150)

@@ -1,0 +1,209 @@
+"""`ghostlayers bench`: how much faster a smaller model is, and what its repair costs."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ghostlayers.cli import options as o
+from ghostlayers.errors import GhostlayersError, InputError, RecipeError
+from ghostlayers.files import write_whole
+from ghostlayers.recipe import RunOptions
+
+if TYPE_CHECKING:
+    from ghostlayers.evaluation.bench import Point, Timing
+    from ghostlayers.loading import LoadedModel
+
+DENSE, CUT = "dense", "cut"
+
+_GRID = "Grid"
+Batches = Annotated[
+    str,
+    o._option("--batch", text="Sequences at a time. \\[default: 1,4]", metavar="N,N", panel=_GRID),
+]
+Lengths = Annotated[
+    str,
+    o._option(
+        "--length", text="Tokens of a prompt. \\[default: 128,512]", metavar="N,N", panel=_GRID
+    ),
+]
+NewTokens = Annotated[
+    int,
+    o._option(
+        "--new-tokens", min=1, text="Written behind each prompt. \\[default: 16]", panel=_GRID
+    ),
+]
+Repeats = Annotated[
+    int, o._option("--repeats", min=1, text="Of each measurement. \\[default: 5]", panel=_GRID)
+]
+
+
+def bench(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="The smaller model: a checkpoint, or any folder or id."),
+    ],
+    against: Annotated[
+        str | None, o._option("--against", text="The dense model it was made from.")
+    ] = None,
+    batch: Batches = "1,4",
+    length: Lengths = "128,512",
+    new_tokens: NewTokens = 16,
+    repeats: Repeats = 5,
+    json_file: o.Json = None,
+    png: Annotated[
+        Path | None, o._option("--png", text="Also draw the speeds into this file.")
+    ] = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    debug: o.Debug = False,
+) -> None:
+    """Latency, throughput and memory of a model beside the dense one and the bare cut."""
+    del debug
+    from ghostlayers.cli import screen
+    from ghostlayers.evaluation.bench import measure_grid, operator_share
+    from ghostlayers.preparation import open_model
+
+    batches, lengths = numbers(batch, "--batch"), numbers(length, "--length")
+    options = RunOptions(dtype, device, trust_remote_code=trust_remote_code)
+    screen.step(f"Loading {model} ...")
+    opened = open_model(model, None, options, revision)
+    check_lengths(opened, lengths, new_tokens)
+    dense = None if against is None else open_model(against, None, options)
+    models = models_to_time(opened, dense)
+    points = measure_grid(
+        models,
+        batches=batches,
+        lengths=lengths,
+        new_tokens=new_tokens,
+        repeats=repeats,
+        progress=screen.Bars(),
+    )
+    name = next(reversed(models))
+    show(points)
+    share = operator_share(points, DENSE, CUT, name)
+    if share is not None:
+        screen.say(
+            f"The repair takes {max(0.0, share):.1%} of the time of the layers that it replaced."
+        )
+    if json_file is not None:
+        content = {"points": [each.to_dict() for each in points], "operator_share": share}
+        told = {"model": model, "against": against, **machine(opened), **content}
+        write_whole(json_file, json.dumps(told, indent=2) + "\n")
+    if png is not None:
+        from ghostlayers.report.speed_plot import draw_speed
+
+        draw_speed(points, png, title=f"{Path(model).name} on {machine(opened)['processor']}")
+        screen.say(f"Drawn: {escape(str(png))}")
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """Comma-separated positive numbers.
+
+    Raises:
+        RecipeError: something else is in it.
+    """
+    parts = o.names_in(text or None, option)
+    if not parts or not all(each.isdecimal() and int(each) for each in parts):
+        raise RecipeError(f"{option}: expected whole numbers such as 1,4,16, got '{text}'.")
+    return [int(each) for each in dict.fromkeys(parts)]
+
+
+def check_lengths(opened: "LoadedModel", lengths: Sequence[int], new_tokens: int) -> None:
+    """Refuse prompts that the model's positions do not hold.
+
+    Raises:
+        WindowError: a prompt and what is written behind it are longer than they.
+    """
+    from ghostlayers.tokens import check_sequence_length
+
+    check_sequence_length(opened.model.config, max(lengths) + new_tokens)
+
+
+def models_to_time(opened: "LoadedModel", dense: "LoadedModel | None") -> dict[str, Any]:
+    """By name: the dense model, it without the layers that went, and the model asked for.
+
+    The bare cut shares the dense model's weights. It is left out where nothing says which layers
+    went, or where the repair left no operator, so that it would be the model itself.
+    """
+    if dense is None:
+        return {"model": opened.model}
+    found = {DENSE: dense.model}
+    cut = bare_cut(opened, dense)
+    if cut is not None:
+        found[CUT] = cut
+    return {**found, "repaired": opened.model}
+
+
+def bare_cut(opened: "LoadedModel", dense: "LoadedModel") -> Any:
+    """The dense model without the removed layers; None where that is not known."""
+    from ghostlayers import checkpoint, surgery
+    from ghostlayers.spans import merge_layers
+
+    try:
+        record = checkpoint.inspect(opened.base.name)
+    except GhostlayersError:
+        return None
+    removed, kept = record["cut"]["removed"], record["cut"]["kept"]
+    depth = len(removed) + len(kept)
+    if depth != dense.model.config.num_hidden_layers:
+        raise InputError(
+            f"'{dense.base.name}' has {dense.model.config.num_hidden_layers} decoder layers, but "
+            f"'{opened.base.name}' was made from a model of {depth}. Give --against the model that "
+            "it was made from."
+        )
+    return surgery.prune_layers(dense.model, merge_layers(removed))
+
+
+def machine(opened: "LoadedModel") -> dict[str, Any]:
+    """Where it was measured."""
+    import datetime
+
+    import torch
+
+    from ghostlayers import checkpoint
+    from ghostlayers.machine import processor_name
+
+    return {
+        "processor": processor_name(opened.model.get_input_embeddings().weight.device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(opened.model.dtype).removeprefix("torch."),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "versions": checkpoint.versions(),
+    }
+
+
+def show(points: "Sequence[Point]") -> None:
+    """A table a batch and length."""
+    from ghostlayers.cli import screen
+
+    columns = ("", "prefill, ms", "x", "decode, ms", "x", "KV, MB", "peak, MB")
+    for batch, length in dict.fromkeys((p.batch, p.length) for p in points):
+        here = [p for p in points if (p.batch, p.length) == (batch, length)]
+        first = here[0]
+        rows = [
+            [
+                each.model,
+                _time(each.prefill),
+                f"{each.prefill.median / first.prefill.median:.2f}",
+                _time(each.decode),
+                f"{each.decode.median / first.decode.median:.2f}",
+                f"{each.cache_bytes / 1e6:,.1f}",
+                f"{each.peak_bytes / 1e6:,.0f}",
+            ]
+            for each in here
+        ]
+        screen.table(columns, rows, f"batch {batch}, prompts of {length} tokens")
+    screen.say(
+        "[dim]Medians ± the spread between quartiles; x: of the first row. Prefill reads the "
+        "prompts, decode writes one token behind each. Peak: memory beyond the weights.[/dim]"
+    )
+
+
+def _time(timing: "Timing") -> str:
+    return f"{1e3 * timing.median:.1f} ± {1e3 * timing.spread:.1f}"
