@@ -1,0 +1,133 @@
+"""The sums of a fit: what tiles save, and how exact products from slices are.
+
+    python benchmarks/gram.py [--model FOLDER --data TEXT] [--device cuda]
+
+The first table times one block of tokens, as `moments.Accumulator` adds it. The second, given a
+model, takes its stream before and behind its middle third and compares repairs fitted from sums in
+float64, from slices in float32 (`products`), and from plain float32, on equilibrated columns with
+the default ridge and with none.
+"""
+
+import argparse
+import time
+
+import torch
+
+from ghostlayers import moments
+from ghostlayers.loading import load_model
+from ghostlayers.moments import Accumulator
+from ghostlayers.preparation import read_evaluation
+from ghostlayers.products import add_split_product, split_columns
+from ghostlayers.recipe import RunOptions
+from ghostlayers.repairs import FitOptions
+from ghostlayers.repairs.solve import solve_ridge
+from ghostlayers.stream import LayerwiseModel
+
+ROWS = 2048
+
+
+def seconds(work: object, device: torch.device, repeats: int = 3) -> float:
+    """The fastest of a few runs."""
+    times = []
+    for _ in range(repeats + 1):
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        start = time.perf_counter()
+        work()  # type: ignore[operator]
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def add_tiles(total: torch.Tensor, block: torch.Tensor, tiles: list[tuple[slice, slice]]) -> None:
+    """As the accumulator does."""
+    for rows, columns in tiles:
+        total[rows, columns].addmm_(block[:, rows].T, block[:, columns])
+
+
+def time_products(device: torch.device) -> None:
+    """One block of tokens, by hidden size and way."""
+    print("| hidden | float64, whole | float64, tiles | slices of bfloat16 | slices of float32 |")
+    print("|---:|---:|---:|---:|---:|")
+    for hidden in (576, 1024, 2048, 4096):
+        x = torch.randn(ROWS, hidden, device=device)
+        wide, half = x.double(), x.bfloat16()
+        total = torch.zeros(hidden, hidden, dtype=torch.float64, device=device)
+        tiles = Accumulator((("x", hidden),), hidden, device, split=False)._tiles
+
+        found = [
+            seconds(lambda w=wide, t=total: t.addmm_(w.T, w), device),
+            seconds(lambda w=wide, t=total, p=tiles: add_tiles(t, w, p), device),
+            seconds(lambda h=half, t=total: add_split_product(t, h, h), device, 1),
+            seconds(lambda h=x, t=total: add_split_product(t, h, h), device, 1),
+        ]
+        print(f"| {hidden:,} | " + " | ".join(f"{1e3 * each:.1f} ms" for each in found) + " |")
+
+
+@torch.no_grad()
+def streams(model: LayerwiseModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Before and behind the middle third."""
+    start, stop = model.num_layers // 3, 2 * model.num_layers // 3
+    before, after = [], []
+    for window in ids:
+        batch, hidden = model.begin(window[None])
+        for layer in range(stop):
+            if layer == start:
+                before.append(hidden[0].clone())
+            hidden = model.run_layer(layer, batch, hidden)
+        after.append(hidden[0].clone())
+    return torch.cat(before), torch.cat(after)
+
+
+def compare_repairs(x: torch.Tensor, y: torch.Tensor) -> None:
+    """Errors of the Gram matrix and of the repair, against float64."""
+    hidden = x.shape[1]
+    weights = moments.token_weights(y, "balanced")
+    sums = {}
+    for name, split in (("float64", False), ("slices", True)):
+        each = Accumulator((("x", hidden),), hidden, split=split)
+        each.add(x, y, [x], weights)
+        sums[name] = each.moments()
+    f, d = x.float(), (y - x).float()
+    weighted = f if weights is None else f * weights.float()[:, None]
+    sums["plain float32"] = moments.replace(
+        sums["float64"], gram=(weighted.T @ f).double(), cross=(weighted.T @ d).double()
+    )
+    scale = sums["float64"].gram.diagonal().sqrt()
+    norms = scale[:, None] * scale[None, :]
+    condition = float(torch.linalg.cond(sums["float64"].gram / norms))
+    pieces = [len(split_columns(each)[1]) for each in (x, x.bfloat16())]
+    print(f"\n{len(x):,} tokens of {hidden} channels; equilibrated condition number "
+          f"{condition:.1e}; {pieces[0]} pieces as {x.dtype}, {pieces[1]} as bfloat16")  # fmt: skip
+    print("| sums | largest error of the Gram matrix | of W, ridge 1e-6 | of W, no ridge |")
+    print("|---|---:|---:|---:|")
+    exact = sums["float64"]
+    for name, found in sums.items():
+        gram = float(((found.gram - exact.gram) / norms).abs().max())
+        errors = []
+        for ridge in (1e-6, 0.0):
+            ours, theirs = (solve_ridge(s, FitOptions(ridge=ridge)) for s in (found, exact))
+            errors.append(float((ours - theirs).norm() / theirs.norm()))
+        print(f"| {name} | {gram:.1e} | {errors[0]:.1e} | {errors[1]:.1e} |")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model")
+    parser.add_argument("--data")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    time_products(torch.device(arguments.device))
+    if arguments.model:
+        loaded = load_model(arguments.model, RunOptions(dtype="float32", device=arguments.device))
+        _, windows = read_evaluation(
+            arguments.data, loaded.tokenizer, separator="\n\n", text_column=None,
+            sequence_length=512, max_windows=16, bos="auto",
+        )  # fmt: skip
+        compare_repairs(*streams(LayerwiseModel(loaded.model), windows.input_ids))
+
+
+if __name__ == "__main__":
+    main()
