@@ -1,5 +1,6 @@
 # Two commands: `make demo` and `make test`. Both install what they need into .venv first.
-# `make check` is what CI runs. Another torch build: make install TORCH="torch --index-url URL".
+# `make check` is what CI runs. `make bench-check` says whether a change made calibration slower.
+# Another torch build: make install TORCH="torch --index-url URL".
 
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
@@ -8,7 +9,7 @@ VENV := .venv
 WORKERS ?= --numprocesses 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: demo test install check lint types clean
+.PHONY: demo test install check bench-check lint types clean
 
 demo: install
 	$(BIN)/ghostlayers demo
@@ -27,6 +28,9 @@ $(VENV)/.installed: pyproject.toml
 
 check: install lint types
 	$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term:skip-covered
+
+bench-check: install
+	$(BIN)/python benchmarks/check.py
 
 lint: install
 	$(BIN)/ruff check .
