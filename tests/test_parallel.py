@@ -181,6 +181,48 @@ def test_two_hosts_find_what_one_process_finds(
     assert_close(found[0], json.loads(json.dumps(alone)))
 
 
+# The command line
+
+
+def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As `torchrun --nproc-per-node 2 -m ghostlayers ...`."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+    command = [sys.executable, *launcher, str(free_port()), "-m", "ghostlayers", *arguments]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, env=variables, text=True, capture_output=True, timeout=200, check=False
+    )
+
+
+def test_the_command_line_in_two_processes(
+    tmp_path: Path, tiny_folder: Path, some_text: list[str]
+) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text("\n\n".join(some_text))
+    given = ["--data", str(text), "--windows", "16", "--sequence-length", "64", "--layers", "2"]
+    done = launch("prune", str(tiny_folder), "-o", str(out), *given)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Saved:") == 1
+    assert done.stdout.count("Removed:") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "text.txt"]
+    refused = launch("prune", str(tiny_folder), "-o", str(out), *given)
+    assert refused.returncode != 0
+    assert "exists already" in refused.stderr
+    results = tmp_path / "eval.json"
+    done = launch(
+        "eval", str(out), "--data", str(text), "--sequence-length", "64", "--json", str(results)
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(results.read_text())["results"][0]["num_tokens"] > 0
+
+
+def test_what_is_for_one_process_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    done = launch("compare", str(tiny_folder), "--layers", "2", "-o", str(tmp_path / "out"))
+    assert done.returncode != 0
+    assert "runs in one process" in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
 # A single process
 
 

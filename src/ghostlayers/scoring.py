@@ -13,6 +13,7 @@ from ghostlayers.cuts import Cut
 from ghostlayers.features import feature_widths, stream_feature
 from ghostlayers.fitting import Fitting, Gatherer, Layout
 from ghostlayers.modeling import norm_eps
+from ghostlayers.parallel import add_up, world
 from ghostlayers.passes import visit
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.repairs import find_method
@@ -267,15 +268,13 @@ def _score_table(
     sample: TokenSample | None,
     progress: Progress | None,
 ) -> ScoreTable:
+    residuals = None if sample is None else _residuals(sample, spans, progress)
     scores = []
-    total = len(spans) if sample is not None else 0
-    with (progress or Silent()).stage("Fitting a map across every span", total) as advance:
-        for span in spans:
-            residual = None if sample is None else _residual(sample, span)
-            cosine = float(similarity[span.start, span.stop])
-            score = SpanScore(span, cosine, residual, born_inside(profile, span))
-            scores.append(replace(score, angular=float(angular[span.start, span.stop])))
-            advance(1 if total else 0)
+    for index, span in enumerate(spans):
+        cosine = float(similarity[span.start, span.stop])
+        residual = None if residuals is None else float(residuals[index])
+        score = SpanScore(span, cosine, residual, born_inside(profile, span))
+        scores.append(replace(score, angular=float(angular[span.start, span.stop])))
     return ScoreTable(
         num_layers=similarity.shape[0] - 1,
         similarity=similarity,
@@ -286,9 +285,17 @@ def _score_table(
     )
 
 
-def _residual(sample: TokenSample, span: Span) -> float:
-    source, target = sample.streams[span.start], sample.streams[span.stop]
-    return span_residual(source, target, sample.held_out().to(source.device))
+def _residuals(sample: TokenSample, spans: Sequence[Span], progress: Progress | None) -> Tensor:
+    """How badly a linear map replaces each span, [spans]; several processes share them out."""
+    found, here = torch.zeros(len(spans), dtype=torch.float64), world()
+    with (progress or Silent()).stage("Fitting a map across every span", len(spans)) as advance:
+        for index, span in enumerate(spans):
+            if here.takes(index):
+                source, target = sample.streams[span.start], sample.streams[span.stop]
+                found[index] = span_residual(source, target, sample.held_out().to(source.device))
+            advance(1)
+    add_up([found])
+    return found
 
 
 def fit_sample(
