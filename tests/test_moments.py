@@ -98,3 +98,20 @@ def test_residual_from_moments_is_the_residual_from_data(weighted: bool) -> None
 def test_relative_weights_of_a_zero_token_are_zero() -> None:
     y = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
     assert moments.relative_weights(y).tolist() == [pytest.approx(1 / 25), 0.0]
+
+
+def test_finished_sums_are_the_sums() -> None:
+    """Without a copy, whether or not all products are asked for."""
+    blocks = (("x", 400), ("z", 300))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 400, generator=generator)
+    z = torch.randn(50, 300, generator=generator)
+    for together in (None, [frozenset({"x"}), frozenset({"z"})]):
+        sums = moments.Accumulator(blocks, 400, together=together)
+        sums.add(x, x * 1.1, [x, z])
+        copied, taken = sums.moments(), sums.finished()
+        assert torch.equal(copied.gram.nan_to_num(-1.0), taken.gram.nan_to_num(-1.0))
+        assert torch.equal(copied.cross, taken.cross)
+        assert (taken.gram is sums._upper) == (together is None)
+        again = sums.finished()
+        assert torch.equal(again.gram.nan_to_num(-1.0), copied.gram.nan_to_num(-1.0))

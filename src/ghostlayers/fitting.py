@@ -223,7 +223,7 @@ class Gatherer:
 
     def evidence(self, eps: float, output: tuple[Tensor, Tensor | None] | None = None) -> Evidence:
         """Everything so far; ``output`` is the last kept layer's MLP output projection."""
-        training, *rest = (each.moments() for each in self._sums)
+        training, *rest = (each.finished() for each in self._sums)
         held_out = rest[0] if rest and rest[0].num_tokens else None
         whole = training if held_out is None else moments.merge(training, held_out)
         pieces = {
@@ -267,10 +267,10 @@ def _add_pieces(
 def _pieces(
     centroids: Tensor, training: Sequence[Accumulator], held_out: Sequence[Accumulator] = ()
 ) -> Pieces:
-    fit = tuple(each.moments() for each in training)
+    fit = tuple(each.finished() for each in training)
     if not held_out:
         return Pieces(centroids, fit, fit, fit)
-    choose = tuple(each.moments() for each in held_out)
+    choose = tuple(each.finished() for each in held_out)
     whole = tuple(moments.merge(*pair) for pair in zip(fit, choose, strict=True))
     return Pieces(centroids, whole, fit, choose)
 

@@ -94,6 +94,7 @@ class Accumulator:
         columns = COLUMNS_PER_BLOCK_ON_ACCELERATOR if wide else COLUMNS_PER_BLOCK
         everything = [frozenset(name for name, _ in blocks)]
         self._tiles = _tiles(blocks, together or everything, columns)
+        self._all_products = len(self._tiles) == len(_tiles(blocks, everything, columns))
         self._totals = torch.zeros(3, dtype=ACCUMULATOR)
         self._upper = torch.zeros(width, width, dtype=ACCUMULATOR, device=device)
         self._cross = torch.zeros(width, hidden_size, dtype=ACCUMULATOR, device=device)
@@ -169,17 +170,33 @@ class Accumulator:
         gram = torch.full_like(self._upper, float("nan"))
         for rows, columns in self._tiles:
             gram[rows, columns] = self._upper[rows, columns]
-            gram[columns, rows] = self._upper[rows, columns].T
+        return self._told(_mirrored(gram, self._tiles), self._cross.clone())
+
+    def finished(self) -> Moments:
+        """The sums, without a copy: nothing may be added any more."""
+        if not self._all_products:
+            return self.moments()
+        return self._told(_mirrored(self._upper, self._tiles), self._cross)
+
+    def _told(self, gram: Tensor, cross: Tensor) -> Moments:
         return Moments(
             num_tokens=self.num_tokens,
             total_weight=float(self._totals[1]),
             gram=gram,
-            cross=self._cross.clone(),
+            cross=cross,
             target_energy=float(self._totals[2]),
             abs_source=self._abs[0].clone(),
             abs_target=self._abs[1].clone(),
             blocks=self.blocks,
         )
+
+
+def _mirrored(gram: Tensor, tiles: Sequence[tuple[slice, slice]]) -> Tensor:
+    """Fill what lies below the diagonal, in place."""
+    for rows, columns in tiles:
+        if rows != columns:
+            gram[columns, rows] = gram[rows, columns].T
+    return gram
 
 
 def _tiles(

@@ -76,8 +76,9 @@ def solve_ridge(moments: Moments, options: FitOptions) -> Float[Tensor, "feature
             f"{options.ridge:g} (absolute {options.absolute_ridge:g}); raise --ridge to 1e-6 or "
             "more, or calibrate on more text."
         )
+    del gram  # hidden x hidden float64 matrices are what a fit's memory is made of
     solution = torch.cholesky_solve(moments.cross / scale[:, None], factor)
-    return solution / scale[:, None]
+    return solution.div_(scale[:, None])
 
 
 def choose_ridge(
@@ -114,7 +115,7 @@ def scaled_gram(
     scale = moments.gram.diagonal().sqrt()
     dead = scale == 0  # a channel that is zero on every token gets no row in M
     scale = torch.where(dead, 1.0, scale)
-    gram = moments.gram / scale[:, None] / scale
+    gram = (moments.gram / scale[:, None]).div_(scale)
     assert options.ridge is not None
     damping = options.ridge + options.absolute_ridge / scale.square()
     gram.diagonal().add_(damping + dead.to(gram.dtype))
