@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -146,3 +147,16 @@ def trained_llama(byte_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def layerwise(trained_llama: LlamaForCausalLM) -> LayerwiseModel:
     """The trained Llama, a layer at a time."""
     return LayerwiseModel(trained_llama)
+
+
+@pytest.fixture(scope="session")
+def plain_bitsandbytes() -> Iterator[None]:
+    """bitsandbytes without its packing for processors with bfloat16 units.
+
+    That packing (0.50) fails where a matrix has fewer columns than a block, as tiny models have.
+    """
+    found = pytest.importorskip("bitsandbytes")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (found.nn.modules, found.backends.cpu.ops):
+            patch.setattr(module, "has_avx512bf16", lambda: False)
+        yield

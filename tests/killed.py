@@ -69,26 +69,49 @@ def child(*arguments: object) -> int:
     return found
 
 
-def main(folder: str, select: str, repair: str, kills: str, offload: str) -> None:
-    here = Path(folder)
-    MODEL.save_pretrained(here / "model", max_shard_size="100KB")
-    TOKENIZER.save_pretrained(here / "model")
+def timed(*arguments: object) -> float:
+    """Seconds of a run that nobody kills."""
     began = time.monotonic()
-    os.waitpid(child(here / "kept-whole", here / "whole.json", select, repair, offload), 0)
-    seconds = time.monotonic() - began
-    rng = random.Random(int(kills))
-    count = 0
-    while not (here / "killed.json").is_file():
-        process = child(here / "kept", here / "killed.json", select, repair, offload)
-        if count < int(kills):
-            time.sleep(rng.uniform(0.05, 0.5) * seconds)
+    os.waitpid(child(*arguments), 0)
+    return time.monotonic() - began
+
+
+def killed_until_done(
+    keep: Path, here: Path, seconds: float, kills: int, rng: random.Random, *how: str
+) -> int:
+    """Kill so often, then let it end; how often it was killed before it had."""
+    count, answer = 0, here / "killed.json"
+    answer.unlink(missing_ok=True)
+    while not answer.is_file():
+        process = child(keep, answer, *how)
+        if count < kills:
+            time.sleep(rng.uniform(0.2, 1.0) * seconds)
             os.kill(process, signal.SIGKILL)
             count += 1
         _, status = os.waitpid(process, 0)
         if os.WIFEXITED(status) and os.WEXITSTATUS(status):
             raise SystemExit("a run failed by itself")
+    return count
+
+
+def main(folder: str, select: str, repair: str, kills: str, offload: str) -> None:
+    here = Path(folder)
+    MODEL.save_pretrained(here / "model", max_shard_size="100KB")
+    TOKENIZER.save_pretrained(here / "model")
+    seconds = min(
+        timed(here / f"kept-whole-{turn}", here / "whole.json", select, repair, offload)
+        for turn in range(2)
+    )
+    rng, count, resumed = random.Random(int(kills)), 0, 0
+    # A run that was done before its first kill says nothing, so it is begun anew.
+    for attempt in range(9):
+        keep = here / f"kept-{attempt}"
+        count = killed_until_done(keep, here, seconds, int(kills), rng, select, repair, offload)
+        resumed = json.loads((here / "killed.json").read_text())[1]
+        if resumed:
+            break
     whole, _ = json.loads((here / "whole.json").read_text())
-    killed, resumed = json.loads((here / "killed.json").read_text())
+    killed, _ = json.loads((here / "killed.json").read_text())
     print(json.dumps({"whole": whole, "killed": killed, "kills": count, "resumed": resumed}))
 
 

@@ -391,7 +391,7 @@ def test_a_checkpoint_that_does_not_load_is_noticed(saved, pruned, monkeypatch):
 
 @pytest.mark.parametrize("logits", [float("nan"), float("inf")])
 def test_logits_that_are_no_numbers_are_noticed(saved, pruned, monkeypatch, logits):
-    def got(folder, ids, dtype, device):
+    def got(folder, ids, dtype, device, room):
         return torch.full((1, 32, 256), logits)
 
     monkeypatch.setattr(checkpoint, "_logits_of_fresh_process", got)

@@ -137,4 +137,5 @@ def test_cards_are_known_by_their_capability(
     capability: tuple[int, int], slow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
     assert slow_at_float64(torch.device("cuda")) == slow

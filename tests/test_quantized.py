@@ -92,6 +92,8 @@ def packed(
     """Name of the format, the folder, and the weights that its numbers stand for."""
     for library in filter(None, [quantized.LIBRARIES[request.param.split(",")[0]]]):
         pytest.importorskip(library)
+    if request.param.startswith("bitsandbytes"):
+        request.getfixturevalue("plain_bitsandbytes")
     folder = tmp_path_factory.mktemp("packed") / "model"
     shutil.copytree(tiny_folder, folder)
     return request.param, folder, WRITERS[request.param](folder)

@@ -110,16 +110,16 @@ def test_the_checkpoint_reloads_bit_for_bit_and_generates(
 ) -> None:
     pruned, out, verification = checkpoint
     assert verification.identical
-    again = _load(out)
+    again = _load(out, pruned.model.dtype)
     text = walkthrough.continue_prompt(demo, again)
     assert text == walkthrough.continue_prompt(demo, pruned.model)
     assert len(text.split()) > 5
 
 
-def _load(out: Path) -> Any:
+def _load(out: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(out, dtype=dtype)
 
 
 def test_topics_are_split_without_a_common_paragraph() -> None:

@@ -129,6 +129,7 @@ def test_quantised_to_int8_with_the_operators_in_high_precision(folder: Path) ->
     assert (got - want).norm() < 0.3 * (bare - want).norm()
 
 
+@pytest.mark.usefixtures("plain_bitsandbytes")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("bits", [{"load_in_8bit": True}, {"load_in_4bit": True}])
 def test_quantised_by_bitsandbytes(folder: Path, tmp_path: Path, bits: dict[str, bool]) -> None:
@@ -146,7 +147,7 @@ def test_quantised_by_bitsandbytes(folder: Path, tmp_path: Path, bits: dict[str,
     again = load(tmp_path / "again", **options)
     torch.testing.assert_close(logits(again, token_ids()), got, rtol=1e-3, atol=1e-3)
     brought = got - logits(silenced(again), token_ids())  # by the operators; four bits are coarse
-    assert torch.cosine_similarity(brought.flatten(), (want - bare).flatten(), dim=0) > 0.8
+    assert torch.cosine_similarity(brought.flatten(), (want - bare).flatten(), dim=0) > 0.6
 
 
 def test_saved_again_by_transformers(folder: Path, tmp_path: Path) -> None:

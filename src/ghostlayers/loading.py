@@ -280,14 +280,21 @@ def _place(model: Any, device: torch.device) -> Any:
 
 
 def _device(options: RunOptions) -> torch.device:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     if options.device != "auto":
         try:
-            return torch.device(options.device)
+            device = torch.device(options.device)
         except RuntimeError as error:
             raise RecipeError(
                 f"unknown device '{options.device}': {error}".split("\n")[0]
             ) from error
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+        there = {"cpu", "meta", "cpu" if accelerator is None else accelerator.type}
+        if device.type not in there:
+            raise RecipeError(
+                f"device '{options.device}' is not there; this build of torch finds here: "
+                f"{' and '.join(sorted(there - {'meta'}))}."
+            )
+        return device
     return torch.device("cpu") if accelerator is None else accelerator
 
 

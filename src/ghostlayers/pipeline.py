@@ -4,7 +4,7 @@ Each line of `prune` is one of these steps.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.record import make_record
 from ghostlayers.scores import ScoreTable
 from ghostlayers.steps import Run
+from ghostlayers.stream import LayerwiseModel
 
 
 def prune(
@@ -50,6 +51,7 @@ def prune(
     options: RunOptions | None = None,
     revision: str | None = None,
     keep: str | Path | None = None,
+    show_plan: Callable[[Plan], None] | None = None,
     progress: Progress | None = None,
     **choices: Any,
 ) -> PrunedModel:
@@ -64,6 +66,7 @@ def prune(
         revision: of a model on the hub.
         keep: a folder for what the run has found so far: the same call goes on from it after an
             interruption, and ends with the same bits. `PrunedModel.save` deletes it.
+        show_plan: told what the run will take, once all is checked and before anything is computed.
         progress: told what is being done.
         choices: fields of the recipe.
 
@@ -76,11 +79,14 @@ def prune(
     recipe = make_recipe(recipe, choices)
     run = Run(options or RunOptions(), progress or Silent())
     dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
+    started = seconds_since_start()
     layerwise = check_request(dense, recipe)
     corpus, windows = read_calibration(dense, recipe, data)
     fitting = make_fitting(dense, recipe)
     scored, held_out = windows.split_at(recipe.windows)
     stored = dense.stored_dtype
+    if show_plan is not None:
+        show_plan(_plan(dense, layerwise, recipe, run.options, started))
 
     with _keeping(keep, dense, recipe, windows, run.options):
         spans, table = steps.choose_spans(run, layerwise, scored, held_out, recipe, fitting)
@@ -144,6 +150,18 @@ def plan(
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
     started = seconds_since_start()
     layerwise = check_request(dense, recipe)
+    return _plan(dense, layerwise, recipe, options, started, saved=saved)
+
+
+def _plan(
+    dense: LoadedModel,
+    layerwise: LayerwiseModel,
+    recipe: Recipe,
+    options: RunOptions,
+    started: float,
+    *,
+    saved: bool = True,
+) -> Plan:
     speed = probe_blindly(layerwise, recipe.sequence_length, options.batch_size)
     return plan_prune(
         dense, layerwise, recipe, speed, started=started, saved=saved, processes=world().size

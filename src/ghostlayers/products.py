@@ -74,7 +74,7 @@ def slow_at_float64(device: torch.device) -> bool:
     Nvidia's cards for computing (compute capability 6.0, 7.0, 8.0, 9.0, 10.0) run it at half the
     rate or more, all others at 1/32 or 1/64.
     """
-    if device.type != "cuda" or torch.version.hip is not None:
+    if device.type == "cpu" or torch.version.cuda is None:
         return False
     major, minor = torch.cuda.get_device_capability(device)
     return minor != 0 or not 6 <= major <= 10

@@ -229,8 +229,8 @@ def prune(
     whole = save == "checkpoint"
     if not whole:
         check_precision(dense, dense.stored_dtype)
-    screen.show_plan(pipeline.plan(dense, recipe, options=options))
     if plan:
+        screen.show_plan(pipeline.plan(dense, recipe, options=options))
         return
     needed = checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)
@@ -240,7 +240,14 @@ def prune(
         parallel.wait()
     elif keep.is_dir():
         screen.step(f"Going on with what an interrupted run kept in {keep} ...")
-    pruned = pipeline.prune(dense, recipe, options=options, keep=keep, progress=screen.Bars())
+    pruned = pipeline.prune(
+        dense,
+        recipe,
+        options=options,
+        keep=keep,
+        show_plan=screen.show_plan,
+        progress=screen.Bars(),
+    )
     if pruned.table is not None and pruned.table.dense_loss is not None:
         screen.show_candidates(pruned.table)
     if pruned.table is not None and pruned.table.steps:

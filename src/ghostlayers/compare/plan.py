@@ -153,7 +153,7 @@ def _choosing(bench: Bench) -> Stage:
     """Every selection at every number of layers; sweeps on the same windows are shared."""
     request = bench.request
     counts = [*request.layers, *(_yardsticks(request.layers) if request.yardstick else [])]
-    total = Stage("Choosing layers")
+    total = Stage("Scores and searches")
     swept: set[Stage] = set()
     for select in [each for each in request.select if each != EVERY]:
         for layers in counts:
