@@ -11,7 +11,6 @@ import gc
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from ghostlayers import fitting as fits
 from ghostlayers import scoring, steps
 from ghostlayers.fitting import Fitting
 from ghostlayers.loading import load_model
+from ghostlayers.machine import processor_name
 from ghostlayers.progress import Silent
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
@@ -929,15 +929,6 @@ def notes_of(results: Mapping[str, Result]) -> list[str]:
     ]
     copies = [note for name in results if (note := copy_note(name, results)) is not None]
     return heads + copies + [f"{name}: {note}" for name in results for note in results[name].notes]
-
-
-def processor_name() -> str:
-    """The processor's name."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def model_name(args: argparse.Namespace) -> str:

@@ -326,7 +326,6 @@ def _read_as_stored(model: Any, stored_dtype: torch.dtype) -> Iterator[dict[str,
         yield {}
         return
     computes_in = model.dtype
-    names = {str(each).removeprefix("torch."): each for each in (stored_dtype, computes_in)}
     stored, computed = (str(each).removeprefix("torch.") for each in (stored_dtype, computes_in))
     indices = [getattr(each, "index", None) for each in offloaded_sets(model)]
     if computes_in != stored_dtype and not all(indices):
@@ -334,7 +333,7 @@ def _read_as_stored(model: Any, stored_dtype: torch.dtype) -> Iterator[dict[str,
             f"layers that were offloaded to memory in {computed} cannot be saved in {stored}; use "
             "--offload disk, or leave --dtype away."
         )
-    entries = [e for index in indices if index for e in index.values() if e["dtype"] in names]
+    entries = [entry for index in indices if index for entry in index.values()]
     changed = [entry for entry in entries if entry["dtype"] == computed]
     try:
         for entry in changed:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ghostlayers.evaluation.speed import synchronise
 from ghostlayers.moments import ACCUMULATOR
 from ghostlayers.spans import Span
 from ghostlayers.stream import LayerwiseModel, micro_batches
@@ -68,16 +69,16 @@ def probe(model: LayerwiseModel, windows: Windows, batch_size: int = 0) -> Speed
         logits = model.logits(batch, end, slice(0, min(128, ids.shape[1])))
         logits.float().log_softmax(dim=-1).sum()
 
-    width = min(PROBED_WIDTH, model.model.config.hidden_size)
-    block = torch.ones(PROBED_ROWS, width, dtype=ACCUMULATOR, device=stream.device)
-    system = torch.eye(width, dtype=ACCUMULATOR, device=stream.device) * 2
+    width, device = min(PROBED_WIDTH, model.model.config.hidden_size), stream.device
+    block = torch.ones(PROBED_ROWS, width, dtype=ACCUMULATOR, device=device)
+    system = torch.eye(width, dtype=ACCUMULATOR, device=device) * 2
     share = min(128, ids.shape[1]) / ids.shape[1]
     # A layer stays in memory while it is timed: bringing it in is counted by itself.
     return Speed(
-        layer=statistics.fmean(_seconds(layer(index)) for index in some) / len(ids),
-        head=_seconds(head) / share / len(ids),
-        product=_seconds(lambda: block.T @ block) / (PROBED_ROWS * width * width),
-        solution=_seconds(lambda: torch.linalg.cholesky(system)) / (width**3 / 3),
+        layer=statistics.fmean(_seconds(layer(index), device) for index in some) / len(ids),
+        head=_seconds(head, device) / share / len(ids),
+        product=_seconds(lambda: block.T @ block, device) / (PROBED_ROWS * width * width),
+        solution=_seconds(lambda: torch.linalg.cholesky(system), device) / (width**3 / 3),
         bring=bring,
     )
 
@@ -92,23 +93,17 @@ def _bring_seconds(model: LayerwiseModel, layers: Sequence[int]) -> float:
     return statistics.fmean(times)
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
     """The median of a few runs; the first one pays for allocation and does not count."""
     work()
-    _finish()
+    synchronise(device)
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
         work()
-        _finish()
+        synchronise(device)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def _finish() -> None:
-    """Accelerators work on after a call has returned."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
 
 
 def layer_flops(model: LayerwiseModel, sequence_length: int) -> int:

@@ -94,10 +94,8 @@ def _processes(shared: bool, name: str) -> Iterator[None]:
     from ghostlayers import parallel
     from ghostlayers.cli import screen
 
-    if not parallel.launched():
-        yield
-        return
-    if shared and parallel.world().size > 1:  # a recipe's command, in `run`
+    joined = shared and parallel.world().size > 1  # a recipe's command, in `run`
+    if joined or not parallel.launched():
         yield
         return
     if not shared:

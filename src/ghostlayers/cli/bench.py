@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from ghostlayers.cli import options as o
-from ghostlayers.errors import GhostlayersError, InputError, RecipeError
+from ghostlayers.errors import GhostlayersError, InputError
 from ghostlayers.files import write_whole
 from ghostlayers.recipe import RunOptions
 
@@ -69,7 +69,10 @@ def bench(
     from ghostlayers.evaluation.bench import measure_grid, operator_share
     from ghostlayers.preparation import open_model
 
-    batches, lengths = numbers(batch, "--batch"), numbers(length, "--length")
+    batches, lengths = (
+        [*dict.fromkeys(o.numbers_in(given, option, "1,4,16", least=1))]
+        for given, option in ((batch, "--batch"), (length, "--length"))
+    )
     options = RunOptions(dtype, device, trust_remote_code=trust_remote_code)
     screen.step(f"Loading {model} ...")
     opened = open_model(model, None, options, revision)
@@ -100,18 +103,6 @@ def bench(
 
         draw_speed(points, png, title=f"{Path(model).name} on {machine(opened)['processor']}")
         screen.say(f"Drawn: {escape(str(png))}")
-
-
-def numbers(text: str, option: str) -> list[int]:
-    """Comma-separated positive numbers.
-
-    Raises:
-        RecipeError: something else is in it.
-    """
-    parts = o.names_in(text or None, option)
-    if not parts or not all(each.isdecimal() and int(each) for each in parts):
-        raise RecipeError(f"{option}: expected whole numbers such as 1,4,16, got '{text}'.")
-    return [int(each) for each in dict.fromkeys(parts)]
 
 
 def check_lengths(opened: "LoadedModel", lengths: Sequence[int], new_tokens: int) -> None:

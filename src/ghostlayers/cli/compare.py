@@ -157,7 +157,7 @@ def compare(
 
     asked = {
         **(PRESETS[preset] if preset else {}),
-        "layers": numbers(layers, "--layers"),
+        "layers": o.numbers_in(layers, "--layers", "3,5,7"),
         "select": o.names_in(select, "--select"),
         "repair": o.names_in(repair, "--repair"),
         "yardstick": yardstick,
@@ -245,19 +245,6 @@ def command_line() -> str:
         ",".join(Path(part).name if "/" in part else part for part in word.split(","))
         for word in words
     )
-
-
-def numbers(text: str, option: str) -> list[int]:
-    """A comma-separated list of numbers.
-
-    Raises:
-        RecipeError: something else is in it.
-    """
-    parts = o.names_in(text or None, option)
-    wrong = [each for each in parts if not each.isdecimal()]
-    if wrong or not parts:
-        raise RecipeError(f"{option}: expected whole numbers such as 3,5,7, got '{text}'.")
-    return [int(each) for each in parts]
 
 
 def show(results: Mapping[str, Any]) -> None:

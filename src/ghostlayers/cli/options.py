@@ -392,6 +392,18 @@ def names_in(listed: str | None, option: str) -> list[str]:
     return names
 
 
+def numbers_in(listed: str, option: str, example: str, *, least: int = 0) -> list[int]:
+    """The whole numbers of a comma-separated option.
+
+    Raises:
+        RecipeError: something else is in it, or a number below the least; shows the example.
+    """
+    parts = names_in(listed or None, option)
+    if not parts or not all(each.isdecimal() and int(each) >= least for each in parts):
+        raise RecipeError(f"{option}: expected whole numbers such as {example}, got '{listed}'.")
+    return [int(each) for each in parts]
+
+
 def unescape(separator: str) -> str:
     """Read the two escapes that a shell makes hard to type."""
     return separator.replace("\\n", "\n").replace("\\t", "\t")

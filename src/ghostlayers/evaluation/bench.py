@@ -13,6 +13,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from ghostlayers.evaluation.speed import synchronise
 from ghostlayers.progress import Progress, Silent
 
 SAMPLES_A_SECOND = 200
@@ -163,16 +164,11 @@ def _run(model: Any, batch: int, length: int, new_tokens: int) -> tuple[float, l
 
 
 def _timed(device: torch.device, work: Callable[[], Any]) -> tuple[Any, float]:
-    _finish(device)
+    synchronise(device)
     start = time.perf_counter()
     result = work()
-    _finish(device)
+    synchronise(device)
     return result, time.perf_counter() - start
-
-
-def _finish(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def cache_bytes(cache: Any) -> int:

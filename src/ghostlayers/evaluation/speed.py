@@ -28,15 +28,16 @@ def prefill_times(model: Any, num_tokens: int, repeats: int, warmup: int = 1) ->
     ids = (torch.arange(num_tokens, device=device) % model.config.vocab_size)[None]
     elapsed = []
     for index in range(warmup + repeats):
-        _synchronise(device)
+        synchronise(device)
         start = time.perf_counter()
         model.base_model(input_ids=ids, use_cache=False)
-        _synchronise(device)
+        synchronise(device)
         if index >= warmup:
             elapsed.append(time.perf_counter() - start)
     return elapsed
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until an accelerator has done its work: it goes on after a call has returned."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
