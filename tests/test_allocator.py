@@ -38,8 +38,11 @@ def test_freed_tensors_are_used_again() -> None:
         )
         for keep in (True, False)
     ]  # fmt: skip
-    assert faults[0] < 1000
-    assert faults[1] > 10_000
+    kept, returned = faults
+    # A heap that was cut into pieces may have to grow once or twice more (7,168 pages a tensor); a
+    # process that gives everything back fetches all 64 tensors of the second half anew.
+    assert kept < returned / 10
+    assert returned > 10_000
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
