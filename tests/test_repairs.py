@@ -21,7 +21,7 @@ from ghostlayers.repairs import ALL, METHODS, FitOptions, Repair, find_method
 from ghostlayers.repairs.base import Evidence, Needs
 from ghostlayers.repairs.hadamard import hadamard
 from ghostlayers.repairs.piecewise import PRIORS, choose_prior, spherical_kmeans
-from ghostlayers.repairs.solve import RIDGES, choose_ridge, solve_ridge
+from ghostlayers.repairs.solve import RIDGES, choose_ridge, regress, solve_ridge
 
 HIDDEN = 12
 WIDE = 20
@@ -160,6 +160,23 @@ def test_an_operator_of_the_methods_own_family_is_recovered(name: str) -> None:
     assert repair.relative_residual < (1e-2 if "piecewise" in name else 1e-8)
 
 
+@pytest.mark.parametrize("name", [*TABLE, "refit:2"])
+def test_evidence_is_used_up_only_by_its_last_fit(name: str) -> None:
+    x = stream()
+    y = x + 0.3 * noise(x) + 0.1 * family_member("ghost", x)
+    method = find_method(name)
+    fitting = Fitting(method, FitOptions(), stored_dtype=torch.float64)
+    evidence, untouched = (gather(x, y, method.needs) for _ in range(2))
+    first, again = fitting.fit(evidence), fitting.fit(evidence)
+    assert torch.equal(evidence.moments.gram, untouched.moments.gram)
+    assert torch.equal(evidence.moments.cross, untouched.moments.cross)
+    last = fitting.fit(evidence, last=True)
+    for each in (again, last):
+        assert torch.equal(predict(each, x), predict(first, x))
+        assert each.relative_residual == first.relative_residual
+        assert each.condition_number == first.condition_number
+
+
 @pytest.mark.parametrize("weight", ["uniform", "balanced", "relative"])
 @pytest.mark.parametrize("name", TABLE)
 def test_residual_is_that_of_the_data(name: str, weight: TokenWeight) -> None:
@@ -296,6 +313,17 @@ def test_pieces_held_out_and_not_make_up_the_whole() -> None:
         assert whole.num_tokens == want.num_tokens
         torch.testing.assert_close(whole.gram, want.gram)
         torch.testing.assert_close(whole.cross, want.cross)
+
+
+def test_solving_in_place_holds_three_matrices() -> None:
+    """The Gram matrix becomes the factor, F'WD stays, the solution is the third."""
+    x = stream()
+    evidence = gather(x, x + noise(x), Needs())
+    gram, cross = evidence.moments.gram, evidence.moments.cross.clone()
+    solution = regress(evidence, FitOptions(), overwrite=True)
+    assert gram.tril(-1).count_nonzero() == 0  # Cholesky's factor, transposed, lies in its place
+    assert torch.equal(evidence.moments.cross, cross)
+    assert solution.weight.T.is_contiguous()
 
 
 def test_held_out_tokens_choose_the_ridge_that_a_search_finds() -> None:

@@ -81,8 +81,12 @@ class Fitting:
         """How much each token counts."""
         return self.method.named_weight or self.token_weight or self.method.token_weight
 
-    def fit(self, evidence: Evidence) -> Repair:
-        """Solve, and round the operator as it will be stored; every process gets the first's."""
+    def fit(self, evidence: Evidence, *, last: bool = False) -> Repair:
+        """Solve, and round the operator as it will be stored; every process gets the first's.
+
+        The ``last`` fit of an evidence may use it up.
+        """
+        evidence = replace(evidence, expendable=last)
         return by_first(lambda: self.method.fit(evidence, self.options).rounded(self.stored_dtype))
 
 
@@ -414,7 +418,10 @@ def _fit_in_one_sweep(
         for kind, by_span in gatherers.items()
     }
     return {
-        name: {span: fitting.fit(found[fitting.weighting][span]) for span in spans}
+        name: {
+            span: fitting.fit(found[fitting.weighting][span], last=len(fittings) == 1)
+            for span in spans
+        }
         for name, fitting in fittings.items()
     }
 
@@ -572,7 +579,7 @@ class _Walk:
                 self._carry(track, base, advance)
                 source = track
             if source is forks and not fitting.method.before:
-                repair = fitting.fit(shared(fitting.weighting))
+                repair = fitting.fit(shared(fitting.weighting), last=len(self.fittings) == 1)
             else:
                 repair = self._fit_one(fitting, source, span)
             self.repairs[name][span] = repair
@@ -610,7 +617,9 @@ class _Walk:
         for stage in fitting.method.stages(span.start - source.boundary):
             gathered = self._gather(fitting, stage, source, span, done)
             evidence = _evidence(self.model, gathered, span, stage.back)
-            repair = replace(fitting, method=replace(fitting.method, fit=stage.fit)).fit(evidence)
+            repair = replace(fitting, method=replace(fitting.method, fit=stage.fit)).fit(
+                evidence, last=True
+            )
             left = repair.relative_residual * evidence.moments.target_energy
             whole = whole or evidence.moments.target_energy / stage.share**2
             folds = tuple(replace(fold, layers_back=stage.back) for fold in repair.folds)

@@ -272,9 +272,14 @@ def merge(a: Moments, b: Moments) -> Moments:
 def select(moments: Moments, names: Sequence[str]) -> Moments:
     """Moments of some of the features, in the given order.
 
+    Returns:
+        The moments themselves where that is all of them in that order.
+
     Raises:
         KeyError: a block that was not gathered.
     """
+    if tuple(names) == tuple(name for name, _ in moments.blocks):
+        return moments
     places = block_slices(moments.blocks)
     index = torch.cat(
         [torch.arange(places[n].start, places[n].stop, device=moments.gram.device) for n in names]

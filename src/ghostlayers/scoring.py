@@ -323,4 +323,4 @@ def fit_sample(
     names = gatherer.features
     read = {name: stream_feature(model, name, source, span) for name in names}
     gatherer.add(0, source, target, read)
-    return quick.fit(gatherer.evidence(norm_eps(model.model.config)))
+    return quick.fit(gatherer.evidence(norm_eps(model.model.config)), last=True)

@@ -258,6 +258,7 @@ class Evidence:
         mlp_output: row map of the last kept layer's MLP output projection, [z, hidden].
         mlp_bias: its bias; None if it has none.
         eps: of the model's norms.
+        expendable: nobody reads the Gram matrix after this fit, so that it may be used up.
     """
 
     moments: Moments
@@ -269,18 +270,20 @@ class Evidence:
     mlp_output: Tensor | None = None
     mlp_bias: Tensor | None = None
     eps: float = 1e-6
+    expendable: bool = False
 
     def select(self, names: Sequence[str]) -> "Evidence":
         """The same evidence with moments of some features only.
 
         ``m`` is made from ``z`` where only that was gathered: it is a linear map of it.
         """
+        whole = _select(self.moments, names, self.mlp_output, self.mlp_bias)
 
         def chosen(each: Moments | None) -> Moments | None:
-            return None if each is None else _select(each, names, self.mlp_output, self.mlp_bias)
+            if each is None or each is self.moments:  # nothing was held out: one copy is enough
+                return None if each is None else whole
+            return _select(each, names, self.mlp_output, self.mlp_bias)
 
-        whole = chosen(self.moments)
-        assert whole is not None
         return replace(
             self, moments=whole, training=chosen(self.training), held_out=chosen(self.held_out)
         )

@@ -55,7 +55,8 @@ def fit_ghost(
         SingularError: the normal equations are singular and undamped.
     """
     chosen = evidence.select(("x", "one") if affine else ("x",))
-    solution = regress(chosen, options)
+    last = rank is None  # a map of lower rank is found in the same metric
+    solution = regress(chosen, options, overwrite=chosen.expendable and last)
     weight, residual = solution.weight, solution.relative_residual
     hidden = weight.shape[1]
     operator = linear(weight[:hidden], weight[hidden] if affine else None)

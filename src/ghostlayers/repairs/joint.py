@@ -49,10 +49,11 @@ def fit_joint(
 ) -> Repair:
     """All maps from one regression, folded where that is exact."""
     chosen = evidence.select(features)
-    solution = regress(chosen, options)
+    folds_away = bool(FROM_KEPT_LAYER & set(features)) and set(features) <= FOLDABLE
+    solution = regress(chosen, options, overwrite=chosen.expendable and not folds_away)
     places = block_slices(chosen.moments.blocks)
     maps = {feature: solution.weight[places[feature]] for feature in features}
-    if FROM_KEPT_LAYER & set(maps) and set(maps) <= FOLDABLE:
+    if folds_away:
         carried, inverse = _foldable(maps)
         operator, folds = _fold(maps, inverse, evidence)
         weight = torch.cat([carried[name] for name, _ in chosen.moments.blocks])

@@ -21,7 +21,7 @@ def fit_refit(evidence: Evidence, options: FitOptions, *, name: str = "refit:1")
     """B = argmin ||z B - D||_W^2, with a bias where the projection has one."""
     biased = evidence.mlp_bias is not None
     chosen = evidence.select(("z", "one") if biased else ("z",))
-    solution = regress(chosen, options)
+    solution = regress(chosen, options, overwrite=chosen.expendable)
     width = dict(chosen.moments.blocks)["z"]
     bias = solution.weight[width] if biased else None
     return Repair(

@@ -8,10 +8,13 @@ from torch import Tensor
 
 from ghostlayers.errors import InsufficientTokensError, NonFiniteError, SingularError
 from ghostlayers.moments import Moments
-from ghostlayers.repairs.base import Evidence, FitOptions, relative_residual
+from ghostlayers.repairs.base import Evidence, FitOptions
 
 RIDGES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Relative ridges that held-out windows choose from."""
+
+ROWS_AT_A_TIME = 256
+"""Of the solution, where it is compared with what it was solved from."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,14 @@ class Solution:
     ridge: float | None = None
 
 
-def regress(evidence: Evidence, options: FitOptions) -> Solution:
+def regress(evidence: Evidence, options: FitOptions, *, overwrite: bool = False) -> Solution:
     """The least-squares map from the evidence's features, with the ridge given or chosen.
+
+    Args:
+        evidence: its moments, and those that choose a ridge where one is to be chosen.
+        options: damping.
+        overwrite: the Gram matrix may be used up, because nobody reads it again. The solve then
+            holds three matrices in place of four: the factor, F'WD and the solution.
 
     Raises:
         NumericalError: see `solve_ridge`.
@@ -43,13 +52,14 @@ def regress(evidence: Evidence, options: FitOptions) -> Solution:
         assert evidence.held_out is not None
         chosen = choose_ridge(evidence.training, evidence.held_out, options)
         options = replace(options, ridge=chosen)
-    weight = solve_ridge(evidence.moments, options)
-    return Solution(
-        weight,
-        relative_residual(evidence.moments, weight),
-        condition_number(evidence.moments, options) if options.report_condition else None,
-        chosen,
-    )
+    moments = evidence.moments
+    _check_tokens(moments)
+    diagonal = moments.gram.diagonal().clone()
+    gram, scale = scaled_gram(moments, options, overwrite=overwrite)
+    condition = _condition(gram) if options.report_condition else None
+    weight = _solved(gram, scale, moments, options)
+    left = _left_over(moments, diagonal, weight, options)
+    return Solution(weight, left, condition, chosen)
 
 
 def solve_ridge(moments: Moments, options: FitOptions) -> Float[Tensor, "features hidden"]:
@@ -60,7 +70,7 @@ def solve_ridge(moments: Moments, options: FitOptions) -> Float[Tensor, "feature
     real models have, then costs no accuracy, and a relative ridge shrinks all channels alike.
 
     Returns:
-        M.
+        M, laid out so that its transpose, which a checkpoint holds, is contiguous.
 
     Raises:
         InsufficientTokensError: fewer tokens than features.
@@ -69,16 +79,48 @@ def solve_ridge(moments: Moments, options: FitOptions) -> Float[Tensor, "feature
     """
     _check_tokens(moments)
     gram, scale = scaled_gram(moments, options)
-    factor, info = torch.linalg.cholesky_ex(gram)
+    return _solved(gram, scale, moments, options)
+
+
+def _solved(gram: Tensor, scale: Tensor, moments: Moments, options: FitOptions) -> Tensor:
+    """M of the scaled system, which is used up: matrices of features are a fit's memory."""
+    factor = gram.T  # the same matrix, in the order of columns that LAPACK factors in place
+    info = torch.empty((), dtype=torch.int32, device=gram.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, info))
     if int(info) != 0:
         raise SingularError(
             f"the Gram matrix of {moments.num_tokens} tokens is singular at ridge "
             f"{options.ridge:g} (absolute {options.absolute_ridge:g}); raise --ridge to 1e-6 or "
             "more, or calibrate on more text."
         )
-    del gram  # hidden x hidden float64 matrices are what a fit's memory is made of
-    solution = torch.cholesky_solve(moments.cross / scale[:, None], factor)
+    solution = torch.empty_like(moments.cross.T, memory_format=torch.contiguous_format).T
+    torch.div(moments.cross, scale[:, None], out=solution)
+    torch.linalg.solve_triangular(factor, solution, upper=False, out=solution)
+    torch.linalg.solve_triangular(factor.T, solution, upper=True, out=solution)
     return solution.div_(scale[:, None])
+
+
+def _left_over(moments: Moments, diagonal: Tensor, weight: Tensor, options: FitOptions) -> float:
+    """Share of the discrepancy that the ridge solution leaves, without its Gram matrix.
+
+    (F'WF + R) M = F'WD with the damping R makes tr M'F'WF M = tr M'F'WD - tr M'R M, so that the
+    squared error is tr D'WD - tr M'F'WD - tr M'R M.
+    """
+    if moments.target_energy == 0.0:
+        return 0.0
+    assert options.ridge is not None
+    damping = options.ridge * diagonal + options.absolute_ridge
+    explained = sum(
+        float((weight[rows] * moments.cross[rows]).sum())
+        + float((damping[rows] * weight[rows].square().sum(dim=1)).sum())
+        for rows in _stretches(len(weight))
+    )
+    return max(0.0, moments.target_energy - explained) / moments.target_energy
+
+
+def _stretches(count: int) -> list[slice]:
+    """Rows at a time, so that no product of whole matrices is held."""
+    return [slice(start, start + ROWS_AT_A_TIME) for start in range(0, count, ROWS_AT_A_TIME)]
 
 
 def choose_ridge(
@@ -109,22 +151,25 @@ def choose_ridge(
 
 
 def scaled_gram(
-    moments: Moments, options: FitOptions
+    moments: Moments, options: FitOptions, *, overwrite: bool = False
 ) -> tuple[Float[Tensor, "features features"], Float[Tensor, " features"]]:
-    """The damped Gram matrix of features scaled to unit norm, and those norms."""
+    """The damped Gram matrix of features scaled to unit norm, and those norms.
+
+    With ``overwrite`` in the place of the moments' own.
+    """
     scale = moments.gram.diagonal().sqrt()
     dead = scale == 0  # a channel that is zero on every token gets no row in M
     scale = torch.where(dead, 1.0, scale)
-    gram = (moments.gram / scale[:, None]).div_(scale)
+    gram = moments.gram if overwrite else moments.gram.clone()
+    gram.div_(scale[:, None]).div_(scale)
     assert options.ridge is not None
     damping = options.ridge + options.absolute_ridge / scale.square()
     gram.diagonal().add_(damping + dead.to(gram.dtype))
     return gram, scale
 
 
-def condition_number(moments: Moments, options: FitOptions) -> float:
-    """Largest over smallest eigenvalue of the matrix that `solve_ridge` factors."""
-    gram, _ = scaled_gram(moments, options)
+def _condition(gram: Tensor) -> float:
+    """Largest over smallest eigenvalue of the matrix that is solved with."""
     eigenvalues = torch.linalg.eigvalsh(gram)
     return float(eigenvalues[-1] / eigenvalues[0].clamp_min(torch.finfo(gram.dtype).tiny))
 
