@@ -50,9 +50,10 @@ SAMPLED_TOKENS = 16_384
 HELD_OUT_SHARE = 8
 """One window in so many chooses a ridge, where one is to be chosen."""
 
-MATRICES_OF_A_FIT = 4
-"""Square matrices of all features that solving takes: the sums' copy, the equilibrated and damped
-Gram matrix, its factor, the solution."""
+MATRICES_OF_A_FIT = 2
+"""Square matrices of all features that solving takes beside the sums: the equilibrated and damped
+Gram matrix, which is factored in its place, and a copy of it for its eigenvalues, or the solution.
+The last fit of an evidence does without the first (`regress`)."""
 
 COPIES_IN_A_SWEEP = 6
 """Of the stream, while it is gathered: before and behind a gap, and features as wide or wider."""

@@ -17,7 +17,6 @@ from ghostlayers.estimate import Speed, head_flops, layer_flops
 from ghostlayers.features import feature_widths
 from ghostlayers.fitting import (
     COPIES_IN_A_SWEEP,
-    MATRICES_OF_A_FIT,
     Fitting,
     gathered_features,
     sums_bytes,
@@ -345,7 +344,7 @@ class Counter:
             products=products * len(spans) * stages,
             solutions=len(spans) * (stages + pieces) * SOLUTIONS_OF_A_FIT * width**3 / 3,
             brought=self.brought(windows, stop + between + again, COPIES_IN_A_SWEEP),
-            held=held + MATRICES_OF_A_FIT * width**2 * ACCUMULATOR.itemsize,
+            held=held,
         )
 
     def evidence(self, spans: Sequence[Span]) -> Stage:
