@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 import ghostlayers
-from ghostlayers import pipeline, stream
+from ghostlayers import estimate, pipeline, stream
 from ghostlayers.cli.app import app
 from ghostlayers.estimate import Speed, layer_flops
 from ghostlayers.fitting import sums_bytes
@@ -167,3 +167,16 @@ def test_the_command_plans_and_writes_nothing(
     assert done.exit_code == 0, done.output
     assert "Losses of every repair on every text" in done.output
     assert not out.exists()
+
+
+def test_writing_is_timed_where_the_result_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = tmp_path / "not" / "yet" / "there"
+    assert estimate.writing_seconds(2**20, wanted) == 0.0
+    monkeypatch.setattr(estimate, "WRITTEN_UNNOTICED", 0)
+    monkeypatch.setattr(estimate, "PROBED_BYTES", 2**16)
+    clock = iter((10.0, 10.5))
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    assert estimate.writing_seconds(2**20, wanted) == 0.5 * 16
+    assert not list(tmp_path.iterdir())  # nothing stays behind

@@ -1,9 +1,12 @@
 """How fast this machine is: a probe of a second or two, and what parts of a run cost by it."""
 
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -17,6 +20,12 @@ PROBED_LAYERS = 3
 PROBED_ROWS = 1024
 PROBED_WIDTH = 1024
 """Columns of the product and of the system that are timed; wider ones are counted from these."""
+
+PROBED_BYTES = 64 * 2**20
+"""Written to time a disk."""
+
+WRITTEN_UNNOTICED = 2**30
+"""Bytes up to which nobody waits for a disk: the system keeps them in memory."""
 
 REPEATS = 3
 
@@ -91,6 +100,27 @@ def _bring_seconds(model: LayerwiseModel, layers: Sequence[int]) -> float:
         model.residency.bring(index)
         times.append(time.perf_counter() - began)
     return statistics.fmean(times)
+
+
+def writing_seconds(size: int, folder: Path | None = None) -> float:
+    """To write so many bytes in a folder, from a file that is written, timed and gone at once.
+
+    Args:
+        size: bytes; for few of them nothing is timed and the answer is 0.
+        folder: a path; the nearest folder on it that exists is written to. The one for temporary
+            files if not given.
+    """
+    if size <= WRITTEN_UNNOTICED:
+        return 0.0
+    path = Path(tempfile.gettempdir()) if folder is None else folder.absolute()
+    exists = next(each for each in (path, *path.parents) if each.is_dir())
+    with tempfile.TemporaryFile(dir=exists) as file:
+        block = os.urandom(PROBED_BYTES)
+        began = time.perf_counter()
+        file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        return (time.perf_counter() - began) * size / PROBED_BYTES
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

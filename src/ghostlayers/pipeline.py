@@ -86,7 +86,8 @@ def prune(
     scored, held_out = windows.split_at(recipe.windows)
     stored = dense.stored_dtype
     if show_plan is not None:
-        show_plan(_plan(dense, layerwise, recipe, run.options, started))
+        folder = None if keep is None else Path(keep).parent
+        show_plan(_plan(dense, layerwise, recipe, run.options, started, folder=folder))
 
     with _keeping(keep, dense, recipe, windows, run.options):
         spans, table = steps.choose_spans(run, layerwise, scored, held_out, recipe, fitting)
@@ -135,12 +136,14 @@ def plan(
     options: RunOptions | None = None,
     revision: str | None = None,
     saved: bool = True,
+    folder: str | Path | None = None,
     **choices: Any,
 ) -> Plan:
     """What `prune` would take on this machine: time, memory, disk and arithmetic of every stage.
 
     Nothing is computed but a probe of a second or two on random tokens; no text is read. Arguments
-    as for `prune`; without ``saved`` the result is not written.
+    as for `prune`; without ``saved`` the result is not written, otherwise beside
+    ``folder`` (the one for temporary files if not given), whose disk is timed for a large model.
 
     Raises:
         GhostlayersError: a request that cannot work.
@@ -150,7 +153,8 @@ def plan(
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
     started = seconds_since_start()
     layerwise = check_request(dense, recipe)
-    return _plan(dense, layerwise, recipe, options, started, saved=saved)
+    where = None if folder is None else Path(folder)
+    return _plan(dense, layerwise, recipe, options, started, saved=saved, folder=where)
 
 
 def _plan(
@@ -161,10 +165,18 @@ def _plan(
     started: float,
     *,
     saved: bool = True,
+    folder: Path | None = None,
 ) -> Plan:
     speed = probe_blindly(layerwise, recipe.sequence_length, options.batch_size)
     return plan_prune(
-        dense, layerwise, recipe, speed, started=started, saved=saved, processes=world().size
+        dense,
+        layerwise,
+        recipe,
+        speed,
+        started=started,
+        saved=saved,
+        folder=folder,
+        processes=world().size,
     )
 
 

@@ -9,11 +9,12 @@ from the middle on.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import psutil
 import torch
 
-from ghostlayers.estimate import Speed, head_flops, layer_flops
+from ghostlayers.estimate import Speed, head_flops, layer_flops, writing_seconds
 from ghostlayers.features import feature_widths
 from ghostlayers.fitting import (
     COPIES_IN_A_SWEEP,
@@ -449,6 +450,7 @@ def plan_prune(
     *,
     started: float,
     saved: bool = True,
+    folder: Path | None = None,
     processes: int = 1,
 ) -> Plan:
     """What `pipeline.prune` and saving its result will take.
@@ -461,6 +463,7 @@ def plan_prune(
         started: seconds that this process took to start and load the model, as one that loads the
             result to prove it will.
         saved: the result is written and proved.
+        folder: where it is written; the one for temporary files if not given.
         processes: that share the windows.
     """
     counter = Counter(model, recipe, make_fitting(loaded, recipe))
@@ -469,7 +472,7 @@ def plan_prune(
     if recipe.removed() is not None:
         stages.append(counter.sweep(NORM_WINDOWS, sampled=False, name=NORMS))
     if saved:
-        stages.append(_saving(counter, spans, _written(loaded, spans), started))
+        stages.append(_saving(counter, spans, _written(loaded, spans), started, folder))
     here = prices(loaded, model, speed, recipe.sequence_length, processes)
     return Plan(tuple(here.of(stage) for stage in stages))
 
@@ -482,7 +485,9 @@ def _written(loaded: LoadedModel, spans: Sequence[Span]) -> int:
     return int((total - gone + operators) * loaded.stored_dtype.itemsize)
 
 
-def _saving(counter: Counter, spans: Sequence[Span], size: int, started: float) -> Stage:
+def _saving(
+    counter: Counter, spans: Sequence[Span], size: int, started: float, folder: Path | None
+) -> Stage:
     depth = counter.depth - sum(map(len, spans))
     offloaded = counter.model.residency.offloaded
     return Stage(
@@ -490,7 +495,7 @@ def _saving(counter: Counter, spans: Sequence[Span], size: int, started: float) 
         brought=2 * depth if offloaded else 0,
         held=0 if offloaded else size,  # the fresh process holds it, while this one waits
         disk=size,
-        fixed=started,
+        fixed=started + writing_seconds(size, folder),
     )
 
 

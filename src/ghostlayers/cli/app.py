@@ -228,7 +228,7 @@ def prune(
     if not whole:
         check_precision(dense, dense.stored_dtype)
     if plan:
-        screen.show_plan(pipeline.plan(dense, recipe, options=options))
+        screen.show_plan(pipeline.plan(dense, recipe, options=options, folder=output))
         return
     needed = checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)
