@@ -18,6 +18,7 @@ from ghostlayers.evaluation import evaluate_tasks
 from ghostlayers.pipeline import evaluate
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL
+from ghostlayers.report.write import write_report
 from ghostlayers.spans import format_layers
 from test_tasks import questions, write_task
 
@@ -220,6 +221,8 @@ def test_what_a_model_lacks_is_skipped_for_all_and_refused_by_name(
         name for name in ALL if any(f in name for f in ("replaceme", "refit", "+m", "z"))
     }
     assert {each["repair"] for each in found["models"]} == {"dense", *ALL} - skipped
+    written = {path.name: path.read_text() for path in write_report(found, tmp_path)}
+    assert "refit:2, every cut" in written["report.html"]
     with pytest.raises(InputError, match=r"'refit:2' reads z .* Use ghost"):
         run(*arguments, tmp_path / "named", repair=["ghost", "refit:2"], **small)
     assert not (tmp_path / "named").exists()

@@ -448,6 +448,11 @@ def _title(key: Key) -> str:
     return "dense" if key.is_dense else f"{key.repair} · {key.select}, {key.layers} removed"
 
 
+def _skipped(row: Mapping[str, Any]) -> str:
+    """A repair that the model has no place for is skipped on every cut: its row names none."""
+    return _title(key_of(row)) if "layers" in row else f"{row['repair']}, every cut"
+
+
 def _accuracy(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return NOTHING
@@ -539,7 +544,7 @@ def _protocol(scene: Scene) -> Content | None:
     head = ("text", "windows", "of", "tokens a window", "BOS", "windows also used to calibrate")
     tables = [Table(head, tuple(corpora), "Texts")]
     skipped = [
-        (Cell(_title(key_of(row))), Cell(str(row.get("reason", ""))))
+        (Cell(_skipped(row)), Cell(str(row.get("reason", ""))))
         for row in results.get("skipped") or []
     ]
     if skipped:
