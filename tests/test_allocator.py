@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from ghostlayers.cli.allocator import keep_freed_memory
+from ghostlayers.allocator import keep_freed_memory
 if {keep}:
     assert keep_freed_memory()
 
@@ -46,7 +46,28 @@ def test_freed_tensors_are_used_again() -> None:
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ghostlayers.cli import allocator
+    from ghostlayers import allocator
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not allocator.keep_freed_memory()
+
+
+RETURNED = """
+import psutil, torch
+from ghostlayers.allocator import keep_freed_memory, return_freed_memory
+keep_freed_memory()
+held = [torch.ones(2**18) for _ in range(512)]  # a mebibyte each
+kept = held[::32]
+del held
+before = psutil.Process().memory_info().rss
+return_freed_memory()
+print(before - psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_between_what_is_in_use_is_handed_back() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RETURNED], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 300 * 2**20

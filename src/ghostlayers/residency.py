@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ghostlayers.allocator import return_freed_memory
+
 READ_AHEAD_BYTES = 1 << 23
 """Read from a file at a time."""
 
@@ -84,6 +86,7 @@ class Residency:
             hook.offload = True
             hook.post_forward(module, None)
         self._hooks, self._held = [], None
+        return_freed_memory()
 
     def _read_ahead(self, index: int) -> None:
         places = [] if index >= len(self._layers) else _files(self._layers[index])

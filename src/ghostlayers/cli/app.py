@@ -14,8 +14,8 @@ from typing import Annotated, Any, ParamSpec
 import typer
 from rich.markup import escape
 
+from ghostlayers.allocator import keep_freed_memory
 from ghostlayers.cli import options as o
-from ghostlayers.cli.allocator import keep_freed_memory
 from ghostlayers.cli.bench import bench as bench_command
 from ghostlayers.cli.compare import compare as compare_command
 from ghostlayers.cli.run import make_run
