@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,13 +14,14 @@ from ghostlayers import surgery
 from ghostlayers.compare import Comparison, compare, engine
 from ghostlayers.compare.bench import short_names
 from ghostlayers.compare.correlate import spearman
+from ghostlayers.compare.plan import expected_jobs
 from ghostlayers.errors import InputError, OutputError, RecipeError, WindowError
 from ghostlayers.evaluation import evaluate_tasks
 from ghostlayers.pipeline import evaluate
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL
 from ghostlayers.report.write import write_report
-from ghostlayers.spans import format_layers
+from ghostlayers.spans import format_layers, removed_layers
 from test_tasks import questions, write_task
 
 CALIBRATION = {
@@ -389,3 +391,16 @@ def test_tasks_are_answered_by_the_models_that_are_asked(
     assert told == [("none", "ghost", "acc"), ("none", "ghost", "acc_norm")]
     mean = {r: (rows[r, "nouns"]["acc"] + rows[r, "plain"]["acc"]) / 2 for r in ("none", "ghost")}
     assert found["comparisons"][0]["difference"] == pytest.approx(mean["none"] - mean["ghost"])
+
+
+def test_every_span_is_a_cut_of_its_own_in_the_plan() -> None:
+    bench: Any = SimpleNamespace(
+        request=SimpleNamespace(layers=(3,), select=("streamline", "every"), yardstick=True),
+        layerwise=SimpleNamespace(num_layers=6),
+        repairs=("none", "ghost"),
+    )
+    jobs = expected_jobs(bench)
+    assert [repairs for _, repairs in jobs] == [*[("none", "ghost")] * 5, ("ghost",)]
+    assert [format_layers(removed_layers(spans)) for spans, _ in jobs[1:5]] == [
+        "0-2", "1-3", "2-4", "3-5"
+    ]  # fmt: skip

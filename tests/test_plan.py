@@ -134,8 +134,7 @@ def test_stages_add_up() -> None:
     two = Stage("two", layers=3, products=7, held=20, disk=5, fixed=2.0)
     both = one + two
     assert both == Stage("one", layers=5, heads=1, products=7, held=20, disk=10, fixed=3.0)
-    assert one.times(3).layers == 6
-    plan = Plan((Predicted("a", 1.0, 10.0, 5, 2, 0.0), Predicted("b", 2.0, 5.0, 9, 0, 0.0)))
+    plan = Plan((Predicted("a", 1.0, 10.0, 5, 2), Predicted("b", 2.0, 5.0, 9, 0)))
     assert (plan.seconds, plan.flops, plan.memory, plan.disk) == (3.0, 15.0, 9, 2)
     assert Plan().memory == 0
 

@@ -12,7 +12,6 @@ import torch
 
 from ghostlayers.evaluation.speed import synchronise
 from ghostlayers.moments import ACCUMULATOR
-from ghostlayers.spans import Span
 from ghostlayers.stream import LayerwiseModel, micro_batches
 from ghostlayers.tokens import Windows
 
@@ -147,44 +146,3 @@ def head_flops(model: LayerwiseModel, sequence_length: int) -> int:
     """Of one window through the head."""
     config = model.model.config.get_text_config()
     return int(2 * config.hidden_size * config.vocab_size * sequence_length)
-
-
-@dataclass(frozen=True)
-class Workload:
-    """What a cut costs, in units of `Speed`.
-
-    Attributes:
-        fit_windows: windows that repairs are fitted on.
-        eval_windows: windows of all corpora together.
-        features: columns of the Gram matrix.
-        repairs: models that are evaluated.
-        tokens: of a window.
-        extra_forwards: whole forward passes of one window for speed and continuations, a repair.
-        stage_layers: layers that repairs with several stages run again, all repairs together.
-    """
-
-    fit_windows: int
-    eval_windows: int
-    features: int
-    repairs: int
-    tokens: int
-    extra_forwards: float = 0.0
-    stage_layers: int = 0
-
-
-def cut_seconds(speed: Speed, work: Workload, spans: Sequence[Span], num_layers: int) -> float:
-    """Predicted seconds of one cut: fit, losses of all repairs, speed."""
-    start, stop = spans[0].start, spans[-1].stop
-    removed = sum(map(len, spans))
-    fit = work.fit_windows * (
-        speed.layer * stop + speed.product * work.tokens * work.features**2 * 0.6
-    )
-    # Behind the first gap every repair leaves another stream, carried to the last gap by itself.
-    between = spans[-1].start - start - sum(map(len, spans[:-1]))
-    fit += work.fit_windows * speed.layer * (work.repairs * between + work.stage_layers)
-    behind = num_layers - removed - start + 1
-    losses = work.eval_windows * (
-        speed.layer * (num_layers + work.repairs * behind) + speed.head * (work.repairs + 1)
-    )
-    whole = speed.layer * (num_layers - removed) + 0.1 * speed.head
-    return fit + losses + work.repairs * work.extra_forwards * whole

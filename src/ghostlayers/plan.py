@@ -86,18 +86,6 @@ class Stage:
     disk: int = 0
     fixed: float = 0.0
 
-    def times(self, count: float) -> "Stage":
-        """So many of it, one after another."""
-        return replace(
-            self,
-            layers=self.layers * count,
-            heads=self.heads * count,
-            products=self.products * count,
-            solutions=self.solutions * count,
-            brought=self.brought * count,
-            fixed=self.fixed * count,
-        )
-
     def __add__(self, other: "Stage") -> "Stage":
         """Both, under this one's name."""
         return Stage(
@@ -123,7 +111,6 @@ class Predicted:
         flops: floating-point operations.
         memory: bytes that the process holds at the peak.
         disk: bytes written.
-        read: bytes of weights brought in from where they lie.
     """
 
     name: str
@@ -131,7 +118,6 @@ class Predicted:
     flops: float
     memory: int
     disk: int
-    read: float
 
 
 @dataclass(frozen=True)
@@ -169,7 +155,6 @@ class Prices:
         speed: as probed.
         layer_flops: of one window through one layer.
         head_flops: of one window through the head.
-        layer_bytes: of the weights of one layer.
         held_now: bytes that the process holds already.
         workspace: bytes that a micro-batch takes while a layer runs.
         processes: that share the windows.
@@ -178,7 +163,6 @@ class Prices:
     speed: Speed
     layer_flops: int
     head_flops: int
-    layer_bytes: int
     held_now: int
     workspace: int
     processes: int = 1
@@ -198,7 +182,6 @@ class Prices:
             flops,
             self.held_now + self.workspace + stage.held,
             stage.disk,
-            stage.brought * self.layer_bytes,
         )
 
 
@@ -209,12 +192,10 @@ def prices(
     held = int(psutil.Process().memory_info().rss)
     if model.device.type != "cpu":
         held = torch.get_device_module(model.device).memory_allocated()
-    layer = model.layers[-1]
     return Prices(
         speed=speed,
         layer_flops=layer_flops(model, sequence_length),
         head_flops=head_flops(model, sequence_length),
-        layer_bytes=sum(each.numel() * each.element_size() for each in layer.parameters()),
         held_now=held,
         workspace=workspace(loaded.model.config, loaded.model.dtype, model.device),
         processes=processes,

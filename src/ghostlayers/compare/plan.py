@@ -7,19 +7,20 @@ from typing import Any
 from ghostlayers import steps
 from ghostlayers.compare.bench import Bench
 from ghostlayers.compare.request import EVERY
-from ghostlayers.estimate import Speed, Workload, cut_seconds
-from ghostlayers.features import feature_widths
-from ghostlayers.fitting import gathered_features
+from ghostlayers.estimate import Speed
 from ghostlayers.plan import DIVERGENCE, SWEEP, Counter, Plan, Stage, prices, selection_stages
 from ghostlayers.preparation import make_fitting
 from ghostlayers.record import table_to_dict
 from ghostlayers.repairs import find_method
-from ghostlayers.repairs.base import Needs
 from ghostlayers.selection import candidate_spans
 from ghostlayers.spans import Span, format_layers, removed_layers
 
-SWEEP_COST = 1.4
-"""A scoring sweep, its candidates' losses included, in bare forward passes."""
+TIMED_PASSES = 5.0
+TIMED_SHARE = 0.4
+"""Prefills that time a model, and their length beside a window's."""
+
+TOKENS_A_PASS = 20
+"""New tokens of a continuation that take as long as a window's forward pass."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,24 @@ def wanted_repairs(members: Sequence[Cell]) -> tuple[str, ...]:
 def expected_jobs(bench: Bench) -> Jobs:
     """Before anything is chosen: every choice a cut of its own, in the middle of the model."""
     request, depth = bench.request, bench.layerwise.num_layers
-    counts = dict.fromkeys(request.layers, bench.repairs)
-    if request.yardstick:
-        counts.update(dict.fromkeys(_yardsticks(request.layers), ("ghost",)))
-    return [
-        ((Span((depth - count) // 2, (depth + count) // 2),), repairs)
-        for count, repairs in counts.items()
-        for _ in request.select
+    wanted = [
+        (count, select, bench.repairs) for count in request.layers for select in request.select
     ]
+    if request.yardstick:
+        scored = [select for select in request.select if select != EVERY]
+        counts = [count for count in _yardsticks(request.layers) if "ghost" in bench.repairs]
+        wanted += [(count, select, ("ghost",)) for count in counts for select in scored]
+    return [
+        ((span,), repairs)
+        for count, select, repairs in wanted
+        for span in _expected_spans(select, count, depth)
+    ]
+
+
+def _expected_spans(select: str, count: int, depth: int) -> Sequence[Span]:
+    if select == EVERY:
+        return candidate_spans(depth, count)
+    return (Span((depth - count) // 2, (depth + count) // 2),)
 
 
 def cut_key(spans: Sequence[Span], names: Sequence[str]) -> str:
@@ -185,7 +196,7 @@ def _cut_stages(
     one_fit = replace(one_fit, solutions=solved, layers=one_fit.layers + extra)
     repairs, behind = len(names) + 1, depth - removed - start + 1
     losses = Stage("", windows * (depth + repairs * behind), windows * (1 + DIVERGENCE * repairs))
-    forwards = _workload(bench, names, windows).extra_forwards * len(names)
+    forwards = _forwards_beside(bench) * len(names)
     return one_fit, losses, Stage("", forwards * (depth - removed), forwards * 0.1)
 
 
@@ -193,32 +204,17 @@ def say_estimate(bench: Bench, speed: Speed, jobs: Jobs, *, chosen: bool) -> Non
     """Predicted minutes of what is not done yet."""
     depth = bench.layerwise.num_layers
     windows = sum(map(len, bench.corpora.values())) + len(bench.warning_windows)
-    total = 0.0
-    if not chosen:
-        counts = {(len(spans[0]), index) for index, (spans, _) in enumerate(jobs)}
-        total += SWEEP_COST * len(counts) * len(bench.scored) * speed.layer * depth
-        total += windows * (speed.layer * depth + speed.head)
+    stages = [] if chosen else [_choosing(bench), _dense_stage(bench)]
     for spans, names in jobs:
         if not chosen or bench.store.get(cut_key(spans, names)) is None:
-            total += cut_seconds(speed, _workload(bench, names, windows), spans, depth)
+            stages.extend(_cut_stages(bench, spans, names, windows, depth))
+    here = prices(bench.dense, bench.layerwise, speed, bench.request.calibration.sequence_length, 1)
+    total = sum(here.of(stage).seconds for stage in stages)
     bound = "" if chosen else "at most "
     bench.say(f"About {bound}{max(1, round(total / 60))} minutes to go on this machine.")
 
 
-def _workload(bench: Bench, names: Sequence[str], windows: int) -> Workload:
-    needs = Needs(("x",))
-    for name in names:
-        needs = needs | find_method(name).needs
-    forwards = (5.0 if bench.request.speed else 0.0) * 0.4 + (
-        bench.request.new_tokens / 20 if bench.request.prompt else 0.0
-    )
-    widths = feature_widths(bench.dense.model, gathered_features(needs))
-    return Workload(
-        fit_windows=len(bench.fit_windows),
-        eval_windows=windows,
-        features=sum(widths.values()),
-        repairs=len(names) + 1,
-        tokens=bench.request.calibration.sequence_length,
-        extra_forwards=forwards,
-        stage_layers=sum(stage.back for name in names for stage in find_method(name).before),
-    )
+def _forwards_beside(bench: Bench) -> float:
+    """Whole forward passes of one window that a repair's speed and continuation take."""
+    forwards = TIMED_PASSES * TIMED_SHARE if bench.request.speed else 0.0
+    return forwards + (bench.request.new_tokens / TOKENS_A_PASS if bench.request.prompt else 0.0)
