@@ -20,7 +20,7 @@ from ghostlayers.moments import TokenWeight, token_weights
 from ghostlayers.repairs import ALL, METHODS, FitOptions, Repair, find_method
 from ghostlayers.repairs.base import Evidence, Needs
 from ghostlayers.repairs.hadamard import hadamard
-from ghostlayers.repairs.piecewise import PRIORS, choose_prior, spherical_kmeans
+from ghostlayers.repairs.piecewise import PRIORS, choose_prior, common_directions, spherical_kmeans
 from ghostlayers.repairs.solve import RIDGES, choose_ridge, regress, solve_ridge
 
 HIDDEN = 12
@@ -67,7 +67,7 @@ def features_of(x: Tensor) -> dict[str, Tensor]:
 
 def gather(x: Tensor, y: Tensor, needs: Needs, weight: TokenWeight = "uniform") -> Evidence:
     read = features_of(x)
-    centroids = {count: spherical_kmeans(x, count) for count in needs.pieces}
+    centroids = {count: common_directions(x, count) for count in needs.pieces}
     widths = {name: each.shape[1] for name, each in read.items()}
     layout = Layout(widths, -(-len(x) // 40), 40, x.dtype)
     gatherer = Gatherer(needs, layout, token_weight=weight, centroids=centroids)
@@ -133,7 +133,7 @@ def family_member(name: str, x: Tensor) -> Tensor:
     if base == "piecewise":
         count = int(name.split(":")[1])
         unit = torch.nn.functional.normalize(x, dim=1)
-        nearest = (unit @ spherical_kmeans(x, count).double().T).argmax(dim=1)
+        nearest = (unit @ common_directions(x, count).double().T).argmax(dim=1)
         maps = 0.2 * random(count, HIDDEN, HIDDEN, seed=17)
         return x + torch.einsum("th,thk->tk", x, maps[nearest])
     return x + x @ matrix + (3.0 if "affine" in name else 0.0)
@@ -350,6 +350,21 @@ def test_clusters_are_those_that_were_planted() -> None:
     found = spherical_kmeans(tokens, 3).double()
     assert torch.allclose((centres @ found.T).max(dim=1).values, torch.ones(3).double(), atol=5e-3)
     assert len((found @ centres.T).argmax(dim=1).unique()) == 3
+
+
+def test_long_channels_do_not_decide_alone() -> None:
+    """Groups that differ in small channels are found beside a large one that tells nothing."""
+    centres = random(3, HIDDEN, seed=33)
+    labels = torch.arange(300) % 3
+    tokens = centres[labels] + 0.1 * random(300, HIDDEN, seed=34)
+    tokens[:, 0] = 100.0 * random(300, seed=35).sign()
+
+    def mixed(centroids: torch.Tensor) -> int:
+        nearest = (tokens @ centroids.to(tokens.dtype).T).argmax(dim=1)
+        return sum(len(nearest[labels == one].unique()) - 1 for one in range(3))
+
+    assert mixed(common_directions(tokens, 3)) == 0
+    assert mixed(spherical_kmeans(tokens, 3)) > 0
 
 
 @pytest.mark.parametrize(

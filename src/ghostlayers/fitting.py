@@ -34,7 +34,7 @@ from ghostlayers.repairs.base import (
     Tokens,
 )
 from ghostlayers.repairs.hadamard import hadamard
-from ghostlayers.repairs.piecewise import spherical_kmeans
+from ghostlayers.repairs.piecewise import common_directions
 from ghostlayers.spans import Span
 from ghostlayers.stream import (
     LayerwiseModel,
@@ -688,7 +688,7 @@ class _Walk:
             rows = sample[self.firsts[index] * layout.window_tokens :][: x[..., 0].numel()]
             rows.copy_(self.batches[index].tokens(x)[: len(rows)])
         add_up([sample])
-        return {count: spherical_kmeans(sample, count) for count in needs.pieces}
+        return {count: common_directions(sample, count) for count in needs.pieces}
 
     @torch.no_grad()
     def _repaired(self, source: _Track, span: Span, repair: Repair, fitting: Fitting) -> _Track:

@@ -223,7 +223,7 @@ class Pieces:
     """Tokens grouped by the direction of their stream.
 
     Attributes:
-        centroids: unit vectors, [pieces, hidden].
+        centroids: a token belongs to that of the largest product with it, [pieces, hidden].
         moments: of the tokens nearest to each.
         training: of those in the windows that a prior is fitted on, where it is chosen.
         held_out: of those in the windows that choose it.

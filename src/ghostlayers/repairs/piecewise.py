@@ -1,8 +1,9 @@
 r"""Several Ghost operators, each for the tokens nearest to one direction: one product a token.
 
-The tokens are grouped by the direction of their stream (spherical k-means); each group's map is
-shrunk towards the map of all tokens by a prior worth a number of tokens, so that a small group
-cannot overfit.
+The tokens are grouped by the direction of their stream (spherical k-means), every channel taken in
+units of what it usually is of a direction: few channels of a real stream are most of its length,
+and would decide alone. Each group's map is shrunk towards the map of all tokens by a prior worth a
+number of tokens, so that a small group cannot overfit.
 
 References:
     ours; Dhillon & Modha, Machine Learning 42 (2001) for spherical k-means.
@@ -38,6 +39,7 @@ PRIORS = (500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16000.0, 32000.0, 64000.0)
 """Priors that held-out windows choose from, in tokens."""
 
 ROUNDS = 25
+SMALLEST_USUAL = 1e-3
 
 
 def fit_piecewise(
@@ -160,6 +162,24 @@ def spherical_kmeans(
             break
         centroids = moved
     return centroids
+
+
+def common_directions(
+    tokens: Float[Tensor, "tokens hidden"], count: int
+) -> Float[Tensor, "pieces hidden"]:
+    """What to multiply a token with: the largest product says which group it belongs to.
+
+    The centroids of `spherical_kmeans` over tokens whose channels count alike, divided by the
+    channels' units once more, so that they take tokens as they are.
+
+    Args:
+        tokens: of the stream before the gap.
+        count: number of groups.
+    """
+    unit = torch.nn.functional.normalize(tokens.float(), dim=1)
+    usual = unit.square().mean(dim=0).sqrt()
+    usual = usual.clamp_min(SMALLEST_USUAL * usual.mean())  # a channel that is always zero
+    return spherical_kmeans(unit / usual, count) * (usual.mean() / usual)
 
 
 def make_piecewise(arguments: Arguments) -> Method:
