@@ -319,12 +319,17 @@ class Bar:
     style: Style
 
 
+CHARACTER = 8.0
+"""What a letter of a value takes at most."""
+
+
 def bar_chart(bars: Sequence[Bar], label: str, *, axis: str = "") -> Markup:
     """Horizontal bars from zero, one a line, each named at its left."""
     row, left = 26.0, 148.0
     high = max((bar.value for bar in bars), default=1.0) or 1.0
     height = row * len(bars) + 12
-    scale = Scale(0.0, high, left, 420 - 118)
+    room = max([118.0, *(10 + CHARACTER * len(bar.text) for bar in bars)])
+    scale = Scale(0.0, high, left, 420 - room)
     frame = Frame(scale, scale, height=height)
     parts = []
     for index, bar in enumerate(bars):
