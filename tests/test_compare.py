@@ -404,3 +404,24 @@ def test_every_span_is_a_cut_of_its_own_in_the_plan() -> None:
     assert [format_layers(removed_layers(spans)) for spans, _ in jobs[1:5]] == [
         "0-2", "1-3", "2-4", "3-5"
     ]  # fmt: skip
+
+
+def test_a_plan_counts_the_sums_of_every_stage(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str], tmp_path: Path
+) -> None:
+    def fitting_flops(*repairs: str) -> float:
+        plans = []
+        one_cut = {"layers": [2], "select": ["streamline"], "yardstick": False}
+        asked = request(eval_data=texts, repair=list(repairs), **one_cut)
+        compare(
+            trained_llama, asked, tmp_path / "out", tokenizer=byte_tokenizer,
+            data=some_text[:-6], show_plan=lambda plan: plans.append(plan) or False,
+        )  # fmt: skip
+        (found,) = [s.flops for s in plans[0].stages if s.name == "Fitting the repairs"]
+        return float(found)
+
+    one = fitting_flops("refit:1")
+    shared = fitting_flops("refit:1", "replaceme") - one
+    staged = fitting_flops("refit:1", "refit:3") - one
+    assert shared < 0.2 * one  # one sweep is enough for both
+    assert staged > one  # three fits, each with sums of its own

@@ -383,3 +383,23 @@ def test_a_model_in_memory_remembers_its_folder(folder, byte_tokenizer):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     base = from_memory(model, byte_tokenizer).base
     assert (base.name, base.folder, base.licence) == (str(folder), folder, "mit")
+
+
+def test_a_device_without_float64_is_left_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Apple's graphics processors are; here one that refuses to make such a tensor."""
+    zeros = torch.zeros
+
+    def refuse(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        if dtype == torch.float64 and torch.device(device).type == "mps":
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return zeros(*shape, dtype=dtype, device=device)
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    monkeypatch.setattr(
+        torch.accelerator,
+        "current_accelerator",
+        lambda check_available=False: torch.device("mps"),
+    )
+    assert loading._device(RunOptions()) == torch.device("cpu")
+    with pytest.raises(RecipeError, match=r"'mps' has no float64.*--device cpu"):
+        loading._device(RunOptions(device="mps"))

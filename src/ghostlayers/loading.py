@@ -294,8 +294,24 @@ def _device(options: RunOptions) -> torch.device:
                 f"device '{options.device}' is not there; this build of torch finds here: "
                 f"{' and '.join(sorted(there - {'meta'}))}."
             )
+        if not _has_double(device):
+            raise RecipeError(
+                f"device '{options.device}' has no float64, in which losses and sums are taken; "
+                "use --device cpu."
+            )
         return device
-    return torch.device("cpu") if accelerator is None else accelerator
+    if accelerator is None or not _has_double(accelerator):
+        return torch.device("cpu")
+    return accelerator
+
+
+def _has_double(device: torch.device) -> bool:
+    """Apple's graphics processors, for one, have not."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def compute_dtype(options: RunOptions, stored: torch.dtype, device: torch.device) -> torch.dtype:

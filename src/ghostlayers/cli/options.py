@@ -264,7 +264,7 @@ Dtype = Annotated[
         "model's own, or float32 on a processor that is slow at it. \\[default: auto]",
     ),
 ]
-Device = Annotated[str, _option("--device", text="cpu, cuda, cuda:1, mps, ... \\[default: auto]")]
+Device = Annotated[str, _option("--device", text="cpu, cuda, cuda:1, xpu, ... \\[default: auto]")]
 BatchSize = Annotated[
     int,
     _option(

@@ -187,17 +187,34 @@ def _cut_stages(
 ) -> tuple[Stage, Stage, Stage]:
     removed = sum(map(len, spans))
     start = spans[0].start
-    # One sweep gathers what all repairs want; the widest of them says what it costs.
-    fits = [_counter(bench, removed, bench.request.select[0], name).fit(spans) for name in names]
-    one_fit = max(fits, key=lambda each: each.products, default=Stage(""))
-    solved = sum(each.solutions for each in fits)
-    again = sum(stage.back for name in names for stage in find_method(name).before)
-    extra = len(bench.fit_windows) * again
-    one_fit = replace(one_fit, solutions=solved, layers=one_fit.layers + extra)
+    one_fit = _fits(bench, spans, names)
     repairs, behind = len(names) + 1, depth - removed - start + 1
     losses = Stage("", windows * (depth + repairs * behind), windows * (1 + DIVERGENCE * repairs))
     forwards = _forwards_beside(bench) * len(names)
     return one_fit, losses, Stage("", forwards * (depth - removed), forwards * 0.1)
+
+
+def _fits(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Stage:
+    """One sweep gathers what most want; a repair with stages changes the stream, and sums alone."""
+    removed = sum(map(len, spans))
+    shared, alone, solutions, again = Stage(""), 0.0, 0.0, 0
+    for name in names:
+        fit = _counter(bench, removed, bench.request.select[0], name).fit(spans)
+        solutions += fit.solutions
+        stages = find_method(name).before
+        if stages:
+            alone += fit.products
+            again += sum(stage.back for stage in stages)
+        elif fit.products >= shared.products:
+            shared = fit
+    if not shared.layers:  # the cut is swept once for those with stages, too
+        shared = replace(_counter(bench, removed, bench.request.select[0]).fit(spans), products=0.0)
+    return replace(
+        shared,
+        solutions=solutions,
+        products=shared.products + alone,
+        layers=shared.layers + len(bench.fit_windows) * again,
+    )
 
 
 def say_estimate(bench: Bench, speed: Speed, jobs: Jobs, *, chosen: bool) -> None:
