@@ -113,8 +113,8 @@ def test_families_without_such_a_layer_are_refused(
 @pytest.mark.parametrize(
     ("export", "repair", "advice"),
     [
-        ("fold", "ghost", "Those that fold: refit:2"),
-        ("fold", "joint:x+z", "Those that fold: refit:2"),
+        ("fold", "ghost", "Those that fold: refit:3"),
+        ("fold", "joint:x+z", "Those that fold: refit:3"),
         ("stock-layer", "ghost", "The one that can: normed"),
         ("stock-layer", "refit:2", "The one that can: normed"),
         ("custom", "refit:2", "Use --export fold"),

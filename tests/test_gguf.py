@@ -283,7 +283,7 @@ def test_what_has_no_place_in_the_format_is_refused(
         tokenizer=byte_tokenizer, data=some_text,
     )  # fmt: skip
     pruned.save(tmp_path / "custom")
-    refuse(UnsupportedModelError, "carries operators.*--repair refit:2", "custom", "x.gguf")
+    refuse(UnsupportedModelError, "carries operators.*--repair refit:3", "custom", "x.gguf")
     write(build("gemma3_text", vocab_size=256), byte_tokenizer, tmp_path / "gemma")
     refuse(UnsupportedModelError, "'gemma3_text' are not written as GGUF", "gemma", "x.gguf")
     refuse(OutputError, "should end in .gguf", "custom", "x.bin")

@@ -89,7 +89,7 @@ def _check(folder: Path, out: Path, *, overwrite: bool) -> None:
     if kind.startswith(PREFIX):
         raise UnsupportedModelError(
             f"'{folder}' carries operators, which llama.cpp has no place for. Prune with a repair "
-            "that folds (--repair refit:2) or with --repair normed --export stock-layer."
+            "that folds (--repair refit:3) or with --repair normed --export stock-layer."
         )
     if kind not in ARCHITECTURES:
         raise UnsupportedModelError(

@@ -39,7 +39,7 @@ Repairs = Annotated[
         metavar="NAMES",
         text="Repairs, comma-separated, arguments behind colons: ghost,joint:x+z,piecewise:8; "
         "'all' for every one that the model has what it needs for. "
-        "\\[default: none,linearpatch-diag,replaceme,refit:2,ghost]",
+        "\\[default: none,linearpatch-diag,replaceme,refit:3,ghost]",
         panel=_WHAT,
     ),
 ]
@@ -111,7 +111,7 @@ def compare(
     layers: Layers,
     output: o.Out,
     select: Select = "streamline,recoverable",
-    repair: Repairs = "none,linearpatch-diag,replaceme,refit:2,ghost",
+    repair: Repairs = "none,linearpatch-diag,replaceme,refit:3,ghost",
     preset: o.PresetOption = None,
     yardstick: Yardstick = True,
     overwrite: o.Overwrite = False,

@@ -214,7 +214,7 @@ TokenWeightOption = Annotated[
         "--token-weight",
         text=_say(
             "How much each token counts: 'relative' 1/||y||^2, 'balanced' 1/||y||; 'auto' is "
-            "'uniform' for repairs that only fold, else 'balanced'.",
+            "'uniform' for replaceme, as published, else 'balanced'.",
             "token_weight",
         ),
         panel=_PANEL_FIT,

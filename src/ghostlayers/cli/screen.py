@@ -364,7 +364,7 @@ ENGINES = {
     "llama.cpp, ...), with no flag.",
     "custom": "A custom checkpoint: transformers and vLLM run it, with trust_remote_code or with "
     "ghostlayers installed (in transformers, imported). For llama.cpp and others choose --repair "
-    "refit:2.",
+    "refit:3.",
 }
 """Who loads a checkpoint of either kind."""
 

@@ -46,7 +46,7 @@ class Comparison:
 
     layers: tuple[int, ...]
     select: tuple[str, ...] = ("streamline", "recoverable")
-    repair: tuple[str, ...] = ("none", "linearpatch-diag", "replaceme", "refit:2", "ghost")
+    repair: tuple[str, ...] = ("none", "linearpatch-diag", "replaceme", "refit:3", "ghost")
     eval_data: tuple[str, ...] = ()
     eval_separators: tuple[str, ...] = (BLANK_LINE,)
     max_windows: int | None = None

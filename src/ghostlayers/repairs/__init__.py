@@ -48,6 +48,7 @@ ALL: tuple[str, ...] = (
     "replaceme:cosine",
     "refit:1",
     "refit:2",
+    "refit:3",
     "ghost",
     "ghost:affine",
     "ghost:rank=64",

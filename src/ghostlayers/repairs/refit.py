@@ -53,7 +53,6 @@ def make_refit(arguments: Arguments) -> Method:
         fit,
         Needs(("z", "one")),
         refit_stages(count),
-        token_weight="uniform",
         form="fold",
     )
     return with_ridge(method, ridge)

@@ -11,7 +11,7 @@ REPAIRS = {
     "symmetric": "The best symmetric operator by least squares.",
     "procrustes": "The best rotation, with one scale.",
     "replaceme": "ReplaceMe: a linear map of the last kept MLP's output, folded into its weights.",
-    "refit": "A new output projection for the last kept MLP (refit:2: for the last two).",
+    "refit": "A new output projection for the last kept MLP (refit:3: for the last three).",
     "ghost": "Ghosted Layers: the best unconstrained linear map of the stream.",
     "normed": "A linear map of the normalised stream, added to the stream.",
     "joint": "One regression on several features at once, named behind the colon.",
