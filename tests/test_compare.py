@@ -425,3 +425,18 @@ def test_a_plan_counts_the_sums_of_every_stage(
     staged = fitting_flops("refit:1", "refit:3") - one
     assert shared < 0.2 * one  # one sweep is enough for both
     assert staged > one  # three fits, each with sums of its own
+
+
+def test_every_span_alone_and_a_cut_that_no_repair_fits(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str], tmp_path: Path
+) -> None:
+    """Nothing folds in front of the first layer, so that cut has no model."""
+    found = run(
+        trained_llama, byte_tokenizer, some_text, texts, tmp_path / "out",
+        layers=[1], select=["every"], repair=["refit:1"], yardstick=False, max_windows=1,
+    )  # fmt: skip
+    cuts = {each["removed"] for each in found["models"] if each["repair"] == "refit:1"}
+    depth = trained_llama.config.num_hidden_layers
+    assert cuts == {str(index) for index in range(1, depth)}
+    assert [each["select"] for each in found["skipped"]] == ["every:0"]
+    write_report(found, tmp_path)

@@ -162,6 +162,8 @@ def _cut(bench: Bench, spans: tuple[Span, ...], members: Sequence[Cell]) -> dict
 
 def _measure_cut(bench: Bench, spans: tuple[Span, ...], wanted: Sequence[str]) -> dict[str, Any]:
     names, skipped = _fitting_names(bench, spans, wanted)
+    if not names:
+        return {"fit_seconds": 0.0, "skipped": skipped, "repairs": {}}
     start = time.monotonic()
     fittings = {name: _fitting(bench, name) for name in names}
     fits = fit_many(
@@ -253,7 +255,7 @@ def _held_out(bench: Bench, fits: Mapping[str, Mapping[Span, Repair]]) -> dict[s
 
 
 def _worse(held_out: Mapping[str, float], name: str) -> bool:
-    return name != "none" and name in held_out and held_out[name] >= held_out["none"]
+    return name != "none" and name in held_out and held_out[name] > held_out["none"]
 
 
 def _models(

@@ -154,7 +154,8 @@ def plan_comparison(bench: Bench, speed: Speed) -> Plan:
 
 
 def _counter(bench: Bench, layers: int, select: str, repair: str = "ghost") -> Counter:
-    recipe = bench.request.cell_recipe(layers, select)
+    # Every span is no selection; what a cut costs does not depend on who chose it.
+    recipe = bench.request.cell_recipe(layers, "streamline" if select == EVERY else select)
     return Counter(
         bench.layerwise, recipe, make_fitting(bench.dense, replace(recipe, repair=repair))
     )
