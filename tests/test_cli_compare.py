@@ -148,6 +148,8 @@ def test_run_varies_keys_and_sets_the_losses_side_by_side(tiny_folder: Any) -> N
         ({"layer": 3}, "unknown key 'layer' for compare. Did you mean 'layers'?"),
         ({"vary": {"seed": 3}}, "'vary' must give a list of values for each key"),
         ({"data": {"a": 1}}, "'data' must be a value or a list, got a mapping"),
+        ({"overwrite": "no"}, "'overwrite' must be true or false, got 'no'"),
+        ({"max_windows": "x"}, "'max_windows' must be a whole number, got 'x'"),
     ],
 )
 def test_recipes_that_mean_nothing(values: dict[str, Any], message: str) -> None:

@@ -215,4 +215,14 @@ def _argument(value: Any, annotation: Any, key: str, path: Path) -> Any:
             pass
     if isinstance(value, dict):
         raise RecipeError(f"'{path}': '{key}' must be a value or a list, got a mapping.")
+    for kind, name in ((bool, "true or false"), (int, "a whole number"), (float, "a number")):
+        if wanted in (kind, kind | None) and not _is_a(kind, value):
+            raise RecipeError(f"'{path}': '{key}' must be {name}, got {value!r}.")
     return value
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    """A whole number is a number; true and false are none; nothing is left to the default."""
+    if value is None or isinstance(value, bool):
+        return value is None or kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
