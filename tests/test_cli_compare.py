@@ -197,3 +197,13 @@ def test_the_recipes_that_come_with_the_project_can_be_read(path: Path) -> None:
 def test_a_missing_argument_is_named() -> None:
     with pytest.raises(RecipeError, match="compare also needs model, output"):
         read_recipe(Path(recipe(**RECIPE)), COMMANDS, {})
+
+
+def test_a_plan_leaves_what_is_there_alone(tiny_folder: Path) -> None:
+    assert compare(tiny_folder, "-o", "kept", "--repair", "none").exit_code == 0
+    before = {path: path.read_bytes() for path in Path("kept").rglob("*") if path.is_file()}
+    result = compare(tiny_folder, "-o", "kept", "--repair", "ghost", "--plan", "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert {p: p.read_bytes() for p in Path("kept").rglob("*") if p.is_file()} == before
+    assert compare(tiny_folder, "-o", "new", "--repair", "ghost", "--plan").exit_code == 0
+    assert not Path("new").exists()

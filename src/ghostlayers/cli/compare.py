@@ -1,6 +1,7 @@
 """`ghostlayers compare` on the screen."""
 
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -196,18 +197,19 @@ def compare(
         return not plan
 
     screen.step(f"Loading {model} ...")
-    results = run_comparison(
-        model,
-        request,
-        output,
-        options=RunOptions(dtype, device, batch_size, trust_remote_code),
-        revision=revision,
-        overwrite=overwrite,
-        progress=screen.Bars(),
-        say=lambda line: screen.say(f"[dim]{escape(line)}[/dim]"),
-        show_plan=show_plan,
-        command=command_line(),
-    )
+    with tempfile.TemporaryDirectory(prefix="ghostlayers-plan-") as elsewhere:
+        results = run_comparison(
+            model,
+            request,
+            Path(elsewhere) / "plan" if plan else output,  # a plan leaves what is there alone
+            options=RunOptions(dtype, device, batch_size, trust_remote_code),
+            revision=revision,
+            overwrite=overwrite,
+            progress=screen.Bars(),
+            say=lambda line: screen.say(f"[dim]{escape(line)}[/dim]"),
+            show_plan=show_plan,
+            command=command_line(),
+        )
     if not results:
         return
     if cells is not None:
