@@ -1,7 +1,8 @@
 """What calibration costs, beside bare forward passes and beside a straightforward implementation.
 
-See ``benchmarks/README.md`` for what every case is and how to read the table. Every case runs in a
-child process of its own, so that no case's memory is another's.
+See ``benchmarks/README.md`` for what every case is and how to read the table. On the processor
+every case runs in a child process of its own, so that no case's memory is another's; on an
+accelerator, whose allocator tells what each case holds, all run in one.
 """
 
 import argparse
@@ -97,6 +98,12 @@ class Bench:
     def num_layers(self) -> int:
         """Decoder layers of the model."""
         return len(find_decoder_layers(self.model))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        where: torch.device = self.model.device
+        return where
 
     @property
     def run(self) -> steps.Run:
@@ -200,7 +207,7 @@ class Case:
 def run_bare(bench: Bench) -> Outcome:
     """All windows through the base model, without head and without cache."""
     for ids in micro_batches(LayerwiseModel(bench.model), bench.windows, bench.batch_size):
-        bench.model.base_model(input_ids=ids, use_cache=False)
+        bench.model.base_model(input_ids=ids.to(bench.device), use_cache=False)
     return Outcome(((0, bench.num_layers, len(bench.windows)),))
 
 
@@ -211,6 +218,7 @@ def elapsed_shares(bench: Bench) -> tuple[float, ...]:
     ticks: list[float] = []
 
     def tick(*_: Any) -> None:
+        wait_for(bench.device)
         ticks.append(time.perf_counter())
 
     batches = list(micro_batches(LayerwiseModel(bench.model), bench.windows, bench.batch_size))
@@ -222,8 +230,10 @@ def elapsed_shares(bench: Bench) -> tuple[float, ...]:
             hooks.callback(layer.register_forward_hook(tick).remove)
         for ids in batches * passes:
             ticks.clear()
+            wait_for(bench.device)
             start = time.perf_counter()
-            bench.model.base_model(input_ids=ids, use_cache=False)
+            bench.model.base_model(input_ids=ids.to(bench.device), use_cache=False)
+            wait_for(bench.device)
             whole = time.perf_counter() - start
             shares.append([(at - start) / whole for at in ticks])
     return tuple(statistics.median(column) for column in zip(*shares, strict=True))
@@ -234,9 +244,10 @@ def head_seconds(bench: Bench) -> float:
     """The head on all windows, judged from one window."""
     head = bench.model.get_output_embeddings()
     hidden = torch.randn(
-        1, bench.windows.sequence_length, bench.model.config.hidden_size, dtype=bench.model.dtype
-    )
-    seconds = [timed(lambda: head(hidden))[0] for _ in range(4)]
+        1, bench.windows.sequence_length, bench.model.config.hidden_size, dtype=bench.model.dtype,
+        device=bench.device,
+    )  # fmt: skip
+    seconds = [timed(lambda: head(hidden), bench.device)[0] for _ in range(4)]
     return statistics.median(seconds[1:]) * len(bench.windows)
 
 
@@ -389,7 +400,7 @@ def plain_similarities(bench: Bench, pairs: Sequence[Pair]) -> dict[Pair, float]
             stack.enter_context(hooked(layer, on_input=keeper(kept, index)))
         stack.enter_context(hooked(layers[-1], on_output=keeper(kept, len(layers))))
         for ids in bench.windows.input_ids.split(bench.plain_batch_size):
-            bench.model(ids, use_cache=False)
+            bench.model(ids.to(bench.device), use_cache=False)
             for sample in range(ids.shape[0]):
                 for a, b in pairs:
                     cosine = F.cosine_similarity(kept[a][sample], kept[b][sample], dim=-1)
@@ -424,7 +435,7 @@ def collect_activations(bench: Bench, span: Span) -> tuple[list[Tensor], list[Te
         hooked(layers[span.stop - 1], on_output=after.append),
     ):
         for ids in bench.fit_windows.input_ids.split(bench.plain_batch_size):
-            bench.model(ids, use_cache=False)
+            bench.model(ids.to(bench.device), use_cache=False)
     return before, after
 
 
@@ -433,7 +444,7 @@ def plain_operator(bench: Bench, span: Span) -> Tensor:
     before, after = collect_activations(bench, span)
     X = torch.cat(before).flatten(0, 1).double()
     D = torch.cat(after).flatten(0, 1).double() - X
-    gram = X.T @ X + 1e-6 * torch.eye(X.shape[1], dtype=X.dtype)
+    gram = X.T @ X + 1e-6 * torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
     operator: Tensor = torch.linalg.solve(gram, X.T @ D)
     return operator
 
@@ -535,32 +546,53 @@ CASES: dict[str, Case] = {
 # --- models and windows ----------------------------------------------------------------------
 
 
-def random_model(hidden: int, layers: int, positions: int, seed: int) -> Any:
-    """A Llama with random weights and tied embeddings."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def random_config(args: argparse.Namespace) -> Any:
+    """Tied embeddings and 64 channels a head; or as Llama 3 has it."""
+    from transformers import LlamaConfig
 
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=RANDOM_VOCABULARY,
-        hidden_size=hidden,
-        intermediate_size=round(INTERMEDIATE * hidden),
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, hidden // 64),
-        max_position_embeddings=max(2048, positions),
-        tie_word_embeddings=True,
+    hidden, layers = args.random
+    sizes: dict[str, Any] = {
+        "vocab_size": RANDOM_VOCABULARY,
+        "intermediate_size": round(INTERMEDIATE * hidden),
+        "num_attention_heads": max(1, hidden // 64),
+        "tie_word_embeddings": True,
+    }
+    if args.llama3:
+        sizes = {
+            "vocab_size": 128_256,
+            "intermediate_size": round(3.5 * hidden),
+            "num_attention_heads": hidden // 128,
+            "num_key_value_heads": max(1, hidden // 512),
+            "tie_word_embeddings": False,
+        }
+    positions = max(2048, args.sequence_length)
+    return LlamaConfig(
+        hidden_size=hidden, num_hidden_layers=layers, max_position_embeddings=positions, **sizes
     )
-    return LlamaForCausalLM(config).eval()
+
+
+def random_model(args: argparse.Namespace) -> Any:
+    """A Llama with random weights, made where it computes."""
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(args.seed)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, args.dtype))
+    try:
+        with torch.device(args.device):
+            return LlamaForCausalLM(random_config(args)).eval()
+    finally:
+        torch.set_default_dtype(before)
 
 
 def open_model(args: argparse.Namespace) -> tuple[Any, Any]:
     """The model, and its tokenizer if it has one."""
     if args.model is None:
-        hidden, layers = args.random
-        return random_model(hidden, layers, args.sequence_length, args.seed), None
+        return random_model(args), None
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    loaded = load_model(args.model, RunOptions(dtype=args.dtype, device="cpu"))
+    loaded = load_model(args.model, RunOptions(dtype=args.dtype, device=args.device))
     return loaded.model, loaded.tokenizer
 
 
@@ -638,11 +670,50 @@ def default_cut(num_layers: int, count: int) -> str:
 # --- measuring in a child process ------------------------------------------------------------
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+CPU = torch.device("cpu")
+
+
+def wait_for(device: torch.device) -> None:
+    """Until an accelerator has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def timed(work: Callable[[], Any], device: torch.device = CPU) -> tuple[float, Any]:
     """Seconds, and what was computed."""
+    wait_for(device)
     start = time.perf_counter()
     value = work()
+    wait_for(device)
     return time.perf_counter() - start, value
+
+
+class Memory:
+    """What is held: resident in the processor's memory, or by an accelerator's allocator."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.there = None if device.type == "cpu" else torch.get_device_module(device)
+        self.forget()
+        self.base = resident_mb() if self.there is None else self._allocated()
+
+    def _allocated(self) -> float:
+        assert self.there is not None
+        return float(self.there.memory_allocated()) / 2**20
+
+    def forget(self) -> None:
+        """Give freed memory back, and forget the peak so far."""
+        release_memory()
+        if self.there is None:
+            reset_peak()
+        else:
+            self.there.empty_cache()
+            self.there.reset_peak_memory_stats()
+
+    def peak(self) -> float:
+        """The highest since then, in MB."""
+        if self.there is None:
+            return peak_mb()
+        return float(self.there.max_memory_allocated()) / 2**20
 
 
 def status_mb(key: str) -> float | None:
@@ -690,29 +761,35 @@ def release_memory() -> None:
 @torch.no_grad()
 def warm_up(bench: Bench) -> None:
     """One window through the model, and every weight read once: files may be mapped lazily."""
-    bench.model.base_model(input_ids=bench.windows.input_ids[:1], use_cache=False)
+    ids = bench.windows.input_ids[:1].to(bench.device)
+    bench.model.base_model(input_ids=ids, use_cache=False)
     for parameter in bench.model.parameters():
         parameter.sum()
 
 
 def measure(args: argparse.Namespace, name: str) -> Result:
-    """Run one case as often as asked."""
+    """Run one case as often as asked, in a process that has done nothing else."""
     torch.set_num_threads(args.threads)
-    bench, case = open_bench(args), CASES[name]
+    return measure_on(open_bench(args), args, name)
+
+
+def measure_on(bench: Bench, args: argparse.Namespace, name: str) -> Result:
+    """Run one case as often as asked."""
+    case = CASES[name]
     warm_up(bench)
-    release_memory()
-    baseline = resident_mb()
+    memory = Memory(bench.device)
+    if memory.there is not None:
+        case.run(bench)  # its kernels are loaded, and its products tuned, the first time
     seconds, bare_seconds, peaks = [], [], []
     outcome = Outcome()
     for _ in range(args.repeats):
         del outcome  # it may hold operators, and belongs to no further repeat's memory
         if args.paired and name != BARE:
-            bare_seconds.append(timed(lambda: run_bare(bench))[0])
-        release_memory()
-        reset_peak()
-        spent, outcome = timed(lambda: case.run(bench))
+            bare_seconds.append(timed(lambda: run_bare(bench), bench.device)[0])
+        memory.forget()
+        spent, outcome = timed(lambda: case.run(bench), bench.device)
         seconds.append(spent)
-        peaks.append(peak_mb())
+        peaks.append(memory.peak())
     notes = list(outcome.notes)
     if args.check and outcome.operators:
         notes.append(check_operators(bench, outcome.operators))
@@ -720,7 +797,7 @@ def measure(args: argparse.Namespace, name: str) -> Result:
     return Result(
         seconds=tuple(seconds),
         bare_seconds=tuple(bare_seconds),
-        extra_mb=max(0.0, max(peaks) - baseline),
+        extra_mb=max(0.0, max(peaks) - memory.base),
         work=outcome.work,
         heads=outcome.heads,
         copy_mb=outcome.copy_mb,
@@ -749,8 +826,12 @@ def run_child(argv: Sequence[str], name: str, threads: int) -> Result | None:
 def run_all(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Result]:
     """Measure every case asked for, the bare forward first; save after each."""
     results: dict[str, Result] = {}
+    here = None if args.device == "cpu" else open_bench(args)
     for name in [BARE, *(name for name in chosen_cases(args) if name != BARE)]:
-        result = run_child(argv, name, args.threads)
+        if here is None:
+            result = run_child(argv, name, args.threads)
+        else:
+            result = measure_on(here, args, name)
         if result is None:
             if name == BARE:
                 raise SystemExit("without a bare forward there is nothing to compare with.")
@@ -936,13 +1017,16 @@ def model_name(args: argparse.Namespace) -> str:
     if args.model is not None:
         return Path(args.model).resolve().name
     hidden, layers = args.random
-    return f"random Llama, hidden {hidden}, {layers} layers"
+    shape = ", shaped as Llama 3" if args.llama3 else ""
+    return f"random Llama, {args.dtype}{shape}, hidden {hidden}, {layers} layers"
 
 
 def header(args: argparse.Namespace) -> dict[str, Any]:
     """What the numbers were measured on, and with what settings."""
     return {
-        "processor": processor_name(),
+        "processor": processor_name(torch.device(args.device)),
+        "device": args.device,
+        "dtype": args.dtype,
         "threads": args.threads,
         "torch": version("torch"),
         "transformers": version("transformers"),
@@ -1112,6 +1196,8 @@ def make_parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="a model's folder")
     source.add_argument("--random", type=shape, metavar="HIDDEN,LAYERS", help="a random Llama")
+    parser.add_argument("--llama3", action="store_true", help="proportions of a random Llama")
+    parser.add_argument("--device", default="cpu", help="cpu, or an accelerator such as cuda")
     parser.add_argument("--text", help="calibration text; random token ids by default")
     parser.add_argument("--windows", type=int, default=64)
     parser.add_argument("--fit-windows", type=int, help="the first so many; all by default")
@@ -1124,7 +1210,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", default="float32", help="of a model's folder")
+    parser.add_argument("--dtype", default="float32", help="of the model")
     parser.add_argument("--paired", action="store_true", help="a bare forward before every repeat")
     parser.add_argument("--check", action="store_true", help="compare operators with the library's")
     parser.add_argument("--only", metavar="CASE,...", help=", ".join(CASES))

@@ -1,6 +1,6 @@
 """Cost curves of calibration: against depth, width, removed layers and windows.
 
-    python benchmarks/curves.py --output curves [--small]
+    python benchmarks/curves.py --output curves [--small] [--device cuda --dtype bfloat16]
 
 Every point is a run of `calibration.py` on a random Llama: choosing layers that are not adjacent
 and fitting their repairs, this package's way and the straightforward way, beside bare forward
@@ -11,18 +11,20 @@ that is there already is not measured again.
 
 import argparse
 import json
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import torch
 from matplotlib.figure import Figure
+
+import calibration
 
 CASES = ("select-fit-cut", "plain-select-cut", "plain-fit-cut")
 SEQUENCE = 256
-CALIBRATION = Path(__file__).with_name("calibration.py")
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,17 @@ LABELS = {"removed": "removed layers", "hidden": "hidden size"}
 SMALL = {name: points[:2] for name, points in SWEEPS.items()}
 
 
-def measure(point: Point, folder: Path) -> dict[str, Any]:
+def measure(point: Point, folder: Path, device: str, dtype: str) -> dict[str, Any]:
     """One run, kept as soon as it is there."""
     path = folder / f"{point.hidden}-{point.layers}-{point.removed}-{point.windows}.json"
     if not path.is_file():
-        command = [sys.executable, str(CALIBRATION), "--random", f"{point.hidden},{point.layers}"]
+        command = ["--random", f"{point.hidden},{point.layers}"]
         command += ["--windows", str(point.windows), "--sequence-length", str(SEQUENCE)]
         command += ["--layers", str(point.removed), "--cut", point.cut, "--repeats", "1"]
         command += ["--only", ",".join(CASES), "--json", str(path)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command += ["--device", device, "--dtype", dtype]
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            calibration.main(command)  # starts a process a case, where that is needed
     content: dict[str, Any] = json.loads(path.read_text())
     return content
 
@@ -82,7 +86,9 @@ def needed_seconds(cases: dict[str, Any]) -> float:
 def curves(content: dict[str, Any], point: Point) -> dict[str, tuple[float, float]]:
     """Seconds and megabytes by way."""
     cases = content["cases"]
-    stream = SEQUENCE * 4 * point.hidden * 4
+    about = content["header"]
+    tokens = SEQUENCE * 4 if about["device"] == "cpu" else 8192
+    stream = tokens * point.hidden * torch.finfo(getattr(torch, about["dtype"])).bits // 8
     limit = (stream + 3 * point.hidden**2 * 8) / 1e6
     plain = [cases[name] for name in CASES[1:]]
     return {
@@ -127,6 +133,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("curves"))
     parser.add_argument("--small", action="store_true", help="two points a curve")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[tuple[Point, dict[str, tuple[float, float]]]]] = {}
@@ -135,7 +143,9 @@ def main() -> None:
               "straightforward, MB |\n|---:|---:|---:|---:|---:|---:|---:|")  # fmt: skip
         found[name] = []
         for point in points:
-            ways = curves(measure(point, arguments.output), point)
+            ways = curves(
+                measure(point, arguments.output, arguments.device, arguments.dtype), point
+            )
             found[name].append((point, ways))
             times = " | ".join(f"{ways[w][0]:.2f}" for w in ways)
             memory = " | ".join(f"{ways[w][1]:.0f}" for w in ways)

@@ -1,11 +1,12 @@
 """The sums of a fit: what tiles save, and how exact products from slices are.
 
-    python benchmarks/gram.py [--model FOLDER --data TEXT] [--device cuda]
+    python benchmarks/gram.py [--model FOLDER --data TEXT] [--hard 4096] [--device cuda]
 
-The first table times one block of tokens, as `moments.Accumulator` adds it. The second, given a
-model, takes its stream before and behind its middle third and compares repairs fitted from sums in
-float64, from slices in float32 (`products`), and from plain float32, on equilibrated columns with
-the default ridge and with none.
+The first table times one block of tokens, as `moments.Accumulator` adds it. The second compares
+repairs fitted from sums in float64, from slices (`products`), and from plain float32, on
+equilibrated columns with the default ridge and with none: of a model's stream before and behind its
+middle third, or (`--hard`) of a made stream so wide, worse than those of real models, with a
+condition number of 1e8 and massive activations.
 """
 
 import argparse
@@ -15,9 +16,10 @@ import torch
 
 from ghostlayers import moments
 from ghostlayers.loading import load_model
+from ghostlayers.machine import processor_name
 from ghostlayers.moments import Accumulator
 from ghostlayers.preparation import read_evaluation
-from ghostlayers.products import add_split_product, split_columns
+from ghostlayers.products import add_gram, blocks_of_rows, cut
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import FitOptions
 from ghostlayers.repairs.solve import solve_ridge
@@ -46,9 +48,16 @@ def add_tiles(total: torch.Tensor, block: torch.Tensor, tiles: list[tuple[slice,
         total[rows, columns].addmm_(block[:, rows].T, block[:, columns])
 
 
+def add_slices(total: torch.Tensor, x: torch.Tensor, tiles: list[tuple[slice, slice]]) -> None:
+    """As the accumulator does where float64 is slow."""
+    for rows in blocks_of_rows(len(x)):
+        add_gram(total, cut(x[rows]), tiles)
+
+
 def time_products(device: torch.device) -> None:
     """One block of tokens, by hidden size and way."""
-    print("| hidden | float64, whole | float64, tiles | slices of bfloat16 | slices of float32 |")
+    ways = ("float64, whole", "float64, tiles", "slices of bfloat16", "slices of float32")
+    print(f"{processor_name(device)}\n\n| hidden | " + " | ".join(ways) + " |")
     print("|---:|---:|---:|---:|---:|")
     for hidden in (576, 1024, 2048, 4096):
         x = torch.randn(ROWS, hidden, device=device)
@@ -59,8 +68,8 @@ def time_products(device: torch.device) -> None:
         found = [
             seconds(lambda w=wide, t=total: t.addmm_(w.T, w), device),
             seconds(lambda w=wide, t=total, p=tiles: add_tiles(t, w, p), device),
-            seconds(lambda h=half, t=total: add_split_product(t, h, h), device, 1),
-            seconds(lambda h=x, t=total: add_split_product(t, h, h), device, 1),
+            seconds(lambda h=half, t=total, p=tiles: add_slices(t, h, p), device, 1),
+            seconds(lambda h=x, t=total, p=tiles: add_slices(t, h, p), device, 1),
         ]
         print(f"| {hidden:,} | " + " | ".join(f"{1e3 * each:.1f} ms" for each in found) + " |")
 
@@ -80,13 +89,24 @@ def streams(model: LayerwiseModel, ids: torch.Tensor) -> tuple[torch.Tensor, tor
     return torch.cat(before), torch.cat(after)
 
 
+def hard_streams(tokens: int, hidden: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """A stream whose channels depend on one another, and what layers might make of it."""
+    torch.manual_seed(0)
+    directions, _ = torch.linalg.qr(torch.randn(hidden, hidden, device=device))
+    sizes = torch.logspace(0, -4, hidden, device=device)
+    x = torch.randn(tokens, hidden, device=device) * sizes @ directions
+    x[::512, 7] = 3e3 * x[:, 7].std()
+    change = torch.randn(hidden, hidden, device=device) * (0.1 / hidden**0.5)
+    return x, x + x @ change + 0.05 * x.std() * torch.randn(tokens, hidden, device=device)
+
+
 def compare_repairs(x: torch.Tensor, y: torch.Tensor) -> None:
     """Errors of the Gram matrix and of the repair, against float64."""
     hidden = x.shape[1]
     weights = moments.token_weights(y, "balanced")
     sums = {}
     for name, split in (("float64", False), ("slices", True)):
-        each = Accumulator((("x", hidden),), hidden, split=split)
+        each = Accumulator((("x", hidden),), hidden, x.device, split=split)
         each.add(x, y, [x], weights)
         sums[name] = each.moments()
     f, d = x.float(), (y - x).float()
@@ -97,9 +117,9 @@ def compare_repairs(x: torch.Tensor, y: torch.Tensor) -> None:
     scale = sums["float64"].gram.diagonal().sqrt()
     norms = scale[:, None] * scale[None, :]
     condition = float(torch.linalg.cond(sums["float64"].gram / norms))
-    pieces = [len(split_columns(each)[1]) for each in (x, x.bfloat16())]
+    pieces = [len(cut(each[:ROWS]).pieces) for each in (x, x.bfloat16())]
     print(f"\n{len(x):,} tokens of {hidden} channels; equilibrated condition number "
-          f"{condition:.1e}; {pieces[0]} pieces as {x.dtype}, {pieces[1]} as bfloat16")  # fmt: skip
+          f"{condition:.1e}; {pieces[0]} pieces in {x.dtype}, {pieces[1]} in bfloat16")  # fmt: skip
     print("| sums | largest error of the Gram matrix | of W, ridge 1e-6 | of W, no ridge |")
     print("|---|---:|---:|---:|")
     exact = sums["float64"]
@@ -117,9 +137,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model")
     parser.add_argument("--data")
+    parser.add_argument("--hard", type=int, metavar="HIDDEN")
+    parser.add_argument("--tokens", type=int, default=8192, help="of the hard stream")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    time_products(torch.device(arguments.device))
+    device = torch.device(arguments.device)
+    time_products(device)
+    if arguments.hard:
+        compare_repairs(*hard_streams(arguments.tokens, arguments.hard, device))
     if arguments.model:
         loaded = load_model(arguments.model, RunOptions(dtype="float32", device=arguments.device))
         _, windows = read_evaluation(

@@ -55,7 +55,7 @@ def make(arguments: argparse.Namespace) -> None:
     byte_tokenizer().save_pretrained(folder)
     with torch.device("meta"):
         shapes = {n: p.shape for n, p in LlamaForCausalLM(config).named_parameters()}
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(arguments.device).manual_seed(0)
     shard: dict[str, torch.Tensor] = {}
     weight_map: dict[str, str] = {}
     files = 0
@@ -69,10 +69,10 @@ def make(arguments: argparse.Namespace) -> None:
         shard = {}
 
     for name, shape in shapes.items():
-        made = torch.empty(shape, dtype=torch.bfloat16)
+        made = torch.empty(shape, dtype=torch.bfloat16, device=arguments.device)
         # Small weights: the stream of a random network otherwise grows from layer to layer.
         made.fill_(1.0) if len(shape) == 1 else made.normal_(0.0, 0.01, generator=generator)
-        shard[name] = made
+        shard[name] = made.cpu()
         if sum(each.nbytes for each in shard.values()) > SHARD_BYTES:
             flush()
     flush()
@@ -137,6 +137,7 @@ def main() -> None:
     writer.add_argument("--hidden", type=int, default=4096)
     writer.add_argument("--intermediate", type=int, default=14336)
     writer.add_argument("--vocabulary", type=int, default=128256)
+    writer.add_argument("--device", default="cpu", help="where random numbers are drawn")
     writer.set_defaults(run=make)
     runner = commands.add_parser("run")
     runner.add_argument("folder")

@@ -11,9 +11,10 @@ from ghostlayers.products import (
     BITS,
     MOST_PIECES,
     ROWS_PER_BLOCK,
-    add_split_product,
+    add_product,
+    blocks_of_rows,
+    cut,
     slow_at_float64,
-    split_columns,
 )
 from ghostlayers.repairs import FitOptions
 from ghostlayers.repairs.solve import solve_ridge
@@ -30,6 +31,13 @@ def stream(
     mixed *= torch.logspace(-3, 3, width)
     mixed[0, 1] *= 3e3
     return mixed.to(dtype)
+
+
+def add_all(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """A'B over blocks of rows, as the sums of a fit do."""
+    for rows in blocks_of_rows(a.shape[0]):
+        left = cut(a[rows])
+        add_product(total, left, left if a is b else cut(b[rows]))
 
 
 def exact(a: torch.Tensor, b: torch.Tensor) -> list[list[Fraction]]:
@@ -52,7 +60,7 @@ def error(got: torch.Tensor, want: list[list[Fraction]], scale: torch.Tensor) ->
 def test_as_exact_as_float64(dtype: torch.dtype) -> None:
     a, b = stream(300, 6, dtype), stream(300, 5, dtype, seed=1)
     got = torch.zeros(6, 5, dtype=torch.float64)
-    add_split_product(got, a, b)
+    add_all(got, a, b)
     norms = a.double().norm(dim=0)[:, None] * b.double().norm(dim=0)[None, :]
     want = exact(a, b)
     theirs = error(a.double().T @ b.double(), want, norms)
@@ -65,7 +73,7 @@ def test_as_exact_as_float64(dtype: torch.dtype) -> None:
 def test_all_rows_count_and_totals_are_added_to(rows: int) -> None:
     a = stream(rows, 8)
     total = torch.full((8, 8), 2.0, dtype=torch.float64)
-    add_split_product(total, a, a)
+    add_all(total, a, a)
     want = a.double().T @ a.double() + 2
     assert torch.allclose(total, want, rtol=1e-14, atol=1e-14 * float(want.abs().max()))
     assert torch.allclose(total, total.T, rtol=1e-14)
@@ -73,7 +81,8 @@ def test_all_rows_count_and_totals_are_added_to(rows: int) -> None:
 
 def test_pieces_are_small_whole_numbers_and_make_up_the_matrix() -> None:
     matrix = stream(50, 7)
-    scale, pieces = split_columns(matrix)
+    slices = cut(matrix)
+    scale, pieces = slices.scale, slices.pieces
     made = sum(p.double() * 2.0 ** (-BITS * (i + 1)) for i, p in enumerate(pieces)) * scale
     assert len(pieces) <= MOST_PIECES
     assert float((made - matrix.double()).abs().max() / matrix.abs().max()) < 2.0**-50
@@ -83,16 +92,16 @@ def test_pieces_are_small_whole_numbers_and_make_up_the_matrix() -> None:
 
 
 def test_short_numbers_take_few_pieces() -> None:
-    assert len(split_columns(torch.arange(-64.0, 64.0)[:, None])[1]) == 1
-    assert len(split_columns(torch.arange(-200.0, 200.0)[:, None])[1]) == 2
-    assert len(split_columns(torch.zeros(4, 3))[1]) == 1
+    assert len(cut(torch.arange(-64.0, 64.0)[:, None]).pieces) == 1
+    assert len(cut(torch.arange(-200.0, 200.0)[:, None]).pieces) == 2
+    assert len(cut(torch.zeros(4, 3)).pieces) == 1
 
 
 @pytest.mark.parametrize("size", [1e-37, 1e-30, 1e30, 3e38])
 def test_numbers_near_the_ends_of_float32(size: float) -> None:
     a = torch.tensor([[size, 1.0], [size / 2, -size]])
     total = torch.zeros(2, 2, dtype=torch.float64)
-    add_split_product(total, a, a)
+    add_all(total, a, a)
     assert torch.allclose(total, a.double().T @ a.double(), rtol=1e-14, atol=0.0)
 
 
@@ -114,6 +123,14 @@ def test_a_repair_from_slices_is_the_repair(kind: moments.TokenWeight, ridge: fl
     assert found[1].num_tokens == found[0].num_tokens
     assert found[1].total_weight == pytest.approx(found[0].total_weight)
     assert found[1].target_energy == pytest.approx(found[0].target_energy, rel=1e-6)
+    # Weights may be rounded, features not: that would be 6e-8.
+    lengths = found[1].gram.diagonal().sqrt()
+    if kind == "uniform":
+        assert float(((found[1].gram - gram) / lengths[:, None] / lengths).abs().max()) < 1e-13
+    else:
+        rounded = weights.double().sqrt().float().double().square()  # type: ignore[union-attr]
+        wanted = (x.double() * rounded[:, None]).T @ x.double()
+        assert float(((found[1].gram - wanted) / lengths[:, None] / lengths).abs().max()) < 1e-13
     deltas = [solve_ridge(each, FitOptions(ridge=ridge)) for each in found]
     residuals = [
         float(
@@ -123,6 +140,7 @@ def test_a_repair_from_slices_is_the_repair(kind: moments.TokenWeight, ridge: fl
         for delta in deltas
     ]
     assert residuals[1] == pytest.approx(residuals[0], rel=1e-6)
+    assert float((deltas[0] - deltas[1]).norm() / deltas[0].norm()) < 1e-3
 
 
 def test_processors_keep_to_float64() -> None:

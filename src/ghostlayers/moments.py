@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ghostlayers.products import add_split_product, slow_at_float64
+from ghostlayers.products import add_gram, add_product, blocks_of_rows, cut, slow_at_float64
 
 ACCUMULATOR = torch.float64
 """All sums are kept in this type, whatever the model's own."""
@@ -72,7 +72,7 @@ class Accumulator:
         blocks: names and widths of the features.
         hidden_size: channels of the stream.
         device: where the sums are kept.
-        split: sum products from slices in float32, for devices that are slow at float64; None
+        split: sum products from slices (`products`), for devices that are slow at float64; None
             decides by the device. Then tokens are weighted by the square root on both sides.
         together: names of blocks whose products are wanted; by default all. Products that no group
             holds are left out, and stand as NaN in the Gram matrix so that no fit can use them.
@@ -135,21 +135,22 @@ class Accumulator:
     def _add_split(
         self, x: Tensor, y: Tensor, features: Sequence[Tensor], w: Tensor | None
     ) -> None:
-        x, y = x.float(), y.float()
-        f, d = torch.cat([each.float() for each in features], dim=1), y - x
-        if w is not None:  # on both sides, so that the Gram matrix is that of real numbers
-            root = w.to(ACCUMULATOR).sqrt().float()[:, None]
-            f, d = f * root, d * root
-        for rows, columns in self._tiles:
-            left = f[:, rows]
-            right = left if rows == columns else f[:, columns]
-            add_split_product(self._upper[rows, columns], left, right)
-        add_split_product(self._cross, f, d)
-        self._abs[0] += x.abs().sum(dim=0)
-        self._abs[1] += y.abs().sum(dim=0)
         weight = x.shape[0] if w is None else float(w.sum())
-        energy = float(d.square().sum(dim=1).to(ACCUMULATOR).sum())
-        self._totals += torch.tensor([x.shape[0], weight, energy], dtype=ACCUMULATOR)
+        self._totals += torch.tensor([x.shape[0], weight, 0.0], dtype=ACCUMULATOR)
+        for rows in blocks_of_rows(x.shape[0]):
+            before, after = x[rows].to(ACCUMULATOR), y[rows].to(ACCUMULATOR)
+            f = torch.cat([each[rows].to(ACCUMULATOR) for each in features], dim=1)
+            d = after - before
+            if w is not None:  # on both sides, so that the Gram matrix is that of real numbers
+                # A rounded weight is still a weight; fewer digits make fewer pieces.
+                root = w[rows].to(ACCUMULATOR).sqrt().float()[:, None]
+                f, d = f * root, d * root
+            left = cut(f)
+            add_gram(self._upper, left, self._tiles)
+            add_product(self._cross, left, cut(d))
+            self._abs[0] += before.abs().sum(dim=0)
+            self._abs[1] += after.abs().sum(dim=0)
+            self._totals[2] += float(d.square().sum())
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums themselves by name, not copies; they may be filled and added to."""
