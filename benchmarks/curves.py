@@ -133,12 +133,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("curves"))
     parser.add_argument("--small", action="store_true", help="two points a curve")
+    parser.add_argument("--only", metavar="CURVE,...", help=", ".join(SWEEPS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[tuple[Point, dict[str, tuple[float, float]]]]] = {}
-    for name, points in (SMALL if arguments.small else SWEEPS).items():
+    wanted = arguments.only.split(",") if arguments.only else list(SWEEPS)
+    for name in wanted:
+        points = (SMALL if arguments.small else SWEEPS)[name]
         print(f"\n| {name} | needed, s | here, s | straightforward, s | limit, MB | here, MB | "
               "straightforward, MB |\n|---:|---:|---:|---:|---:|---:|---:|")  # fmt: skip
         found[name] = []

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import ghostlayers
 from conftest import make_tiny_llama
-from ghostlayers import checkpoint, offload, residency
+from ghostlayers import boundaries, checkpoint, offload, residency, stream
 from ghostlayers.boundaries import BoundaryStore
 from ghostlayers.errors import ModelError, RecipeError
 from ghostlayers.loading import load_model
@@ -138,6 +138,30 @@ def test_evaluation_and_scores_are_the_same(model_folder: Path, some_text: list[
         )
         found.append((result.to_dict(), table.spans, table.norms.norms.tolist()))
     assert found[0] == found[1]
+
+
+def test_streams_in_a_file_take_half_of_what_is_free(
+    model_folder: Path, some_text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer windows visit a layer together then, and the scores are the same."""
+    found = []
+    groups: list[int] = []
+    begin = LayerwiseModel.begin
+
+    def note(self: Any, ids: torch.Tensor, *rest: Any) -> Any:
+        groups.append(len(ids))
+        return begin(self, ids, *rest)
+
+    monkeypatch.setattr(LayerwiseModel, "begin", note)
+    for room in (boundaries.room_for_files(), 3 * 9 * 64 * 64 * 4):
+        groups.clear()
+        monkeypatch.setattr(stream, "room_for_files", lambda room=room: room)
+        table = ghostlayers.score(
+            str(model_folder), data=some_text, layers=2, select="streamline", options=DISK, **RUN
+        )
+        found.append((table.spans, max(groups)))
+    assert found[0][0] == found[1][0]
+    assert (found[0][1], found[1][1]) == (16, 3)
 
 
 # Where weights are

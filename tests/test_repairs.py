@@ -17,7 +17,7 @@ from ghostlayers.errors import (
 from ghostlayers.fitting import HELD_OUT_SHARE, Fitting, Gatherer, Layout, gathered_features
 from ghostlayers.modeling import unit_rms
 from ghostlayers.moments import TokenWeight, token_weights
-from ghostlayers.repairs import ALL, METHODS, FitOptions, Repair, find_method
+from ghostlayers.repairs import ALL, METHODS, FitOptions, Repair, condition, find_method
 from ghostlayers.repairs.base import Evidence, Needs
 from ghostlayers.repairs.hadamard import hadamard
 from ghostlayers.repairs.piecewise import PRIORS, choose_prior, common_directions, spherical_kmeans
@@ -485,6 +485,28 @@ def test_condition_number_is_that_of_the_scaled_gram_matrix() -> None:
     want = torch.linalg.cond(unit.T @ unit)
     got = fit("ghost", x, x + noise(x), ridge=0.0).condition_number
     assert got == pytest.approx(float(want), rel=1e-6)
+
+
+def spectrum_of(kind: str, n: int) -> torch.Tensor:
+    """Eigenvalues like those of real streams, and harder ones."""
+    return {
+        "falling": torch.logspace(0, -8, n, dtype=torch.float64),
+        "ridge": torch.logspace(0, -8, n, dtype=torch.float64).clamp_min(1e-6),
+        "massive": torch.cat([torch.tensor([1e3]), torch.rand(n - 1) + 0.01]).double(),
+        "flat": torch.ones(n, dtype=torch.float64),
+        "linear": torch.linspace(1e-4, 1, n, dtype=torch.float64),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["falling", "ridge", "massive", "flat", "linear"])
+@pytest.mark.parametrize("n", [40, condition.EXACT_UP_TO + 200])
+def test_condition_numbers_from_a_factor(kind: str, n: int) -> None:
+    torch.manual_seed(0)
+    values = spectrum_of(kind, n)
+    directions, _ = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))
+    factor = torch.linalg.cholesky(directions * values @ directions.T)
+    want = float(values.max() / values.min())
+    assert 0.9 * want <= condition.condition_number(factor) <= 1.001 * want
 
 
 def test_operators_are_rounded_as_they_will_be_stored() -> None:

@@ -5,6 +5,7 @@ is written and read a stretch at a time, so that no more than a stretch is ever 
 """
 
 import os
+import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -18,6 +19,15 @@ from ghostlayers.parallel import add_up, world
 
 ADDED_AT_ONCE = 1 << 26
 """Bytes of a file that processes add up at a time."""
+
+
+SHARE_OF_DISK = 0.5
+"""Of what is free, that files without a name may take."""
+
+
+def room_for_files() -> int:
+    """Bytes that streams may take on the disk of temporary files."""
+    return int(SHARE_OF_DISK * shutil.disk_usage(tempfile.gettempdir()).free)
 
 
 def _open(path: Path | None) -> Any:

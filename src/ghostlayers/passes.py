@@ -45,6 +45,7 @@ def visit(
     description: str,
     batch_size: int = 0,
     copies: int = 1,
+    in_file: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Hand out groups of windows whose tokens the caller adds to the sums, until all are in them.
@@ -59,6 +60,7 @@ def visit(
         description: of the stage.
         batch_size: windows at a time; 0 chooses.
         copies: how many streams of a group the caller holds at a time.
+        in_file: how many it keeps in a file, where the model is offloaded.
         progress: told of every window.
 
     Yields:
@@ -68,7 +70,9 @@ def visit(
     kept = None if record is None else record.next_pass(description)
     if kept is not None:
         kept.restore(sums.tensors())
-    size = (kept and kept.windows_at_once) or model.windows_at_once(windows, batch_size, copies)
+    size = (kept and kept.windows_at_once) or model.windows_at_once(
+        windows, batch_size, copies, in_file
+    )
     size = from_first(size)
     if kept is not None:
         kept.begin(size, sums.tensors())

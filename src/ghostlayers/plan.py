@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from ghostlayers.boundaries import room_for_files
 from ghostlayers.estimate import Speed, head_flops, layer_flops, writing_seconds
 from ghostlayers.features import feature_widths
 from ghostlayers.fitting import (
@@ -72,7 +73,7 @@ class Stage:
         solutions: multiply-adds of solving, in float64.
         brought: decoder layers brought in from where they lie; 0 if all are in memory.
         held: bytes beside weights and workspace, at its peak.
-        disk: bytes written.
+        disk: bytes on disk, files for a while among them.
         fixed: seconds that none of these explain, such as starting a process.
     """
 
@@ -110,7 +111,7 @@ class Predicted:
         seconds: on this machine.
         flops: floating-point operations.
         memory: bytes that the process holds at the peak.
-        disk: bytes written.
+        disk: bytes on disk, files for a while among them.
     """
 
     name: str
@@ -225,15 +226,21 @@ class Counter:
         """Of a window."""
         return self.recipe.sequence_length
 
-    def brought(self, windows: float, layers: float, copies: int = 1) -> float:
+    def brought(self, windows: float, layers: float, copies: int = 1, in_file: int = 0) -> float:
         """Layers that a pass over so many windows brings in."""
-        residency = self.model.residency
-        if not residency.offloaded:
+        if not self.model.residency.offloaded:
             return 0.0
-        width = self.hidden * self.model.model.dtype.itemsize * self.tokens
-        left = residency.memory.left
-        at_once = windows if left is None else max(1, left // ((copies + 1) * width))
-        return layers * max(1.0, -(-windows // min(windows or 1, at_once)))
+        return layers * max(1.0, -(-windows // self.at_once(windows, copies, in_file)))
+
+    def at_once(self, windows: float, copies: int = 1, in_file: int = 0) -> float:
+        """Windows that pass a layer of an offloaded model together: see `windows_at_once`."""
+        left = self.model.residency.memory.left
+        most = windows or 1.0
+        if left is not None:
+            most = min(most, left // ((copies + 1) * self.stream(1)))
+        if in_file:
+            most = min(most, room_for_files() // (in_file * self.stream(1)))
+        return max(1.0, most)
 
     def stream(self, windows: float) -> int:
         """Bytes of the residual stream of windows at one boundary."""
@@ -247,13 +254,15 @@ class Counter:
         sample = self.sampled_tokens(windows) * self.hidden * (self.depth + 1) if sampled else 0
         bytes_of_sample = sample * self.model.model.dtype.itemsize
         in_file = self.model.residency.offloaded
+        boundaries = self.depth + 1
+        file = self.stream(boundaries * self.at_once(windows, in_file=boundaries)) if in_file else 0
         return Stage(
             name,
             layers=windows * self.depth,
             products=pairs,
-            brought=self.brought(windows, self.depth),
-            held=(0 if in_file else bytes_of_sample) + self.stream(self.depth + 1),
-            disk=bytes_of_sample if in_file else 0,
+            brought=self.brought(windows, self.depth, in_file=boundaries),
+            held=(0 if in_file else bytes_of_sample) + self.stream(boundaries),
+            disk=bytes_of_sample + file if in_file else 0,
         )
 
     def sampled_tokens(self, windows: int) -> int:

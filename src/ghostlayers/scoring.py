@@ -177,9 +177,9 @@ class _ScoreSums:
         first = window * self._length
         self.norms[:, first : first + self._length] = _norms(streams)
         if self.sample is not None and self._masks is not None:
-            mask = self._masks[window].to(streams.device)
-            for boundary, rows in enumerate(streams):
-                self.sample.write(boundary, int(self._places[window]), rows[mask])
+            chosen = self._masks[window].nonzero().flatten().to(streams.device)
+            for boundary, rows in enumerate(streams.index_select(1, chosen)):
+                self.sample.write(boundary, int(self._places[window]), rows)
 
     def swept(self) -> "Swept":
         """Means over all windows."""
@@ -216,7 +216,13 @@ def _sweep_scores(
         sample = BoundaryStore(shape, model.model.dtype, model.device, on_disk=on_disk, path=path)
     sums = _ScoreSums(boundaries, windows, cosine_axis, masks, sample)
     visited = visit(
-        model, windows, sums, description=description, batch_size=batch_size, progress=progress
+        model,
+        windows,
+        sums,
+        description=description,
+        batch_size=batch_size,
+        in_file=boundaries,
+        progress=progress,
     )
     for start, ids in visited:
         for window, streams in _all_boundaries(cut, ids):
@@ -229,7 +235,15 @@ def measure_norms(model: LayerwiseModel, windows: Windows, *, batch_size: int = 
     dense = Cut(model, {})
     sums = _ScoreSums(model.num_layers + 1, windows, "hidden")
     title = "Looking for massive activations"
-    for start, ids in visit(model, windows, sums, description=title, batch_size=batch_size):
+    visited = visit(
+        model,
+        windows,
+        sums,
+        description=title,
+        batch_size=batch_size,
+        in_file=model.num_layers + 1,
+    )
+    for start, ids in visited:
         for window, streams in _all_boundaries(dense, ids):
             sums.add(start + window, streams)
     return NormProfile(sums.norms)

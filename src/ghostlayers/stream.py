@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ghostlayers.boundaries import room_for_files
 from ghostlayers.errors import NonFiniteError, UnsupportedModelError
 from ghostlayers.modeling import decoder_layers
 from ghostlayers.residency import residency_of
@@ -179,25 +180,29 @@ class LayerwiseModel:
         tokens = TOKENS_PER_BATCH if on_processor else TOKENS_PER_BATCH_ON_ACCELERATOR
         return batch_size or max(1, tokens // sequence_length)
 
-    def windows_at_once(self, windows: Windows, batch_size: int = 0, copies: int = 1) -> int:
+    def windows_at_once(
+        self, windows: Windows, batch_size: int = 0, copies: int = 1, in_file: int = 0
+    ) -> int:
         """How many windows pass a layer before the next one is brought in.
 
         Those of one call, where all layers are in memory. Of an offloaded model as many as there is
-        memory for, so that each layer is brought in as seldom as possible.
+        memory and disk for, so that each layer is brought in as seldom as possible.
 
         Args:
             windows: what is visited.
             batch_size: windows a call; 0 chooses.
             copies: of the stream, that a caller holds at a time.
+            in_file: copies of the stream that a caller keeps in a file at a time.
         """
         calls = self.windows_per_call(windows.sequence_length, batch_size)
         left = self.residency.memory.left
         if not self.residency.offloaded:
             return calls
-        if left is None:
-            return max(1, len(windows))
         width = self.model.config.hidden_size * self.model.dtype.itemsize
-        fits = left // ((copies + 1) * windows.sequence_length * width)
+        window = windows.sequence_length * width
+        fits = len(windows) if left is None else left // ((copies + 1) * window)
+        if in_file:
+            fits = min(fits, room_for_files() // (in_file * window))
         return max(1, min(len(windows), int(fits)))
 
     @torch.no_grad()

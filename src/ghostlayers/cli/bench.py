@@ -109,11 +109,14 @@ def check_lengths(opened: "LoadedModel", lengths: Sequence[int], new_tokens: int
     """Refuse prompts that the model's positions do not hold.
 
     Raises:
-        WindowError: a prompt and what is written behind it are longer than they.
+        InputError: a prompt and what is written behind it are longer than they.
     """
-    from ghostlayers.tokens import check_sequence_length
-
-    check_sequence_length(opened.model.config, max(lengths) + new_tokens)
+    limit, longest = getattr(opened.model.config, "max_position_embeddings", None), max(lengths)
+    if limit is not None and longest + new_tokens > limit:
+        raise InputError(
+            f"a prompt of {longest} tokens and {new_tokens} behind it exceed the model's {limit} "
+            f"positions; the longest prompt that works is --length {max(1, limit - new_tokens)}."
+        )
 
 
 def models_to_time(opened: "LoadedModel", dense: "LoadedModel | None") -> dict[str, Any]:
@@ -132,7 +135,10 @@ def models_to_time(opened: "LoadedModel", dense: "LoadedModel | None") -> dict[s
 
 
 def bare_cut(opened: "LoadedModel", dense: "LoadedModel") -> Any:
-    """The dense model without the removed layers; None where that is not known."""
+    """The dense model without the removed layers; None where that is not known, or costs the same.
+
+    A repair that is folded into weights leaves the architecture of the bare cut.
+    """
     from ghostlayers import checkpoint, surgery
     from ghostlayers.spans import merge_layers
 
@@ -148,6 +154,8 @@ def bare_cut(opened: "LoadedModel", dense: "LoadedModel") -> Any:
             f"'{opened.base.name}' was made from a model of {depth}. Give --against the model that "
             "it was made from."
         )
+    if record["mode"] == "stock" and opened.model.config.num_hidden_layers == len(kept):
+        return None
     return surgery.prune_layers(dense.model, merge_layers(removed))
 
 

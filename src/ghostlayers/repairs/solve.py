@@ -9,6 +9,7 @@ from torch import Tensor
 from ghostlayers.errors import InsufficientTokensError, NonFiniteError, SingularError
 from ghostlayers.moments import Moments
 from ghostlayers.repairs.base import Evidence, FitOptions
+from ghostlayers.repairs.condition import condition_number
 
 RIDGES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Relative ridges that held-out windows choose from."""
@@ -56,8 +57,9 @@ def regress(evidence: Evidence, options: FitOptions, *, overwrite: bool = False)
     _check_tokens(moments)
     diagonal = moments.gram.diagonal().clone()
     gram, scale = scaled_gram(moments, options, overwrite=overwrite)
-    condition = _condition(gram) if options.report_condition else None
-    weight = _solved(gram, scale, moments, options)
+    factor = _factor(gram, moments, options)
+    weight = _solved(factor, scale, moments)
+    condition = condition_number(factor) if options.report_condition else None
     left = _left_over(moments, diagonal, weight, options)
     return Solution(weight, left, condition, chosen)
 
@@ -79,11 +81,11 @@ def solve_ridge(moments: Moments, options: FitOptions) -> Float[Tensor, "feature
     """
     _check_tokens(moments)
     gram, scale = scaled_gram(moments, options)
-    return _solved(gram, scale, moments, options)
+    return _solved(_factor(gram, moments, options), scale, moments)
 
 
-def _solved(gram: Tensor, scale: Tensor, moments: Moments, options: FitOptions) -> Tensor:
-    """M of the scaled system, which is used up: matrices of features are a fit's memory."""
+def _factor(gram: Tensor, moments: Moments, options: FitOptions) -> Tensor:
+    """Cholesky's, in the place of the scaled system: matrices of features are a fit's memory."""
     factor = gram.T  # the same matrix, in the order of columns that LAPACK factors in place
     info = torch.empty((), dtype=torch.int32, device=gram.device)
     torch.linalg.cholesky_ex(factor, out=(factor, info))
@@ -93,6 +95,11 @@ def _solved(gram: Tensor, scale: Tensor, moments: Moments, options: FitOptions) 
             f"{options.ridge:g} (absolute {options.absolute_ridge:g}); raise --ridge to 1e-6 or "
             "more, or calibrate on more text."
         )
+    return factor
+
+
+def _solved(factor: Tensor, scale: Tensor, moments: Moments) -> Tensor:
+    """M of the scaled system."""
     solution = torch.empty_like(moments.cross.T, memory_format=torch.contiguous_format).T
     torch.div(moments.cross, scale[:, None], out=solution)
     torch.linalg.solve_triangular(factor, solution, upper=False, out=solution)
@@ -166,12 +173,6 @@ def scaled_gram(
     damping = options.ridge + options.absolute_ridge / scale.square()
     gram.diagonal().add_(damping + dead.to(gram.dtype))
     return gram, scale
-
-
-def _condition(gram: Tensor) -> float:
-    """Largest over smallest eigenvalue of the matrix that is solved with."""
-    eigenvalues = torch.linalg.eigvalsh(gram)
-    return float(eigenvalues[-1] / eigenvalues[0].clamp_min(torch.finfo(gram.dtype).tiny))
 
 
 def _check_tokens(moments: Moments) -> None:

@@ -15,6 +15,9 @@ from ghostlayers.scores.pairs import PairSums
 
 CosineAxis = Literal["hidden", "tokens"]
 
+AT_ONCE = 512
+"""Tokens, or channels, that are held in float32 at a time."""
+
 
 def add_window(
     sums: PairSums, streams: Float[Tensor, "boundaries tokens hidden"], axis: CosineAxis
@@ -28,13 +31,22 @@ def add_window(
             ``tokens`` is what the released Ghosted Layers and LinearPatch code computes (torch's
             default axis on [1, tokens, hidden]): the cosine of each channel over the window.
     """
-    along = -1 if axis == "hidden" else 1
-    unit = torch.nn.functional.normalize(streams.float(), dim=along, eps=1e-8)
-    flat = unit.flatten(1)
-    pairs = (flat @ flat.T).double().cpu()  # sums the products over tokens and channels at once
+    along, across = (2, 1) if axis == "hidden" else (1, 2)
+    parts = [_products(part.float(), along, across) for part in streams.split(AT_ONCE, across)]
+    pairs = torch.stack(parts).cpu().double().sum(dim=0)
     if axis == "hidden":
-        return sums.plus(pairs, unit.shape[1])
-    return sums.plus(pairs / unit.shape[2], 1)
+        return sums.plus(pairs, streams.shape[1])
+    return sums.plus(pairs / streams.shape[2], 1)
+
+
+def _products(streams: Tensor, along: int, across: int) -> Tensor:
+    """Cosines of every pair, summed over the other axis."""
+    unit = torch.nn.functional.normalize(streams, dim=along, eps=1e-8)
+    if unit.device.type == "cpu":
+        flat = unit.flatten(1)
+        return flat @ flat.T  # sums the products over tokens and channels at once
+    each = unit.movedim(across, 0)  # many small products keep an accelerator busy, one long one not
+    return (each @ each.mT).sum(dim=0)
 
 
 def block_influence(similarity: Float[Tensor, "boundaries boundaries"]) -> list[float]:
