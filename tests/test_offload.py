@@ -153,9 +153,9 @@ def test_streams_in_a_file_take_half_of_what_is_free(
         return begin(self, ids, *rest)
 
     monkeypatch.setattr(LayerwiseModel, "begin", note)
-    for room in (boundaries.room_for_files(), 3 * 9 * 64 * 64 * 4):
+    for room in (boundaries.room_for_streams(on_disk=True), 3 * 9 * 64 * 64 * 4):
         groups.clear()
-        monkeypatch.setattr(stream, "room_for_files", lambda room=room: room)
+        monkeypatch.setattr(stream, "room_for_streams", lambda *, on_disk, room=room: room)
         table = ghostlayers.score(
             str(model_folder), data=some_text, layers=2, select="streamline", options=DISK, **RUN
         )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -21,13 +22,15 @@ ADDED_AT_ONCE = 1 << 26
 """Bytes of a file that processes add up at a time."""
 
 
-SHARE_OF_DISK = 0.5
-"""Of what is free, that files without a name may take."""
+SHARE_OF_FREE = 0.5
+"""Of the disk or of the memory, that streams may take for a while."""
 
 
-def room_for_files() -> int:
-    """Bytes that streams may take on the disk of temporary files."""
-    return int(SHARE_OF_DISK * shutil.disk_usage(tempfile.gettempdir()).free)
+def room_for_streams(*, on_disk: bool) -> int:
+    """Bytes that streams may take on the disk of temporary files, or in the processor's memory."""
+    temporary = tempfile.gettempdir()
+    free = shutil.disk_usage(temporary).free if on_disk else psutil.virtual_memory().available
+    return int(SHARE_OF_FREE * free)
 
 
 def _open(path: Path | None) -> Any:
@@ -44,6 +47,7 @@ class BoundaryStore:
         shape: boundaries, tokens, channels.
         dtype: of the stream.
         device: where rows are given out, and kept if in memory.
+        on_processor: keep them in the processor's memory.
         on_disk: keep them in a file, which has no name and goes when the store does.
         path: keep them in a file of this name, which stays; what it holds already is kept.
     """
@@ -54,6 +58,7 @@ class BoundaryStore:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         *,
+        on_processor: bool = False,
         on_disk: bool = False,
         path: Path | None = None,
     ) -> None:
@@ -67,7 +72,8 @@ class BoundaryStore:
             weakref.finalize(self, self._file.close)
             os.truncate(self._file.fileno(), shape[0] * shape[1] * self._row_bytes)
         else:
-            self._tensor = torch.zeros(*shape, dtype=dtype, device=device)
+            kept = torch.device("cpu") if on_processor else self.device
+            self._tensor = torch.zeros(*shape, dtype=dtype, device=kept)
 
     @property
     def _row_bytes(self) -> int:
@@ -84,7 +90,7 @@ class BoundaryStore:
     def read(self, boundary: int, start: int, stop: int) -> Tensor:
         """Rows [start, stop) at a boundary."""
         if self._tensor is not None:
-            return self._tensor[boundary, start:stop]
+            return self._tensor[boundary, start:stop].to(self.device)
         size = (stop - start) * self._row_bytes
         data = _read_all(self._file.fileno(), size, self._place(boundary, start))
         rows = torch.frombuffer(data, dtype=torch.uint8).view(self.dtype)
@@ -97,7 +103,7 @@ class BoundaryStore:
     def stretch(self, start: int, stop: int) -> Tensor:
         """Rows [start, stop) at every boundary, [boundaries, tokens, hidden]."""
         if self._tensor is not None:
-            return self._tensor[:, start:stop]
+            return self._tensor[:, start:stop].to(self.device)
         return torch.stack([self.read(b, start, stop) for b in range(self.shape[0])])
 
     def add_up(self) -> None:

@@ -45,7 +45,7 @@ def visit(
     description: str,
     batch_size: int = 0,
     copies: int = 1,
-    in_file: int = 0,
+    elsewhere: int = 0,
     progress: Progress | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Hand out groups of windows whose tokens the caller adds to the sums, until all are in them.
@@ -60,7 +60,7 @@ def visit(
         description: of the stage.
         batch_size: windows at a time; 0 chooses.
         copies: how many streams of a group the caller holds at a time.
-        in_file: how many it keeps in a file, where the model is offloaded.
+        elsewhere: how many it keeps where the layers of an offloaded model are.
         progress: told of every window.
 
     Yields:
@@ -71,7 +71,7 @@ def visit(
     if kept is not None:
         kept.restore(sums.tensors())
     size = (kept and kept.windows_at_once) or model.windows_at_once(
-        windows, batch_size, copies, in_file
+        windows, batch_size, copies, elsewhere
     )
     size = from_first(size)
     if kept is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from ghostlayers.boundaries import room_for_files
+from ghostlayers.boundaries import room_for_streams
 from ghostlayers.estimate import Speed, head_flops, layer_flops, writing_seconds
 from ghostlayers.features import feature_widths
 from ghostlayers.fitting import (
@@ -226,20 +226,24 @@ class Counter:
         """Of a window."""
         return self.recipe.sequence_length
 
-    def brought(self, windows: float, layers: float, copies: int = 1, in_file: int = 0) -> float:
+    def brought(self, windows: float, layers: float, copies: int = 1, elsewhere: int = 0) -> float:
         """Layers that a pass over so many windows brings in."""
         if not self.model.residency.offloaded:
             return 0.0
-        return layers * max(1.0, -(-windows // self.at_once(windows, copies, in_file)))
+        return layers * max(1.0, -(-windows // self.at_once(windows, copies, elsewhere)))
 
-    def at_once(self, windows: float, copies: int = 1, in_file: int = 0) -> float:
+    def at_once(self, windows: float, copies: int = 1, elsewhere: int = 0) -> float:
         """Windows that pass a layer of an offloaded model together: see `windows_at_once`."""
         left = self.model.residency.memory.left
         most = windows or 1.0
         if left is not None:
             most = min(most, left // ((copies + 1) * self.stream(1)))
-        if in_file:
-            most = min(most, room_for_files() // (in_file * self.stream(1)))
+        if elsewhere:
+            most = min(
+                most,
+                room_for_streams(on_disk=self.model.residency.on_disk)
+                // (elsewhere * self.stream(1)),
+            )
         return max(1.0, most)
 
     def stream(self, windows: float) -> int:
@@ -253,14 +257,16 @@ class Counter:
         pairs = (self.depth + 1) ** 2 * self.hidden * self.tokens * windows * PAIR_COST
         sample = self.sampled_tokens(windows) * self.hidden * (self.depth + 1) if sampled else 0
         bytes_of_sample = sample * self.model.model.dtype.itemsize
-        in_file = self.model.residency.offloaded
+        in_file = self.model.residency.on_disk
         boundaries = self.depth + 1
-        file = self.stream(boundaries * self.at_once(windows, in_file=boundaries)) if in_file else 0
+        file = (
+            self.stream(boundaries * self.at_once(windows, elsewhere=boundaries)) if in_file else 0
+        )
         return Stage(
             name,
             layers=windows * self.depth,
             products=pairs,
-            brought=self.brought(windows, self.depth, in_file=boundaries),
+            brought=self.brought(windows, self.depth, elsewhere=boundaries),
             held=(0 if in_file else bytes_of_sample) + self.stream(boundaries),
             disk=bytes_of_sample + file if in_file else 0,
         )

@@ -56,6 +56,7 @@ class Residency:
         self._hooks: list[tuple[nn.Module, Any]] = []
         self._ahead: threading.Thread | None = None
         self.offloaded = any(offloading_hook(m) is not None for x in layers for m in x.modules())
+        self.on_disk = self.offloaded and any(_files(layer) for layer in layers)
         self.memory = Memory()
 
     def is_of(self, layers: Sequence[nn.Module]) -> bool:

@@ -211,9 +211,16 @@ def _sweep_scores(
         generator = torch.Generator().manual_seed(seed)
         masks = sample_mask(len(windows), windows.sequence_length, wanted, generator)
         shape = (boundaries, int(masks.sum()), hidden)
-        on_disk, record = model.residency.offloaded, journal.current()
+        on_disk, record = model.residency.on_disk, journal.current()
         path = record.file_for(description) if on_disk and record is not None else None
-        sample = BoundaryStore(shape, model.model.dtype, model.device, on_disk=on_disk, path=path)
+        sample = BoundaryStore(
+            shape,
+            model.model.dtype,
+            model.device,
+            on_processor=model.residency.offloaded,
+            on_disk=on_disk,
+            path=path,
+        )
     sums = _ScoreSums(boundaries, windows, cosine_axis, masks, sample)
     visited = visit(
         model,
@@ -221,7 +228,7 @@ def _sweep_scores(
         sums,
         description=description,
         batch_size=batch_size,
-        in_file=boundaries,
+        elsewhere=boundaries,
         progress=progress,
     )
     for start, ids in visited:
@@ -241,7 +248,7 @@ def measure_norms(model: LayerwiseModel, windows: Windows, *, batch_size: int = 
         sums,
         description=title,
         batch_size=batch_size,
-        in_file=model.num_layers + 1,
+        elsewhere=model.num_layers + 1,
     )
     for start, ids in visited:
         for window, streams in _all_boundaries(dense, ids):
@@ -258,15 +265,17 @@ def _norms(streams: Tensor) -> Tensor:
 def _all_boundaries(cut: Cut, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
     """Each window's stream at every boundary, [boundaries, sequence, hidden].
 
-    The stream of an offloaded model is kept in a file meanwhile: it visits many windows at once.
+    The stream of an offloaded model is kept where its layers are: many windows visit one at once.
     """
     batch, stream = cut.model.begin(ids)
     count, length, hidden = stream.shape
+    residency = cut.model.residency
     store = BoundaryStore(
         (cut.model.num_layers + 1, count * length, hidden),
         stream.dtype,
         stream.device,
-        on_disk=cut.model.residency.offloaded,
+        on_processor=residency.offloaded,
+        on_disk=residency.on_disk,
     )
     for boundary, here in cut.walk(batch, stream):
         store.write(boundary, 0, here.flatten(0, 1))

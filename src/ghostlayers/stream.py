@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ghostlayers.boundaries import room_for_files
+from ghostlayers.boundaries import room_for_streams
 from ghostlayers.errors import NonFiniteError, UnsupportedModelError
 from ghostlayers.modeling import decoder_layers
 from ghostlayers.residency import residency_of
@@ -181,7 +181,7 @@ class LayerwiseModel:
         return batch_size or max(1, tokens // sequence_length)
 
     def windows_at_once(
-        self, windows: Windows, batch_size: int = 0, copies: int = 1, in_file: int = 0
+        self, windows: Windows, batch_size: int = 0, copies: int = 1, elsewhere: int = 0
     ) -> int:
         """How many windows pass a layer before the next one is brought in.
 
@@ -192,7 +192,7 @@ class LayerwiseModel:
             windows: what is visited.
             batch_size: windows a call; 0 chooses.
             copies: of the stream, that a caller holds at a time.
-            in_file: copies of the stream that a caller keeps in a file at a time.
+            elsewhere: copies of the stream that a caller keeps where the layers are.
         """
         calls = self.windows_per_call(windows.sequence_length, batch_size)
         left = self.residency.memory.left
@@ -201,8 +201,10 @@ class LayerwiseModel:
         width = self.model.config.hidden_size * self.model.dtype.itemsize
         window = windows.sequence_length * width
         fits = len(windows) if left is None else left // ((copies + 1) * window)
-        if in_file:
-            fits = min(fits, room_for_files() // (in_file * window))
+        if elsewhere:
+            fits = min(
+                fits, room_for_streams(on_disk=self.residency.on_disk) // (elsewhere * window)
+            )
         return max(1, min(len(windows), int(fits)))
 
     @torch.no_grad()
