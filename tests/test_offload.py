@@ -220,6 +220,15 @@ def test_a_limit_below_the_weights_offloads_unasked(model_folder: Path) -> None:
     assert placed.resident < placed.total
 
 
+@pytest.mark.parametrize("device", ["cuda:0", "mps", "cpu"])
+def test_places_are_named_as_safetensors_knows_them(model_folder: Path, device: str) -> None:
+    """accelerate opens files with the place it was given, and they take no `torch.device`."""
+    config = LlamaConfig.from_pretrained(model_folder)
+    placed = offload.place_weights(config, torch.float32, DISK, torch.device(device))
+    assert placed.device_map is not None
+    assert set(map(repr, placed.device_map.values())) == {repr(device), "'disk'"}
+
+
 def test_a_limit_that_cannot_be_kept_says_what_is_needed(model_folder: Path) -> None:
     with pytest.raises(RecipeError, match=r"--max-memory 10MB is too little: the program itself"):
         load_model(str(model_folder), RunOptions(max_memory="10MB"))

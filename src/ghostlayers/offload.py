@@ -97,8 +97,8 @@ def place_weights(
     if not where:
         return Placement(None, total, layer, total)
     of_layers = {id(p): _bytes(p) for each in layers for p in each.parameters()}
-    target: Any = "cpu" if device.type == "cpu" else device
-    mapped = dict(_device_map(skeleton, "", layers, where, target))
+    # A name, no torch.device: accelerate hands it to safetensors, which knows names and numbers.
+    mapped = dict(_device_map(skeleton, "", layers, where, str(device)))
     return Placement(mapped, total - sum(of_layers.values()), layer, total, where)
 
 
@@ -143,8 +143,8 @@ def _free_on(device: torch.device) -> int:
 
 
 def _device_map(
-    module: nn.Module, name: str, layers: nn.ModuleList, where: str, device: Any
-) -> Iterator[tuple[str, Any]]:
+    module: nn.Module, name: str, layers: nn.ModuleList, where: str, device: str
+) -> Iterator[tuple[str, str]]:
     """One entry for every largest module that lies in one place."""
     if module is layers:
         for index in range(len(layers)):

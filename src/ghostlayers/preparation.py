@@ -15,7 +15,12 @@ from ghostlayers.fitting import Fitting
 from ghostlayers.loading import LoadedModel, from_memory, load_model, read_config
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
-from ghostlayers.selection import check_eligible, eligible_layers, find_selection
+from ghostlayers.selection import (
+    candidate_spans,
+    check_eligible,
+    eligible_layers,
+    find_selection,
+)
 from ghostlayers.spans import check_count, check_layers, merge_layers
 from ghostlayers.stock_layer import check_stock_layer
 from ghostlayers.stream import LayerwiseModel
@@ -93,8 +98,7 @@ def check_request(
     else:
         check_count(recipe.layers, layerwise.num_layers)
         if surgery_follows:
-            _check_selection(recipe, layerwise.num_layers)
-            _check_single_layers(loaded.model, recipe)
+            check_selection(loaded.model, recipe, layerwise.num_layers)
     tokens.check_sequence_length(loaded.model.config, recipe.sequence_length)
     method = find_method(recipe.repair)
     if surgery_follows and not method.savable:
@@ -110,20 +114,27 @@ def check_request(
     return layerwise
 
 
-def _check_selection(recipe: Recipe, num_layers: int) -> None:
-    """Refuse more layers than the selection may remove."""
+def check_selection(model: Any, recipe: Recipe, num_layers: int) -> None:
+    """Refuse what a selection cannot choose, before anything is computed for it.
+
+    Args:
+        model: whose layers go.
+        recipe: names the selection and the number of layers.
+        num_layers: decoder layers of the model.
+
+    Raises:
+        SpanError: more layers than the selection may remove.
+        UnsupportedModelError: layers one by one, where only runs of them can go.
+    """
     choice = find_selection(recipe.select)
     keep_first = find_method(recipe.repair).reach > 0
     assert recipe.layers is not None
-    if not choice.contiguous or recipe.iterative:
-        eligible = eligible_layers(choice, num_layers, recipe.edges, keep_first=keep_first)
-        check_eligible(choice, eligible, recipe.layers, num_layers)
-
-
-def _check_single_layers(model: Any, recipe: Recipe) -> None:
-    """Refuse to choose layers one by one where only runs of them can go."""
-    choice = find_selection(recipe.select)
-    if (choice.contiguous and not recipe.iterative) or surgery.loses_any_layer(model):
+    if choice.contiguous and not recipe.iterative:
+        candidate_spans(num_layers, recipe.layers, recipe.edges)
+        return
+    eligible = eligible_layers(choice, num_layers, recipe.edges, keep_first=keep_first)
+    check_eligible(choice, eligible, recipe.layers, num_layers)
+    if surgery.loses_any_layer(model):
         return
     raise UnsupportedModelError(
         f"'{recipe.select}' chooses layers one by one, but models of type "

@@ -232,9 +232,14 @@ def _sweep_scores(
         progress=progress,
     )
     for start, ids in visited:
-        for window, streams in _all_boundaries(cut, ids):
-            sums.add(start + window, streams)
+        _add_group(sums, cut, start, ids)
     return sums.swept()
+
+
+def _add_group(sums: _ScoreSums, cut: Cut, start: int, ids: Tensor) -> None:
+    """Add a group of windows; a call of its own, so that its streams go before the next come."""
+    for window, streams in _all_boundaries(cut, ids):
+        sums.add(start + window, streams)
 
 
 def measure_norms(model: LayerwiseModel, windows: Windows, *, batch_size: int = 0) -> NormProfile:
@@ -251,8 +256,7 @@ def measure_norms(model: LayerwiseModel, windows: Windows, *, batch_size: int = 
         elsewhere=model.num_layers + 1,
     )
     for start, ids in visited:
-        for window, streams in _all_boundaries(dense, ids):
-            sums.add(start + window, streams)
+        _add_group(sums, dense, start, ids)
     return NormProfile(sums.norms)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ghostlayers import checkpoint, quantized, text
-from ghostlayers.compare.request import Comparison
+from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.compare.store import Store
 from ghostlayers.errors import InputError
 from ghostlayers.evaluation import LoadedTasks, open_tasks
@@ -23,6 +23,7 @@ from ghostlayers.machine import processor_name
 from ghostlayers.preparation import (
     Documents,
     check_request,
+    check_selection,
     open_model,
     read_calibration,
     read_evaluation,
@@ -30,6 +31,8 @@ from ghostlayers.preparation import (
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import find_method
+from ghostlayers.selection import candidate_spans
+from ghostlayers.spans import Span, check_count
 from ghostlayers.steps import Run
 from ghostlayers.stream import LayerwiseModel
 from ghostlayers.tokens import Windows
@@ -90,6 +93,11 @@ class Bench:
         }
         return self.store.keeping(key, how)
 
+    def every_span(self, layers: int) -> list[Span]:
+        """Each contiguous span of a number of layers that may go."""
+        edges = self.request.calibration.edges
+        return candidate_spans(self.layerwise.num_layers, layers, edges)
+
     @property
     def labels(self) -> dict[str, str]:
         """What each corpus is called on the page."""
@@ -134,6 +142,7 @@ def prepare(
         request.calibration, layers=max(request.layers), remove=None, repair="ghost"
     )
     layerwise = check_request(dense, recipe)
+    _check_selections(dense, request, layerwise.num_layers)
     kept, skipped = _possible_repairs(dense, request)
     corpus, windows = read_calibration(dense, recipe, data)
     scored, held_out = windows.split_at(recipe.windows)
@@ -149,6 +158,16 @@ def prepare(
         request, dense, layerwise, run, scored, held_out, corpora, kept, skipped, opened, store,
         say or _ignore,
     )  # fmt: skip
+
+
+def _check_selections(dense: LoadedModel, request: Comparison, num_layers: int) -> None:
+    for layers in request.layers:
+        check_count(layers, num_layers)
+        for select in request.select:
+            if select == EVERY:
+                candidate_spans(num_layers, layers, request.calibration.edges)
+            else:
+                check_selection(dense.model, request.cell_recipe(layers, select), num_layers)
 
 
 def _ignore(text: str) -> None:

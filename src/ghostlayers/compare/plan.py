@@ -12,7 +12,6 @@ from ghostlayers.plan import DIVERGENCE, SWEEP, Counter, Plan, Stage, prices, se
 from ghostlayers.preparation import make_fitting
 from ghostlayers.record import table_to_dict
 from ghostlayers.repairs import find_method
-from ghostlayers.selection import candidate_spans
 from ghostlayers.spans import Span, format_layers, removed_layers
 
 TIMED_PASSES = 5.0
@@ -40,7 +39,7 @@ def choose(bench: Bench) -> tuple[dict[tuple[Span, ...], list[Cell]], dict[str, 
     for layers in sorted(set(bench.request.layers)):
         for select in bench.request.select:
             if select == EVERY:
-                for span in candidate_spans(bench.layerwise.num_layers, layers):
+                for span in bench.every_span(layers):
                     name = f"{EVERY}:{format_layers(span.layers)}"
                     _add(chosen, Cell(layers, name, (span,), bench.repairs))
                 continue
@@ -49,17 +48,12 @@ def choose(bench: Bench) -> tuple[dict[tuple[Span, ...], list[Cell]], dict[str, 
             known = tables.get(str(layers))
             if table is not None and (known is None or _measured(table) > _measured(known)):
                 tables[str(layers)] = table
-    if bench.request.yardstick and "ghost" in bench.repairs:
-        for layers in _yardsticks(bench.request.layers):
+    if "ghost" in bench.repairs:
+        for layers in bench.request.yardsticks:
             for select in [each for each in bench.request.select if each != EVERY]:
                 spans, _ = _choose_one(bench, layers, select)
                 _add(chosen, Cell(layers, select, spans, ("ghost",)))
     return chosen, tables
-
-
-def _yardsticks(layers: Sequence[int]) -> list[int]:
-    """One layer less than asked for, where that is not asked for itself."""
-    return sorted({count - 1 for count in layers if count > 1} - set(layers))
 
 
 def _measured(table: Mapping[str, Any]) -> int:
@@ -115,20 +109,19 @@ def expected_jobs(bench: Bench) -> Jobs:
     wanted = [
         (count, select, bench.repairs) for count in request.layers for select in request.select
     ]
-    if request.yardstick:
+    if "ghost" in bench.repairs:
         scored = [select for select in request.select if select != EVERY]
-        counts = [count for count in _yardsticks(request.layers) if "ghost" in bench.repairs]
-        wanted += [(count, select, ("ghost",)) for count in counts for select in scored]
+        wanted += [(count, select, ("ghost",)) for count in request.yardsticks for select in scored]
     return [
         ((span,), repairs)
         for count, select, repairs in wanted
-        for span in _expected_spans(select, count, depth)
+        for span in _expected_spans(bench, select, count, depth)
     ]
 
 
-def _expected_spans(select: str, count: int, depth: int) -> Sequence[Span]:
+def _expected_spans(bench: Bench, select: str, count: int, depth: int) -> Sequence[Span]:
     if select == EVERY:
-        return candidate_spans(depth, count)
+        return bench.every_span(count)
     return (Span((depth - count) // 2, (depth + count) // 2),)
 
 
@@ -164,7 +157,7 @@ def _counter(bench: Bench, layers: int, select: str, repair: str = "ghost") -> C
 def _choosing(bench: Bench) -> Stage:
     """Every selection at every number of layers; sweeps on the same windows are shared."""
     request = bench.request
-    counts = [*request.layers, *(_yardsticks(request.layers) if request.yardstick else [])]
+    counts = [*request.layers, *request.yardsticks]
     total = Stage("Scores and searches")
     swept: set[Stage] = set()
     for select in [each for each in request.select if each != EVERY]:

@@ -16,6 +16,9 @@ EVERY = "every"
 ITERATIVE = ":iterative"
 """Behind a selection's name: it chooses one layer at a time, on the model repaired so far."""
 
+EACH_CELL_ITS_OWN = "streamline"
+"""In the shared recipe, for the sake of a name that asks for nothing; see `cell_recipe`."""
+
 PROMPT = "The capital of France is Paris. The city is known for"
 
 
@@ -58,7 +61,7 @@ class Comparison:
     new_tokens: int = 24
     speed: bool = True
     yardstick: bool = True
-    calibration: Recipe = field(default_factory=Recipe)
+    calibration: Recipe = field(default_factory=lambda: Recipe(select=EACH_CELL_ITS_OWN))
 
     def __post_init__(self) -> None:
         if not self.layers or any(count < 1 for count in self.layers):
@@ -71,11 +74,23 @@ class Comparison:
             find_method(name)
         for name in set(self.select) - {EVERY}:
             self.cell_recipe(self.layers[0], name)  # refuses an unknown one
+        if self.calibration.num_held_out_windows < 1:
+            raise RecipeError(
+                "'held_out_windows' must be at least 1: a comparison measures on them whether a "
+                "repair is worse than none."
+            )
         if not self.eval_data and not self.tasks:
             raise RecipeError(
                 "nothing to evaluate on: give --eval-data corpora or files, or --tasks."
             )
         one_separator_each(self.eval_separators, len(self.eval_data))
+
+    @property
+    def yardsticks(self) -> tuple[int, ...]:
+        """One layer less than asked for, where that is not asked for itself."""
+        if not self.yardstick:
+            return ()
+        return tuple(sorted({count - 1 for count in self.layers if count > 1} - set(self.layers)))
 
     def repair_names(self) -> tuple[str, ...]:
         """The repairs, ``all`` spelled out, each once."""
@@ -118,8 +133,9 @@ class Comparison:
                 raise RecipeError(
                     f"unknown key '{key}' in a comparison. {suggest(str(key), own | shared)}"
                 )
-        for key in ("layers", "remove", "select", "repair"):
+        for key in ("layers", "remove", "repair"):
             recipe.pop(key, None)
+        recipe["select"] = EACH_CELL_ITS_OWN
         return cls(**mine, calibration=Recipe.from_dict(recipe))
 
 
