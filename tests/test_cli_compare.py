@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,11 @@ def test_compare_goes_on_in_its_own_folder_and_refuses_anothers(tiny_folder: Any
         (("-n", "60"), 1, "cannot remove 60 of 6 decoder layers"),
         (("--eval-data", "absent.txt"), 1, "no corpus and no file is called 'absent.txt'"),
         (("--published", "absent.yaml"), 2, "cannot read 'absent.yaml'"),
+        (("--held-out-windows", "0"), 2, "'held_out_windows' must be at least 1: a comparison"),
+        (("--limit", "3"), 2, "'limit' mean nothing without 'tasks'"),
+        (("-n", "5", "--select", "perplexity", "--edges", "protect"), 1, "only 4 of the model's 6"),
+        (("-n", "2,5", "--select", "every", "--edges", "protect"), 1, "no span of 5 layers fits"),
+        (("-n", "2,5", "--select", "lorp"), 1, "cannot remove 5 layers by 'lorp'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(
@@ -150,6 +156,11 @@ def test_run_varies_keys_and_sets_the_losses_side_by_side(tiny_folder: Any) -> N
         ({"data": {"a": 1}}, "'data' must be a value or a list, got a mapping"),
         ({"overwrite": "no"}, "'overwrite' must be true or false, got 'no'"),
         ({"max_windows": "x"}, "'max_windows' must be a whole number, got 'x'"),
+        ({"max_windows": 0}, "'max_windows' must be at least 1, got 0"),
+        ({"max-windows": 1}, "'max_windows' is given twice"),
+        ({"batch-size": -3}, "'batch_size' must be at least 0, got -3"),
+        ({"preset": "bogus"}, "'preset' must be one of paper, got 'bogus'"),
+        ({"dtype": "half"}, "'dtype' must be one of auto, float32, bfloat16, float16, got 'half'"),
     ],
 )
 def test_recipes_that_mean_nothing(values: dict[str, Any], message: str) -> None:
@@ -157,6 +168,24 @@ def test_recipes_that_mean_nothing(values: dict[str, Any], message: str) -> None
     assert result.exit_code == 2, result.output
     assert message in words(result.output)
     assert not Path("never").exists()
+
+
+def test_a_choice_that_is_no_option_is_refused() -> None:
+    path = Path(recipe(command="prune", model="m", output="o", save="bogus"))
+    with pytest.raises(RecipeError, match="'save' must be one of checkpoint, adapter, got 'bogus'"):
+        read_recipe(path, COMMANDS, {})
+
+
+def test_a_key_that_is_set_varies_no_more() -> None:
+    values = {**RECIPE, "model": "m", "output": "o", "vary": {"token-weight": ["uniform"]}}
+    path = Path(recipe(**values, seed=1))
+    (varied,) = read_recipe(path, COMMANDS, {})
+    assert varied.arguments["token_weight"] == "uniform"
+    assert varied.arguments["output"] == Path("o/token_weight-uniform")
+    (fixed,) = read_recipe(path, COMMANDS, {"token_weight": "relative", "max-windows": 1})
+    assert fixed.arguments["token_weight"] == "relative"
+    assert fixed.arguments["max_windows"] == 1
+    assert fixed.arguments["output"] == Path("o")
 
 
 def test_yaml_that_would_run_code_is_refused() -> None:
@@ -192,6 +221,35 @@ def test_the_recipes_that_come_with_the_project_can_be_read(path: Path) -> None:
         for name in names_in(run.arguments["repair"], "--repair"):
             if name != "all":
                 find_method(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"value": "high"}, "cell 1: 'value' must be a number, got 'high'"),
+        ({"layers": 7.5}, "cell 1: 'layers' must be a whole number, got 7.5"),
+        ({"select": None}, "cell 1: 'select' must be text, got None"),
+        ({"metric": "speed"}, "'metric' must begin with one of acc, ppl, loss, got 'speed'"),
+    ],
+)
+def test_published_figures_are_checked(changes: dict[str, Any], message: str) -> None:
+    from ghostlayers.cli.compare import read_published
+
+    cell = {"source": "a", "layers": 7, "select": "s", "repair": "ghost", "metric": "acc"}
+    path = Path("published.yaml")
+    path.write_text(yaml.safe_dump([{**cell, "value": 1.5}]))
+    assert read_published(path)[0]["value"] == 1.5
+    path.write_text(yaml.safe_dump([{**cell, "value": 1.5, **changes}]))
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        read_published(path)
+
+
+def test_the_command_in_the_results_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ghostlayers.cli.compare import command_line
+
+    monkeypatch.setattr("sys.argv", ["x", "compare", "/here/m", "--prompt", "a b's", "-d", "/x/y"])
+    told = command_line()
+    assert shlex.split(told) == ["ghostlayers", "compare", "m", "--prompt", "a b's", "-d", "y"]
 
 
 def test_a_missing_argument_is_named() -> None:

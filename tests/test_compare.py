@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 import ghostlayers
 from ghostlayers import surgery
 from ghostlayers.compare import Comparison, compare, engine
-from ghostlayers.compare.bench import short_names
+from ghostlayers.compare.bench import Bench, short_names
 from ghostlayers.compare.correlate import spearman
 from ghostlayers.compare.plan import expected_jobs
 from ghostlayers.errors import InputError, OutputError, RecipeError, WindowError
@@ -291,6 +291,12 @@ def test_corpora_of_one_name_are_told_apart(paths: tuple[str, ...], names: tuple
         ({"select": ["streamlin"]}, "Did you mean 'streamline'"),
         ({"eval_data": []}, "nothing to evaluate on"),
         ({"eval_separators": [" ", "\n", "x"]}, "3 separators for 2 corpora"),
+        ({"limit": 3}, "'limit' mean nothing without 'tasks'"),
+        ({"tasks": ["a"], "limit": 0}, "'limit' must be at least 1, got 0"),
+        ({"tasks": ["a"], "task_repair": ["normed"]}, "'normed', which is not among the repairs"),
+        ({"max_windows": 0}, "'max_windows' must be at least 1, got 0"),
+        ({"new_tokens": 0}, "'new_tokens' must be at least 1, got 0"),
+        ({"held_out_windows": 0}, "'held_out_windows' must be at least 1"),
         ({"layer": [3]}, "unknown key 'layer' in a comparison. Did you mean 'layers'"),
     ],
 )
@@ -394,16 +400,24 @@ def test_tasks_are_answered_by_the_models_that_are_asked(
 
 
 def test_every_span_is_a_cut_of_its_own_in_the_plan() -> None:
-    bench: Any = SimpleNamespace(
-        request=SimpleNamespace(layers=(3,), select=("streamline", "every"), yardstick=True),
-        layerwise=SimpleNamespace(num_layers=6),
-        repairs=("none", "ghost"),
-    )
-    jobs = expected_jobs(bench)
+    def jobs_of(**changes: Any) -> Any:
+        wanted = request(
+            layers=[3], select=["streamline", "every"], repair=["none", "ghost"],
+            eval_data=["a"], **changes,
+        )  # fmt: skip
+        bench: Any = SimpleNamespace(
+            request=wanted, layerwise=SimpleNamespace(num_layers=6), repairs=("none", "ghost")
+        )
+        bench.every_span = lambda layers: Bench.every_span(bench, layers)
+        return expected_jobs(bench)
+
+    jobs = jobs_of()
     assert [repairs for _, repairs in jobs] == [*[("none", "ghost")] * 5, ("ghost",)]
     assert [format_layers(removed_layers(spans)) for spans, _ in jobs[1:5]] == [
         "0-2", "1-3", "2-4", "3-5"
     ]  # fmt: skip
+    inside = jobs_of(edges="protect", yardstick=False)
+    assert [format_layers(removed_layers(spans)) for spans, _ in inside[1:]] == ["1-3", "2-4"]
 
 
 def test_a_plan_counts_the_sums_of_every_stage(

@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
+from ghostlayers.compare.store import REPORT
+from ghostlayers.report.accuracies import DIFFERENCES
 from ghostlayers.report.page import render_page
 from ghostlayers.report.summary import (
     Entry,
@@ -29,7 +31,8 @@ from ghostlayers.report.summary import (
     summarise,
 )
 from ghostlayers.report.svg import Scale, fit_scale, tag, write_number
-from ghostlayers.report.tables import to_csv, to_markdown
+from ghostlayers.report.tables import tasks_to_csv, to_csv, to_markdown
+from ghostlayers.report.write import RENDERERS
 from ghostlayers.spans import Span
 
 TEXTS = {"wikitext-2": 3.60, "c4": 3.50, "ptb": 4.37}
@@ -421,11 +424,29 @@ def test_csv_parses_back():
 
 def test_markdown_has_a_table_a_cut():
     text = to_markdown(full_results())
-    assert text.count("\n## ") == len(CUTS)
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    losses, tasks = text.split("\n## Tasks")
+    assert losses.count("\n## ") == len(CUTS)
+    lines = [line for line in losses.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     assert "## 7 layers removed by shortgpt: 12-15,17,25-26" in text
     assert all(f"| {repair} |" in text for repair in REPAIRS)
+    grids = [line.count("|") for line in tasks.splitlines() if line.startswith("|")]
+    names = {row["task"] for row in full_results()["tasks"]}
+    assert set(grids) == {len(names) + 3, len(DIFFERENCES) + 1}
+
+
+def test_accuracies_as_rows():
+    results = full_results()
+    rows = list(csv.DictReader(io.StringIO(tasks_to_csv(results))))
+    assert len(rows) == len(results["tasks"])
+    for row, told in zip(rows, results["tasks"], strict=True):
+        assert (row["repair"], row["task"]) == (told["repair"], told["task"])
+        assert float(row["acc"]) == told["acc"]
+    assert tasks_to_csv(minimal_results()) is None
+
+
+def test_an_overwritten_comparison_leaves_no_report():
+    assert set(REPORT) == set(RENDERERS)
 
 
 def test_summary_by_hand():

@@ -77,7 +77,7 @@ def check_precision(loaded: LoadedModel, stored_dtype: torch.dtype) -> None:
         stored, rounded = (str(each).removeprefix("torch.") for each in (stored_dtype, computes_in))
         raise RecipeError(
             f"an adapter knows its base by the weights on disk, in {stored}, which {rounded} "
-            f"rounds. Pass --dtype {stored} or float32."
+            f"rounds. Pass --dtype {' or '.join(dict.fromkeys((stored, 'float32')))}."
         )
 
 

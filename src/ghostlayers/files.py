@@ -1,6 +1,7 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,25 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
+
+
+def check_can_write(*paths: Path | None) -> None:
+    """Refuse places where no file can be written, before anything is computed for them.
+
+    Args:
+        paths: of files to come; None for those that were not asked for.
+
+    Raises:
+        OutputError: one is a folder, or lies in none, or where nothing may be written.
+    """
+    for path in filter(None, paths):
+        folder = path.parent
+        if path.is_dir():
+            raise OutputError(f"cannot write '{path}': it is a folder; name a file.")
+        if not folder.is_dir():
+            raise OutputError(f"cannot write '{path}': there is no folder '{folder}'; make it.")
+        if not os.access(folder, os.W_OK):
+            raise OutputError(f"cannot write '{path}': '{folder}' is not yours to write into.")
 
 
 def write_whole(path: Path, text: str) -> None:

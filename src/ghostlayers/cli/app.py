@@ -402,9 +402,11 @@ def evaluate(
     from ghostlayers import pipeline
     from ghostlayers.cli import screen, tasks_screen
     from ghostlayers.evaluation import TaskReport, open_tasks
+    from ghostlayers.files import check_can_write
     from ghostlayers.parallel import launched
     from ghostlayers.preparation import open_model
 
+    check_can_write(json_file)
     corpora, names = o.names_in(data, "--data"), o.names_in(tasks, "--tasks")
     if not corpora and not names:
         raise RecipeError("say what to evaluate on: --data for text, --tasks for tasks, or both.")
@@ -477,10 +479,16 @@ def score(
     del debug
     from ghostlayers import pipeline
     from ghostlayers.cli import screen
+    from ghostlayers.files import check_can_write
     from ghostlayers.parallel import world
     from ghostlayers.record import table_to_dict
     from ghostlayers.report.heatmap import draw_heatmap
 
+    check_can_write(json_file, png)
+    if layers is None:
+        raise RecipeError(
+            "say how many layers to remove (--layers): every span of that length is scored."
+        )
     recipe = o.recipe_from(
         None,
         separator,

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from ghostlayers.cli import options as o
 from ghostlayers.errors import GhostlayersError, InputError
-from ghostlayers.files import write_whole
+from ghostlayers.files import check_can_write, write_whole
 from ghostlayers.recipe import RunOptions
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def bench(
     from ghostlayers.evaluation.bench import measure_grid, operator_share
     from ghostlayers.preparation import open_model
 
+    check_can_write(json_file, png)
     batches, lengths = (
         [*dict.fromkeys(o.numbers_in(given, option, "1,4,16", least=1))]
         for given, option in ((batch, "--batch"), (length, "--length"))

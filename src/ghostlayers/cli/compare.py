@@ -1,5 +1,6 @@
 """`ghostlayers compare` on the screen."""
 
+import shlex
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -15,6 +16,9 @@ from ghostlayers.recipe import PRESETS, RunOptions
 if TYPE_CHECKING:
     from ghostlayers.plan import Plan
     from ghostlayers.report.summary import Entry
+
+PUBLISHED_METRICS = ("acc", "ppl", "loss")
+"""What a paper's figure may be, as the page compares it with ours."""
 
 _WHAT = "What to compare"
 _TEXT = "Evaluation"
@@ -237,13 +241,29 @@ def read_published(path: Path) -> list[dict[str, Any]]:
         isinstance(each, dict) and keys <= set(each) for each in cells
     ):
         raise RecipeError(f"'{path}' must be a list of cells, each with {', '.join(sorted(keys))}.")
+    for index, cell in enumerate(cells, start=1):
+        _check_published(cell, f"'{path}', cell {index}")
     return cells
+
+
+def _check_published(cell: Mapping[str, Any], where: str) -> None:
+    text = dict.fromkeys(("source", "select", "repair", "metric"), ((str,), "text"))
+    numbers = {"layers": ((int,), "a whole number"), "value": ((int, float), "a number")}
+    for name, (kind, wanted) in {**text, **numbers}.items():
+        value = cell[name]
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise RecipeError(f"{where}: '{name}' must be {wanted}, got {value!r}.")
+    if not cell["metric"].startswith(PUBLISHED_METRICS):
+        raise RecipeError(
+            f"{where}: 'metric' must begin with one of {', '.join(PUBLISHED_METRICS)}, got "
+            f"{cell['metric']!r}."
+        )
 
 
 def command_line() -> str:
     """The command as typed, without folders of this machine."""
     words = ["ghostlayers", *sys.argv[1:]]
-    return " ".join(
+    return shlex.join(
         ",".join(Path(part).name if "/" in part else part for part in word.split(","))
         for word in words
     )
@@ -261,11 +281,40 @@ def show(results: Mapping[str, Any]) -> None:
         found = at_cut(entries, (layers, select))
         title = f"{layers} layers by {select}: {found[0].removed} (dense {_figure(dense)})"
         screen.table(columns, [_row(each) for each in found], title)
-    screen.say(
-        "[dim]loss: nats a token, mean of all texts; x Ghost: excess over dense as a share of "
-        "Ghost's on the same cut; KL: divergence from dense.[/dim]"
-    )
+    if entries:
+        screen.say(
+            "[dim]loss: nats a token, mean of all texts; x Ghost: excess over dense as a share of "
+            "Ghost's on the same cut; KL: divergence from dense.[/dim]"
+        )
+    show_accuracies(results)
     show_correlations(results)
+
+
+def show_accuracies(results: Mapping[str, Any]) -> None:
+    """What each model answered, and whether a repair differs from Ghost beyond chance."""
+    from ghostlayers.cli import screen
+    from ghostlayers.report.accuracies import accuracy_grid, difference_rows, title_of
+    from ghostlayers.report.summary import key_of
+
+    grid = accuracy_grid(results)
+    if grid is None:
+        return
+    against = {
+        (title_of(key_of(row["a"])), row["metric"]): told[3:]
+        for row, told in zip(
+            results.get("comparisons") or [], difference_rows(results), strict=True
+        )
+    }
+    main = "acc_norm" if any(metric == "acc_norm" for _, metric in against) else "acc"
+    nothing = ("",) * 4
+    rows = [[escape(row[0]), row[-1], *against.get((row[0], main), nothing)] for row in grid[1]]
+    tasks = grid[0][1:-1]
+    columns = ("model", "accuracy", "minus Ghost's", "95% interval", "p", "verdict")
+    screen.table(columns, rows, f"Mean of {', '.join(tasks)}" if len(tasks) > 1 else tasks[0])
+    screen.say(
+        "[dim]accuracy: length-normalised where the task has it; minus Ghost's: points on the same "
+        "documents, paired bootstrap. Each task: results.md, tasks.csv.[/dim]"
+    )
 
 
 def _row(entry: "Entry") -> list[str]:

@@ -4,10 +4,11 @@ import inspect
 import itertools
 import json
 import re
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 import yaml
@@ -15,6 +16,9 @@ from rich.markup import escape
 
 from ghostlayers.cli import options as o
 from ghostlayers.errors import RecipeError, suggest
+
+OTHERWISE = {"json": "json_file"}
+"""Options whose parameters could not be called what they are."""
 
 Commands = Mapping[str, Callable[..., None]]
 
@@ -132,7 +136,7 @@ def read_recipe(path: Path, commands: Commands, changes: Mapping[str, Any]) -> l
         RecipeError: the file cannot be read, names no command, or has a key that the command does
             not know; the message names near ones.
     """
-    values = _load(path)
+    values, changes = _spell(_load(path), path), _spell(changes, path)
     name = values.pop("command", None)
     if name not in commands:
         raise RecipeError(
@@ -140,7 +144,7 @@ def read_recipe(path: Path, commands: Commands, changes: Mapping[str, Any]) -> l
             f"{suggest(str(name), commands)}"
         )
     runs = []
-    for varied in _combinations(values.pop("vary", {}), path):
+    for varied in _combinations(values.pop("vary", {}), changes, path):
         given = {**values, **changes, **varied}
         if varied and "output" in given:
             given["output"] = Path(given["output"]) / _folder_name(varied)
@@ -148,9 +152,22 @@ def read_recipe(path: Path, commands: Commands, changes: Mapping[str, Any]) -> l
     return runs
 
 
-def _combinations(vary: Any, path: Path) -> list[dict[str, Any]]:
+def _spell(given: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+    """Options by their names in Python: ``max-windows`` is ``max_windows``."""
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        name = str(key).replace("-", "_")
+        if name in found:
+            raise RecipeError(f"'{path}': '{name}' is given twice.")
+        found[name] = value
+    return found
+
+
+def _combinations(vary: Any, changes: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """What is varied, one choice a run; a key that is changed varies no more."""
     if not isinstance(vary, dict) or not all(isinstance(each, list) for each in vary.values()):
         raise RecipeError(f"'{path}': 'vary' must give a list of values for each key it names.")
+    vary = {key: each for key, each in _spell(vary, path).items() if key not in changes}
     return [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
 
 
@@ -165,12 +182,14 @@ def _arguments(
     known = inspect.signature(inspect.unwrap(command)).parameters
     arguments: dict[str, Any] = {}
     for key, value in given.items():
-        parameter = str(key).replace("-", "_")
+        parameter = OTHERWISE.get(key, key)
         if parameter not in known:
             raise RecipeError(
                 f"'{path}': unknown key '{key}' for {name}. {suggest(parameter, known)}"
             )
-        arguments[parameter] = _argument(value, known[parameter].annotation, str(key), path)
+        annotation = known[parameter].annotation
+        arguments[parameter] = _argument(value, annotation, key, path)
+        _check_bounds(arguments[parameter], annotation, key, path)
     missing = [
         each.name
         for each in known.values()
@@ -219,6 +238,26 @@ def _argument(value: Any, annotation: Any, key: str, path: Path) -> Any:
         if wanted in (kind, kind | None) and not _is_a(kind, value):
             raise RecipeError(f"'{path}': '{key}' must be {name}, got {value!r}.")
     return value
+
+
+def _check_bounds(value: Any, annotation: Any, key: str, path: Path) -> None:
+    """Refuse what the option itself would refuse: a word that is no choice, a number too small."""
+    if value is None:
+        return
+    choices = _choices(getattr(annotation, "__origin__", annotation))
+    if choices and value not in choices:
+        raise RecipeError(f"'{path}': '{key}' must be one of {', '.join(choices)}, got {value!r}.")
+    for option in getattr(annotation, "__metadata__", ()):
+        least = getattr(option, "min", None)
+        if least is not None and value < least:
+            raise RecipeError(f"'{path}': '{key}' must be at least {least}, got {value}.")
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """The words of a literal, optional or not; none for other types."""
+    if typing.get_origin(kind) is Literal:
+        return typing.get_args(kind)
+    return next(filter(None, map(_choices, typing.get_args(kind))), ())
 
 
 def _is_a(kind: type, value: Any) -> bool:

@@ -139,8 +139,8 @@ def prepare(
     if dense.base.quantized and say is not None:
         say(f"The model's weights were {quantized.expanded(dense.base.quantized)}")
     recipe = dataclasses.replace(
-        request.calibration, layers=max(request.layers), remove=None, repair="ghost"
-    )
+        request.calibration, layers=1, remove=None, repair="ghost"
+    )  # the numbers of layers are checked with their selections below
     layerwise = check_request(dense, recipe)
     _check_selections(dense, request, layerwise.num_layers)
     kept, skipped = _possible_repairs(dense, request)

@@ -70,8 +70,7 @@ class Comparison:
             raise RecipeError("name at least one selection and one repair.")
         for name in self.repair_names():
             find_method(name)
-        for name in self.task_repair:
-            find_method(name)
+        self._check_tasks()
         for name in set(self.select) - {EVERY}:
             self.cell_recipe(self.layers[0], name)  # refuses an unknown one
         if self.calibration.num_held_out_windows < 1:
@@ -79,11 +78,34 @@ class Comparison:
                 "'held_out_windows' must be at least 1: a comparison measures on them whether a "
                 "repair is worse than none."
             )
+        if self.max_windows is not None and self.max_windows < 1:
+            raise RecipeError(f"'max_windows' must be at least 1, got {self.max_windows}.")
+        if self.new_tokens < 1:
+            raise RecipeError(f"'new_tokens' must be at least 1, got {self.new_tokens}.")
         if not self.eval_data and not self.tasks:
             raise RecipeError(
                 "nothing to evaluate on: give --eval-data corpora or files, or --tasks."
             )
         one_separator_each(self.eval_separators, len(self.eval_data))
+
+    def _check_tasks(self) -> None:
+        asked = {
+            "tasks_path": self.tasks_path,
+            "limit": self.limit,
+            "task_repair": self.task_repair,
+        }
+        idle = [name for name, value in asked.items() if value]
+        if idle and not self.tasks:
+            raise RecipeError(f"'{', '.join(idle)}' mean nothing without 'tasks'.")
+        if self.limit is not None and self.limit < 1:
+            raise RecipeError(f"'limit' must be at least 1, got {self.limit}.")
+        for name in self.task_repair:
+            find_method(name)
+            if name not in self.repair_names():
+                raise RecipeError(
+                    f"'task_repair' names '{name}', which is not among the repairs compared: "
+                    f"{', '.join(self.repair_names())}."
+                )
 
     @property
     def yardsticks(self) -> tuple[int, ...]:

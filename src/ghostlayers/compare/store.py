@@ -13,6 +13,8 @@ from ghostlayers.files import write_whole
 
 REQUEST = "request.json"
 PARTS = "parts"
+REPORT = ("results.json", "results.md", "results.csv", "tasks.csv", "report.html")
+"""What is written from the parts at the end."""
 
 
 class Store:
@@ -58,6 +60,8 @@ class Store:
             )
         for each in (self.folder / PARTS).iterdir():
             journal.finish(each) if each.is_dir() else each.unlink()
+        for name in REPORT:  # would pass for the new comparison's until that has ended
+            (self.folder / name).unlink(missing_ok=True)
 
     def forget(self) -> None:
         """Leave no folder where there was none and no part came of it."""

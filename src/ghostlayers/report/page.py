@@ -8,6 +8,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ghostlayers.report.accuracies import (
+    DIFFERENCES,
+    WITHIN_ERROR,
+    accuracy_grid,
+    difference_rows,
+    title_of,
+)
 from ghostlayers.report.charts import Style, swatch
 from ghostlayers.report.figures import (
     SHARES,
@@ -34,7 +41,6 @@ from ghostlayers.report.glossary import (
 )
 from ghostlayers.report.summary import (
     Entry,
-    Key,
     Results,
     asked,
     at_cut,
@@ -51,7 +57,7 @@ from ghostlayers.report.summary import (
     repairs_of,
     selections,
 )
-from ghostlayers.report.tables import NOTHING, decimal, percent, whole
+from ghostlayers.report.words import NOTHING, decimal, percent, whole
 
 
 @dataclass(frozen=True)
@@ -407,29 +413,25 @@ def _spoken(scene: Scene, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tasks(scene: Scene) -> Content | None:
-    rows = scene.results.get("tasks") or []
-    if not rows:
+    grid = accuracy_grid(scene.results)
+    if grid is None:
         return None
-    names = list(dict.fromkeys(str(row["task"]) for row in rows))
-    done = {(key_of(row), str(row["task"])): row for row in rows}
-    means = mean_accuracy(scene.results)
-    body = []
-    for key in dict.fromkeys(key for key, _ in done):
-        cells = [Cell(_title(key))]
-        cells += [Cell(_accuracy(done.get((key, name)))) for name in names]
-        average = means.get(key)
-        body.append((*cells, Cell(percent(average, 1), "strong")))
-    tables = [Table(("model", *names, "mean"), tuple(body), "Accuracy, % ± standard error")]
-    comparisons = scene.results.get("comparisons") or []
-    if comparisons:
-        tables.append(_differences(comparisons))
+    body = tuple((*map(Cell, row[:-1]), Cell(row[-1], "strong")) for row in grid[1])
+    tables = [Table(grid[0], body, "Accuracy, % ± standard error")]
+    differences = difference_rows(scene.results)
+    if differences:
+        rows = tuple(
+            tuple(Cell(text, "unsure" if row[-1] == WITHIN_ERROR else "") for text in row)
+            for row in differences
+        )
+        tables.append(Table(DIFFERENCES, rows, "Paired differences", frozenset({0, 1, 2, 6})))
     return Content(
         lines=[
             "Each cell: length-normalised accuracy, then plain accuracy where both exist; the mean "
             "is of the first. A difference whose 95% interval holds zero is within error."
         ],
         tables=tables,
-        facts=[("Documents", _documents(rows))],
+        facts=[("Documents", _documents(scene.results["tasks"]))],
     )
 
 
@@ -444,54 +446,9 @@ def _documents(rows: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(f"{name}: {size:,}" for name, size in sizes.items() if size is not None)
 
 
-def _title(key: Key) -> str:
-    return "dense" if key.is_dense else f"{key.repair} · {key.select}, {key.layers} removed"
-
-
 def _skipped(row: Mapping[str, Any]) -> str:
     """A repair that the model has no place for is skipped on every cut: its row names none."""
-    return _title(key_of(row)) if "layers" in row else f"{row['repair']}, every cut"
-
-
-def _accuracy(row: Mapping[str, Any] | None) -> str:
-    if row is None:
-        return NOTHING
-    texts = []
-    for name in ("acc_norm", "acc"):
-        value, error = number(row.get(name)), number(row.get(f"{name}_stderr"))
-        if value is not None:
-            texts.append(f"{100 * value:.1f}" + ("" if error is None else f" ± {100 * error:.1f}"))
-    return " | ".join(texts) or NOTHING
-
-
-def _differences(comparisons: Sequence[Mapping[str, Any]]) -> Table:
-    head = ("model", "against", "metric", "difference, points", "95% interval", "p", "verdict")
-    return Table(
-        head,
-        tuple(_difference(row) for row in comparisons),
-        "Paired differences",
-        frozenset({0, 1, 2, 6}),
-    )
-
-
-def _difference(row: Mapping[str, Any]) -> tuple[Cell, ...]:
-    low, high = number(row.get("low")), number(row.get("high"))
-    unsure = low is None or high is None or low <= 0 <= high
-    kind = "unsure" if unsure else ""
-    gap, error = number(row.get("difference")), number(row.get("stderr"))
-    shown = NOTHING if gap is None else f"{100 * gap:+.1f}"
-    verdict = "within error" if unsure else ("better" if (gap or 0) > 0 else "worse")
-    interval = NOTHING if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
-    texts = [
-        _title(key_of(row["a"])),
-        _title(key_of(row["b"])),
-        str(row.get("metric", "")),
-        shown + ("" if error is None else f" ± {100 * error:.1f}"),
-        interval,
-        decimal(number(row.get("p"))),
-        f"≈ {verdict}" if unsure else verdict,
-    ]
-    return tuple(Cell(text, kind) for text in texts)
+    return title_of(key_of(row)) if "layers" in row else f"{row['repair']}, every cut"
 
 
 def _published(scene: Scene) -> Content | None:
@@ -505,7 +462,7 @@ def _published(scene: Scene) -> Content | None:
         key = key_of(row)
         ours = _our_value(str(row["metric"]), found.get(key), accuracy.get(key))
         values = [decimal(number(row.get("value")), 2), decimal(ours, 2)]
-        texts = [str(row["source"]), _title(key), str(row["metric"]), *values]
+        texts = [str(row["source"]), title_of(key), str(row["metric"]), *values]
         body.append(tuple(Cell(text) for text in texts))
     head = ("source", "model", "metric", "published", "ours")
     note = (

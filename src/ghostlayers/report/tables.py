@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Sequence
 
+from ghostlayers.report.accuracies import DIFFERENCES, accuracy_grid, difference_rows
 from ghostlayers.report.summary import (
     Entry,
     Results,
@@ -15,6 +16,7 @@ from ghostlayers.report.summary import (
     number,
     summarise,
 )
+from ghostlayers.report.words import NOTHING, decimal, percent, whole
 
 MODEL_COLUMNS = (
     "num_parameters",
@@ -39,22 +41,6 @@ CELL_COLUMNS = (
     "kl_nats",
     "greedy_agreement",
 )
-NOTHING = "–"  # noqa: RUF001  what stands where nothing was measured
-
-
-def decimal(value: float | None, digits: int = 3) -> str:
-    """A number with this many decimals."""
-    return NOTHING if value is None else f"{value:.{digits}f}"
-
-
-def percent(value: float | None, digits: int = 0) -> str:
-    """A share as a percentage."""
-    return NOTHING if value is None else f"{100 * value:.{digits}f}%"
-
-
-def whole(value: float | None) -> str:
-    """A whole number with commas between the thousands."""
-    return NOTHING if value is None else f"{round(value):,}"
 
 
 def to_markdown(results: Results) -> str:
@@ -69,6 +55,7 @@ def to_markdown(results: Results) -> str:
         title = f"## {layers} layers removed by {_plain(select)}"
         blocks.append(title + (f": {_plain(removed)}" if removed else ""))
         blocks.append(_table([*dense, *rows], names))
+    blocks += _tasks(results)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -76,6 +63,25 @@ _NOTE = (
     "Loss and KL in nats a token. *Of Ghost's* is the loss above the dense model's as a share of "
     "Ghost's on the same cut; below 100% is better than Ghost."
 )
+
+
+def _tasks(results: Results) -> list[str]:
+    """What was answered, and what separates two models; nothing where no tasks were."""
+    grid = accuracy_grid(results)
+    if grid is None:
+        return []
+    differences = difference_rows(results)
+    return [
+        "## Tasks",
+        "Accuracy in per cent with its standard error: length-normalised, then plain.",
+        _grid(*grid),
+        *(["Paired differences:", _grid(DIFFERENCES, differences)] if differences else []),
+    ]
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
 
 
 def _table(entries: Sequence[Entry], names: Sequence[str]) -> str:
@@ -131,4 +137,22 @@ def to_csv(results: Results) -> str:
                 *(model.get(name) for name in MODEL_COLUMNS),
             ]
         )
+    return stream.getvalue()
+
+
+TASK_COLUMNS = (
+    *("layers", "select", "repair", "task", "version", "num_documents"),
+    *("acc", "acc_stderr", "acc_norm", "acc_norm_stderr"),
+)
+
+
+def tasks_to_csv(results: Results) -> str | None:
+    """One row a model and task; None where no tasks were answered."""
+    rows = results.get("tasks") or []
+    if not rows:
+        return None
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(TASK_COLUMNS)
+    writer.writerows([row.get(name) for name in TASK_COLUMNS] for row in rows)
     return stream.getvalue()

@@ -7,20 +7,23 @@ from typing import Any
 
 from ghostlayers.files import write_whole
 from ghostlayers.report.page import render_page
-from ghostlayers.report.tables import to_csv, to_markdown
+from ghostlayers.report.tables import tasks_to_csv, to_csv, to_markdown
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write ``results.json``, ``results.md``, ``results.csv`` and ``report.html``, each whole.
+
+    Where tasks were answered, ``tasks.csv`` comes beside them.
 
     Raises:
         OutputError: one cannot be written.
     """
     written = []
     for name, render in RENDERERS.items():
-        path = folder / name
-        write_whole(path, render(results))
-        written.append(path)
+        content = render(results)
+        if content is not None:
+            write_whole(folder / name, content)
+            written.append(folder / name)
     return written
 
 
@@ -28,10 +31,11 @@ def _json(results: Mapping[str, Any]) -> str:
     return json.dumps(results, indent=1) + "\n"
 
 
-RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+RENDERERS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
     "results.json": _json,
     "results.md": to_markdown,
     "results.csv": to_csv,
+    "tasks.csv": tasks_to_csv,
     "report.html": render_page,
 }
 """What was measured first, so that no fault of a picture costs the numbers."""
