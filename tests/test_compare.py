@@ -1,6 +1,8 @@
 """Comparisons on a small trained model: cells against models built one by one, and resuming."""
 
 import json
+import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +13,14 @@ from torch.nn.functional import cross_entropy
 
 import ghostlayers
 from ghostlayers import surgery
+from ghostlayers.cli.compare import show
 from ghostlayers.compare import Comparison, compare, engine
 from ghostlayers.compare.bench import Bench, short_names
 from ghostlayers.compare.correlate import spearman
 from ghostlayers.compare.plan import expected_jobs
+from ghostlayers.compare.store import REPORT, Store
 from ghostlayers.errors import InputError, OutputError, RecipeError, WindowError
-from ghostlayers.evaluation import evaluate_tasks
+from ghostlayers.evaluation import evaluate_tasks, open_tasks, tokens_to_answer
 from ghostlayers.pipeline import evaluate
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL
@@ -364,8 +368,39 @@ def test_every_span_is_measured_and_ranked(
     assert all(-1 <= each["spearman"] <= 1 for each in found["correlations"])
 
 
+def test_a_plan_counts_the_tokens_of_tasks(byte_tokenizer: Any, tmp_path: Path) -> None:
+    write_task(tmp_path, "nouns", questions(), "acc", "acc_norm")
+    tasks = open_tasks(["nouns"], tasks_path=tmp_path)
+    asked = tasks.tasks["nouns"]
+    asked.build_all_requests(limit=None, rank=0, world_size=1)
+    exact = sum(len(byte_tokenizer("".join(each.args))["input_ids"]) for each in asked.instances)
+    before = torch.get_rng_state(), random.getstate()
+    assert tokens_to_answer(tasks, byte_tokenizer, None) == pytest.approx(exact, rel=0.2)
+    part = tokens_to_answer(tasks, byte_tokenizer, 4)
+    assert part == pytest.approx(exact * 4 / len(asked.eval_docs), rel=0.2)
+    assert random.getstate() == before[1]
+
+
+def test_an_overwritten_comparison_loses_its_report_at_once(tmp_path: Path) -> None:
+    first = Store(tmp_path / "out", {"a": 1})
+    first.put("x", {"y": 2})
+    for name in REPORT:
+        (tmp_path / "out" / name).write_text("old")
+    with pytest.raises(OutputError, match="holds another comparison"):
+        Store(tmp_path / "out", {"a": 2})
+    assert (tmp_path / "out" / "results.json").is_file()
+    again = Store(tmp_path / "out", {"a": 2}, overwrite=True)
+    assert again.get("x") is None
+    assert not any((tmp_path / "out" / name).exists() for name in REPORT)
+
+
 def test_tasks_are_answered_by_the_models_that_are_asked(
-    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str], tmp_path: Path
+    trained_llama: Any,
+    byte_tokenizer: Any,
+    some_text: list[str],
+    texts: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_task(tmp_path, "nouns", questions(), "acc", "acc_norm")
     write_task(tmp_path, "plain", questions()[:9], "acc")
@@ -375,6 +410,12 @@ def test_tasks_are_answered_by_the_models_that_are_asked(
         prompt="", speed=False, tasks=["nouns", "plain"], tasks_path=str(tmp_path), limit=8,
         task_repair=["none", "ghost"],
     )  # fmt: skip
+    show(found)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"Mean of nouns, plain", shown)
+    assert "minus Ghost's" in shown
+    assert all(re.search(rf"│ {name}\b[^│]*│ +\d+\.\d% │", shown) for name in ("dense", "ghost"))
+    assert re.search(r"│ none\b[^│]*│ +\d+\.\d% │ +[+-]\d", shown)
     rows = {(each["repair"], each["task"]): each for each in found["tasks"]}
     assert set(rows) == {(r, t) for r in ("dense", "none", "ghost") for t in ("nouns", "plain")}
     pruned = ghostlayers.prune(

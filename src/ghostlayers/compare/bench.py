@@ -15,7 +15,7 @@ from ghostlayers import checkpoint, quantized, text
 from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.compare.store import Store
 from ghostlayers.errors import InputError
-from ghostlayers.evaluation import LoadedTasks, open_tasks
+from ghostlayers.evaluation import LoadedTasks, open_tasks, tokens_to_answer
 from ghostlayers.features import check_fit_tokens, check_method
 from ghostlayers.fingerprint import model_fingerprint
 from ghostlayers.loading import LoadedModel
@@ -60,6 +60,7 @@ class Bench:
         repairs: names that the model has what they need for.
         skipped: the others, with the reason.
         tasks: opened once; None if none are asked for.
+        task_tokens: about how many tokens a model reads to answer them.
         store: finished parts.
         say: told what is done and what comes next.
     """
@@ -74,8 +75,13 @@ class Bench:
     repairs: tuple[str, ...]
     skipped: tuple[dict[str, Any], ...]
     tasks: LoadedTasks | None
+    task_tokens: int
     store: Store
     say: Say
+
+    def answers_tasks(self, repair: str) -> bool:
+        """Whether the models of a repair answer the tasks."""
+        return self.tasks is not None and repair in (self.request.task_repair or (repair,))
 
     @property
     def fit_windows(self) -> Windows:
@@ -155,8 +161,9 @@ def prepare(
     }
     store = Store(out, identity, overwrite=overwrite)
     return Bench(
-        request, dense, layerwise, run, scored, held_out, corpora, kept, skipped, opened, store,
-        say or _ignore,
+        request, dense, layerwise, run, scored, held_out, corpora, kept, skipped, opened,
+        0 if opened is None else tokens_to_answer(opened, dense.tokenizer, request.limit),
+        store, say or _ignore,
     )  # fmt: skip
 
 

@@ -130,8 +130,7 @@ def _dense(bench: Bench) -> dict[str, Any]:
 def _tasks(bench: Bench, key: str, repair: str, model: Any) -> list[dict[str, Any]]:
     """A model's accuracies, kept as soon as they are known: they take longest."""
     request = bench.request
-    wanted = request.task_repair or (repair,)
-    if bench.tasks is None or repair not in {"dense", *wanted}:
+    if bench.tasks is None or not (repair == "dense" or bench.answers_tasks(repair)):
         return []
     name = f"tasks {key} {repair}"
     done = bench.store.get(name)

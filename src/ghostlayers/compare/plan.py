@@ -139,11 +139,20 @@ def plan_comparison(bench: Bench, speed: Speed) -> Plan:
     fitted = Stage("Fitting the repairs")
     measured = Stage("Losses of every repair on every text")
     timed = Stage("Speed and continuations")
+    answered = Stage("Tasks") + _answering(bench, depth, 1)
     for spans, names in expected_jobs(bench):
-        one_fit, losses, forwards = _cut_stages(bench, spans, names, windows, depth)
+        one_fit, losses, forwards, answers = _cut_stages(bench, spans, names, windows, depth)
         fitted, measured, timed = fitted + one_fit, measured + losses, timed + forwards
+        answered += answers
     here = prices(bench.dense, bench.layerwise, speed, recipe.sequence_length, 1)
-    return Plan(tuple(here.of(stage) for stage in [*stages, fitted, measured, timed]))
+    shown = [*stages, fitted, measured, timed, *([answered] if bench.tasks else [])]
+    return Plan(tuple(here.of(stage) for stage in shown))
+
+
+def _answering(bench: Bench, depth: int, models: int) -> Stage:
+    """Models of some decoder layers on the tasks, whose tokens cost what those of windows do."""
+    windows = models * bench.task_tokens / bench.request.calibration.sequence_length
+    return Stage("", windows * depth, windows)
 
 
 def _counter(bench: Bench, layers: int, select: str, repair: str = "ghost") -> Counter:
@@ -178,14 +187,16 @@ def _dense_stage(bench: Bench) -> Stage:
 
 def _cut_stages(
     bench: Bench, spans: tuple[Span, ...], names: Sequence[str], windows: int, depth: int
-) -> tuple[Stage, Stage, Stage]:
+) -> tuple[Stage, Stage, Stage, Stage]:
     removed = sum(map(len, spans))
     start = spans[0].start
     one_fit = _fits(bench, spans, names)
     repairs, behind = len(names) + 1, depth - removed - start + 1
     losses = Stage("", windows * (depth + repairs * behind), windows * (1 + DIVERGENCE * repairs))
     forwards = _forwards_beside(bench) * len(names)
-    return one_fit, losses, Stage("", forwards * (depth - removed), forwards * 0.1)
+    timed = Stage("", forwards * (depth - removed), forwards * 0.1)
+    answering = sum(map(bench.answers_tasks, names))
+    return one_fit, losses, timed, _answering(bench, depth - removed, answering)
 
 
 def _fits(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Stage:
@@ -215,7 +226,7 @@ def say_estimate(bench: Bench, speed: Speed, jobs: Jobs, *, chosen: bool) -> Non
     """Predicted minutes of what is not done yet."""
     depth = bench.layerwise.num_layers
     windows = sum(map(len, bench.corpora.values())) + len(bench.warning_windows)
-    stages = [] if chosen else [_choosing(bench), _dense_stage(bench)]
+    stages = [] if chosen else [_choosing(bench), _dense_stage(bench), _answering(bench, depth, 1)]
     for spans, names in jobs:
         if not chosen or bench.store.get(cut_key(spans, names)) is None:
             stages.extend(_cut_stages(bench, spans, names, windows, depth))

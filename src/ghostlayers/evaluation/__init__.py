@@ -12,6 +12,7 @@ from ghostlayers.evaluation.tasks import (
     compare_tasks,
     evaluate_tasks,
     open_tasks,
+    tokens_to_answer,
 )
 
 __all__ = [
@@ -29,4 +30,5 @@ __all__ = [
     "open_tasks",
     "paired_bootstrap",
     "prefill_seconds",
+    "tokens_to_answer",
 ]

@@ -23,6 +23,9 @@ from ghostlayers.progress import Advance, Progress
 HARNESS_SEEDS = (0, 1234)
 """What the harness starts Python's generator and all others from, so that its prompts come out."""
 
+LOOKED_AT = 16
+"""Documents of a task that tell how long all of them are."""
+
 NAMED = 3
 """A bar names so many tasks; of more it says the number."""
 
@@ -130,10 +133,7 @@ def run_tasks(
     running git and other programs.
     """
     with _seeded(seed), quiet():
-        for task in tasks.values():
-            if task.get_config("num_fewshot") is None:
-                task.set_config(key="num_fewshot", value=0)
-            task.set_fewshot_seed(seed=_seeds(seed)[1])
+        _set_fewshot(tasks, seed)
         results: dict[str, Any] = lm_eval.evaluate(
             lm=model,
             task_dict={"tasks": tasks},
@@ -142,6 +142,27 @@ def run_tasks(
             log_samples=True,
         )
     return results
+
+
+def _set_fewshot(tasks: dict[str, Any], seed: int | None) -> None:
+    for task in tasks.values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=_seeds(seed)[1])
+
+
+def count_tokens(tasks: dict[str, Any], tokenizer: Any, limit: int | None, seed: int | None) -> int:
+    """About how many tokens one model reads to answer tasks: the first documents stand for all."""
+    total = 0.0
+    with _seeded(seed), quiet():
+        _set_fewshot(tasks, seed)
+        for task in tasks.values():
+            count = min(len(task.eval_docs), limit or len(task.eval_docs))
+            looked_at = min(count, LOOKED_AT)
+            task.build_all_requests(limit=looked_at, rank=0, world_size=1)
+            texts = ["".join(map(str, each.args[:2])) for each in task.instances]
+            total += sum(map(len, tokenizer(texts)["input_ids"])) * count / looked_at
+    return round(total)
 
 
 @contextlib.contextmanager

@@ -250,6 +250,13 @@ def evaluate_tasks(
     return [_result(name, found, quiet_model.truncated[name]) for name in tasks.tasks]
 
 
+def tokens_to_answer(tasks: LoadedTasks, tokenizer: Any, limit: int | None) -> int:
+    """About how many tokens one model reads to answer tasks, every option counted."""
+    from ghostlayers.evaluation import harness
+
+    return harness.count_tokens(tasks.tasks, tokenizer, limit, tasks.seed)
+
+
 def _result(task: str, found: dict[str, Any], truncated: int) -> TaskResult:
     every = found["samples"][task]
     filter_name = every[0]["filter"]  # tasks with several read the same answers in other ways
