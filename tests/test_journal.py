@@ -167,6 +167,28 @@ def test_another_request_is_refused_and_says_what_differs(tmp_path: Path) -> Non
         pass
 
 
+def test_a_run_that_was_killed_at_once_is_in_nobodys_way(tmp_path: Path) -> None:
+    with keeping(tmp_path / "kept", {"what": "a test"}):
+        request = (tmp_path / "kept" / "request.json").read_text()
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "request.json").write_text(request)  # what kill -9 leaves
+    with keeping(tmp_path / "kept", {"what": "another"}):
+        pass
+    assert not (tmp_path / "kept").exists()
+
+
+def test_sums_of_two_runs_at_the_same_time_are_not_mixed(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    with keeping(folder, {"what": "a test"}, seconds_between=0.0):
+        whole(Total(3), lambda: None, description="All", windows=3)
+    (folder / "request.json").write_text('{"what": "another"}')
+    with (
+        keeping(folder, {"what": "another"}),
+        pytest.raises(ResumeError, match="written by a run of another request"),
+    ):
+        whole(Total(3), lambda: None, description="All", windows=3)
+
+
 def test_nothing_worth_keeping_leaves_nothing(tmp_path: Path) -> None:
     with keeping(tmp_path / "kept", {}):
         assert (tmp_path / "kept" / "request.json").is_file()

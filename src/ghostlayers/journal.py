@@ -51,11 +51,13 @@ class Journal:
     Attributes:
         folder: where they lie.
         seconds_between: at least so much work lies between two writes.
+        request: digest of what the sums depend on.
         resumed: windows that did not have to be visited again.
     """
 
     folder: Path
     seconds_between: float = SECONDS_BETWEEN
+    request: str = ""
     resumed: int = 0
     _opened: Counter[str] = field(default_factory=Counter)
 
@@ -123,6 +125,8 @@ class KeptPass:
         except (SafetensorError, OSError) as error:
             raise self._refuse(path, f"cannot be read ({error})") from error
         shapes = {name: tuple(each.shape) for name, each in tensors.items()}
+        if notes.get("request") != self.journal.request:
+            raise self._refuse(path, "was written by a run of another request beside this one")
         if notes.get("description") != self.description or shapes != {
             name: tuple(each.shape) for name, each in found.items()
         }:
@@ -174,6 +178,7 @@ class KeptPass:
         draft = path.with_suffix(".draft")
         notes = {
             "description": self.description,
+            "request": self.journal.request,
             "windows_at_once": str(self.windows_at_once),
             "done": str(self.done),
         }
@@ -226,7 +231,8 @@ def keeping(
     except OSError as error:
         raise OutputError(f"cannot write '{folder}': {error.strerror}.") from error
     pause = SECONDS_BETWEEN if seconds_between is None else seconds_between
-    token = _CURRENT.set(Journal(folder, pause))
+    asked = digest(json.dumps(wanted, sort_keys=True))
+    token = _CURRENT.set(Journal(folder, pause, asked))
     try:
         yield _CURRENT.get()  # type: ignore[misc]
     finally:
@@ -242,7 +248,8 @@ def finish(folder: Path) -> None:
 
 def _open(folder: Path, wanted: dict[str, Any]) -> None:
     path = folder / REQUEST
-    if not path.is_file():
+    # A run that was killed before it kept any sums left only its request: nothing to mix.
+    if not path.is_file() or not any(folder.glob("*.safetensors")):
         folder.mkdir(parents=True, exist_ok=True)
         draft = folder / f"{REQUEST}.{os.getpid()}.draft"
         draft.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
