@@ -127,6 +127,37 @@ def test_the_command_sets_three_models_side_by_side(
     assert max(map(len, done.output.splitlines()[:8])) <= 80
 
 
+def test_a_fold_has_no_cut_of_its_own(
+    tiny_folder: Path, some_text: list[str], tmp_path: Path
+) -> None:
+    """It has the bare cut's architecture, so that the cut would be timed twice."""
+    out, path = tmp_path / "folded", tmp_path / "bench.json"
+    ghostlayers.prune(
+        str(tiny_folder), data=some_text, remove="2-3", repair="refit:2", windows=16,
+        sequence_length=64,
+    ).save(out)  # fmt: skip
+    given = [str(out), "--against", str(tiny_folder), "--json", str(path)]
+    done = CliRunner().invoke(app, ["bench", *given, *GRID])
+    assert done.exit_code == 0, done.output
+    found = json.loads(path.read_text())
+    assert [p["model"] for p in found["points"]] == ["dense", "repaired"] * 2
+    assert found["operator_share"] is None
+
+
+def test_places_where_nothing_can_be_written_are_told_at_once(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    for option, place, told in (
+        ("--json", tmp_path / "absent" / "a.json", "there is no folder"),
+        ("--png", tmp_path / "folder.png", "it is a folder; name a file"),
+    ):
+        done = CliRunner().invoke(app, ["bench", str(tiny_folder), option, str(place), *GRID])
+        assert done.exit_code == 1
+        assert told in " ".join(done.output.split())
+        assert "Loading" not in done.output
+
+
 def test_the_command_without_a_dense_model(tiny_folder: Path) -> None:
     done = CliRunner().invoke(app, ["bench", str(tiny_folder), *GRID])
     assert done.exit_code == 0, done.output
@@ -149,7 +180,7 @@ def test_another_dense_model_is_refused(
     [
         ("--batch", "many", "whole numbers such as"),
         ("--length", "0", "whole numbers such as"),
-        ("--length", "4096", "128"),
+        ("--length", "4096", "the longest prompt that works is --length 112"),
     ],
 )
 def test_bad_grids_are_refused(tiny_folder: Path, option: str, value: str, told: str) -> None:

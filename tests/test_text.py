@@ -223,6 +223,10 @@ def test_documents_without_text_are_refused(documents):
     assert message(documents) == "corpus 'documents in memory' holds no text."
 
 
+def test_documents_that_are_no_text() -> None:
+    assert "number 1 is None, of type NoneType" in message(["a", None])
+
+
 # The hub
 
 

@@ -106,7 +106,7 @@ def load_corpus(
     if isinstance(data, Corpus):
         return data
     if not isinstance(data, (str, Path)):
-        corpus = Corpus("documents in memory", tuple(data), separator)
+        corpus = Corpus("documents in memory", _documents(data), separator)
     elif str(data) in HUB_CORPORA:
         corpus = _load_hub(str(data), use, separator, max_characters)
     elif "+" in str(data) and not Path(data).exists():
@@ -116,6 +116,17 @@ def load_corpus(
     if not any(document.strip() for document in corpus.documents):
         raise CorpusError(f"corpus '{corpus.name}' holds no text.")
     return corpus
+
+
+def _documents(data: Sequence[str]) -> tuple[str, ...]:
+    documents = tuple(data)
+    for index, each in enumerate(documents):
+        if not isinstance(each, str):
+            raise CorpusError(
+                f"a corpus in memory must be a list of texts; number {index} is {each!r}, of type "
+                f"{type(each).__name__}."
+            )
+    return documents
 
 
 def _mix(
