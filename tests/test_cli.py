@@ -344,7 +344,10 @@ def test_a_damaged_record_cannot_be_inspected(tmp_path, content):
 def test_a_json_file_that_cannot_be_written_is_refused(tiny_folder):
     result = call("eval", tiny_folder, "-d", "other.txt", *LENGTH, "--json", "no/such/place.json")
     assert result.exit_code == 1
-    assert result.stderr == "Error: cannot write 'no/such/place.json': No such file or directory.\n"
+    assert result.stderr == (
+        "Error: cannot write 'no/such/place.json': there is no folder 'no/such'; make it.\n"
+    )
+    assert "Loading" not in result.stdout  # told before anything is computed
 
 
 def test_a_picture_of_an_unknown_kind_is_refused(tiny_folder, place):
