@@ -300,16 +300,16 @@ def show_accuracies(results: Mapping[str, Any]) -> None:
     if grid is None:
         return
     against = {
-        (title_of(key_of(row["a"])), row["metric"]): told[3:]
+        (title_of(key_of(row["a"])), row["metric"]): (*told[3:5], told[6])
         for row, told in zip(
             results.get("comparisons") or [], difference_rows(results), strict=True
         )
     }
     main = "acc_norm" if any(metric == "acc_norm" for _, metric in against) else "acc"
-    nothing = ("",) * 4
+    nothing = ("",) * 3
     rows = [[escape(row[0]), row[-1], *against.get((row[0], main), nothing)] for row in grid[1]]
     tasks = grid[0][1:-1]
-    columns = ("model", "accuracy", "minus Ghost's", "95% interval", "p", "verdict")
+    columns = ("model", "accuracy", "minus Ghost's", "95% interval", "verdict")
     screen.table(columns, rows, f"Mean of {', '.join(tasks)}" if len(tasks) > 1 else tasks[0])
     screen.say(
         "[dim]accuracy: length-normalised where the task has it; minus Ghost's: points on the same "
