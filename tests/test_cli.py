@@ -354,7 +354,8 @@ def test_a_picture_of_an_unknown_kind_is_refused(tiny_folder, place):
     arguments = ("-n", "2", "-d", "calibration.jsonl", *SMALL, "--png", "map.xyz")
     result = call("score", tiny_folder, *arguments)
     assert result.exit_code == 1
-    assert result.stderr.startswith("Error: cannot draw into 'map.xyz': ")
+    assert result.stderr.startswith("Error: cannot draw into 'map.xyz': '.xyz' is no kind of")
+    assert "Loading" not in result.stdout
     assert len(result.stderr.splitlines()) == 1
     assert not list(place.glob("*map*"))
 

@@ -482,9 +482,10 @@ def score(
     from ghostlayers.files import check_can_write
     from ghostlayers.parallel import world
     from ghostlayers.record import table_to_dict
-    from ghostlayers.report.heatmap import draw_heatmap
+    from ghostlayers.report.heatmap import check_can_draw, draw_heatmap
 
-    check_can_write(json_file, png)
+    check_can_write(json_file)
+    check_can_draw(png)
     if layers is None:
         raise RecipeError(
             "say how many layers to remove (--layers): every span of that length is scored."

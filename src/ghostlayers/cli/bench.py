@@ -68,8 +68,10 @@ def bench(
     from ghostlayers.cli import screen
     from ghostlayers.evaluation.bench import measure_grid, operator_share
     from ghostlayers.preparation import open_model
+    from ghostlayers.report.heatmap import check_can_draw
 
-    check_can_write(json_file, png)
+    check_can_write(json_file)
+    check_can_draw(png)
     batches, lengths = (
         [*dict.fromkeys(o.numbers_in(given, option, "1,4,16", least=1))]
         for given, option in ((batch, "--batch"), (length, "--length"))

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ghostlayers.errors import OutputError
+from ghostlayers.files import check_can_write
 from ghostlayers.scores import ScoreTable
 
 
@@ -65,6 +66,26 @@ def _draw_spans(axes: Axes, table: ScoreTable) -> None:
     axes.set_title(f"Spans of {len(table.spans[0].span)} layers (lower is better)")
     axes.grid(visible=True, alpha=0.3)
     axes.legend(loc="best", framealpha=0.9)
+
+
+def check_can_draw(path: Path | None) -> None:
+    """Refuse a picture that cannot come out, before anything is computed for it.
+
+    Args:
+        path: of the picture; None for none.
+
+    Raises:
+        OutputError: no file can be written there, or its ending names no kind of picture.
+    """
+    if path is None:
+        return
+    check_can_write(path)
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix and path.suffix[1:].lower() not in known:
+        raise OutputError(
+            f"cannot draw into '{path}': '{path.suffix}' is no kind of picture; name it .png, .svg "
+            "or .pdf."
+        )
 
 
 def save_figure(figure: Figure, path: Path) -> None:
