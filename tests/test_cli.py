@@ -398,7 +398,11 @@ def test_debug_raises(tiny_folder):
 @pytest.mark.parametrize(
     ("raised", "code", "text"),
     [
-        (KeyboardInterrupt, 130, "interrupted; nothing was left half-written."),
+        (
+            KeyboardInterrupt,
+            130,
+            "interrupted; nothing was left half-written. Repeat the command to go on.",
+        ),
         (MemoryError, 1, "out of memory; try a smaller --batch-size or --sequence-length."),
     ],
 )

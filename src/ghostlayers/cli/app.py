@@ -31,6 +31,9 @@ app = typer.Typer(
     help="Remove decoder layers from a language model, and repair every cut in closed form.",
 )
 
+KEEPING = frozenset({"prune", "compare", "run"})
+"""Commands that keep what an interrupted run has done."""
+
 P = ParamSpec("P")
 
 
@@ -63,7 +66,8 @@ def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
             screen.fail(str(error))
             raise typer.Exit(2 if isinstance(error, RecipeError) else 1) from error
         except KeyboardInterrupt as error:
-            screen.fail("interrupted; nothing was left half-written.")
+            kept = " Repeat the command to go on." if function.__name__ in KEEPING else ""
+            screen.fail(f"interrupted; nothing was left half-written.{kept}")
             raise typer.Exit(130) from error
         except MemoryError as error:
             if kwargs.get("debug"):
