@@ -15,7 +15,7 @@ import ghostlayers
 from ghostlayers import surgery
 from ghostlayers.cli.compare import show
 from ghostlayers.compare import Comparison, compare, engine
-from ghostlayers.compare.bench import Bench, short_names
+from ghostlayers.compare.bench import short_names
 from ghostlayers.compare.correlate import spearman
 from ghostlayers.compare.plan import expected_jobs
 from ghostlayers.compare.store import REPORT, Store
@@ -449,7 +449,6 @@ def test_every_span_is_a_cut_of_its_own_in_the_plan() -> None:
         bench: Any = SimpleNamespace(
             request=wanted, layerwise=SimpleNamespace(num_layers=6), repairs=("none", "ghost")
         )
-        bench.every_span = lambda layers: Bench.every_span(bench, layers)
         return expected_jobs(bench)
 
     jobs = jobs_of()

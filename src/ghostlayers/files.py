@@ -27,23 +27,24 @@ def whole_file(path: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
-def check_can_write(*paths: Path | None) -> None:
-    """Refuse places where no file can be written, before anything is computed for them.
+def check_can_write(path: Path | None) -> None:
+    """Refuse a place where no file can be written, before anything is computed for it.
 
     Args:
-        paths: of files to come; None for those that were not asked for.
+        path: of a file to come; None for none.
 
     Raises:
-        OutputError: one is a folder, or lies in none, or where nothing may be written.
+        OutputError: it is a folder, or lies in none, or where nothing may be written.
     """
-    for path in filter(None, paths):
-        folder = path.parent
-        if path.is_dir():
-            raise OutputError(f"cannot write '{path}': it is a folder; name a file.")
-        if not folder.is_dir():
-            raise OutputError(f"cannot write '{path}': there is no folder '{folder}'; make it.")
-        if not os.access(folder, os.W_OK):
-            raise OutputError(f"cannot write '{path}': '{folder}' is not yours to write into.")
+    if path is None:
+        return
+    folder = path.parent
+    if path.is_dir():
+        raise OutputError(f"cannot write '{path}': it is a folder; name a file.")
+    if not folder.is_dir():
+        raise OutputError(f"cannot write '{path}': there is no folder '{folder}'; make it.")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"cannot write '{path}': '{folder}' is not yours to write into.")
 
 
 def write_whole(path: Path, text: str) -> None:

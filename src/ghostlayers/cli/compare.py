@@ -293,22 +293,12 @@ def show(results: Mapping[str, Any]) -> None:
 def show_accuracies(results: Mapping[str, Any]) -> None:
     """What each model answered, and whether a repair differs from Ghost beyond chance."""
     from ghostlayers.cli import screen
-    from ghostlayers.report.accuracies import accuracy_grid, difference_rows, title_of
-    from ghostlayers.report.summary import key_of
+    from ghostlayers.report.accuracies import mean_rows
 
-    grid = accuracy_grid(results)
-    if grid is None:
+    tasks = list(dict.fromkeys(str(row["task"]) for row in results.get("tasks") or []))
+    if not tasks:
         return
-    against = {
-        (title_of(key_of(row["a"])), row["metric"]): (*told[3:5], told[6])
-        for row, told in zip(
-            results.get("comparisons") or [], difference_rows(results), strict=True
-        )
-    }
-    main = "acc_norm" if any(metric == "acc_norm" for _, metric in against) else "acc"
-    nothing = ("",) * 3
-    rows = [[escape(row[0]), row[-1], *against.get((row[0], main), nothing)] for row in grid[1]]
-    tasks = grid[0][1:-1]
+    rows = [[escape(title), *figures] for title, *figures in mean_rows(results)]
     columns = ("model", "accuracy", "minus Ghost's", "95% interval", "verdict")
     screen.table(columns, rows, f"Mean of {', '.join(tasks)}" if len(tasks) > 1 else tasks[0])
     screen.say(

@@ -31,8 +31,7 @@ from ghostlayers.preparation import (
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import find_method
-from ghostlayers.selection import candidate_spans
-from ghostlayers.spans import Span, check_count
+from ghostlayers.spans import check_count
 from ghostlayers.steps import Run
 from ghostlayers.stream import LayerwiseModel
 from ghostlayers.tokens import Windows
@@ -98,11 +97,6 @@ class Bench:
             "versions": checkpoint.versions(),
         }
         return self.store.keeping(key, how)
-
-    def every_span(self, layers: int) -> list[Span]:
-        """Each contiguous span of a number of layers that may go."""
-        edges = self.request.calibration.edges
-        return candidate_spans(self.layerwise.num_layers, layers, edges)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -172,7 +166,7 @@ def _check_selections(dense: LoadedModel, request: Comparison, num_layers: int) 
         check_count(layers, num_layers)
         for select in request.select:
             if select == EVERY:
-                candidate_spans(num_layers, layers, request.calibration.edges)
+                request.every_span(num_layers, layers)
             else:
                 check_selection(dense.model, request.cell_recipe(layers, select), num_layers)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ghostlayers import steps
 from ghostlayers.compare.bench import Bench
-from ghostlayers.compare.request import EVERY
+from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.estimate import Speed
 from ghostlayers.plan import DIVERGENCE, SWEEP, Counter, Plan, Stage, prices, selection_stages
 from ghostlayers.preparation import make_fitting
@@ -39,7 +39,7 @@ def choose(bench: Bench) -> tuple[dict[tuple[Span, ...], list[Cell]], dict[str, 
     for layers in sorted(set(bench.request.layers)):
         for select in bench.request.select:
             if select == EVERY:
-                for span in bench.every_span(layers):
+                for span in bench.request.every_span(bench.layerwise.num_layers, layers):
                     name = f"{EVERY}:{format_layers(span.layers)}"
                     _add(chosen, Cell(layers, name, (span,), bench.repairs))
                 continue
@@ -115,13 +115,13 @@ def expected_jobs(bench: Bench) -> Jobs:
     return [
         ((span,), repairs)
         for count, select, repairs in wanted
-        for span in _expected_spans(bench, select, count, depth)
+        for span in _expected_spans(request, select, count, depth)
     ]
 
 
-def _expected_spans(bench: Bench, select: str, count: int, depth: int) -> Sequence[Span]:
+def _expected_spans(request: Comparison, select: str, count: int, depth: int) -> Sequence[Span]:
     if select == EVERY:
-        return bench.every_span(count)
+        return request.every_span(depth, count)
     return (Span((depth - count) // 2, (depth + count) // 2),)
 
 

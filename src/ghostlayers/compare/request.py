@@ -8,6 +8,8 @@ from typing import Any
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL, find_method
+from ghostlayers.selection import candidate_spans
+from ghostlayers.spans import Span
 from ghostlayers.text import BLANK_LINE, one_separator_each
 
 EVERY = "every"
@@ -113,6 +115,14 @@ class Comparison:
         if not self.yardstick:
             return ()
         return tuple(sorted({count - 1 for count in self.layers if count > 1} - set(self.layers)))
+
+    def every_span(self, num_layers: int, layers: int) -> list[Span]:
+        """The cuts that ``every`` stands for: each contiguous span of so many layers that may go.
+
+        Raises:
+            SpanError: there is none.
+        """
+        return candidate_spans(num_layers, layers, self.calibration.edges)
 
     def repair_names(self) -> tuple[str, ...]:
         """The repairs, ``all`` spelled out, each once."""

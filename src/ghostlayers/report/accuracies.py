@@ -49,6 +49,21 @@ def _accuracy(row: Mapping[str, Any] | None) -> str:
     return " | ".join(texts) or NOTHING
 
 
+def mean_rows(results: Results) -> list[tuple[str, ...]]:
+    """A model a row: its mean accuracy, then what separates it from Ghost on the same cut."""
+    differences = {
+        (key_of(row["a"]), str(row.get("metric"))): _difference(row)
+        for row in results.get("comparisons") or []
+    }
+    metric = "acc_norm" if any(name == "acc_norm" for _, name in differences) else "acc"
+    means = mean_accuracy(results)
+    rows: list[tuple[str, ...]] = []
+    for key in dict.fromkeys(map(key_of, results.get("tasks") or [])):
+        *_, gap, interval, _, verdict = differences.get((key, metric), ("",) * len(DIFFERENCES))
+        rows.append((title_of(key), percent(means.get(key), 1), gap, interval, verdict))
+    return rows
+
+
 def difference_rows(results: Results) -> list[tuple[str, ...]]:
     """The rows under `DIFFERENCES`: every repair against Ghost on the same cut, pair by pair."""
     return [_difference(row) for row in results.get("comparisons") or []]

@@ -80,8 +80,12 @@ def _tasks(results: Results) -> list[str]:
 
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
+    ruler = ["---", *["---:"] * (len(head) - 1)]
+    return _piped([[*map(_plain, line)] for line in (head, ruler, *rows)])
+
+
+def _piped(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def _table(entries: Sequence[Entry], names: Sequence[str]) -> str:
@@ -98,7 +102,7 @@ def _table(entries: Sequence[Entry], names: Sequence[str]) -> str:
     ]
     rows = [head, ["---", *["---:"] * (len(head) - 2), "---"]]
     rows += [_row(each, names) for each in entries]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return _piped(rows)
 
 
 def _row(entry: Entry, names: Sequence[str]) -> list[str]:
