@@ -14,13 +14,22 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import ghostlayers
 from families import build
+from gguf_models import IDS, VARIANTS, family
 from ghostlayers.errors import GhostlayersError, ModelError, OutputError, UnsupportedModelError
-from ghostlayers.gguf_export import _frequency_factors, export_gguf
+from ghostlayers.gguf_export import export_gguf
+from ghostlayers.gguf_families import (
+    GGUF_FAMILIES,
+    check_facts,
+    query_factor,
+    window_entries,
+)
+from ghostlayers.gguf_positions import position_entries, position_tensors
 from ghostlayers.gguf_tokenizer import PATTERNS, merge_scores, splitting_name
+from ghostlayers.loading import load_model
+from ghostlayers.recipe import RunOptions
 from test_surgery import logits
 
 BYTES = {"type": "ByteLevel", "use_regex": False}
-IDS = torch.arange(40)[None] + 60
 
 
 def split(pattern: str) -> dict[str, Any]:
@@ -70,6 +79,60 @@ def test_transformers_reads_the_same_model(
     assert again.config.num_hidden_layers == 5
     names = {each.name for each in gguf.GGUFReader(file).tensors}
     assert ("output.weight" in names) is not tied
+
+
+READABLE = {"llama", "mistral", "qwen2", "qwen3", "phi3", "stablelm", "starcoder2", "gemma2",
+            "gemma3_text"}  # fmt: skip
+"""Families whose GGUF files transformers reads."""
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        *((name, {}) for name in sorted(READABLE)),
+        *(
+            pytest.param(*each, id=label)
+            for label, each in VARIANTS.items()
+            if each[0] in READABLE and label not in {"biased", "normed heads, parallel"}
+        ),
+    ],
+)
+def test_a_file_is_read_as_what_it_says(
+    name: str, changes: dict[str, Any], byte_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Scaled positions, windows, caps and scales, which transformers' reader leaves out."""
+    if name == "qwen3":
+        changes = changes | {"head_dim": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = family(name, **changes)
+    folder = with_a_merge(write(model, byte_tokenizer, tmp_path / "model"))
+    file = export_gguf(folder, tmp_path / "model.gguf", pre_tokenizer="gpt-2")
+    loaded = load_model(str(file), RunOptions(dtype="float32", device="cpu"))
+    torch.testing.assert_close(logits(loaded.model, IDS), logits(model, IDS), rtol=1e-5, atol=1e-5)
+    assert loaded.stored_dtype == torch.float32
+
+
+def test_a_file_that_is_not_read_whole_is_refused(byte_tokenizer: Any, tmp_path: Path) -> None:
+    def refuse(label: str, match: str) -> None:
+        name, changes = VARIANTS[label]
+        folder = with_a_merge(write(family(name, **changes), byte_tokenizer, tmp_path / label))
+        file = export_gguf(folder, tmp_path / f"{label}.gguf", pre_tokenizer="gpt-2")
+        with pytest.raises(ModelError, match=match):
+            load_model(str(file), RunOptions(dtype="float32", device="cpu"))
+
+    refuse("biased", r"52,336 numbers, but transformers reads a model of 51,296.*ffn_gate")
+    refuse("normed heads, parallel", "norms queries and keys")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_type_of_a_file_is_kept(
+    dtype: torch.dtype, byte_tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = write(family("llama").to(dtype), byte_tokenizer, tmp_path / "model")
+    file = export_gguf(with_a_merge(folder), tmp_path / "model.gguf", pre_tokenizer="gpt-2")
+    loaded = load_model(str(file), RunOptions(dtype="float32", device="cpu"))
+    assert loaded.stored_dtype == dtype
+    want = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.testing.assert_close(logits(loaded.model, IDS), logits(want, IDS), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -133,19 +196,120 @@ def test_from_gguf_to_a_smaller_gguf(
     assert again.config.num_hidden_layers == trained_llama.config.num_hidden_layers - 2
 
 
+def positions(name: str, rope: dict[str, Any] | None = None, **changes: Any) -> Any:
+    model = build(name, **changes) if rope is None else build(name, rope_parameters=rope, **changes)
+    config = model.config
+    entries = dict(position_entries(config, GGUF_FAMILIES[name]))
+    return entries, position_tensors(config, model.model.rotary_emb)
+
+
 def test_scaled_positions_become_factors() -> None:
     rope = {
         "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
     }  # fmt: skip
-    factors = _frequency_factors(build("llama", rope_parameters=rope))
-    assert factors is not None
+    _, tensors = positions("llama", rope)
+    factors = tensors["rope_freqs.weight"]
     assert factors[-1] == pytest.approx(8.0)
     assert factors.min() >= 1.0
-    assert _frequency_factors(build("llama")) is None
+    assert positions("llama")[1] == {}
+    with pytest.raises(UnsupportedModelError, match=r"kind 'llama3' are not written.*'qwen2'"):
+        positions("qwen2", rope)
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
     with pytest.raises(UnsupportedModelError, match="positions of kind 'dynamic'"):
-        _frequency_factors(build("llama", rope_parameters=rope))
+        positions("llama", rope)
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+    with pytest.raises(UnsupportedModelError, match="rotates 50% of a head's channels"):
+        positions("llama", rope)
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "mscale": 0.7}
+    with pytest.raises(UnsupportedModelError, match="'yarn' with mscale"):
+        positions("qwen3", rope)
+
+
+FULL, LOCAL = "full_attention", "sliding_attention"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "match"),
+    [
+        ("llama", {"hidden_act": "gelu"}, "activation is 'gelu', but llama.cpp computes silu"),
+        ("gemma2", {"tie_word_embeddings": False}, "embedding for its head"),
+        ("gemma2", {"final_logit_softcapping": None}, "always caps"),
+        ("gemma3_text", {"attn_logit_softcapping": 30.0}, "does not cap"),
+        ("smollm3", {"no_rope_layers": [1, 1, 0, 1, 1]}, "layer 2 of this checkpoint"),
+        ("cohere", {"use_qk_norm": True}, "64 and more layers only, and this one, of 5"),
+        ("cohere2", {"layer_types": [FULL] * 5}, "none is left"),
+        (
+            "exaone4",
+            {"sliding_window": 8, "layer_types": [FULL] * 5},
+            "windows in models of 64 layers only",
+        ),
+        ("qwen3", {"layer_types": [LOCAL] * 5, "sliding_window": 8}, "slides over 8 tokens"),
+        ("starcoder2", {"head_dim": 16}, "channels in all"),
+    ],
+)
+def test_what_llama_cpp_takes_for_granted_is_checked(
+    name: str, changes: dict[str, Any], match: str
+) -> None:
+    config = build(name).config
+    for key, value in changes.items():
+        setattr(config, key, value)
+    with pytest.raises(UnsupportedModelError, match=match):
+        check_facts(config)
+
+
+def test_a_cut_that_breaks_a_fixed_pattern_is_refused(byte_tokenizer: Any, tmp_path: Path) -> None:
+    """SmolLM3 leaves positions out of every fourth layer, and llama.cpp counts for itself."""
+    model = build("smollm3", vocab_size=256, num_hidden_layers=9)
+    for remove, legal in (("4-7", True), ("2-3", False)):
+        pruned = ghostlayers.prune(
+            model, remove=remove, repair="none", export="auto", windows=2, sequence_length=16,
+            held_out_windows=0, tokenizer=byte_tokenizer, data=["some text " * 40],
+        )  # fmt: skip
+        folder = write(pruned.model, byte_tokenizer, tmp_path / remove)
+        if legal:
+            export_gguf(folder, tmp_path / "legal.gguf", pre_tokenizer="gpt-2")
+        else:
+            with pytest.raises(UnsupportedModelError, match="whole groups of four layers"):
+                export_gguf(folder, tmp_path / "illegal.gguf", pre_tokenizer="gpt-2")
+
+
+def test_windows_are_said_layer_by_layer() -> None:
+    def entries(name: str, types: list[str]) -> Any:
+        config = build(name, layer_types=types, sliding_window=6).config
+        return dict(window_entries(config, GGUF_FAMILIES[name]))
+
+    mixed = [LOCAL, FULL, LOCAL, LOCAL, FULL]
+    flags = [True, False, True, True, False]
+    said = {"sliding_window": 6, "sliding_window_pattern": flags}
+    assert entries("gemma3_text", mixed) == said
+    assert entries("gemma3_text", [FULL] * 5) == {}
+    whole = {"sliding_window": 64, "sliding_window_pattern": [True] * 5}
+    assert entries("gemma2", [FULL] * 5) == whole
+    assert entries("llama", [FULL] * 5) == {}
+
+
+def test_queries_carry_the_scale_that_llama_cpp_does_not_read() -> None:
+    assert query_factor(build("llama").config) == 1.0
+    config = build("gemma3_text", query_pre_attn_scalar=32, head_dim=16).config
+    assert query_factor(config) == pytest.approx((16 / 32) ** 0.5)
+    config.num_hidden_layers = 62  # there llama.cpp takes the width that heads would share
+    assert query_factor(config) == pytest.approx((8 / 32) ** 0.5)
+
+
+def test_a_bias_that_is_not_read_must_be_zero(byte_tokenizer: Any, tmp_path: Path) -> None:
+    model = build("qwen3", vocab_size=256, attention_bias=True, layer_types=[FULL] * 5)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.bias.zero_()
+    folder = write(model, byte_tokenizer, tmp_path / "zero")
+    file = export_gguf(folder, tmp_path / "zero.gguf", pre_tokenizer="gpt-2")
+    names = {each.name for each in gguf.GGUFReader(file).tensors}
+    assert "blk.0.attn_q.bias" in names
+    assert "blk.0.attn_output.bias" not in names
+    model.model.layers[3].self_attn.o_proj.bias[2] = 0.5
+    folder = write(model, byte_tokenizer, tmp_path / "other")
+    with pytest.raises(UnsupportedModelError, match=r"layers.3.self_attn.o_proj.bias' is not zero"):
+        export_gguf(folder, tmp_path / "other.gguf", pre_tokenizer="gpt-2")
 
 
 @pytest.mark.parametrize(
@@ -284,8 +448,8 @@ def test_what_has_no_place_in_the_format_is_refused(
     )  # fmt: skip
     pruned.save(tmp_path / "custom")
     refuse(UnsupportedModelError, "carries operators.*--repair refit:3", "custom", "x.gguf")
-    write(build("gemma3_text", vocab_size=256), byte_tokenizer, tmp_path / "gemma")
-    refuse(UnsupportedModelError, "'gemma3_text' are not written as GGUF", "gemma", "x.gguf")
+    write(build("gpt2", vocab_size=256), byte_tokenizer, tmp_path / "gpt2")
+    refuse(UnsupportedModelError, "'gpt2' are not written as GGUF", "gpt2", "x.gguf")
     refuse(OutputError, "should end in .gguf", "custom", "x.bin")
     refuse(ModelError, "holds no config.json", "nowhere", "x.gguf")
     folder = write(plain("llama"), byte_tokenizer, tmp_path / "plain")

@@ -26,7 +26,8 @@ def compare(file: str, reference_file: str) -> None:
     start, read = time.perf_counter(), 0
     for index, prompt in enumerate(prompts):
         ids = [int(each) for each in known[f"ids{index}"]]
-        same_ids += llama.tokenize(prompt.encode(), add_bos=False) == ids
+        first = ids[0] == llama.token_bos()
+        same_ids += llama.tokenize(prompt.encode(), add_bos=first) == ids
         llama.reset()
         llama.eval(ids)
         read += len(ids)

@@ -1,10 +1,8 @@
 """A stock checkpoint as one GGUF file, for llama.cpp and what is built on it.
 
 The `gguf` library knows every architecture's tensor names and writes the file; what it lacks is the
-step from a checkpoint to it. That is here for families with one uniform stack like Llama's. Facts
-about the format are from llama.cpp's conversion of the same families: its llama architecture
-rotates neighbouring channels where transformers rotates halves, so query and key rows are
-reordered; vectors stay in float32.
+step from a checkpoint to it. That is here for families with one uniform stack like Llama's: what
+differs between them is in `gguf_families`. Vectors and norms stay in float32, as llama.cpp asks.
 """
 
 from pathlib import Path
@@ -16,23 +14,23 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from ghostlayers.configs import slides
 from ghostlayers.errors import ModelError, OutputError, UnsupportedModelError, VerificationError
 from ghostlayers.families import PREFIX
 from ghostlayers.files import whole_file
+from ghostlayers.gguf_families import (
+    Entry,
+    GgufFamily,
+    check_facts,
+    head_width,
+    norm_entry,
+    query_factor,
+    window_entries,
+)
+from ghostlayers.gguf_positions import position_entries, position_tensors
 from ghostlayers.gguf_tokenizer import add_tokenizer, read_tokenizer, splitting_name
 from ghostlayers.loading import LoadedModel, load_model, read_config
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.recipe import RunOptions
-
-ARCHITECTURES = {
-    "llama": gguf.MODEL_ARCH.LLAMA,
-    "mistral": gguf.MODEL_ARCH.LLAMA,
-    "qwen2": gguf.MODEL_ARCH.QWEN2,
-    "qwen3": gguf.MODEL_ARCH.QWEN3,
-}
-REORDERED = frozenset({"llama", "mistral"})
-"""Families whose query and key rows llama.cpp expects in another order."""
 
 TYPES = {
     torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
@@ -65,12 +63,12 @@ def export_gguf(
     """
     out, folder = Path(out), Path(folder)
     _check(folder, out, overwrite=overwrite)
-    _check_facts(AutoConfig.from_pretrained(folder))
+    row = check_facts(AutoConfig.from_pretrained(folder))
     tokenizer = read_tokenizer(folder)
     splits = pre_tokenizer or splitting_name(tokenizer)
     loaded = load_model(str(folder), RunOptions(dtype="float32", device="cpu"))
     with whole_file(out) as draft:
-        tensors = _write(draft, folder, loaded, tokenizer, splits, progress or Silent())
+        tensors = _write(draft, folder, loaded, row, tokenizer, splits, progress or Silent())
         _prove(draft, tensors)
     return out
 
@@ -91,48 +89,30 @@ def _check(folder: Path, out: Path, *, overwrite: bool) -> None:
             f"'{folder}' carries operators, which llama.cpp has no place for. Prune with a repair "
             "that folds (--repair refit:3) or with --repair normed --export stock-layer."
         )
-    if kind not in ARCHITECTURES:
-        raise UnsupportedModelError(
-            f"models of type '{kind}' are not written as GGUF here; supported: "
-            f"{', '.join(sorted(ARCHITECTURES))}. llama.cpp's own converter takes the folder too."
-        )
-
-
-def _check_facts(config: Any) -> None:
-    """Refuse what llama.cpp takes for granted otherwise: no entry of the file could say it."""
-    if config.hidden_act != "silu":
-        raise UnsupportedModelError(
-            f"the model's activation is '{config.hidden_act}', but llama.cpp computes silu in "
-            f"models of type '{config.model_type}'."
-        )
-    window = getattr(config, "sliding_window", None)
-    if slides(config) and (window is None or window < config.max_position_embeddings):
-        raise UnsupportedModelError(
-            f"the model's attention slides over {window} tokens, but llama.cpp attends to all in "
-            f"models of type '{config.model_type}'; texts longer than that would come out "
-            "differently."
-        )
 
 
 def _write(
     path: Path,
     folder: Path,
     loaded: LoadedModel,
+    row: GgufFamily,
     tokenizer: dict[str, Any],
     splits: str,
     progress: Progress,
 ) -> dict[str, np.ndarray]:
     """Write the file; return what was written, by name."""
     config = loaded.model.config
-    architecture = ARCHITECTURES[config.model_type]
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
-    _add_settings(writer, config, loaded)
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[row.architecture])
+    writer.add_name(loaded.base.title or Path(loaded.base.name).name)
+    for name, value in _settings(config, row):
+        getattr(writer, f"add_{name}")(value)
+    writer.add_file_type(TYPES[loaded.stored_dtype][1])
     add_tokenizer(writer, folder, tokenizer, splits, config.vocab_size)
     written = {}
-    state = _named(loaded.model, architecture)
+    state = _named(loaded.model, row)
     with progress.stage(f"Writing {len(state)} tensors", len(state)) as advance:
         for name, tensor in state.items():
-            stored = torch.float32 if tensor.ndim == 1 else loaded.stored_dtype
+            stored = _stored(config, name, tensor, loaded.stored_dtype)
             kind = TYPES[stored][0]
             data = gguf.quants.quantize(tensor.float().contiguous().numpy(), kind)
             writer.add_tensor(name, data, raw_dtype=kind)
@@ -145,78 +125,96 @@ def _write(
     return written
 
 
-def _add_settings(writer: Any, config: Any, loaded: LoadedModel) -> None:
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    writer.add_name(loaded.base.title or Path(loaded.base.name).name)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config.num_key_value_heads or heads)
-    writer.add_key_length(width)
-    writer.add_value_length(width)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(width)
-    writer.add_rope_freq_base(float(_rope(config)["rope_theta"]))
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(TYPES[loaded.stored_dtype][1])
+def _stored(config: Any, name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """float32 for vectors, norms, and what was computed anew; the checkpoint's type otherwise."""
+    rescaled = "attn_q." in name and query_factor(config) != 1.0
+    return torch.float32 if tensor.ndim == 1 or "norm" in name or rescaled else dtype
 
 
-def _rope(config: Any) -> dict[str, Any]:
-    return dict(config.rope_parameters)
+def _settings(config: Any, row: GgufFamily) -> list[Entry]:
+    """What the file says of the model besides its tensors."""
+    width = head_width(config)
+    return [
+        ("context_length", config.max_position_embeddings),
+        ("embedding_length", config.hidden_size),
+        ("block_count", config.num_hidden_layers),
+        ("feed_forward_length", config.intermediate_size),
+        ("head_count", config.num_attention_heads),
+        ("head_count_kv", config.num_key_value_heads or config.num_attention_heads),
+        ("key_length", width),
+        ("value_length", width),
+        norm_entry(config),
+        ("vocab_size", config.vocab_size),
+        *position_entries(config, row),
+        *window_entries(config, row),
+        *row.settings(config),
+    ]
 
 
-def _named(model: Any, architecture: Any) -> dict[str, Tensor]:
+def _named(model: Any, row: GgufFamily) -> dict[str, Tensor]:
     """Every tensor of the file by its name there."""
     config = model.config
-    names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
-    tied = config.tie_word_embeddings
+    names = gguf.get_tensor_name_map(row.architecture, config.num_hidden_layers)
     found = {}
-    for name, tensor in model.state_dict().items():
-        if tied and name == "lm_head.weight":
+    for name, tensor in _stacked(model.state_dict()).items():
+        if name == "lm_head.weight" and config.tie_word_embeddings and row.head != "own":
+            continue
+        if name.endswith(".bias") and _drops(name, tensor, row):
             continue
         new = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if new is None:
             raise UnsupportedModelError(f"llama.cpp has no place for '{name}' of this model.")
-        found[new] = _reordered(config, name, tensor)
-    factors = _frequency_factors(model)
-    if factors is not None:
-        found["rope_freqs.weight"] = factors
-    return found
+        found[new] = _converted(config, row, name, tensor)
+    return found | position_tensors(config, model.model.rotary_emb)
 
 
-def _reordered(config: Any, name: str, tensor: Tensor) -> Tensor:
-    """Rows of queries and keys from halves to neighbouring pairs, a head at a time."""
-    if config.model_type not in REORDERED:
-        return tensor
-    if ".q_proj." in name:
-        heads = config.num_attention_heads
-    elif ".k_proj." in name:
-        heads = config.num_key_value_heads or config.num_attention_heads
-    else:
-        return tensor
+def _stacked(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """StableLM's norms of single heads (``....norms.0.weight``), a row a head."""
+    joined: dict[str, Any] = {}
+    for name, tensor in state.items():
+        before, found, _ = name.partition(".norms.")
+        if found:
+            joined.setdefault(f"{before}.weight", []).append(tensor)
+        else:
+            joined[name] = tensor
+    return {
+        name: torch.stack(each) if isinstance(each, list) else each for name, each in joined.items()
+    }
+
+
+def _drops(name: str, bias: Tensor, row: GgufFamily) -> bool:
+    """Whether llama.cpp reads no such bias and none is missed: it is zero."""
+    module = name.split(".")[-2]
+    if "norm" in module or module in row.biases:
+        return False
+    if bias.any():
+        raise UnsupportedModelError(
+            f"llama.cpp reads no bias of '{module}' in models of this type, but '{name}' is not "
+            "zero. Serve this model with another engine."
+        )
+    return True
+
+
+def _converted(config: Any, row: GgufFamily, name: str, tensor: Tensor) -> Tensor:
+    """A tensor as llama.cpp computes with it, in float32 where numbers change."""
+    module = name.split(".")[-2]
+    if row.shifted and module.endswith("norm"):
+        tensor = tensor.float() + 1.0
+    scaled = "q_norm" if row.architecture == gguf.MODEL_ARCH.GEMMA3 else "q_proj"
+    if module == scaled and query_factor(config) != 1.0:
+        tensor = tensor.float() * query_factor(config)
+    if row.pairs and module in {"q_proj", "k_proj"}:
+        return _paired(config, tensor, queries=module == "q_proj")
+    return tensor
+
+
+def _paired(config: Any, tensor: Tensor, *, queries: bool) -> Tensor:
+    """Rows of queries or keys from halves to neighbouring pairs, a head at a time."""
+    heads: int = config.num_attention_heads
+    if not queries:
+        heads = config.num_key_value_heads or heads
     halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
-
-
-def _frequency_factors(model: Any) -> Tensor | None:
-    """By how much scaled positions slow each frequency down; None where they are not scaled."""
-    kind = _rope(model.config).get("rope_type", "default")
-    if kind == "default":
-        return None
-    rotary = model.model.rotary_emb
-    if kind != "llama3" or getattr(rotary, "attention_scaling", 1.0) != 1.0:
-        raise UnsupportedModelError(
-            f"positions of kind '{kind}' are not written as GGUF here; llama.cpp's own converter "
-            "takes the folder too."
-        )
-    width = 2 * rotary.inv_freq.numel()
-    steps = torch.arange(0, width, 2, dtype=torch.float64) / width
-    plain = 1.0 / float(_rope(model.config)["rope_theta"]) ** steps
-    factors: Tensor = plain / rotary.inv_freq.double().cpu()
-    return factors.float()
 
 
 def _prove(path: Path, written: dict[str, np.ndarray]) -> None:

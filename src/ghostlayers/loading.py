@@ -12,6 +12,7 @@ import torch
 
 from ghostlayers import offload, quantized
 from ghostlayers.errors import ModelError, RecipeError
+from ghostlayers.gguf_import import check_complete, complete, open_gguf
 from ghostlayers.recipe import RunOptions
 from ghostlayers.residency import is_offloaded, residency_of
 from ghostlayers.stream import find_decoder_layers
@@ -251,16 +252,17 @@ def _read_offloaded(
 def _read_gguf(
     place: str, extra: dict[str, Any], options: RunOptions, device: torch.device
 ) -> tuple[Any, Any, torch.dtype]:
-    """A GGUF file, de-quantised; bfloat16 holds weights of 4 to 8 bits well enough."""
+    """A GGUF file, de-quantised."""
     import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     if options.offload in ("cpu", "disk"):
         raise RecipeError(
             "--offload reads decoder layers from safetensors files as they are needed, but a .gguf "
             "file is expanded in memory; start from the model that it was made of."
         )
-    stored = torch.bfloat16
+    file = open_gguf(Path(place) / extra["gguf_file"])
+    stored = file.dtype
     weights: dict[str, Any] = {"dtype": compute_dtype(options, stored, device)}
     # Newer versions keep the weights packed where they can, in layers that cannot be repaired.
     if hasattr(transformers, "GgufConfig"):
@@ -268,7 +270,9 @@ def _read_gguf(
     # De-quantising draws bars that no setting of transformers turns off.
     with contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(place, **extra)
-        model = AutoModelForCausalLM.from_pretrained(place, **weights, **extra)
+        config = complete(AutoConfig.from_pretrained(place, **extra), file)
+        model = AutoModelForCausalLM.from_pretrained(place, config=config, **weights, **extra)
+    check_complete(model, file)
     return quantized.expand(model, stored), tokenizer, stored
 
 
@@ -371,10 +375,7 @@ def _title(path: Path) -> str | None:
 
 
 def _gguf_text(path: Path, key: str) -> str | None:
-    from gguf import GGUFReader
-
-    field = GGUFReader(path).get_field(key)
-    return None if field is None else str(field.contents())
+    return open_gguf(path).text(key)
 
 
 def _explain(error: Exception) -> str:
