@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import ghostlayers
@@ -313,16 +313,50 @@ def test_a_bias_that_is_not_read_must_be_zero(byte_tokenizer: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("steps", "name"),
+    ("steps", "whole", "name"),
     [
-        *(([split(pattern), BYTES], name) for pattern, name in PATTERNS.items()),
-        ([{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel"}], "smollm"),
-        ([{"type": "ByteLevel"}], "gpt-2"),
+        *(([split(pattern), BYTES], whole, name) for (pattern, whole), name in PATTERNS.items()),
+        ([{"type": "Digits", "individual_digits": True}, {"type": "ByteLevel"}], False, "smollm"),
+        ([{"type": "ByteLevel"}], False, "gpt-2"),
     ],
 )
-def test_how_a_tokenizer_splits_is_named(steps: list[dict[str, Any]], name: str) -> None:
-    content = {"model": {}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
+def test_how_a_tokenizer_splits_is_named(
+    steps: list[dict[str, Any]], whole: bool, name: str
+) -> None:
+    model = {"ignore_merges": whole}
+    content = {"model": model, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
     assert splitting_name(content) == name
+
+
+def test_the_named_pattern_splits_as_llama_cpp_does() -> None:
+    """The words of a text under each pattern, as its name in llama.cpp splits them."""
+    text = "GetHTTPPage'll see 12345 naïve/paths\n\n  x"
+    words = {
+        name: [word for word, _ in pre_tokenizers.Split(Regex(pattern), "isolated")
+               .pre_tokenize_str(text)]
+        for (pattern, _), name in PATTERNS.items()
+    }  # fmt: skip
+    plain = ["GetHTTPPage", "'ll", " see", " ", "123", "45", " naïve", "/paths", "\n\n", " ", " x"]
+    assert words["llama-bpe"] == words["dbrx"] == plain
+    digits = plain[:4] + list("12345") + plain[6:]
+    assert words["qwen2"] == digits
+    cased = ["Get", "HTTPPage", "'ll", *digits[2:]]
+    assert words["tekken"] == cased
+    with_suffix = ["Get", "HTTPPage'll", *plain[2:]]
+    assert words["gpt-4o"] == with_suffix
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_what_stands_before_a_text_is_said(
+    bos: bool, byte_tokenizer: Any, bos_tokenizer: Any, tmp_path: Path
+) -> None:
+    """llama.cpp assumes a first token by the pre-tokenizer's name where the file does not tell."""
+    tokenizer = bos_tokenizer if bos else byte_tokenizer
+    folder = write(plain("llama"), tokenizer, tmp_path / "model")
+    file = export_gguf(folder, tmp_path / "model.gguf", pre_tokenizer="llama-bpe")
+    field = gguf.GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
+    assert field is not None
+    assert field.contents() == bos
 
 
 @pytest.mark.parametrize(

@@ -6,22 +6,38 @@ every text slightly differently.
 """
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import gguf
+from transformers import AutoTokenizer
 
 from ghostlayers.errors import ModelError, UnsupportedModelError
 
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_CAPITAL = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_SMALL = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_REST_WITH_SLASHES = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _cased(after: str, numbers: str) -> str:
+    """Words split where a capital follows a small letter."""
+    return f"{_CAPITAL}*{_SMALL}+{after}|{_CAPITAL}+{_SMALL}*{after}|{numbers}{_REST_WITH_SLASHES}"
+
 
 PATTERNS = {
-    _CONTRACTIONS + r"\p{N}{1,3}" + _REST: "llama-bpe",
-    _CONTRACTIONS + r"\p{N}" + _REST: "qwen2",
+    (_WORDS + r"\p{N}{1,3}" + _REST, True): "llama-bpe",
+    (_WORDS + r"\p{N}{1,3}" + _REST, False): "dbrx",
+    (_WORDS + r"\p{N}" + _REST, False): "qwen2",
+    (_cased("", r"\p{N}"), True): "tekken",
+    (_cased(f"{_CONTRACTIONS}?", r"\p{N}{1,3}"), False): "gpt-4o",
 }
-"""Whole patterns by which tokenizers split text, and llama.cpp's names for them."""
+"""Whole patterns by which tokenizers split text, and whether a word that is a token stays whole
+without merging (``ignore_merges``): llama.cpp's names for the two together."""
 
 SPACE = "\u2581"
 """What SentencePiece writes for a space."""
@@ -67,8 +83,9 @@ def splitting_name(content: dict[str, Any]) -> str:
     kinds = [step.get("type") for step in steps]
     if kinds == ["Split", "ByteLevel"]:
         pattern = (steps[0].get("pattern") or {}).get("Regex")
-        if pattern in PATTERNS and not steps[1].get("use_regex", True):
-            return PATTERNS[pattern]
+        way = (pattern, bool(content["model"].get("ignore_merges")))
+        if way in PATTERNS and not steps[1].get("use_regex", True):
+            return PATTERNS[way]
     if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
         return "smollm"
     if kinds == ["ByteLevel"] and steps[0].get("use_regex", True):
@@ -105,8 +122,26 @@ def add_tokenizer(
     if is_sentencepiece(content):
         writer.add_token_scores(merge_scores(content, tokens))
         writer.add_add_space_prefix(puts_space_first(content))
-    special = gguf.SpecialVocab(folder, load_merges=True, n_vocab=vocab_size)
+    _add_special_tokens(writer, folder, merges=not is_sentencepiece(content), count=vocab_size)
+
+
+def _add_special_tokens(writer: Any, folder: Path, *, merges: bool, count: int) -> None:
+    """Special tokens; which of them stand around every text, as this tokenizer itself does it."""
+    logging.getLogger("gguf.vocab").addFilter(_is_no_remark_on_pairs)
+    special = gguf.SpecialVocab(folder, load_merges=merges, n_vocab=count)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("a")["input_ids"]
+    for name, found, place in (
+        ("bos", tokenizer.bos_token_id, ids[0]),
+        ("eos", tokenizer.eos_token_id, ids[-1]),
+    ):
+        special.add_special_token[name] = found is not None and place == found
     special.add_to_gguf(writer, quiet=True)
+
+
+def _is_no_remark_on_pairs(record: logging.LogRecord) -> bool:
+    """Templates of two texts at once are nothing that a language model reads."""
+    return "TemplateProcessing<pair>" not in record.getMessage()
 
 
 def _tokens(content: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
