@@ -14,13 +14,20 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
-from ghostlayers.errors import ModelError, OutputError, UnsupportedModelError, VerificationError
+from ghostlayers.errors import (
+    ModelError,
+    OutputError,
+    RecipeError,
+    UnsupportedModelError,
+    VerificationError,
+)
 from ghostlayers.families import PREFIX
-from ghostlayers.files import whole_file
+from ghostlayers.files import check_can_write, whole_file
 from ghostlayers.gguf_families import (
     Entry,
     GgufFamily,
     check_facts,
+    family_of,
     head_width,
     norm_entry,
     query_factor,
@@ -30,7 +37,8 @@ from ghostlayers.gguf_positions import position_entries, position_tensors
 from ghostlayers.gguf_tokenizer import add_tokenizer, read_tokenizer, splitting_name
 from ghostlayers.loading import LoadedModel, load_model, read_config
 from ghostlayers.progress import Progress, Silent
-from ghostlayers.recipe import RunOptions
+from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.repairs import find_method
 
 TYPES = {
     torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
@@ -73,13 +81,50 @@ def export_gguf(
     return out
 
 
-def _check(folder: Path, out: Path, *, overwrite: bool) -> None:
+def check_target(out: Path, *, overwrite: bool) -> None:
+    """Refuse a place where no GGUF file can be made.
+
+    Raises:
+        OutputError: with the reason.
+    """
     if out.suffix != ".gguf":
         raise OutputError(f"'{out}' should end in .gguf.")
     if out.exists() and not overwrite:
         raise OutputError(f"'{out}' exists already; choose another name or pass --overwrite.")
-    if not out.absolute().parent.is_dir():
-        raise OutputError(f"'{out.absolute().parent}' is not a folder.")
+    check_can_write(out)
+
+
+def check_exportable(recipe: Recipe, save: str) -> None:
+    """Refuse a request whose result could not be written as GGUF, before anything is computed.
+
+    Raises:
+        RecipeError: it asks for an adapter, or for operators, which the format has no place for.
+    """
+    if save != "checkpoint":
+        raise RecipeError("--gguf is made from a checkpoint; drop --save adapter.")
+    form = find_method(recipe.repair).form
+    if form == "fold" or (form == "norm map" and recipe.export == "stock-layer"):
+        return
+    raise RecipeError(
+        f"--gguf: repair '{recipe.repair}' adds an operator, which llama.cpp has no place for. "
+        "Those that leave a stock checkpoint: --repair refit:3 (nearest to ghost), replaceme, "
+        "magnitude, none, or --repair normed --export stock-layer."
+    )
+
+
+def check_model(config: Any, name: str, pre_tokenizer: str | None) -> None:
+    """Refuse a model whose checkpoints are not written as GGUF, as far as it shows before the cut.
+
+    Raises:
+        UnsupportedModelError: its family or its tokenizer is not handled.
+    """
+    family_of(config)
+    if pre_tokenizer is None and (Path(name) / "tokenizer.json").is_file():
+        splitting_name(read_tokenizer(Path(name)))
+
+
+def _check(folder: Path, out: Path, *, overwrite: bool) -> None:
+    check_target(out, overwrite=overwrite)
     if not (folder / "config.json").is_file():
         raise ModelError(f"'{folder}' is not the folder of a checkpoint: it holds no config.json.")
     config = read_config(str(folder))

@@ -205,12 +205,7 @@ def check_facts(config: Any) -> GgufFamily:
         UnsupportedModelError: with the reason.
     """
     kind = str(config.model_type)
-    row = GGUF_FAMILIES.get(kind)
-    if row is None:
-        raise UnsupportedModelError(
-            f"models of type '{kind}' are not written as GGUF here; supported: "
-            f"{', '.join(sorted(GGUF_FAMILIES))}. llama.cpp's own converter takes the folder too."
-        )
+    row = family_of(config)
     for reason in (
         _other_activation(config, row),
         _other_window(config, row),
@@ -223,6 +218,21 @@ def check_facts(config: Any) -> GgufFamily:
                 f"this checkpoint of type '{kind}' cannot be written as GGUF: {reason}."
             )
     return row
+
+
+def family_of(config: Any) -> GgufFamily:
+    """The row of a model's family.
+
+    Raises:
+        UnsupportedModelError: it has none.
+    """
+    kind = str(config.model_type)
+    if kind not in GGUF_FAMILIES:
+        raise UnsupportedModelError(
+            f"models of type '{kind}' are not written as GGUF here; supported: "
+            f"{', '.join(sorted(GGUF_FAMILIES))}. llama.cpp's own converter takes the folder too."
+        )
+    return GGUF_FAMILIES[kind]
 
 
 def _other_activation(config: Any, row: GgufFamily) -> str | None:

@@ -178,6 +178,8 @@ def prune(
     absolute_ridge: o.AbsoluteRidge = None,
     export: o.ExportOption = None,
     save: o.SaveOption = "checkpoint",
+    gguf: o.GgufOption = None,
+    pre_tokenizer: o.PreTokenizer = None,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     batch_size: o.BatchSize = 0,
@@ -195,6 +197,7 @@ def prune(
     from ghostlayers.adapter import check_precision
     from ghostlayers.checkpoint import check_output, checkpoint_bytes
     from ghostlayers.cli import screen
+    from ghostlayers.gguf_export import check_exportable, check_model, check_target
     from ghostlayers.preparation import open_model
 
     recipe = o.recipe_from(
@@ -225,9 +228,16 @@ def prune(
     options = RunOptions(dtype, device, batch_size, trust_remote_code, offload, max_memory)
     if not plan:
         check_output(output, overwrite=overwrite, needed_bytes=0)
+    if gguf is not None:
+        check_target(gguf, overwrite=overwrite)
+        check_exportable(recipe, save)
+    elif pre_tokenizer is not None:
+        raise RecipeError("--pre-tokenizer is for a GGUF file, but no --gguf FILE is asked for.")
     screen.step(f"Loading {model} ...")
     dense = open_model(model, None, options, revision, surgery_follows=True)
     screen.show_expanded(dense.base)
+    if gguf is not None:
+        check_model(dense.model.config, dense.base.name, pre_tokenizer)
     whole = save == "checkpoint"
     if not whole:
         check_precision(dense, dense.stored_dtype)
@@ -262,6 +272,21 @@ def prune(
         return
     screen.step(f"Writing {output} and loading it again in a fresh process ...")
     screen.show_saved(pruned, output, pruned.save(output, overwrite=overwrite))
+    if gguf is not None and parallel.world().leads:
+        _write_gguf(output, gguf, pre_tokenizer, overwrite=overwrite)
+
+
+def _write_gguf(
+    checkpoint: Path, file: Path, pre_tokenizer: str | None, *, overwrite: bool
+) -> None:
+    from ghostlayers.cli import screen
+    from ghostlayers.gguf_export import export_gguf
+
+    screen.step(f"Reading {checkpoint} and writing {file} ...")
+    export_gguf(
+        checkpoint, file, pre_tokenizer=pre_tokenizer, overwrite=overwrite, progress=screen.Bars()
+    )
+    screen.show_exported(file)
 
 
 @app.command()
@@ -297,13 +322,7 @@ def export(
     file: Annotated[
         Path, o._option("--gguf", metavar="FILE", text="The GGUF file to make, for llama.cpp.")
     ],
-    pre_tokenizer: Annotated[
-        str | None,
-        o._option(
-            "--pre-tokenizer",
-            text="llama.cpp's name for how the tokenizer splits text. \\[default: found out]",
-        ),
-    ] = None,
+    pre_tokenizer: o.PreTokenizer = None,
     overwrite: Annotated[
         bool, o._option("--overwrite", text="Replace an existing file. \\[default: off]")
     ] = False,
@@ -311,14 +330,7 @@ def export(
 ) -> None:
     """Write a checkpoint as a GGUF file, and prove that it holds the same numbers."""
     del debug
-    from ghostlayers.cli import screen
-    from ghostlayers.gguf_export import export_gguf
-
-    screen.step(f"Reading {checkpoint} and writing {file} ...")
-    export_gguf(
-        checkpoint, file, pre_tokenizer=pre_tokenizer, overwrite=overwrite, progress=screen.Bars()
-    )
-    screen.show_exported(file)
+    _write_gguf(checkpoint, file, pre_tokenizer, overwrite=overwrite)
 
 
 @app.command()

@@ -234,6 +234,25 @@ AbsoluteRidge = Annotated[
         panel=_PANEL_FIT,
     ),
 ]
+GgufOption = Annotated[
+    Path | None,
+    _option(
+        "--gguf",
+        metavar="FILE",
+        text="Write the result as a GGUF file too, for llama.cpp. Needs a stock checkpoint: "
+        "--repair refit:3, or --repair normed --export stock-layer.",
+        panel=_PANEL_WHAT,
+    ),
+]
+PreTokenizer = Annotated[
+    str | None,
+    _option(
+        "--pre-tokenizer",
+        text="For --gguf: llama.cpp's name for how the tokenizer splits text. "
+        "\\[default: found out]",
+        panel=_PANEL_WHAT,
+    ),
+]
 SaveOption = Annotated[
     Literal["checkpoint", "adapter"],
     _option(

@@ -341,7 +341,9 @@ def show_exported(file: Path) -> None:
         f"Saved: [bold]{name}[/bold], {file.stat().st_size / 1e6:,.0f} MB, every tensor read again "
         "and equal."
     )
+    small = escape(str(file.with_name(f"{file.stem}-q4_k_m.gguf")))
     say(f'\nNext:\n  llama-cli -m {name} -p "..."')
+    say(f"  llama-quantize {name} {small} Q4_K_M")
 
 
 def show_materialized(out_folder: Path, verification: Verification) -> None:
