@@ -734,3 +734,27 @@ def test_brackets_in_the_name_of_calibration_text_are_shown(tiny_folder, place, 
 def test_brackets_in_the_name_of_a_picture_are_shown(tiny_folder):
     more = ("-n", "2", "-d", "calibration.jsonl", *SMALL, "--png", "map[a].png")
     assert "Heat map: map[a].png" in words(succeed("score", tiny_folder, *more).stdout)
+
+
+def test_a_gguf_file_is_asked_for_only_where_one_can_be_made(tiny_folder, place):
+    def refused(text, *more):
+        common = ("-n", "1", "-d", "calibration.jsonl", "-o", "never")
+        result = call("prune", tiny_folder, *common, *more)
+        assert result.exit_code != 0
+        assert text in result.stderr
+        assert not (place / "never").exists()
+
+    target = ("--gguf", "never.gguf")
+    refused("'ghost' adds an operator", "--repair", "ghost", *target)
+    refused("drop --save adapter", "--repair", "refit:1", "--save", "adapter", *target)
+    refused("should end in .gguf", "--repair", "refit:1", "--gguf", "never.bin")
+    refused("no --gguf FILE is asked for", "--repair", "refit:1", "--pre-tokenizer", "gpt-2")
+
+
+def test_a_cut_becomes_a_gguf_file_in_one_command(tiny_folder, place):
+    options = ("--remove", "2-3", "--repair", "refit:1", "--pre-tokenizer", "gpt-2", *SMALL)
+    out = ("-o", "small", "--gguf", "small.gguf")
+    text = succeed("prune", tiny_folder, "-d", "calibration.jsonl", *options, *out).stdout
+    assert "every tensor read again and equal" in words(text)
+    assert (place / "small.gguf").is_file()
+    assert (place / "small" / "config.json").is_file()
