@@ -753,8 +753,8 @@ def test_a_gguf_file_is_asked_for_only_where_one_can_be_made(tiny_folder, place)
 
 def test_a_cut_becomes_a_gguf_file_in_one_command(tiny_folder, place):
     options = ("--remove", "2-3", "--repair", "refit:1", "--pre-tokenizer", "gpt-2", *SMALL)
-    out = ("-o", "small", "--gguf", "small.gguf")
+    out = ("-o", "for-llama", "--gguf", "for-llama.gguf")
     text = succeed("prune", tiny_folder, "-d", "calibration.jsonl", *options, *out).stdout
     assert "every tensor read again and equal" in words(text)
-    assert (place / "small.gguf").is_file()
-    assert (place / "small" / "config.json").is_file()
+    assert (place / "for-llama.gguf").is_file()
+    assert (place / "for-llama" / "config.json").is_file()
