@@ -290,11 +290,12 @@ def test_windows_are_said_layer_by_layer() -> None:
 
 
 def test_queries_carry_the_scale_that_llama_cpp_does_not_read() -> None:
-    assert query_factor(build("llama").config) == 1.0
+    assert query_factor(build("llama").config, GGUF_FAMILIES["llama"]) == 1.0
     config = build("gemma3_text", query_pre_attn_scalar=32, head_dim=16).config
-    assert query_factor(config) == pytest.approx((16 / 32) ** 0.5)
+    row = GGUF_FAMILIES["gemma3_text"]
+    assert query_factor(config, row) == pytest.approx((16 / 32) ** 0.5)
     config.num_hidden_layers = 62  # there llama.cpp takes the width that heads would share
-    assert query_factor(config) == pytest.approx((8 / 32) ** 0.5)
+    assert query_factor(config, row) == pytest.approx((8 / 32) ** 0.5)
 
 
 def test_a_bias_that_is_not_read_must_be_zero(byte_tokenizer: Any, tmp_path: Path) -> None:

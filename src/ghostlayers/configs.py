@@ -117,6 +117,18 @@ def _periodic(period: int, offset: int, kept: Sequence[int], name: str) -> tuple
     )
 
 
+def head_width(config: Any) -> int:
+    """Channels of one attention head."""
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+
+
+def kv_heads(config: Any) -> int:
+    """Heads that keys and values have."""
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
 def slides(config: Any) -> bool:
     """Whether some layers attend to the last tokens only."""
     types = getattr(config, "layer_types", None)

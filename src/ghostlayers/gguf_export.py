@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig
 
+from ghostlayers.configs import head_width, kv_heads
 from ghostlayers.errors import (
     ModelError,
     OutputError,
@@ -28,7 +29,6 @@ from ghostlayers.gguf_families import (
     GgufFamily,
     check_facts,
     family_of,
-    head_width,
     norm_entry,
     query_factor,
     window_entries,
@@ -72,11 +72,11 @@ def export_gguf(
     out, folder = Path(out), Path(folder)
     _check(folder, out, overwrite=overwrite)
     row = check_facts(AutoConfig.from_pretrained(folder))
-    tokenizer = read_tokenizer(folder)
-    splits = pre_tokenizer or splitting_name(tokenizer)
+    content = read_tokenizer(folder)
+    splits = pre_tokenizer or splitting_name(content)
     loaded = load_model(str(folder), RunOptions(dtype="float32", device="cpu"))
     with whole_file(out) as draft:
-        tensors = _write(draft, folder, loaded, row, tokenizer, splits, progress or Silent())
+        tensors = _write(draft, folder, loaded, row, content, splits, progress or Silent())
         _prove(draft, tensors)
     return out
 
@@ -141,7 +141,7 @@ def _write(
     folder: Path,
     loaded: LoadedModel,
     row: GgufFamily,
-    tokenizer: dict[str, Any],
+    content: dict[str, Any],
     splits: str,
     progress: Progress,
 ) -> dict[str, np.ndarray]:
@@ -152,12 +152,12 @@ def _write(
     for name, value in _settings(config, row):
         getattr(writer, f"add_{name}")(value)
     writer.add_file_type(TYPES[loaded.stored_dtype][1])
-    add_tokenizer(writer, folder, tokenizer, splits, config.vocab_size)
+    add_tokenizer(writer, folder, loaded.tokenizer, content, splits, config.vocab_size)
     written = {}
     state = _named(loaded.model, row)
     with progress.stage(f"Writing {len(state)} tensors", len(state)) as advance:
         for name, tensor in state.items():
-            stored = _stored(config, name, tensor, loaded.stored_dtype)
+            stored = _stored(config, row, name, tensor, loaded.stored_dtype)
             kind = TYPES[stored][0]
             data = gguf.quants.quantize(tensor.float().contiguous().numpy(), kind)
             writer.add_tensor(name, data, raw_dtype=kind)
@@ -170,9 +170,11 @@ def _write(
     return written
 
 
-def _stored(config: Any, name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+def _stored(
+    config: Any, row: GgufFamily, name: str, tensor: Tensor, dtype: torch.dtype
+) -> torch.dtype:
     """float32 for vectors, norms, and what was computed anew; the checkpoint's type otherwise."""
-    rescaled = "attn_q." in name and query_factor(config) != 1.0
+    rescaled = "attn_q." in name and query_factor(config, row) != 1.0
     return torch.float32 if tensor.ndim == 1 or "norm" in name or rescaled else dtype
 
 
@@ -185,7 +187,7 @@ def _settings(config: Any, row: GgufFamily) -> list[Entry]:
         ("block_count", config.num_hidden_layers),
         ("feed_forward_length", config.intermediate_size),
         ("head_count", config.num_attention_heads),
-        ("head_count_kv", config.num_key_value_heads or config.num_attention_heads),
+        ("head_count_kv", kv_heads(config)),
         ("key_length", width),
         ("value_length", width),
         norm_entry(config),
@@ -245,19 +247,16 @@ def _converted(config: Any, row: GgufFamily, name: str, tensor: Tensor) -> Tenso
     module = name.split(".")[-2]
     if row.shifted and module.endswith("norm"):
         tensor = tensor.float() + 1.0
-    scaled = "q_norm" if row.architecture == gguf.MODEL_ARCH.GEMMA3 else "q_proj"
-    if module == scaled and query_factor(config) != 1.0:
-        tensor = tensor.float() * query_factor(config)
-    if row.pairs and module in {"q_proj", "k_proj"}:
-        return _paired(config, tensor, queries=module == "q_proj")
+    if module == row.scaled and query_factor(config, row) != 1.0:
+        tensor = tensor.float() * query_factor(config, row)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": kv_heads(config)}
+    if row.pairs and module in heads:
+        return _paired(tensor, heads[module])
     return tensor
 
 
-def _paired(config: Any, tensor: Tensor, *, queries: bool) -> Tensor:
+def _paired(tensor: Tensor, heads: int) -> Tensor:
     """Rows of queries or keys from halves to neighbouring pairs, a head at a time."""
-    heads: int = config.num_attention_heads
-    if not queries:
-        heads = config.num_key_value_heads or heads
     halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from gguf import MODEL_ARCH
 
-from ghostlayers.configs import slides
+from ghostlayers.configs import head_width, slides
 from ghostlayers.errors import UnsupportedModelError
 
 Entry = tuple[str, Any]
@@ -40,9 +40,16 @@ class GgufFamily:
             a head of its own.
         biases: of linear layers, those that it reads.
         windows: it reads which layers attend over how long a window.
+        default_window: it gives some layers one where the file names none.
+        local_base: layers with a window have a base of their own for their positions.
+        long_factors: it reads factors for short and for long texts.
+        stretched: `dynamic` positions do not move with the text; their base is stretched once.
         factors: it reads a factor for each frequency of the positions.
         partial: a part of the channels may stay unrotated.
         square: heads times their width is the hidden size.
+        largest: layers of the family's largest model, in which it scales attention otherwise; None
+            where it reads the scale, or the family has none of its own.
+        scaled: the part of attention that takes up the difference between the two scales.
         settings: what the file says beyond what all families say.
         refusal: why this config cannot be written; None where it can.
     """
@@ -54,9 +61,15 @@ class GgufFamily:
     head: str = "any"
     biases: frozenset[str] = INPUTS
     windows: bool = False
+    default_window: bool = False
+    local_base: bool = False
+    long_factors: bool = False
+    stretched: bool = False
     factors: bool = False
     partial: bool = False
     square: bool = False
+    largest: int | None = None
+    scaled: str = ""
     settings: Callable[[Any], list[Entry]] = lambda _: []
     refusal: Callable[[Any], str | None] = lambda _: None
 
@@ -150,11 +163,12 @@ GGUF_FAMILIES = {
     "gemma": GgufFamily(MODEL_ARCH.GEMMA, activations=TANH_GELU, shifted=True, head="tied"),
     "gemma2": GgufFamily(
         MODEL_ARCH.GEMMA2, activations=TANH_GELU, shifted=True, head="tied", windows=True,
+        default_window=True, largest=46, scaled="q_proj",
         settings=_soft_caps, refusal=_without_caps,
     ),
     "gemma3_text": GgufFamily(
-        MODEL_ARCH.GEMMA3, activations=TANH_GELU, shifted=True, windows=True,
-        settings=_soft_caps, refusal=_capped_attention,
+        MODEL_ARCH.GEMMA3, activations=TANH_GELU, shifted=True, windows=True, local_base=True,
+        largest=62, scaled="q_norm", settings=_soft_caps, refusal=_capped_attention,
     ),
     "granite": GgufFamily(
         MODEL_ARCH.GRANITE, pairs=True, biases=EVERYWHERE, factors=True, settings=_multipliers
@@ -177,14 +191,14 @@ GGUF_FAMILIES = {
     "starcoder2": GgufFamily(
         MODEL_ARCH.STARCODER2, activations=TANH_GELU, biases=_MLP_OF_STARCODER, square=True
     ),
-    "phi3": GgufFamily(MODEL_ARCH.PHI3, partial=True, square=True),
+    "phi3": GgufFamily(MODEL_ARCH.PHI3, partial=True, square=True, long_factors=True),
     "exaone4": GgufFamily(
         MODEL_ARCH.EXAONE4, factors=True, square=True, refusal=_windows_by_depth
     ),
     "seed_oss": GgufFamily(MODEL_ARCH.SEED_OSS),
     "glm4": GgufFamily(MODEL_ARCH.GLM4, partial=True),
     "ernie4_5": GgufFamily(MODEL_ARCH.ERNIE4_5, biases=INPUTS | {"o_proj"}),
-    "hunyuan_v1_dense": GgufFamily(MODEL_ARCH.HUNYUAN_DENSE),
+    "hunyuan_v1_dense": GgufFamily(MODEL_ARCH.HUNYUAN_DENSE, stretched=True),
     "arcee": GgufFamily(
         MODEL_ARCH.ARCEE, activations=frozenset({"relu2"}), pairs=True, factors=True
     ),
@@ -273,26 +287,19 @@ def _other_width(config: Any, row: GgufFamily) -> str | None:
     return None
 
 
-def head_width(config: Any) -> int:
-    """Channels of one attention head."""
-    return int(
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-
-
 def window_entries(config: Any, row: GgufFamily) -> list[Entry]:
     """Which layers see how many tokens back, a flag a layer.
 
     Always said where windows are left, because llama.cpp otherwise takes the family's period, which
-    a cut may break. Where none is left it stops at a window that no layer has, and Gemma 2 has one
-    by default: there all layers get one that is as long as the context.
+    a cut may break. Where none is left it stops at a window that no layer has; a family with one by
+    default then gets one in every layer, as long as the context.
     """
     if not row.windows:
         return []
     flags = [kind == "sliding_attention" for kind in config.layer_types]
     window = config.sliding_window
     if not any(flags):
-        if config.model_type != "gemma2":
+        if not row.default_window:
             return []
         flags, window = [True] * len(flags), config.max_position_embeddings
     return [("sliding_window", window), ("sliding_window_pattern", flags)]
@@ -308,24 +315,19 @@ def norm_entry(config: Any) -> Entry:
     return ("layer_norm_eps", 1e-5)  # OLMo has it in its code
 
 
-_LARGEST = {"gemma2": 46, "gemma3_text": 62}
-"""Layers of the family's largest model, whose attention scale llama.cpp computes otherwise."""
-
-
-def assumed_width(config: Any) -> int:
-    """Of whose root llama.cpp divides the queries of Gemma 2 and 3.
+def assumed_width(config: Any, row: GgufFamily) -> int:
+    """Of whose root llama.cpp divides the queries of a family with a scale of its own.
 
     The width of a head, except in models that are as deep as the largest of the family: a cut
     changes the depth.
     """
-    if config.num_hidden_layers == _LARGEST[config.model_type]:
+    if config.num_hidden_layers == row.largest:
         return int(config.hidden_size // config.num_attention_heads)
     return head_width(config)
 
 
-def query_factor(config: Any) -> float:
+def query_factor(config: Any, row: GgufFamily) -> float:
     """By what queries are multiplied so that attention has the config's scale in llama.cpp."""
-    scalar = getattr(config, "query_pre_attn_scalar", None)
-    if scalar is None or config.model_type not in _LARGEST:
+    if row.largest is None:
         return 1.0
-    return float((assumed_width(config) / scalar) ** 0.5)
+    return float((assumed_width(config, row) / config.query_pre_attn_scalar) ** 0.5)

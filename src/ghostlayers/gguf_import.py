@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGUFReader
 from torch import Tensor
 
+from ghostlayers.configs import head_width
 from ghostlayers.errors import ModelError, UnsupportedModelError
-from ghostlayers.gguf_families import assumed_width
+from ghostlayers.gguf_families import GGUF_FAMILIES, assumed_width
+from ghostlayers.gguf_positions import band_factors
 
 KNOWN_BANDS = ((8.0, 1.0, 4.0, 8192), (32.0, 1.0, 4.0, 8192))
 """Factor, low and high frequency factor, and first length of Llama 3.1 and 3.2."""
@@ -26,12 +29,10 @@ class GgufFile:
     Attributes:
         architecture: llama.cpp's name of the family.
         sizes: the number of numbers in every tensor.
-        dtype: that holds most of them without loss; bfloat16 for those of 4 to 8 bits.
+        dtype: of the largest tensor; bfloat16 holds those of 4 to 8 bits well enough.
     """
 
     def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
-
         try:
             self._reader = GGUFReader(path)
         except (ValueError, IndexError, KeyError, OSError) as error:
@@ -173,8 +174,6 @@ def _bands(config: Any, factors: Tensor) -> dict[str, Any]:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     theta = float(config.rope_parameters["rope_theta"])
-    width = 2 * factors.numel()
-    plain = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
     largest = float(factors.max())
     lengths = [config.max_position_embeddings // 2**power for power in range(8)]
     candidates = [*KNOWN_BANDS, *((largest, 1.0, 4.0, each) for each in lengths)]
@@ -186,7 +185,7 @@ def _bands(config: Any, factors: Tensor) -> dict[str, Any]:
         rope = {"rope_theta": theta, **said}
         trial = type(config)(**{**config.to_dict(), "rope_parameters": rope})
         frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](trial, torch.device("cpu"))
-        if torch.allclose(plain / frequencies.double(), factors.double(), rtol=1e-4):
+        if torch.allclose(band_factors(theta, frequencies), factors.double(), rtol=1e-4):
             return said
     raise UnsupportedModelError(
         "the GGUF file slows the frequencies of its positions down by factors that are not those "
@@ -213,14 +212,11 @@ def _long(config: Any, file: GgufFile, length: int | None) -> dict[str, Any]:
 
 def _complete_gemma(config: Any, file: GgufFile) -> None:
     """Caps; and the scale of attention, which llama.cpp takes from sizes."""
-    for name, key in (
-        ("attn_logit_softcapping", "attn_logit_softcapping"),
-        ("final_logit_softcapping", "final_logit_softcapping"),
-    ):
-        value = file.entry(key)
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        value = file.entry(name)
         if value is not None or config.model_type == "gemma3_text":
             setattr(config, name, value)
-    config.query_pre_attn_scalar = assumed_width(config)
+    config.query_pre_attn_scalar = assumed_width(config, GGUF_FAMILIES[config.model_type])
     config.tie_word_embeddings = "output.weight" not in file.sizes
 
 
@@ -234,5 +230,5 @@ def _complete_stablelm(config: Any, file: GgufFile) -> None:
     config.use_parallel_residual = "blk.0.ffn_norm.weight" not in file.sizes
     rotated = file.entry("rope.dimension_count")
     if rotated is not None:
-        part = rotated / (config.hidden_size // config.num_attention_heads)
+        part = rotated / head_width(config)
         config.rope_parameters = dict(config.rope_parameters) | {"partial_rotary_factor": part}

@@ -7,8 +7,9 @@ import gguf
 import torch
 from torch import Tensor
 
+from ghostlayers.configs import head_width
 from ghostlayers.errors import UnsupportedModelError
-from ghostlayers.gguf_families import Entry, GgufFamily, head_width
+from ghostlayers.gguf_families import Entry, GgufFamily
 
 
 def position_entries(config: Any, row: GgufFamily) -> list[Entry]:
@@ -20,9 +21,9 @@ def position_entries(config: Any, row: GgufFamily) -> list[Entry]:
     rope = _rope(config)
     entries: list[Entry] = [
         ("rope_dimension_count", rotated(config, row)),
-        ("rope_freq_base", _base(config, rope)),
+        ("rope_freq_base", float(rope["rope_theta"]) * _stretch(config, row, rope)),
     ]
-    entries += _local_entries(config, rope)
+    entries += _local_entries(config, row, rope)
     kind = rope.get("rope_type", "default")
     if kind == "linear":
         entries += [
@@ -31,9 +32,13 @@ def position_entries(config: Any, row: GgufFamily) -> list[Entry]:
         ]
     elif kind == "yarn":
         entries += _yarn_entries(config, rope)
-    elif kind == "longrope" and config.model_type == "phi3":
+    elif kind == "longrope" and row.long_factors:
         entries += _long_entries(config, rope)
-    elif not _is_plain(config, rope) and not (kind == "llama3" and row.factors):
+    elif not (
+        kind == "default"
+        or (kind == "llama3" and row.factors)
+        or (kind == "dynamic" and row.stretched and rope.get("alpha"))
+    ):
         raise UnsupportedModelError(
             f"positions of kind '{kind}' are not written as GGUF here for models of type "
             f"'{config.model_type}'; llama.cpp's own converter takes the folder too."
@@ -68,10 +73,19 @@ def position_tensors(config: Any, rotary: Any) -> dict[str, Tensor]:
         }
     if kind != "llama3":
         return {}
-    width = 2 * rotary.inv_freq.numel()
-    steps = torch.arange(0, width, 2, dtype=torch.float64) / width
-    plain = 1.0 / float(rope["rope_theta"]) ** steps
-    return {"rope_freqs.weight": (plain / rotary.inv_freq.double().cpu()).float()}
+    return {"rope_freqs.weight": band_factors(float(rope["rope_theta"]), rotary.inv_freq).float()}
+
+
+def band_factors(theta: float, frequencies: Tensor) -> Tensor:
+    """By how much each frequency is slower than without scaling, in float64.
+
+    Args:
+        theta: the base.
+        frequencies: as the model uses them, shape [channels / 2].
+    """
+    width = 2 * frequencies.numel()
+    plain = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
+    return plain / frequencies.double().cpu()
 
 
 def _rope(config: Any) -> dict[str, Any]:
@@ -80,7 +94,7 @@ def _rope(config: Any) -> dict[str, Any]:
     return dict(rope["full_attention"]) if "full_attention" in rope else rope
 
 
-def _local_entries(config: Any, rope: dict[str, Any]) -> list[Entry]:
+def _local_entries(config: Any, row: GgufFamily, rope: dict[str, Any]) -> list[Entry]:
     """The positions of layers with a window, where they are others: never scaled in llama.cpp."""
     local = dict(config.rope_parameters).get("sliding_attention")
     if local is None:
@@ -90,7 +104,7 @@ def _local_entries(config: Any, rope: dict[str, Any]) -> list[Entry]:
             f"layers with a window have positions of kind '{local['rope_type']}', but llama.cpp "
             "computes plain ones there."
         )
-    if config.model_type == "gemma3_text":
+    if row.local_base:
         return [("rope_freq_base_swa", float(local["rope_theta"]))]
     if local["rope_theta"] != rope["rope_theta"]:
         raise UnsupportedModelError(
@@ -100,25 +114,12 @@ def _local_entries(config: Any, rope: dict[str, Any]) -> list[Entry]:
     return []
 
 
-def _is_plain(config: Any, rope: dict[str, Any]) -> bool:
-    kind = rope.get("rope_type", "default")
-    return kind == "default" or (kind == "dynamic" and _stretch(config, rope) is not None)
-
-
-def _stretch(config: Any, rope: dict[str, Any]) -> float | None:
-    """Hunyuan's `dynamic` positions do not move with the text: their base is stretched once."""
-    if config.model_type != "hunyuan_v1_dense" or not rope.get("alpha"):
-        return None
+def _stretch(config: Any, row: GgufFamily, rope: dict[str, Any]) -> float:
+    """By what the base is multiplied; one where the positions are not stretched."""
+    if not (row.stretched and rope.get("rope_type") == "dynamic" and rope.get("alpha")):
+        return 1.0
     width = head_width(config)
-    stretch: float = float(rope["alpha"]) ** (width / (width - 2))
-    return stretch
-
-
-def _base(config: Any, rope: dict[str, Any]) -> float:
-    theta = float(rope["rope_theta"])
-    if rope.get("rope_type") == "dynamic":
-        return theta * (_stretch(config, rope) or 1.0)
-    return theta
+    return float(float(rope["alpha"]) ** (width / (width - 2)))
 
 
 def _yarn_entries(config: Any, rope: dict[str, Any]) -> list[Entry]:

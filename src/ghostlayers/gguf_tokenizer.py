@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-from transformers import AutoTokenizer
 
 from ghostlayers.errors import ModelError, UnsupportedModelError
 
@@ -103,40 +102,46 @@ def is_sentencepiece(content: dict[str, Any]) -> bool:
 
 
 def add_tokenizer(
-    writer: Any, folder: Path, content: dict[str, Any], splits: str, vocab_size: int
+    writer: Any,
+    folder: Path,
+    tokenizer: Any,
+    content: dict[str, Any],
+    splits: str,
+    vocab_size: int,
 ) -> None:
     """Write tokens, their kinds, and how to merge them.
 
     Args:
         writer: a `gguf.GGUFWriter`.
         folder: of the checkpoint, for the special tokens.
+        tokenizer: as transformers opens it, for what it puts around a text.
         content: of ``tokenizer.json``.
         splits: see `splitting_name`.
         vocab_size: rows of the embedding; places that no token has are marked unused.
     """
+    logging.getLogger("gguf.vocab").addFilter(_is_no_remark_on_pairs)
     tokens, kinds = _tokens(content, vocab_size)
     writer.add_tokenizer_pre(splits)
     writer.add_tokenizer_model("llama" if is_sentencepiece(content) else "gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    if is_sentencepiece(content):
+    scored = is_sentencepiece(content)
+    if scored:
         writer.add_token_scores(merge_scores(content, tokens))
         writer.add_add_space_prefix(puts_space_first(content))
-    _add_special_tokens(writer, folder, merges=not is_sentencepiece(content), count=vocab_size)
-
-
-def _add_special_tokens(writer: Any, folder: Path, *, merges: bool, count: int) -> None:
-    """Special tokens; which of them stand around every text, as this tokenizer itself does it."""
-    logging.getLogger("gguf.vocab").addFilter(_is_no_remark_on_pairs)
-    special = gguf.SpecialVocab(folder, load_merges=merges, n_vocab=count)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer("a")["input_ids"]
-    for name, found, place in (
-        ("bos", tokenizer.bos_token_id, ids[0]),
-        ("eos", tokenizer.eos_token_id, ids[-1]),
-    ):
-        special.add_special_token[name] = found is not None and place == found
+    special = gguf.SpecialVocab(folder, load_merges=not scored, n_vocab=vocab_size)
+    special.add_special_token.update(_around_a_text(tokenizer))
     special.add_to_gguf(writer, quiet=True)
+
+
+def _around_a_text(tokenizer: Any) -> dict[str, bool]:
+    """Whether the tokenizer itself puts its first and its last token around a text."""
+    ids = tokenizer("a")["input_ids"]
+    first, last = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return {
+        "bos": first is not None and ids[0] == first,
+        "eos": last is not None and ids[-1] == last,
+    }
 
 
 def _is_no_remark_on_pairs(record: logging.LogRecord) -> bool:

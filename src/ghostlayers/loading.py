@@ -12,7 +12,6 @@ import torch
 
 from ghostlayers import offload, quantized
 from ghostlayers.errors import ModelError, RecipeError
-from ghostlayers.gguf_import import check_complete, complete, open_gguf
 from ghostlayers.recipe import RunOptions
 from ghostlayers.residency import is_offloaded, residency_of
 from ghostlayers.stream import find_decoder_layers
@@ -256,6 +255,8 @@ def _read_gguf(
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    from ghostlayers.gguf_import import check_complete, complete, open_gguf
+
     if options.offload in ("cpu", "disk"):
         raise RecipeError(
             "--offload reads decoder layers from safetensors files as they are needed, but a .gguf "
@@ -375,6 +376,8 @@ def _title(path: Path) -> str | None:
 
 
 def _gguf_text(path: Path, key: str) -> str | None:
+    from ghostlayers.gguf_import import open_gguf
+
     return open_gguf(path).text(key)
 
 

@@ -20,7 +20,7 @@ from ghostlayers.cli.bench import bench as bench_command
 from ghostlayers.cli.compare import compare as compare_command
 from ghostlayers.cli.run import make_run
 from ghostlayers.errors import DistributedError, GhostlayersError, RecipeError
-from ghostlayers.recipe import RunOptions
+from ghostlayers.recipe import Recipe, RunOptions
 
 app = typer.Typer(
     name="ghostlayers",
@@ -197,7 +197,6 @@ def prune(
     from ghostlayers.adapter import check_precision
     from ghostlayers.checkpoint import check_output, checkpoint_bytes
     from ghostlayers.cli import screen
-    from ghostlayers.gguf_export import check_exportable, check_model, check_target
     from ghostlayers.preparation import open_model
 
     recipe = o.recipe_from(
@@ -228,15 +227,13 @@ def prune(
     options = RunOptions(dtype, device, batch_size, trust_remote_code, offload, max_memory)
     if not plan:
         check_output(output, overwrite=overwrite, needed_bytes=0)
-    if gguf is not None:
-        check_target(gguf, overwrite=overwrite)
-        check_exportable(recipe, save)
-    elif pre_tokenizer is not None:
-        raise RecipeError("--pre-tokenizer is for a GGUF file, but no --gguf FILE is asked for.")
+    _check_gguf(gguf, pre_tokenizer, recipe, save, overwrite=overwrite)
     screen.step(f"Loading {model} ...")
     dense = open_model(model, None, options, revision, surgery_follows=True)
     screen.show_expanded(dense.base)
     if gguf is not None:
+        from ghostlayers.gguf_export import check_model
+
         check_model(dense.model.config, dense.base.name, pre_tokenizer)
     whole = save == "checkpoint"
     if not whole:
@@ -260,12 +257,7 @@ def prune(
         show_plan=screen.show_plan,
         progress=screen.Bars(),
     )
-    if pruned.table is not None and pruned.table.dense_loss is not None:
-        screen.show_candidates(pruned.table)
-    if pruned.table is not None and pruned.table.steps:
-        screen.show_steps(pruned.table)
-    screen.show_cut(pruned)
-    screen.show_evidence(pruned)
+    screen.show_pruned(pruned)
     if not whole:
         screen.step(f"Writing {output} and making the model of it again ...")
         screen.show_adapter(pruned, output, pruned.save_adapter(output, overwrite=overwrite))
@@ -274,6 +266,19 @@ def prune(
     screen.show_saved(pruned, output, pruned.save(output, overwrite=overwrite))
     if gguf is not None and parallel.world().leads:
         _write_gguf(output, gguf, pre_tokenizer, overwrite=overwrite)
+
+
+def _check_gguf(
+    file: Path | None, pre_tokenizer: str | None, recipe: Recipe, save: str, *, overwrite: bool
+) -> None:
+    """Refuse a GGUF file that could not be made, before the model is opened."""
+    if file is None and pre_tokenizer is not None:
+        raise RecipeError("--pre-tokenizer is for a GGUF file, but no --gguf FILE is asked for.")
+    if file is not None:
+        from ghostlayers.gguf_export import check_exportable, check_target
+
+        check_target(file, overwrite=overwrite)
+        check_exportable(recipe, save)
 
 
 def _write_gguf(

@@ -371,6 +371,17 @@ ENGINES = {
 """Who loads a checkpoint of either kind."""
 
 
+def show_pruned(pruned: PrunedModel) -> None:
+    """How the layers were chosen, which they are, and what the cut and its repair cost."""
+    table = pruned.table
+    if table is not None and table.dense_loss is not None:
+        show_candidates(table)
+    if table is not None and table.steps:
+        show_steps(table)
+    show_cut(pruned)
+    show_evidence(pruned)
+
+
 def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
     """Where the checkpoint lies, how it was proved, and what to do next."""
     show_materialized(out_folder, verification)

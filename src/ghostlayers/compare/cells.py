@@ -8,6 +8,7 @@ import torch
 
 from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.tasks import differences, task_row
+from ghostlayers.configs import head_width, kv_heads
 from ghostlayers.evaluation.continuation import continue_text
 from ghostlayers.evaluation.speed import prefill_times
 from ghostlayers.record import repair_row
@@ -34,11 +35,10 @@ def describe_model(
         speed: measured on a model of the same shape already.
     """
     config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cached = 2 * config.num_hidden_layers * kv_heads(config) * head_width(config)
     found: dict[str, Any] = {
         "num_parameters": sum(each.numel() for each in model.parameters()),
-        "kv_bytes_per_token": 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize,
+        "kv_bytes_per_token": cached * model.dtype.itemsize,
         "added_parameters": 0,
         "checkpoint": "stock",
         **(speed or measure_speed(model, request)),
