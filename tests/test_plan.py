@@ -12,7 +12,9 @@ from ghostlayers import estimate, pipeline, stream
 from ghostlayers.cli.app import app
 from ghostlayers.estimate import Speed, layer_flops
 from ghostlayers.fitting import sums_bytes
-from ghostlayers.plan import BACKWARD, Counter, Plan, Predicted, Stage, expected_spans, plan_prune
+from ghostlayers.plan import BACKWARD, Counter, expected_spans, plan_prune
+from ghostlayers.plan_saving import Output
+from ghostlayers.plan_units import Plan, Predicted, Stage
 from ghostlayers.preparation import make_fitting
 from ghostlayers.recipe import Recipe
 from ghostlayers.spans import Span
@@ -70,7 +72,7 @@ def test_layers_that_run_are_counted(
         Recipe(**GIVEN, **choices),
         LAYER_ONLY,
         started=0.0,
-        saved=False,
+        output=None,
     )
     assert planned.seconds == pytest.approx(ran, rel=0.35)
 
@@ -110,7 +112,7 @@ def test_processes_share_windows_but_not_solving(trained_llama: Any, byte_tokeni
 
     def seconds(speed: Speed, processes: int) -> float:
         return plan_prune(
-            loaded, model, recipe, speed, started=0.0, saved=False, processes=processes
+            loaded, model, recipe, speed, started=0.0, output=None, processes=processes
         ).seconds
 
     assert seconds(LAYER_ONLY, 4) == pytest.approx(seconds(LAYER_ONLY, 1) / 4)
@@ -179,3 +181,42 @@ def test_writing_is_timed_where_the_result_goes(
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     assert estimate.writing_seconds(2**20, wanted) == 0.5 * 16
     assert not list(tmp_path.iterdir())  # nothing stays behind
+
+
+@pytest.mark.parametrize(
+    ("repair", "save"),
+    [
+        ("ghost", "checkpoint"),
+        ("joint:x+z", "adapter"),
+        ("refit:3", "checkpoint"),
+        ("refit:3", "adapter"),
+        ("piecewise:2", "adapter"),
+    ],
+)
+def test_bytes_that_are_written(
+    trained_llama: Any,
+    byte_tokenizer: Any,
+    some_text: list[str],
+    tmp_path: Path,
+    repair: str,
+    save: Any,
+) -> None:
+    choices = {**GIVEN, "remove": "3-5", "repair": repair}
+    planned = pipeline.plan(
+        trained_llama, tokenizer=byte_tokenizer, output=Output(save), **choices
+    ).stages[-1]
+    pruned = ghostlayers.prune(trained_llama, tokenizer=byte_tokenizer, data=some_text, **choices)
+    write = pruned.save if save == "checkpoint" else pruned.save_adapter
+    write(tmp_path / "out")
+    size = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
+    assert planned.disk == pytest.approx(size, rel=0.02, abs=6000)
+    assert ("adapter" in planned.name) == (save == "adapter")
+
+
+def test_a_gguf_file_is_planned_too(trained_llama: Any, byte_tokenizer: Any) -> None:
+    choices = {**GIVEN, "remove": "3-5", "repair": "refit:3"}
+    *_, saving, gguf = pipeline.plan(
+        trained_llama, tokenizer=byte_tokenizer, output=Output(gguf=True), **choices
+    ).stages
+    assert "GGUF" in gguf.name
+    assert gguf.disk == saving.disk > 0

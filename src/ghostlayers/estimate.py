@@ -1,5 +1,6 @@
 """How fast this machine is: a probe of a second or two, and what parts of a run cost by it."""
 
+import hashlib
 import os
 import statistics
 import tempfile
@@ -22,6 +23,8 @@ PROBED_WIDTH = 1024
 
 PROBED_BYTES = 64 * 2**20
 """Written to time a disk."""
+
+HASHED_BYTES = 16 * 2**20
 
 WRITTEN_UNNOTICED = 2**30
 """Bytes up to which nobody waits for a disk: the system keeps them in memory."""
@@ -120,6 +123,14 @@ def writing_seconds(size: int, folder: Path | None = None) -> float:
         file.flush()
         os.fsync(file.fileno())
         return (time.perf_counter() - began) * size / PROBED_BYTES
+
+
+def hashing_seconds(size: int) -> float:
+    """To take the SHA-256 of so many bytes."""
+    block = bytes(HASHED_BYTES)
+    began = time.perf_counter()
+    hashlib.sha256(block)
+    return (time.perf_counter() - began) * size / HASHED_BYTES
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

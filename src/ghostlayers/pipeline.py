@@ -23,7 +23,9 @@ from ghostlayers.fingerprint import run_request
 from ghostlayers.fitting import sums_bytes
 from ghostlayers.loading import LoadedModel
 from ghostlayers.parallel import check_same, world
-from ghostlayers.plan import Plan, plan_prune, seconds_since_start
+from ghostlayers.plan import plan_prune, seconds_since_start
+from ghostlayers.plan_saving import CHECKPOINT, Output
+from ghostlayers.plan_units import Plan
 from ghostlayers.preparation import (
     Documents,
     check_request,
@@ -52,6 +54,7 @@ def prune(
     revision: str | None = None,
     keep: str | Path | None = None,
     show_plan: Callable[[Plan], None] | None = None,
+    output: Output | None = None,
     progress: Progress | None = None,
     **choices: Any,
 ) -> PrunedModel:
@@ -67,6 +70,8 @@ def prune(
         keep: a folder for what the run has found so far: the same call goes on from it after an
             interruption, and ends with the same bits. `PrunedModel.save` deletes it.
         show_plan: told what the run will take, once all is checked and before anything is computed.
+        output: what will be made of the result afterwards, for the plan; a checkpoint beside
+            ``keep`` if not given.
         progress: told what is being done.
         choices: fields of the recipe.
 
@@ -86,8 +91,8 @@ def prune(
     scored, held_out = windows.split_at(recipe.windows)
     stored = dense.stored_dtype
     if show_plan is not None:
-        folder = None if keep is None else Path(keep).parent
-        show_plan(_plan(dense, layerwise, recipe, run.options, started, folder=folder))
+        output = output or Output(folder=None if keep is None else Path(keep).parent)
+        show_plan(_plan(dense, layerwise, recipe, run.options, started, output))
 
     with _keeping(keep, dense, recipe, windows, run.options):
         spans, table = steps.choose_spans(run, layerwise, scored, held_out, recipe, fitting)
@@ -135,15 +140,14 @@ def plan(
     tokenizer: Any = None,
     options: RunOptions | None = None,
     revision: str | None = None,
-    saved: bool = True,
-    folder: str | Path | None = None,
+    output: Output | None = CHECKPOINT,
     **choices: Any,
 ) -> Plan:
     """What `prune` would take on this machine: time, memory, disk and arithmetic of every stage.
 
     Nothing is computed but a probe of a second or two on random tokens; no text is read. Arguments
-    as for `prune`; without ``saved`` the result is not written, otherwise beside
-    ``folder`` (the one for temporary files if not given), whose disk is timed for a large model.
+    as for `prune`; ``output`` says what is written of the result (None: nothing), and where: that
+    disk is timed for a large model.
 
     Raises:
         GhostlayersError: a request that cannot work.
@@ -153,8 +157,7 @@ def plan(
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
     started = seconds_since_start()
     layerwise = check_request(dense, recipe)
-    where = None if folder is None else Path(folder)
-    return _plan(dense, layerwise, recipe, options, started, saved=saved, folder=where)
+    return _plan(dense, layerwise, recipe, options, started, output)
 
 
 def _plan(
@@ -163,9 +166,7 @@ def _plan(
     recipe: Recipe,
     options: RunOptions,
     started: float,
-    *,
-    saved: bool = True,
-    folder: Path | None = None,
+    output: Output | None,
 ) -> Plan:
     speed = probe_blindly(layerwise, recipe.sequence_length, options.batch_size)
     return plan_prune(
@@ -174,8 +175,7 @@ def _plan(
         recipe,
         speed,
         started=started,
-        saved=saved,
-        folder=folder,
+        output=output,
         processes=world().size,
     )
 

@@ -9,13 +9,11 @@ from the middle on.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import psutil
-import torch
 
 from ghostlayers.boundaries import room_for_streams
-from ghostlayers.estimate import Speed, head_flops, layer_flops, writing_seconds
+from ghostlayers.estimate import Speed
 from ghostlayers.features import feature_widths
 from ghostlayers.fitting import (
     COPIES_IN_A_SWEEP,
@@ -25,7 +23,8 @@ from ghostlayers.fitting import (
 )
 from ghostlayers.loading import LoadedModel
 from ghostlayers.moments import ACCUMULATOR
-from ghostlayers.offload import workspace
+from ghostlayers.plan_saving import CHECKPOINT, Output, saving_stages
+from ghostlayers.plan_units import Plan, Stage, prices
 from ghostlayers.preparation import make_fitting
 from ghostlayers.recipe import Recipe
 from ghostlayers.scores.residual import TOKENS_PER_CHANNEL
@@ -59,148 +58,6 @@ NORMS = "Looking for massive activations"
 
 SOLUTIONS_OF_A_FIT = 5.0
 """Solving with its condition number, in Cholesky factorisations of the same width."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One line of a plan.
-
-    Attributes:
-        name: what is done.
-        layers: windows through one decoder layer.
-        heads: windows through the head.
-        products: multiply-adds of sums, in float64.
-        solutions: multiply-adds of solving, in float64.
-        brought: decoder layers brought in from where they lie; 0 if all are in memory.
-        held: bytes beside weights and workspace, at its peak.
-        disk: bytes on disk, files for a while among them.
-        fixed: seconds that none of these explain, such as starting a process.
-    """
-
-    name: str
-    layers: float = 0.0
-    heads: float = 0.0
-    products: float = 0.0
-    solutions: float = 0.0
-    brought: float = 0.0
-    held: int = 0
-    disk: int = 0
-    fixed: float = 0.0
-
-    def __add__(self, other: "Stage") -> "Stage":
-        """Both, under this one's name."""
-        return Stage(
-            self.name,
-            self.layers + other.layers,
-            self.heads + other.heads,
-            self.products + other.products,
-            self.solutions + other.solutions,
-            self.brought + other.brought,
-            max(self.held, other.held),
-            self.disk + other.disk,
-            self.fixed + other.fixed,
-        )
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """A stage in the units that one waits and pays in.
-
-    Attributes:
-        name: what is done.
-        seconds: on this machine.
-        flops: floating-point operations.
-        memory: bytes that the process holds at the peak.
-        disk: bytes on disk, files for a while among them.
-    """
-
-    name: str
-    seconds: float
-    flops: float
-    memory: int
-    disk: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All stages of a run, in order."""
-
-    stages: tuple[Predicted, ...] = ()
-
-    @property
-    def seconds(self) -> float:
-        """In all."""
-        return sum(each.seconds for each in self.stages)
-
-    @property
-    def flops(self) -> float:
-        """In all."""
-        return sum(each.flops for each in self.stages)
-
-    @property
-    def memory(self) -> int:
-        """At the highest peak."""
-        return max((each.memory for each in self.stages), default=0)
-
-    @property
-    def disk(self) -> int:
-        """Written in all."""
-        return sum(each.disk for each in self.stages)
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What units of a plan take here.
-
-    Attributes:
-        speed: as probed.
-        layer_flops: of one window through one layer.
-        head_flops: of one window through the head.
-        held_now: bytes that the process holds already.
-        workspace: bytes that a micro-batch takes while a layer runs.
-        processes: that share the windows.
-    """
-
-    speed: Speed
-    layer_flops: int
-    head_flops: int
-    held_now: int
-    workspace: int
-    processes: int = 1
-
-    def of(self, stage: Stage) -> Predicted:
-        """A stage's price."""
-        shared = stage.layers * self.speed.layer + stage.heads * self.speed.head
-        shared += stage.products * self.speed.product
-        seconds = shared / self.processes + stage.solutions * self.speed.solution + stage.fixed
-        # The next layer is read while one computes, but copied into place by itself.
-        seconds += stage.brought * self.speed.bring
-        flops = stage.layers * self.layer_flops + stage.heads * self.head_flops
-        flops += 2 * (stage.products + stage.solutions)
-        return Predicted(
-            stage.name,
-            seconds,
-            flops,
-            self.held_now + self.workspace + stage.held,
-            stage.disk,
-        )
-
-
-def prices(
-    loaded: LoadedModel, model: LayerwiseModel, speed: Speed, sequence_length: int, processes: int
-) -> Prices:
-    """What units of a plan take for this model on this machine."""
-    held = int(psutil.Process().memory_info().rss)
-    if model.device.type != "cpu":
-        held = torch.get_device_module(model.device).memory_allocated()
-    return Prices(
-        speed=speed,
-        layer_flops=layer_flops(model, sequence_length),
-        head_flops=head_flops(model, sequence_length),
-        held_now=held,
-        workspace=workspace(loaded.model.config, loaded.model.dtype, model.device),
-        processes=processes,
-    )
 
 
 @dataclass(frozen=True)
@@ -445,8 +302,7 @@ def plan_prune(
     speed: Speed,
     *,
     started: float,
-    saved: bool = True,
-    folder: Path | None = None,
+    output: Output | None = CHECKPOINT,
     processes: int = 1,
 ) -> Plan:
     """What `pipeline.prune` and saving its result will take.
@@ -458,8 +314,7 @@ def plan_prune(
         speed: as probed on this machine.
         started: seconds that this process took to start and load the model, as one that loads the
             result to prove it will.
-        saved: the result is written and proved.
-        folder: where it is written; the one for temporary files if not given.
+        output: what is written of the result and proved; None for nothing.
         processes: that share the windows.
     """
     counter = Counter(model, recipe, make_fitting(loaded, recipe))
@@ -467,32 +322,11 @@ def plan_prune(
     stages = [*selection_stages(counter), counter.fit(spans), counter.evidence(spans)]
     if recipe.removed() is not None:
         stages.append(counter.sweep(NORM_WINDOWS, sampled=False, name=NORMS))
-    if saved:
-        stages.append(_saving(counter, spans, _written(loaded, spans), started, folder))
+    if output is not None:
+        method = counter.fitting.method
+        stages += saving_stages(loaded, recipe, method, spans, output, started)
     here = prices(loaded, model, speed, recipe.sequence_length, processes)
     return Plan(tuple(here.of(stage) for stage in stages))
-
-
-def _written(loaded: LoadedModel, spans: Sequence[Span]) -> int:
-    total = sum(each.numel() for each in loaded.model.parameters())
-    layers = LayerwiseModel(loaded.model).layers
-    gone = sum(p.numel() for span in spans for i in span.layers for p in layers[i].parameters())
-    operators = len(spans) * int(loaded.model.config.hidden_size) ** 2
-    return int((total - gone + operators) * loaded.stored_dtype.itemsize)
-
-
-def _saving(
-    counter: Counter, spans: Sequence[Span], size: int, started: float, folder: Path | None
-) -> Stage:
-    depth = counter.depth - sum(map(len, spans))
-    offloaded = counter.model.residency.offloaded
-    return Stage(
-        "Writing it, and loading it in a fresh process",
-        brought=2 * depth if offloaded else 0,
-        held=0 if offloaded else size,  # the fresh process holds it, while this one waits
-        disk=size,
-        fixed=started + writing_seconds(size, folder),
-    )
 
 
 def seconds_since_start() -> float:

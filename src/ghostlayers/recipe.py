@@ -19,6 +19,7 @@ from ghostlayers.tokens import BosPolicy
 
 Inputs = Literal["repaired", "original"]
 Export = Literal["auto", "fold", "stock-layer", "custom"]
+Save = Literal["checkpoint", "adapter"]
 Offload = Literal["auto", "none", "cpu", "disk"]
 TokenWeight = Literal["auto", "uniform", "balanced", "relative"]
 

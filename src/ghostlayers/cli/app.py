@@ -197,6 +197,7 @@ def prune(
     from ghostlayers.adapter import check_precision
     from ghostlayers.checkpoint import check_output, checkpoint_bytes
     from ghostlayers.cli import screen
+    from ghostlayers.plan_saving import Output
     from ghostlayers.preparation import open_model
 
     recipe = o.recipe_from(
@@ -235,11 +236,11 @@ def prune(
         from ghostlayers.gguf_export import check_model
 
         check_model(dense.model.config, dense.base.name, pre_tokenizer)
-    whole = save == "checkpoint"
+    whole, leaves = save == "checkpoint", Output(save, gguf is not None, output)
     if not whole:
         check_precision(dense, dense.stored_dtype)
     if plan:
-        screen.show_plan(pipeline.plan(dense, recipe, options=options, folder=output))
+        screen.show_plan(pipeline.plan(dense, recipe, options=options, output=leaves))
         return
     needed = checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)
@@ -255,6 +256,7 @@ def prune(
         options=options,
         keep=keep,
         show_plan=screen.show_plan,
+        output=leaves,
         progress=screen.Bars(),
     )
     screen.show_pruned(pruned)

@@ -14,7 +14,7 @@ from ghostlayers.errors import RecipeError
 from ghostlayers.recipe import PRESETS, RunOptions
 
 if TYPE_CHECKING:
-    from ghostlayers.plan import Plan
+    from ghostlayers.plan_units import Plan
     from ghostlayers.report.summary import Entry
 
 PUBLISHED_METRICS = ("acc", "ppl", "loss")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ghostlayers.errors import RecipeError
-from ghostlayers.recipe import PRESETS, Inputs, Offload, Recipe, TokenWeight
+from ghostlayers.recipe import PRESETS, Inputs, Offload, Recipe, Save, TokenWeight
 from ghostlayers.repairs import METHODS
 from ghostlayers.scores.cosine import CosineAxis
 from ghostlayers.selection import SELECTIONS, Edges, Selection
@@ -254,7 +254,7 @@ PreTokenizer = Annotated[
     ),
 ]
 SaveOption = Annotated[
-    Literal["checkpoint", "adapter"],
+    Save,
     _option(
         "--save",
         text="Write the whole model, or only what distinguishes it from its base (megabytes). "

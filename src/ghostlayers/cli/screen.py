@@ -25,7 +25,7 @@ from ghostlayers.evaluation import EvaluationResult
 from ghostlayers.hub import Upload
 from ghostlayers.loading import BaseModel
 from ghostlayers.parallel import World
-from ghostlayers.plan import Plan
+from ghostlayers.plan_units import Plan
 from ghostlayers.progress import Advance
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.record import evidence_row

@@ -27,7 +27,7 @@ from ghostlayers.estimate import probe
 from ghostlayers.evaluation import LossSums
 from ghostlayers.features import check_method
 from ghostlayers.fitting import Fitting, fit_many
-from ghostlayers.plan import Plan
+from ghostlayers.plan_units import Plan
 from ghostlayers.preparation import Documents, make_fitting
 from ghostlayers.progress import Progress
 from ghostlayers.recipe import RunOptions

@@ -8,7 +8,8 @@ from ghostlayers import steps
 from ghostlayers.compare.bench import Bench
 from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.estimate import Speed
-from ghostlayers.plan import DIVERGENCE, SWEEP, Counter, Plan, Stage, prices, selection_stages
+from ghostlayers.plan import DIVERGENCE, SWEEP, Counter, selection_stages
+from ghostlayers.plan_units import Plan, Stage, prices
 from ghostlayers.preparation import make_fitting
 from ghostlayers.record import table_to_dict
 from ghostlayers.repairs import find_method
