@@ -5,13 +5,13 @@ step from a checkpoint to it. That is here for families with one uniform stack l
 differs between them is in `gguf_families`. Vectors and norms stay in float32, as llama.cpp asks.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import AutoConfig
 
 from ghostlayers.configs import head_width, kv_heads
@@ -30,12 +30,12 @@ from ghostlayers.gguf_families import (
     check_facts,
     family_of,
     norm_entry,
-    query_factor,
     window_entries,
 )
-from ghostlayers.gguf_positions import position_entries, position_tensors
+from ghostlayers.gguf_positions import position_entries
+from ghostlayers.gguf_tensors import file_tensors
 from ghostlayers.gguf_tokenizer import add_tokenizer, read_tokenizer, splitting_name
-from ghostlayers.loading import LoadedModel, load_model, read_config
+from ghostlayers.loading import DTYPES, LoadedModel, load_model, read_config
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import find_method
@@ -52,6 +52,7 @@ def export_gguf(
     out: str | Path,
     *,
     pre_tokenizer: str | None = None,
+    options: RunOptions | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -61,6 +62,7 @@ def export_gguf(
         folder: a stock checkpoint, made by Ghostlayers or not.
         out: the file to make.
         pre_tokenizer: llama.cpp's name for how the tokenizer splits text, where it is not known.
+        options: how much memory the checkpoint may take, and where it lies beyond that.
         overwrite: replace an existing file.
         progress: told of every tensor.
 
@@ -71,14 +73,26 @@ def export_gguf(
     """
     out, folder = Path(out), Path(folder)
     _check(folder, out, overwrite=overwrite)
-    row = check_facts(AutoConfig.from_pretrained(folder))
+    config = AutoConfig.from_pretrained(folder)
+    row = check_facts(config)
     content = read_tokenizer(folder)
     splits = pre_tokenizer or splitting_name(content)
-    loaded = load_model(str(folder), RunOptions(dtype="float32", device="cpu"))
+    loaded = load_model(str(folder), _reading(config, options or RunOptions()))
     with whole_file(out) as draft:
-        tensors = _write(draft, folder, loaded, row, content, splits, progress or Silent())
-        _prove(draft, tensors)
+        written = _write(draft, folder, loaded, row, content, splits, progress or Silent())
+        _prove(draft, written, config.vocab_size)
     return out
+
+
+def _reading(config: Any, options: RunOptions) -> RunOptions:
+    """In the type on disk, as nothing is computed, and on the processor."""
+    name = str(config.dtype).removeprefix("torch.")
+    return RunOptions(
+        dtype=name if name in DTYPES else "auto",
+        device="cpu",
+        offload="auto" if options.offload == "cpu" else options.offload,
+        max_memory=options.max_memory,
+    )
 
 
 def check_target(out: Path, *, overwrite: bool) -> None:
@@ -144,38 +158,33 @@ def _write(
     content: dict[str, Any],
     splits: str,
     progress: Progress,
-) -> dict[str, np.ndarray]:
-    """Write the file; return what was written, by name."""
-    config = loaded.model.config
+) -> dict[str, str]:
+    """Write the file, a tensor at a time; return the hash of each, by name."""
+    model, config = loaded.model, loaded.model.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[row.architecture])
     writer.add_name(loaded.base.title or Path(loaded.base.name).name)
     for name, value in _settings(config, row):
         getattr(writer, f"add_{name}")(value)
     writer.add_file_type(TYPES[loaded.stored_dtype][1])
     add_tokenizer(writer, folder, loaded.tokenizer, content, splits, config.vocab_size)
-    written = {}
-    state = _named(loaded.model, row)
-    with progress.stage(f"Writing {len(state)} tensors", len(state)) as advance:
-        for name, tensor in state.items():
-            stored = _stored(config, row, name, tensor, loaded.stored_dtype)
-            kind = TYPES[stored][0]
-            data = gguf.quants.quantize(tensor.float().contiguous().numpy(), kind)
-            writer.add_tensor(name, data, raw_dtype=kind)
-            written[name] = data
-            advance(1)
+    tensors = file_tensors(model, row, loaded.stored_dtype)
+    for each in tensors:
+        shape = each.shape(model)
+        size = shape.numel() * each.dtype.itemsize
+        # For float32 the shape counts numbers, as wanted here; the raw type says what they are.
+        writer.add_tensor_info(each.name, shape, np.dtype(np.float32), size, TYPES[each.dtype][0])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    written = {}
+    with progress.stage(f"Writing {len(tensors)} tensors", len(tensors)) as advance:
+        for each in tensors:
+            data = each.read(model).flatten().view(torch.uint8).numpy()
+            writer.write_tensor_data(data)
+            written[each.name] = hashlib.sha256(data.data).hexdigest()
+            advance(1)
     writer.close()
     return written
-
-
-def _stored(
-    config: Any, row: GgufFamily, name: str, tensor: Tensor, dtype: torch.dtype
-) -> torch.dtype:
-    """float32 for vectors, norms, and what was computed anew; the checkpoint's type otherwise."""
-    rescaled = "attn_q." in name and query_factor(config, row) != 1.0
-    return torch.float32 if tensor.ndim == 1 or "norm" in name or rescaled else dtype
 
 
 def _settings(config: Any, row: GgufFamily) -> list[Entry]:
@@ -198,78 +207,15 @@ def _settings(config: Any, row: GgufFamily) -> list[Entry]:
     ]
 
 
-def _named(model: Any, row: GgufFamily) -> dict[str, Tensor]:
-    """Every tensor of the file by its name there."""
-    config = model.config
-    names = gguf.get_tensor_name_map(row.architecture, config.num_hidden_layers)
-    found = {}
-    for name, tensor in _stacked(model.state_dict()).items():
-        if name == "lm_head.weight" and config.tie_word_embeddings and row.head != "own":
-            continue
-        if name.endswith(".bias") and _drops(name, tensor, row):
-            continue
-        new = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if new is None:
-            raise UnsupportedModelError(f"llama.cpp has no place for '{name}' of this model.")
-        found[new] = _converted(config, row, name, tensor)
-    return found | position_tensors(config, model.model.rotary_emb)
-
-
-def _stacked(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """StableLM's norms of single heads (``....norms.0.weight``), a row a head."""
-    joined: dict[str, Any] = {}
-    for name, tensor in state.items():
-        before, found, _ = name.partition(".norms.")
-        if found:
-            joined.setdefault(f"{before}.weight", []).append(tensor)
-        else:
-            joined[name] = tensor
-    return {
-        name: torch.stack(each) if isinstance(each, list) else each for name, each in joined.items()
-    }
-
-
-def _drops(name: str, bias: Tensor, row: GgufFamily) -> bool:
-    """Whether llama.cpp reads no such bias and none is missed: it is zero."""
-    module = name.split(".")[-2]
-    if "norm" in module or module in row.biases:
-        return False
-    if bias.any():
-        raise UnsupportedModelError(
-            f"llama.cpp reads no bias of '{module}' in models of this type, but '{name}' is not "
-            "zero. Serve this model with another engine."
-        )
-    return True
-
-
-def _converted(config: Any, row: GgufFamily, name: str, tensor: Tensor) -> Tensor:
-    """A tensor as llama.cpp computes with it, in float32 where numbers change."""
-    module = name.split(".")[-2]
-    if row.shifted and module.endswith("norm"):
-        tensor = tensor.float() + 1.0
-    if module == row.scaled and query_factor(config, row) != 1.0:
-        tensor = tensor.float() * query_factor(config, row)
-    heads = {"q_proj": config.num_attention_heads, "k_proj": kv_heads(config)}
-    if row.pairs and module in heads:
-        return _paired(tensor, heads[module])
-    return tensor
-
-
-def _paired(tensor: Tensor, heads: int) -> Tensor:
-    """Rows of queries or keys from halves to neighbouring pairs, a head at a time."""
-    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
-    return halves.transpose(1, 2).reshape(tensor.shape)
-
-
-def _prove(path: Path, written: dict[str, np.ndarray]) -> None:
+def _prove(path: Path, written: dict[str, str], rows: int) -> None:
     """Read the file again and compare every tensor; each row of the embedding has its token."""
     reader = gguf.GGUFReader(path)
-    found = {each.name: each.data for each in reader.tensors}
-    tokens = reader.fields["tokenizer.ggml.tokens"].data
-    if len(tokens) != len(written["token_embd.weight"]):
+    if len(reader.fields["tokenizer.ggml.tokens"].data) != rows:
         raise VerificationError("the GGUF file has another number of tokens than of embeddings.")
-    if found.keys() != written.keys():
+    if {each.name for each in reader.tensors} != written.keys():
         raise VerificationError("the GGUF file lacks tensors; nothing was kept.")
-    for name, data in written.items():
-        if not np.array_equal(found[name].reshape(-1), data.reshape(-1)):
-            raise VerificationError(f"'{name}' reads differently from the GGUF file.")
+    with path.open("rb") as file:  # not through the reader's map, which would stay in memory
+        for each in reader.tensors:
+            file.seek(int(each.data_offset))
+            if hashlib.sha256(file.read(int(each.n_bytes))).hexdigest() != written[each.name]:
+                raise VerificationError(f"'{each.name}' reads differently from the GGUF file.")

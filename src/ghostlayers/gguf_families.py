@@ -10,11 +10,12 @@ llama-cpp-python 0.3.36.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gguf import MODEL_ARCH
 
-from ghostlayers.configs import head_width, slides
+from ghostlayers.configs import head_width, kv_heads, slides
 from ghostlayers.errors import UnsupportedModelError
 
 Entry = tuple[str, Any]
@@ -50,6 +51,7 @@ class GgufFamily:
         largest: layers of the family's largest model, in which it scales attention otherwise; None
             where it reads the scale, or the family has none of its own.
         scaled: the part of attention that takes up the difference between the two scales.
+        renamed: parts of names of weights, and what they are called in families that `gguf` knows.
         settings: what the file says beyond what all families say.
         refusal: why this config cannot be written; None where it can.
     """
@@ -70,6 +72,7 @@ class GgufFamily:
     square: bool = False
     largest: int | None = None
     scaled: str = ""
+    renamed: tuple[tuple[str, str], ...] = ()
     settings: Callable[[Any], list[Entry]] = lambda _: []
     refusal: Callable[[Any], str | None] = lambda _: None
 
@@ -148,6 +151,60 @@ def _no_window_left(config: Any) -> str | None:
     return "llama.cpp asks for layers with sliding windows in this family, and none is left"
 
 
+def _experts(config: Any) -> list[Entry]:
+    """How many experts there are and how wide they are; those beside all tokens, too."""
+    count = getattr(config, "num_experts", None) or config.num_local_experts
+    widths = {
+        "expert_feed_forward_length": ("moe_intermediate_size",),
+        "expert_shared_feed_forward_length": (
+            "shared_expert_intermediate_size", "shared_intermediate_size",
+        ),
+    }  # fmt: skip
+    return [
+        ("expert_count", count),
+        ("expert_used_count", config.num_experts_per_tok),
+        *(
+            (entry, getattr(config, name))
+            for entry, names in widths.items()
+            for name in names
+            if getattr(config, name, None)
+        ),
+    ]
+
+
+def _multiplied_experts(config: Any) -> list[Entry]:
+    return [*_multipliers(config), *_experts(config)]
+
+
+def _experts_everywhere(config: Any, *, normed: bool) -> str | None:
+    """Of Qwen's families: every layer has experts, whose weights sum to one or do not."""
+    if config.mlp_only_layers or config.decoder_sparse_step != 1:
+        return "llama.cpp expects experts in every layer of this family, but some have none"
+    return _expert_weights(config, normed=normed)
+
+
+def _expert_weights(config: Any, *, normed: bool) -> str | None:
+    if bool(config.norm_topk_prob) == normed:
+        return None
+    verb = "normalises" if normed else "does not normalise"
+    return f"llama.cpp {verb} the weights of this family's chosen experts, but the config says else"
+
+
+def _olmoe_facts(config: Any) -> str | None:
+    if getattr(config, "clip_qkv", None) is not None:
+        return "llama.cpp does not clamp queries, keys and values of this family"
+    if kv_heads(config) != config.num_attention_heads:
+        return "llama.cpp expects as many heads of keys as of queries in this family"
+    return _expert_weights(config, normed=False)
+
+
+_GRANITE_EXPERTS = (
+    ("block_sparse_moe.router.", "block_sparse_moe.router.layer."),
+    ("block_sparse_moe.experts.", "mlp.experts."),
+    ("shared_mlp.input_linear.", "mlp.shared_expert.input_linear."),
+)
+
+
 def _clamp(config: Any) -> list[Entry]:
     clip = config.clip_qkv
     return [] if clip is None else [("clamp_kqv", float(clip))]
@@ -199,6 +256,25 @@ GGUF_FAMILIES = {
     "glm4": GgufFamily(MODEL_ARCH.GLM4, partial=True),
     "ernie4_5": GgufFamily(MODEL_ARCH.ERNIE4_5, biases=INPUTS | {"o_proj"}),
     "hunyuan_v1_dense": GgufFamily(MODEL_ARCH.HUNYUAN_DENSE, stretched=True),
+    "mixtral": GgufFamily(MODEL_ARCH.LLAMA, pairs=True, factors=True, settings=_experts),
+    "qwen2_moe": GgufFamily(
+        MODEL_ARCH.QWEN2MOE, head="own", square=True, settings=_experts,
+        refusal=partial(_experts_everywhere, normed=False),
+    ),
+    "qwen3_moe": GgufFamily(
+        MODEL_ARCH.QWEN3MOE, settings=_experts, refusal=partial(_experts_everywhere, normed=True)
+    ),
+    "olmoe": GgufFamily(
+        MODEL_ARCH.OLMOE, head="own", square=True, settings=_experts, refusal=_olmoe_facts
+    ),
+    "granitemoe": GgufFamily(
+        MODEL_ARCH.GRANITE_MOE, pairs=True, factors=True, renamed=_GRANITE_EXPERTS,
+        settings=_multiplied_experts,
+    ),
+    "granitemoeshared": GgufFamily(
+        MODEL_ARCH.GRANITE_MOE, pairs=True, factors=True, renamed=_GRANITE_EXPERTS,
+        settings=_multiplied_experts,
+    ),
     "arcee": GgufFamily(
         MODEL_ARCH.ARCEE, activations=frozenset({"relu2"}), pairs=True, factors=True
     ),

@@ -138,12 +138,18 @@ def keep(module: nn.Module) -> None:
 
 def sorted_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter by name, one at a time, offloaded ones read from where they are."""
-    for name, parameter in sorted(model.named_parameters()):
-        if not parameter.is_meta:
-            yield name, parameter.detach()
-            continue
-        path, _, leaf = name.rpartition(".")
-        yield name, model.get_submodule(path)._hf_hook.weights_map[leaf]  # type: ignore[union-attr,index]
+    for name, _ in sorted(model.named_parameters()):
+        yield name, read_tensor(model, name)
+
+
+def read_tensor(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by name, read from where it is if it is offloaded."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    held: Tensor = getattr(module, leaf)
+    if held.is_meta:
+        held = module._hf_hook.weights_map[leaf]  # type: ignore[union-attr,index]
+    return held.detach()
 
 
 @contextlib.contextmanager

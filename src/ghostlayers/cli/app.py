@@ -267,7 +267,7 @@ def prune(
     screen.step(f"Writing {output} and loading it again in a fresh process ...")
     screen.show_saved(pruned, output, pruned.save(output, overwrite=overwrite))
     if gguf is not None and parallel.world().leads:
-        _write_gguf(output, gguf, pre_tokenizer, overwrite=overwrite)
+        _write_gguf(output, gguf, pre_tokenizer, options, overwrite=overwrite)
 
 
 def _check_gguf(
@@ -284,14 +284,24 @@ def _check_gguf(
 
 
 def _write_gguf(
-    checkpoint: Path, file: Path, pre_tokenizer: str | None, *, overwrite: bool
+    checkpoint: Path,
+    file: Path,
+    pre_tokenizer: str | None,
+    options: RunOptions,
+    *,
+    overwrite: bool,
 ) -> None:
     from ghostlayers.cli import screen
     from ghostlayers.gguf_export import export_gguf
 
     screen.step(f"Reading {checkpoint} and writing {file} ...")
     export_gguf(
-        checkpoint, file, pre_tokenizer=pre_tokenizer, overwrite=overwrite, progress=screen.Bars()
+        checkpoint,
+        file,
+        pre_tokenizer=pre_tokenizer,
+        options=options,
+        overwrite=overwrite,
+        progress=screen.Bars(),
     )
     screen.show_exported(file)
 
@@ -333,11 +343,14 @@ def export(
     overwrite: Annotated[
         bool, o._option("--overwrite", text="Replace an existing file. \\[default: off]")
     ] = False,
+    offload: o.OffloadOption = "auto",
+    max_memory: o.MaxMemory = None,
     debug: o.Debug = False,
 ) -> None:
     """Write a checkpoint as a GGUF file, and prove that it holds the same numbers."""
     del debug
-    _write_gguf(checkpoint, file, pre_tokenizer, overwrite=overwrite)
+    options = RunOptions(offload=offload, max_memory=max_memory)
+    _write_gguf(checkpoint, file, pre_tokenizer, options, overwrite=overwrite)
 
 
 @app.command()
