@@ -81,8 +81,8 @@ def test_transformers_reads_the_same_model(
     assert ("output.weight" in names) is not tied
 
 
-READABLE = {"llama", "mistral", "qwen2", "qwen3", "phi3", "stablelm", "starcoder2", "gemma2",
-            "gemma3_text"}  # fmt: skip
+READABLE = {"llama", "mistral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "phi3", "stablelm",
+            "starcoder2", "gemma2", "gemma3_text"}  # fmt: skip
 """Families whose GGUF files transformers reads."""
 
 
@@ -246,6 +246,11 @@ FULL, LOCAL = "full_attention", "sliding_attention"
         ),
         ("qwen3", {"layer_types": [LOCAL] * 5, "sliding_window": 8}, "slides over 8 tokens"),
         ("starcoder2", {"head_dim": 16}, "channels in all"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "llama.cpp normalises the weights"),
+        ("qwen2_moe", {"norm_topk_prob": True}, "llama.cpp does not normalise the weights"),
+        ("qwen2_moe", {"mlp_only_layers": [2]}, "experts in every layer"),
+        ("olmoe", {"num_key_value_heads": 4, "clip_qkv": 8.0}, "does not clamp"),
+        ("olmoe", {}, "as many heads of keys"),
     ],
 )
 def test_what_llama_cpp_takes_for_granted_is_checked(

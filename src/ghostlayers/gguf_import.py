@@ -83,6 +83,8 @@ def complete(config: Any, file: GgufFile) -> Any:
         _complete_gemma(config, file)
     if config.model_type == "stablelm":
         _complete_stablelm(config, file)
+    if config.model_type in {"qwen2_moe", "qwen3_moe"}:
+        _complete_experts(config, file)
     return config
 
 
@@ -232,3 +234,13 @@ def _complete_stablelm(config: Any, file: GgufFile) -> None:
     if rotated is not None:
         part = rotated / head_width(config)
         config.rope_parameters = dict(config.rope_parameters) | {"partial_rotary_factor": part}
+
+
+def _complete_experts(config: Any, file: GgufFile) -> None:
+    """How wide experts are; and whether the chosen ones' weights sum to one, as in llama.cpp."""
+    width = file.sizes["blk.0.ffn_gate_exps.weight"] // (config.num_experts * config.hidden_size)
+    config.moe_intermediate_size = width
+    config.norm_topk_prob = config.model_type == "qwen3_moe"
+    beside = file.sizes.get("blk.0.ffn_gate_shexp.weight")
+    if beside is not None:
+        config.shared_expert_intermediate_size = beside // config.hidden_size
