@@ -25,10 +25,12 @@ Other families are not refused for being unknown. A cut is made wherever the mod
 its rewritten config, has the very layers that stayed; anything else is refused with the first
 difference.
 
-**folds** names the projection that `refit`, `replaceme` and the z of `joint` are folded into; "no"
-means that a norm or experts stand between it and the stream, and repairs on the stream (`ghost`,
-`normed`, `joint:x+norm`, `piecewise`, `linearpatch`) are what there is. **cuts**: "any" layers, or
-only those that keep to a formula of the layer index.
+**folds** names the projection that `refit`, `replaceme` and the z of `joint` are folded into. Where
+it says "experts", their sum takes the place of z, and one map of it is folded into each of them, so
+that `refit:1` is `replaceme`. "no" means that a norm stands between it and the stream, or that the
+layers are built otherwise, and repairs on the stream (`ghost`, `normed`, `joint:x+norm`,
+`piecewise`, `linearpatch`) are what there is. **cuts**: "any" layers, or only those that keep to a
+formula of the layer index.
 
 | model type | class | folds | cuts |
 |---|---|---|---|
@@ -46,6 +48,8 @@ def row(name: str) -> str:
     anatomy = anatomy_or_reason(model)
     if isinstance(anatomy, Anatomy) and not anatomy.post_norms:
         folds = f"`{anatomy.mlp_output}`"
+        if anatomy.experts:
+            folds += " (experts)"
         if anatomy.write_scale != 1.0:
             folds += " (rescaled)"
     else:

@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from families import build
 from ghostlayers import modeling, surgery
+from ghostlayers.anatomy import anatomy_of
 from ghostlayers.cuts import Cut
 from ghostlayers.errors import InputError, SpanError, UnsupportedModelError
 from ghostlayers.features import check_method
@@ -303,12 +304,21 @@ def test_what_is_measured_is_what_is_built(name: str, repair: str, cut: str) -> 
     "repair", ["magnitude", "replaceme", "refit:2", "joint:x+z", "joint:x+o+z", "joint:x+phi"]
 )
 @pytest.mark.parametrize(
-    "name", ["granite", "gpt2", "gptj", "phi", "falcon", "opt", "gpt_neox", "falcon_h1", "lfm2"]
+    "name",
+    [
+        *("granite", "gpt2", "gptj", "phi", "falcon", "opt", "gpt_neox", "falcon_h1", "lfm2"),
+        *("mixtral", "qwen2_moe", "gpt_oss", "llama4_text", "deepseek_v3", "jamba"),
+        *("granitemoeshared", "qwen3_next"),
+    ],
 )
 def test_folds_are_exact_in_other_builds(name: str, repair: str, cut: str) -> None:
-    """Scaled writes, transposed weights, parallel branches, projections without an MLP module."""
+    """Scaled writes, transposed weights, parallel branches, projections without an MLP module,
+    and sums over experts, packed in either order or beside an MLP that all tokens pass.
+    """
     dense, spans = build(name), CUTS[cut]
-    lacking = {"joint:x+phi": {"opt"}, "joint:x+o+z": {"lfm2"}, "magnitude": {"lfm2"}}
+    mixed = {"lfm2", "jamba", "qwen3_next"}
+    experts = {name} if anatomy_of(dense).experts else set()
+    lacking = {"joint:x+phi": {"opt"} | experts, "joint:x+o+z": mixed, "magnitude": mixed}
     if name in lacking.get(repair, set()):
         with pytest.raises(InputError, match=r"its MLP is not a module|not known through which"):
             fitted(dense, repair, spans)
@@ -329,11 +339,41 @@ def test_folds_are_exact_in_other_builds(name: str, repair: str, cut: str) -> No
     assert not torch.allclose(want, bare, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "qwen3_next"])
+@pytest.mark.parametrize("name", ["afmoe", "jetmoe"])
 @pytest.mark.parametrize("repair", ["refit:1", "joint:x+z", "magnitude"])
-def test_experts_have_no_projection_to_fold_into(name: str, repair: str) -> None:
-    with pytest.raises(InputError, match=rf"'{re.escape(repair)}' .*it has experts"):
+def test_experts_behind_a_norm_or_of_another_build_have_no_fold(name: str, repair: str) -> None:
+    with pytest.raises(InputError, match=rf"'{re.escape(repair)}' .*that a repair could fold into"):
         fitted(build(name), repair, CUTS["middle"])
+
+
+def test_a_fold_into_experts_is_the_fold_of_their_sum() -> None:
+    """Four experts that hold a quarter of a dense MLP each, and all see every token."""
+    dense = build("llama", intermediate_size=64)
+    width = dense.config.intermediate_size // 4
+    mixed = build(
+        "mixtral", intermediate_size=width, num_local_experts=4, num_experts_per_tok=4,
+        sliding_window=None, rms_norm_eps=dense.config.rms_norm_eps,
+        rope_parameters=dense.config.rope_parameters,
+    )  # fmt: skip
+    weights = dense.state_dict()
+    for index, layer in enumerate(mixed.model.layers):
+        take = f"model.layers.{index}.mlp."
+        gate, up, down = (weights.pop(f"{take}{n}_proj.weight") for n in ("gate", "up", "down"))
+        layer.mlp.gate.weight.zero_()  # every expert gets a quarter
+        packed = torch.cat([gate.view(4, width, -1), up.view(4, width, -1)], dim=1)
+        layer.mlp.experts.gate_up_proj.copy_(packed)
+        layer.mlp.experts.down_proj.copy_(4 * down.view(-1, 4, width).transpose(0, 1))
+    missing, unexpected = mixed.load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert all(".mlp." in name for name in missing)
+    want = logits(dense, token_ids())
+    torch.testing.assert_close(logits(mixed, token_ids()), want, rtol=1e-4, atol=1e-5)
+    spans = CUTS["two gaps"]
+    one, other = (
+        logits(surgery.prune_layers(each, spans, fitted(each, "replaceme", spans)), token_ids())
+        for each in (dense, mixed)
+    )
+    torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
 
 
 def test_a_write_is_scaled_as_the_stream_receives_it() -> None:

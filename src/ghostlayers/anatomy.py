@@ -8,10 +8,11 @@ layer's output as the product that it is.
 
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ghostlayers.errors import UnsupportedModelError
@@ -38,6 +39,10 @@ ATTENTION_OUTPUTS = (
     "attn.c_proj",
     "attn.attention.out_proj",
 )
+MLP_MODULES = ("mlp", "block_sparse_moe", "feed_forward", "moe", "ffn")
+WRITERS = frozenset({"down_proj", "output_linear", "w2"})
+"""Last projections of single experts, packed or not, and of those that all tokens pass."""
+
 POST_NORMS = (
     ("post_attention_layernorm", "post_feedforward_layernorm"),
     ("post_self_attn_layernorm", "post_mlp_layernorm"),
@@ -78,6 +83,9 @@ class Anatomy:
             nothing folds into the projections.
         gain_offset: what those norms add to their stored weight to get the gain.
         write_scale: factor between what the MLP's projection gives and what the stream receives.
+        experts: many projections write, and `mlp_output` is the module whose output is their sum.
+            A fold is a map of that sum, which goes into each of them.
+        packed_inputs_first: packed experts hold their weights as [expert, input, hidden].
     """
 
     mlp: str | None
@@ -87,6 +95,8 @@ class Anatomy:
     post_norms: tuple[str, ...] = ()
     gain_offset: float = 0.0
     write_scale: float = 1.0
+    experts: bool = False
+    packed_inputs_first: bool = False
 
 
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, Anatomy | str]" = weakref.WeakKeyDictionary()
@@ -116,9 +126,9 @@ def _examine(model: Any) -> Anatomy | str:
     layers = list(find_decoder_layers(model))
     mlp_output = _shared_path(layers, MLP_OUTPUTS)
     if mlp_output is None:
-        return (
-            f"not every {type(layers[0]).__name__} ends in one projection that a repair could fold "
-            "into (it has experts, or another build)"
+        return _examine_experts(model, layers) or (
+            f"not every {type(layers[0]).__name__} ends in projections that a repair could fold "
+            "into"
         )
     mlp = mlp_output.rpartition(".")[0] or None
     kinds = _one_of_each_kind(layers)
@@ -135,6 +145,61 @@ def _examine(model: Any) -> Anatomy | str:
     if reasons or len(scales) != 1:
         return (reasons or ["its layers write at different scales"])[0]
     return Anatomy(*paths, write_scale=float(scales.pop()))
+
+
+def _examine_experts(model: Any, layers: Sequence[nn.Module]) -> Anatomy | None:
+    """The anatomy where, in some layers at least, an MLP's output is a sum over experts."""
+    module = _shared_path(layers, MLP_MODULES)
+    if module is None or not all(writers(layer, f"{module}.") for layer in layers):
+        return None
+    probes = [_Probe(model, index) for index in _one_of_each_kind(layers)]
+    attention = _shared_path(layers, ATTENTION_OUTPUTS)
+    for inputs_first in (False, True):
+        found = Anatomy(
+            None, module, attention, None, experts=True, packed_inputs_first=inputs_first
+        )
+        scales = {probe.sum_scale(found) for probe in probes}
+        if len(scales) == 1 and None not in scales:
+            return replace(found, write_scale=float(scales.pop() or 1.0))
+    return None
+
+
+def writers(layer: nn.Module, path: str = "") -> dict[str, Tensor]:
+    """Weights and biases, by name, of all projections by which an MLP with experts writes.
+
+    Without a path, those of the whole layer: some have an MLP for all tokens beside the experts.
+    """
+    found = {}
+    for name, parameter in layer.named_parameters():
+        last = name.removesuffix(".weight").removesuffix(".bias").removesuffix("_bias")
+        if name.startswith(path) and last.rpartition(".")[2] in WRITERS:
+            found[name] = parameter.detach()
+    return found
+
+
+def mapped_writers(
+    anatomy: Anatomy, layer: nn.Module, delta: Float[Tensor, "hidden hidden"]
+) -> dict[str, Tensor]:
+    """Those parameters after their sum m was to become m + m delta, each in its own type."""
+    return {
+        name: _mapped(anatomy, name, held, delta.to(held.device))
+        for name, held in writers(layer, f"{anatomy.mlp_output}.").items()
+    }
+
+
+def _mapped(anatomy: Anatomy, name: str, held: Tensor, delta: Tensor) -> Tensor:
+    """An expert at a time, because all of them in float64 may be gigabytes."""
+    if held.ndim == 3 and not name.endswith("bias"):
+        return torch.stack(
+            [_mapped_one(each, delta, outputs_last=anatomy.packed_inputs_first) for each in held]
+        )
+    return _mapped_one(held, delta, outputs_last=name.endswith("bias"))
+
+
+def _mapped_one(held: Tensor, delta: Tensor, *, outputs_last: bool) -> Tensor:
+    whole = held.double()
+    added = whole @ delta if outputs_last else delta.T @ whole
+    return (whole + added).to(held.dtype)
 
 
 def _one_of_each_kind(layers: Sequence[nn.Module]) -> list[int]:
@@ -222,6 +287,33 @@ class _Probe:
         changed = {f"{path}.weight": weight + size * change}
         after = self.layerwise.run_layer(self.index, self.batch, self.stream, weights=changed)
         return (after.float() - before.float()).flatten(0, -2), size * product
+
+    def sum_scale(self, anatomy: Anatomy) -> float | None:
+        """By how much the stream changes when the sum over experts does; None if otherwise."""
+        hidden = self.stream.shape[-1]
+        packed = [
+            each
+            for each in writers(self.layer, f"{anatomy.mlp_output}.").values()
+            if each.ndim == 3
+        ]
+        if any(each.shape[-1 if anatomy.packed_inputs_first else -2] != hidden for each in packed):
+            return None
+        tap, taken = Tap(output=True), self.stream
+        before = self.layerwise.run_layer(
+            self.index, self.batch, taken, taps=[(anatomy.mlp_output, tap)]
+        )
+        written = tap.caught().flatten(0, -2).double()
+        generator = torch.Generator().manual_seed(0)
+        change = torch.randn(hidden, hidden, generator=generator).double().to(written.device)
+        product = written @ change
+        # Large beside the stream, so that rounding of the sum does not drown it.
+        size = 10.0 * float(before.double().norm() / product.norm().clamp_min(1e-30))
+        changed = mapped_writers(anatomy, self.layer, size * change)
+        after = self.layerwise.run_layer(self.index, self.batch, taken, weights=changed)
+        effect = (after.double() - before.double()).flatten(0, -2)
+        scale = float((effect * product).sum() / product.square().sum()) / size
+        rest = float((effect - scale * size * product).norm() / effect.norm().clamp_min(1e-30))
+        return _known_scale(self.config, scale) if rest <= TOLERANCE else None
 
 
 def _known_scale(config: Any, scale: float) -> float:

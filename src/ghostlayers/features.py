@@ -4,9 +4,10 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ghostlayers.anatomy import Anatomy, anatomy_of, anatomy_or_reason, row_map
+from ghostlayers.anatomy import Anatomy, anatomy_of, anatomy_or_reason, row_map, writers
 from ghostlayers.errors import InputError, WindowError
 from ghostlayers.modeling import norm_eps, unit_rms
 from ghostlayers.repairs.base import FEATURES, FROM_KEPT_LAYER, Method
@@ -94,6 +95,8 @@ def _width(model: Any, name: str, layer: int) -> int:
     if name not in {"z", "phi", "o"}:
         return int(model.config.hidden_size)
     anatomy = anatomy_of(model)
+    if anatomy.experts and name == "z":
+        return int(model.config.hidden_size)
     path = anatomy.attention_output if name == "o" else anatomy.mlp_output
     return row_map(find_decoder_layers(model)[layer].get_submodule(path or "")).shape[0]
 
@@ -125,7 +128,7 @@ def tap_places(model: Any, names: Iterable[str]) -> dict[str, tuple[str, Tap]]:
         return {}
     anatomy = anatomy_of(model)
     places = {
-        "z": (anatomy.mlp_output, Tap()),
+        "z": (anatomy.mlp_output, Tap(output=anatomy.experts)),
         "m": (anatomy.mlp_output, Tap(output=True)),
         "o": (anatomy.attention_output or "", Tap()),
     }
@@ -156,8 +159,15 @@ def first_removed_activations(layer: Any, anatomy: Anatomy, stream: Stream) -> T
 
 
 def mlp_output_of(model: Any, layer: Any) -> tuple[Tensor, Tensor | None]:
-    """A layer's MLP output projection as a row map [z, hidden], and its bias."""
-    projection = layer.get_submodule(anatomy_of(model).mlp_output)
+    """A layer's MLP output projection as a row map [z, hidden], and its bias.
+
+    With experts there is no one projection: z is their sum, which is written as it is.
+    """
+    anatomy = anatomy_of(model)
+    if anatomy.experts:
+        some = next(iter(writers(layer).values()))
+        return torch.eye(model.config.hidden_size, dtype=some.dtype, device=some.device), None
+    projection = layer.get_submodule(anatomy.mlp_output)
     return row_map(projection), None if projection.bias is None else projection.bias.detach()
 
 

@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ghostlayers.anatomy import Anatomy, anatomy_of, is_transposed
+from ghostlayers.anatomy import (
+    Anatomy,
+    anatomy_of,
+    is_transposed,
+    mapped_writers,
+    writers,
+)
 from ghostlayers.repairs.base import Fold, Repair
 from ghostlayers.residency import residency_of
 from ghostlayers.spans import Span
@@ -16,6 +22,10 @@ def folded_weights(
     anatomy: Anatomy, layer: Any, folds: Iterable[Fold], stored_dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Changed parameters of a layer by name, in its own type, rounded once to the stored one."""
+    if anatomy.experts:
+        total = torch.stack([fold.delta for fold in folds]).sum(dim=0)
+        mapped = mapped_writers(anatomy, layer, total / anatomy.write_scale)
+        return {n: each.to(stored_dtype).to(each.dtype) for n, each in mapped.items()}
     deltas: dict[str, Tensor] = {}
     for fold in folds:
         path = anatomy.mlp_output
@@ -59,9 +69,13 @@ def scaled_writes(anatomy: Anatomy, layer: Any, scale: float) -> dict[str, Tenso
             f"{path}.weight": _scale_gain(layer, f"{path}.weight", scale, anatomy.gain_offset)
             for path in anatomy.post_norms
         }
-    changed = {}
-    assert anatomy.attention_output is not None
-    for path in (anatomy.attention_output, anatomy.mlp_output):
+    changed, paths = {}, [anatomy.attention_output]
+    if anatomy.experts:
+        changed = {n: each / scale for n, each in writers(layer).items()}
+    else:
+        paths.append(anatomy.mlp_output)
+    for path in paths:
+        assert path is not None
         projection = layer.get_submodule(path)
         changed[f"{path}.weight"] = projection.weight.detach() / scale
         if projection.bias is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ghostlayers.anatomy import anatomy_of, writers
 from ghostlayers.estimate import hashing_seconds, writing_seconds
 from ghostlayers.features import feature_widths
 from ghostlayers.loading import LoadedModel
@@ -77,6 +78,15 @@ def _added(model: Any, method: Method, spans: Sequence[Span]) -> int:
     """Numbers of the operators, or of the weights that a fold changes."""
     if method.form == "fold" and not method.solves:
         return 0
+    if method.form == "fold" and anatomy_of(model).experts:
+        layer = find_decoder_layers(model)[spans[0].start - 1]
+        return (
+            len(spans)
+            * (1 + len(method.before))
+            * sum(
+                each.numel() for each in writers(layer, f"{anatomy_of(model).mlp_output}.").values()
+            )
+        )
     hidden = int(model.config.hidden_size)
     steps = [*(each.needs for each in method.before), method.needs]
     return len(spans) * sum(

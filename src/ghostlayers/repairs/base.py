@@ -19,7 +19,7 @@ FEATURES: dict[str, str] = {
     "x": "the stream before the gap",
     "norm": "x / rms(x), without gains",
     "m": "MLP output of the last kept layer before the gap",
-    "z": "input of that MLP's output projection",
+    "z": "input of that MLP's output projection; with experts, their sum",
     "o": "input of that layer's attention output projection",
     "phi": "MLP hidden activations that the first removed layer computes from its norm of x",
     "one": "a constant",
