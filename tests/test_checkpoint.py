@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -298,8 +299,17 @@ def test_a_bfloat16_gemma_computed_in_float32_reloads_bit_for_bit(
 STORED = [name for name in ALL if find_method(name).savable and name != "ghost:rank=64"]
 
 
-@pytest.mark.parametrize("repair", [*STORED, "ghost:rank=4", "ghost:affine:rank=4"])
-@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+MIXED = ("mixtral", "qwen3_moe", "gpt_oss", "llama4_text", "deepseek_v3", "granitemoeshared")
+
+
+@pytest.mark.parametrize(
+    ("name", "repair"),
+    [
+        *product(["llama", "gemma3_text"], [*STORED, "ghost:rank=4", "ghost:affine:rank=4"]),
+        # transformers takes packed experts apart as it saves, and packs them again
+        *product(MIXED, ["replaceme", "refit:2", "joint:x+z"]),
+    ],
+)
 def test_every_repair_that_a_checkpoint_can_hold_reloads_as_it_was_measured(
     name: str, repair: str, tmp_path: Path
 ) -> None:

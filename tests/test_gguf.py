@@ -81,6 +81,24 @@ def test_transformers_reads_the_same_model(
     assert ("output.weight" in names) is not tied
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "mixtral", "granitemoeshared"])
+def test_a_checkpoint_that_stays_on_disk_makes_the_same_file(
+    name: str, byte_tokenizer: Any, tmp_path: Path
+) -> None:
+    folder = with_a_merge(write(family(name), byte_tokenizer, tmp_path / "model"))
+    files = [
+        export_gguf(
+            folder,
+            tmp_path / f"{offload}.gguf",
+            pre_tokenizer="gpt-2",
+            options=RunOptions(offload=offload),
+        )
+        for offload in ("none", "disk")
+    ]
+    one, other = (file.read_bytes() for file in files)
+    assert one == other
+
+
 READABLE = {"llama", "mistral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "phi3", "stablelm",
             "starcoder2", "gemma2", "gemma3_text"}  # fmt: skip
 """Families whose GGUF files transformers reads."""
