@@ -10,7 +10,13 @@ MODEL is a Llama without biases, SmolLM2 for instance.
 import argparse
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 SHARED = (
     "vocab_size",
@@ -64,13 +70,15 @@ def main() -> None:
     parser.add_argument("out")
     parser.add_argument("--experts", type=int, default=4)
     given = parser.parse_args()
-    dense = AutoModelForCausalLM.from_pretrained(given.model, dtype="auto")
+    stored = AutoConfig.from_pretrained(given.model).dtype
+    dense = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
     mixed = with_experts(dense, given.experts)
     ids = torch.arange(40)[None] * 37 % dense.config.vocab_size
     with torch.no_grad():
-        one, other = dense(ids).logits.float(), mixed(ids).logits.float()
+        one, other = dense(ids).logits, mixed(ids).logits
     worst = (one - other).abs().max() / one.abs().max()
     print(f"largest difference of a logit, of the largest: {worst:.1e}")
+    mixed.to(stored).config.dtype = stored
     mixed.save_pretrained(given.out)
     AutoTokenizer.from_pretrained(given.model).save_pretrained(given.out)
 
