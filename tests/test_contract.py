@@ -131,6 +131,24 @@ def test_ties_are_kept(name: str) -> None:
     assert (head.weight is embedding.weight) == tied
 
 
+@pytest.mark.parametrize("kind", ["repaired", "bare"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_model_that_came_from_a_checkpoint_goes_into_one(
+    name: str, kind: str, tmp_path: Path
+) -> None:
+    """Loaded models remember how checkpoints of their family name and split weights."""
+    build(name).save_pretrained(tmp_path / "dense")
+    dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense").eval()
+    spans = CUTS[cut_of(name)]
+    model = surgery.prune_layers(dense, spans, operators(spans) if kind == "repaired" else None)
+    (tmp_path / "out").mkdir()
+    checkpoint._write_model(tmp_path / "out", model, torch.float32)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    got, want = again.state_dict(), model.state_dict()
+    assert got.keys() == want.keys()
+    assert [each for each in want if not torch.equal(got[each], want[each])] == []
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     """Every family's cut model, repaired and bare, on disk, and what a stranger's process gets."""

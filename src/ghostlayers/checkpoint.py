@@ -297,7 +297,11 @@ def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
     before = model.config.dtype
     try:
         with _read_as_stored(model, stored_dtype) as shards:
-            model.save_pretrained(folder, state_dict=state, **shards)
+            # A model that was loaded remembers how its family's checkpoints name and split weights;
+            # the repaired class has no such table, so its checkpoint holds them as the model does.
+            model.save_pretrained(
+                folder, state_dict=state, save_original_format=family is None, **shards
+            )
     except ValueError as error:  # generation configs of older models can be refused
         raise ModelError(f"transformers refuses to save this model: {error}") from error
     finally:
