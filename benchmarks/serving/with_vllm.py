@@ -32,6 +32,7 @@ def engine(checkpoint: str, given: argparse.Namespace) -> Any:
         enforce_eager=given.eager,
         enable_prefix_caching=False,
         seed=0,
+        gpu_memory_utilization=given.memory_share,
     )
 
 
@@ -130,6 +131,7 @@ def main() -> None:
     parser.add_argument("checkpoints", nargs="+", help="and, for compare, the reference's file")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--trust-remote-code", action="store_true")
+    parser.add_argument("--memory-share", type=float, default=0.5, help="of the device's memory")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--prompt", type=int, default=128)
