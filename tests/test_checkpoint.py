@@ -199,6 +199,7 @@ def test_the_folder_is_complete(whole: Any) -> None:
     assert record["versions"]["transformers"] == transformers.__version__
     assert record["files"]["model.safetensors"] == checkpoint.file_hash(out / "model.safetensors")
     assert not [path for path in out.parent.iterdir() if path != out]
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # all can be read alike
 
 
 def test_the_card_says_what_a_reader_needs(whole: Any) -> None:

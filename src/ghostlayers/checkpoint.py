@@ -276,6 +276,7 @@ def _draft_prefix(out: Path) -> str:
 
 def _publish(folder: Path, out: Path) -> None:
     folder.chmod(0o755)  # mkdtemp makes it private
+    _share_weights(folder)
     if out.exists():
         old = folder.with_name(folder.name + OLD)
         out.rename(old)
@@ -289,6 +290,14 @@ def _publish(folder: Path, out: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         folder.rename(out)
+
+
+def _share_weights(folder: Path) -> None:
+    """Let weights be read by whoever may read the rest: safetensors makes its files private."""
+    weights = set(folder.glob("*.safetensors"))
+    modes = [each.stat().st_mode & 0o666 for each in folder.iterdir() if each not in weights]
+    for path in weights:
+        path.chmod(max(modes, default=0o600))
 
 
 def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
