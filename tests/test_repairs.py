@@ -14,7 +14,8 @@ from ghostlayers.errors import (
     RecipeError,
     SingularError,
 )
-from ghostlayers.fitting import HELD_OUT_SHARE, Fitting, Gatherer, Layout, gathered_features
+from ghostlayers.fitting import Fitting
+from ghostlayers.gathering import HELD_OUT_SHARE, Gatherer, Layout, gathered_features
 from ghostlayers.modeling import unit_rms
 from ghostlayers.moments import TokenWeight, token_weights
 from ghostlayers.repairs import ALL, METHODS, FitOptions, Repair, condition, find_method

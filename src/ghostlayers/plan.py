@@ -18,9 +18,9 @@ from ghostlayers.features import feature_widths
 from ghostlayers.fitting import (
     COPIES_IN_A_SWEEP,
     Fitting,
-    gathered_features,
     sums_bytes,
 )
+from ghostlayers.gathering import gathered_features
 from ghostlayers.loading import LoadedModel
 from ghostlayers.moments import ACCUMULATOR
 from ghostlayers.plan_saving import CHECKPOINT, Output, saving_stages

@@ -11,7 +11,8 @@ from ghostlayers import journal
 from ghostlayers.boundaries import BoundaryStore
 from ghostlayers.cuts import Cut
 from ghostlayers.features import feature_widths, stream_feature
-from ghostlayers.fitting import Fitting, Gatherer, Layout
+from ghostlayers.fitting import Fitting
+from ghostlayers.gathering import Gatherer, Layout
 from ghostlayers.modeling import norm_eps
 from ghostlayers.parallel import add_up, world
 from ghostlayers.passes import visit
