@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from gguf_models import IDS, VARIANTS, family
+from ghostlayers import surgery
 from ghostlayers.gguf_export import export_gguf
 from ghostlayers.gguf_families import GGUF_FAMILIES
+from ghostlayers.spans import Span
 from test_gguf import with_a_merge, write
-from test_surgery import logits
+from test_surgery import fitted, logits
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
@@ -47,6 +49,17 @@ def test_a_family_computes_the_same(name: str, byte_tokenizer: Any, tmp_path: Pa
 def test_a_variant_computes_the_same(name: str, byte_tokenizer: Any, tmp_path: Path) -> None:
     kind, changes = VARIANTS[name]
     check(family(kind, **changes), byte_tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3_text"])
+def test_a_projection_refitted_with_its_norm_computes_the_same(
+    name: str, byte_tokenizer: Any, tmp_path: Path
+) -> None:
+    dense, spans = family(name), (Span(2, 3),)
+    built = surgery.prune_layers(dense, spans, fitted(dense, "refit:1", spans))
+    check(built, byte_tokenizer, tmp_path)
+    with pytest.raises(AssertionError):
+        check(surgery.prune_layers(dense, spans), byte_tokenizer, tmp_path / "bare", exported=built)
 
 
 def test_the_check_sees_a_wrong_file(byte_tokenizer: Any, tmp_path: Path) -> None:

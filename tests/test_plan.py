@@ -8,6 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 import ghostlayers
+from families import build
 from ghostlayers import estimate, pipeline, stream
 from ghostlayers.cli.app import app
 from ghostlayers.estimate import Speed, layer_flops
@@ -53,6 +54,25 @@ def test_layers_that_run_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Windows times layers, the unit that decides the time of large models."""
+    _check_layers(trained_llama, byte_tokenizer, some_text, choices, monkeypatch)
+
+
+def test_layers_that_run_through_a_norm_are_counted(
+    byte_tokenizer: Any, some_text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = ["sliding_attention", "full_attention"] * 4
+    gemma = build("gemma3_text", vocab_size=256, num_hidden_layers=8, layer_types=kinds)
+    choices = {"remove": "3-4,6", "repair": "refit:2"}
+    _check_layers(gemma, byte_tokenizer, some_text, choices, monkeypatch)
+
+
+def _check_layers(
+    model: Any,
+    byte_tokenizer: Any,
+    some_text: list[str],
+    choices: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ran = 0.0
     real = LayerwiseModel.differentiable_layer  # which `run_layer` calls, too
 
@@ -62,13 +82,11 @@ def test_layers_that_run_are_counted(
         return real(self, index, batch, hidden, *more, **named)
 
     monkeypatch.setattr(LayerwiseModel, "differentiable_layer", counted)
-    pruned = ghostlayers.prune(
-        trained_llama, tokenizer=byte_tokenizer, data=some_text, **GIVEN, **choices
-    )
+    pruned = ghostlayers.prune(model, tokenizer=byte_tokenizer, data=some_text, **GIVEN, **choices)
     loaded = pruned.dense
     planned = plan_prune(
         loaded,
-        LayerwiseModel(trained_llama),
+        LayerwiseModel(model),
         Recipe(**GIVEN, **choices),
         LAYER_ONLY,
         started=0.0,

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ghostlayers.errors import UnsupportedModelError
+from ghostlayers.modeling import norm_eps, unit_rms
 from ghostlayers.stream import LayerwiseModel, Stream, Tap, find_decoder_layers
 
 MLP_OUTPUTS = (
@@ -79,8 +80,11 @@ class Anatomy:
         attention_output: path of the projection by which attention writes; None if not every layer
             has one that is known.
         mlp_norm: path of the norm that gives the MLP its input; None if none does.
-        post_norms: paths of norms between those projections and the stream; where there are any,
-            nothing folds into the projections.
+        post_norms: paths of norms between those projections and the stream; where there are any, a
+            linear map does not fold into the projections.
+        mlp_post_norm: path of the one that normalises what the MLP's projection gives to its rms,
+            applies a gain, and whose output is added to the stream as it is; None where there is
+            none, or one that does anything else.
         gain_offset: what those norms add to their stored weight to get the gain.
         write_scale: factor between what the MLP's projection gives and what the stream receives.
         experts: many projections write, and `mlp_output` is the module whose output is their sum.
@@ -93,6 +97,7 @@ class Anatomy:
     attention_output: str | None
     mlp_norm: str | None
     post_norms: tuple[str, ...] = ()
+    mlp_post_norm: str | None = None
     gain_offset: float = 0.0
     write_scale: float = 1.0
     experts: bool = False
@@ -138,8 +143,9 @@ def _examine(model: Any) -> Anatomy | str:
     paths = (mlp, mlp_output, _shared_path(layers, ATTENTION_OUTPUTS), mlp_norm)
     for norms in POST_NORMS:
         if all(_shared_path(layers, (name,)) for name in norms):
-            first = LayerwiseModel(model).layer(0)
-            return Anatomy(*paths, norms, _gain_offset(first.get_submodule(norms[0])))
+            offset = _gain_offset(probes[0].layer.get_submodule(norms[0]))
+            behind = all(probe.writes_through(norms[1], mlp_output, offset) for probe in probes)
+            return Anatomy(*paths, norms, norms[1] if behind else None, offset)
     scales = {probe.write_scale(mlp_output) for probe in probes}
     reasons = [each for each in scales if isinstance(each, str)]
     if reasons or len(scales) != 1:
@@ -274,6 +280,31 @@ class _Probe:
             )
         return _known_scale(self.config, scale)
 
+    def writes_through(self, norm: str, path: str, offset: float) -> bool:
+        """Whether rms-norm(what the projection gives) times a gain is added to the stream."""
+        if self.layer.get_submodule(path).bias is not None:
+            return False
+        taps = {"given": Tap(output=True), "taken": Tap(), "made": Tap(output=True)}
+        places = zip((path, norm, norm), taps.values(), strict=True)
+        before = self.layerwise.run_layer(self.index, self.batch, self.stream, taps=[*places])
+        found = {name: tap.caught().flatten(0, -2).float() for name, tap in taps.items()}
+        if not torch.equal(found["given"], found["taken"]):
+            return False
+        gain = self.layer.get_submodule(norm).get_parameter("weight").detach()
+        expected = unit_rms(found["taken"], norm_eps(self.config)) * (offset + gain.float())
+        if _unlike(found["made"], expected) > TOLERANCE:
+            return False
+        generator = torch.Generator().manual_seed(0)
+        change = torch.randn(gain.shape, generator=generator).to(gain)
+        # Large beside the stream, so that rounding of the sum does not drown it.
+        change *= 10.0 * before.float().square().mean().sqrt().to(gain)
+        after = self.layerwise.run_layer(
+            self.index, self.batch, self.stream, weights={f"{norm}.weight": gain + change}
+        )
+        effect = (after.float() - before.float()).flatten(0, -2)
+        product = unit_rms(found["taken"], norm_eps(self.config)) * change.float()
+        return _unlike(effect, product) <= TOLERANCE
+
     def _push(self, path: str, inputs: Tensor, before: Stream) -> tuple[Tensor, Tensor]:
         """Change the projection at random: the change of the layer's output, and of its own."""
         projection = self.layer.get_submodule(path)
@@ -314,6 +345,11 @@ class _Probe:
         scale = float((effect * product).sum() / product.square().sum()) / size
         rest = float((effect - scale * size * product).norm() / effect.norm().clamp_min(1e-30))
         return _known_scale(self.config, scale) if rest <= TOLERANCE else None
+
+
+def _unlike(found: Tensor, expected: Tensor) -> float:
+    """Distance, as a share of what was found."""
+    return float((found - expected).norm() / found.norm().clamp_min(1e-30))
 
 
 def _known_scale(config: Any, scale: float) -> float:

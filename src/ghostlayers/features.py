@@ -31,11 +31,11 @@ def check_method(model: Any, method: Method, spans: Iterable[Span] = ()) -> None
         hadamard(model.config.hidden_size)
     wanted = [name for name in method.features if name in FROM_KEPT_LAYER or name == "phi"]
     for name in wanted:
-        reason = _missing(model, name)
+        reason = _missing(model, name, through_norm=method.through_norm)
         if reason:
             raise InputError(
                 f"repair '{method.name}' reads {name} ({FEATURES[name]}), but {reason}. Use ghost, "
-                "normed, joint:x+norm or piecewise."
+                f"normed, joint:x+norm or piecewise{_or_refit(model)}."
             )
     if method.scales:
         _check_scaling(model, method)
@@ -47,15 +47,31 @@ def check_method(model: Any, method: Method, spans: Iterable[Span] = ()) -> None
             )
 
 
-def _missing(model: Any, name: str) -> str | None:
+def _or_refit(model: Any) -> str:
+    anatomy = anatomy_or_reason(model)
+    fits = isinstance(anatomy, Anatomy) and anatomy.mlp_post_norm
+    return ", or refit, which fits that norm too" if fits else ""
+
+
+def refits_through_norm(model: Any, method: Method) -> bool:
+    """Whether a method's stages fit a projection together with the norm behind it."""
+    if not method.through_norm:
+        return False
+    anatomy = anatomy_or_reason(model)
+    return isinstance(anatomy, Anatomy) and anatomy.mlp_post_norm is not None
+
+
+def _missing(model: Any, name: str, *, through_norm: bool = False) -> str | None:
     """Why a model lacks a feature; None if it has it."""
     anatomy = anatomy_or_reason(model)
     if isinstance(anatomy, str):
         return anatomy
     if name in FROM_KEPT_LAYER and anatomy.post_norms:
+        if through_norm and anatomy.mlp_post_norm:
+            return None
         return (
             f"models of type '{model.config.model_type}' put a norm between that projection and "
-            "the stream, so nothing can be folded into it"
+            "the stream, so no linear map can be folded into it"
         )
     if name == "o" and anatomy.attention_output is None:
         return "it is not known through which projection its attention writes"
@@ -133,6 +149,16 @@ def tap_places(model: Any, names: Iterable[str]) -> dict[str, tuple[str, Tap]]:
         "o": (anatomy.attention_output or "", Tap()),
     }
     return {name: places[name] for name in sorted(wanted)}
+
+
+def writing_places(model: Any) -> dict[str, tuple[str, Tap]]:
+    """Where an MLP writes through a norm: the projection's input z, and the norm's output."""
+    anatomy = anatomy_of(model)
+    assert anatomy.mlp_post_norm is not None
+    return {
+        "z": (anatomy.mlp_output, Tap()),
+        "written": (anatomy.mlp_post_norm, Tap(output=True)),
+    }
 
 
 def stream_feature(model: LayerwiseModel, name: str, stream: Stream, span: Span) -> Tensor:

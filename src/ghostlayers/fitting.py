@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from ghostlayers import moments
-from ghostlayers.features import caught, feature_widths, mlp_output_of, stream_feature, tap_places
+from ghostlayers.features import (
+    caught,
+    feature_widths,
+    mlp_output_of,
+    refits_through_norm,
+    stream_feature,
+    tap_places,
+    writing_places,
+)
 from ghostlayers.folding import layer_weights
 from ghostlayers.gathering import Gatherer, Layout, gathered_features
 from ghostlayers.modeling import norm_eps
@@ -27,17 +35,20 @@ from ghostlayers.progress import Advance, Progress, Silent
 from ghostlayers.repairs.base import (
     Evidence,
     FitOptions,
+    Fold,
     Method,
     Needs,
     Repair,
     Stage,
 )
 from ghostlayers.repairs.piecewise import common_directions
+from ghostlayers.repairs.through_norm import SOLVES, ChannelSums, Writing, whitened
 from ghostlayers.spans import Span
 from ghostlayers.stream import (
     LayerwiseModel,
     MicroBatch,
     Stream,
+    Tap,
     check_finite,
 )
 from ghostlayers.tokens import Windows
@@ -86,7 +97,7 @@ class Fitting:
 def sums_bytes(model: LayerwiseModel, fitting: Fitting, spans: Sequence[Span]) -> int:
     """Memory that a fit takes beside weights and streams: see `MATRICES_OF_A_FIT`."""
     method = fitting.method
-    gaps = len(spans) if _one_sweep(fitting, len(spans)) else 1
+    gaps = len(spans) if _one_sweep(model, fitting, len(spans)) else 1
     width = 0
     for needs in (method.needs, *(stage.needs for stage in method.before)):
         names = {"x", *gathered_features(needs)}
@@ -141,18 +152,23 @@ def fit_many(
     fitted stops them all: check it beforehand with `features.check_method`.
     """
     progress = progress or Silent()
-    if all(_one_sweep(each, len(spans)) for each in fittings.values()):
+    if all(_one_sweep(model, each, len(spans)) for each in fittings.values()):
         return _fit_in_one_sweep(model, windows, spans, fittings, batch_size, progress)
     return _Walk(model, windows, spans, fittings, batch_size).fit(progress)
 
 
-def _one_sweep(fitting: Fitting, gaps: int) -> bool:
+def _one_sweep(model: LayerwiseModel, fitting: Fitting, gaps: int) -> bool:
     """Whether a single sweep over the dense stream gathers all that a method needs."""
     method = fitting.method
     if method.name == "none":
         return True
     alone = gaps == 1 or not fitting.repaired_inputs
-    return alone and not method.before and not method.needs.pieces
+    return alone and not in_stages(model, method) and not method.needs.pieces
+
+
+def in_stages(model: LayerwiseModel, method: Method) -> bool:
+    """Whether a fit goes over the kept layers before a gap several times."""
+    return bool(method.before) or refits_through_norm(model.model, method)
 
 
 def _fit_in_one_sweep(
@@ -297,6 +313,28 @@ class _Track:
     boundary: int
 
 
+@dataclass(frozen=True)
+class _WritingSums:
+    """What one pass says about a projection with a norm behind it.
+
+    Attributes:
+        channels: how well it writes what it should.
+        gatherer: of the least-squares problem that gives the next one.
+    """
+
+    channels: ChannelSums
+    gatherer: Gatherer | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `passes.Sums`."""
+        gathered = {} if self.gatherer is None else self.gatherer.tensors()
+        return gathered | {"channels": self.channels.sums}
+
+
+def _with_fit(fitting: Fitting, stage: Stage) -> Fitting:
+    return replace(fitting, method=replace(fitting.method, fit=stage.fit))
+
+
 class _Walk:
     """Carries the dense stream and the repaired ones from gap to gap."""
 
@@ -349,7 +387,7 @@ class _Walk:
             else:
                 self._carry(track, base, advance)
                 source = track
-            if source is forks and not fitting.method.before:
+            if source is forks and not in_stages(self.model, fitting.method):
                 repair = fitting.fit(shared(fitting.weighting), last=len(self.fittings) == 1)
             else:
                 repair = self._fit_one(fitting, source, span)
@@ -360,7 +398,7 @@ class _Walk:
 
     def _shared_evidence(self, forks: _Track, span: Span) -> Callable[[TokenWeight], Evidence]:
         """By kind of token weight: what all methods want of the dense stream, gathered once."""
-        once = [each for each in self.fittings.values() if not each.method.before]
+        once = [each for each in self.fittings.values() if not in_stages(self.model, each.method)]
         needs = _needs_by_weight(once)
 
         @cache
@@ -385,17 +423,82 @@ class _Walk:
         """All stages of one method at one gap, each on the stream that the ones before it left."""
         done = Repair(fitting.method.name)
         whole = left = 0.0
+        through_norm = refits_through_norm(self.model.model, fitting.method)
+        fit = self._fit_stage_through_norm if through_norm else self._fit_stage
         for stage in fitting.method.stages(span.start - source.boundary):
-            gathered = self._gather(fitting, stage, source, span, done)
-            evidence = _evidence(self.model, gathered, span, stage.back)
-            repair = replace(fitting, method=replace(fitting.method, fit=stage.fit)).fit(
-                evidence, last=True
-            )
-            left = repair.relative_residual * evidence.moments.target_energy
-            whole = whole or evidence.moments.target_energy / stage.share**2
+            repair, energy = fit(fitting, stage, source, span, done)
+            left = repair.relative_residual * energy * stage.share**2
+            whole = whole or energy
             folds = tuple(replace(fold, layers_back=stage.back) for fold in repair.folds)
             done = replace(repair, folds=(*done.folds, *folds))
         return replace(done, relative_residual=left / whole if whole else 0.0)
+
+    def _fit_stage(
+        self, fitting: Fitting, stage: Stage, source: _Track, span: Span, done: Repair
+    ) -> tuple[Repair, float]:
+        """One stage's repair, and the energy of the whole discrepancy before it."""
+        gathered = self._gather(fitting, stage, source, span, done)
+        evidence = _evidence(self.model, gathered, span, stage.back)
+        repair = _with_fit(fitting, stage).fit(evidence, last=True)
+        return repair, evidence.moments.target_energy / stage.share**2
+
+    def _fit_stage_through_norm(
+        self, fitting: Fitting, stage: Stage, source: _Track, span: Span, done: Repair
+    ) -> tuple[Repair, float]:
+        """The same for a projection behind which a norm stands; see `through_norm`."""
+        there, _ = mlp_output_of(self.model.model, self.model.layer(span.start - stage.back))
+        before = there.double()  # a copy: the layer may be taken out again
+        writing = Writing(before, norm_eps(self.model.model.config))
+        repair = Repair(fitting.method.name)
+        for step in range(SOLVES + 1):
+            needs = stage.needs if step < SOLVES else None
+            sums = self._gather_writing(fitting, stage, needs, writing, (source, span, done))
+            if sums.gatherer is None:
+                break
+            evidence = sums.gatherer.evidence(writing.eps)
+            repair = _with_fit(fitting, stage).fit(evidence, last=True)
+            weight = whitened(
+                repair.folds[0].delta, sums.channels.power, evidence.moments.total_weight
+            )
+            writing = replace(writing, weight=weight)
+        channels = sums.channels
+        fold = Fold(stage.back, writing.weight - before, gain=channels.gain)
+        whole = channels.discrepancy
+        share = channels.left / (whole * stage.share**2) if whole else 0.0
+        return replace(repair, folds=(fold,), relative_residual=share), whole
+
+    def _gather_writing(
+        self,
+        fitting: Fitting,
+        stage: Stage,
+        needs: Needs | None,
+        writing: Writing,
+        where: "tuple[_Track, Span, Repair]",
+    ) -> "_WritingSums":
+        source, span, done = where
+        stored, kind = fitting.stored_dtype, fitting.weighting
+        sums = _WritingSums(ChannelSums(writing.weight.shape[1], self.model.device))
+        if needs is not None:
+            layout = layout_of(self.model, self.windows, needs, span, stage.back)
+            sums = replace(sums, gatherer=Gatherer(needs, layout, token_weight=kind))
+        places = writing_places(self.model.model)
+
+        def fill() -> None:
+            for index, x, found in self._at_gap(source, span, places, stage.back, done, stored):
+                tokens = self.batches[index].tokens
+                target = tokens(self.dense.streams[index]).float()
+                change = target - tokens(x).float()
+                wanted = tokens(found["written"]).float() + stage.share * change
+                z, weights = tokens(found["z"]), moments.token_weights(target, kind)
+                sums.channels.add(wanted, writing.normalised(z), change, weights)
+                if sums.gatherer is not None:
+                    features = {"z": writing.scaled(z), "one": torch.ones_like(z[:, :1])}
+                    sums.gatherer.add(
+                        self.firsts[index], torch.zeros_like(wanted), wanted, features, weights
+                    )
+
+        whole(sums, fill, description=f"Fitting the gap {span}", windows=len(self.windows))
+        return sums
 
     def _gather(
         self, fitting: Fitting, stage: Stage, source: _Track, span: Span, done: Repair
@@ -410,9 +513,10 @@ class _Walk:
             share=stage.share,
         )
         names = gathered_features(needs)
+        taps = tap_places(self.model.model, names)
 
         def fill() -> None:
-            for index, x, found in self._at_gap(source, span, names, stage.back, done, stored):
+            for index, x, found in self._at_gap(source, span, taps, stage.back, done, stored):
                 batch = self.batches[index]
                 with torch.no_grad():
                     read = _features(self.model, names, batch, x, found, span)
@@ -427,7 +531,7 @@ class _Walk:
         self,
         source: _Track,
         span: Span,
-        names: Sequence[str],
+        taps: Mapping[str, tuple[str, Tap]],
         back: int,
         done: Repair,
         stored_dtype: torch.dtype,
@@ -435,7 +539,6 @@ class _Walk:
         """The stream in front of the gap with the folds so far, and what layer -back computed."""
         model = self.model
         changed = layer_weights(model.model, model.layers, span, done, stored_dtype)
-        taps = tap_places(model.model, names)
         for index, batch in enumerate(self.batches):
             stream = source.streams[index]
             found: dict[str, Tensor] = {}
@@ -454,7 +557,7 @@ class _Walk:
         layout = layout_of(self.model, self.windows, needs, span)
         shape = (layout.num_sampled, layout.widths["x"])
         sample = torch.zeros(shape, dtype=layout.dtype, device=layout.device)
-        for index, x, _ in self._at_gap(source, span, (), 1, done, stored_dtype):
+        for index, x, _ in self._at_gap(source, span, {}, 1, done, stored_dtype):
             rows = sample[self.firsts[index] * layout.window_tokens :][: x[..., 0].numel()]
             rows.copy_(self.batches[index].tokens(x)[: len(rows)])
         add_up([sample])
@@ -464,9 +567,10 @@ class _Walk:
     def _repaired(self, source: _Track, span: Span, repair: Repair, fitting: Fitting) -> _Track:
         """The stream behind the gap, where the next kept layer will read it."""
         names = () if repair.operator is None else tuple(repair.operator.maps)
+        taps = tap_places(self.model.model, names)
         streams = [
             act(repair, x, reader(self.model, x, span, found))
-            for _, x, found in self._at_gap(source, span, names, 1, repair, fitting.stored_dtype)
+            for _, x, found in self._at_gap(source, span, taps, 1, repair, fitting.stored_dtype)
         ]
         return _Track(streams, span.stop)
 

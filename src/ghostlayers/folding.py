@@ -34,6 +34,11 @@ def folded_weights(
         _add(deltas, f"{path}.weight", delta if transposed else delta.T)
         if fold.bias is not None:
             _add(deltas, f"{path}.bias", fold.bias / anatomy.write_scale)
+        if fold.gain is not None:
+            assert anatomy.mlp_post_norm is not None
+            name = f"{anatomy.mlp_post_norm}.weight"
+            own = layer.get_parameter(name)
+            _add(deltas, name, fold.gain - anatomy.gain_offset - own.detach().to(fold.gain))
     changed = {}
     for name, delta in deltas.items():
         own = layer.get_parameter(name).detach()

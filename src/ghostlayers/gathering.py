@@ -104,7 +104,12 @@ class Gatherer:
         return found
 
     def add(
-        self, first: int, source: Tensor, target: Tensor, features: Mapping[str, Tensor]
+        self,
+        first: int,
+        source: Tensor,
+        target: Tensor,
+        features: Mapping[str, Tensor],
+        weights: Tensor | None = None,
     ) -> None:
         """Add whole windows.
 
@@ -113,14 +118,18 @@ class Gatherer:
             source: the stream before the gap, [tokens, hidden].
             target: the stream behind it.
             features: by name, [tokens, width].
+            weights: of the tokens, where they are not the target's, [tokens].
         """
+        if weights is None:
+            weights = moments.token_weights(target, self._token_weight)
         for part, rows in enumerate(self._parts(first, len(source))):
             if rows is None:
-                self._add(part, source, target, features)
+                self._add(part, source, target, features, weights)
             elif len(rows):
                 here = rows.to(source.device)
                 some = {name: each[here] for name, each in features.items()}
-                self._add(part, source[here], target[here], some)
+                own = None if weights is None else weights[here]
+                self._add(part, source[here], target[here], some, own)
         if self._kept:
             self._keep(first * self._layout.window_tokens, source, target, features)
 
@@ -133,9 +142,13 @@ class Gatherer:
         return [torch.nonzero(~chooses)[:, 0], torch.nonzero(chooses)[:, 0]]
 
     def _add(
-        self, part: int, source: Tensor, target: Tensor, features: Mapping[str, Tensor]
+        self,
+        part: int,
+        source: Tensor,
+        target: Tensor,
+        features: Mapping[str, Tensor],
+        weights: Tensor | None,
     ) -> None:
-        weights = moments.token_weights(target, self._token_weight)
         blocks = [features[name] for name in self.features]
         self._sums[part].add(source, target, blocks, weights)
         for count, centroids in self._centroids.items():

@@ -14,10 +14,11 @@ import psutil
 
 from ghostlayers.boundaries import room_for_streams
 from ghostlayers.estimate import Speed
-from ghostlayers.features import feature_widths
+from ghostlayers.features import feature_widths, refits_through_norm
 from ghostlayers.fitting import (
     COPIES_IN_A_SWEEP,
     Fitting,
+    in_stages,
     sums_bytes,
 )
 from ghostlayers.gathering import gathered_features
@@ -27,6 +28,7 @@ from ghostlayers.plan_saving import CHECKPOINT, Output, saving_stages
 from ghostlayers.plan_units import Plan, Stage, prices
 from ghostlayers.preparation import make_fitting
 from ghostlayers.recipe import Recipe
+from ghostlayers.repairs.through_norm import SOLVES
 from ghostlayers.scores.residual import TOKENS_PER_CHANNEL
 from ghostlayers.selection import (
     SHORTLIST,
@@ -187,16 +189,23 @@ class Counter:
         products += tokens * self.hidden**2 * 1.6 if pieces else 0
         walked = len(spans) > 1 and self.fitting.repaired_inputs
         between = spans[-1].start - spans[0].stop if walked else 0
-        again = sum(stage.back for stage in method.before)
-        kept = walked or pieces or method.before
+        staged, through_norm = (
+            in_stages(self.model, method),
+            refits_through_norm(self.model.model, method),
+        )
+        stages = 1 + len(method.before)
+        # A stage is a pass over the kept layers that the method reads or changes.
+        passes = stages * (SOLVES + 1 if through_norm else 1)
+        solves = stages * (SOLVES if through_norm else 1)
+        again = len(spans) * passes * method.reach if staged else 0
+        kept = walked or pieces or staged
         held = sums_bytes(self.model, self.fitting, spans)
         held += self.stream(windows * (3 if kept else 0)) + self.stream(COPIES_IN_A_SWEEP)
-        stages = 1 + len(method.before)
         return Stage(
             name,
             layers=windows * (stop + between + again),
-            products=products * len(spans) * stages,
-            solutions=len(spans) * (stages + pieces) * SOLUTIONS_OF_A_FIT * width**3 / 3,
+            products=products * len(spans) * solves,
+            solutions=len(spans) * (solves + pieces) * SOLUTIONS_OF_A_FIT * width**3 / 3,
             brought=self.brought(windows, stop + between + again, COPIES_IN_A_SWEEP),
             held=held,
         )

@@ -8,6 +8,7 @@ from ghostlayers import steps
 from ghostlayers.compare.bench import Bench
 from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.estimate import Speed
+from ghostlayers.fitting import in_stages
 from ghostlayers.plan import DIVERGENCE, SWEEP, Counter, selection_stages
 from ghostlayers.plan_units import Plan, Stage, prices
 from ghostlayers.preparation import make_fitting
@@ -203,14 +204,14 @@ def _cut_stages(
 def _fits(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Stage:
     """One sweep gathers what most want; a repair with stages changes the stream, and sums alone."""
     removed = sum(map(len, spans))
-    shared, alone, solutions, again = Stage(""), 0.0, 0.0, 0
+    shared, alone, solutions, again = Stage(""), 0.0, 0.0, 0.0
+    unstaged = _counter(bench, removed, bench.request.select[0]).fit(spans).layers
     for name in names:
         fit = _counter(bench, removed, bench.request.select[0], name).fit(spans)
         solutions += fit.solutions
-        stages = find_method(name).before
-        if stages:
+        if in_stages(bench.layerwise, find_method(name)):
             alone += fit.products
-            again += sum(stage.back for stage in stages)
+            again += fit.layers - unstaged
         elif fit.products >= shared.products:
             shared = fit
     if not shared.layers:  # the cut is swept once for those with stages, too
@@ -219,7 +220,7 @@ def _fits(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Stage:
         shared,
         solutions=solutions,
         products=shared.products + alone,
-        layers=shared.layers + len(bench.fit_windows) * again,
+        layers=shared.layers + again,
     )
 
 

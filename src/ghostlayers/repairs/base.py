@@ -98,11 +98,14 @@ class Fold:
         layers_back: 1 is the last kept layer before the gap, 2 the one before it.
         delta: what the stream gets beside what the projection writes, a row map [z, hidden].
         bias: the same for its bias, where it has one, [hidden].
+        gain: of the norm behind the projection, in the place of its own, [hidden]. ``delta`` is
+            then what the projection gets, not what the stream does.
     """
 
     layers_back: int
     delta: Float[Tensor, "input hidden"]
     bias: Float[Tensor, " hidden"] | None = None
+    gain: Float[Tensor, " hidden"] | None = None
 
 
 @dataclass(frozen=True)
@@ -353,6 +356,7 @@ class Method:
             as many tokens.
         scales: its result is a scale, which every later layer's writes are divided by.
         form: of its result, which decides how it can be exported.
+        through_norm: its stages can fit a projection with a norm behind it, too (`through_norm`).
     """
 
     name: str
@@ -366,6 +370,7 @@ class Method:
     solves: bool = False
     scales: bool = False
     form: Form = "operator"
+    through_norm: bool = False
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@ r"""New output projections of kept layers before the gap: no operator, no cost a
 The last kept layer writes z W_down into the stream. Writing z (W_down + B) instead, B the
 least-squares map from z to the discrepancy, folds the repair into a weight that is there anyway.
 With k layers, each in turn, from the first, takes an equal share of what is left, on the stream
-that the ones before it wrote.
+that the ones before it wrote. Where a norm stands behind the projection, `through_norm` fits both.
 
 References:
     ours; k = 1 contains ReplaceMe (arXiv:2505.02819), whose B is W_down T.
@@ -54,5 +54,6 @@ def make_refit(arguments: Arguments) -> Method:
         Needs(("z", "one")),
         refit_stages(count),
         form="fold",
+        through_norm=True,
     )
     return with_ridge(method, ridge)
