@@ -10,10 +10,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from forked import Forks
+from ghostlayers import checkpoint
 from ghostlayers.stream import LayerwiseModel
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # small matrices; several threads on busy cores wait for each other
+
+RUN_ALONE = checkpoint._run_alone
 
 NOUNS = [
     "river",
@@ -160,3 +164,25 @@ def plain_bitsandbytes() -> Iterator[None]:
         for module in (found.nn.modules, found.backends.cpu.ops):
             patch.setattr(module, "has_avx512bf16", lambda: False)
         yield
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """Where reload checks run."""
+    found = Forks()
+    yield found
+    found.close()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _reload_in_forks(forks: Forks) -> Iterator[None]:
+    """Checkpoints are reloaded in forks of one fresh process, unless a test wants its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_run_alone", forks.run)
+        yield
+
+
+@pytest.fixture
+def fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reload in processes that are started for it, as users do."""
+    monkeypatch.setattr(checkpoint, "_run_alone", RUN_ALONE)

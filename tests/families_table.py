@@ -27,8 +27,9 @@ difference.
 
 **folds** names the projection that `refit`, `replaceme` and the z of `joint` are folded into. Where
 it says "experts", their sum takes the place of z, and one map of it is folded into each of them, so
-that `refit:1` is `replaceme`. "no" means that a norm stands between it and the stream, or that the
-layers are built otherwise, and repairs on the stream (`ghost`, `normed`, `joint:x+norm`,
+that `refit:1` is `replaceme`. Where it says "with its norm", a norm stands between it and the
+stream, through which no linear map folds; `refit` fits both, and nothing else folds. "no" means
+that the layers are built otherwise, and repairs on the stream (`ghost`, `normed`, `joint:x+norm`,
 `piecewise`, `linearpatch`) are what there is. **cuts**: "any" layers, or only those that keep to a
 formula of the layer index.
 
@@ -46,7 +47,9 @@ def written_with() -> str:
 def row(name: str) -> str:
     model = build(name)
     anatomy = anatomy_or_reason(model)
-    if isinstance(anatomy, Anatomy) and not anatomy.post_norms:
+    if isinstance(anatomy, Anatomy) and anatomy.mlp_post_norm:
+        folds = f"`{anatomy.mlp_output}` with its norm"
+    elif isinstance(anatomy, Anatomy) and not anatomy.post_norms:
         folds = f"`{anatomy.mlp_output}`"
         if anatomy.experts:
             folds += " (experts)"

@@ -377,6 +377,7 @@ def test_a_changed_weight_is_noticed(edited, pruned):
     assert "nothing was kept" in str(caught.value)
 
 
+@pytest.mark.usefixtures("fresh_processes")
 def test_a_checkpoint_that_does_not_load_is_noticed(saved, pruned, monkeypatch):
     def fail(*args, **kwargs):
         return subprocess.CompletedProcess(args, 1, "", "Traceback ...\nOSError: no weights\n")

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -506,20 +506,23 @@ def _logits_of_fresh_process(
         request, answer = f"{scratch}/request.safetensors", f"{scratch}/answer.safetensors"
         save_file({"input_ids": ids}, request)
         arguments = [str(folder), request, answer, dtype, str(device), str(room)]
-        # -P keeps this package's folder off the path; a private module cache leaves no trace.
-        done = subprocess.run(
-            [sys.executable, "-P", reload_check.__file__, *arguments],
-            env={**alone(), "HF_MODULES_CACHE": scratch, "TRANSFORMERS_VERBOSITY": "error"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        # A private module cache leaves no trace.
+        quiet = {"HF_MODULES_CACHE": scratch, "TRANSFORMERS_VERBOSITY": "error"}
+        done = _run_alone(reload_check.__file__, arguments, {**alone(), **quiet})
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise VerificationError(
                 f"the saved checkpoint does not reload in a fresh process: {reason}"
             )
         return load_file(answer)["logits"]
+
+
+def _run_alone(
+    program: str, arguments: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """A Python program that does not see this package's folder."""
+    command = [sys.executable, "-P", program, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def versions() -> dict[str, str]:
