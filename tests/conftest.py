@@ -168,8 +168,8 @@ def plain_bitsandbytes() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
-    """Where reload checks run."""
-    found = Forks()
+    """Where reload checks run: nothing of ours is imported there."""
+    found = Forks(["transformers.models.llama.modeling_llama"], isolated=True)
     yield found
     found.close()
 

@@ -1,10 +1,11 @@
 """Kill runs at random moments, and go on with them. Run as a program.
 
-usage: python killed.py FOLDER SELECT REPAIR KILLS OFFLOAD
+usage: python killed.py FOLDER KILLS SELECT,REPAIR,OFFLOAD ...
 
 Every run is a child made by fork, which costs milliseconds; the parent never computes, so that no
-thread of it can be half-way through anything. It prints what the whole run gave, what the killed
-one gave in the end, how often it was killed, and how many windows did not have to be visited again.
+thread of it can be half-way through anything. For every case it prints a line: what the whole run
+gave, what the killed one gave in the end, how often it was killed, and how many windows did not
+have to be visited again.
 """
 
 import json
@@ -94,25 +95,32 @@ def killed_until_done(
     return count
 
 
-def main(folder: str, select: str, repair: str, kills: str, offload: str) -> None:
-    here = Path(folder)
+def main(folder: str, kills: str, *cases: str) -> None:
+    for number, case in enumerate(cases):
+        here = Path(folder) / str(number)
+        here.mkdir()
+        print(json.dumps(kill_often(here, int(kills), *case.split(","))), flush=True)
+
+
+def kill_often(here: Path, kills: int, select: str, repair: str, offload: str) -> dict[str, object]:
+    """What a case gave, whole and killed."""
     MODEL.save_pretrained(here / "model", max_shard_size="100KB")
     TOKENIZER.save_pretrained(here / "model")
     seconds = min(
         timed(here / f"kept-whole-{turn}", here / "whole.json", select, repair, offload)
         for turn in range(2)
     )
-    rng, count, resumed = random.Random(int(kills)), 0, 0
+    rng, count, resumed = random.Random(kills), 0, 0
     # A run that was done before its first kill says nothing, so it is begun anew.
     for attempt in range(9):
         keep = here / f"kept-{attempt}"
-        count = killed_until_done(keep, here, seconds, int(kills), rng, select, repair, offload)
+        count = killed_until_done(keep, here, seconds, kills, rng, select, repair, offload)
         resumed = json.loads((here / "killed.json").read_text())[1]
         if resumed:
             break
     whole, _ = json.loads((here / "whole.json").read_text())
     killed, _ = json.loads((here / "killed.json").read_text())
-    print(json.dumps({"whole": whole, "killed": killed, "kills": count, "resumed": resumed}))
+    return {"whole": whole, "killed": killed, "kills": count, "resumed": resumed}
 
 
 if __name__ == "__main__":

@@ -25,31 +25,38 @@ from ghostlayers.tokens import Windows
 KILLS = 8
 
 
-@pytest.mark.parametrize(
-    ("select", "repair", "offload"),
-    [
-        ("recoverable", "ghost", "none"),
-        ("recoverable", "ghost", "disk"),
-        ("recoverable:greedy", "ghost", "none"),
-        ("perplexity", "refit:2", "none"),
-        ("taylor:unprotected", "piecewise:2", "none"),
-        ("shortgpt", "joint:x+z", "none"),
-        ("streamline", "ghost:ridge=auto", "none"),
-    ],
+KILLED = (
+    "recoverable,ghost,none",
+    "recoverable,ghost,disk",
+    "recoverable:greedy,ghost,none",
+    "perplexity,refit:2,none",
+    "taylor:unprotected,piecewise:2,none",
+    "shortgpt,joint:x+z,none",
+    "streamline,ghost:ridge=auto,none",
 )
-def test_a_run_killed_again_and_again_ends_with_the_same_bits(
-    tmp_path: Path, select: str, repair: str, offload: str
-) -> None:
-    program = Path(__file__).with_name("killed.py")
+"""Selection, repair and offloading of runs that are killed."""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What every case gave, whole and killed."""
+    program, folder = Path(__file__).with_name("killed.py"), tmp_path_factory.mktemp("killed")
     done = subprocess.run(
-        [sys.executable, str(program), str(tmp_path), select, repair, str(KILLS), offload],
+        [sys.executable, str(program), str(folder), str(KILLS), *KILLED],
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    return dict(zip(KILLED, map(json.loads, done.stdout.splitlines()[-len(KILLED) :]), strict=True))
+
+
+@pytest.mark.parametrize("case", KILLED)
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(
+    killed: dict[str, Any], case: str
+) -> None:
+    found = killed[case]
     assert found["killed"] == found["whole"]
     assert found["kills"] >= 1
     assert found["resumed"] > 0

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import together
+from forked import Fork, Forks
 from ghostlayers import parallel
 from ghostlayers.errors import DistributedError
 from ghostlayers.parallel import World
@@ -30,9 +31,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def start(
-    answer: Path, size: int, *more: str, host: str = "127.0.0.1", **variables: str
-) -> list[subprocess.Popen[str]]:
+def start(forks: Forks, answer: Path, size: int, *more: str, **variables: str) -> list[Fork]:
     """So many processes on this machine."""
     port = str(free_port())
     found = []
@@ -41,22 +40,27 @@ def start(
         environment = {
             **os.environ,
             **{name: str(value) for name, value in places.items()},
-            "MASTER_ADDR": host,
+            "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
             "OMP_NUM_THREADS": "1",
             "ACCELERATE_USE_CPU": "true",
             **variables,
         }
-        command = [sys.executable, str(PROGRAM), str(answer), *more]
-        found.append(
-            subprocess.Popen(
-                command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-        )
+        found.append(forks.start(str(PROGRAM), [str(answer), *more], environment))
     return found
 
 
-def answers(answer: Path, processes: list[subprocess.Popen[str]], seconds: float = 200) -> Any:
+@pytest.fixture(scope="module")
+def ours() -> Iterator[Forks]:
+    """Forks of a process that has imported all that they need."""
+    found = Forks(["together"])
+    yield found
+    found.close()
+
+
+def answers(
+    answer: Path, processes: Sequence[Fork | subprocess.Popen[str]], seconds: float = 200
+) -> Any:
     """What each of them found."""
     for process in processes:
         _, errors = process.communicate(timeout=seconds)
@@ -91,10 +95,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_several_processes_find_what_one_finds(
-    tmp_path: Path, alone: dict[str, Any], size: int
+    tmp_path: Path, alone: dict[str, Any], ours: Forks, size: int
 ) -> None:
     answer = tmp_path / "found.json"
-    found = answers(answer, start(answer, size))
+    found = answers(answer, start(ours, answer, size))
     assert found[0]["whole"]["removed"] == alone["whole"]["removed"]
     for rank, each in enumerate(found):
         assert each == found[0], f"process {rank} holds something else than the first"
@@ -103,11 +107,11 @@ def test_several_processes_find_what_one_finds(
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_one_that_dies_stops_the_others_and_the_run_goes_on(
-    tmp_path: Path, alone: dict[str, Any], how: str
+    tmp_path: Path, alone: dict[str, Any], ours: Forks, how: str
 ) -> None:
     answer, keep = tmp_path / "found.json", str(tmp_path / "kept")
     seconds = "5"
-    processes = start(answer, 2, f"1:{how}", KEEP=keep, GHOSTLAYERS_TIMEOUT=seconds)
+    processes = start(ours, answer, 2, f"1:{how}", KEEP=keep, GHOSTLAYERS_TIMEOUT=seconds)
     began = time.monotonic()
     processes[0].communicate(timeout=120)
     assert processes[0].returncode == 3
@@ -120,7 +124,7 @@ def test_one_that_dies_stops_the_others_and_the_run_goes_on(
     assert "start them all again with the same command" in told
     assert list(Path(keep).glob("*-of-process-0-2.safetensors"))
 
-    found = answers(answer, start(answer, 2, KEEP=keep))
+    found = answers(answer, start(ours, answer, 2, KEEP=keep))
     assert_close(found[0]["whole"], json.loads(json.dumps(alone["whole"])))
 
 
