@@ -151,7 +151,7 @@ def be(request: dict[str, Any]) -> None:
             os.environ.update(request["environment"])
             # Both were read from the environment when transformers was imported.
             if cache := os.environ.get("HF_MODULES_CACHE"):
-                dynamic_module_utils.HF_MODULES_CACHE = cache
+                vars(dynamic_module_utils)["HF_MODULES_CACHE"] = cache
             if os.environ.get("TRANSFORMERS_VERBOSITY") == "error":
                 logging.set_verbosity_error()
             sys.argv = [request["program"], *request["arguments"]]
