@@ -129,6 +129,21 @@ def test_a_file_is_read_as_what_it_says(
     assert loaded.stored_dtype == torch.float32
 
 
+def test_names_are_listed_once_for_a_file(
+    byte_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not once for every module, as a table for every layer makes the cost quadratic."""
+    folder = with_a_merge(write(family("llama"), byte_tokenizer, tmp_path / "model"))
+    file = export_gguf(folder, tmp_path / "model.gguf", pre_tokenizer="gpt-2")
+    made = []
+    make = gguf.get_tensor_name_map
+    counted = lambda *given: made.append(given) or make(*given)  # noqa: E731
+    monkeypatch.setattr(gguf, "get_tensor_name_map", counted)
+    load_model(str(file), RunOptions(dtype="float32", device="cpu"))
+    assert len(made) == 1
+    assert gguf.get_tensor_name_map is counted
+
+
 def test_a_file_that_is_not_read_whole_is_refused(byte_tokenizer: Any, tmp_path: Path) -> None:
     def refuse(label: str, match: str) -> None:
         name, changes = VARIANTS[label]

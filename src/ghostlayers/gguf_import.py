@@ -6,10 +6,13 @@ something else. Here the config is completed from the file, and a model that lac
 numbers is refused.
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from gguf import GGUFReader
 from torch import Tensor
@@ -69,6 +72,21 @@ def open_gguf(path: Path) -> GgufFile:
 @functools.lru_cache(maxsize=2)
 def _opened(path: Path, _changed: int, _size: int) -> GgufFile:
     return GgufFile(path)
+
+
+@contextlib.contextmanager
+def one_name_table() -> Iterator[None]:
+    """Let transformers' reader share one table of tensor names.
+
+    It asks `gguf` for a new one in every module of the model, and each holds the names of all
+    layers: 77 of the 80 seconds that a file of 62 small layers took to read.
+    """
+    make = gguf.get_tensor_name_map
+    gguf.get_tensor_name_map = functools.cache(make)
+    try:
+        yield
+    finally:
+        gguf.get_tensor_name_map = make
 
 
 def complete(config: Any, file: GgufFile) -> Any:

@@ -255,7 +255,7 @@ def _read_gguf(
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from ghostlayers.gguf_import import check_complete, complete, open_gguf
+    from ghostlayers.gguf_import import check_complete, complete, one_name_table, open_gguf
 
     if options.offload in ("cpu", "disk"):
         raise RecipeError(
@@ -269,7 +269,7 @@ def _read_gguf(
     if hasattr(transformers, "GgufConfig"):
         weights["quantization_config"] = transformers.GgufConfig(dequantize=True)
     # De-quantising draws bars that no setting of transformers turns off.
-    with contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()), one_name_table():
         tokenizer = AutoTokenizer.from_pretrained(place, **extra)
         config = complete(AutoConfig.from_pretrained(place, **extra), file)
         model = AutoModelForCausalLM.from_pretrained(place, config=config, **weights, **extra)
