@@ -20,6 +20,7 @@ from ghostlayers.errors import DistributedError
 from ghostlayers.parallel import World
 
 PROGRAM = Path(__file__).with_name("together.py")
+COMMAND = Path(parallel.__file__).with_name("__main__.py")
 ROUNDING = 2e-5
 """Relative. Sums are float64 and agree to 1e-12; weights are rounded to float32 behind them, and
 losses measured in float32 through those."""
@@ -32,7 +33,14 @@ def free_port() -> int:
 
 
 def start(forks: Forks, answer: Path, size: int, *more: str, **variables: str) -> list[Fork]:
-    """So many processes on this machine."""
+    """So many processes on this machine that prune together."""
+    return start_all(forks, size, PROGRAM, str(answer), *more, **variables)
+
+
+def start_all(
+    forks: Forks, size: int, program: Path, *arguments: str, **variables: str
+) -> list[Fork]:
+    """A program in so many processes, with what a launcher tells them."""
     port = str(free_port())
     found = []
     for rank in range(size):
@@ -46,7 +54,7 @@ def start(forks: Forks, answer: Path, size: int, *more: str, **variables: str) -
             "ACCELERATE_USE_CPU": "true",
             **variables,
         }
-        found.append(forks.start(str(PROGRAM), [str(answer), *more], environment))
+        found.append(forks.start(str(program), arguments, environment))
     return found
 
 
@@ -198,8 +206,16 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def command(forks: Forks, *arguments: str) -> tuple[list[int | None], str, str]:
+    """The same in forks: how both ended, and what they said together."""
+    both = start_all(forks, 2, COMMAND, *arguments)
+    said = [each.communicate(timeout=200) for each in both]
+    out, err = ("".join(part) for part in zip(*said, strict=True))
+    return [each.returncode for each in both], out, err
+
+
 def test_the_command_line_in_two_processes(
-    tmp_path: Path, tiny_folder: Path, some_text: list[str]
+    tmp_path: Path, tiny_folder: Path, some_text: list[str], ours: Forks
 ) -> None:
     text, out = tmp_path / "text.txt", tmp_path / "out"
     text.write_text("\n\n".join(some_text))
@@ -209,21 +225,21 @@ def test_the_command_line_in_two_processes(
     assert done.stdout.count("Saved:") == 1
     assert done.stdout.count("Removed:") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "text.txt"]
-    refused = launch("prune", str(tiny_folder), "-o", str(out), *given)
-    assert refused.returncode != 0
-    assert "exists already" in refused.stderr
+    ended, _, said = command(ours, "prune", str(tiny_folder), "-o", str(out), *given)
+    assert ended == [1, 1]
+    assert "exists already" in said
     results = tmp_path / "eval.json"
-    done = launch(
-        "eval", str(out), "--data", str(text), "--sequence-length", "64", "--json", str(results)
-    )
-    assert done.returncode == 0, done.stderr
+    evaluate = ["eval", str(out), "--data", str(text), "--sequence-length", "64"]
+    ended, _, said = command(ours, *evaluate, "--json", str(results))
+    assert ended == [0, 0], said
     assert json.loads(results.read_text())["results"][0]["num_tokens"] > 0
 
 
-def test_what_is_for_one_process_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
-    done = launch("compare", str(tiny_folder), "--layers", "2", "-o", str(tmp_path / "out"))
-    assert done.returncode != 0
-    assert "runs in one process" in " ".join(done.stderr.split())
+def test_what_is_for_one_process_is_refused(tmp_path: Path, tiny_folder: Path, ours: Forks) -> None:
+    out = tmp_path / "out"
+    ended, _, said = command(ours, "compare", str(tiny_folder), "--layers", "2", "-o", str(out))
+    assert ended == [1, 1]
+    assert "runs in one process" in " ".join(said.split())
     assert not (tmp_path / "out").exists()
 
 
