@@ -29,7 +29,7 @@ ROOM = 0.8
 """Share of the free memory that weights may take before they are put elsewhere unasked."""
 
 LAYERS_AT_ONCE = 2
-"""The layer that computes, and the one that is read ahead."""
+"""The layer that computes, and the one that is fetched meanwhile."""
 
 FLOATS_A_HIDDEN_CHANNEL = 16
 """Numbers a token and channel that one layer's attention and norms hold at their peak."""

@@ -3,26 +3,20 @@
 An offloaded model (accelerate's big-model loading) leaves its decoder layers on disk, or in the
 processor's memory beside an accelerator, and brings the weights of a module in for each call. A
 sweep calls one layer on many windows before the next, so here a layer is brought in whole, once,
-and stays until another is wanted; a thread meanwhile reads the next one's file, so that the disk
-and the processor work at the same time.
+and stays until another is wanted; the next one is fetched meanwhile (`ahead`).
 """
 
 import contextlib
-import json
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ghostlayers.ahead import Ahead, offloading_hook, stretches
 from ghostlayers.allocator import return_freed_memory
-
-READ_AHEAD_BYTES = 1 << 23
-"""Read from a file at a time."""
 
 
 @dataclass
@@ -54,9 +48,9 @@ class Residency:
         self._layers = list(layers)
         self._held: int | None = None
         self._hooks: list[tuple[nn.Module, Any]] = []
-        self._ahead: threading.Thread | None = None
+        self._ahead = Ahead()
         self.offloaded = any(offloading_hook(m) is not None for x in layers for m in x.modules())
-        self.on_disk = self.offloaded and any(_files(layer) for layer in layers)
+        self.on_disk = self.offloaded and any(stretches(layer) for layer in layers)
         self.memory = Memory()
 
     def is_of(self, layers: Sequence[nn.Module]) -> bool:
@@ -68,31 +62,33 @@ class Residency:
         """The layer of that number with its weights in place; the one before it may go."""
         if not self.offloaded or self._held == index:
             return self._layers[index]
-        self.release()
-        if self._ahead is not None:
-            self._ahead.join()
-        for module in self._layers[index].modules():
-            hook = offloading_hook(module)
-            if hook is not None:
-                hook.pre_forward(module)
-                hook.offload = False  # its calls find the weights in place
-                self._hooks.append((module, hook))
+        self._let_go()
+        layer = self._layers[index]
+        with self._ahead.in_place_of_files(layer):
+            for module in layer.modules():
+                hook = offloading_hook(module)
+                if hook is not None:
+                    hook.pre_forward(module)
+                    hook.offload = False  # its calls find the weights in place
+                    self._hooks.append((module, hook))
         self._held = index
-        self._read_ahead(index + 1)
-        return self._layers[index]
+        if index + 1 < len(self._layers):
+            self._ahead.fetch(self._layers[index + 1])
+        return layer
 
     def release(self) -> None:
-        """Let the layer in memory go."""
+        """Let the layer in memory go, and the one after it."""
+        self._ahead.drop()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._hooks:
+            self._ahead.wait_for_work()
         for module, hook in self._hooks:
             hook.offload = True
             hook.post_forward(module, None)
         self._hooks, self._held = [], None
         return_freed_memory()
-
-    def _read_ahead(self, index: int) -> None:
-        places = [] if index >= len(self._layers) else _files(self._layers[index])
-        self._ahead = threading.Thread(target=_read, args=(places,), daemon=True)
-        self._ahead.start()
 
 
 _KNOWN: "weakref.WeakKeyDictionary[nn.Module, Residency]" = weakref.WeakKeyDictionary()
@@ -104,13 +100,6 @@ def residency_of(model: Any, layers: Sequence[nn.Module]) -> Residency:
     if known is None or not known.is_of(layers):
         known = _KNOWN[model] = Residency(layers)
     return known
-
-
-def offloading_hook(module: nn.Module) -> Any:
-    """The hook that brings a module's own weights in for each call; None if they stay."""
-    hook = getattr(module, "_hf_hook", None)
-    offloads = getattr(hook, "offload", False) and getattr(hook, "weights_map", None) is not None
-    return hook if offloads and any(True for _ in module.parameters(recurse=False)) else None
 
 
 def is_offloaded(model: nn.Module) -> bool:
@@ -191,66 +180,3 @@ def offloaded_sets(model: nn.Module) -> list[Any]:
 def largest_layer(layers: Sequence[nn.Module]) -> int:
     """Bytes of the biggest decoder layer in the type that it computes in."""
     return max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers)
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A stretch of a file."""
-
-    path: str
-    start: int
-    stop: int
-
-
-def _files(layer: nn.Module) -> list[_Place]:
-    """Where on disk a layer's weights lie; nothing if they lie in memory."""
-    places = []
-    for module in layer.modules():
-        hook = offloading_hook(module)
-        if hook is None:
-            continue
-        dataset = getattr(hook.weights_map, "dataset", None)
-        prefix = getattr(hook.weights_map, "prefix", "")
-        for name, _ in module.named_parameters(recurse=False):
-            entry = getattr(dataset, "index", {}).get(f"{prefix}{name}", {})
-            if "safetensors_file" in entry:
-                places.append(_stretch(entry["safetensors_file"], entry["weight_name"]))
-    return [place for place in places if place is not None]
-
-
-_HEADERS: dict[str, dict[str, tuple[int, int]]] = {}
-
-
-def _stretch(path: str, name: str) -> _Place | None:
-    """The bytes of one tensor in a safetensors file."""
-    if path not in _HEADERS:
-        _HEADERS[path] = _offsets(path)
-    found = _HEADERS[path].get(name)
-    return None if found is None else _Place(path, *found)
-
-
-def _offsets(path: str) -> dict[str, tuple[int, int]]:
-    """Where each tensor lies: the file begins with the length of its JSON header."""
-    with Path(path).open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    first = 8 + length
-    return {
-        name: (first + entry["data_offsets"][0], first + entry["data_offsets"][1])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
-
-
-def _read(places: Sequence[_Place]) -> None:
-    """Have the system read stretches of files, to find them in its memory afterwards."""
-    with contextlib.suppress(OSError):  # whoever needs them reports it
-        for place in places:
-            with Path(place.path).open("rb", buffering=0) as file:
-                file.seek(place.start)
-                left = place.stop - place.start
-                while left > 0:
-                    found = len(file.read(min(left, READ_AHEAD_BYTES)))
-                    if not found:
-                        break
-                    left -= found
