@@ -15,7 +15,13 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import ghostlayers
 from families import build
 from gguf_models import IDS, VARIANTS, family
-from ghostlayers.errors import GhostlayersError, ModelError, OutputError, UnsupportedModelError
+from ghostlayers.errors import (
+    GhostlayersError,
+    ModelError,
+    OutputError,
+    RecipeError,
+    UnsupportedModelError,
+)
 from ghostlayers.gguf_export import export_gguf
 from ghostlayers.gguf_families import (
     GGUF_FAMILIES,
@@ -97,6 +103,30 @@ def test_a_checkpoint_that_stays_on_disk_makes_the_same_file(
     ]
     one, other = (file.read_bytes() for file in files)
     assert one == other
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "float16"])
+def test_the_type_of_a_file_is_chosen(kind: str, byte_tokenizer: Any, tmp_path: Path) -> None:
+    model = family("llama").to(torch.bfloat16)
+    folder = with_a_merge(write(model, byte_tokenizer, tmp_path / "model"))
+    file = export_gguf(folder, tmp_path / "model.gguf", pre_tokenizer="gpt-2", dtype=kind)
+    loaded = load_model(str(file), RunOptions(dtype="float32", device="cpu"))
+    assert loaded.stored_dtype == getattr(torch, kind)
+    # Small bfloat16 numbers are in all three types.
+    expected = logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), IDS)
+    torch.testing.assert_close(logits(loaded.model, IDS), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_numbers_beyond_a_type_are_refused(byte_tokenizer: Any, tmp_path: Path) -> None:
+    model = family("llama").to(torch.bfloat16)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = 1e5
+    folder = with_a_merge(write(model, byte_tokenizer, tmp_path / "model"))
+    with pytest.raises(ModelError, match=r"blk\.1\.ffn_up.*9\.\d+e\+04.*--dtype bfloat16"):
+        export_gguf(folder, tmp_path / "x.gguf", pre_tokenizer="gpt-2", dtype="float16")
+    assert not (tmp_path / "x.gguf").exists()
+    with pytest.raises(RecipeError, match="unknown dtype 'q4'"):
+        export_gguf(folder, tmp_path / "x.gguf", pre_tokenizer="gpt-2", dtype="q4")
 
 
 READABLE = {"llama", "mistral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "phi3", "stablelm",

@@ -38,7 +38,7 @@ def reference(checkpoint: str, out: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint, dtype=torch.float32, trust_remote_code=True
     ).eval()

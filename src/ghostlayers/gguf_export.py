@@ -5,6 +5,7 @@ step from a checkpoint to it. That is here for families with one uniform stack l
 differs between them is in `gguf_families`. Vectors and norms stay in float32, as llama.cpp asks.
 """
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from ghostlayers.gguf_families import (
 from ghostlayers.gguf_positions import position_entries
 from ghostlayers.gguf_tensors import file_tensors
 from ghostlayers.gguf_tokenizer import add_tokenizer, read_tokenizer, splitting_name
-from ghostlayers.loading import DTYPES, LoadedModel, load_model, read_config
+from ghostlayers.loading import DTYPES, LoadedModel, dtype_named, load_model, read_config
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import find_method
@@ -52,6 +53,7 @@ def export_gguf(
     out: str | Path,
     *,
     pre_tokenizer: str | None = None,
+    dtype: str = "auto",
     options: RunOptions | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -62,13 +64,16 @@ def export_gguf(
         folder: a stock checkpoint, made by Ghostlayers or not.
         out: the file to make.
         pre_tokenizer: llama.cpp's name for how the tokenizer splits text, where it is not known.
+        dtype: of the file's matrices: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for the
+            checkpoint's own. A processor may round what it multiplies to that type, too.
         options: how much memory the checkpoint may take, and where it lies beyond that.
         overwrite: replace an existing file.
         progress: told of every tensor.
 
     Raises:
         UnsupportedModelError: the family, its positions or its tokenizer are not handled.
-        ModelError: the folder cannot be read, or needs code of its own.
+        ModelError: the folder cannot be read, needs code of its own, or holds numbers that the
+            type does not reach.
         OutputError: the file exists or cannot be written.
     """
     out, folder = Path(out), Path(folder)
@@ -78,8 +83,9 @@ def export_gguf(
     content = read_tokenizer(folder)
     splits = pre_tokenizer or splitting_name(content)
     loaded = load_model(str(folder), _reading(config, options or RunOptions()))
+    kind = loaded.stored_dtype if dtype == "auto" else dtype_named(dtype)
     with whole_file(out) as draft:
-        written = _write(draft, folder, loaded, row, content, splits, progress or Silent())
+        written = _write(draft, folder, loaded, row, kind, content, splits, progress or Silent())
         _prove(draft, written, config.vocab_size)
     return out
 
@@ -155,6 +161,7 @@ def _write(
     folder: Path,
     loaded: LoadedModel,
     row: GgufFamily,
+    dtype: torch.dtype,
     content: dict[str, Any],
     splits: str,
     progress: Progress,
@@ -165,25 +172,27 @@ def _write(
     writer.add_name(loaded.base.title or Path(loaded.base.name).name)
     for name, value in _settings(config, row):
         getattr(writer, f"add_{name}")(value)
-    writer.add_file_type(TYPES[loaded.stored_dtype][1])
+    writer.add_file_type(TYPES[dtype][1])
     add_tokenizer(writer, folder, loaded.tokenizer, content, splits, config.vocab_size)
-    tensors = file_tensors(model, row, loaded.stored_dtype)
+    tensors = file_tensors(model, row, dtype)
     for each in tensors:
         shape = each.shape(model)
         size = shape.numel() * each.dtype.itemsize
         # For float32 the shape counts numbers, as wanted here; the raw type says what they are.
         writer.add_tensor_info(each.name, shape, np.dtype(np.float32), size, TYPES[each.dtype][0])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
     written = {}
-    with progress.stage(f"Writing {len(tensors)} tensors", len(tensors)) as advance:
+    with (
+        contextlib.closing(writer),
+        progress.stage(f"Writing {len(tensors)} tensors", len(tensors)) as advance,
+    ):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
         for each in tensors:
             data = each.read(model).flatten().view(torch.uint8).numpy()
             writer.write_tensor_data(data)
             written[each.name] = hashlib.sha256(data.data).hexdigest()
             advance(1)
-    writer.close()
     return written
 
 

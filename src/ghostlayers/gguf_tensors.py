@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ghostlayers.configs import kv_heads
-from ghostlayers.errors import UnsupportedModelError
+from ghostlayers.errors import ModelError, UnsupportedModelError
 from ghostlayers.gguf_families import GgufFamily, query_factor
 from ghostlayers.gguf_positions import position_tensors
 from ghostlayers.residency import read_tensor
@@ -50,11 +50,21 @@ class FileTensor:
         return self._made([_shaped(model, name) for name in self.sources]).shape
 
     def read(self, model: Any) -> Tensor:
-        """As it is stored, on the processor."""
+        """As it is stored, on the processor.
+
+        Raises:
+            ModelError: its type does not reach its numbers.
+        """
         if self.value is not None:
             return self.value.to(self.dtype).contiguous()
         made = self._made([read_tensor(model, name).cpu() for name in self.sources])
-        return made.to(self.dtype).contiguous()
+        stored = made.to(self.dtype)
+        if self.dtype == torch.float16 and not stored.isfinite().all():
+            raise ModelError(
+                f"'{self.name}' holds {float(made.abs().max()):.4g}, and float16 ends at 65504; "
+                "choose --dtype bfloat16 or float32."
+            )
+        return stored.contiguous()
 
     def _made(self, tensors: list[Tensor]) -> Tensor:
         tensor = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
@@ -69,7 +79,7 @@ def file_tensors(model: Any, row: GgufFamily, dtype: torch.dtype) -> list[FileTe
     Args:
         model: a stock model, which may lie on disk.
         row: its family.
-        dtype: the type of the checkpoint; vectors, norms and what is computed anew are float32.
+        dtype: the type of the file; vectors, norms and what is computed anew are float32.
 
     Raises:
         UnsupportedModelError: llama.cpp has no place for a weight.

@@ -329,14 +329,21 @@ def compute_dtype(options: RunOptions, stored: torch.dtype, device: torch.device
         RecipeError: an unknown name.
     """
     if options.dtype != "auto":
-        if options.dtype not in DTYPES:
-            raise RecipeError(
-                f"unknown dtype '{options.dtype}'; expected auto, {', '.join(DTYPES)}."
-            )
-        return DTYPES[options.dtype]
+        return dtype_named(options.dtype)
     if device.type != "cpu" or stored == torch.float32:
         return stored
     return stored if half_precision_gain(stored) >= FAST_ENOUGH else torch.float32
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The type of a name.
+
+    Raises:
+        RecipeError: there is none of that name.
+    """
+    if name not in DTYPES:
+        raise RecipeError(f"unknown dtype '{name}'; expected auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
 
 
 def half_precision_gain(dtype: torch.dtype) -> float:

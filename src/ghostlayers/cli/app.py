@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec
 
 import typer
 from rich.markup import escape
@@ -289,6 +289,7 @@ def _write_gguf(
     pre_tokenizer: str | None,
     options: RunOptions,
     *,
+    dtype: str = "auto",
     overwrite: bool,
 ) -> None:
     from ghostlayers.cli import screen
@@ -299,6 +300,7 @@ def _write_gguf(
         checkpoint,
         file,
         pre_tokenizer=pre_tokenizer,
+        dtype=dtype,
         options=options,
         overwrite=overwrite,
         progress=screen.Bars(),
@@ -340,6 +342,13 @@ def export(
         Path, o._option("--gguf", metavar="FILE", text="The GGUF file to make, for llama.cpp.")
     ],
     pre_tokenizer: o.PreTokenizer = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        o._option(
+            "--dtype",
+            text="Type of the file's matrices. 'auto' is the checkpoint's. \\[default: auto]",
+        ),
+    ] = "auto",
     overwrite: Annotated[
         bool, o._option("--overwrite", text="Replace an existing file. \\[default: off]")
     ] = False,
@@ -350,7 +359,7 @@ def export(
     """Write a checkpoint as a GGUF file, and prove that it holds the same numbers."""
     del debug
     options = RunOptions(offload=offload, max_memory=max_memory)
-    _write_gguf(checkpoint, file, pre_tokenizer, options, overwrite=overwrite)
+    _write_gguf(checkpoint, file, pre_tokenizer, options, dtype=dtype, overwrite=overwrite)
 
 
 @app.command()
