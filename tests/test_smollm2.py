@@ -30,7 +30,7 @@ pytestmark = [
     ),
 ]
 
-RECIPE = Recipe(layers=7, windows=16, held_out_windows=4, sequence_length=256)
+RECIPE = Recipe(layers=7, windows=10, held_out_windows=2, sequence_length=256)
 
 
 @pytest.fixture(scope="module")
