@@ -119,9 +119,7 @@ def draw(found: dict[str, list[tuple[Point, dict[str, tuple[float, float]]]]], p
                 axes.set_xscale("log", base=2)
                 axes.set_yscale("log")
                 axes.set_xticks(xs, [f"{x:,}" for x in xs], minor=False)
-                axes.set_xlabel(
-                    {"removed": "removed layers", "hidden": "hidden size"}.get(name, name)
-                )
+                axes.set_xlabel(LABELS.get(name, name))
                 axes.set_ylabel(what if column == 0 else "")
                 axes.grid(visible=True, alpha=0.3)
         panels[0, 0].legend(frameon=False)
