@@ -2,11 +2,13 @@
 
 import math
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -117,6 +119,8 @@ def show_plan(plan: Plan) -> None:
     ]
     total = _plan_cells("in all", plan.seconds, plan.flops, plan.memory, plan.disk)
     table(("what this run will take here", "time", "TFLOP", "memory", "disk"), [*rows, total])
+    passed = time.time() - psutil.Process().create_time()
+    say(f"Beside the {duration(passed)} that starting, opening the model and this look at it took.")
 
 
 def _plan_cells(name: str, seconds: float, flops: float, memory: int, disk: int) -> list[str]:
