@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import ghostlayers
 from conftest import make_tiny_llama
-from ghostlayers import boundaries, checkpoint, offload, residency, stream
+from ghostlayers import boundaries, checkpoint, estimate, offload, residency, stream
 from ghostlayers.boundaries import BoundaryStore
 from ghostlayers.errors import ModelError, RecipeError
 from ghostlayers.loading import load_model
@@ -293,3 +293,19 @@ def test_a_stream_in_a_file_is_the_one_in_memory(dtype: torch.dtype) -> None:
     assert torch.equal(memory.stretch(5, 15), file.stretch(5, 15))
     assert file.tensor is None
     assert memory.tensor is not None
+
+
+def test_the_probe_times_no_layer_that_was_read_ahead(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LayerwiseModel(load_model(str(model_folder), DISK).model)
+    brought: list[int] = []
+    bring = residency.Residency.bring
+
+    def note(self: Any, index: int) -> Any:
+        brought.append(index)
+        return bring(self, index)
+
+    monkeypatch.setattr(residency.Residency, "bring", note)
+    assert estimate._bring_seconds(model) > 0
+    assert brought == [0, 2, 4]

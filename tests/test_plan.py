@@ -178,7 +178,14 @@ def test_the_command_plans_and_writes_nothing(
     given += ["--sequence-length", "64", "--layers", "2", "--plan"]
     done = CliRunner().invoke(app, ["prune", *given])
     assert done.exit_code == 0, done.output
-    for word in ("Scoring layers", "Racing the shortlist", "Fitting the repairs", "in all", "GiB", "Beside the"):
+    for word in (
+        "Scoring layers",
+        "Racing the shortlist",
+        "Fitting the repairs",
+        "in all",
+        "GiB",
+        "Beside the",
+    ):
         assert word in done.output
     assert not out.exists()
     given += ["--eval-data", str(text), "--max-windows", "4", "--repair", "none,ghost"]
