@@ -6,6 +6,8 @@ import logging
 import math
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -19,6 +21,7 @@ from ghostlayers import PRESETS, Recipe, checkpoint, pipeline
 from ghostlayers.checkpoint import Verification
 from ghostlayers.cli import app
 from ghostlayers.errors import SpanError
+from ghostlayers.quiet import quiet_imports
 from ghostlayers.repairs import METHODS
 from ghostlayers.selection import SELECTIONS, TIE_ERRORS
 from ghostlayers.spans import format_layers
@@ -758,3 +761,21 @@ def test_a_cut_becomes_a_gguf_file_in_one_command(tiny_folder, place):
     assert "every tensor read again and equal" in words(text)
     assert (place / "for-llama.gguf").is_file()
     assert (place / "for-llama" / "config.json").is_file()
+
+
+def test_other_libraries_say_nothing_while_they_are_imported() -> None:
+    """torchao, where it is installed, warns of kernels that this processor has no use for."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ghostlayers", "--version"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("ghostlayers ")
+    assert not done.stderr
+
+
+def test_loggers_are_as_they_were_afterwards() -> None:
+    logger = logging.getLogger("torchao")
+    before = logger.level
+    with quiet_imports():
+        assert logger.level == logging.ERROR
+    assert logger.level == before

@@ -10,16 +10,19 @@ Importing the package lets transformers' Auto classes load repaired checkpoints 
 
 from importlib.metadata import version as _version
 
-from ghostlayers.adapter import from_adapter, materialize
-from ghostlayers.checkpoint import Verification, inspect
-from ghostlayers.errors import GhostlayersError
-from ghostlayers.evaluation import EvaluationResult
-from ghostlayers.families import register_auto_classes as _register_auto_classes
-from ghostlayers.pipeline import evaluate, prune, score
-from ghostlayers.pruned import PrunedModel
-from ghostlayers.recipe import PRESETS, Recipe, RunOptions
-from ghostlayers.scores import ScoreTable, SpanScore
-from ghostlayers.spans import Span
+from ghostlayers.quiet import quiet_imports as _quiet_imports
+
+with _quiet_imports():
+    from ghostlayers.adapter import from_adapter, materialize
+    from ghostlayers.checkpoint import Verification, inspect
+    from ghostlayers.errors import GhostlayersError
+    from ghostlayers.evaluation import EvaluationResult
+    from ghostlayers.families import register_auto_classes as _register_auto_classes
+    from ghostlayers.pipeline import evaluate, prune, score
+    from ghostlayers.pruned import PrunedModel
+    from ghostlayers.recipe import PRESETS, Recipe, RunOptions
+    from ghostlayers.scores import ScoreTable, SpanScore
+    from ghostlayers.spans import Span
 
 __version__ = _version("ghostlayers")
 

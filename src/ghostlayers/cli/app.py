@@ -20,6 +20,7 @@ from ghostlayers.cli.bench import bench as bench_command
 from ghostlayers.cli.compare import compare as compare_command
 from ghostlayers.cli.run import make_run
 from ghostlayers.errors import DistributedError, GhostlayersError, RecipeError
+from ghostlayers.quiet import TALKATIVE
 from ghostlayers.recipe import Recipe, RunOptions
 
 app = typer.Typer(
@@ -125,7 +126,8 @@ def quieten() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # tells that weights are elsewhere
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # tells of kernels for other processors
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
