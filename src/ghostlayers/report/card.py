@@ -141,13 +141,15 @@ def _loading(record: Mapping[str, Any]) -> str:
     if record["mode"] != "custom":
         return (
             "A stock checkpoint: any engine that runs the base model runs it.\n\n```python\n"
-            "from transformers import AutoModelForCausalLM\n\n"
-            'model = AutoModelForCausalLM.from_pretrained("PATH")\n```'
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'model = AutoModelForCausalLM.from_pretrained("PATH")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("PATH")\n```'
         )
     return (
         "The repairs need code that travels in this folder, or the `ghostlayers` package:\n\n"
-        "```python\nfrom transformers import AutoModelForCausalLM\n\n"
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)\n'
+        'tokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)\n'
         "# or, trusting the installed package instead:  import ghostlayers\n```\n\n"
         '`vllm serve "PATH" --trust-remote-code` serves it; the flag is not needed where '
         "`ghostlayers` is installed beside vLLM."
