@@ -20,6 +20,7 @@ from ghostlayers.cli.bench import bench as bench_command
 from ghostlayers.cli.compare import compare as compare_command
 from ghostlayers.cli.run import make_run
 from ghostlayers.errors import DistributedError, GhostlayersError, RecipeError
+from ghostlayers.pruned import PrunedModel
 from ghostlayers.quiet import TALKATIVE
 from ghostlayers.recipe import Recipe, RunOptions
 
@@ -195,7 +196,7 @@ def prune(
 ) -> None:
     """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
     del debug
-    from ghostlayers import journal, parallel, pipeline
+    from ghostlayers import parallel, pipeline
     from ghostlayers.adapter import check_precision
     from ghostlayers.checkpoint import check_output, checkpoint_bytes
     from ghostlayers.cli import screen
@@ -246,30 +247,44 @@ def prune(
         return
     needed = checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)
+    pruned = pipeline.prune(
+        dense,
+        recipe,
+        options=options,
+        keep=_kept(output, restart=restart),
+        show_plan=screen.show_plan,
+        output=leaves,
+        progress=screen.Bars(),
+    )
+    screen.show_pruned(pruned)
+    _save(pruned, output, save, overwrite=overwrite)
+    if gguf is not None and parallel.world().leads:
+        _write_gguf(output, gguf, pre_tokenizer, options, overwrite=overwrite)
+
+
+def _kept(output: Path, *, restart: bool) -> Path:
+    """Where a run keeps its sums; what an interrupted one kept is used, or thrown away."""
+    from ghostlayers import journal, parallel
+    from ghostlayers.cli import screen
+
     keep = journal.folder_for(output)
     if restart:
         journal.finish(keep)
         parallel.wait()
     elif keep.is_dir():
         screen.step(f"Going on with what an interrupted run kept in {keep} ...")
-    pruned = pipeline.prune(
-        dense,
-        recipe,
-        options=options,
-        keep=keep,
-        show_plan=screen.show_plan,
-        output=leaves,
-        progress=screen.Bars(),
-    )
-    screen.show_pruned(pruned)
-    if not whole:
+    return keep
+
+
+def _save(pruned: PrunedModel, output: Path, save: str, *, overwrite: bool) -> None:
+    from ghostlayers.cli import screen
+
+    if save == "adapter":
         screen.step(f"Writing {output} and making the model of it again ...")
         screen.show_adapter(pruned, output, pruned.save_adapter(output, overwrite=overwrite))
-        return
-    screen.step(f"Writing {output} and loading it again in a fresh process ...")
-    screen.show_saved(pruned, output, pruned.save(output, overwrite=overwrite))
-    if gguf is not None and parallel.world().leads:
-        _write_gguf(output, gguf, pre_tokenizer, options, overwrite=overwrite)
+    else:
+        screen.step(f"Writing {output} and loading it again in a fresh process ...")
+        screen.show_saved(pruned, output, pruned.save(output, overwrite=overwrite))
 
 
 def _check_gguf(
