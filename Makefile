@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test install check bench-check lint types clean
 
-demo: install
+demo: $(VENV)/.runs
 	$(BIN)/ghostlayers demo
 
 test: install
@@ -20,9 +20,14 @@ test: install
 install: $(VENV)/.installed
 
 # torch comes first and on its own, so that its build is the one named here.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.runs: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+# What the tests need beside it.
+$(VENV)/.installed: $(VENV)/.runs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 

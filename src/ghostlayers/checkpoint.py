@@ -556,7 +556,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / RECORD
     if not path.is_file():
-        raise ModelError(f"'{folder}' holds no {RECORD}: it was not made by Ghostlayers.")
+        raise ModelError(_no_record(Path(folder)))
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict):
@@ -567,6 +567,17 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise ModelError(f"'{path}' cannot be read: {error}.") from error
     return record
+
+
+def _no_record(folder: Path) -> str:
+    if not folder.exists():
+        return f"there is no folder '{folder}'."
+    if folder.suffix == ".gguf":
+        return (
+            f"'{folder}' is a GGUF file, which keeps no record of how it was made. Give the "
+            "checkpoint's folder that it was written from."
+        )
+    return f"'{folder}' holds no {RECORD}: it was not made by Ghostlayers."
 
 
 def check_files(folder: Path, record: dict[str, Any]) -> None:

@@ -127,8 +127,8 @@ def check_exportable(recipe: Recipe, save: str) -> None:
         return
     raise RecipeError(
         f"--gguf: repair '{recipe.repair}' adds an operator, which llama.cpp has no place for. "
-        "Those that leave a stock checkpoint: --repair refit:3 (nearest to ghost), replaceme, "
-        "magnitude, none, or --repair normed --export stock-layer."
+        "Those that leave a stock checkpoint: --repair refit:3:ridge=auto (nearest to ghost), "
+        "replaceme, magnitude, none, or --repair normed --export stock-layer."
     )
 
 
@@ -152,7 +152,7 @@ def _check(folder: Path, out: Path, *, overwrite: bool) -> None:
     if kind.startswith(PREFIX):
         raise UnsupportedModelError(
             f"'{folder}' carries operators, which llama.cpp has no place for. Prune with a repair "
-            "that folds (--repair refit:3) or with --repair normed --export stock-layer."
+            "that folds (--repair refit:3:ridge=auto) or with --repair normed --export stock-layer."
         )
 
 

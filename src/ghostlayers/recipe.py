@@ -215,7 +215,8 @@ def check_export(export: str, repair: str) -> None:
     if export == "fold" and form != "fold":
         raise RecipeError(
             f"--export fold: repair '{repair}' is a map of the stream and folds into no existing "
-            "weight. Those that fold: refit:3 (nearest to ghost), refit:k, replaceme, magnitude."
+            "weight. Those that fold: refit:3:ridge=auto (nearest to ghost), refit:k, replaceme, "
+            "magnitude."
         )
     if export == "stock-layer" and form != "norm map":
         raise RecipeError(

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 DENSE, CUT = "dense", "cut"
 
+LEAST_SHARE = 0.001
+"""Below it, the running time of a repair is noise."""
+
 _GRID = "Grid"
 Batches = Annotated[
     str,
@@ -92,10 +95,16 @@ def bench(
     )
     name = next(reversed(models))
     show(points)
+    where = machine(opened)
+    screen.say(
+        f"[dim]{where['dtype']}, {where['threads']} threads, {escape(where['processor'])}.[/dim]"
+    )
     share = operator_share(points, DENSE, CUT, name)
     if share is not None:
         screen.say(
-            f"The repair takes {max(0.0, share):.1%} of the time of the layers that it replaced."
+            f"The repair takes {share:.1%} of the time of the layers that it replaced."
+            if share >= LEAST_SHARE
+            else "The repair takes less time than can be measured here."
         )
     if json_file is not None:
         content = {"points": [each.to_dict() for each in points], "operator_share": share}
@@ -203,7 +212,8 @@ def show(points: "Sequence[Point]") -> None:
         screen.table(columns, rows, f"batch {batch}, prompts of {length} tokens")
     screen.say(
         "[dim]Medians ± the spread between quartiles; x: of the first row. Prefill reads the "
-        "prompts, decode writes one token behind each. Peak: memory beyond the weights.[/dim]"
+        "prompts, decode writes one token behind each. Peak: memory beyond the weights "
+        "while prompts are read and a token is written.[/dim]"
     )
 
 

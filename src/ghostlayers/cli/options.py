@@ -240,7 +240,7 @@ GgufOption = Annotated[
         "--gguf",
         metavar="FILE",
         text="Write the result as a GGUF file too, for llama.cpp. Needs a stock checkpoint: "
-        "--repair refit:3, or --repair normed --export stock-layer.",
+        "--repair refit:3:ridge=auto, or --repair normed --export stock-layer.",
         panel=_PANEL_WHAT,
     ),
 ]
@@ -279,8 +279,8 @@ Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     _option(
         "--dtype",
-        text="Type to compute in; the checkpoint keeps the base model's. 'auto' is the base "
-        "model's own, or float32 on a processor that is slow at it. \\[default: auto]",
+        text="Type to compute in; what is written keeps the base model's. 'auto' is the base "
+        "model's own, or float32 where a processor multiplies that slowly. \\[default: auto]",
     ),
 ]
 Device = Annotated[str, _option("--device", text="cpu, cuda, cuda:1, xpu, ... \\[default: auto]")]

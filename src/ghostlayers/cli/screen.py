@@ -23,7 +23,9 @@ from rich.table import Table
 
 from ghostlayers import quantized
 from ghostlayers.checkpoint import Verification, mode_of
+from ghostlayers.errors import GhostlayersError
 from ghostlayers.evaluation import EvaluationResult
+from ghostlayers.files import shown_name
 from ghostlayers.hub import Upload
 from ghostlayers.loading import BaseModel
 from ghostlayers.parallel import World
@@ -31,6 +33,7 @@ from ghostlayers.plan_units import Plan
 from ghostlayers.progress import Advance
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.record import evidence_row
+from ghostlayers.repairs import find_method
 from ghostlayers.scores import ScoreTable, SpanScore
 from ghostlayers.scores.births import GROWTH, MASSIVE
 from ghostlayers.selection import shortlist
@@ -175,11 +178,24 @@ def show_evidence(pruned: PrunedModel) -> None:
     )
     repaired, cut = pruned.evidence.get("repaired"), pruned.evidence["cut"]
     if repaired is not None and repaired.loss_nats >= cut.loss_nats:
+        tokens = max((each.num_tokens for each in pruned.repairs.values()), default=0)
         warn(
             f"the repair makes this cut worse than no repair at all on held-out text "
-            f"({repaired.loss_nats:.3f} against {cut.loss_nats:.3f} nats). Remove other layers, or "
-            "use --repair none."
+            f"({repaired.loss_nats:.3f} against {cut.loss_nats:.3f} nats). It was fitted on "
+            f"{tokens:,} tokens: give it more (--windows){_damped(pruned.recipe.repair)}, or "
+            "remove other layers."
         )
+
+
+def _damped(repair: str) -> str:
+    """Advice to let held-out tokens choose the damping of a repair that can."""
+    if "ridge" in repair:
+        return ""
+    try:
+        find_method(f"{repair}:ridge=auto")
+    except GhostlayersError:
+        return ""
+    return f", let held-out tokens choose its damping (--repair {repair}:ridge=auto)"
 
 
 def _loss_cells(row: Mapping[str, Any]) -> list[str]:
@@ -195,6 +211,7 @@ def show_candidates(scores: ScoreTable) -> None:
     """The shortlist of spans whose loss was measured."""
     listed = set(shortlist(scores))
     show_spans([each for each in scores.spans if each.span in listed], scores, "Shortlist")
+    show_score_notes()
 
 
 def show_spans(spans: Sequence[SpanScore], scores: ScoreTable, title: str) -> None:
@@ -266,14 +283,17 @@ def show_evaluation(results: Sequence[EvaluationResult]) -> None:
     rows = []
     for result in results:
         row = [
-            escape(result.corpus),
+            escape(shown_name(result.corpus)),
             f"{result.sums.num_tokens:,}",
             f"{result.sums.loss_nats:.4f}",
             f"{result.perplexity:.2f}",
         ]
-        if compared:
-            row += [f"{result.sums.kl_nats:.4f}", f"{result.sums.agreement:.1%}"]
-        rows.append(row)
+        if result.dense is None:
+            rows.append(row)
+            continue
+        rows.append([*row, f"{result.sums.kl_nats:.4f}", f"{result.sums.agreement:.1%}"])
+        dense = [f"{result.dense.loss_nats:.4f}", f"{result.dense_perplexity:.2f}"]
+        rows.append(["  the dense model", "", *dense, "", ""])
     table(columns, rows)
     for result in results:
         say(f"[dim]{escape(result.corpus)}: {escape(protocol(result))}[/dim]")
@@ -304,7 +324,8 @@ def show_score_notes() -> None:
         "angular: angle over pi, at the last token of each window only; low is similar.\n"
         "residual: what a linear map across the span leaves of each token, on held-out tokens; low "
         "is replaceable.\n"
-        "repaired loss: nats a token after the repair, on held-out windows, for the best spans by "
+        "repaired loss: nats a token after a quick repair (from a sample of tokens; Ghost's where "
+        "the one asked for reads more than the stream), on held-out windows, for the best spans by "
         "either; ~ on fewer tokens, given up because others lose clearly less.\n"
         f"massive birth: a token's norm rises above {MASSIVE:g} times the median norm inside the "
         f"span, by a factor of {GROWTH:g} or more relative to it.[/dim]"
@@ -330,10 +351,8 @@ def show_upload(upload: Upload) -> None:
         say(f"Not part of the model, and not sent: {escape(', '.join(upload.left))}")
     total = sum(upload.files.values()) / 1e6
     if upload.url is None:
-        say(
-            f"{total:,.2f} MB would go to {escape(upload.repo)}; nothing was sent. Its card begins:"
-        )
-        say(escape("\n".join(upload.card.splitlines()[:40])))
+        say(f"{total:,.2f} MB would go to {escape(upload.repo)}; nothing was sent. Its card:")
+        say(escape(upload.card))
         return
     say(f"{total:,.2f} MB sent: {escape(upload.url)}")
 
@@ -370,7 +389,7 @@ ENGINES = {
     "llama.cpp, ...), with no flag.",
     "custom": "A custom checkpoint: transformers and vLLM run it, with trust_remote_code or with "
     "ghostlayers installed (in transformers, imported). For llama.cpp and others choose --repair "
-    "refit:3.",
+    "refit:3:ridge=auto.",
 }
 """Who loads a checkpoint of either kind."""
 

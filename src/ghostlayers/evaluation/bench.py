@@ -1,5 +1,6 @@
 """How fast models read and write over a grid of batches and lengths, and what memory they take."""
 
+import contextlib
 import statistics
 import threading
 import time
@@ -7,12 +8,14 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
+from ghostlayers.allocator import return_freed_memory
 from ghostlayers.evaluation.speed import synchronise
 from ghostlayers.progress import Progress, Silent
 
@@ -54,7 +57,7 @@ class Point:
         prefill: reading the prompts, cache and logits of the last position included.
         decode: writing one token to every sequence, behind that prompt.
         cache_bytes: of keys and values (or other state) behind the prompt.
-        peak_bytes: beyond the weights while prompts are read and tokens written.
+        peak_bytes: beyond the weights while prompts are read and a token is written.
     """
 
     model: str
@@ -112,21 +115,26 @@ def measure_grid(
     places = [(batch, length) for batch in batches for length in lengths]
     points = []
     rounds = warmup + repeats
-    with (progress or Silent()).stage("Timing", len(places) * rounds * len(models)) as advance:
+    steps = len(places) * (rounds + 1) * len(models)
+    with (progress or Silent()).stage("Timing", steps) as advance:
         for batch, length in places:
             reads: dict[str, list[float]] = {name: [] for name in models}
             writes: dict[str, list[float]] = {name: [] for name in models}
             caches, peaks = dict.fromkeys(models, 0), dict.fromkeys(models, 0)
             for turn in range(rounds):
                 for name, model in models.items():
-                    with _peak_memory(model) as peak:
-                        read, written, cache = _run(model, batch, length, new_tokens)
-                    peaks[name] = max(peaks[name], peak())
-                    caches[name] = cache
+                    read, written, caches[name] = _run(model, batch, length, new_tokens)
                     if turn >= warmup:
                         reads[name].append(read)
                         writes[name].extend(written)
                     advance(1)
+            # By itself: what was freed is handed back first, and fetching it anew takes time.
+            for name, model in models.items():
+                return_freed_memory()
+                with _peak_memory(model) as peak:
+                    _run(model, batch, length, min(new_tokens, 1))
+                peaks[name] = peak()
+                advance(1)
             points += [
                 Point(
                     name, batch, length, Timing.of(reads[name]), Timing.of(writes[name]),
@@ -210,13 +218,13 @@ def _peak_memory(model: Any) -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def _peak_of_process() -> Iterator[Callable[[], int]]:
-    process, over = psutil.Process(), threading.Event()
-    before = peak = process.memory_info().rss
+    over = threading.Event()
+    before = peak = _own_memory()
 
     def watch() -> None:
         nonlocal peak
         while not over.wait(1 / SAMPLES_A_SECOND):
-            peak = max(peak, process.memory_info().rss)
+            peak = max(peak, _own_memory())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -225,6 +233,15 @@ def _peak_of_process() -> Iterator[Callable[[], int]]:
     finally:
         over.set()
         watcher.join()
+
+
+def _own_memory() -> int:
+    """Resident bytes of the process, without mapped files (weights) where the system tells."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        found = next(line for line in lines if line.startswith("RssAnon:"))
+        return int(found.split()[1]) * 1024
+    return int(psutil.Process().memory_info().rss)
 
 
 def operator_share(points: Sequence[Point], dense: str, cut: str, repaired: str) -> float | None:

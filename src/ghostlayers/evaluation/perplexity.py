@@ -32,6 +32,7 @@ class EvaluationResult:
         bos: whether each window starts with a beginning-of-sequence token.
         calibration_overlap: documents that also served as calibration; None if not known.
         compared: whether a dense model was compared with.
+        dense: that model's own losses on the same predictions; None without one.
     """
 
     corpus: str
@@ -43,11 +44,17 @@ class EvaluationResult:
     compared: bool
     complete: bool = True
     calibration_overlap: int | None = None
+    dense: LossSums | None = None
 
     @property
     def perplexity(self) -> float:
         """The exponential of the mean loss; infinite where that overflows."""
-        return math.exp(self.sums.loss_nats) if self.sums.loss_nats < 700 else math.inf
+        return _perplexity(self.sums)
+
+    @property
+    def dense_perplexity(self) -> float | None:
+        """That of the dense model, if there is one."""
+        return None if self.dense is None else _perplexity(self.dense)
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values, with the keys that the command line writes."""
@@ -65,7 +72,14 @@ class EvaluationResult:
         if self.compared:
             result["kl_nats"] = self.sums.kl_nats
             result["greedy_agreement"] = self.sums.agreement
+        if self.dense is not None:
+            result["dense_loss_nats"] = self.dense.loss_nats
+            result["dense_perplexity"] = self.dense_perplexity
         return result
+
+
+def _perplexity(sums: LossSums) -> float:
+    return math.exp(sums.loss_nats) if sums.loss_nats < 700 else math.inf
 
 
 def evaluate_windows(
@@ -102,13 +116,14 @@ def evaluate_windows(
             f"the models' vocabularies differ ({_vocabulary(model)} and {_vocabulary(against)} "
             "tokens): compare with the model that this one was made from."
         )
-    sums = LossSums()
+    sums = dense = LossSums()
     with (progress or Silent()).stage(f"Evaluating on {corpus}", len(windows)) as advance:
         for index, ids in enumerate(windows.input_ids.split(batch)):
             if world().takes(index):
-                sums = sums + _evaluate_batch(model, against, ids)
+                own, others = _evaluate_batch(model, against, ids)
+                sums, dense = sums + own, dense + others
             advance(len(ids))
-    sums = _over_all_processes(sums)
+    sums, dense = _over_all_processes(sums), _over_all_processes(dense)
     shared = None if calibration is None else len(set(calibration) & set(windows.documents))
     return EvaluationResult(
         corpus=corpus,
@@ -120,6 +135,7 @@ def evaluate_windows(
         compared=against is not None,
         complete=complete,
         calibration_overlap=shared,
+        dense=None if against is None else dense,
     )
 
 
@@ -130,10 +146,14 @@ def _over_all_processes(sums: LossSums) -> LossSums:
     return LossSums(int(num_tokens), loss, kl, int(agreements))
 
 
-def _evaluate_batch(model: Any, against: Any | None, ids: Tensor) -> LossSums:
+def _evaluate_batch(model: Any, against: Any | None, ids: Tensor) -> tuple[LossSums, LossSums]:
+    """Of the model, and of the one that it is compared with."""
     logits = _predictions(model, ids)
-    reference = None if against is None else _predictions(against, ids).to(logits.device)
-    return sum_losses(logits, ids[:, 1:].flatten().to(logits.device), reference)
+    targets = ids[:, 1:].flatten().to(logits.device)
+    if against is None:
+        return sum_losses(logits, targets), LossSums()
+    reference = _predictions(against, ids).to(logits.device)
+    return sum_losses(logits, targets, reference), sum_losses(reference, targets)
 
 
 @torch.no_grad()

@@ -125,9 +125,16 @@ def loss_table(record: Mapping[str, Any]) -> str:
     note = (
         f"On {text['windows']} windows of {text['sequence_length']} tokens of "
         f"`{shown_name(text['corpus'])}` "
-        f"that nothing was fitted on ({text['bos']})."
+        f"that nothing was fitted on ({text['bos']}){_decided(record)}."
     )
     return "\n".join([*rows, "", note])
+
+
+def _decided(record: Mapping[str, Any]) -> str:
+    """Whether the layers were chosen on these windows, too."""
+    recipe = record["recipe"]
+    chosen = recipe["remove"] is None and recipe["select"].startswith("recoverable")
+    return "; the choice between the best candidates was made on them" if chosen else ""
 
 
 def _loading(record: Mapping[str, Any]) -> str:
