@@ -1,6 +1,7 @@
 """Timing models over a grid: what is counted, what is shared, what the command shows."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from typer.testing import CliRunner
 import ghostlayers
 from conftest import make_tiny_llama
 from families import build
+from ghostlayers.allocator import return_freed_memory
 from ghostlayers.cli.app import app
 from ghostlayers.evaluation.bench import (
     Point,
     Timing,
+    _peak_of_process,
     cache_bytes,
     measure_grid,
     operator_share,
@@ -58,7 +61,22 @@ def test_what_is_written_is_what_generate_writes() -> None:
     measure_grid({"": model}, batches=[1], lengths=[8], new_tokens=4, repeats=1, warmup=0)
     model.forward = real
     expected = model.generate(ids, max_new_tokens=4, do_sample=False)[0, 8:].tolist()
-    assert seen == expected
+    assert seen == [*expected, expected[0]]  # the last one where memory is measured
+
+
+def test_peaks_are_of_what_is_held_meanwhile() -> None:
+    """Neither what was freed before nor what is freed afterwards."""
+    held = torch.ones(2**24)  # 64 MiB
+    del held
+    return_freed_memory()
+    with _peak_of_process() as peak:
+        held = torch.ones(2**24)
+        time.sleep(0.1)
+        del held
+    assert 60 * 2**20 < peak() < 100 * 2**20
+    with _peak_of_process() as peak:
+        time.sleep(0.05)
+    assert peak() < 2**24
 
 
 def test_a_recurrent_state_counts_as_cache() -> None:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from conftest import make_documents
 from ghostlayers import PRESETS, Recipe, checkpoint, pipeline
 from ghostlayers.checkpoint import Verification
-from ghostlayers.cli import app
+from ghostlayers.cli import app, screen
 from ghostlayers.errors import SpanError
 from ghostlayers.quiet import quiet_imports
 from ghostlayers.repairs import METHODS
@@ -779,3 +779,26 @@ def test_loggers_are_as_they_were_afterwards() -> None:
     with quiet_imports():
         assert logger.level == logging.ERROR
     assert logger.level == before
+
+
+def test_inspect_says_what_else_was_given(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.touch()
+    assert "is a GGUF file, which keeps no record" in call("inspect", file).output.replace(
+        "\n", " "
+    )
+    assert "there is no folder" in call("inspect", tmp_path / "nothing").output
+
+
+@pytest.mark.parametrize(
+    ("repair", "advice"),
+    [
+        ("refit:3", "--repair refit:3:ridge=auto"),
+        ("ghost", "--repair ghost:ridge=auto"),
+        ("refit:3:ridge=auto", ""),
+        ("linearpatch-diag", ""),
+    ],
+)
+def test_what_to_do_about_a_harmful_repair(repair, advice):
+    assert advice in screen._damped(repair)
+    assert bool(advice) == bool(screen._damped(repair))

@@ -56,6 +56,10 @@ def test_any_causal_model_is_evaluated(name: str) -> None:
     assert result.sums.kl_nats > 0
     keys = {"corpus", "num_tokens", "loss_nats", "perplexity", "kl_nats", "greedy_agreement"}
     assert keys <= set(result.to_dict())
+    dense = evaluate_windows(build(name, seed=1), windows, corpus="x", batch_size=2)
+    assert result.dense is not None
+    assert result.dense.loss_nats == dense.sums.loss_nats
+    assert result.to_dict()["dense_perplexity"] == dense.perplexity
 
 
 def test_without_a_dense_model_there_is_no_divergence() -> None:
