@@ -784,9 +784,8 @@ def test_loggers_are_as_they_were_afterwards() -> None:
 def test_inspect_says_what_else_was_given(tmp_path):
     file = tmp_path / "model.gguf"
     file.touch()
-    assert "is a GGUF file, which keeps no record" in call("inspect", file).output.replace(
-        "\n", " "
-    )
+    said = call("inspect", file).output.replace("\n", " ")
+    assert "is a GGUF file, which keeps no record of its making" in said
     assert "there is no folder" in call("inspect", tmp_path / "nothing").output
 
 

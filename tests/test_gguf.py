@@ -257,6 +257,12 @@ def test_from_gguf_to_a_smaller_gguf(
     small = export_gguf(tmp_path / "small", tmp_path / "small.gguf", pre_tokenizer="gpt-2")
     again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=small.name)
     assert again.config.num_hidden_layers == trained_llama.config.num_hidden_layers - 2
+    said = gguf.GGUFReader(small).fields["general.description"].contents()
+    assert (
+        said
+        == "dense.gguf without decoder layers 2-3 of its 8, repaired by refit:1, by Ghostlayers."
+    )
+    assert "general.description" not in gguf.GGUFReader(file).fields
 
 
 def positions(name: str, rope: dict[str, Any] | None = None, **changes: Any) -> Any:

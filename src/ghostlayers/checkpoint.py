@@ -574,7 +574,7 @@ def _no_record(folder: Path) -> str:
         return f"there is no folder '{folder}'."
     if folder.suffix == ".gguf":
         return (
-            f"'{folder}' is a GGUF file, which keeps no record of how it was made. Give the "
+            f"'{folder}' is a GGUF file, which keeps no record of its making. Give the "
             "checkpoint's folder that it was written from."
         )
     return f"'{folder}' holds no {RECORD}: it was not made by Ghostlayers."

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
+from ghostlayers.checkpoint import RECORD, inspect
 from ghostlayers.configs import head_width, kv_heads
 from ghostlayers.errors import (
     ModelError,
@@ -24,7 +25,7 @@ from ghostlayers.errors import (
     VerificationError,
 )
 from ghostlayers.families import PREFIX
-from ghostlayers.files import check_can_write, whole_file
+from ghostlayers.files import check_can_write, shown_name, whole_file
 from ghostlayers.gguf_families import (
     Entry,
     GgufFamily,
@@ -40,6 +41,7 @@ from ghostlayers.loading import DTYPES, LoadedModel, dtype_named, load_model, re
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import find_method
+from ghostlayers.spans import format_layers
 
 TYPES = {
     torch.float32: (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
@@ -170,6 +172,8 @@ def _write(
     model, config = loaded.model, loaded.model.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[row.architecture])
     writer.add_name(loaded.base.title or Path(loaded.base.name).name)
+    if told := _description(folder):
+        writer.add_description(told)
     for name, value in _settings(config, row):
         getattr(writer, f"add_{name}")(value)
     writer.add_file_type(TYPES[dtype][1])
@@ -194,6 +198,19 @@ def _write(
             written[each.name] = hashlib.sha256(data.data).hexdigest()
             advance(1)
     return written
+
+
+def _description(folder: Path) -> str:
+    """What was done to the model, as the file says it; nothing if it was not done here."""
+    if not (folder / RECORD).is_file():
+        return ""
+    record = inspect(folder)
+    base, cut, repair = record["base_model"], record["cut"], record["recipe"]["repair"]
+    name = base["title"] or shown_name(base["name"])
+    depth = len(cut["removed"]) + len(cut["kept"])
+    how = "not repaired" if repair == "none" else f"repaired by {repair}"
+    layers = format_layers(cut["removed"])
+    return f"{name} without decoder layers {layers} of its {depth}, {how}, by Ghostlayers."
 
 
 def _settings(config: Any, row: GgufFamily) -> list[Entry]:
