@@ -258,10 +258,7 @@ def test_from_gguf_to_a_smaller_gguf(
     again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=small.name)
     assert again.config.num_hidden_layers == trained_llama.config.num_hidden_layers - 2
     said = gguf.GGUFReader(small).fields["general.description"].contents()
-    assert (
-        said
-        == "dense.gguf without decoder layers 2-3 of its 8, repaired by refit:1, by Ghostlayers."
-    )
+    assert said == "dense without decoder layers 2-3 of its 8, repaired by refit:1, by Ghostlayers."
     assert "general.description" not in gguf.GGUFReader(file).fields
 
 
