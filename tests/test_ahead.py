@@ -101,8 +101,8 @@ def test_layers_come_from_their_copies(
     copied: list[int] = []
     copy = ahead._copy
 
-    def note(module: nn.Module) -> dict[str, torch.Tensor]:
-        found = {name: each.clone() for name, each in copy(module).items()}
+    def note(module: nn.Module, hook: Any) -> dict[str, torch.Tensor]:
+        found = {name: each.clone() for name, each in copy(module, hook).items()}
         copied.extend(each.data_ptr() for each in found.values())
         return found
 
@@ -149,7 +149,7 @@ def test_another_layer_than_the_expected_one(model: LayerwiseModel, streams: Str
 def test_a_layer_that_finds_no_room_is_brought_in_the_usual_way(
     model: LayerwiseModel, streams: Streams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(module: nn.Module) -> dict[str, torch.Tensor]:
+    def full(module: nn.Module, hook: Any) -> dict[str, torch.Tensor]:
         raise torch.OutOfMemoryError("no room")
 
     expected = one_pass(model)
@@ -165,7 +165,7 @@ def test_a_released_model_holds_nothing(model: LayerwiseModel, streams: Streams)
 
 
 def test_hooks_read_files_again_afterwards(model: LayerwiseModel, streams: Streams) -> None:
-    hooks = [h for m in model.layers.modules() if (h := ahead.offloading_hook(m)) is not None]
+    hooks = [hook for _, hook in ahead.offloaded_modules(model.layers)]
     before = [hook.weights_map for hook in hooks]
     one_pass(model)
     assert all(hook.weights_map is each for hook, each in zip(hooks, before, strict=True))
@@ -174,7 +174,7 @@ def test_hooks_read_files_again_afterwards(model: LayerwiseModel, streams: Strea
 def test_tied_weights_are_left_to_the_hook(model: LayerwiseModel, streams: Streams) -> None:
     module = model.layers[1].get_submodule("mlp.up_proj")
     hook = ahead.offloading_hook(module)
-    assert set(ahead._copy(module)) == {"weight"}
+    assert set(ahead._copy(module, hook)) == {"weight"}
     names, hook.tied_params_names = hook.tied_params_names, {"weight"}
-    assert not ahead._copy(module)
+    assert not ahead._copy(module, hook)
     hook.tied_params_names = names

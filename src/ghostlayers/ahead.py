@@ -42,9 +42,8 @@ class Ahead:
     def in_place_of_files(self, layer: nn.Module) -> Iterator[None]:
         """Hand what was fetched to the hooks of a layer; they read the rest themselves."""
         copies, kept = self._take(), []
-        for module in layer.modules():
-            hook = offloading_hook(module)
-            if hook is not None and module in copies:
+        for module, hook in offloaded_modules(layer):
+            if module in copies:
                 kept.append((hook, hook.weights_map))
                 hook.weights_map = ChainMap(copies[module], hook.weights_map)
         try:
@@ -74,8 +73,7 @@ class Ahead:
 
     def _stream_for(self, layer: nn.Module) -> Any:
         """The stream that copies to where a layer computes; None if nothing is copied."""
-        hooks = (offloading_hook(module) for module in layer.modules())
-        places = {torch.device(hook.execution_device) for hook in hooks if hook is not None}
+        places = {torch.device(hook.execution_device) for _, hook in offloaded_modules(layer)}
         if len(places) != 1 or not (found := streams_of(device := places.pop())):
             return None
         if device not in self._streams:
@@ -89,7 +87,7 @@ class Ahead:
         # A layer that finds no room now is brought in the usual way, when the present one is gone;
         # whatever else is wrong is reported there.
         with contextlib.suppress(Exception), streams_of(stream.device).stream(stream):
-            copies = {module: _copy(module) for module in layer.modules()}
+            copies = {module: _copy(module, hook) for module, hook in offloaded_modules(layer)}
             stream.synchronize()
             self._copies = copies
 
@@ -102,14 +100,11 @@ def streams_of(device: torch.device) -> Any:
     return module if hasattr(module, "Stream") and hasattr(module, "stream") else None
 
 
-def _copy(module: nn.Module) -> dict[str, Tensor]:
+def _copy(module: nn.Module, hook: Any) -> dict[str, Tensor]:
     """A module's own offloaded weights, where it computes.
 
     Tied ones are left to the hook, which knows them by where they lie in the processor's memory.
     """
-    hook = offloading_hook(module)
-    if hook is None:
-        return {}
     tied = hook.tied_params_map or {}
     copies = {}
     for name, _ in module.named_parameters(recurse=False):
@@ -126,6 +121,14 @@ def offloading_hook(module: nn.Module) -> Any:
     return hook if offloads and any(True for _ in module.parameters(recurse=False)) else None
 
 
+def offloaded_modules(layer: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
+    """The modules of a layer whose own weights lie elsewhere, with their hooks."""
+    for module in layer.modules():
+        hook = offloading_hook(module)
+        if hook is not None:
+            yield module, hook
+
+
 @dataclass(frozen=True)
 class _Place:
     """A stretch of a file."""
@@ -138,10 +141,7 @@ class _Place:
 def stretches(layer: nn.Module) -> list[_Place]:
     """Where on disk a layer's weights lie; nothing if they lie in memory."""
     places = []
-    for module in layer.modules():
-        hook = offloading_hook(module)
-        if hook is None:
-            continue
+    for module, hook in offloaded_modules(layer):
         dataset = getattr(hook.weights_map, "dataset", None)
         prefix = getattr(hook.weights_map, "prefix", "")
         for name, _ in module.named_parameters(recurse=False):

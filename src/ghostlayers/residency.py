@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghostlayers.ahead import Ahead, offloading_hook, stretches
+from ghostlayers.ahead import Ahead, offloaded_modules, offloading_hook, stretches
 from ghostlayers.allocator import return_freed_memory
 
 
@@ -49,7 +49,7 @@ class Residency:
         self._held: int | None = None
         self._hooks: list[tuple[nn.Module, Any]] = []
         self._ahead = Ahead()
-        self.offloaded = any(offloading_hook(m) is not None for x in layers for m in x.modules())
+        self.offloaded = any(map(is_offloaded, layers))
         self.on_disk = self.offloaded and any(stretches(layer) for layer in layers)
         self.memory = Memory()
 
@@ -65,12 +65,10 @@ class Residency:
         self._let_go()
         layer = self._layers[index]
         with self._ahead.in_place_of_files(layer):
-            for module in layer.modules():
-                hook = offloading_hook(module)
-                if hook is not None:
-                    hook.pre_forward(module)
-                    hook.offload = False  # its calls find the weights in place
-                    self._hooks.append((module, hook))
+            for module, hook in offloaded_modules(layer):
+                hook.pre_forward(module)
+                hook.offload = False  # its calls find the weights in place
+                self._hooks.append((module, hook))
         self._held = index
         if index + 1 < len(self._layers):
             self._ahead.fetch(self._layers[index + 1])
@@ -104,7 +102,7 @@ def residency_of(model: Any, layers: Sequence[nn.Module]) -> Residency:
 
 def is_offloaded(model: nn.Module) -> bool:
     """Whether any weights of a model are elsewhere while they are not used."""
-    return any(offloading_hook(module) is not None for module in model.modules())
+    return any(True for _ in offloaded_modules(model))
 
 
 def execution_device(module: nn.Module) -> torch.device:
@@ -172,8 +170,7 @@ def shared_maps(model: nn.Module) -> list[Any]:
 
 def offloaded_sets(model: nn.Module) -> list[Any]:
     """What holds the offloaded weights of a model, each once."""
-    hooks = (offloading_hook(module) for module in model.modules())
-    maps = [hook.weights_map for hook in hooks if hook is not None]
+    maps = [hook.weights_map for _, hook in offloaded_modules(model)]
     return list({id(d): d for each in maps if (d := getattr(each, "dataset", each))}.values())
 
 
