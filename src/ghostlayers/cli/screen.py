@@ -277,7 +277,7 @@ def show_block_influence(scores: ScoreTable) -> None:
 
 def show_evaluation(results: Sequence[EvaluationResult]) -> None:
     """Perplexity by corpus, with the protocol that it was measured under."""
-    compared = any(result.compared for result in results)
+    compared = any(result.dense is not None for result in results)
     columns = ["corpus", "tokens", "loss", "perplexity"]
     columns += ["KL to dense", "agreement"] if compared else []
     rows = []
@@ -292,7 +292,7 @@ def show_evaluation(results: Sequence[EvaluationResult]) -> None:
             rows.append(row)
             continue
         rows.append([*row, f"{result.sums.kl_nats:.4f}", f"{result.sums.agreement:.1%}"])
-        dense = [f"{result.dense.loss_nats:.4f}", f"{result.dense_perplexity:.2f}"]
+        dense = [f"{result.dense.loss_nats:.4f}", f"{result.dense.perplexity:.2f}"]
         rows.append(["  the dense model", "", *dense, "", ""])
     table(columns, rows)
     for result in results:

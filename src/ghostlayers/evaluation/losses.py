@@ -1,5 +1,6 @@
 """Cross-entropy, divergence and agreement from logits: pure functions."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,11 @@ class LossSums:
     def loss_nats(self) -> float:
         """Mean cross-entropy a token."""
         return self.loss / max(self.num_tokens, 1)
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the mean loss; infinite where that overflows."""
+        return math.exp(self.loss_nats) if self.loss_nats < 700 else math.inf
 
     @property
     def kl_nats(self) -> float:

@@ -1,6 +1,5 @@
 """Perplexity of any causal language model, and its divergence from a dense one."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,8 +30,8 @@ class EvaluationResult:
         sequence_length: tokens a window.
         bos: whether each window starts with a beginning-of-sequence token.
         calibration_overlap: documents that also served as calibration; None if not known.
-        compared: whether a dense model was compared with.
-        dense: that model's own losses on the same predictions; None without one.
+        dense: losses of the model that it was compared with, on the same predictions; None
+            without one.
     """
 
     corpus: str
@@ -41,7 +40,6 @@ class EvaluationResult:
     available_windows: int
     sequence_length: int
     bos: bool
-    compared: bool
     complete: bool = True
     calibration_overlap: int | None = None
     dense: LossSums | None = None
@@ -49,12 +47,7 @@ class EvaluationResult:
     @property
     def perplexity(self) -> float:
         """The exponential of the mean loss; infinite where that overflows."""
-        return _perplexity(self.sums)
-
-    @property
-    def dense_perplexity(self) -> float | None:
-        """That of the dense model, if there is one."""
-        return None if self.dense is None else _perplexity(self.dense)
+        return self.sums.perplexity
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain values, with the keys that the command line writes."""
@@ -69,17 +62,12 @@ class EvaluationResult:
             "bos": self.bos,
             "calibration_overlap": self.calibration_overlap,
         }
-        if self.compared:
+        if self.dense is not None:
             result["kl_nats"] = self.sums.kl_nats
             result["greedy_agreement"] = self.sums.agreement
-        if self.dense is not None:
             result["dense_loss_nats"] = self.dense.loss_nats
-            result["dense_perplexity"] = self.dense_perplexity
+            result["dense_perplexity"] = self.dense.perplexity
         return result
-
-
-def _perplexity(sums: LossSums) -> float:
-    return math.exp(sums.loss_nats) if sums.loss_nats < 700 else math.inf
 
 
 def evaluate_windows(
@@ -132,7 +120,6 @@ def evaluate_windows(
         available_windows=windows.available,
         sequence_length=windows.sequence_length,
         bos=windows.bos,
-        compared=against is not None,
         complete=complete,
         calibration_overlap=shared,
         dense=None if against is None else dense,
