@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 
-from ghostlayers.checkpoint import RECORD, inspect
+from ghostlayers.checkpoint import inspect
 from ghostlayers.configs import head_width, kv_heads
 from ghostlayers.errors import (
     ModelError,
@@ -25,7 +25,7 @@ from ghostlayers.errors import (
     VerificationError,
 )
 from ghostlayers.families import PREFIX
-from ghostlayers.files import check_can_write, shown_name, whole_file
+from ghostlayers.files import check_can_write, whole_file
 from ghostlayers.gguf_families import (
     Entry,
     GgufFamily,
@@ -40,6 +40,7 @@ from ghostlayers.gguf_tokenizer import add_tokenizer, read_tokenizer, splitting_
 from ghostlayers.loading import DTYPES, LoadedModel, dtype_named, load_model, read_config
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.record import base_title
 from ghostlayers.repairs import find_method
 from ghostlayers.spans import format_layers
 
@@ -202,14 +203,15 @@ def _write(
 
 def _description(folder: Path) -> str:
     """What was done to the model, as the file says it; nothing if it was not done here."""
-    if not (folder / RECORD).is_file():
+    try:
+        record = inspect(folder)
+    except ModelError:
         return ""
-    record = inspect(folder)
-    base, cut, repair = record["base_model"], record["cut"], record["recipe"]["repair"]
-    name = base["title"] or shown_name(base["name"])
+    cut, repair = record["cut"], record["recipe"]["repair"]
     depth = len(cut["removed"]) + len(cut["kept"])
     how = "not repaired" if repair == "none" else f"repaired by {repair}"
     layers = format_layers(cut["removed"])
+    name = base_title(record["base_model"])
     return f"{name} without decoder layers {layers} of its {depth}, {how}, by Ghostlayers."
 
 

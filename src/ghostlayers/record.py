@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ghostlayers.evaluation.losses import LossSums
+from ghostlayers.files import shown_name
 from ghostlayers.loading import BaseModel
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
@@ -68,6 +69,11 @@ def repair_row(span: Span, repair: Repair) -> dict[str, Any]:
         "condition_number": repair.condition_number,
         "ridge": repair.ridge,
     }
+
+
+def base_title(base: Mapping[str, Any]) -> str:
+    """What to call the base model of a record: its title, or its name without where it lay."""
+    return str(base["title"] or shown_name(base["name"]))
 
 
 def _text(corpus: str, windows: Windows) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 from rich.markup import escape
@@ -360,7 +360,7 @@ def export(
     ],
     pre_tokenizer: o.PreTokenizer = None,
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
+        o.TypeName,
         o._option(
             "--dtype",
             text="Type of the file's matrices. 'auto' is the checkpoint's. \\[default: auto]",

@@ -108,12 +108,12 @@ def bench(
         )
     if json_file is not None:
         content = {"points": [each.to_dict() for each in points], "operator_share": share}
-        told = {"model": model, "against": against, **machine(opened), **content}
+        told = {"model": model, "against": against, **where, **content}
         write_whole(json_file, json.dumps(told, indent=2) + "\n")
     if png is not None:
         from ghostlayers.report.speed_plot import draw_speed
 
-        draw_speed(points, png, title=f"{Path(model).name} on {machine(opened)['processor']}")
+        draw_speed(points, png, title=f"{Path(model).name} on {where['processor']}")
         screen.say(f"Drawn: {escape(str(png))}")
 
 

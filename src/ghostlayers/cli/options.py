@@ -275,8 +275,9 @@ ExportOption = Annotated[
         panel=_PANEL_FIT,
     ),
 ]
+TypeName = Literal["auto", "float32", "bfloat16", "float16"]
 Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
+    TypeName,
     _option(
         "--dtype",
         text="Type to compute in; what is written keeps the base model's. 'auto' is the base "

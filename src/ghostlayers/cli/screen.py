@@ -189,8 +189,6 @@ def show_evidence(pruned: PrunedModel) -> None:
 
 def _damped(repair: str) -> str:
     """Advice to let held-out tokens choose the damping of a repair that can."""
-    if "ridge" in repair:
-        return ""
     try:
         find_method(f"{repair}:ridge=auto")
     except GhostlayersError:

@@ -1,6 +1,5 @@
 """How fast models read and write over a grid of batches and lengths, and what memory they take."""
 
-import contextlib
 import statistics
 import threading
 import time
@@ -8,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -132,7 +130,7 @@ def measure_grid(
             for name, model in models.items():
                 return_freed_memory()
                 with _peak_memory(model) as peak:
-                    _run(model, batch, length, min(new_tokens, 1))
+                    _run(model, batch, length, new_tokens=1)
                 peaks[name] = peak()
                 advance(1)
             points += [
@@ -237,11 +235,8 @@ def _peak_of_process() -> Iterator[Callable[[], int]]:
 
 def _own_memory() -> int:
     """Resident bytes of the process, without mapped files (weights) where the system tells."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        found = next(line for line in lines if line.startswith("RssAnon:"))
-        return int(found.split()[1]) * 1024
-    return int(psutil.Process().memory_info().rss)
+    held = psutil.Process().memory_info()
+    return int(held.rss - getattr(held, "shared", 0))
 
 
 def operator_share(points: Sequence[Point], dense: str, cut: str, repaired: str) -> float | None:

@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ghostlayers.files import shown_name
+from ghostlayers.record import base_title
 from ghostlayers.spans import format_layers
 
 _TEMPLATE = """---
@@ -47,7 +48,7 @@ def render_card(record: Mapping[str, Any]) -> str:
     base = record["base_model"]
     cut = record["cut"]
     licence = base["licence"]
-    title = f"{_plain_name(base)}, {len(cut['removed'])} layers removed"
+    title = f"{base_title(base)}, {len(cut['removed'])} layers removed"
     data = ModelCardData(
         model_name=title,
         eval_results=_metrics(record) or None,
@@ -178,16 +179,12 @@ def _fits(record: Mapping[str, Any]) -> str:
 
 
 def _base_name(base: Mapping[str, Any]) -> str:
-    packed, name = base.get("quantized"), _plain_name(base)
+    packed, name = base.get("quantized"), base_title(base)
     return f"{name} (its weights expanded from {packed})" if packed else name
 
 
-def _plain_name(base: Mapping[str, Any]) -> str:
-    return str(base["title"] or shown_name(base["name"]))
-
-
 def _licence(base: Mapping[str, Any]) -> str:
-    name = _plain_name(base)
+    name = base_title(base)
     if base["licence"]:
         return f"That of the base model, {name}: {base['licence']}."
     return f"The base model, {name}, states none in its folder: its terms apply to this one too."
