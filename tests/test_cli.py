@@ -21,6 +21,7 @@ from ghostlayers import PRESETS, Recipe, checkpoint, pipeline
 from ghostlayers.checkpoint import Verification
 from ghostlayers.cli import app, screen
 from ghostlayers.errors import SpanError
+from ghostlayers.plan_units import Plan
 from ghostlayers.quiet import quiet_imports
 from ghostlayers.repairs import METHODS
 from ghostlayers.selection import SELECTIONS, TIE_ERRORS
@@ -787,6 +788,15 @@ def test_inspect_says_what_else_was_given(tmp_path):
     said = call("inspect", file).output.replace("\n", " ")
     assert "is a GGUF file, which keeps no record of its making" in said
     assert "there is no folder" in call("inspect", tmp_path / "nothing").output
+
+
+def test_a_later_command_of_a_process_starts_its_own_clock(monkeypatch, capsys):
+    monkeypatch.setattr(screen, "_began", 0.0)
+    screen.show_plan(Plan([]))
+    assert "Beside the 0 s" not in capsys.readouterr().out
+    screen.begin_anew()
+    screen.show_plan(Plan([]))
+    assert "Beside the 0 s" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

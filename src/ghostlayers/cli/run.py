@@ -41,10 +41,14 @@ def make_run(commands: Commands) -> Callable[..., None]:
         debug: o.Debug = False,
     ) -> None:
         """Run a command whose options stand in a YAML file."""
+        from ghostlayers.cli import screen
+
         changes = {**read_changes(changed or []), "model": model, "output": output}
         changes["debug"] = debug or None
         runs = read_recipe(recipe, commands, {k: v for k, v in changes.items() if v is not None})
         for each in runs:
+            if each is not runs[0]:
+                screen.begin_anew()
             announce(each, len(runs))
             commands[each.command](**each.arguments)
         summarise(runs)

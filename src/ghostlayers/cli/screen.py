@@ -122,8 +122,17 @@ def show_plan(plan: Plan) -> None:
     ]
     total = _plan_cells("in all", plan.seconds, plan.flops, plan.memory, plan.disk)
     table(("what this run will take here", "time", "TFLOP", "memory", "disk"), [*rows, total])
-    passed = time.time() - psutil.Process().create_time()
+    passed = time.time() - _began
     say(f"Beside the {duration(passed)} that starting, opening the model and this look at it took.")
+
+
+_began = psutil.Process().create_time()
+
+
+def begin_anew() -> None:
+    """One more command starts in the same process."""
+    global _began
+    _began = time.time()
 
 
 def _plan_cells(name: str, seconds: float, flops: float, memory: int, disk: int) -> list[str]:
