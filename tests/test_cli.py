@@ -24,7 +24,7 @@ from ghostlayers.errors import SpanError
 from ghostlayers.plan_units import Plan
 from ghostlayers.quiet import quiet_imports
 from ghostlayers.repairs import METHODS
-from ghostlayers.selection import SELECTIONS, TIE_ERRORS
+from ghostlayers.selection import SELECTIONS
 from ghostlayers.spans import format_layers
 from ghostlayers.text import document_hash
 
@@ -141,23 +141,29 @@ def test_every_command_has_help(command, sentence):
 @pytest.mark.parametrize(
     ("option", "values"),
     [
-        ("--select", "[default: recoverable; paper: streamline]"),
-        ("--repair", "[default: ghost]"),
-        ("--cosine-axis", "[default: hidden; paper: tokens]"),
-        ("--edges", "[default: allow; paper: protect]"),
-        ("--inputs", "[default: repaired; paper: original]"),
+        ("--select", "[default: recoverable; ghosted: streamline]"),
+        ("--repair", "[default: ghost; ghosted: ghost:per=layer]"),
+        ("--cosine-axis", "[default: hidden; ghosted: tokens]"),
+        (
+            "--keep-layers",
+            "[default: what the selection's paper protects; ghosted: first:1,last:1]",
+        ),
+        ("--refit", "[default: all]"),
+        ("--sampling", "[default: grid; ghosted: single-document]"),
+        ("--race-windows", "[default: four times --held-out-windows]"),
+        ("--inputs", "[default: repaired; ghosted: original]"),
         ("--export", "[default: auto]"),
         ("--save", "[default: checkpoint]"),
-        ("--token-weight", "[default: auto; paper: uniform]"),
-        ("--ridge", "[default: 1e-06; paper: 0.0]"),
-        ("--absolute-ridge", "[default: 0.0; paper: 1e-06]"),
+        ("--token-weight", "[default: auto; ghosted: uniform]"),
+        ("--ridge", "[default: 1e-06; ghosted: 0.0]"),
+        ("--absolute-ridge", "[default: 0.0; ghosted: 1e-06]"),
         ("--windows", "[default: 128]"),
         ("--fit-windows", "[default: 32]"),
         ("--search-windows", "[default: 8]"),
         ("--iterative", "[default: off]"),
         ("--held-out-windows", "[default: one for every sixteen windows, at least 4]"),
         ("--sequence-length", "[default: 2048]"),
-        ("--bos", "[default: auto]"),
+        ("--bos", "[default: auto; ghosted: never]"),
         ("--seed", "[default: 0]"),
         ("--separator", "[default: a blank line]"),
         ("--text-column", "[default: text, else the only column of strings]"),
@@ -166,7 +172,7 @@ def test_every_command_has_help(command, sentence):
         ("--batch-size", "[default: about 1,024 tokens; 8,192 on an accelerator]"),
         ("--trust-remote-code", "[default: off]"),
         ("--overwrite", "[default: off]"),
-        ("--data", "--preset paper takes c4"),
+        ("--data", "unless a preset names one"),
     ],
 )
 def test_help_of_prune_names_defaults_and_the_papers_choices(option, values):
@@ -179,10 +185,10 @@ def test_help_of_prune_names_defaults_and_the_papers_choices(option, values):
         ("eval", "--sequence-length", "[default: 2048]"),
         ("eval", "--max-windows", "the first so many windows of each corpus. [default: all]"),
         ("eval", "--separator", "[default: a blank line]"),
-        ("eval", "--bos", "[default: auto]"),
+        ("eval", "--bos", "[default: auto; ghosted: never]"),
         ("eval", "--tasks", "pip install 'ghostlayers[tasks]'"),
         ("eval", "--limit", "the first so many documents of each task. [default: all]"),
-        ("score", "--cosine-axis", "[default: hidden; paper: tokens]"),
+        ("score", "--cosine-axis", "[default: hidden; ghosted: tokens]"),
         ("score", "--windows", "[default: 128]"),
         ("demo", "--overwrite", "[default: off]"),
     ],
@@ -197,7 +203,8 @@ def test_help_of_other_commands_names_defaults(command, option, values):
         ("--select", SELECTIONS),
         ("--repair", METHODS),
         ("--cosine-axis", ("hidden", "tokens")),
-        ("--edges", ("allow", "protect")),
+        ("--refit", ("all", "none")),
+        ("--sampling", ("grid", "random", "single-document")),
         ("--inputs", ("repaired", "original")),
         ("--token-weight", ("auto", "uniform", "balanced", "relative")),
         ("--bos", ("auto", "always", "never")),
@@ -232,7 +239,7 @@ SOME = ("eval", "-d", "other.txt", *LENGTH)
     [
         ((*ONE, "--repair", "ghst"), "unknown repair 'ghst'. Did you mean 'ghost'?"),
         ((*ONE, "--select", "best"), "unknown selection 'best'. Known: angular, lorp, "),
-        ((*ONE, "--preset", "pager"), "'pager' is not one of"),
+        ((*ONE, "--preset", "pager"), "unknown preset 'pager'. Did you mean 'paper'?"),
         ((*ONE, "--dtype", "int4"), "'int4' is not one of"),
         ((*ONE, "--batch-size", "-1"), "'--batch-size'"),
         ((*ONE, "--windows", "0"), "'windows' must be at least 1, got 0."),
@@ -305,7 +312,7 @@ def error_of(*arguments):
         ),
         (
             ("-n", "1", "-d", "calibraton.jsonl"),
-            "no corpus and no file is called 'calibraton.jsonl'. Known: c4, ptb, wikitext2. "
+            "no corpus and no file is called 'calibraton.jsonl'. Known: c4, pg19, ptb, sec, slimpajama, wikitext2. "
             "Or give a .txt, .jsonl or .parquet file.",
         ),
     ],
@@ -448,10 +455,9 @@ def test_prune_says_what_it_removed_and_what_it_costs(pruned, record):
     assert "reloaded in a fresh process, logits equal bit for bit" in text
 
 
-def test_prune_removes_the_span_of_the_lowest_loss_or_of_the_lowest_residual_in_a_tie(record):
+def test_prune_removes_the_span_of_the_lowest_loss(record):
     measured = [each for each in record["scores"]["spans"] if each["loss_nats"] is not None]
-    tied = [e for e in measured if e["behind_nats"] <= TIE_ERRORS * e["behind_error"]]
-    best = min(tied, key=lambda each: each["residual"])
+    best = min(measured, key=lambda each: each["loss_nats"])
     assert record["cut"]["spans"] == [[best["start"], best["stop"]]]
     assert record["recipe"]["layers"] == 2
 
@@ -649,12 +655,13 @@ def test_without_options_the_recipe_is_the_default(recipe_of):
 
 
 def test_the_preset_makes_the_papers_choices(recipe_of):
-    assert recipe_of("-n", "2", "--preset", "paper") == Recipe(layers=2, **PRESETS["paper"])
+    made = recipe_of("-n", "2", "--preset", "paper")
+    assert made == Recipe(layers=2, preset="ghosted", **PRESETS["ghosted"].choices)
 
 
 def test_explicit_choices_win_over_the_preset(recipe_of):
-    recipe = recipe_of("-n", "2", "--preset", "paper", "-d", "mine.txt", "--edges", "allow")
-    assert (recipe.data, recipe.edges, recipe.select) == ("mine.txt", "allow", "streamline")
+    recipe = recipe_of("-n", "2", "--preset", "paper", "-d", "mine.txt", "--ridge", "0.5")
+    assert (recipe.data, recipe.ridge, recipe.select) == ("mine.txt", 0.5, "streamline")
 
 
 def test_every_option_reaches_the_recipe(recipe_of):
@@ -672,7 +679,9 @@ def test_every_option_reaches_the_recipe(recipe_of):
         "bos": "never",
         "seed": 5,
         "cosine_axis": "tokens",
-        "edges": "protect",
+        "keep_layers": "first:1,last:2",
+        "sampling": "random",
+        "race_windows": 12,
         "inputs": "original",
         "token_weight": "uniform",
         "ridge": 0.5,
@@ -681,7 +690,8 @@ def test_every_option_reaches_the_recipe(recipe_of):
     }
     options = [each for k, v in choices.items() for each in (f"--{k.replace('_', '-')}", v)]
     recipe = recipe_of(*options, "--separator", "a\\nb\\tc")
-    more = {"layers": None, "iterative": False, "separator": "a\nb\tc"}
+    more = {"layers": None, "iterative": False, "refit": "all", "preset": None}
+    more["separator"] = "a\nb\tc"
     assert recipe.to_dict() == {**choices, **more}
 
 

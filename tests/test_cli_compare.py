@@ -84,8 +84,16 @@ def test_compare_goes_on_in_its_own_folder_and_refuses_anothers(tiny_folder: Any
         (("--published", "absent.yaml"), 2, "cannot read 'absent.yaml'"),
         (("--held-out-windows", "0"), 2, "'held_out_windows' must be at least 1: a comparison"),
         (("--limit", "3"), 2, "'limit' mean nothing without 'tasks'"),
-        (("-n", "5", "--select", "perplexity", "--edges", "protect"), 1, "only 4 of the model's 6"),
-        (("-n", "2,5", "--select", "every", "--edges", "protect"), 1, "no span of 5 layers fits"),
+        (
+            ("-n", "5", "--select", "perplexity", "--keep-layers", "first:1,last:1"),
+            1,
+            "only 4 of the model's 6",
+        ),
+        (
+            ("-n", "2,5", "--select", "every", "--keep-layers", "first:1,last:1"),
+            1,
+            "no span of 5 layers fits",
+        ),
         (("-n", "2,5", "--select", "lorp"), 1, "cannot remove 5 layers by 'lorp'"),
     ],
 )
@@ -159,7 +167,7 @@ def test_run_varies_keys_and_sets_the_losses_side_by_side(tiny_folder: Any) -> N
         ({"max_windows": 0}, "'max_windows' must be at least 1, got 0"),
         ({"max-windows": 1}, "'max_windows' is given twice"),
         ({"batch-size": -3}, "'batch_size' must be at least 0, got -3"),
-        ({"preset": "bogus"}, "'preset' must be one of paper, got 'bogus'"),
+        ({"preset": "bogus"}, "unknown preset 'bogus'. Known: ghosted"),
         ({"dtype": "half"}, "'dtype' must be one of auto, float32, bfloat16, float16, got 'half'"),
     ],
 )

@@ -5,9 +5,11 @@ import json
 
 import pytest
 
+from ghostlayers import PRESETS
 from ghostlayers.errors import RecipeError, SpanError
 from ghostlayers.preparation import make_recipe
-from ghostlayers.recipe import PRESETS, Recipe
+from ghostlayers.presets import find_preset
+from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import METHODS
 
 
@@ -55,7 +57,8 @@ def test_an_unknown_repair_suggests_a_near_one():
     ("name", "allowed"),
     [
         ("cosine_axis", "hidden, tokens"),
-        ("edges", "allow, protect"),
+        ("refit", "all, none"),
+        ("sampling", "grid, random, single-document"),
         ("inputs", "repaired, original"),
         ("token_weight", "auto, uniform, balanced, relative"),
         ("bos", "auto, always, never"),
@@ -122,14 +125,30 @@ def test_layers_and_remove_contradict_each_other():
     )
 
 
-def test_more_fit_windows_than_windows_are_refused():
-    assert message(windows=8, fit_windows=9) == ("'fit_windows' (9) must not exceed 'windows' (8).")
+def test_a_fit_or_a_search_may_read_more_windows_than_the_scores():
+    assert Recipe(windows=8).num_calibration_windows == 8
+    assert Recipe(windows=8, fit_windows=9).num_calibration_windows == 9
+    assert Recipe(windows=8, fit_windows=9, search_windows=12).num_calibration_windows == 12
 
 
-def test_more_search_windows_than_windows_are_refused():
-    assert message(windows=8, search_windows=9) == (
-        "'search_windows' (9) must not exceed 'windows' (8)."
-    )
+def test_a_race_may_use_four_times_the_held_out_windows_unless_told_otherwise():
+    assert Recipe(layers=2, held_out_windows=5).num_race_windows == 20
+    assert Recipe(layers=2, held_out_windows=5, race_windows=9).num_race_windows == 9
+    assert Recipe(layers=2, held_out_windows=5, race_windows=1).num_race_windows == 5
+    assert Recipe(layers=2, held_out_windows=5, select="shortgpt").num_race_windows == 5
+    assert Recipe(remove="1", held_out_windows=5).num_race_windows == 5
+
+
+@pytest.mark.parametrize("text", ["", "first", "first:", "middle:2", "first:1,first:2", "last:-1"])
+def test_edges_that_cannot_be_read_are_refused(text):
+    with pytest.raises(RecipeError, match="expected numbers of layers such as first:4,last:2"):
+        _ = Recipe(keep_layers=text)
+
+
+def test_edges_are_read():
+    assert Recipe().kept_edges is None
+    assert Recipe(keep_layers="last:2").kept_edges == (0, 2)
+    assert Recipe(keep_layers=" first:4 , last:2").kept_edges == (4, 2)
 
 
 @pytest.mark.parametrize("select", ["recoverable", "recoverable:greedy"])
@@ -220,28 +239,32 @@ def test_named_layers_that_cannot_be_read_are_refused():
 
 
 def test_the_paper_preset():
-    assert PRESETS == {
-        "paper": {
-            "select": "streamline",
-            "repair": "ghost",
-            "cosine_axis": "tokens",
-            "edges": "protect",
-            "inputs": "original",
-            "token_weight": "uniform",
-            "ridge": 0.0,
-            "absolute_ridge": 1e-6,
-            "windows": 128,
-            "fit_windows": 32,
-            "sequence_length": 2048,
-            "data": "c4",
-        }
+    assert PRESETS["ghosted"].choices == {
+        "select": "streamline",
+        "repair": "ghost:per=layer",
+        "cosine_axis": "tokens",
+        "keep_layers": "first:1,last:1",
+        "inputs": "original",
+        "token_weight": "uniform",
+        "ridge": 0.0,
+        "absolute_ridge": 1e-6,
+        "windows": 128,
+        "fit_windows": 32,
+        "sequence_length": 2048,
+        "data": "c4",
+        "sampling": "single-document",
+        "bos": "never",
+        "seed": 0,
     }
+    assert find_preset("paper") is PRESETS["ghosted"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_a_valid_recipe(preset):
-    recipe = Recipe.from_dict({**PRESETS[preset], "layers": 7})
-    assert {name: getattr(recipe, name) for name in PRESETS[preset]} == PRESETS[preset]
+    choices = PRESETS[preset].choices
+    recipe = Recipe.from_dict({"preset": preset, "layers": 7})
+    assert {name: getattr(recipe, name) for name in choices} == choices
+    assert recipe.preset == preset
 
 
 # Values that do not change
@@ -258,7 +281,7 @@ def test_recipes_are_frozen():
         Recipe(),
         Recipe(layers=7),
         Recipe(remove="1-2,5", select="shortgpt", separator=" ", seed=11, ridge=0),
-        Recipe.from_dict({**PRESETS["paper"], "layers": 3}),
+        Recipe.from_dict({"preset": "paper", "layers": 3}),
     ],
     ids=["defaults", "layers", "removed", "paper"],
 )

@@ -120,9 +120,9 @@ def test_streamline_takes_the_most_similar_span() -> None:
 
 
 def test_shortgpt_takes_the_least_influential_layers() -> None:
-    chosen = selection.select("shortgpt", TABLE, 3, "allow")
+    chosen = selection.select("shortgpt", TABLE, 3)
     assert chosen == (Span(1, 2), Span(3, 4), Span(5, 6))
-    assert selection.select("shortgpt", TABLE, 3, "protect") == (Span(1, 2), Span(3, 5))
+    assert selection.select("shortgpt", TABLE, 3, (0, 1)) == (Span(1, 2), Span(3, 5))
 
 
 def test_the_shortlist_holds_the_best_of_both_rankings() -> None:
@@ -137,18 +137,18 @@ def test_recoverable_takes_the_lowest_measured_loss() -> None:
         selection.select_recoverable(TABLE)
 
 
-def test_recoverable_breaks_a_tie_by_the_residual() -> None:
+def test_recoverable_takes_the_lowest_loss_whatever_the_residual() -> None:
     residuals = [0.5, 0.5, 0.4, 0.2, 0.1]
-    tied = make_table([0.9] * 5, residuals, [None, 3.5, 3.505, 3.519, 3.53])
-    assert selection.select_recoverable(tied) == (Span(3, 5),)
+    close = make_table([0.9] * 5, residuals, [None, 3.5, 3.505, 3.519, 3.53])
+    assert selection.select_recoverable(close) == (Span(1, 3),)
 
 
 def test_candidates_include_both_ends_unless_protected() -> None:
     assert selection.candidate_spans(6, 2) == [Span(i, i + 2) for i in range(5)]
-    assert selection.candidate_spans(6, 2, "protect") == [Span(i, i + 2) for i in (1, 2, 3)]
+    assert selection.candidate_spans(6, 2, (1, 1)) == [Span(i, i + 2) for i in (1, 2, 3)]
 
 
-@pytest.mark.parametrize(("length", "edges"), [(6, "allow"), (0, "allow"), (5, "protect")])
-def test_spans_that_do_not_fit(length: int, edges: str) -> None:
+@pytest.mark.parametrize(("length", "keep"), [(6, None), (0, None), (5, (1, 1)), (1, (3, 3))])
+def test_spans_that_do_not_fit(length: int, keep: selection.Keep | None) -> None:
     with pytest.raises(SpanError, match=rf"no span of {length} layers fits into 6 decoder layers"):
-        selection.candidate_spans(6, length, edges)
+        selection.candidate_spans(6, length, keep)

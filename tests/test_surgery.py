@@ -481,8 +481,8 @@ def test_a_repair_that_needs_a_layer_before_the_gap_refuses_a_cut_at_layer_0() -
 
 @pytest.mark.parametrize("repair", ["hadamard", "linearpatch-hadamard"])
 def test_a_basis_that_the_model_has_not_is_refused_before_anything_is_computed(repair: str) -> None:
-    model = SimpleNamespace(config=SimpleNamespace(hidden_size=52, model_type="llama"))
-    with pytest.raises(InputError, match=r"order 52 .* such as 48 and 56"):
+    model = SimpleNamespace(config=SimpleNamespace(hidden_size=92, model_type="llama"))
+    with pytest.raises(InputError, match=r"order 92 .* such as 88 and 96"):
         check_method(model, find_method(repair))
     check_method(model, find_method("ghost"))
 

@@ -19,8 +19,9 @@ with _quiet_imports():
     from ghostlayers.evaluation import EvaluationResult
     from ghostlayers.families import register_auto_classes as _register_auto_classes
     from ghostlayers.pipeline import evaluate, prune, score
+    from ghostlayers.presets import PRESETS, Preset
     from ghostlayers.pruned import PrunedModel
-    from ghostlayers.recipe import PRESETS, Recipe, RunOptions
+    from ghostlayers.recipe import Recipe, RunOptions
     from ghostlayers.scores import ScoreTable, SpanScore
     from ghostlayers.spans import Span
 
@@ -30,6 +31,7 @@ __all__ = [
     "PRESETS",
     "EvaluationResult",
     "GhostlayersError",
+    "Preset",
     "PrunedModel",
     "Recipe",
     "RunOptions",

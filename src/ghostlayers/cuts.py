@@ -5,7 +5,7 @@ changes, and runs the kept layers only.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from ghostlayers.evaluation.losses import LossSums, Reference, sum_losses, token
 from ghostlayers.features import caught, tap_places
 from ghostlayers.fitting import act, reader
 from ghostlayers.folding import layer_weights
-from ghostlayers.parallel import world
 from ghostlayers.passes import visit
 from ghostlayers.progress import Progress
 from ghostlayers.repairs.base import Repair
+from ghostlayers.scores.race import Race, run_race
 from ghostlayers.spans import Span
 from ghostlayers.stream import (
     LayerwiseModel,
@@ -31,9 +31,6 @@ from ghostlayers.tokens import Windows
 
 LOGITS_AT_ONCE = 2**24
 """Elements of logits made at a time: 64 MB in float32. Fewer would stream a big head too often."""
-
-HOPELESS = 4.0
-"""Standard errors behind the best at which a candidate leaves a race."""
 
 DENSE = "dense"
 
@@ -257,43 +254,6 @@ def _distance_to(
     return note
 
 
-@dataclass(frozen=True)
-class Race:
-    """Losses of cuts that were compared on the same tokens.
-
-    Attributes:
-        dense: loss of the model that the cuts were made of, at every position, in nats, [tokens].
-        cuts: those of every cut, on the first tokens only where it was given up early.
-        given_up: cuts that are not measured any further.
-    """
-
-    dense: Tensor
-    cuts: dict[str, Tensor]
-    given_up: frozenset[str] = frozenset()
-
-    @property
-    def running(self) -> frozenset[str]:
-        """The cuts that are still measured."""
-        return frozenset(self.cuts) - self.given_up
-
-    @property
-    def best(self) -> str:
-        """The cut that loses least among those that were measured to the end."""
-        finished = [name for name, each in self.cuts.items() if len(each) == len(self.dense)]
-        return min(finished, key=lambda name: float(self.cuts[name].mean()))
-
-    def behind(self, name: str, other: str | None = None) -> tuple[float, float]:
-        """How much more a cut loses than another (the best), with its standard error.
-
-        Both over the tokens that the cut was measured on: the difference on the same tokens varies
-        much less than the losses do.
-        """
-        mine = self.cuts[name]
-        difference = mine - self.cuts[other or self.best][: len(mine)]
-        error = float(difference.std()) / len(mine) ** 0.5 if len(mine) > 1 else 0.0
-        return float(difference.mean()), error
-
-
 def race_cuts(
     model: LayerwiseModel,
     windows: Windows,
@@ -303,76 +263,60 @@ def race_cuts(
     batch_size: int = 0,
     progress: Progress | None = None,
     description: str = "Measuring candidates",
-) -> Race:
-    """Losses of many cuts, giving up those that fall hopelessly behind.
+) -> tuple[Race, Tensor]:
+    """Which of many cuts loses least; see `scores.race`.
 
-    After each micro-batch a cut leaves whose loss exceeds the best one's by more than `HOPELESS`
-    standard errors of their difference on the same tokens. Where all cuts go further than a
-    ``base``, that runs once instead of the dense model, and each starts from it. Other arguments
-    as `measure_cuts`.
+    Where all cuts go further than a ``base``, that runs once instead of the dense model, and each
+    starts from it. Other arguments as `measure_cuts`.
+
+    Returns:
+        The race, and the base's own mean loss of every window that any cut was measured on.
     """
-    names = [DENSE, *cuts]
-    losses = _RaceLosses(names, len(windows), windows.sequence_length - 1)
-    stride = model.windows_per_call(windows.sequence_length, batch_size)
     trunk = Cut(model, base or {})
     ready = {name: Cut(model, repairs) for name, repairs in cuts.items()}
-    visited = visit(
-        model,
-        windows,
-        losses,
-        description=description,
-        batch_size=batch_size,
-        copies=2 + len(cuts),
-        progress=progress,
-    )
-    alone = world().size == 1
-    for first, ids in visited:
-        # Of several processes none knows what the others' windows say: each measures them all, and
-        # who would have left is worked out afterwards.
-        race = losses.race(first, stride) if alone else None
-        running = {n: c for n, c in ready.items() if race is None or n in race.running}
-        batch, streams = _cut_streams(model, ids, running, trunk)
-        for window in range(ids.shape[0]):
-            for name, each in _window_token_losses(model, batch, streams, window).items():
-                losses.add(name, first + window, each)
-    return losses.race(len(windows), stride)
+    own: list[Tensor] = []
+
+    def measure(names: Sequence[str], start: int, stop: int) -> dict[str, Tensor]:
+        part = windows.split_at(start)[1].first(stop - start)
+        losses = _WindowLosses([DENSE, *names], len(part))
+        visited = visit(
+            model,
+            part,
+            losses,
+            description=f"{description} ({len(names)} on windows {start + 1}-{stop})",
+            batch_size=batch_size,
+            copies=2 + len(names),
+            progress=progress,
+        )
+        for first, ids in visited:
+            running = {name: ready[name] for name in names}
+            batch, streams = _cut_streams(model, ids, running, trunk)
+            for window in range(ids.shape[0]):
+                for name, each in _window_token_losses(model, batch, streams, window).items():
+                    losses.note(name, first + window, each)
+        found = losses.rows()
+        own.append(found[DENSE])
+        return found
+
+    return run_race(list(cuts), measure, len(windows)), torch.cat(own)
 
 
-class _RaceLosses:
-    """Losses at every position of all cuts, filled window by window."""
+class _WindowLosses:
+    """The mean loss of every window, a row a model, filled window by window."""
 
-    def __init__(self, names: Sequence[str], num_windows: int, predictions: int) -> None:
+    def __init__(self, names: Sequence[str], num_windows: int) -> None:
         self._rows = {name: row for row, name in enumerate(names)}
-        self._predictions = predictions
-        self._losses = torch.zeros(len(names), num_windows * predictions)
+        self._losses = torch.zeros(len(names), num_windows, dtype=torch.float64)
 
     def tensors(self) -> dict[str, Tensor]:
         """See `passes.Sums`."""
         return {"losses": self._losses}
 
-    def add(self, name: str, window: int, losses: Tensor) -> None:
-        place = window * self._predictions
-        self._losses[self._rows[name], place : place + len(losses)] = losses.cpu()
+    def note(self, name: str, window: int, losses: Tensor) -> None:
+        self._losses[self._rows[name], window] = losses.double().mean().cpu()
 
-    def race(self, num_windows: int, stride: int) -> Race:
-        """The race over the first windows, decided after each stride of them."""
-        race = Race(torch.empty(0), {name: torch.empty(0) for name in self._rows if name != DENSE})
-        for stop in [*range(stride, num_windows, stride), num_windows]:
-            upto = stop * self._predictions
-            cuts = {
-                name: self._losses[self._rows[name], :upto] if name in race.running else losses
-                for name, losses in race.cuts.items()
-            }
-            race = Race(self._losses[self._rows[DENSE], :upto], cuts, race.given_up)
-            if upto:
-                left = frozenset(n for n in race.running if not _hopeless(race, n))
-                race = replace(race, given_up=race.given_up | (race.running - left))
-        return race
-
-
-def _hopeless(race: Race, name: str) -> bool:
-    difference, error = race.behind(name)
-    return name != race.best and difference > HOPELESS * error
+    def rows(self) -> dict[str, Tensor]:
+        return {name: self._losses[row] for name, row in self._rows.items()}
 
 
 def end_losses(model: LayerwiseModel, batch: MicroBatch, stream: Stream) -> Tensor:

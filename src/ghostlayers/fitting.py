@@ -42,8 +42,9 @@ from ghostlayers.repairs.base import (
     Stage,
 )
 from ghostlayers.repairs.piecewise import common_directions
+from ghostlayers.repairs.stack import stack
 from ghostlayers.repairs.through_norm import SOLVES, ChannelSums, Writing, whitened
-from ghostlayers.spans import Span
+from ghostlayers.spans import Span, removed_layers
 from ghostlayers.stream import (
     LayerwiseModel,
     MicroBatch,
@@ -97,6 +98,7 @@ class Fitting:
 def sums_bytes(model: LayerwiseModel, fitting: Fitting, spans: Sequence[Span]) -> int:
     """Memory that a fit takes beside weights and streams: see `MATRICES_OF_A_FIT`."""
     method = fitting.method
+    spans = parts_of(spans, per_layer=method.per_layer)
     gaps = len(spans) if _one_sweep(model, fitting, len(spans)) else 1
     width = 0
     for needs in (method.needs, *(stage.needs for stage in method.before)):
@@ -152,6 +154,39 @@ def fit_many(
     fitted stops them all: check it beforehand with `features.check_method`.
     """
     progress = progress or Silent()
+    found: dict[str, dict[Span, Repair]] = {}
+    for per_layer in (False, True):
+        these = {name: f for name, f in fittings.items() if f.method.per_layer == per_layer}
+        if not these:
+            continue
+        if not per_layer:
+            found |= _fit_together(model, windows, spans, these, batch_size, progress)
+            continue
+        exact = {name: replace(f, stored_dtype=torch.float64) for name, f in these.items()}
+        parts = parts_of(spans, per_layer=True)
+        single = _fit_together(model, windows, parts, exact, batch_size, progress)
+        found |= {
+            name: {span: each.rounded(these[name].stored_dtype) for span, each in whole.items()}
+            for name, whole in ((name, stack(repairs)) for name, repairs in single.items())
+        }
+    return {name: found[name] for name in fittings}
+
+
+def parts_of(spans: Sequence[Span], *, per_layer: bool) -> tuple[Span, ...]:
+    """What gets an operator of its own: every gap, or every removed layer."""
+    if not per_layer:
+        return tuple(spans)
+    return tuple(Span(layer, layer + 1) for layer in removed_layers(spans))
+
+
+def _fit_together(
+    model: LayerwiseModel,
+    windows: Windows,
+    spans: Sequence[Span],
+    fittings: Mapping[str, Fitting],
+    batch_size: int,
+    progress: Progress,
+) -> dict[str, dict[Span, Repair]]:
     if all(_one_sweep(model, each, len(spans)) for each in fittings.values()):
         return _fit_in_one_sweep(model, windows, spans, fittings, batch_size, progress)
     return _Walk(model, windows, spans, fittings, batch_size).fit(progress)
@@ -427,6 +462,7 @@ class _Walk:
         fit = self._fit_stage_through_norm if through_norm else self._fit_stage
         for stage in fitting.method.stages(span.start - source.boundary):
             repair, energy = fit(fitting, stage, source, span, done)
+            assert repair.relative_residual is not None
             left = repair.relative_residual * energy * stage.share**2
             whole = whole or energy
             folds = tuple(replace(fold, layers_back=stage.back) for fold in repair.folds)

@@ -10,9 +10,10 @@ from ghostlayers import moments
 from ghostlayers.moments import Accumulator, TokenWeight
 from ghostlayers.repairs.base import Evidence, Needs, Pieces, Tokens
 from ghostlayers.repairs.hadamard import hadamard
+from ghostlayers.repairs.linearpatch import channel_scales
 
 SAMPLED_TOKENS = 16_384
-"""Tokens that clusters and gradient-based objectives see."""
+"""Tokens that clusters see."""
 
 HELD_OUT_SHARE = 8
 """One window in so many chooses a ridge, where one is to be chosen."""
@@ -37,9 +38,14 @@ class Layout:
     device: torch.device | str = "cpu"
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens that come, by all processes together."""
+        return self.num_windows * self.window_tokens
+
+    @property
     def num_sampled(self) -> int:
-        """Tokens that clusters and gradient-based objectives see: the first ones."""
-        return min(SAMPLED_TOKENS, self.num_windows * self.window_tokens)
+        """Tokens that clusters see: the first ones."""
+        return min(SAMPLED_TOKENS, self.num_tokens)
 
 
 class Gatherer:
@@ -76,25 +82,27 @@ class Gatherer:
             count: [[Accumulator(stream, hidden, device) for _ in range(count)] for _ in self._sums]
             for count in self._centroids
         }
-        self._rotated = (
-            torch.zeros(2, hidden, dtype=moments.ACCUMULATOR, device=device)
-            if needs.rotated
-            else None
-        )
+        bases = (False, True) if needs.rotated else (False,)
+        self._rotated = torch.zeros(2, hidden, dtype=moments.ACCUMULATOR, device=device)
+        self._ratios = {
+            rotated: torch.zeros(hidden, dtype=moments.ACCUMULATOR, device=device)
+            for rotated in (bases if needs.ratios else ())
+        }
         self._kept = self._room_for_tokens() if needs.tokens else {}
 
     def _room_for_tokens(self) -> dict[str, Tensor]:
         """Rows that are filled in their places, so that those of all processes add up."""
         names = ("source", "target", *(name for name in self.features if name == "m"))
-        shape = (self._layout.num_sampled, self._layout.widths["x"])
+        shape = (self._layout.num_tokens, self._layout.widths["x"])
         dtype, device = self._layout.dtype, self._layout.device
         return {name: torch.zeros(shape, dtype=dtype, device=device) for name in names}
 
     def tensors(self) -> dict[str, Tensor]:
         """See `passes.Sums`."""
         found = {f"kept.{name}": each for name, each in self._kept.items()}
-        if self._rotated is not None:
+        if self._needs.rotated:
             found["rotated"] = self._rotated
+        found.update({f"ratios.{int(basis)}": each for basis, each in self._ratios.items()})
         named = {f"sums.{part}": each for part, each in enumerate(self._sums)}
         for count, lists in self._pieces.items():
             for part, pieces in enumerate(lists):
@@ -130,6 +138,8 @@ class Gatherer:
                 some = {name: each[here] for name, each in features.items()}
                 own = None if weights is None else weights[here]
                 self._add(part, source[here], target[here], some, own)
+        if self._needs.rotated or self._ratios:
+            self._add_scales(source, target)
         if self._kept:
             self._keep(first * self._layout.window_tokens, source, target, features)
 
@@ -153,10 +163,19 @@ class Gatherer:
         self._sums[part].add(source, target, blocks, weights)
         for count, centroids in self._centroids.items():
             _add_pieces(self._pieces[count][part], centroids, source, target, weights)
-        if self._rotated is not None:
-            basis = hadamard(source.shape[1]).to(source.device)
-            for row, each in zip(self._rotated, (source, target), strict=True):
-                row += (each.double() @ basis).abs().sum(dim=0)
+
+    def _add_scales(self, source: Tensor, target: Tensor) -> None:
+        """Absolute values in the Hadamard basis, and every window's ratios of them."""
+        for start in range(0, len(source), self._layout.window_tokens):
+            window = slice(start, start + self._layout.window_tokens)
+            pair = torch.stack([source[window].double(), target[window].double()])
+            for rotated in dict.fromkeys((*self._ratios, self._needs.rotated)):
+                basis = hadamard(source.shape[1]).to(source.device) if rotated else None
+                sums = (pair if basis is None else pair @ basis).abs().sum(dim=1)
+                if rotated:
+                    self._rotated += sums
+                if rotated in self._ratios:
+                    self._ratios[rotated] += channel_scales(sums[0], sums[1])
 
     def _keep(
         self, place: int, source: Tensor, target: Tensor, features: Mapping[str, Tensor]
@@ -178,7 +197,9 @@ class Gatherer:
             moments=whole,
             training=training,
             held_out=training if held_out is None else held_out,
-            rotated=None if self._rotated is None else (self._rotated[0], self._rotated[1]),
+            rotated=(self._rotated[0], self._rotated[1]) if self._needs.rotated else None,
+            ratios=self._mean_ratios(rotated=False),
+            rotated_ratios=self._mean_ratios(rotated=True),
             pieces=pieces,
             tokens=self._tokens(),
             mlp_output=None if output is None else output[0],
@@ -186,6 +207,10 @@ class Gatherer:
             eps=eps,
         )
         return found if self._share == 1.0 else _with_share(found, self._share)
+
+    def _mean_ratios(self, *, rotated: bool) -> Tensor | None:
+        total = self._ratios.get(rotated)
+        return None if total is None else total / self._layout.num_windows
 
     def _tokens(self) -> Tokens | None:
         if not self._kept:

@@ -12,6 +12,7 @@ import torch
 
 from ghostlayers import offload, quantized
 from ghostlayers.errors import ModelError, RecipeError
+from ghostlayers.presets import find_preset
 from ghostlayers.recipe import RunOptions
 from ghostlayers.residency import is_offloaded, residency_of
 from ghostlayers.stream import find_decoder_layers
@@ -322,14 +323,17 @@ def _has_double(device: torch.device) -> bool:
 def compute_dtype(options: RunOptions, stored: torch.dtype, device: torch.device) -> torch.dtype:
     """The type to compute in.
 
-    ``auto`` is the checkpoint's own, except on a processor that multiplies it slower than
-    float32: many have no bfloat16 units and take nine times as long.
+    ``auto`` is the checkpoint's own (with a preset, that of its authors' code), except on a
+    processor that multiplies it slower than float32: many have no bfloat16 units and take nine
+    times as long.
 
     Raises:
         RecipeError: an unknown name.
     """
     if options.dtype != "auto":
         return dtype_named(options.dtype)
+    if options.preset is not None and find_preset(options.preset).dtype != "auto":
+        stored = dtype_named(find_preset(options.preset).dtype)
     if device.type != "cpu" or stored == torch.float32:
         return stored
     return stored if half_precision_gain(stored) >= FAST_ENOUGH else torch.float32

@@ -8,6 +8,7 @@ the stream of the few search windows in `gradients`.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,14 +16,19 @@ import torch
 from torch import Tensor
 
 from ghostlayers import cuts, scoring
-from ghostlayers.cuts import Cut, Race
-from ghostlayers.fitting import Fitting, fit_gaps
+from ghostlayers.anatomy import anatomy_of
+from ghostlayers.cuts import Cut
+from ghostlayers.fitting import COPIES_IN_A_SWEEP, Fitting, fit_gaps, layout_of, reader
+from ghostlayers.folding import scaled_writes
+from ghostlayers.gathering import Gatherer
 from ghostlayers.gradients import layer_gradients
+from ghostlayers.modeling import norm_eps
 from ghostlayers.passes import visit
 from ghostlayers.progress import Advance, Progress
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
 from ghostlayers.scores import ScoreTable, SpanScore
+from ghostlayers.scores.race import Race
 from ghostlayers.scores.residual import TOKENS_PER_CHANNEL, TokenSample
 from ghostlayers.scores.weights import counts, magnitude_importance, taylor_importance
 from ghostlayers.selection import Choice, eligible_layers, find_selection, shortlist
@@ -39,7 +45,7 @@ class Ground:
 
     Attributes:
         model: the dense model.
-        windows: calibration windows.
+        windows: calibration windows, those that are scored, fitted and searched on.
         held_out: further windows, for losses after repair.
         recipe: what was asked for.
         fitting: how gaps are repaired.
@@ -63,6 +69,11 @@ class Ground:
         return find_selection(self.recipe.select)
 
     @property
+    def scored(self) -> Windows:
+        """The calibration windows that scores of the stream are measured on."""
+        return self.windows.first(self.recipe.windows)
+
+    @property
     def few(self) -> Windows:
         """The calibration windows that searches measure losses and gradients on."""
         return self.windows.first(self.recipe.num_search_windows)
@@ -80,7 +91,7 @@ class Ground:
         return eligible_layers(
             self.choice,
             self.model.num_layers,
-            self.recipe.edges,
+            self.recipe.kept_edges,
             keep_first=self.fitting.method.reach > 0,
         )
 
@@ -88,17 +99,52 @@ class Ground:
         """The model with these gaps, as its checkpoint would be."""
         return Cut(self.model, repairs, self.fitting.stored_dtype)
 
+    @property
+    def fit_windows(self) -> Windows:
+        """The calibration windows that repairs are fitted on."""
+        return self.windows.first(self.recipe.num_fit_windows)
+
     def refit(self, removed: Iterable[int]) -> Repairs:
         """The repairs of all gaps, fitted as those of the result will be."""
-        windows = self.windows.first(self.recipe.num_fit_windows)
         return fit_gaps(
             self.model,
-            windows,
+            self.fit_windows,
             merge_layers(removed),
             self.fitting,
             batch_size=self.batch_size,
             progress=self.progress,
         )
+
+    def fit_across(self, layer: int, repairs: Mapping[Span, Repair]) -> Repair:
+        """The repair of one kept layer that goes next, between its own input and its own output.
+
+        Both are those of the model as it is now, with its other gaps repaired.
+        """
+        span, needs = Span(layer, layer + 1), self.fitting.method.needs
+        layout = layout_of(self.model, self.fit_windows, needs, span)
+        gatherer = Gatherer(needs, layout, token_weight=self.fitting.weighting)
+        cut = self.cut(repairs)
+        visited = visit(
+            self.model,
+            self.fit_windows,
+            gatherer,
+            description=f"Fitting across layer {layer}",
+            batch_size=self.batch_size,
+            copies=COPIES_IN_A_SWEEP,
+            progress=self.progress,
+        )
+        for first, ids in visited:
+            batch, stream = self.model.begin(ids)
+            before = stream
+            for boundary, here in cut.walk(batch, stream):
+                if boundary == span.stop:
+                    read = reader(self.model, before, span, {})
+                    found = {name: batch.tokens(read(name)) for name in gatherer.features}
+                    gatherer.add(first, batch.tokens(before), batch.tokens(here), found)
+                    break
+                before = here
+        evidence = gatherer.evidence(norm_eps(self.model.model.config))
+        return self.fitting.fit(evidence, last=True)
 
 
 # Measuring one model
@@ -129,7 +175,7 @@ def measure(
     by_loss = "held-out losses" in choice.selection.needs and len(ground.held_out) > 0
     table, sample = scoring.measure_scores(
         ground.model,
-        ground.windows if choice.scores_streams else ground.few,
+        ground.scored if choice.scores_streams else ground.few,
         spans,
         cosine_axis=recipe.cosine_axis,
         residuals=residuals or "residuals" in choice.selection.needs,
@@ -184,7 +230,17 @@ def _kept(cut: Cut) -> list[int]:
 
 
 def _magnitude(cut: Cut, layer: int, norms: bool) -> float:
+    """Of the weights as folded.
+
+    A scale is folded as Prune&Comp's code does, into what the layers *before* its gap write: our
+    checkpoints divide what the later ones write instead, which is the same model with other
+    weights, and the score is of the weights.
+    """
     weights = dict(cut.model.layer(layer).named_parameters()) | cut.weights.get(layer, {})
+    scale = math.prod(each.scale for span, each in cut.repairs.items() if span.start > layer)
+    if scale != 1.0:
+        model = cut.model
+        weights |= scaled_writes(anatomy_of(model.model), model.layer(layer), 1.0 / scale)
     return magnitude_importance(
         weight.detach() for name, weight in weights.items() if counts(name, weight, norms=norms)
     )
@@ -243,6 +299,9 @@ def grown_repairs(
     current: TokenSample,
 ) -> Repairs:
     """The repairs once a span more goes: its gap, gaps beside it included, is fitted anew."""
+    if ground.recipe.refit == "none":  # across the layer, in the model as it is now
+        alone = scoring.fit_sample(ground.model, current, span, ground.fitting)
+        return {**repairs, span: alone}
     gap, *_ = [each for each in merge_layers(removed_with(repairs, span)) if span.start in each]
     received = current if ground.fitting.repaired_inputs else dense
     quick = scoring.fit_sample(ground.model, dense, gap, ground.fitting, received)
@@ -262,32 +321,33 @@ def _add_losses(
     base: Mapping[Span, Repair],
 ) -> ScoreTable:
     """The table with the loss after repair of every span on the shortlist."""
-    race = cuts.race_cuts(
+    race, own = cuts.race_cuts(
         ground.model,
         ground.held_out,
         candidates,
         base=base,
         batch_size=ground.batch_size,
         progress=ground.progress,
-        description=f"Measuring {len(candidates)} candidates after repair",
+        description="Racing candidates after repair",
     )
+    predictions = ground.held_out.sequence_length - 1
     return dataclasses.replace(
         table,
-        spans=tuple(_with_loss(each, race) for each in table.spans),
-        dense_loss=float(race.dense.mean()),
-        num_loss_tokens=len(race.dense),
+        spans=tuple(_with_loss(each, race, predictions) for each in table.spans),
+        dense_loss=float(own.mean()),
+        num_loss_tokens=len(own) * predictions,
     )
 
 
-def _with_loss(score: SpanScore, race: Race) -> SpanScore:
+def _with_loss(score: SpanScore, race: Race, predictions: int) -> SpanScore:
     name = str(score.span)
-    if name not in race.cuts:
+    if name not in race.losses:
         return score
     behind, error = race.behind(name)
     return dataclasses.replace(
         score,
-        loss=float(race.cuts[race.best].mean()) + behind,
+        loss=float(race.losses[race.best].mean()) + behind,
         behind=behind,
-        behind_error=error,
-        loss_tokens=len(race.cuts[name]),
+        behind_error=error if len(race.losses[name]) > 1 else 0.0,
+        loss_tokens=len(race.losses[name]) * predictions,
     )

@@ -86,22 +86,24 @@ def prune(
     dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
     started = seconds_since_start()
     layerwise = check_request(dense, recipe)
-    corpus, windows = read_calibration(dense, recipe, data)
+    corpus, windows, held_out = read_calibration(dense, recipe, data)
     fitting = make_fitting(dense, recipe)
-    scored, held_out = windows.split_at(recipe.windows)
+    measured_on = held_out.first(recipe.num_held_out_windows)
     stored = dense.stored_dtype
     if show_plan is not None:
         output = output or Output(folder=None if keep is None else Path(keep).parent)
         show_plan(_plan(dense, layerwise, recipe, run.options, started, output))
 
-    with _keeping(keep, dense, recipe, windows, run.options):
-        spans, table = steps.choose_spans(run, layerwise, scored, held_out, recipe, fitting)
+    with _keeping(keep, dense, recipe, windows.joined_with(held_out), run.options):
+        found = steps.choose_spans(run, layerwise, windows, held_out, recipe, fitting)
+        spans, table = found.spans, found.table
         check_same("choice of layers", spans)
-        fit_windows = scored.first(recipe.num_fit_windows)
         layerwise.residency.memory.spent += sums_bytes(layerwise, fitting, spans)
-        repairs = steps.fit_repairs(run, layerwise, fit_windows, spans, fitting)
-        evidence = steps.measure_evidence(run, layerwise, held_out, repairs, stored)
-        births = steps.find_births(run, layerwise, scored, spans, table)
+        repairs = found.repairs or steps.fit_repairs(
+            run, layerwise, windows.first(recipe.num_fit_windows), spans, fitting
+        )
+        evidence = steps.measure_evidence(run, layerwise, measured_on, repairs, stored)
+        births = steps.find_births(run, layerwise, windows, spans, table)
     pruned = surgery.prune_layers(dense.model, spans, repairs, stored_dtype=stored)
     if recipe.export == "stock-layer":
         pruned = steps.as_stock_layers(dense.model, pruned, spans, repairs, stored)
@@ -127,7 +129,7 @@ def prune(
             repairs=repairs,
             table=table,
             evidence=evidence,
-            measured_on=(corpus.name, held_out),
+            measured_on=(corpus.name, measured_on),
             versions=checkpoint.versions(),
         ),
     )
@@ -224,10 +226,9 @@ def score(
     run = Run(options or RunOptions(), progress or Silent())
     dense = open_model(model, tokenizer, run.options, revision)
     layerwise = check_request(dense, recipe, surgery_follows=False)
-    _, windows = read_calibration(dense, recipe, data)
-    scored, held_out = windows.split_at(recipe.windows)
+    _, windows, held_out = read_calibration(dense, recipe, data)
     fitting = make_fitting(dense, recipe)
-    return steps.measure_table(run, layerwise, scored, held_out, recipe, fitting, residuals=True)
+    return steps.measure_table(run, layerwise, windows, held_out, recipe, fitting, residuals=True)
 
 
 def evaluate(

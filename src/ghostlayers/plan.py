@@ -248,7 +248,7 @@ def selection_stages(counter: Counter) -> list[Stage]:
     if recipe.removed() is not None or recipe.layers is None:
         return []
     count, few = recipe.layers, recipe.num_search_windows
-    layers = len(eligible_layers(choice, depth, recipe.edges, keep_first=False))
+    layers = len(eligible_layers(choice, depth, recipe.kept_edges, keep_first=False))
     if choice.name == "recoverable" and choice.searches:
         return [_greedy(counter, count, few)]
     if recipe.iterative:
@@ -269,10 +269,10 @@ def _measured(counter: Counter, count: int) -> list[Stage]:
     if choice.name == "taylor":
         stages.append(counter.backward(recipe.num_search_windows))
     if choice.name == "perplexity":
-        layers = len(eligible_layers(choice, counter.depth, recipe.edges, keep_first=False))
+        layers = len(eligible_layers(choice, counter.depth, recipe.kept_edges, keep_first=False))
         stages.append(counter.without_each(layers, recipe.num_search_windows))
     if sampled:
-        spans = len(candidate_spans(counter.depth, count, recipe.edges))
+        spans = len(candidate_spans(counter.depth, count, recipe.kept_edges))
         stages.append(counter.residuals(spans, windows))
         held_out = recipe.num_held_out_windows
         stages.append(counter.race(CANDIDATES, count, held_out, "Racing the shortlist"))

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ghostlayers import surgery, text, tokens
-from ghostlayers.errors import RecipeError, UnsupportedModelError
+from ghostlayers.anatomy import Anatomy, anatomy_or_reason
+from ghostlayers.errors import InputError, RecipeError, UnsupportedModelError
 from ghostlayers.families import check_config, family_of
 from ghostlayers.features import check_fit_tokens, check_method
 from ghostlayers.fitting import Fitting
 from ghostlayers.loading import LoadedModel, from_memory, load_model, read_config
+from ghostlayers.presets import find_preset
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.selection import (
@@ -109,9 +111,37 @@ def check_request(
     if recipe.export == "stock-layer" and surgery_follows:
         check_stock_layer(loaded.model)
     spans = () if removed is None else merge_layers(removed)
-    check_method(loaded.model, method, spans)
+    try:
+        check_method(loaded.model, method, spans)
+    except InputError as error:
+        if recipe.preset is None:
+            raise
+        raise type(error)(_beside_preset(recipe.preset, error)) from error
     check_fit_tokens(loaded.model, method, recipe.num_fit_windows * recipe.sequence_length)
     return layerwise
+
+
+def _beside_preset(name: str, error: InputError) -> str:
+    nearest = find_preset(name).nearest
+    return f"preset '{name}': {error} The nearest that this model can: {nearest}."
+
+
+def check_moves(model: Any, recipe: Recipe) -> None:
+    """Refuse an iterated selection whose scores would stay as they are on this model.
+
+    Raises:
+        RecipeError: the repair changes only what the selection does not count.
+    """
+    choice, method = find_selection(recipe.select), find_method(recipe.repair)
+    if not recipe.iterative or not (choice.scores_only_weights and method.scales):
+        return
+    anatomy = anatomy_or_reason(model)
+    if isinstance(anatomy, Anatomy) and anatomy.post_norms and "norms" not in choice.flags:
+        raise RecipeError(
+            f"'{recipe.select}' cannot be iterated with '{recipe.repair}' on this model: the scale "
+            "goes into the gains of the norms that its layers write through, which that score does "
+            f"not count. Take --select {choice.name}:norms, or leave out 'iterative'."
+        )
 
 
 def check_selection(model: Any, recipe: Recipe, num_layers: int) -> None:
@@ -126,13 +156,14 @@ def check_selection(model: Any, recipe: Recipe, num_layers: int) -> None:
         SpanError: more layers than the selection may remove.
         UnsupportedModelError: layers one by one, where only runs of them can go.
     """
+    check_moves(model, recipe)
     choice = find_selection(recipe.select)
     keep_first = find_method(recipe.repair).reach > 0
     assert recipe.layers is not None
     if choice.contiguous and not recipe.iterative:
-        candidate_spans(num_layers, recipe.layers, recipe.edges)
+        candidate_spans(num_layers, recipe.layers, recipe.kept_edges)
         return
-    eligible = eligible_layers(choice, num_layers, recipe.edges, keep_first=keep_first)
+    eligible = eligible_layers(choice, num_layers, recipe.kept_edges, keep_first=keep_first)
     check_eligible(choice, eligible, recipe.layers, num_layers)
     if surgery.loses_any_layer(model):
         return
@@ -155,8 +186,8 @@ def _refuse_quantized(model: Any) -> None:
 
 def read_calibration(
     loaded: LoadedModel, recipe: Recipe, data: Documents | None = None
-) -> tuple[Corpus, Windows]:
-    """The calibration text, and its windows: those for scores and fits first, then held-out ones.
+) -> tuple[Corpus, Windows, Windows]:
+    """The calibration text, its windows for scores and fits, and held-out ones.
 
     Raises:
         CorpusError: the text cannot be read.
@@ -165,7 +196,8 @@ def read_calibration(
     source = recipe.data if data is None else data
     if source is None:
         raise RecipeError("no calibration text: give --data a corpus name or a file.")
-    needed = recipe.windows + recipe.num_held_out_windows
+    spare = recipe.num_race_windows - recipe.num_held_out_windows
+    needed = recipe.num_calibration_windows + recipe.num_held_out_windows + spare
     on_hub = isinstance(source, str) and source in text.HUB_CORPORA
     budget = needed * recipe.sequence_length * text.CHARACTERS_PER_TOKEN
     corpus = text.load_corpus(
@@ -175,15 +207,18 @@ def read_calibration(
         separator=recipe.separator,
         max_characters=budget if on_hub else max(budget, text.MAX_CHARACTERS),
     )
-    windows = tokens.make_windows(
+    calibration, held_out = tokens.draw_windows(
         corpus,
         loaded.tokenizer,
         sequence_length=recipe.sequence_length,
+        count=recipe.num_calibration_windows,
+        held_out=recipe.num_held_out_windows,
+        spare=spare,
         bos=recipe.bos,
-        count=needed,
         seed=recipe.seed,
+        sampling=recipe.sampling,
     )
-    return corpus, windows
+    return corpus, calibration, held_out
 
 
 def read_evaluation(

@@ -11,17 +11,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ghostlayers.errors import RecipeError, suggest
-from ghostlayers.repairs import find_method
+from ghostlayers.presets import find_preset
+from ghostlayers.repairs import Method, find_method
 from ghostlayers.scores.cosine import CosineAxis
-from ghostlayers.selection import Edges, find_selection
+from ghostlayers.selection import Choice, find_selection, parse_keep
 from ghostlayers.spans import parse_layers
-from ghostlayers.tokens import BosPolicy
+from ghostlayers.tokens import BosPolicy, Sampling
 
 Inputs = Literal["repaired", "original"]
+Refit = Literal["all", "none"]
 Export = Literal["auto", "fold", "stock-layer", "custom"]
 Save = Literal["checkpoint", "adapter"]
 Offload = Literal["auto", "none", "cpu", "disk"]
 TokenWeight = Literal["auto", "uniform", "balanced", "relative"]
+
+
+RACE_BUDGET = 4
+"""Held-out windows that a race may use, beside those that losses are measured on anyway."""
 
 
 @dataclass(frozen=True)
@@ -33,26 +39,37 @@ class Recipe:
         remove: which to remove instead, such as ``10-12,14``.
         select: how to choose them.
         iterative: choose one layer at a time, each on the model that is repaired so far.
+        refit: what an iterated choice does with its repairs: ``all`` fits every gap anew after each
+            layer, to the dense model's stream; ``none`` fits one repair across the layer that goes,
+            in the model as it is then, and leaves it alone (Prune&Comp, arXiv:2507.18212).
         repair: how to repair each gap.
         data: named corpus, file or folder; None for documents given in memory.
         text_column: the column that holds the text.
         separator: joins the documents.
+        sampling: how windows are drawn: from a ``grid`` over the joined documents, at ``random``
+            offsets in them, or each from a ``single-document`` (`tokens.draw_windows`).
         windows: calibration windows for the scores.
-        fit_windows: how many of them the repair is fitted on; 32, or all if there are fewer.
-        search_windows: how many of the calibration windows ``perplexity``, ``taylor`` and
-            ``recoverable:greedy`` measure on; 8, or all if there are fewer.
+        fit_windows: calibration windows that the repair is fitted on, from the same first one on;
+            32, or as many as ``windows`` if these are fewer.
+        search_windows: calibration windows that ``perplexity``, ``taylor`` and
+            ``recoverable:greedy`` measure on; 8, or as many as ``windows`` if these are fewer.
         held_out_windows: further windows, for losses; one for every sixteen windows, at least 4.
+        race_windows: held-out windows that ``recoverable`` may measure on in all, as far as the
+            text goes, before the lowest loss wins; four times ``held_out_windows``.
         sequence_length: tokens a window.
         bos: whether windows start with a beginning-of-sequence token.
         seed: chooses the windows.
         cosine_axis: of the cosine criteria; ``tokens`` reproduces the released code.
-        edges: ``protect`` never removes the first and the last layer, as the released code.
+        keep_layers: layers that are never removed, such as ``first:4,last:2``; None for what the
+            selection's own paper protects.
         inputs: the stream each gap is fitted on: the ``repaired`` one that it will receive, or
             the ``original`` one of the dense model, as published.
         token_weight: how much each token counts in a fit: ``uniform`` as published, ``relative``
             1/||y||^2, ``balanced`` 1/||y||; ``auto`` is what suits the repair.
         ridge: relative ridge on equilibrated columns.
         absolute_ridge: added to the Gram matrix as it is, as published.
+        preset: the method whose choices these are, but for those that were given otherwise; see
+            `from_dict`.
         export: in what form the checkpoint holds the repair: ``fold`` into existing weights,
             ``stock-layer`` as one ordinary decoder layer, ``custom`` as an operator with its code;
             ``auto`` takes the first that is exact and costs nothing beside the repair itself.
@@ -62,29 +79,38 @@ class Recipe:
     remove: str | None = None
     select: str = "recoverable"
     iterative: bool = False
+    refit: Refit = "all"
     repair: str = "ghost"
     data: str | None = None
     text_column: str | None = None
     separator: str = "\n\n"
+    sampling: Sampling = "grid"
     windows: int = 128
     fit_windows: int | None = None
     search_windows: int | None = None
     held_out_windows: int | None = None
+    race_windows: int | None = None
     sequence_length: int = 2048
     bos: BosPolicy = "auto"
     seed: int = 0
     cosine_axis: CosineAxis = "hidden"
-    edges: Edges = "allow"
+    keep_layers: str | None = None
     inputs: Inputs = "repaired"
     token_weight: TokenWeight = "auto"
     ridge: float = 1e-6
     absolute_ridge: float = 0.0
     export: Export = "auto"
+    preset: str | None = None
 
     def __post_init__(self) -> None:
         _check_types(self)
         _check_choices(self)
         _check_numbers(self)
+
+    @property
+    def num_calibration_windows(self) -> int:
+        """Windows that are scored, fitted or searched on, which all begin with the first."""
+        return max(self.windows, self.num_fit_windows, self.num_search_windows)
 
     @property
     def num_fit_windows(self) -> int:
@@ -103,17 +129,35 @@ class Recipe:
             return max(4, self.windows // 16)
         return self.held_out_windows
 
+    @property
+    def num_race_windows(self) -> int:
+        """Held-out windows that candidates may be measured on, those of the losses included."""
+        choice = find_selection(self.select)
+        if self.remove is not None or "held-out losses" not in choice.selection.needs:
+            return self.num_held_out_windows
+        if self.race_windows is not None:
+            return max(self.race_windows, self.num_held_out_windows)
+        return RACE_BUDGET * self.num_held_out_windows
+
+    @property
+    def kept_edges(self) -> tuple[int, int] | None:
+        """Layers at the start and at the end that are never removed; None for the method's own."""
+        return None if self.keep_layers is None else parse_keep(self.keep_layers)
+
     def removed(self) -> list[int] | None:
         """The layers named by the caller, if any."""
         return None if self.remove is None else parse_layers(self.remove)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
-        """A recipe from a mapping such as a YAML file's.
+        """A recipe from a mapping such as a YAML file's; a ``preset`` fills in what is not given.
 
         Raises:
-            RecipeError: an unknown key; the message names near ones.
+            RecipeError: an unknown key or preset; the message names near ones.
         """
+        if values.get("preset") is not None:
+            preset = find_preset(values["preset"])
+            values = {**preset.choices, **values, "preset": preset.name}
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
@@ -125,25 +169,6 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "select": "streamline",
-        "repair": "ghost",
-        "cosine_axis": "tokens",
-        "edges": "protect",
-        "inputs": "original",
-        "token_weight": "uniform",
-        "ridge": 0.0,
-        "absolute_ridge": 1e-6,
-        "windows": 128,
-        "fit_windows": 32,
-        "sequence_length": 2048,
-        "data": "c4",
-    }
-}
-"""All choices of a publication at once. Explicit choices still win."""
-
-
 @dataclass(frozen=True)
 class RunOptions:
     """How to run: nothing here changes a result beyond rounding.
@@ -151,6 +176,7 @@ class RunOptions:
     Attributes:
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` computes in the type of
             the checkpoint, or on a processor that is slow at it, in float32.
+        preset: with dtype ``auto``, the type of this method's code instead of the checkpoint's.
         device: where to compute; ``auto`` takes an accelerator if there is one.
         batch_size: windows at a time; 0 chooses.
         trust_remote_code: let a model's own code run.
@@ -166,6 +192,7 @@ class RunOptions:
     trust_remote_code: bool = False
     offload: Offload = "auto"
     max_memory: str | None = None
+    preset: str | None = None
 
 
 def _check_types(recipe: Recipe) -> None:
@@ -193,7 +220,8 @@ def _check_choices(recipe: Recipe) -> None:
     check_export(recipe.export, recipe.repair)
     choices = {
         "cosine_axis": CosineAxis,
-        "edges": Edges,
+        "refit": Refit,
+        "sampling": Sampling,
         "inputs": Inputs,
         "token_weight": TokenWeight,
         "bos": BosPolicy,
@@ -230,8 +258,30 @@ def check_export(export: str, repair: str) -> None:
         )
 
 
+def unmoved_score(choice: Choice, method: Method) -> str:
+    """Why every step of an iterated selection would find the same scores; empty if it would not."""
+    if choice.scores_only_weights and not method.writes_weights:
+        return (
+            "it scores weights alone, and that repair changes none that stay, so that every step "
+            "would rank the layers as the first did. Take --repair magnitude, replaceme or "
+            "refit:k, another selection, or leave out 'iterative'."
+        )
+    return ""
+
+
 def _check_iterative(recipe: Recipe) -> None:
-    choice = find_selection(recipe.select)
+    choice, method = find_selection(recipe.select), find_method(recipe.repair)
+    if recipe.refit == "none" and not recipe.iterative:
+        raise RecipeError(
+            "refit 'none' says what an iterated choice does with its repairs, but nothing is "
+            "iterated: add 'iterative', or leave it out."
+        )
+    if recipe.refit == "none" and not (method.stacks or method.name == "none"):
+        raise RecipeError(
+            "refit 'none' leaves each removed layer its own repair, and those of "
+            f"'{recipe.repair}' cannot stand one behind the other where neighbouring layers go. "
+            "Take magnitude, linearpatch-diag, linearpatch-hadamard or ghost, or refit 'all'."
+        )
     if not recipe.iterative:
         return
     if recipe.remove is not None:
@@ -239,6 +289,9 @@ def _check_iterative(recipe: Recipe) -> None:
             "'iterative' chooses layers one at a time, but 'remove' names them all; drop one of "
             "the two."
         )
+    unmoved = unmoved_score(choice, find_method(recipe.repair))
+    if unmoved:
+        raise RecipeError(f"'{recipe.select}' cannot be iterated with '{recipe.repair}': {unmoved}")
     if choice.not_iterated:
         raise RecipeError(
             f"'{recipe.select}' cannot be combined with 'iterative': {choice.not_iterated}. Drop "
@@ -248,7 +301,7 @@ def _check_iterative(recipe: Recipe) -> None:
 
 
 def _check_numbers(recipe: Recipe) -> None:
-    for name in ("windows", "fit_windows", "search_windows", "sequence_length"):
+    for name in ("windows", "fit_windows", "search_windows", "race_windows", "sequence_length"):
         value = getattr(recipe, name)
         if value is not None and value < 1:
             raise RecipeError(f"'{name}' must be at least 1, got {value}.")
@@ -256,12 +309,10 @@ def _check_numbers(recipe: Recipe) -> None:
         value = getattr(recipe, name)
         if value is not None and not value >= 0:
             raise RecipeError(f"'{name}' must not be negative, got {value}.")
+    if recipe.keep_layers is not None:
+        parse_keep(recipe.keep_layers)
     if not 0 <= recipe.seed < 2**63:
         raise RecipeError(f"'seed' must lie in [0, 2**63), got {recipe.seed}.")
-    for name in ("fit_windows", "search_windows"):
-        value = getattr(recipe, name)
-        if value is not None and value > recipe.windows:
-            raise RecipeError(f"'{name}' ({value}) must not exceed 'windows' ({recipe.windows}).")
     by_loss = "held-out losses" in find_selection(recipe.select).selection.needs
     if by_loss and recipe.remove is None and recipe.num_held_out_windows < 1:
         raise RecipeError("'recoverable' measures losses: 'held_out_windows' must be at least 1.")

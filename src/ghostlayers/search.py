@@ -5,9 +5,11 @@ What is held in memory: see `measuring`.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from ghostlayers import cuts, scoring
 from ghostlayers.measuring import Ground, Repairs, grown_repairs, losses_without, measure
+from ghostlayers.repairs.stack import stack
 from ghostlayers.scores import ScoreTable, Step
 from ghostlayers.scores.residual import TokenSample
 from ghostlayers.selection import SPAN_RULES, Choice, select_lowest
@@ -17,18 +19,34 @@ GREEDY_SHORTLIST = 4
 """Layers of lowest Block Influence that ``recoverable:greedy`` tries at each step, besides those
 beside a gap."""
 
-Found = tuple[tuple[Span, ...], ScoreTable]
-"""The spans to remove, and the dense model's scores with the steps that led there."""
+
+@dataclass(frozen=True)
+class Found:
+    """What was chosen.
+
+    Attributes:
+        spans: the layers to remove.
+        table: the dense model's scores, with the steps of a search; None where nothing was scored.
+        repairs: one a gap, where the choice has settled them.
+    """
+
+    spans: tuple[Span, ...]
+    table: ScoreTable | None = None
+    repairs: Repairs | None = None
 
 
 def iterate(ground: Ground, count: int) -> Found:
-    """Remove one layer, repair, score again on the repaired model, and so on.
+    """Remove one layer, repair, score again on the repaired model, and so on, with any score.
 
-    Prune&Comp (arXiv:2507.18212), with any score and any repair. Span selections rank spans of
-    one layer. A layer's score is between the stream that it receives in the current model and the
-    stream that it makes of it, before a repair that follows it acts. After each step every gap is
-    fitted as for the result, on the fit windows.
+    Span selections rank spans of one layer. A layer's score is between the stream that it receives
+    in the current model and the stream that it makes of it, before a repair that follows it acts.
+
+    With ``refit="none"`` the loop is Prune&Comp's (arXiv:2507.18212, algorithm 1): the repair is
+    fitted once, across the layer that goes, in the current model, and left alone; two neighbours
+    that go stand one behind the other. With ``all``, which is ours, every gap is fitted anew after
+    each step as for the result, to the dense model's stream.
     """
+    frozen = ground.recipe.refit == "none"
     removed: list[int] = []
     steps: list[Step] = []
     repairs: Repairs = {}
@@ -39,11 +57,17 @@ def iterate(ground: Ground, count: int) -> Found:
         table, sample = measure(ground, spans, repairs=repairs, dense=dense)
         first, dense = first or table, dense or sample
         steps.append(_next_step(ground.choice, table))
-        removed.append(steps[-1].layer)
-        if len(removed) < count:
+        layer = steps[-1].layer
+        removed.append(layer)
+        if frozen:
+            repairs = {**repairs, Span(layer, layer + 1): ground.fit_across(layer, repairs)}
+        elif len(removed) < count:
             repairs = ground.refit(removed)
     assert first is not None
-    return merge_layers(removed), dataclasses.replace(first, steps=tuple(steps))
+    table = dataclasses.replace(first, steps=tuple(steps))
+    stored = ground.fitting.stored_dtype
+    settled = {span: each.rounded(stored) for span, each in stack(repairs).items()}
+    return Found(merge_layers(removed), table, settled if frozen else None)
 
 
 def _next_step(choice: Choice, table: ScoreTable) -> Step:
@@ -62,7 +86,7 @@ def search_perplexity(ground: Ground, count: int) -> Found:
     """Again and again the layer without which the calibration loss is lowest, nothing repaired.
 
     SLEB (arXiv:2402.09025, algorithm 1). Its released code never takes the first and the last
-    layer: ``edges="protect"``. Losses are on the search windows.
+    layer: ``keep_layers="first:1,last:1"``. Losses are on the search windows.
     """
     windows, layers = ground.few, ground.eligible
     tried = sum(len(layers) - step for step in range(count))
@@ -125,7 +149,7 @@ def search_recoverable(ground: Ground, count: int) -> Found:
         assert sample is not None
         first, dense = first or table, dense or sample
         tried = greedy_candidates(table.block_influence, left, repairs)
-        race = cuts.race_cuts(
+        race, _ = cuts.race_cuts(
             ground.model,
             ground.held_out,
             {
@@ -137,7 +161,7 @@ def search_recoverable(ground: Ground, count: int) -> Found:
             progress=ground.progress,
             description=f"Racing {len(tried)} layers (step {len(steps) + 1} of {count})",
         )
-        steps.append(Step(int(race.best), float(race.cuts[race.best].mean())))
+        steps.append(Step(int(race.best), float(race.losses[race.best].mean())))
         if len(steps) < count:
             repairs = ground.refit(step.layer for step in steps)
     assert first is not None
@@ -155,7 +179,7 @@ def greedy_candidates(
 
 def _finish(table: ScoreTable, steps: Sequence[Step], importance: tuple[float, ...] = ()) -> Found:
     spans = merge_layers(step.layer for step in steps)
-    return spans, dataclasses.replace(table, steps=tuple(steps), importance=importance)
+    return Found(spans, dataclasses.replace(table, steps=tuple(steps), importance=importance))
 
 
 SEARCHES: dict[str, Callable[[Ground, int], Found]] = {

@@ -14,15 +14,13 @@ from ghostlayers.scores.lorp import choose_layers
 from ghostlayers.scores.table import ScoreTable, SpanScore
 from ghostlayers.spans import Span, merge_layers
 
-Edges = Literal["allow", "protect"]
+Keep = tuple[int, int]
+"""Layers at the start and at the end that are never removed."""
 
 Need = Literal["streams", "residuals", "held-out losses", "losses", "gradients", "weights"]
 """What is measured for a selection: the stream of all calibration windows at every boundary; the
 linear repair's residual; losses after repair on held-out windows; losses without a repair, or
 gradients of the loss, on the search windows; nothing but the weights."""
-
-TIE_ERRORS = 2.0
-"""Losses whose difference is less than so many of its standard errors decide nothing."""
 
 SHORTLIST = 3
 """Spans that ``recoverable`` takes from each of its two rankings."""
@@ -39,7 +37,6 @@ class Selection:
         contiguous: it removes one run of layers.
         arguments: what may follow its name after a colon, with what that does.
         protects: layers at the start and at the end that it never removes.
-        edges: those that ``edges="protect"`` adds, as released code does.
         not_iterated: why it cannot choose one layer at a time; empty if it can.
     """
 
@@ -49,7 +46,6 @@ class Selection:
     contiguous: bool = False
     arguments: Mapping[str, str] = field(default_factory=dict)
     protects: tuple[int, int] = (0, 0)
-    edges: tuple[int, int] = (1, 1)
     not_iterated: str = ""
 
 
@@ -73,7 +69,6 @@ SELECTIONS: dict[str, Selection] = {
         what="the layers of lowest Block Influence",
         source="ShortGPT, arXiv:2403.03853",
         needs=("streams",),
-        edges=(0, 1),
     ),
     "lorp": Selection(
         what="redundant layers from clusters of similar ones",
@@ -159,11 +154,16 @@ class Choice:
             return "it measures the model anew after every removed layer already"
         return self.selection.not_iterated
 
-    def protected(self, edges: Edges) -> tuple[int, int]:
-        """Layers at the start and at the end that are never removed."""
-        own = (0, 0) if "unprotected" in self.flags else self.selection.protects
-        more = self.selection.edges if edges == "protect" else (0, 0)
-        return max(own[0], more[0]), max(own[1], more[1])
+    @property
+    def scores_only_weights(self) -> bool:
+        """Whether no text is read for it."""
+        return self.selection.needs == ("weights",)
+
+    def protected(self, keep: Keep | None = None) -> Keep:
+        """Layers at the start and at the end that are never removed: as told, or by its paper."""
+        if keep is not None:
+            return keep
+        return (0, 0) if "unprotected" in self.flags else self.selection.protects
 
 
 def find_selection(text: str) -> Choice:
@@ -185,20 +185,37 @@ def find_selection(text: str) -> Choice:
     return Choice(text, name, frozenset(flags), clusters)
 
 
+def parse_keep(text: str) -> Keep:
+    """Read ``first:4,last:2``; what is not named is 0.
+
+    Raises:
+        RecipeError: it says anything else.
+    """
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        where, colon, count = (each.strip() for each in part.partition(":"))
+        if where not in ("first", "last") or where in found or not colon or not count.isdecimal():
+            raise RecipeError(
+                f"'keep_layers': cannot read '{part.strip()}' in '{text}': expected numbers of "
+                "layers such as first:4,last:2."
+            )
+        found[where] = int(count)
+    return found.get("first", 0), found.get("last", 0)
+
+
 def eligible_layers(
-    choice: Choice, num_layers: int, edges: Edges = "allow", *, keep_first: bool = False
+    choice: Choice, num_layers: int, keep: Keep | None = None, *, keep_first: bool = False
 ) -> range:
     """The layers that a selection may remove.
 
     Args:
         choice: the selection.
         num_layers: decoder layers of the model.
-        edges: ``protect`` protects what the released code of its method does: the first and the
-            last layer, but for ``shortgpt`` only the last.
+        keep: layers at the start and at the end that stay, instead of those its paper protects.
         keep_first: layer 0 must stay, because the repair needs a kept layer before each gap.
     """
-    first, last = choice.protected(edges)
-    return range(max(first, int(keep_first)), num_layers - last)
+    first, last = choice.protected(keep)
+    return range(max(first, int(keep_first)), max(0, num_layers - last))
 
 
 def check_eligible(choice: Choice, layers: range, count: int, num_layers: int) -> None:
@@ -222,25 +239,25 @@ def _open_words(choice: Choice) -> set[str]:
     return set(choice.selection.arguments) - choice.flags
 
 
-def candidate_spans(num_layers: int, length: int, edges: Edges = "allow") -> list[Span]:
+def candidate_spans(num_layers: int, length: int, keep: Keep | None = None) -> list[Span]:
     """Every contiguous span of a length.
 
     Args:
         num_layers: decoder layers of the model.
         length: layers to remove.
-        edges: ``protect`` leaves out spans that start at layer 0 or reach the last layer, as the
-            released Ghosted Layers code does.
+        keep: layers at the start and at the end that stay.
 
     Raises:
         SpanError: no span of this length is left.
     """
-    inset = 1 if edges == "protect" else 0
-    starts = range(inset, num_layers - length + 1 - inset)
+    first, last = keep or (0, 0)
+    starts = range(first, num_layers - length + 1 - last)
     if length < 1 or not starts or length >= num_layers:
+        most = min(num_layers - 1, num_layers - first - last)
         raise SpanError(
             f"no span of {length} layers fits into {num_layers} decoder layers"
-            + (" when the first and the last layer are protected" if inset else "")
-            + f"; remove between 1 and {num_layers - 1 - 2 * inset}."
+            + (f" when the first {first} and the last {last} stay" if first or last else "")
+            + (f"; remove between 1 and {most}." if most > 0 else "; keep fewer.")
         )
     return [Span(start, start + length) for start in starts]
 
@@ -275,14 +292,13 @@ def shortlist(table: ScoreTable, size: int = SHORTLIST) -> tuple[Span, ...]:
 def select_recoverable(table: ScoreTable) -> tuple[Span, ...]:
     """The span whose repaired model loses least on held-out calibration windows.
 
-    Among spans whose losses there cannot be told apart, the one that a linear map replaces best:
-    the residual carries over to other text where a difference within its error does not.
+    Cosine and residual only make the shortlist: between spans that are close, the one of lower
+    residual is no better on other text (``benchmarks/regret.py``).
     """
     measured = [score for score in table.spans if score.loss is not None]
     if not measured:
         raise SpanError("no span's loss was measured; give held-out windows (at least 1).")
-    tied = [score for score in measured if score.behind <= TIE_ERRORS * score.behind_error]
-    return (min(tied, key=_residual).span,)
+    return (min(measured, key=lambda score: (score.loss, score.behind)).span,)
 
 
 def _residual(score: SpanScore) -> float:
@@ -299,7 +315,7 @@ SPAN_RULES: dict[str, Callable[[ScoreTable], tuple[Span, ...]]] = {
 
 
 def select(
-    name: str, table: ScoreTable, count: int, edges: Edges, *, keep_first: bool = False
+    name: str, table: ScoreTable, count: int, keep: Keep | None = None, *, keep_first: bool = False
 ) -> tuple[Span, ...]:
     """Apply a selection by name to a model's scores.
 
@@ -311,7 +327,7 @@ def select(
     choice = find_selection(name)
     if choice.name in SPAN_RULES:
         return SPAN_RULES[choice.name](table)
-    layers = eligible_layers(choice, table.num_layers, edges, keep_first=keep_first)
+    layers = eligible_layers(choice, table.num_layers, keep, keep_first=keep_first)
     check_eligible(choice, layers, count, table.num_layers)
     if choice.name == "lorp":
         inputs = table.similarity[: table.num_layers, : table.num_layers]

@@ -20,7 +20,7 @@ from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import Repair
 from ghostlayers.scores import ScoreTable
 from ghostlayers.scores.births import born_inside
-from ghostlayers.selection import Edges, candidate_spans, check_eligible, select
+from ghostlayers.selection import candidate_spans, check_eligible, select
 from ghostlayers.spans import Span, check_layers
 from ghostlayers.stock_layer import check_same, with_stock_layers
 from ghostlayers.stream import LayerwiseModel
@@ -75,8 +75,8 @@ def _ground(
 def _measure(ground: Ground, *, residuals: bool) -> ScoreTable:
     recipe, contiguous = ground.recipe, ground.choice.contiguous
     length = recipe.layers or len(recipe.removed() or [])
-    edges: Edges = recipe.edges if contiguous else "allow"
-    spans = candidate_spans(ground.model.num_layers, length, edges)
+    keep = recipe.kept_edges if contiguous else None
+    spans = candidate_spans(ground.model.num_layers, length, keep)
     if ground.fitting.method.reach and contiguous:
         # The repair needs a kept layer before the gap.
         spans = [span for span in spans if span.start] or spans
@@ -92,11 +92,11 @@ def choose_spans(
     held_out: Windows,
     recipe: Recipe,
     fitting: Fitting,
-) -> tuple[tuple[Span, ...], ScoreTable | None]:
+) -> search.Found:
     """The spans to remove: those that the caller named, or those that the selection takes."""
     removed = recipe.removed()
     if removed is not None:
-        return check_layers(removed, model.num_layers), None
+        return search.Found(check_layers(removed, model.num_layers))
     assert recipe.layers is not None
     ground = _ground(run, model, windows, held_out, recipe, fitting)
     choice = ground.choice
@@ -108,7 +108,8 @@ def choose_spans(
         return search.iterate(ground, recipe.layers)
     table = _measure(ground, residuals=False)
     keep_first = fitting.method.reach > 0
-    return select(recipe.select, table, recipe.layers, recipe.edges, keep_first=keep_first), table
+    spans = select(recipe.select, table, recipe.layers, recipe.kept_edges, keep_first=keep_first)
+    return search.Found(spans, table)
 
 
 def fit_repairs(

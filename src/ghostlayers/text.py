@@ -41,6 +41,15 @@ HUB_CORPORA: dict[str, HubCorpus] = {
         "wikitext-2-raw-v1",
         {"calibration": "train", "evaluation": "test"},
     ),
+    "pg19": HubCorpus(
+        "emozilla/pg19", "default", {"calibration": "validation", "evaluation": "test"}
+    ),
+    "slimpajama": HubCorpus(
+        "DKYoon/SlimPajama-6B", "default", {"calibration": "train", "evaluation": "test"}
+    ),
+    "sec": HubCorpus(
+        "arcee-ai/sec-data-mini", "default", {"calibration": "train", "evaluation": "train"}
+    ),
 }
 """Corpora by name. Every one is read from the hub only when it is named."""
 

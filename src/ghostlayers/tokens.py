@@ -6,6 +6,7 @@ with one and holds one token less of text: such models fall apart without it.
 """
 
 from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
@@ -18,6 +19,12 @@ from ghostlayers.errors import CorpusError, WindowError
 from ghostlayers.text import Corpus, document_hash
 
 BosPolicy = Literal["auto", "always", "never"]
+
+Sampling = Literal["grid", "random", "single-document"]
+"""Which stretches of a text random windows are; see `draw_windows`."""
+
+HELD_OUT_SHARE = 0.1
+"""The end of a text, where `random` windows are taken from that nothing is fitted on."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,10 @@ class Windows:
         """The first windows, and the others; both keep naming the documents of all."""
         first, others = self.input_ids[:count], self.input_ids[count:]
         return replace(self, input_ids=first), replace(self, input_ids=others)
+
+    def joined_with(self, others: "Windows") -> "Windows":
+        """Both, these first."""
+        return replace(self, input_ids=torch.cat([self.input_ids, others.input_ids]))
 
     def first(self, count: int) -> "Windows":
         """The first windows."""
@@ -144,15 +155,13 @@ def _touched(
     stream: TokenStream, sequence_length: int, bos: bool, chosen: Int[Tensor, " windows"]
 ) -> tuple[str, ...]:
     """Hashes of the documents that the chosen windows touch."""
-    documents = stream.corpus.documents
-    indices = range(len(documents))
-    if stream.owners is not None:
-        body = sequence_length - int(bos)
-        owned = stream.owners[: stream.owners.numel() // body * body].view(-1, body)[chosen]
-        indices = sorted(set(owned.flatten().tolist()))  # type: ignore[assignment]
-    return tuple(
-        dict.fromkeys(document_hash(documents[i]) for i in indices if documents[i].strip())
-    )
+    body = sequence_length - int(bos)
+    return _hashes(stream.corpus, _owners_at(stream, (chosen * body).tolist(), body))
+
+
+def _hashes(corpus: Corpus, indices: Iterable[int]) -> tuple[str, ...]:
+    documents = [corpus.documents[index] for index in sorted(indices)]
+    return tuple(dict.fromkeys(document_hash(each) for each in documents if each.strip()))
 
 
 def make_windows(
@@ -164,37 +173,160 @@ def make_windows(
     count: int | None = None,
     seed: int | None = None,
 ) -> Windows:
-    """Windows of a corpus: the first ones, or random ones.
+    """The first windows of a corpus, in order; with a seed, so many random ones of them.
 
     Args:
         corpus: the text.
         tokenizer: the model's tokenizer.
         sequence_length: tokens a window.
         bos: beginning-of-sequence policy.
-        count: how many; all if not given. Fewer are an error only with a seed.
-        seed: draw them at random without repetition; the first ones if not given.
+        count: how many at most; all if not given. Fewer are an error only with a seed.
+        seed: see `draw_windows`.
+
+    Raises:
+        CorpusError: no tokens.
+        WindowError: the text is too short.
+    """
+    if seed is not None:
+        assert count is not None
+        return draw_windows(
+            corpus, tokenizer, sequence_length=sequence_length, count=count, bos=bos, seed=seed
+        )[0]
+    stream = tokenize(corpus, tokenizer)
+    token = tokenizer.bos_token_id if uses_bos(tokenizer, bos) else None
+    windows = cut_windows(stream, sequence_length, token)
+    chosen = torch.arange(min(len(windows) if count is None else count, len(windows)))
+    documents = _touched(stream, sequence_length, token is not None, chosen)
+    return Windows(windows.input_ids[chosen], windows.bos, windows.available, documents)
+
+
+def draw_windows(
+    corpus: Corpus,
+    tokenizer: Any,
+    *,
+    sequence_length: int,
+    count: int,
+    held_out: int = 0,
+    spare: int = 0,
+    bos: BosPolicy = "auto",
+    seed: int = 0,
+    sampling: Sampling = "grid",
+) -> tuple[Windows, Windows]:
+    """Random windows to calibrate on, and others that share no token with them.
+
+    Args:
+        corpus: the text.
+        tokenizer: the model's tokenizer.
+        sequence_length: tokens a window.
+        count: windows to calibrate on.
+        held_out: further windows.
+        spare: held-out windows beyond these, as far as the text goes.
+        bos: beginning-of-sequence policy.
+        seed: of the draw.
+        sampling: ``grid`` cuts the joined documents into windows that do not overlap, and draws
+            without repetition; ``random`` draws offsets in the joined documents, those of the
+            held-out windows in the last tenth; ``single-document`` draws a document at a time, and
+            an offset in each that is longer than a window.
+
+    Returns:
+        Both name the documents that any of the windows touches.
 
     Raises:
         CorpusError: no tokens.
         WindowError: too short a text for what is asked.
     """
-    stream = tokenize(corpus, tokenizer)
     token = tokenizer.bos_token_id if uses_bos(tokenizer, bos) else None
-    windows = cut_windows(stream, sequence_length, token)
-    count = len(windows) if count is None else count
-    if seed is None:
-        chosen = torch.arange(min(count, len(windows)))
+    body = sequence_length - (0 if token is None else 1)
+    generator = torch.Generator().manual_seed(seed)
+    if sampling == "single-document":
+        drawn = _draw_documents(corpus, tokenizer, body, (count, held_out, spare), generator)
     else:
-        if count > len(windows):
-            raise WindowError(
-                f"corpus '{corpus.name}' gives {len(windows)} windows of {sequence_length} tokens, "
-                f"{count} are needed; give more text, fewer --windows, or a shorter "
-                "--sequence-length."
-            )
-        order = torch.randperm(len(windows), generator=torch.Generator().manual_seed(seed))
-        chosen = order[:count]
-    documents = _touched(stream, sequence_length, token is not None, chosen)
-    return Windows(windows.input_ids[chosen], windows.bos, windows.available, documents)
+        stream = tokenize(corpus, tokenizer)
+        draw = _draw_grid if sampling == "grid" else _draw_offsets
+        drawn = draw(stream, body, (count, held_out, spare), generator)
+    ids = drawn.ids
+    if token is not None:
+        ids = torch.cat([torch.full((len(ids), 1), token), ids], dim=1)
+    both = Windows(ids, token is not None, drawn.available, _hashes(corpus, drawn.documents))
+    return both.split_at(count)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Windows without beginning-of-sequence tokens, and which documents they touch."""
+
+    ids: Int[Tensor, "windows body"]
+    available: int
+    documents: Iterable[int]
+
+
+Counts = tuple[int, int, int]
+"""Windows to calibrate on, held-out ones, and those that are taken beside if there are some."""
+
+
+def _draw_grid(
+    stream: TokenStream, body: int, counts: Counts, generator: torch.Generator
+) -> _Drawn:
+    windows = cut_windows(stream, body, None).input_ids
+    needed, available = sum(counts[:2]), len(windows)
+    if needed > available:
+        raise WindowError(_too_few(stream.corpus, f"gives {available} windows", body, needed))
+    chosen = torch.randperm(available, generator=generator)[: sum(counts)]
+    starts = (chosen * body).tolist()
+    return _Drawn(windows[chosen], available, _owners_at(stream, starts, body))
+
+
+def _draw_offsets(
+    stream: TokenStream, body: int, counts: Counts, generator: torch.Generator
+) -> _Drawn:
+    total = stream.ids.numel()
+    border = int((1.0 - HELD_OUT_SHARE) * total) if counts[1] else total
+    rooms = border - body, total - border - body
+    if rooms[0] < 0 or (counts[1] and rooms[1] < 0):
+        where = f"has {total} tokens, the last {total - border} of them for held-out windows"
+        raise WindowError(_too_few(stream.corpus, where, body, sum(counts[:2])))
+    extra = counts[1] + (counts[2] if counts[1] else 0)
+    first = torch.randint(rooms[0] + 1, (counts[0],), generator=generator).tolist()
+    later = torch.randint(max(rooms[1], 0) + 1, (extra,), generator=generator).tolist()
+    starts = [*first, *(border + each for each in later)]
+    rows = [stream.ids[start : start + body] for start in starts]
+    return _Drawn(torch.stack(rows), total // body, _owners_at(stream, starts, body))
+
+
+def _draw_documents(
+    corpus: Corpus, tokenizer: Any, body: int, counts: Counts, generator: torch.Generator
+) -> _Drawn:
+    rows: list[Tensor] = []
+    owners: list[int] = []
+    for index in torch.randperm(len(corpus.documents), generator=generator).tolist():
+        if len(rows) == sum(counts):
+            break
+        document = corpus.documents[index]
+        if len(document) < body:  # a token is a character at least, in nearly every tokenizer
+            continue
+        ids = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(ids) > body:
+            offset = int(torch.randint(len(ids) - body + 1, (1,), generator=generator))
+            rows.append(torch.tensor(ids[offset : offset + body], dtype=torch.long))
+            owners.append(index)
+    if len(rows) < sum(counts[:2]):
+        what = f"has {len(rows)} documents that are longer than a window"
+        raise WindowError(_too_few(corpus, what, body, sum(counts[:2])))
+    return _Drawn(torch.stack(rows), len(rows), owners)
+
+
+def _too_few(corpus: Corpus, has: str, body: int, needed: int) -> str:
+    return (
+        f"corpus '{corpus.name}' {has} of {body} tokens, {needed} are needed; give more text, "
+        "fewer --windows, or a shorter --sequence-length."
+    )
+
+
+def _owners_at(stream: TokenStream, starts: Sequence[int], body: int) -> Iterable[int]:
+    if stream.owners is None:
+        return range(len(stream.corpus.documents))
+    owners = [stream.owners[start : start + body].unique() for start in starts]
+    return [int(each) for each in torch.cat(owners).unique()] if owners else []
 
 
 def check_sequence_length(config: Any, sequence_length: int) -> None:

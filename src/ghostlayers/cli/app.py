@@ -18,6 +18,7 @@ from ghostlayers.allocator import keep_freed_memory
 from ghostlayers.cli import options as o
 from ghostlayers.cli.bench import bench as bench_command
 from ghostlayers.cli.compare import compare as compare_command
+from ghostlayers.cli.methods import methods as methods_command
 from ghostlayers.cli.run import make_run
 from ghostlayers.errors import DistributedError, GhostlayersError, RecipeError
 from ghostlayers.pruned import PrunedModel
@@ -163,15 +164,18 @@ def prune(
     repair: o.RepairOption = None,
     preset: o.PresetOption = None,
     cosine_axis: o.CosineAxisOption = None,
-    edges: o.EdgesOption = None,
+    keep_layers: o.KeepLayers = None,
+    refit: o.RefitOption = None,
     overwrite: o.Overwrite = False,
     data: o.Data = None,
     text_column: o.TextColumn = None,
     separator: o.Separator = None,
+    sampling: o.SamplingOption = None,
     windows: o.WindowsOption = None,
     fit_windows: o.FitWindows = None,
     search_windows: o.SearchWindows = None,
     held_out_windows: o.HeldOutWindows = None,
+    race_windows: o.RaceWindows = None,
     sequence_length: o.SequenceLength = None,
     bos: o.Bos = None,
     seed: o.Seed = None,
@@ -212,13 +216,16 @@ def prune(
         iterative=iterative,
         repair=repair,
         cosine_axis=cosine_axis,
-        edges=edges,
+        keep_layers=keep_layers,
+        refit=refit,
         data=data,
         text_column=text_column,
         windows=windows,
         fit_windows=fit_windows,
+        sampling=sampling,
         search_windows=search_windows,
         held_out_windows=held_out_windows,
+        race_windows=race_windows,
         sequence_length=sequence_length,
         bos=bos,
         seed=seed,
@@ -228,7 +235,10 @@ def prune(
         absolute_ridge=absolute_ridge,
         export=export,
     )
-    options = RunOptions(dtype, device, batch_size, trust_remote_code, offload, max_memory)
+    options = RunOptions(
+        dtype, device, batch_size, trust_remote_code, offload, max_memory, recipe.preset
+    )
+    screen.show_preset(recipe, dtype)
     if not plan:
         check_output(output, overwrite=overwrite, needed_bytes=0)
     _check_gguf(gguf, pre_tokenizer, recipe, save, overwrite=overwrite)
@@ -623,6 +633,8 @@ def demo(
 
     run_demo(output, dtype=dtype, overwrite=overwrite)
 
+
+methods = app.command()(command(methods_command))
 
 compare = app.command()(command(compare_command))
 

@@ -3,7 +3,7 @@
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from ghostlayers.cli import options as o
 from ghostlayers.errors import RecipeError
-from ghostlayers.recipe import PRESETS, RunOptions
+from ghostlayers.recipe import RunOptions
 
 if TYPE_CHECKING:
     from ghostlayers.plan_units import Plan
@@ -27,8 +27,19 @@ Layers = Annotated[
     str,
     o._option("--layers", "-n", text="How many decoder layers to remove: 3,5,7.", panel=_WHAT),
 ]
+Presets = Annotated[
+    str | None,
+    o._option(
+        "--presets",
+        metavar="NAMES",
+        text="Instead of selections and repairs: published methods, comma-separated, or 'all', "
+        "each by its own choices ('ghostlayers methods'). Options given here win over every "
+        "method's.",
+        panel=_WHAT,
+    ),
+]
 Select = Annotated[
-    str,
+    str | None,
     o._option(
         "--select",
         metavar="NAMES",
@@ -38,7 +49,7 @@ Select = Annotated[
     ),
 ]
 Repairs = Annotated[
-    str,
+    str | None,
     o._option(
         "--repair",
         metavar="NAMES",
@@ -87,6 +98,15 @@ Prompt = Annotated[
     str | None,
     o._option("--prompt", text="Continued by every model; '' for none.", panel=_TEXT),
 ]
+EvalLength = Annotated[
+    int | None,
+    o._option(
+        "--eval-length",
+        min=2,
+        text="Tokens of an evaluation window. \\[default: --sequence-length, or 2048]",
+        panel=_TEXT,
+    ),
+]
 Speed = Annotated[
     bool,
     o._option(
@@ -115,22 +135,27 @@ def compare(
     model: o.Model,
     layers: Layers,
     output: o.Out,
-    select: Select = "streamline,recoverable",
-    repair: Repairs = "none,linearpatch-diag,replaceme,refit:3,ghost",
+    select: Select = None,
+    repair: Repairs = None,
     preset: o.PresetOption = None,
+    presets: Presets = None,
     yardstick: Yardstick = True,
     overwrite: o.Overwrite = False,
     data: o.Data = None,
     text_column: o.TextColumn = None,
     separator: o.Separator = None,
+    sampling: o.SamplingOption = None,
     windows: o.WindowsOption = None,
     fit_windows: o.FitWindows = None,
+    search_windows: o.SearchWindows = None,
     held_out_windows: o.HeldOutWindows = None,
+    race_windows: o.RaceWindows = None,
     sequence_length: o.SequenceLength = None,
     bos: o.Bos = None,
     seed: o.Seed = None,
     eval_data: EvalData = None,
     eval_separator: EvalSeparator = None,
+    eval_length: EvalLength = None,
     max_windows: MaxWindows = None,
     tasks: o.Tasks = None,
     tasks_path: o.TasksPath = None,
@@ -140,7 +165,7 @@ def compare(
     speed: Speed = True,
     published: Published = None,
     cosine_axis: o.CosineAxisOption = None,
-    edges: o.EdgesOption = None,
+    keep_layers: o.KeepLayers = None,
     inputs: o.InputsOption = None,
     token_weight: o.TokenWeightOption = None,
     ridge: o.Ridge = None,
@@ -161,10 +186,12 @@ def compare(
     from ghostlayers.report.write import write_report
 
     asked = {
-        **(PRESETS[preset] if preset else {}),
+        "preset": preset,
         "layers": o.numbers_in(layers, "--layers", "3,5,7"),
-        "select": o.names_in(select, "--select"),
-        "repair": o.names_in(repair, "--repair"),
+        "presets": o.names_in(presets, "--presets") or None,
+        "select": o.names_in(select, "--select") or None,
+        "repair": o.names_in(repair, "--repair") or None,
+        "eval_length": eval_length,
         "yardstick": yardstick,
         "eval_data": o.names_in(eval_data or None, "--eval-data"),
         "speed": speed,
@@ -172,9 +199,12 @@ def compare(
         "eval_separators": [o.unescape(each) for each in eval_separator or ["\n\n"]],
         "data": data,
         "text_column": text_column,
+        "sampling": sampling,
         "windows": windows,
         "fit_windows": fit_windows,
+        "search_windows": search_windows,
         "held_out_windows": held_out_windows,
+        "race_windows": race_windows,
         "sequence_length": sequence_length,
         "bos": bos,
         "seed": seed,
@@ -185,14 +215,15 @@ def compare(
         "limit": limit,
         "task_repair": o.names_in(task_repair or None, "--task-repair"),
         "cosine_axis": cosine_axis,
-        "edges": edges,
+        "keep_layers": keep_layers,
         "inputs": inputs,
         "token_weight": token_weight,
         "ridge": ridge,
         "absolute_ridge": absolute_ridge,
     }
     request = Comparison.from_dict({k: v for k, v in asked.items() if v is not None})
-    if request.calibration.data is None:
+    without = [n for n in request.presets if request.preset_recipe(n, 1).data is None]
+    if request.calibration.data is None and (without or not request.presets):
         raise RecipeError("no calibration text: give --data a file of yours, or a corpus name.")
     cells = None if published is None else read_published(published)
 
@@ -276,6 +307,9 @@ def show(results: Mapping[str, Any]) -> None:
 
     entries = summarise(results)
     dense = next((each.loss for each in entries if each.key.is_dense), None)
+    if results.get("presets"):
+        show_methods(entries, dense)
+        return
     columns = ("repair", "loss", "x Ghost", "KL", "added", "prefill", "saved as")
     for layers, select in sorted(cuts_of(entries)):
         found = at_cut(entries, (layers, select))
@@ -288,6 +322,23 @@ def show(results: Mapping[str, Any]) -> None:
         )
     show_accuracies(results)
     show_correlations(results)
+
+
+def show_methods(entries: Sequence["Entry"], dense: float | None) -> None:
+    """One table a number of layers, a row a method, best first."""
+    from ghostlayers.cli import screen
+    from ghostlayers.report.summary import layer_counts, loss_order
+
+    columns = ("method", "removed", "loss", "above dense", "KL", "prefill", "saved as")
+    for layers in layer_counts(entries):
+        found = sorted((e for e in entries if e.key.layers == layers), key=loss_order)
+        rows = [[escape(e.key.select), e.removed, _figure(e.loss), _figure(e.excess),
+                 *_row(e)[3:4], *_row(e)[5:]] for e in found]  # fmt: skip
+        screen.table(columns, rows, f"{layers} layers removed (dense {_figure(dense)})")
+    screen.say(
+        "[dim]Each method by its own choices of layers, repair and calibration text; loss: nats a "
+        "token, mean of all texts.[/dim]"
+    )
 
 
 def show_accuracies(results: Mapping[str, Any]) -> None:

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ghostlayers.errors import RecipeError
-from ghostlayers.recipe import PRESETS, Inputs, Offload, Recipe, Save, TokenWeight
+from ghostlayers.presets import PRESETS, find_preset
+from ghostlayers.recipe import Inputs, Offload, Recipe, Refit, Save, TokenWeight
 from ghostlayers.repairs import METHODS
 from ghostlayers.scores.cosine import CosineAxis
-from ghostlayers.selection import SELECTIONS, Edges, Selection
-from ghostlayers.tokens import BosPolicy
+from ghostlayers.selection import SELECTIONS, Selection
+from ghostlayers.tokens import BosPolicy, Sampling
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}
 _PANEL_WHAT = "What to do"
@@ -21,10 +22,10 @@ _PANEL_HOW = "How to run"
 
 
 def _say(text: str, field: str, default: str | None = None) -> str:
-    """Help that states the default and, where it differs, what --preset paper sets."""
+    """Help that states the default and, where it differs, what --preset ghosted sets."""
     ours = _DEFAULTS[field] if default is None else default
-    paper = PRESETS["paper"].get(field, ours)
-    other = "" if paper == _DEFAULTS[field] or str(paper) == str(ours) else f"; paper: {paper}"
+    paper = PRESETS["ghosted"].choices.get(field, ours)
+    other = "" if paper == _DEFAULTS[field] or str(paper) == str(ours) else f"; ghosted: {paper}"
     return f"{text} \\[default: {ours}{other}]"
 
 
@@ -98,11 +99,14 @@ RepairOption = Annotated[
     ),
 ]
 PresetOption = Annotated[
-    Literal["paper"] | None,
+    str | None,
     _option(
         "--preset",
-        text="'paper' makes every choice as the Ghosted Layers paper and its code do; the options "
-        "marked 'paper:' below say which. Options given explicitly still win.",
+        metavar="NAME",
+        text="Makes every choice as a method's authors and their code do: "
+        + ", ".join(PRESETS)
+        + " ('ghostlayers methods' tells more; 'ghosted:' below says what that one sets). Options "
+        "given explicitly still win.",
         panel=_PANEL_WHAT,
     ),
 ]
@@ -116,11 +120,29 @@ CosineAxisOption = Annotated[
         panel=_PANEL_WHAT,
     ),
 ]
-EdgesOption = Annotated[
-    Edges | None,
+KeepLayers = Annotated[
+    str | None,
     _option(
-        "--edges",
-        text=_say("'protect' never removes the first or the last layer.", "edges"),
+        "--keep-layers",
+        metavar="EDGES",
+        text=_say(
+            "Layers at the start and at the end that are never removed: first:4,last:2.",
+            "keep_layers",
+            "what the selection's paper protects",
+        ),
+        panel=_PANEL_WHAT,
+    ),
+]
+RefitOption = Annotated[
+    Refit | None,
+    _option(
+        "--refit",
+        text=_say(
+            "What --iterative does with its repairs: 'all' fits every gap anew after each layer, "
+            "'none' fits one repair across each layer that goes and leaves it alone, as Prune&Comp "
+            "does.",
+            "refit",
+        ),
         panel=_PANEL_WHAT,
     ),
 ]
@@ -130,7 +152,7 @@ Data = Annotated[
         "--data",
         "-d",
         text="Calibration text: c4 or wikitext2 (from the Hugging Face hub), or a .txt, .jsonl or "
-        ".parquet file, or a folder of them. Required; --preset paper takes c4.",
+        ".parquet file, or a folder of them. Required, unless a preset names one.",
         panel=_PANEL_TEXT,
     ),
 ]
@@ -150,6 +172,18 @@ Separator = Annotated[
         panel=_PANEL_TEXT,
     ),
 ]
+SamplingOption = Annotated[
+    Sampling | None,
+    _option(
+        "--sampling",
+        text=_say(
+            "Where windows are drawn from: a 'grid' over the joined documents, 'random' offsets in "
+            "them, or each from a 'single-document'.",
+            "sampling",
+        ),
+        panel=_PANEL_TEXT,
+    ),
+]
 WindowsOption = Annotated[
     int | None,
     _option("--windows", text=_say("Windows for the scores.", "windows"), panel=_PANEL_TEXT),
@@ -158,7 +192,7 @@ FitWindows = Annotated[
     int | None,
     _option(
         "--fit-windows",
-        text=_say("How many of them the repair is fitted on.", "fit_windows", "32"),
+        text=_say("Windows that the repair is fitted on.", "fit_windows", "32"),
         panel=_PANEL_TEXT,
     ),
 ]
@@ -167,7 +201,7 @@ SearchWindows = Annotated[
     _option(
         "--search-windows",
         text=_say(
-            "How many of them perplexity, taylor and recoverable:greedy measure on.",
+            "Windows that perplexity, taylor and recoverable:greedy measure on.",
             "search_windows",
             "8",
         ),
@@ -180,6 +214,15 @@ HeldOutWindows = Annotated[
         "--held-out-windows",
         text="Further windows that losses are measured on; 0 measures none. \\[default: one for "
         "every sixteen windows, at least 4]",
+        panel=_PANEL_TEXT,
+    ),
+]
+RaceWindows = Annotated[
+    int | None,
+    _option(
+        "--race-windows",
+        text="Held-out windows that 'recoverable' may measure its candidates on in all, as far as "
+        "the text goes, before the lowest loss wins. \\[default: four times --held-out-windows]",
         panel=_PANEL_TEXT,
     ),
 ]
@@ -384,13 +427,15 @@ Restart = Annotated[
 
 def recipe_from(preset: Any, separator: str | None, **given: Any) -> Recipe:
     """A recipe from a preset and the options that were given."""
-    values = dict(PRESETS[preset]) if preset else {}
-    values.update({name: value for name, value in given.items() if value is not None})
+    values = {name: value for name, value in given.items() if value is not None}
     if separator is not None:
         values["separator"] = unescape(separator)
     if "layers" in values and "remove" in values:
         raise RecipeError("give either --layers or --remove, not both.")
-    if values.get("data") is None:
+    chosen = find_preset(preset).choices if preset else {}
+    if preset:
+        values["preset"] = preset
+    if values.get("data") is None and chosen.get("data") is None:
         raise RecipeError(
             "no calibration text: give --data a file of yours, or the name of a corpus on the hub "
             "(c4, wikitext2)."

@@ -30,8 +30,10 @@ from ghostlayers.hub import Upload
 from ghostlayers.loading import BaseModel
 from ghostlayers.parallel import World
 from ghostlayers.plan_units import Plan
+from ghostlayers.presets import find_preset
 from ghostlayers.progress import Advance
 from ghostlayers.pruned import PrunedModel
+from ghostlayers.recipe import Recipe
 from ghostlayers.record import evidence_row
 from ghostlayers.repairs import find_method
 from ghostlayers.scores import ScoreTable, SpanScore
@@ -44,6 +46,23 @@ err = Console(stderr=True, highlight=False)
 
 
 _place = World()
+
+
+def show_preset(recipe: Recipe, dtype: str) -> None:
+    """Every choice that a preset makes, those that were made otherwise marked."""
+    if recipe.preset is None:
+        return
+    preset = find_preset(recipe.preset)
+    say(f"[bold]{escape(preset.title)}[/bold], arXiv:{preset.paper}; code: {escape(preset.code)}")
+    chosen = {**preset.choices, "dtype": preset.dtype}
+    now = {**recipe.to_dict(), "dtype": preset.dtype if dtype == "auto" else dtype}
+    say("  " + escape(", ".join(_choice(name, each, now[name]) for name, each in chosen.items())))
+    for each in preset.differs:
+        say(f"  [dim]not as there: {escape(each)}[/dim]")
+
+
+def _choice(name: str, preset: Any, now: Any) -> str:
+    return f"{name} {now!r}" + ("" if now == preset else f" (not {preset!r})")
 
 
 def speak_for(place: World) -> None:
@@ -449,7 +468,7 @@ def show_record(record: Mapping[str, Any]) -> None:
             f"[{fit['span'][0]}, {fit['span'][1]})",
             fit["method"],
             f"{fit['num_tokens']:,}",
-            f"{fit['relative_residual']:.3f}",
+            "" if fit["relative_residual"] is None else f"{fit['relative_residual']:.3f}",
             "" if fit["condition_number"] is None else f"{fit['condition_number']:.1e}",
         ]
         for fit in record["repairs"]

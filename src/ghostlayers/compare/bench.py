@@ -45,6 +45,23 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
+class Ground:
+    """The text that one method of several is calibrated on.
+
+    Attributes:
+        corpus: its name.
+        text_hash: of all of it.
+        scored: calibration windows.
+        held_out: further ones.
+    """
+
+    corpus: str
+    text_hash: str
+    scored: Windows
+    held_out: Windows
+
+
+@dataclass(frozen=True)
 class Bench:
     """Everything that all cells share.
 
@@ -62,6 +79,7 @@ class Bench:
         task_tokens: about how many tokens a model reads to answer them.
         store: finished parts.
         say: told what is done and what comes next.
+        grounds: the text of every preset, where methods are compared by their own choices.
     """
 
     request: Comparison
@@ -77,6 +95,7 @@ class Bench:
     task_tokens: int
     store: Store
     say: Say
+    grounds: Mapping[str, Ground] = dataclasses.field(default_factory=dict)
 
     def answers_tasks(self, repair: str) -> bool:
         """Whether the models of a repair answer the tasks."""
@@ -141,24 +160,50 @@ def prepare(
     recipe = dataclasses.replace(
         request.calibration, layers=1, remove=None, repair="ghost"
     )  # the numbers of layers are checked with their selections below
-    layerwise = check_request(dense, recipe)
-    _check_selections(dense, request, layerwise.num_layers)
-    kept, skipped = _possible_repairs(dense, request)
-    corpus, windows = read_calibration(dense, recipe, data)
-    scored, held_out = windows.split_at(recipe.windows)
+    kept: tuple[str, ...] = ()
+    skipped: tuple[dict[str, Any], ...] = ()
+    if request.presets:
+        layerwise = _check_presets(dense, request)
+        grounds = {name: _read_ground(dense, request, name, data) for name in request.presets}
+        first = next(iter(grounds.values()))
+        text_hash, scored, held_out = first.text_hash, first.scored, first.held_out
+    else:
+        layerwise, grounds = check_request(dense, recipe), {}
+        _check_selections(dense, request, layerwise.num_layers)
+        kept, skipped = _possible_repairs(dense, request)
+        corpus, scored, held_out = read_calibration(dense, recipe, data)
+        text_hash = corpus.sha256()
     corpora = _read_corpora(dense, request, eval_data or {})
     identity = {
         "request": request.to_dict(),
         "model": model_fingerprint(dense),
-        "calibration": corpus.sha256(),
+        "calibration": [each.text_hash for each in grounds.values()] or text_hash,
         "evaluation": {name: _hash_windows(each) for name, each in corpora.items()},
     }
     store = Store(out, identity, overwrite=overwrite)
     return Bench(
         request, dense, layerwise, run, scored, held_out, corpora, kept, skipped, opened,
         0 if opened is None else tokens_to_answer(opened, dense.tokenizer, request.limit),
-        store, say or _ignore,
+        store, say or _ignore, grounds,
     )  # fmt: skip
+
+
+def _check_presets(dense: LoadedModel, request: Comparison) -> LayerwiseModel:
+    """Refuse methods that this model cannot serve, before anything is computed."""
+    checked = [
+        check_request(dense, request.preset_recipe(name, layers))
+        for name in request.presets
+        for layers in request.layers
+    ]
+    return checked[0]
+
+
+def _read_ground(
+    dense: LoadedModel, request: Comparison, name: str, data: Documents | None
+) -> "Ground":
+    recipe = request.preset_recipe(name, request.layers[0])
+    corpus, scored, held_out = read_calibration(dense, recipe, data)
+    return Ground(corpus.name, corpus.sha256(), scored, held_out)
 
 
 def _check_selections(dense: LoadedModel, request: Comparison, num_layers: int) -> None:
@@ -212,7 +257,7 @@ def _read_corpora(
             dense.tokenizer,
             separator=separator,
             text_column=recipe.text_column,
-            sequence_length=recipe.sequence_length,
+            sequence_length=request.window_length,
             max_windows=request.max_windows,
             bos=recipe.bos,
         )[1]
@@ -249,6 +294,10 @@ def header(bench: Bench, command: str | None) -> dict[str, Any]:
         "recipe": {**bench.request.calibration.to_dict(), "fit_windows": len(bench.fit_windows)},
         "comparison": {
             key: value for key, value in bench.request.to_dict().items() if key != "calibration"
+        },
+        "presets": {
+            name: bench.request.preset_recipe(name, bench.request.layers[0]).to_dict()
+            for name in bench.request.presets
         },
         "command": command,
         "prompt": bench.request.prompt,

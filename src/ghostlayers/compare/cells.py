@@ -52,7 +52,7 @@ def measure_speed(model: Any, request: Comparison) -> dict[str, Any]:
     """Milliseconds to read a prompt of one window: median, and spread between the quartiles."""
     if not request.speed:
         return dict.fromkeys(SPEED_KEYS)
-    length = request.calibration.sequence_length
+    length = request.window_length
     times = [1000 * each for each in prefill_times(model, length, REPEATS)]
     low, _, high = statistics.quantiles(times, n=4)
     return dict(zip(SPEED_KEYS, (statistics.median(times), high - low, length), strict=True))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import cuts, surgery
+from ghostlayers import cuts, steps, surgery
 from ghostlayers.compare import cells
 from ghostlayers.compare.bench import Bench, Say, header, prepare
 from ghostlayers.compare.correlate import correlations
@@ -17,6 +17,7 @@ from ghostlayers.compare.plan import (
     expected_jobs,
     jobs_of,
     plan_comparison,
+    plan_presets,
     say_estimate,
     wanted_repairs,
 )
@@ -30,7 +31,7 @@ from ghostlayers.fitting import Fitting, fit_many
 from ghostlayers.plan_units import Plan
 from ghostlayers.preparation import Documents, make_fitting
 from ghostlayers.progress import Progress
-from ghostlayers.recipe import RunOptions
+from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import Repair
 from ghostlayers.spans import Span, format_layers, removed_layers
@@ -90,9 +91,12 @@ def compare(
         progress, say,
     )  # fmt: skip
     speed = probe(bench.layerwise, bench.scored)
-    if show_plan is not None and not show_plan(plan_comparison(bench, speed)):
+    plan = plan_presets if request.presets else plan_comparison
+    if show_plan is not None and not show_plan(plan(bench, speed)):
         bench.store.forget()
         return {}
+    if request.presets:
+        return _compare_presets(bench, command)
     say_estimate(bench, speed, expected_jobs(bench), chosen=False)
     dense_part = _dense(bench)
     chosen, tables = choose(bench)
@@ -106,6 +110,44 @@ def compare(
         header(bench, command), bench.labels, dense_part, parts, list(chosen.values()), tables
     )
     return {**results, "correlations": correlations(results)}
+
+
+def _compare_presets(bench: Bench, command: str | None) -> dict[str, Any]:
+    """Each method by its own choices: a part for every number of layers and preset."""
+    dense_part = _dense(bench)
+    parts, members = [], []
+    for layers in sorted(set(bench.request.layers)):
+        for name in bench.request.presets:
+            recipe = bench.request.preset_recipe(name, layers)
+            part = _preset_part(bench, name, recipe)
+            spans = tuple(Span(start, stop) for start, stop in part["spans"])
+            parts.append(part)
+            members.append([Cell(layers, name, spans, (recipe.repair,))])
+    return cells.assemble(header(bench, command), bench.labels, dense_part, parts, members, {})
+
+
+def _preset_part(bench: Bench, name: str, recipe: Recipe) -> dict[str, Any]:
+    key = f"preset {name} {recipe.layers}"
+    done = bench.store.get(key)
+    if done is not None:
+        return done
+    bench.say(f"{recipe.layers} layers as {name}")
+    ground, run = bench.grounds[name], bench.run
+    fitting = make_fitting(bench.dense, recipe)
+    with bench.keeping(key):
+        start = time.monotonic()
+        found = steps.choose_spans(
+            dataclasses.replace(run, memo=None), bench.layerwise, ground.scored, ground.held_out,
+            recipe, fitting,
+        )  # fmt: skip
+        repairs = found.repairs or steps.fit_repairs(
+            run, bench.layerwise, ground.scored.first(recipe.num_fit_windows), found.spans, fitting
+        )
+        seconds = time.monotonic() - start
+        here = dataclasses.replace(bench, scored=ground.scored, held_out=ground.held_out)
+        part = _measured(here, found.spans, {recipe.repair: repairs}, seconds, [], key)
+    part["spans"] = [[span.start, span.stop] for span in found.spans]
+    return bench.store.put(key, part)
 
 
 def _dense(bench: Bench) -> dict[str, Any]:
@@ -170,13 +212,25 @@ def _measure_cut(bench: Bench, spans: tuple[Span, ...], wanted: Sequence[str]) -
         batch_size=bench.run.options.batch_size, progress=bench.run.progress,
     )  # fmt: skip
     seconds = time.monotonic() - start
+    return _measured(bench, spans, fits, seconds, skipped, str(spans))
+
+
+def _measured(
+    bench: Bench,
+    spans: tuple[Span, ...],
+    fits: Mapping[str, Mapping[Span, Repair]],
+    seconds: float,
+    skipped: list[dict[str, Any]],
+    key: str,
+) -> dict[str, Any]:
+    """All that is told of the repairs of one cut; ``key`` names what their models answer."""
     losses = _losses(bench, fits)
     held_out = _held_out(bench, fits)
     distances = cuts.stream_distances(
         bench.layerwise, bench.held_out.first(DISTANCE_WINDOWS), fits,
         stored_dtype=bench.dense.stored_dtype, batch_size=bench.run.options.batch_size,
-    ) if len(bench.held_out) else {name: {} for name in names}  # fmt: skip
-    models = _models(bench, spans, fits)
+    ) if len(bench.held_out) else {name: {} for name in fits}  # fmt: skip
+    models = _models(bench, spans, fits, key)
     return {
         "fit_seconds": seconds,
         "skipped": skipped,
@@ -191,7 +245,7 @@ def _measure_cut(bench: Bench, spans: tuple[Span, ...], wanted: Sequence[str]) -
                 "tasks": models[name].pop("tasks"),
                 "model": models[name],
             }
-            for name in names
+            for name in fits
         },
     }
 
@@ -258,7 +312,7 @@ def _worse(held_out: Mapping[str, float], name: str) -> bool:
 
 
 def _models(
-    bench: Bench, spans: tuple[Span, ...], fits: Mapping[str, Mapping[Span, Repair]]
+    bench: Bench, spans: tuple[Span, ...], fits: Mapping[str, Mapping[Span, Repair]], key: str
 ) -> dict[str, Any]:
     """Size, speed, continuation and tasks of every repaired model, built one at a time.
 
@@ -277,7 +331,7 @@ def _models(
             described = cells.describe_model(model, bench.dense.tokenizer, bench.request, known)
             timed.setdefault(shape, {key: described[key] for key in cells.SPEED_KEYS})
             described["checkpoint"] = cells.checkpoint_kind(find_method(name), repairs.values())
-            described["tasks"] = _tasks(bench, str(spans), name, model)
+            described["tasks"] = _tasks(bench, key, name, model)
             described["added_parameters"] = sum(each.num_parameters for each in repairs.values())
             found[name] = described
             advance(1)

@@ -9,7 +9,7 @@ from ghostlayers.compare.bench import Bench
 from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.estimate import Speed
 from ghostlayers.fitting import in_stages
-from ghostlayers.plan import DIVERGENCE, SWEEP, Counter, selection_stages
+from ghostlayers.plan import DIVERGENCE, SWEEP, Counter, expected_spans, selection_stages
 from ghostlayers.plan_units import Plan, Stage, prices
 from ghostlayers.preparation import make_fitting
 from ghostlayers.record import table_to_dict
@@ -77,10 +77,11 @@ def _choose_one(
         bench.say(f"Choosing {layers} layers by {select}")
         recipe = bench.request.cell_recipe(layers, select)
         with bench.keeping(key):
-            spans, table = steps.choose_spans(
+            found = steps.choose_spans(
                 bench.run, bench.layerwise, bench.scored, bench.held_out, recipe,
                 make_fitting(bench.dense, recipe),
             )  # fmt: skip
+            spans, table = found.spans, found.table
         done = bench.store.put(
             key,
             {
@@ -151,9 +152,32 @@ def plan_comparison(bench: Bench, speed: Speed) -> Plan:
     return Plan(tuple(here.of(stage) for stage in shown))
 
 
+def plan_presets(bench: Bench, speed: Speed) -> Plan:
+    """What methods by their own choices take: a stage a method, all numbers of layers together."""
+    request, depth = bench.request, bench.layerwise.num_layers
+    windows = sum(map(len, bench.corpora.values()))
+    told = []
+    for name in request.presets:
+        total = Stage(name)
+        for layers in request.layers:
+            recipe = request.preset_recipe(name, layers)
+            counter = Counter(bench.layerwise, recipe, make_fitting(bench.dense, recipe))
+            spans = expected_spans(recipe, depth)
+            for stage in (*selection_stages(counter), counter.fit(spans)):
+                total += stage
+            # Evaluation windows have a length of their own.
+            share = windows * request.window_length / recipe.sequence_length
+            behind = depth - layers - spans[0].start
+            total += Stage("", share * (depth + behind), share * (1 + DIVERGENCE))
+        here = prices(bench.dense, bench.layerwise, speed, recipe.sequence_length, 1)
+        told.append(here.of(total))
+    dense = prices(bench.dense, bench.layerwise, speed, request.window_length, 1)
+    return Plan((dense.of(_dense_stage(bench)), *told))
+
+
 def _answering(bench: Bench, depth: int, models: int) -> Stage:
     """Models of some decoder layers on the tasks, whose tokens cost what those of windows do."""
-    windows = models * bench.task_tokens / bench.request.calibration.sequence_length
+    windows = models * bench.task_tokens / bench.request.window_length
     return Stage("", windows * depth, windows)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ghostlayers.errors import RecipeError, suggest
+from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL, find_method
 from ghostlayers.selection import candidate_spans
@@ -46,6 +47,10 @@ class Comparison:
         speed: also measure how long each model takes to read a prompt.
         yardstick: also measure Ghost with one layer less removed, which a repair that costs most
             of a layer has to beat.
+        eval_length: tokens of an evaluation window; those of the calibration's if not given.
+        presets: methods to set side by side instead, each by its own choices (`presets`): how it
+            chooses, repairs, and calibrates. Selections and repairs then mean nothing.
+        given: fields of a recipe that every preset takes from the caller instead.
         calibration: text, windows and damping, shared by all cells.
     """
 
@@ -63,11 +68,16 @@ class Comparison:
     new_tokens: int = 24
     speed: bool = True
     yardstick: bool = True
+    eval_length: int | None = None
+    presets: tuple[str, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
     calibration: Recipe = field(default_factory=lambda: Recipe(select=EACH_CELL_ITS_OWN))
 
     def __post_init__(self) -> None:
         if not self.layers or any(count < 1 for count in self.layers):
             raise RecipeError("'layers' must name at least one number of layers, each at least 1.")
+        for name in self.presets:
+            self.preset_recipe(name, self.layers[0])
         if not self.select or not self.repair:
             raise RecipeError("name at least one selection and one repair.")
         for name in self.repair_names():
@@ -110,9 +120,18 @@ class Comparison:
                 )
 
     @property
+    def window_length(self) -> int:
+        """Tokens of an evaluation window."""
+        return self.eval_length or self.calibration.sequence_length
+
+    def preset_recipe(self, name: str, layers: int) -> Recipe:
+        """Every choice of a method, but for those that the caller has made."""
+        return Recipe.from_dict({**self.given, "preset": name, "layers": layers, "remove": None})
+
+    @property
     def yardsticks(self) -> tuple[int, ...]:
         """One layer less than asked for, where that is not asked for itself."""
-        if not self.yardstick:
+        if not self.yardstick or self.presets:
             return ()
         return tuple(sorted({count - 1 for count in self.layers if count > 1} - set(self.layers)))
 
@@ -122,7 +141,7 @@ class Comparison:
         Raises:
             SpanError: there is none.
         """
-        return candidate_spans(num_layers, layers, self.calibration.edges)
+        return candidate_spans(num_layers, layers, self.calibration.kept_edges)
 
     def repair_names(self) -> tuple[str, ...]:
         """The repairs, ``all`` spelled out, each once."""
@@ -167,12 +186,25 @@ class Comparison:
                 )
         for key in ("layers", "remove", "repair"):
             recipe.pop(key, None)
+        if mine.get("presets"):
+            if "select" in mine or "repair" in mine:
+                raise RecipeError(
+                    "'presets' choose and repair by themselves; drop 'select'/'repair'."
+                )
+            names = PRESETS if mine["presets"] == ("all",) else mine["presets"]
+            mine["presets"] = tuple(dict.fromkeys(find_preset(name).name for name in names))
+            mine.setdefault("given", {k: v for k, v in recipe.items() if k != "preset"})
         recipe["select"] = EACH_CELL_ITS_OWN
+        if recipe.get("preset") is not None:  # its text and fit, not how it chooses
+            recipe = {"iterative": False, "refit": "all", **recipe}
         return cls(**mine, calibration=Recipe.from_dict(recipe))
 
 
 LISTS = frozenset(
-    {"layers", "select", "repair", "eval_data", "eval_separators", "tasks", "task_repair"}
+    {
+        *("layers", "select", "repair", "eval_data", "eval_separators"),
+        *("tasks", "task_repair", "presets"),
+    }
 )
 
 

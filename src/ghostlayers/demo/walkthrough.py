@@ -70,25 +70,16 @@ class Demonstration:
     recipe: Recipe
     run: Run
     corpus: Any
-    windows: Windows
+    scored: Windows
+    held_out: Windows
     evaluation: Windows
-
-    @property
-    def scored(self) -> Windows:
-        """Windows for scores and fits."""
-        return self.windows.first(self.recipe.windows)
-
-    @property
-    def held_out(self) -> Windows:
-        """Windows that decide between candidates."""
-        return self.windows.split_at(self.recipe.windows)[1]
 
 
 def prepare(options: RunOptions, progress: Progress, recipe: Recipe = RECIPE) -> Demonstration:
     """Open the model and the two texts."""
     dense = load_demo_model(options)
     reference, unseen = split_topics()
-    corpus, windows = read_calibration(dense, recipe, reference)
+    corpus, scored, held_out = read_calibration(dense, recipe, reference)
     evaluation = make_windows(
         unseen,
         dense.tokenizer,
@@ -98,18 +89,18 @@ def prepare(options: RunOptions, progress: Progress, recipe: Recipe = RECIPE) ->
     )
     layerwise = check_request(dense, recipe)
     return Demonstration(
-        dense, layerwise, recipe, Run(options, progress), corpus, windows, evaluation
+        dense, layerwise, recipe, Run(options, progress), corpus, scored, held_out, evaluation
     )
 
 
 def choose(demo: Demonstration) -> tuple[tuple[Span, ...], ScoreTable]:
     """Which layers go."""
     fitting = make_fitting(demo.dense, demo.recipe)
-    spans, table = steps.choose_spans(
+    found = steps.choose_spans(
         demo.run, demo.layerwise, demo.scored, demo.held_out, demo.recipe, fitting
     )
-    assert table is not None
-    return spans, table
+    assert found.table is not None
+    return found.spans, found.table
 
 
 def fit_both(demo: Demonstration, spans: tuple[Span, ...]) -> dict[str, dict[Span, Repair]]:
@@ -180,7 +171,7 @@ def finish(
         base=demo.dense.base,
         recipe=demo.recipe,
         corpus=demo.corpus,
-        windows=demo.windows,
+        windows=demo.scored,
         spans=spans,
         num_layers=demo.layerwise.num_layers,
         repairs=repairs,

@@ -10,7 +10,7 @@ from ghostlayers.repairs.arguments import Arguments
 from ghostlayers.repairs.base import FitOptions, Method, Repair
 from ghostlayers.repairs.ghost import make_ghost
 from ghostlayers.repairs.joint import make_joint, make_normed
-from ghostlayers.repairs.linearpatch import make_linearpatch_diag, make_linearpatch_hadamard
+from ghostlayers.repairs.linearpatch import make_linearpatch
 from ghostlayers.repairs.magnitude import make_magnitude
 from ghostlayers.repairs.none import make_none
 from ghostlayers.repairs.piecewise import make_piecewise
@@ -21,8 +21,8 @@ from ghostlayers.repairs.restricted import make_restricted
 METHODS: dict[str, Callable[[Arguments], Method]] = {
     "none": make_none,
     "magnitude": make_magnitude,
-    "linearpatch-diag": make_linearpatch_diag,
-    "linearpatch-hadamard": make_linearpatch_hadamard,
+    "linearpatch-diag": make_linearpatch,
+    "linearpatch-hadamard": make_linearpatch,
     "diagonal": make_restricted,
     "hadamard": make_restricted,
     "symmetric": make_restricted,
@@ -46,6 +46,8 @@ ALL: tuple[str, ...] = (
     "procrustes",
     "replaceme",
     "replaceme:cosine",
+    "replaceme:cosine:accurate",
+    "replaceme:cosine-from-ls",
     "refit:1",
     "refit:2",
     "refit:3",

@@ -1,5 +1,6 @@
 """Arguments that ride on a name: ``ghost:rank=64``, ``joint:x+z``, ``perplexity:one-shot``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -54,6 +55,21 @@ class Arguments:
         """The value of a pair."""
         self._known.append(name)
         return self._values.pop(name, None)
+
+    def choice(self, name: str, allowed: Sequence[str]) -> str:
+        """The value of a pair that takes one of a few words; the first where it is not given.
+
+        Raises:
+            RecipeError: it is another word.
+        """
+        word = self.value(name)
+        if word is None:
+            return allowed[0]
+        if word not in allowed:
+            raise RecipeError(
+                f"'{self.text}': {name} must be {' or '.join(allowed)}, not '{word}'."
+            )
+        return word
 
     def whole_number(self, text: str | None, what: str) -> int | None:
         """A positive whole number.

@@ -120,7 +120,7 @@ class Repair:
             later write by it instead, which later norms cannot tell apart.
         num_tokens: tokens it was fitted on.
         relative_residual: share of the discrepancy, in the fit's own metric, that is left on the
-            fit tokens; 1 is what no repair leaves.
+            fit tokens; 1 is what no repair leaves. None for a product of several fits.
         condition_number: of the damped and scaled Gram matrix; None where nothing was solved.
         ridge: the relative ridge used, where it was chosen.
     """
@@ -130,7 +130,7 @@ class Repair:
     folds: tuple[Fold, ...] = ()
     scale: float = 1.0
     num_tokens: int = 0
-    relative_residual: float = 1.0
+    relative_residual: float | None = 1.0
     condition_number: float | None = None
     ridge: float | None = None
 
@@ -188,15 +188,17 @@ class Needs:
     Attributes:
         features: blocks of the Gram matrix.
         rotated: also the mean absolute values in a Hadamard basis.
+        ratios: the ratios of mean absolute values of every window.
         basis: a Hadamard matrix of the hidden size must exist.
         pieces: numbers of clusters of tokens with moments of their own.
-        tokens: a sample of tokens themselves.
+        tokens: the tokens themselves.
         held_out: moments of held-out windows too.
         others: features of other methods, whose products with these nobody wants.
     """
 
     features: tuple[str, ...] = ("x",)
     rotated: bool = False
+    ratios: bool = False
     pieces: tuple[int, ...] = ()
     tokens: bool = False
     held_out: bool = False
@@ -213,6 +215,7 @@ class Needs:
         return Needs(
             tuple(name for name in FEATURES if name in wanted),
             self.rotated or other.rotated,
+            self.ratios or other.ratios,
             tuple(sorted({*self.pieces, *other.pieces})),
             self.tokens or other.tokens,
             self.held_out or other.held_out,
@@ -240,7 +243,7 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A sample of tokens: stream before and after, and the last kept layer's MLP output."""
+    """All fit tokens: stream before and after, and the last kept layer's MLP output."""
 
     source: Float[Tensor, "tokens hidden"]
     target: Float[Tensor, "tokens hidden"]
@@ -256,8 +259,10 @@ class Evidence:
         training: those of the windows that a ridge is fitted on, where it is chosen.
         held_out: those of the windows that choose it.
         rotated: sums of |xH| and |yH| a rotated channel.
+        ratios: means over windows of the ratio of mean |y| to mean |x|, a channel.
+        rotated_ratios: the same of yH and xH.
         pieces: by their number.
-        tokens: a sample.
+        tokens: themselves.
         mlp_output: row map of the last kept layer's MLP output projection, [z, hidden].
         mlp_bias: its bias; None if it has none.
         eps: of the model's norms.
@@ -268,6 +273,8 @@ class Evidence:
     training: Moments | None = None
     held_out: Moments | None = None
     rotated: tuple[Tensor, Tensor] | None = None
+    ratios: Tensor | None = None
+    rotated_ratios: Tensor | None = None
     pieces: Mapping[int, Pieces] = field(default_factory=dict)
     tokens: Tokens | None = None
     mlp_output: Tensor | None = None
@@ -357,6 +364,11 @@ class Method:
         scales: its result is a scale, which every later layer's writes are divided by.
         form: of its result, which decides how it can be exported.
         through_norm: its stages can fit a projection with a norm behind it, too (`through_norm`).
+        stacks: its result is a linear map of the stream alone, so that two of them, one after the
+            other, are one.
+        writes_weights: its result changes weights that stay, and not only the stream.
+        per_layer: one operator for every removed layer of a gap, one after the other, instead of
+            one for the gap.
     """
 
     name: str
@@ -371,6 +383,9 @@ class Method:
     scales: bool = False
     form: Form = "operator"
     through_norm: bool = False
+    stacks: bool = False
+    writes_weights: bool = False
+    per_layer: bool = False
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from ghostlayers.repairs.base import (
     linear,
     relative_residual,
 )
+from ghostlayers.repairs.linearpatch import PER
 from ghostlayers.repairs.ridge import with_ridge
 from ghostlayers.repairs.solve import regress
 
@@ -96,12 +97,17 @@ def _low_rank(reduce: Tensor, expand: Tensor, *, affine: bool) -> Operator:
 
 
 def make_ghost(arguments: Arguments) -> Method:
-    """``ghost``, ``ghost:affine``, ``ghost:rank=R``, ``ghost:ridge=auto``, and combinations."""
+    """``ghost``, ``ghost:affine``, ``ghost:rank=R``, ``ghost:ridge=auto``, ``ghost:per=layer``.
+
+    One operator a gap is what the paper says; its released code fits one for every removed layer.
+    """
     affine, ridge = arguments.flag("affine"), arguments.ridge()
+    per_layer = arguments.choice("per", PER) == "layer"
     rank = arguments.whole_number(arguments.value("rank"), "rank")
     arguments.finish()
     fit = partial(fit_ghost, affine=affine, rank=rank, name=arguments.text)
-    method = Method(arguments.text, "Ghosted Layers, arXiv:2605.15491", fit, Needs(("x",)))
+    source = "Ghosted Layers, arXiv:2605.15491"
+    method = Method(arguments.text, source, fit, Needs(("x",)), stacks=True, per_layer=per_layer)
     if affine:
         method = replace(method, needs=Needs(("x", "one")))
     return with_ridge(method, ridge)

@@ -157,7 +157,10 @@ def make_joint(arguments: Arguments) -> Method:
     stored = set(features) <= {"x", "norm", "one"} or set(features) <= FOLDABLE
     needs = Needs(tuple(dict.fromkeys([*features, *(["one"] if "m" in features else [])])))
     before = refit_stages(refitted or 1)
-    method = Method(arguments.text, "ours", fit, needs, before, savable=stored)
+    writes = bool(before) or (bool(FROM_KEPT_LAYER & set(features)) and set(features) <= FOLDABLE)
+    method = Method(
+        arguments.text, "ours", fit, needs, before, savable=stored, writes_weights=writes
+    )
     return with_ridge(method, ridge)
 
 

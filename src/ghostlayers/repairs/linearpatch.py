@@ -3,10 +3,12 @@ r"""LinearPatch: one positive scale a channel, in the stream's basis or in a Had
 References:
     Chen et al., *A Simple Linear Patch Revives Layer-Pruned LLMs*, arXiv:2505.24680:
     x -> x H diag(d) H', d_k the ratio of the mean absolute values after and before the cut in the
-    rotated basis. With H = I the diagonal form. The ratio here is of means over all tokens, as the
-    paper's formula reads; the released code for a contiguous cut averages the ratios of single
-    windows instead.
+    rotated basis. With H = I the diagonal form. The ratio is of means over all tokens, as the
+    paper's formula reads; ``mean=ratios`` averages the ratios of single windows, as the released
+    code does. ``per=layer`` fits one operator for every removed layer.
 """
+
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -25,6 +27,12 @@ from ghostlayers.repairs.hadamard import hadamard
 
 SOURCE = "LinearPatch, arXiv:2505.24680"
 
+MEANS = ("totals", "ratios")
+"""A channel's ratio of the means over all tokens, or the mean over windows of each one's ratio."""
+
+PER = ("gap", "layer")
+"""One operator a gap, or one for every removed layer, applied one after the other."""
+
 
 def channel_scales(
     before: Float[Tensor, " hidden"], after: Float[Tensor, " hidden"]
@@ -34,32 +42,44 @@ def channel_scales(
     return torch.where(dead, 1.0, after / before.masked_fill(dead, 1.0))
 
 
-def fit_linearpatch_diag(evidence: Evidence, options: FitOptions) -> Repair:
+def fit_linearpatch_diag(
+    evidence: Evidence, options: FitOptions, *, name: str = "linearpatch-diag"
+) -> Repair:
     """M = diag(d) - I."""
     del options
     sums = evidence.select(("x",)).moments
-    delta = torch.diag(channel_scales(sums.abs_source, sums.abs_target) - 1.0)
-    return linear_repair("linearpatch-diag", delta, sums)
+    scales = evidence.ratios
+    if scales is None:
+        scales = channel_scales(sums.abs_source, sums.abs_target)
+    return linear_repair(name, torch.diag(scales - 1.0), sums)
 
 
-def fit_linearpatch_hadamard(evidence: Evidence, options: FitOptions) -> Repair:
+def fit_linearpatch_hadamard(
+    evidence: Evidence, options: FitOptions, *, name: str = "linearpatch-hadamard"
+) -> Repair:
     """M = H diag(d) H' - I, d from the rotated streams X H and Y H."""
     del options
-    assert evidence.rotated is not None
-    scales = channel_scales(*evidence.rotated)
+    scales = evidence.rotated_ratios
+    if scales is None:
+        assert evidence.rotated is not None
+        scales = channel_scales(*evidence.rotated)
     basis = hadamard(len(scales)).to(scales.device)
     delta = (basis * (scales - 1.0)) @ basis.T
-    return linear_repair("linearpatch-hadamard", delta, evidence.select(("x",)).moments)
+    return linear_repair(name, delta, evidence.select(("x",)).moments)
 
 
-def make_linearpatch_diag(arguments: Arguments) -> Method:
-    """``linearpatch-diag``, without arguments."""
+def make_linearpatch(arguments: Arguments) -> Method:
+    """``linearpatch-diag`` and ``linearpatch-hadamard``, with ``mean=ratios`` and ``per=layer``."""
+    ratios = arguments.choice("mean", MEANS) == "ratios"
+    per_layer = arguments.choice("per", PER) == "layer"
     arguments.finish()
-    return Method("linearpatch-diag", SOURCE, fit_linearpatch_diag)
-
-
-def make_linearpatch_hadamard(arguments: Arguments) -> Method:
-    """``linearpatch-hadamard``, without arguments."""
-    arguments.finish()
-    needs = Needs(("x",), rotated=True, basis=True)
-    return Method("linearpatch-hadamard", SOURCE, fit_linearpatch_hadamard, needs)
+    rotated = arguments.name == "linearpatch-hadamard"
+    fit = fit_linearpatch_hadamard if rotated else fit_linearpatch_diag
+    return Method(
+        arguments.text,
+        SOURCE,
+        partial(fit, name=arguments.text),
+        Needs(("x",), rotated=rotated, basis=rotated, ratios=ratios),
+        stacks=True,
+        per_layer=per_layer,
+    )

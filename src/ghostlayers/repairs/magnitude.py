@@ -4,22 +4,28 @@ References:
     *Prune&Comp*, arXiv:2507.18212: s is the mean over channels of mean |y_k| / mean |x_k|. The
     paper multiplies the embeddings and every write before the cut by s, which a tied head would
     feel; dividing every write *after* the cut by s is the same to all later norms and leaves the
-    head alone.
+    head alone. The ratio is of means over all tokens; ``mean=ratios`` averages the ratios of
+    single windows, as the released code does.
 """
+
+from functools import partial
 
 from ghostlayers.moments import Moments
 from ghostlayers.repairs.arguments import Arguments
 from ghostlayers.repairs.base import Evidence, FitOptions, Method, Needs, Repair
-from ghostlayers.repairs.linearpatch import channel_scales
+from ghostlayers.repairs.linearpatch import MEANS, channel_scales
 
 
-def fit_magnitude(evidence: Evidence, options: FitOptions) -> Repair:
+def fit_magnitude(evidence: Evidence, options: FitOptions, *, name: str = "magnitude") -> Repair:
     """Y = s x, s the mean channel ratio of absolute values."""
     del options
     sums = evidence.moments
-    scale = float(channel_scales(sums.abs_source, sums.abs_target).mean())
+    ratios = evidence.ratios
+    if ratios is None:
+        ratios = channel_scales(sums.abs_source, sums.abs_target)
+    scale = float(ratios.mean())
     return Repair(
-        "magnitude",
+        name,
         scale=scale,
         num_tokens=sums.num_tokens,
         relative_residual=_residual(evidence.select(("x",)).moments, scale),
@@ -36,13 +42,16 @@ def _residual(sums: Moments, scale: float) -> float:
 
 
 def make_magnitude(arguments: Arguments) -> Method:
-    """``magnitude``, without arguments."""
+    """``magnitude``, ``magnitude:mean=ratios``."""
+    ratios = arguments.choice("mean", MEANS) == "ratios"
     arguments.finish()
     return Method(
-        "magnitude",
+        arguments.text,
         "Prune&Comp, arXiv:2507.18212",
-        fit_magnitude,
-        Needs(("x",)),
+        partial(fit_magnitude, name=arguments.text),
+        Needs(("x",), ratios=ratios),
         scales=True,
         form="fold",
+        stacks=True,
+        writes_weights=True,
     )

@@ -202,4 +202,5 @@ def make_piecewise(arguments: Arguments) -> Method:
         first = partial(fit_joint, features=("x", "z"), name="joint:x+z")
         before = (*before, Stage(first, Needs(("x", "z"))))
     needs = Needs(("x",), pieces=(count,), held_out=prior is None)
-    return with_ridge(Method(arguments.text, "ours", fit, needs, before), ridge)
+    method = Method(arguments.text, "ours", fit, needs, before, writes_weights=bool(before))
+    return with_ridge(method, ridge)

@@ -54,6 +54,7 @@ def make_refit(arguments: Arguments) -> Method:
         Needs(("z", "one")),
         refit_stages(count),
         form="fold",
+        writes_weights=True,
         through_norm=True,
     )
     return with_ridge(method, ridge)

@@ -94,4 +94,4 @@ def make_restricted(arguments: Arguments) -> Method:
     """``diagonal``, ``hadamard``, ``symmetric`` or ``procrustes``, without arguments."""
     arguments.finish()
     name = arguments.name
-    return Method(name, SOURCE, FITS[name], Needs(("x",), basis=name == "hadamard"))
+    return Method(name, SOURCE, FITS[name], Needs(("x",), basis=name == "hadamard"), stacks=True)

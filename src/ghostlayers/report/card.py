@@ -168,10 +168,10 @@ def _fits(record: Mapping[str, Any]) -> str:
     lines = []
     for fit in record["repairs"]:
         start, stop = fit["span"]
-        condition = fit["condition_number"]
+        condition, left = fit["condition_number"], fit["relative_residual"]
         lines.append(
-            f"- Gap [{start}, {stop}): `{fit['method']}` on {fit['num_tokens']:,} tokens leaves "
-            f"{fit['relative_residual']:.1%} of the discrepancy"
+            f"- Gap [{start}, {stop}): `{fit['method']}` on {fit['num_tokens']:,} tokens"
+            + ("" if left is None else f" leaves {left:.1%} of the discrepancy")
             + ("" if condition is None else f" (condition number {condition:.1e})")
             + "."
         )

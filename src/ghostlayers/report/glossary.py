@@ -23,6 +23,10 @@ ARGUMENTS = {
     "rank": "with an operator of limited rank",
     "ridge": "with another ridge; auto chooses it on held-out tokens",
     "cosine": "fitted to cosine similarity instead of squares",
+    "cosine-from-ls": "descended from least squares on the cosine of the whole stream",
+    "accurate": "on the whole stream",
+    "mean": "a mean of ratios of single windows, or a ratio of means",
+    "per": "one operator a gap, or one for every removed layer",
 }
 
 FEATURES = {

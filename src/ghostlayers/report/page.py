@@ -49,6 +49,7 @@ from ghostlayers.report.summary import (
     drawn_operators,
     key_of,
     layer_counts,
+    loss_order,
     lowest,
     mean,
     mean_accuracy,
@@ -119,7 +120,10 @@ def render_page(results: Results) -> str:
             must be there; a section without data is left out, and named at the end.
     """
     scene = make_scene(results)
-    drawn = [(anchor, title, make(scene)) for anchor, title, make in SECTIONS]
+    sections = SECTIONS
+    if results.get("presets"):  # rows that differ in more than their repair, which figures hide
+        sections = tuple(each for each in SECTIONS if each[0] in OF_METHODS)
+    drawn = [(anchor, title, make(scene)) for anchor, title, make in sections]
     environment = Environment(
         loader=PackageLoader("ghostlayers", "report"),
         autoescape=True,
@@ -145,7 +149,47 @@ def _subtitle(results: Results) -> str:
         ("Ghostlayers {}", results.get("ghostlayers")),
         ("{}", results.get("created")),
     ]
-    return " · ".join(text.format(value) for text, value in facts if value)
+    shown = "each method by its own choices" if results.get("presets") else "one protocol for all"
+    return " · ".join([*(text.format(value) for text, value in facts if value), shown])
+
+
+def _methods(scene: Scene) -> Content | None:
+    presets: Mapping[str, Any] = scene.results.get("presets") or {}
+    if not presets:
+        return None
+    tables = [_methods_table(scene, count, presets) for count in layer_counts(scene.entries)]
+    return Content(
+        lines=[
+            "Every method chose its layers, fitted its repair and drew its text as its authors and "
+            "their code do; what was set otherwise for all of them stands under Protocol. So a row "
+            "differs from another in more than its repair.",
+        ],
+        tables=tables,
+    )
+
+
+def _methods_table(scene: Scene, layers: int, presets: Mapping[str, Any]) -> Table:
+    found = [each for each in scene.entries if each.key.layers == layers]
+    worst = max((each.excess or 0.0 for each in found), default=0.0)
+    rows = []
+    for entry in sorted(found, key=loss_order):
+        recipe = presets[entry.key.select]
+        excess = max(entry.excess or 0.0, 0.0)
+        text = f"{recipe['data']}, {recipe['windows']} x {recipe['sequence_length']}"
+        rows.append(
+            (
+                Cell(entry.key.select, "ghost" if entry.key.select == "ghosted" else ""),
+                Cell(entry.removed),
+                Cell(entry.key.repair),
+                Cell(f"{text}, {recipe['sampling']}"),
+                Cell(decimal(entry.loss)),
+                Cell(decimal(entry.excess), "", excess / worst if worst else None),
+                Cell(decimal(entry.kl)),
+                Cell(str(entry.model.get("checkpoint") or NOTHING)),
+            )
+        )
+    head = ("method", "removed", "repair", "calibration", "mean loss", "above dense", "KL", "saved")
+    return Table(head, tuple(rows), f"{layers} layers removed", frozenset({0, 1, 2, 3, 7}))
 
 
 def _millions(value: float | None) -> str | None:
@@ -514,7 +558,12 @@ def _protocol(scene: Scene) -> Content | None:
         ],
         tables=tables,
         facts=[
-            *_facts("Recipe", results["recipe"]),
+            *_facts("Recipe", {} if results.get("presets") else results["recipe"]),
+            *[
+                fact
+                for name, recipe in (results.get("presets") or {}).items()
+                for fact in _facts(name, recipe)
+            ],
             *_facts("Machine", results.get("machine") or {}),
         ],
         command=str(results.get("command") or ""),
@@ -547,6 +596,7 @@ def _glossary(scene: Scene) -> Content | None:
 
 
 SECTIONS: tuple[tuple[str, str, Callable[[Scene], Content | None]], ...] = (
+    ("methods", "Methods side by side", _methods),
     ("answer", "The answer", _answer),
     ("quality", "Quality against layers removed", _quality),
     ("trade", "Size and speed against quality", _trade),
@@ -560,3 +610,6 @@ SECTIONS: tuple[tuple[str, str, Callable[[Scene], Content | None]], ...] = (
     ("protocol", "How it was measured", _protocol),
     ("glossary", "Glossary", _glossary),
 )
+
+OF_METHODS = frozenset({"methods", "continuations", "tasks", "protocol"})
+"""What is shown where each method made its own choices."""

@@ -13,6 +13,8 @@ from ghostlayers.report.summary import (
     corpus_names,
     cuts_of,
     key_of,
+    layer_counts,
+    loss_order,
     number,
     summarise,
 )
@@ -48,6 +50,8 @@ def to_markdown(results: Results) -> str:
     entries = summarise(results)
     names = corpus_names(results)
     dense = [each for each in entries if each.key.is_dense]
+    if results.get("presets"):
+        return _methods(results, entries, names)
     blocks = [f"# {_plain(results['model']['name'])}: repairs compared", _NOTE]
     for layers, select in cuts_of(entries):
         rows = at_cut(entries, (layers, select))
@@ -57,6 +61,29 @@ def to_markdown(results: Results) -> str:
         blocks.append(_table([*dense, *rows], names))
     blocks += _tasks(results)
     return "\n\n".join(blocks) + "\n"
+
+
+def _methods(results: Results, entries: Sequence[Entry], names: Sequence[str]) -> str:
+    """One table a number of layers, a row a method by its own choices."""
+    note = "Each method by its own choices of layers, repair and text. Loss and KL in nats a token."
+    blocks = [f"# {_plain(results['model']['name'])}: methods compared", note]
+    head = ["method", "removed", "repair", *map(_plain, names), "mean", "above dense", "KL"]
+    dense = [each for each in entries if each.key.is_dense]
+    for layers in layer_counts(entries):
+        found = sorted((e for e in entries if e.key.layers == layers), key=loss_order)
+        rows = [head, ["---", "---", "---", *["---:"] * (len(head) - 3)]]
+        rows += [
+            [
+                _plain(each.key.select or "dense"),
+                _plain(each.removed),
+                _plain(each.key.repair),
+                *(decimal(each.losses.get(name)) for name in names),
+                *(decimal(value) for value in (each.loss, each.excess, each.kl)),
+            ]
+            for each in [*dense, *found]
+        ]
+        blocks += [f"## {layers} layers removed", _piped(rows)]
+    return "\n\n".join([*blocks, *_tasks(results)]) + "\n"
 
 
 _NOTE = (

@@ -1,0 +1,49 @@
+"""`ghostlayers methods`: the published methods that presets reproduce."""
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from ghostlayers.presets import PRESETS, Preset, find_preset
+
+
+def methods(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="Show every choice of this one.", show_default=False),
+    ] = None,
+) -> None:
+    """The published methods, each as its authors and their code run it (--preset NAME)."""
+    from ghostlayers.cli import screen
+
+    if name is not None:
+        _show(find_preset(name))
+        return
+    rows = [
+        [each.name, escape(each.title), each.paper, escape(each.code), _summary(each)]
+        for each in PRESETS.values()
+    ]
+    screen.table(("--preset", "method", "arXiv", "code that was read", "choices"), rows)
+    for each in PRESETS.values():
+        for point in each.differs:
+            screen.say(f"[bold]{each.name}[/bold] differs: {escape(point)}")
+    screen.say("[dim]ghostlayers methods NAME lists every choice of one.[/dim]")
+
+
+def _summary(preset: Preset) -> str:
+    keys = ("select", "repair", "data", "windows", "sequence_length")
+    chosen = [str(preset.choices[key]) for key in keys if key in preset.choices]
+    return escape(", ".join(chosen))
+
+
+def _show(preset: Preset) -> None:
+    from ghostlayers.cli import screen
+
+    names = ", ".join((preset.name, *preset.also))
+    screen.say(f"[bold]{escape(preset.title)}[/bold] (--preset {names})")
+    screen.say(f"Paper: arXiv:{preset.paper}. Code: {escape(preset.code)}.")
+    rows = [[key, escape(repr(value))] for key, value in preset.choices.items()]
+    screen.table(("choice", "value"), [*rows, ["dtype", preset.dtype]])
+    for point in preset.differs:
+        screen.say(f"Differs: {escape(point)}")

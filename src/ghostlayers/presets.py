@@ -1,0 +1,89 @@
+"""Methods as their authors run them: every choice of a publication and its released code at once.
+
+A preset is data: a YAML file in ``preset_files``, one a method. `Preset.choices` are fields of a
+`Recipe`, any of which the caller may choose otherwise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from ghostlayers.errors import RecipeError, suggest
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a method's authors choose.
+
+    Attributes:
+        name: as on the command line.
+        title: what the method is called.
+        paper: its number on arXiv.
+        code: the released code, and the state of it that was read.
+        choices: fields of a recipe by name.
+        dtype: the type that their code computes in; ``auto`` for the checkpoint's.
+        nearest: the preset to take where a model has not what this one needs.
+        differs: what is not as in their code, each with the reason.
+        also: other names of it.
+    """
+
+    name: str
+    title: str
+    paper: str
+    code: str
+    choices: Mapping[str, Any]
+    dtype: str
+    nearest: str = "ghosted"
+    differs: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Preset":
+        """From a file's content.
+
+        Raises:
+            RecipeError: a key is missing or unknown, or of another type.
+        """
+        known = {each.name for each in fields(cls)}
+        if not isinstance(values, dict) or not {*values} <= known:
+            raise RecipeError(f"a preset has the keys {', '.join(sorted(known))}; got {values!r}.")
+        missing = {"name", "title", "paper", "code", "choices", "dtype"} - {*values}
+        if missing:
+            raise RecipeError(f"a preset lacks {', '.join(sorted(missing))}.")
+        lists = {key: tuple(values.get(key) or ()) for key in ("differs", "also")}
+        text = {"name", "title", "paper", "code", "dtype"}
+        if not all(isinstance(values[key], str) for key in text) or not all(
+            isinstance(each, str) for each in (*lists["differs"], *lists["also"])
+        ):
+            raise RecipeError(f"preset '{values['name']}': expected text, got {values!r}.")
+        if not isinstance(values["choices"], dict):
+            raise RecipeError(f"preset '{values['name']}': 'choices' must be a mapping.")
+        return cls(**{**values, **lists})
+
+
+def _read() -> dict[str, Preset]:
+    found = {}
+    for file in (files(__package__) / "preset_files").iterdir():
+        if file.name.endswith(".yaml"):
+            preset = Preset.from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+            found[preset.name] = preset
+    return dict(sorted(found.items()))
+
+
+PRESETS: Mapping[str, Preset] = _read()
+"""Every preset by its own name."""
+
+
+def find_preset(name: Any) -> Preset:
+    """The preset of this name, or of which it is another name.
+
+    Raises:
+        RecipeError: there is none; the message lists them.
+    """
+    names = {also: each for each in PRESETS.values() for also in (each.name, *each.also)}
+    if name not in names:
+        raise RecipeError(f"unknown preset '{name}'. {suggest(str(name), names)}")
+    return names[name]
