@@ -21,6 +21,7 @@ from ghostlayers.fitting import Fitting, fit_gaps
 from ghostlayers.preparation import open_model, read_evaluation
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import find_method
+from ghostlayers.scores.race import run_race
 from ghostlayers.selection import candidate_spans, shortlist
 from ghostlayers.stream import LayerwiseModel
 from ghostlayers.text import load_corpus
@@ -110,6 +111,84 @@ def losses_by_window(model, windows, named):
     return found
 
 
+def mean_of(losses):
+    return statistics.mean(losses)
+
+
+def lowest(case, windows):
+    """The shortlisted span of lowest loss on so many held-out windows."""
+    return min(case["shortlist"], key=lambda name: mean_of(case["held_out"][name][:windows]))
+
+
+def by_residual_in_a_tie(case, windows, errors=2.0):
+    """The least residual of the shortlisted spans within two standard errors of the lowest loss."""
+    best = case["held_out"][lowest(case, windows)][:windows]
+
+    def tied(name):
+        behind = [a - b for a, b in zip(case["held_out"][name], best, strict=False)]
+        error = statistics.stdev(behind) / len(behind) ** 0.5
+        return mean_of(behind) <= errors * error
+
+    return min(filter(tied, case["shortlist"]), key=lambda name: case["scores"][name]["residual"])
+
+
+def raced(case, windows, more=()):
+    """The winner of the race with so many held-out windows."""
+    angle = min(case["scores"], key=lambda name: case["scores"][name]["angular"])
+    names = list(dict.fromkeys([*case["shortlist"], angle, *more]))
+    losses = {name: torch.tensor(case["held_out"][name]) for name in names}
+
+    def some(asked, start, stop):
+        return {name: losses[name][start:stop] for name in asked}
+
+    return run_race(names, some, min(windows, len(losses[angle]))).best
+
+
+RULES = {
+    "residual in a tie, 4 windows": lambda case: by_residual_in_a_tie(case, 4),
+    "residual in a tie, 8 windows": lambda case: by_residual_in_a_tie(case, 8),
+    "residual in a tie, 24 windows": lambda case: by_residual_in_a_tie(case, 24),
+    "lowest loss, 4 windows": lambda case: lowest(case, 4),
+    "lowest loss, 8 windows": lambda case: lowest(case, 8),
+    "race, up to 16 windows": lambda case: raced(case, 16),
+    "race, up to 24 windows": lambda case: raced(case, 24),
+    "the same, scattered layers too": lambda case: raced(case, 24, ["shortgpt"]),
+    "lowest residual": lambda case: min(
+        case["scores"], key=lambda name: case["scores"][name]["residual"]
+    ),
+    "streamline": lambda case: max(case["scores"], key=lambda n: case["scores"][n]["cosine"]),
+    "angular": lambda case: min(case["scores"], key=lambda n: case["scores"][n]["angular"]),
+    "shortgpt": lambda _: "shortgpt",
+}
+"""From a case to the cut that a rule takes."""
+
+RIVALS = ("streamline", "angular", "shortgpt")
+
+
+def table(arguments: argparse.Namespace) -> None:
+    """Regret in nats by rule and model, and the worst that a rule lies behind a rival."""
+    models = [json.loads(Path(file).read_text()) for file in arguments.files]
+    print("| rule |", " | ".join(m["model"] for m in models), "| mean | worst | behind a rival |")
+    print("|---|" + "---|" * (len(models) + 3))
+    for rule in RULES:
+        found = [[regrets(case)[rule] for case in model["cases"]] for model in models]
+        every = [each for row in found for each in row]
+        behind = max(
+            regrets(case)[rule] - regrets(case)[rival]
+            for model in models for case in model["cases"] for rival in RIVALS
+        )  # fmt: skip
+        figures = [*map(mean_of, found), mean_of(every), max(every), max(behind, 0.0)]
+        print(f"| {rule} |", " | ".join(f"{figure:.3f}" for figure in figures), "|")
+
+
+def regrets(case):
+    """By rule: the mean loss over the unseen texts, above that of the best measured cut."""
+    texts = case["texts"].values()
+    losses = {n: mean_of([text[n] for text in texts]) for n in case["held_out"]}
+    best = min(losses.values())
+    return {rule: losses[take(case)] - best for rule, take in RULES.items()}
+
+
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -131,10 +210,6 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
     arguments.call(arguments)
-
-
-def table(arguments: argparse.Namespace) -> None:
-    """To be replaced below."""
 
 
 if __name__ == "__main__":

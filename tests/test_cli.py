@@ -150,7 +150,7 @@ def test_every_command_has_help(command, sentence):
         ),
         ("--refit", "[default: all]"),
         ("--sampling", "[default: grid; ghosted: single-document]"),
-        ("--race-windows", "[default: four times --held-out-windows]"),
+        ("--race-windows", "[default: four times --held-out-windows, at least 32]"),
         ("--inputs", "[default: repaired; ghosted: original]"),
         ("--export", "[default: auto]"),
         ("--save", "[default: checkpoint]"),

@@ -132,7 +132,8 @@ def test_a_fit_or_a_search_may_read_more_windows_than_the_scores():
 
 
 def test_a_race_may_use_four_times_the_held_out_windows_unless_told_otherwise():
-    assert Recipe(layers=2, held_out_windows=5).num_race_windows == 20
+    assert Recipe(layers=2, held_out_windows=5).num_race_windows == 32
+    assert Recipe(layers=2, held_out_windows=10).num_race_windows == 40
     assert Recipe(layers=2, held_out_windows=5, race_windows=9).num_race_windows == 9
     assert Recipe(layers=2, held_out_windows=5, race_windows=1).num_race_windows == 5
     assert Recipe(layers=2, held_out_windows=5, select="shortgpt").num_race_windows == 5

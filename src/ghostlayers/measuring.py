@@ -27,13 +27,14 @@ from ghostlayers.passes import visit
 from ghostlayers.progress import Advance, Progress
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
-from ghostlayers.scores import ScoreTable, SpanScore
+from ghostlayers.scores import Scattered, ScoreTable, SpanScore
 from ghostlayers.scores.race import Race
 from ghostlayers.scores.residual import TOKENS_PER_CHANNEL, TokenSample
 from ghostlayers.scores.weights import counts, magnitude_importance, taylor_importance
 from ghostlayers.selection import Choice, eligible_layers, find_selection, shortlist
 from ghostlayers.spans import Span, merge_layers
 from ghostlayers.stream import LayerwiseModel
+from ghostlayers.surgery import loses_any_layer
 from ghostlayers.tokens import Windows
 
 Repairs = dict[Span, Repair]
@@ -192,8 +193,26 @@ def measure(
             str(span): grown_repairs(ground, cut.repairs, span, dense or sample, sample)
             for span in shortlist(table)
         }
-        table = _add_losses(ground, table, candidates, cut.repairs)
+        apart = () if cut.repairs or len(spans[0]) == 1 else scattered_layers(ground, table)
+        if apart:
+            candidates[SCATTERED] = {
+                gap: scoring.fit_sample(ground.model, sample, gap, ground.fitting)
+                for gap in merge_layers(apart)
+            }
+        table = _add_losses(ground, table, candidates, cut.repairs, apart)
     return table, sample
+
+
+SCATTERED = "scattered"
+
+
+def scattered_layers(ground: Ground, table: ScoreTable) -> tuple[int, ...]:
+    """What ShortGPT would remove, where that is no span and the model can lose any layer."""
+    count = len(table.spans[0].span)
+    influence = table.block_influence
+    layers = sorted(ground.eligible, key=lambda layer: influence[layer])[:count]
+    alone = len(merge_layers(layers)) == 1 or len(layers) < count
+    return () if alone or not loses_any_layer(ground.model.model) else tuple(sorted(layers))
 
 
 def measure_importance(ground: Ground, cut: Cut) -> tuple[float, ...]:
@@ -319,8 +338,9 @@ def _add_losses(
     table: ScoreTable,
     candidates: Mapping[str, Repairs],
     base: Mapping[Span, Repair],
+    apart: tuple[int, ...],
 ) -> ScoreTable:
-    """The table with the loss after repair of every span on the shortlist."""
+    """The table with the loss after repair of every span on the shortlist, and of layers apart."""
     race, own = cuts.race_cuts(
         ground.model,
         ground.held_out,
@@ -331,6 +351,12 @@ def _add_losses(
         description="Racing candidates after repair",
     )
     predictions = ground.held_out.sequence_length - 1
+    lowest = float(race.losses[race.best].mean())
+    if apart:
+        behind, error = race.behind(SCATTERED)
+        table = dataclasses.replace(
+            table, scattered=Scattered(apart, lowest + behind, behind, error)
+        )
     return dataclasses.replace(
         table,
         spans=tuple(_with_loss(each, race, predictions) for each in table.spans),

@@ -27,7 +27,11 @@ TokenWeight = Literal["auto", "uniform", "balanced", "relative"]
 
 
 RACE_BUDGET = 4
-"""Held-out windows that a race may use, beside those that losses are measured on anyway."""
+RACE_WINDOWS = 32
+"""Held-out windows that a race may use: so many times those of the losses, and at least so many.
+
+Eight still take the wrong one of two close spans, 0.2 nats apart on other text
+(``benchmarks/regret.py``); most candidates leave after the first four."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Recipe:
             ``recoverable:greedy`` measure on; 8, or as many as ``windows`` if these are fewer.
         held_out_windows: further windows, for losses; one for every sixteen windows, at least 4.
         race_windows: held-out windows that ``recoverable`` may measure on in all, as far as the
-            text goes, before the lowest loss wins; four times ``held_out_windows``.
+            text goes, before the lowest loss wins; four times ``held_out_windows``, at least 32.
         sequence_length: tokens a window.
         bos: whether windows start with a beginning-of-sequence token.
         seed: chooses the windows.
@@ -137,7 +141,7 @@ class Recipe:
             return self.num_held_out_windows
         if self.race_windows is not None:
             return max(self.race_windows, self.num_held_out_windows)
-        return RACE_BUDGET * self.num_held_out_windows
+        return max(RACE_WINDOWS, RACE_BUDGET * self.num_held_out_windows)
 
     @property
     def kept_edges(self) -> tuple[int, int] | None:

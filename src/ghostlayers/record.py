@@ -118,6 +118,14 @@ def table_to_dict(table: ScoreTable) -> dict[str, Any]:
         "median_norm": table.norms.median(),
         "largest_norm": table.norms.largest(),
         "dense_loss_nats": table.dense_loss,
+        "scattered": None
+        if table.scattered is None
+        else {
+            "layers": list(table.scattered.layers),
+            "loss_nats": table.scattered.loss,
+            "behind_nats": table.scattered.behind,
+            "behind_error": table.scattered.behind_error,
+        },
         "num_loss_tokens": table.num_loss_tokens,
         "spans": [
             {

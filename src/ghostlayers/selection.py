@@ -99,7 +99,7 @@ SELECTIONS: dict[str, Selection] = {
         arguments={"one-shot": "measures each once"},
     ),
     "recoverable": Selection(
-        what="shortlist by cosine and by residual, then the loss measured after repair",
+        what="what others would take and the best by residual, raced by loss after repair",
         source="ours",
         needs=("streams", "residuals", "held-out losses"),
         contiguous=True,
@@ -278,19 +278,20 @@ def select_lowest(scores: Sequence[float], layers: Sequence[int], count: int) ->
 
 
 def shortlist(table: ScoreTable, size: int = SHORTLIST) -> tuple[Span, ...]:
-    """The best spans by cosine and the best by residual, in order of their start.
+    """The best spans by cosine, by residual and by angle, in order of their start.
 
     Neither ranking may decide alone: on some models the one, on others the other, picks a span
     that is far from the best. The loss after the repair decides between them.
     """
     by_cosine = sorted(table.spans, key=lambda score: -score.cosine)[:size]
+    by_angle = sorted(table.spans, key=lambda score: score.angular)[:1]
     with_residual = [score for score in table.spans if score.residual is not None]
     by_residual = sorted(with_residual, key=_residual)[:size]
-    return tuple(sorted({score.span for score in [*by_cosine, *by_residual]}))
+    return tuple(sorted({score.span for score in [*by_cosine, *by_angle, *by_residual]}))
 
 
 def select_recoverable(table: ScoreTable) -> tuple[Span, ...]:
-    """The span whose repaired model loses least on held-out calibration windows.
+    """The cut whose repaired model loses least on held-out calibration windows: nearly always a span.
 
     Cosine and residual only make the shortlist: between spans that are close, the one of lower
     residual is no better on other text (``benchmarks/regret.py``).
@@ -298,7 +299,11 @@ def select_recoverable(table: ScoreTable) -> tuple[Span, ...]:
     measured = [score for score in table.spans if score.loss is not None]
     if not measured:
         raise SpanError("no span's loss was measured; give held-out windows (at least 1).")
-    return (min(measured, key=lambda score: (score.loss, score.behind)).span,)
+    best = min(measured, key=lambda score: (score.loss, score.behind))
+    apart = table.scattered
+    if apart is not None and apart.behind == 0.0 and best.behind > 0.0:
+        return merge_layers(apart.layers)
+    return (best.span,)
 
 
 def _residual(score: SpanScore) -> float:

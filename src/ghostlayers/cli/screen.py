@@ -264,6 +264,9 @@ def show_spans(spans: Sequence[SpanScore], scores: ScoreTable, title: str) -> No
                 "yes" if each.birth else "",
             ]
         )
+    apart = scores.scattered
+    if apart is not None and scores.spans and len(spans) > 1:
+        rows.append([format_layers(apart.layers), "", "", "", f"{apart.loss:.3f}", ""])
     if scores.dense_loss is not None:
         title += f" (dense loss {scores.dense_loss:.3f} nats on the same windows)"
     columns = ("layers", "cosine", "angular", "residual", "repaired loss", "massive birth")

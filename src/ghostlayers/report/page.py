@@ -120,9 +120,9 @@ def render_page(results: Results) -> str:
             must be there; a section without data is left out, and named at the end.
     """
     scene = make_scene(results)
-    sections = SECTIONS
-    if results.get("presets"):  # rows that differ in more than their repair, which figures hide
-        sections = tuple(each for each in SECTIONS if each[0] in OF_METHODS)
+    # Methods by their own choices differ in more than their repair, which the figures would hide.
+    own = bool(results.get("presets"))
+    sections = [s for s in SECTIONS if (s[0] in OF_METHODS if own else s[0] != "methods")]
     drawn = [(anchor, title, make(scene)) for anchor, title, make in sections]
     environment = Environment(
         loader=PackageLoader("ghostlayers", "report"),

@@ -1,5 +1,5 @@
 """Criteria that say how much a layer, or a span of layers, matters: pure functions of streams."""
 
-from ghostlayers.scores.table import ScoreTable, SpanScore, Step
+from ghostlayers.scores.table import Scattered, ScoreTable, SpanScore, Step
 
-__all__ = ["ScoreTable", "SpanScore", "Step"]
+__all__ = ["Scattered", "ScoreTable", "SpanScore", "Step"]

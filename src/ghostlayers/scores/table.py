@@ -42,6 +42,23 @@ class SpanScore:
 
 
 @dataclass(frozen=True)
+class Scattered:
+    """Layers that lie apart, raced against the spans.
+
+    Attributes:
+        layers: those of lowest Block Influence.
+        loss: as that of a span.
+        behind: the same.
+        behind_error: the same.
+    """
+
+    layers: tuple[int, ...]
+    loss: float
+    behind: float
+    behind_error: float
+
+
+@dataclass(frozen=True)
 class Step:
     """One layer that a search removed.
 
@@ -73,6 +90,7 @@ class ScoreTable:
             nats without the layer (``perplexity``), the sum of |w| (``magnitude``) or of |w dL/dw|
             (``taylor``).
         steps: the layers in the order in which a search removed them.
+        scattered: a cut that is no span, where one was raced against the spans.
     """
 
     num_layers: int
@@ -85,3 +103,4 @@ class ScoreTable:
     angular: Float[Tensor, "boundaries boundaries"] | None = None
     importance: tuple[float, ...] = ()
     steps: tuple[Step, ...] = ()
+    scattered: Scattered | None = None
