@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+import ghostlayers
 from ghostlayers import cli
 from ghostlayers.cli.run import read_recipe
 from ghostlayers.errors import RecipeError
@@ -273,3 +274,97 @@ def test_a_plan_leaves_what_is_there_alone(tiny_folder: Path) -> None:
     assert {p: p.read_bytes() for p in Path("kept").rglob("*") if p.is_file()} == before
     assert compare(tiny_folder, "-o", "new", "--repair", "ghost", "--plan").exit_code == 0
     assert not Path("new").exists()
+
+
+# Published methods, each by its own choices
+
+PRESET_SMALL = [
+    *("-d", "fit.jsonl", "--eval-data", "test.jsonl", "--sequence-length", "64", "--windows", "8"),
+    *("--fit-windows", "8", "--search-windows", "4", "--held-out-windows", "2"),
+    *("--max-windows", "2", "--no-speed", "--device", "cpu", "--keep-layers", "first:1,last:1"),
+]
+
+
+def test_methods_are_compared_by_their_own_choices(tiny_folder: Any) -> None:
+    command = ("compare", tiny_folder, "-n", "1,2", "--presets", "all", *PRESET_SMALL, "-o", "own")
+    result = call(*command)
+    assert result.exit_code == 0, result.output
+    text = words(result.stdout)
+    assert "Each method by its own choices of layers, repair and calibration text" in text
+    results = json.loads(Path("own/results.json").read_text())
+    assert set(results["presets"]) == set(ghostlayers.PRESETS)
+    rows = {(row["layers"], row["select"]) for row in results["models"]} - {(0, "")}
+    assert rows == {(n, name) for n in (1, 2) for name in ghostlayers.PRESETS}
+    used = results["presets"]
+    assert used["sleb"]["select"] == "perplexity"
+    assert used["prune-and-comp"]["refit"] == "none"
+    assert {each["windows"] for each in used.values()} == {8}  # the caller's choice wins
+    assert len({each["sampling"] for each in used.values()}) == 3  # the others stay the methods'
+    page = Path("own/report.html").read_text()
+    assert "each method by its own choices" in page
+    assert "Methods side by side" in page
+    assert "Quality against layers removed" not in page
+    markdown = Path("own/results.md").read_text()
+    assert all(f"| {name} |" in markdown for name in ghostlayers.PRESETS)
+    again = call(*command)
+    assert again.exit_code == 0
+    assert "layers as" not in again.stdout  # nothing is measured twice
+
+
+def test_one_set_of_choices_for_all_says_so(tiny_folder: Any) -> None:
+    assert compare(tiny_folder, "-o", "one", "--repair", "none,ghost").exit_code == 0
+    page = Path("one/report.html").read_text()
+    assert "one protocol for all" in page
+    assert "Methods side by side" not in page
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        (("--presets", "sleb,slab"), 2, "unknown preset 'slab'. Did you mean 'sleb'?"),
+        (("--presets", "sleb", "--select", "lorp"), 2, "choose and repair by themselves"),
+        (("--presets", "sleb", "--repair", "ghost"), 2, "choose and repair by themselves"),
+        (("--presets", ","), 2, "--presets names nothing"),
+        (("--presets", "sleb", "-n", "60"), 1, "cannot remove 60 of 6 decoder layers"),
+        (("--presets", "sleb", "-n", "5"), 1, "only 4 of the model's 6"),
+    ],
+)
+def test_mistakes_with_presets_are_told_before_anything_is_written(
+    tiny_folder: Any, more: tuple[str, ...], code: int, message: str
+) -> None:
+    result = call("compare", tiny_folder, "-n", "2", *PRESET_SMALL, *more, "-o", "none-of-it")
+    assert result.exit_code == code, result.output
+    assert message in words(result.output)
+    assert not Path("none-of-it").exists()
+
+
+def test_methods_lists_papers_code_and_choices() -> None:
+    shown = words(call("methods").stdout)
+    for preset in ghostlayers.PRESETS.values():
+        assert preset.name in shown
+        assert preset.paper in shown
+    one = words(call("methods", "paper").stdout)
+    assert "Ghosted Layers (--preset ghosted, paper)" in one
+    assert "arXiv:2605.15491" in one
+    assert "'ghost:per=layer'" in one
+    wrong = call("methods", "papier")
+    assert wrong.exit_code == 2
+    assert "unknown preset 'papier'. Did you mean 'paper'?" in words(wrong.output)
+
+
+def test_a_preset_prints_and_records_every_choice(tiny_folder: Any) -> None:
+    result = call(
+        "prune", tiny_folder, "-n", "2", "--preset", "prune-and-comp", "-d", "fit.jsonl",
+        "--windows", "8", "--fit-windows", "8", "--sequence-length", "64", "-o", "cut",
+        "--held-out-windows", "2", "--device", "cpu", "--keep-layers", "first:1,last:1",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    text = words(result.stdout)
+    assert "Prune&Comp, by Block Influence, arXiv:2507.18212" in text
+    assert "windows 8 (not 128)" in text
+    assert "refit 'none'" in text
+    assert "not as there: the last layer stays" in text
+    record = json.loads(Path("cut/ghostlayers.json").read_text())
+    assert record["recipe"]["preset"] == "prune-and-comp"
+    assert (record["recipe"]["refit"], record["recipe"]["sampling"]) == ("none", "random")
+    assert record["recipe"]["repair"] == "magnitude:mean=ratios"

@@ -1,13 +1,20 @@
 """Windows: what they hold, who they belong to, and which of them are drawn."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from ghostlayers.errors import CorpusError, WindowError
 from ghostlayers.text import Corpus, document_hash
-from ghostlayers.tokens import check_sequence_length, make_windows, tokenize, uses_bos
+from ghostlayers.tokens import (
+    check_sequence_length,
+    draw_windows,
+    make_windows,
+    tokenize,
+    uses_bos,
+)
 
 BOS = 1
 
@@ -278,3 +285,112 @@ def test_windows_that_fit_pass(positions, length):
 
 def test_a_config_without_positions_takes_any_length():
     check_sequence_length(SimpleNamespace(), 10**6)
+
+
+# Sampling
+
+
+def drawn(
+    corpus: Corpus, tokenizer: Any, sampling: str, seed: int = 0, **more: Any
+) -> tuple[Any, Any]:
+    wanted = {"sequence_length": 32, "count": 6, "held_out": 2, **more}
+    return draw_windows(corpus, tokenizer, seed=seed, sampling=sampling, **wanted)
+
+
+@pytest.fixture
+def pages(some_text: list[str]) -> Corpus:
+    """Documents of many lengths, some shorter than a window."""
+    return Corpus("pages", tuple(text[: 5 + 23 * i] for i, text in enumerate(some_text)))
+
+
+@pytest.mark.parametrize("sampling", ["grid", "random", "single-document"])
+@pytest.mark.parametrize("seed", range(5))
+def test_held_out_windows_share_no_token_with_the_others(
+    pages: Corpus, byte_tokenizer: Any, sampling: str, seed: int
+) -> None:
+    numbered = Corpus("n", tuple(f"{i:06d}" for i in range(900)), separator="\n")
+    corpus = pages if sampling == "single-document" else numbered
+    calibration, held_out = drawn(corpus, byte_tokenizer, sampling, seed)
+    assert calibration.input_ids.shape == (6, 32)
+    assert held_out.input_ids.shape == (2, 32)
+    again = drawn(corpus, byte_tokenizer, sampling, seed)
+    assert torch.equal(again[0].input_ids, calibration.input_ids)
+    assert torch.equal(again[1].input_ids, held_out.input_ids)
+    if sampling != "single-document":
+        lines = [set(byte_tokenizer.decode(row).split("\n")[1:-1]) for row in held_out.input_ids]
+        for row in calibration.input_ids:
+            mine = set(byte_tokenizer.decode(row).split("\n")[1:-1])
+            assert not any(mine & each for each in lines)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_window_of_a_single_document_lies_in_one(
+    pages: Corpus, byte_tokenizer: Any, seed: int
+) -> None:
+    calibration, held_out = drawn(pages, byte_tokenizer, "single-document", seed)
+    owners = []
+    for row in [*calibration.input_ids, *held_out.input_ids]:
+        inside = [i for i, text in enumerate(pages.documents) if byte_tokenizer.decode(row) in text]
+        owners.append(inside)
+        assert inside
+    names = {document_hash(pages.documents[i]) for each in owners for i in each}
+    assert set(calibration.documents) <= names
+    assert len(calibration.documents) == 8  # each window from a document of its own
+
+
+def test_random_offsets_are_not_those_of_a_grid(pages: Corpus, byte_tokenizer: Any) -> None:
+    stream = tokenize(pages, byte_tokenizer)
+    calibration, held_out = drawn(pages, byte_tokenizer, "random", count=40)
+    starts = {
+        start
+        for row in calibration.input_ids
+        for start in range(len(stream.ids) - 31)
+        if torch.equal(stream.ids[start : start + 32], row)
+    }
+    assert {start % 32 for start in starts} != {0}
+    border = int(0.9 * len(stream.ids))
+    assert max(starts) + 32 <= border or min(starts) + 32 <= border
+    assert len(held_out) == 2
+
+
+def test_windows_to_spare_are_taken_as_far_as_the_text_goes(
+    pages: Corpus, byte_tokenizer: Any
+) -> None:
+    whole = len(make_windows(pages, byte_tokenizer, sequence_length=32))
+    _, held_out = drawn(pages, byte_tokenizer, "grid", spare=5)
+    assert len(held_out) == 7
+    _, held_out = drawn(pages, byte_tokenizer, "grid", spare=10**6)
+    assert len(held_out) == whole - 6
+
+
+@pytest.mark.parametrize(
+    ("sampling", "what"),
+    [
+        ("grid", r"gives \d+ windows of 32 tokens, 1000002 are needed"),
+        ("single-document", r"has \d+ documents that are longer than a window of 32 tokens"),
+    ],
+)
+def test_too_short_a_text_says_what_it_has(
+    pages: Corpus, byte_tokenizer: Any, sampling: str, what: str
+) -> None:
+    with pytest.raises(WindowError, match=what):
+        drawn(pages, byte_tokenizer, sampling, count=10**6)
+
+
+def test_random_offsets_need_room_for_held_out_windows(byte_tokenizer: Any) -> None:
+    short = Corpus("short", ("x" * 200,))
+    with pytest.raises(WindowError, match="the last 20 of them for held-out windows"):
+        drawn(short, byte_tokenizer, "random")
+    calibration, held_out = drawn(short, byte_tokenizer, "random", held_out=0)
+    assert (len(calibration), len(held_out)) == (6, 0)
+
+
+@pytest.mark.parametrize("sampling", ["grid", "random", "single-document"])
+def test_every_sampling_knows_a_beginning_of_sequence(
+    pages: Corpus, bos_tokenizer: Any, sampling: str
+) -> None:
+    calibration, held_out = drawn(pages, bos_tokenizer, sampling)
+    assert calibration.bos
+    for windows in (calibration, held_out):
+        assert windows.input_ids.shape[1] == 32
+        assert set(windows.input_ids[:, 0].tolist()) == {1}

@@ -63,6 +63,10 @@ COPIES_IN_A_SWEEP = 6
 """Of the stream, while it is gathered: before and behind a gap, and features as wide or wider."""
 
 
+KEPT_OF_A_TOKEN = 3
+"""Vectors of every token that a descent keeps: the stream before and after, the MLP's output."""
+
+
 @dataclass(frozen=True)
 class Fitting:
     """How gaps are fitted.
@@ -110,6 +114,14 @@ def sums_bytes(model: LayerwiseModel, fitting: Fitting, spans: Sequence[Span]) -
     return moments.ACCUMULATOR.itemsize * (
         gaps * gathered * (width * width + width * hidden) + solving
     )
+
+
+def tokens_bytes(model: LayerwiseModel, fitting: Fitting, num_tokens: int) -> int:
+    """Memory that a fit by descent takes, which sees all tokens again and again."""
+    if not fitting.method.needs.tokens:
+        return 0
+    hidden = int(model.model.config.hidden_size)
+    return KEPT_OF_A_TOKEN * num_tokens * hidden * int(model.model.dtype.itemsize)
 
 
 def fit_gaps(

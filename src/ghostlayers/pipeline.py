@@ -20,7 +20,7 @@ from ghostlayers.evaluation import (
     open_tasks,
 )
 from ghostlayers.fingerprint import run_request
-from ghostlayers.fitting import sums_bytes
+from ghostlayers.fitting import sums_bytes, tokens_bytes
 from ghostlayers.loading import LoadedModel
 from ghostlayers.parallel import check_same, world
 from ghostlayers.plan import plan_prune, seconds_since_start
@@ -98,10 +98,12 @@ def prune(
         found = steps.choose_spans(run, layerwise, windows, held_out, recipe, fitting)
         spans, table = found.spans, found.table
         check_same("choice of layers", spans)
+        fit_windows = windows.first(recipe.num_fit_windows)
         layerwise.residency.memory.spent += sums_bytes(layerwise, fitting, spans)
-        repairs = found.repairs or steps.fit_repairs(
-            run, layerwise, windows.first(recipe.num_fit_windows), spans, fitting
+        layerwise.residency.memory.spent += tokens_bytes(
+            layerwise, fitting, fit_windows.input_ids.numel()
         )
+        repairs = found.repairs or steps.fit_repairs(run, layerwise, fit_windows, spans, fitting)
         evidence = steps.measure_evidence(run, layerwise, measured_on, repairs, stored)
         births = steps.find_births(run, layerwise, windows, spans, table)
     pruned = surgery.prune_layers(dense.model, spans, repairs, stored_dtype=stored)

@@ -19,7 +19,9 @@ from ghostlayers.fitting import (
     COPIES_IN_A_SWEEP,
     Fitting,
     in_stages,
+    parts_of,
     sums_bytes,
+    tokens_bytes,
 )
 from ghostlayers.gathering import gathered_features
 from ghostlayers.loading import LoadedModel
@@ -29,6 +31,7 @@ from ghostlayers.plan_units import Plan, Stage, prices
 from ghostlayers.preparation import make_fitting
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs.through_norm import SOLVES
+from ghostlayers.scores.race import FIRST_WINDOWS
 from ghostlayers.scores.residual import TOKENS_PER_CHANNEL
 from ghostlayers.selection import (
     SHORTLIST,
@@ -43,8 +46,11 @@ from ghostlayers.stream import LayerwiseModel
 BACKWARD = 3.0
 """A layer's forward pass again and its backward pass, in forward passes."""
 
-CANDIDATES = SHORTLIST * 5 / 3
-"""Of a race: the best by two rankings, some of which agree."""
+CANDIDATES = 2 + SHORTLIST * 5 / 3
+"""Of a race: the best by two rankings, some of which agree, by angle, and layers apart."""
+
+STAYING = 2.5
+"""Of them that are measured beyond the first windows."""
 
 GREEDY_CANDIDATES = 5.5
 """Of a step of the greedy search, those beside gaps included."""
@@ -158,6 +164,18 @@ class Counter:
             held=self.stream(2 + candidates),
         )
 
+    def whole_race(self, candidates: float, removed: int, name: str) -> Stage:
+        """Most candidates leave after the first windows, a few stay for as many as there may be."""
+        budget = self.recipe.num_race_windows
+        first = min(FIRST_WINDOWS, budget)
+        rest = self.race(STAYING, removed, budget - first, name)
+        # Their maps are fitted once.
+        return replace(
+            self.race(candidates, removed, first, name)
+            + replace(rest, products=0.0, solutions=0.0),
+            name=name,
+        )
+
     def without_each(self, candidates: int, windows: int) -> Stage:
         """Losses without each of some layers."""
         behind = (self.depth - 1) / 2
@@ -182,6 +200,7 @@ class Counter:
     def fit(self, spans: Sequence[Span], name: str = "Fitting the repairs") -> Stage:
         """Moments of every gap, and solving."""
         method, windows = self.fitting.method, self.recipe.num_fit_windows
+        spans = parts_of(spans, per_layer=method.per_layer)
         tokens, stop = windows * self.tokens, spans[-1].stop
         width = sum(feature_widths(self.model.model, gathered_features(method.needs)).values())
         pieces = sum(method.needs.pieces)
@@ -200,6 +219,7 @@ class Counter:
         again = len(spans) * passes * method.reach if staged else 0
         kept = walked or pieces or staged
         held = sums_bytes(self.model, self.fitting, spans)
+        held += tokens_bytes(self.model, self.fitting, int(tokens))
         held += self.stream(windows * (3 if kept else 0)) + self.stream(COPIES_IN_A_SWEEP)
         return Stage(
             name,
@@ -274,19 +294,17 @@ def _measured(counter: Counter, count: int) -> list[Stage]:
     if sampled:
         spans = len(candidate_spans(counter.depth, count, recipe.kept_edges))
         stages.append(counter.residuals(spans, windows))
-        held_out = recipe.num_held_out_windows
-        stages.append(counter.race(CANDIDATES, count, held_out, "Racing the shortlist"))
+        stages.append(counter.whole_race(CANDIDATES, count, "Racing the shortlist"))
     return stages
 
 
 def _greedy(counter: Counter, count: int, few: int) -> Stage:
     filled = -(-TOKENS_PER_CHANNEL * counter.hidden // counter.tokens)
     windows = min(counter.recipe.windows, max(few, filled))
-    held_out = counter.recipe.num_held_out_windows
     total = Stage(f"Choosing {count} layers one by one")
     for step in range(count):
         total += counter.sweep(windows, sampled=True)
-        total += counter.race(GREEDY_CANDIDATES, step + 1, held_out, "")
+        total += counter.whole_race(GREEDY_CANDIDATES, step + 1, "")
         if step + 1 < count:
             some = replace(counter.recipe, layers=step + 1)
             total += counter.fit(expected_spans(some, counter.depth))
@@ -298,7 +316,9 @@ def _iterative(counter: Counter, count: int) -> Stage:
     for step in range(count):
         for stage in _measured(counter, 1):
             total += stage
-        if step + 1 < count:
+        if counter.recipe.refit == "none":
+            total += counter.fit((Span(counter.depth // 2, counter.depth // 2 + 1),))
+        elif step + 1 < count:
             some = replace(counter.recipe, layers=step + 1)
             total += counter.fit(expected_spans(some, counter.depth))
     return total
@@ -328,7 +348,10 @@ def plan_prune(
     """
     counter = Counter(model, recipe, make_fitting(loaded, recipe))
     spans = expected_spans(recipe, model.num_layers)
-    stages = [*selection_stages(counter), counter.fit(spans), counter.evidence(spans)]
+    stages = [*selection_stages(counter)]
+    if recipe.refit == "all":  # what is fitted once was fitted while layers were chosen
+        stages.append(counter.fit(spans))
+    stages.append(counter.evidence(spans))
     if recipe.removed() is not None:
         stages.append(counter.sweep(NORM_WINDOWS, sampled=False, name=NORMS))
     if output is not None:

@@ -291,7 +291,7 @@ def shortlist(table: ScoreTable, size: int = SHORTLIST) -> tuple[Span, ...]:
 
 
 def select_recoverable(table: ScoreTable) -> tuple[Span, ...]:
-    """The cut whose repaired model loses least on held-out calibration windows: nearly always a span.
+    """The cut whose repaired model loses least on held-out calibration windows, mostly a span.
 
     Cosine and residual only make the shortlist: between spans that are close, the one of lower
     residual is no better on other text (``benchmarks/regret.py``).

@@ -20,15 +20,12 @@ def methods(
     if name is not None:
         _show(find_preset(name))
         return
-    rows = [
-        [each.name, escape(each.title), each.paper, escape(each.code), _summary(each)]
-        for each in PRESETS.values()
-    ]
-    screen.table(("--preset", "method", "arXiv", "code that was read", "choices"), rows)
     for each in PRESETS.values():
+        screen.say(f"[bold]{each.name}[/bold]: {escape(each.title)}, arXiv:{each.paper}")
+        screen.say(f"  code: {escape(each.code)}; {_summary(each)}, {each.dtype}")
         for point in each.differs:
-            screen.say(f"[bold]{each.name}[/bold] differs: {escape(point)}")
-    screen.say("[dim]ghostlayers methods NAME lists every choice of one.[/dim]")
+            screen.say(f"  [dim]differs: {escape(point)}[/dim]")
+    screen.say("--preset NAME takes every choice of one; ghostlayers methods NAME lists them.")
 
 
 def _summary(preset: Preset) -> str:

@@ -222,7 +222,8 @@ RaceWindows = Annotated[
     _option(
         "--race-windows",
         text="Held-out windows that 'recoverable' may measure its candidates on in all, as far as "
-        "the text goes, before the lowest loss wins. \\[default: four times --held-out-windows, at least 32]",
+        "the text goes, before the lowest loss wins. "
+        "\\[default: four times --held-out-windows, at least 32]",
         panel=_PANEL_TEXT,
     ),
 ]
