@@ -18,7 +18,7 @@ from ghostlayers import measuring, steps
 from ghostlayers.anatomy import Anatomy, anatomy_or_reason
 from ghostlayers.errors import InputError, RecipeError
 from ghostlayers.features import check_method
-from ghostlayers.fitting import Fitting, fit_gaps
+from ghostlayers.fitting import Fitting, fit_gaps, fit_many
 from ghostlayers.preparation import check_moves, check_request
 from ghostlayers.presets import PRESETS, Preset, find_preset
 from ghostlayers.progress import Silent
@@ -202,6 +202,15 @@ def test_the_official_stack_is_one_operator_after_the_other(dense: Any, windows:
     one = fit_gaps(LayerwiseModel(dense), windows, gaps, text)
     torch.testing.assert_close(one[Span(1, 2)].delta, repairs[Span(1, 2)].delta)
     assert not torch.allclose(one[Span(3, 6)].delta, repairs[Span(3, 6)].delta, atol=1e-3)
+
+
+def test_one_run_of_layers_gets_one_operator_in_the_code_too(dense: Any, windows: Windows) -> None:
+    span = Span(3, 6)
+    both = {name: Fitting(find_method(name), PUBLISHED) for name in ("ghost", "ghost:per=layer")}
+    repairs = fit_many(LayerwiseModel(dense), windows, [span], both)
+    text, code = (each[span].delta for each in repairs.values())
+    assert text is not None
+    assert torch.equal(text, code)
 
 
 def test_stacked_operators_act_as_one_after_the_other() -> None:

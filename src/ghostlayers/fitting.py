@@ -102,7 +102,7 @@ class Fitting:
 def sums_bytes(model: LayerwiseModel, fitting: Fitting, spans: Sequence[Span]) -> int:
     """Memory that a fit takes beside weights and streams: see `MATRICES_OF_A_FIT`."""
     method = fitting.method
-    spans = parts_of(spans, per_layer=method.per_layer)
+    spans = parts_of(method, spans)
     gaps = len(spans) if _one_sweep(model, fitting, len(spans)) else 1
     width = 0
     for needs in (method.needs, *(stage.needs for stage in method.before)):
@@ -168,14 +168,14 @@ def fit_many(
     progress = progress or Silent()
     found: dict[str, dict[Span, Repair]] = {}
     for per_layer in (False, True):
-        these = {name: f for name, f in fittings.items() if f.method.per_layer == per_layer}
+        these = {n: f for n, f in fittings.items() if stacks(f.method, spans) == per_layer}
         if not these:
             continue
         if not per_layer:
             found |= _fit_together(model, windows, spans, these, batch_size, progress)
             continue
         exact = {name: replace(f, stored_dtype=torch.float64) for name, f in these.items()}
-        parts = parts_of(spans, per_layer=True)
+        parts = parts_of(next(iter(these.values())).method, spans)
         single = _fit_together(model, windows, parts, exact, batch_size, progress)
         found |= {
             name: {span: each.rounded(these[name].stored_dtype) for span, each in whole.items()}
@@ -184,11 +184,16 @@ def fit_many(
     return {name: found[name] for name in fittings}
 
 
-def parts_of(spans: Sequence[Span], *, per_layer: bool) -> tuple[Span, ...]:
+def stacks(method: Method, spans: Sequence[Span]) -> bool:
+    """Whether every removed layer gets an operator of its own: where they lie apart, if at all."""
+    return method.per_layer and len(spans) > 1
+
+
+def parts_of(method: Method, spans: Sequence[Span]) -> Sequence[Span]:
     """What gets an operator of its own: every gap, or every removed layer."""
-    if not per_layer:
-        return tuple(spans)
-    return tuple(Span(layer, layer + 1) for layer in removed_layers(spans))
+    if not stacks(method, spans):
+        return spans
+    return [Span(layer, layer + 1) for layer in removed_layers(spans)]
 
 
 def _fit_together(

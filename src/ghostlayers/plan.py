@@ -200,7 +200,7 @@ class Counter:
     def fit(self, spans: Sequence[Span], name: str = "Fitting the repairs") -> Stage:
         """Moments of every gap, and solving."""
         method, windows = self.fitting.method, self.recipe.num_fit_windows
-        spans = parts_of(spans, per_layer=method.per_layer)
+        spans = parts_of(method, spans)
         tokens, stop = windows * self.tokens, spans[-1].stop
         width = sum(feature_widths(self.model.model, gathered_features(method.needs)).values())
         pieces = sum(method.needs.pieces)

@@ -367,8 +367,8 @@ class Method:
         stacks: its result is a linear map of the stream alone, so that two of them, one after the
             other, are one.
         writes_weights: its result changes weights that stay, and not only the stream.
-        per_layer: one operator for every removed layer of a gap, one after the other, instead of
-            one for the gap.
+        per_layer: where the removed layers lie apart, one operator for every one of them, one after
+            the other, instead of one for every gap.
     """
 
     name: str

@@ -99,7 +99,8 @@ def _low_rank(reduce: Tensor, expand: Tensor, *, affine: bool) -> Operator:
 def make_ghost(arguments: Arguments) -> Method:
     """``ghost``, ``ghost:affine``, ``ghost:rank=R``, ``ghost:ridge=auto``, ``ghost:per=layer``.
 
-    One operator a gap is what the paper says; its released code fits one for every removed layer.
+    One operator a gap is what the paper says; its released code does so for one run of layers, and
+    fits one for every removed layer where these lie apart.
     """
     affine, ridge = arguments.flag("affine"), arguments.ridge()
     per_layer = arguments.choice("per", PER) == "layer"

@@ -5,7 +5,7 @@ References:
     x -> x H diag(d) H', d_k the ratio of the mean absolute values after and before the cut in the
     rotated basis. With H = I the diagonal form. The ratio is of means over all tokens, as the
     paper's formula reads; ``mean=ratios`` averages the ratios of single windows, as the released
-    code does. ``per=layer`` fits one operator for every removed layer.
+    code does. ``per=layer`` fits one operator for every removed layer where these lie apart.
 """
 
 from functools import partial
@@ -31,7 +31,7 @@ MEANS = ("totals", "ratios")
 """A channel's ratio of the means over all tokens, or the mean over windows of each one's ratio."""
 
 PER = ("gap", "layer")
-"""One operator a gap, or one for every removed layer, applied one after the other."""
+"""One operator a gap; or where the layers lie apart, one for every removed layer."""
 
 
 def channel_scales(

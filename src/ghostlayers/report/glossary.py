@@ -26,7 +26,7 @@ ARGUMENTS = {
     "cosine-from-ls": "descended from least squares on the cosine of the whole stream",
     "accurate": "on the whole stream",
     "mean": "a mean of ratios of single windows, or a ratio of means",
-    "per": "one operator a gap, or one for every removed layer",
+    "per": "one operator for every removed layer where these lie apart",
 }
 
 FEATURES = {
