@@ -51,7 +51,7 @@ def measure(arguments: argparse.Namespace) -> None:
             sequence_length=arguments.length, max_windows=arguments.max_windows, bos="auto",
         )  # fmt: skip
     found = {"model": Path(arguments.model).name, "layers": model.num_layers, "cases": []}
-    for count in sorted({max(1, round(share * model.num_layers)) for share in SHARES}):
+    for count in sorted({max(1, round(share * model.num_layers)) for share in arguments.shares}):
         for used in (few, many):
             print(found["model"], count, "layers,", used, "windows", flush=True)
             case = one_case(model, calibration.first(used), held_out, texts, count)
@@ -199,6 +199,7 @@ def main() -> None:
     one.add_argument("--data", required=True)
     one.add_argument("--eval", required=True)
     one.add_argument("--windows", type=lambda t: [int(n) for n in t.split(",")], default=[8, 64])
+    one.add_argument("--shares", type=lambda t: [float(n) for n in t.split(",")], default=SHARES)
     one.add_argument("--held-out", type=int, default=24)
     one.add_argument("--max-windows", type=int, default=6)
     one.add_argument("--length", type=int, default=512)
