@@ -293,7 +293,7 @@ def run_score(bench: Bench, *, residuals: bool) -> Outcome:
 
 def describe_selection(name: str, table: ScoreTable, count: int) -> str:
     """What a selection takes."""
-    return describe_layers(name, select(name, table, count, "allow"))
+    return describe_layers(name, select(name, table, count))
 
 
 def describe_layers(name: str, spans: Sequence[Span]) -> str:
@@ -303,7 +303,7 @@ def describe_layers(name: str, spans: Sequence[Span]) -> str:
 
 def run_recoverable(bench: Bench) -> Outcome:
     """The default selection, whole."""
-    spans, table = steps.choose_spans(
+    found = steps.choose_spans(
         bench.run,
         LayerwiseModel(bench.model),
         bench.windows,
@@ -311,10 +311,10 @@ def run_recoverable(bench: Bench) -> Outcome:
         bench.recipe("recoverable"),
         bench.fitting(),
     )
-    assert table is not None
-    measured = [score.span for score in table.spans if score.loss is not None]
+    assert found.table is not None
+    measured = [score.span for score in found.table.spans if score.loss is not None]
     notes = (
-        describe_layers("recoverable", spans),
+        describe_layers("recoverable", found.spans),
         f"{len(measured)} candidates measured on {len(bench.held_out)} held-out windows",
     )
     work = (*select_work(bench), *loss_work(bench, measured))
@@ -335,12 +335,12 @@ def run_select_and_fit(bench: Bench, selection: str, spans: tuple[Span, ...]) ->
     """
     model = LayerwiseModel(bench.model)
     fitting = bench.fitting()
-    chosen, _ = steps.choose_spans(
+    found = steps.choose_spans(
         bench.run, model, bench.windows, bench.held_out, bench.recipe(selection), fitting
     )
     steps.fit_repairs(bench.run, model, bench.fit_windows, spans, fitting)
     work = (*select_work(bench), *fit_work(bench, spans, repaired=len(spans) > 1))
-    return Outcome(work, notes=(describe_layers(selection, chosen),))
+    return Outcome(work, notes=(describe_layers(selection, found.spans),))
 
 
 # --- a straightforward implementation --------------------------------------------------------

@@ -4,6 +4,7 @@ Each line of `prune` is one of these steps.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def prune(
         GhostlayersError: bad input or numbers; see `ghostlayers.errors`.
     """
     recipe = make_recipe(recipe, choices)
-    run = Run(options or RunOptions(), progress or Silent())
+    run = Run(_options_for(recipe, options), progress or Silent())
     dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
     started = seconds_since_start()
     layerwise = check_request(dense, recipe)
@@ -137,6 +138,11 @@ def prune(
     )
 
 
+def _options_for(recipe: Recipe, options: RunOptions | None) -> RunOptions:
+    """A preset's type, too, unless the caller names one."""
+    return dataclasses.replace(options or RunOptions(), preset=recipe.preset)
+
+
 def plan(
     model: Any,
     recipe: Recipe | None = None,
@@ -157,7 +163,7 @@ def plan(
         GhostlayersError: a request that cannot work.
     """
     recipe = make_recipe(recipe, choices)
-    options = options or RunOptions()
+    options = _options_for(recipe, options)
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
     started = seconds_since_start()
     layerwise = check_request(dense, recipe)
@@ -225,7 +231,7 @@ def score(
         GhostlayersError: bad input or numbers.
     """
     recipe = make_recipe(recipe, choices)
-    run = Run(options or RunOptions(), progress or Silent())
+    run = Run(_options_for(recipe, options), progress or Silent())
     dense = open_model(model, tokenizer, run.options, revision)
     layerwise = check_request(dense, recipe, surgery_follows=False)
     _, windows, held_out = read_calibration(dense, recipe, data)

@@ -162,7 +162,8 @@ def _methods(scene: Scene) -> Content | None:
         lines=[
             "Every method chose its layers, fitted its repair and drew its text as its authors and "
             "their code do; what was set otherwise for all of them stands under Protocol. So a row "
-            "differs from another in more than its repair.",
+            "differs from another in more than its repair. All were computed in "
+            f"{(scene.results.get('machine') or {}).get('dtype', 'one type')}.",
         ],
         tables=tables,
     )
