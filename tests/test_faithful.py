@@ -19,7 +19,7 @@ from ghostlayers.anatomy import Anatomy, anatomy_or_reason
 from ghostlayers.errors import InputError, RecipeError
 from ghostlayers.features import check_method
 from ghostlayers.fitting import Fitting, fit_gaps, fit_many
-from ghostlayers.preparation import check_moves, check_request
+from ghostlayers.preparation import check_moves, check_request, make_recipe
 from ghostlayers.presets import PRESETS, Preset, find_preset
 from ghostlayers.progress import Silent
 from ghostlayers.recipe import Recipe, RunOptions
@@ -505,6 +505,20 @@ def test_more_text_means_more_steps_of_a_descent() -> None:
     assert sorted(seen.tolist()) == list(range(2500))
 
 
+def test_a_fit_is_the_same_alone_and_beside_others(dense: Any, windows: Windows) -> None:
+    names = [f"{n}{m}" for n in ("magnitude", "linearpatch-diag", "linearpatch-hadamard")
+             for m in ("", ":mean=ratios")]  # fmt: skip
+    for spans in ([Span(3, 5)], [Span(2, 3), Span(5, 6)]):
+        model = LayerwiseModel(dense)
+        together = fit_many(model, windows, spans, {n: Fitting(find_method(n)) for n in names})
+        for name in names:
+            alone = fit_gaps(model, windows, spans, Fitting(find_method(name)))
+            for span in spans:
+                assert together[name][span].scale == alone[span].scale
+                both = together[name][span].delta, alone[span].delta
+                assert both == (None, None) or torch.equal(*both)  # type: ignore[arg-type]
+
+
 # Presets
 
 
@@ -538,6 +552,20 @@ def test_whatever_is_chosen_otherwise_wins_over_a_preset() -> None:
         others = {k: v for k, v in preset.choices.items() if k not in {"windows", "seed"}}
         assert {key: getattr(recipe, key) for key in others} == others
         assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_a_preset_fills_what_a_recipe_leaves_open() -> None:
+    made = make_recipe(Recipe(layers=5, seed=7), {"preset": "sleb"})
+    assert (made.layers, made.seed, made.select, made.preset) == (5, 7, "perplexity", "sleb")
+    with pytest.raises(RecipeError, match="unknown preset 'nonsense'"):
+        Recipe(layers=5, preset="nonsense")
+
+
+def test_layers_that_are_named_are_not_chosen_as_a_preset_does() -> None:
+    named = Recipe.from_dict({"preset": "prune-and-comp", "remove": "3,4"})
+    assert (named.iterative, named.refit, named.repair) == (False, "all", "magnitude:mean=ratios")
+    once = Recipe.from_dict({"preset": "prune-and-comp", "layers": 2, "iterative": False})
+    assert (once.iterative, once.refit) == (False, "all")
 
 
 @pytest.mark.parametrize(

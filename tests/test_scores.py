@@ -8,7 +8,7 @@ from torch.nn.functional import cosine_similarity
 
 from ghostlayers import selection
 from ghostlayers.errors import SpanError
-from ghostlayers.scores import ScoreTable, SpanScore
+from ghostlayers.scores import Scattered, ScoreTable, SpanScore
 from ghostlayers.scores.births import NormProfile, born_inside
 from ghostlayers.scores.cosine import add_window, block_influence
 from ghostlayers.scores.pairs import empty_pairs
@@ -153,3 +153,17 @@ def test_candidates_include_both_ends_unless_protected() -> None:
 def test_spans_that_do_not_fit(length: int, keep: selection.Keep | None) -> None:
     with pytest.raises(SpanError, match=rf"no span of {length} layers fits into 6 decoder layers"):
         selection.candidate_spans(6, length, keep)
+
+
+def test_what_left_the_race_does_not_win_by_the_windows_it_was_measured_on() -> None:
+    table = make_table([0.9] * 5, [0.5] * 5, [None, 3.5, 3.4, 3.6, None])
+    spans = [dataclasses.replace(s, finished=s.loss != 3.4, behind=(s.loss or 9) - 3.5)
+             for s in table.spans]  # fmt: skip
+    table = dataclasses.replace(table, spans=tuple(spans))
+    assert selection.select_recoverable(table) == (Span(1, 3),)
+    apart = Scattered((0, 3), 3.45, -0.05, 0.01, finished=False)
+    table = dataclasses.replace(table, scattered=apart)
+    assert selection.select_recoverable(table) == (Span(1, 3),)
+    winner = dataclasses.replace(apart, behind=-0.05, finished=True)
+    table = dataclasses.replace(table, scattered=winner)
+    assert selection.select_recoverable(table) == (Span(0, 1), Span(3, 4))

@@ -367,7 +367,6 @@ def test_windows_to_spare_are_taken_as_far_as_the_text_goes(
     ("sampling", "what"),
     [
         ("grid", r"gives \d+ windows of 32 tokens, 1000002 are needed"),
-        ("single-document", r"has \d+ documents that are longer than a window of 32 tokens"),
     ],
 )
 def test_too_short_a_text_says_what_it_has(
@@ -375,6 +374,32 @@ def test_too_short_a_text_says_what_it_has(
 ) -> None:
     with pytest.raises(WindowError, match=what):
         drawn(pages, byte_tokenizer, sampling, count=10**6)
+
+
+def test_documents_serve_again_where_there_are_too_few(pages: Corpus, byte_tokenizer: Any) -> None:
+    long = [text for text in pages.documents if len(byte_tokenizer(text)["input_ids"]) > 32]
+    calibration, held_out = drawn(pages, byte_tokenizer, "single-document", count=200, held_out=30)
+    assert (len(calibration), len(held_out)) == (200, 30)
+
+    def owners(windows: Any) -> set[str]:
+        texts = [byte_tokenizer.decode(row) for row in windows.input_ids]
+        return {text for text in long if any(each in text for each in texts)}
+
+    assert not any(
+        byte_tokenizer.decode(row) in byte_tokenizer.decode(other)
+        for row in held_out.input_ids
+        for other in calibration.input_ids
+    )
+    assert owners(calibration) | owners(held_out) == set(long)
+
+
+@pytest.mark.parametrize(("held_out", "what"), [(0, "one is needed"), (2, "two are needed")])
+def test_documents_that_are_all_short_are_refused(
+    byte_tokenizer: Any, held_out: int, what: str
+) -> None:
+    short = Corpus("short", ("x" * 20, "y" * 30) + ("z" * 90,) * bool(held_out))
+    with pytest.raises(WindowError, match=rf"has {bool(held_out):d} documents longer .* {what}"):
+        drawn(short, byte_tokenizer, "single-document", held_out=held_out)
 
 
 def test_random_offsets_need_room_for_held_out_windows(byte_tokenizer: Any) -> None:

@@ -11,7 +11,7 @@ from ghostlayers.anatomy import Anatomy, anatomy_of, anatomy_or_reason, row_map,
 from ghostlayers.errors import InputError, WindowError
 from ghostlayers.modeling import norm_eps, unit_rms
 from ghostlayers.repairs.base import FEATURES, FROM_KEPT_LAYER, Method
-from ghostlayers.repairs.hadamard import hadamard
+from ghostlayers.repairs.hadamard import construction, hadamard
 from ghostlayers.spans import Span
 from ghostlayers.stream import LayerwiseModel, Stream, Tap, find_decoder_layers, tapped
 
@@ -45,6 +45,17 @@ def check_method(model: Any, method: Method, spans: Iterable[Span] = ()) -> None
                 f"repair '{method.name}' changes or reads the kept layer before a gap, and before "
                 f"layer 0 there is none (the cut {span} starts there). Use ghost, or keep layer 0."
             )
+
+
+def basis_note(model: Any, method: Method) -> str | None:
+    """What to say of a Hadamard basis that is not the authors' own; None where there is nothing."""
+    size = int(model.config.hidden_size)
+    if not method.needs.basis or construction(size) != "Paley":
+        return None
+    return (
+        f"{method.name}: the tables of the authors' code reach no hidden size of {size}; a basis "
+        "of Paley's construction stands in, and the result depends on which basis it is."
+    )
 
 
 def _or_refit(model: Any) -> str:

@@ -116,12 +116,15 @@ def sums_bytes(model: LayerwiseModel, fitting: Fitting, spans: Sequence[Span]) -
     )
 
 
-def tokens_bytes(model: LayerwiseModel, fitting: Fitting, num_tokens: int) -> int:
+def tokens_bytes(
+    model: LayerwiseModel, fitting: Fitting, num_tokens: int, spans: Sequence[Span]
+) -> int:
     """Memory that a fit by descent takes, which sees all tokens again and again."""
     if not fitting.method.needs.tokens:
         return 0
     hidden = int(model.model.config.hidden_size)
-    return KEPT_OF_A_TOKEN * num_tokens * hidden * int(model.model.dtype.itemsize)
+    gaps = len(spans) if _one_sweep(model, fitting, len(spans)) else 1
+    return gaps * KEPT_OF_A_TOKEN * num_tokens * hidden * int(model.model.dtype.itemsize)
 
 
 def fit_gaps(

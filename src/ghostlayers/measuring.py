@@ -145,7 +145,10 @@ class Ground:
                     break
                 before = here
         evidence = gatherer.evidence(norm_eps(self.model.model.config))
-        return self.fitting.fit(evidence, last=True)
+        # Neighbours are multiplied before they are rounded.
+        return dataclasses.replace(self.fitting, stored_dtype=torch.float64).fit(
+            evidence, last=True
+        )
 
 
 # Measuring one model
@@ -354,9 +357,9 @@ def _add_losses(
     lowest = float(race.losses[race.best].mean())
     if apart:
         behind, error = race.behind(SCATTERED)
-        table = dataclasses.replace(
-            table, scattered=Scattered(apart, lowest + behind, behind, error)
-        )
+        finished = SCATTERED not in race.left
+        found = Scattered(apart, lowest + behind, behind, error, finished)
+        table = dataclasses.replace(table, scattered=found)
     return dataclasses.replace(
         table,
         spans=tuple(_with_loss(each, race, predictions) for each in table.spans),
@@ -374,6 +377,7 @@ def _with_loss(score: SpanScore, race: Race, predictions: int) -> SpanScore:
         score,
         loss=float(race.losses[race.best].mean()) + behind,
         behind=behind,
-        behind_error=error if len(race.losses[name]) > 1 else 0.0,
+        behind_error=error,
+        finished=name not in race.left,
         loss_tokens=len(race.losses[name]) * predictions,
     )

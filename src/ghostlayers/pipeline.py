@@ -102,7 +102,7 @@ def prune(
         fit_windows = windows.first(recipe.num_fit_windows)
         layerwise.residency.memory.spent += sums_bytes(layerwise, fitting, spans)
         layerwise.residency.memory.spent += tokens_bytes(
-            layerwise, fitting, fit_windows.input_ids.numel()
+            layerwise, fitting, fit_windows.input_ids.numel(), spans
         )
         repairs = found.repairs or steps.fit_repairs(run, layerwise, fit_windows, spans, fitting)
         evidence = steps.measure_evidence(run, layerwise, measured_on, repairs, stored)

@@ -219,7 +219,7 @@ class Counter:
         again = len(spans) * passes * method.reach if staged else 0
         kept = walked or pieces or staged
         held = sums_bytes(self.model, self.fitting, spans)
-        held += tokens_bytes(self.model, self.fitting, int(tokens))
+        held += tokens_bytes(self.model, self.fitting, int(tokens), spans)
         held += self.stream(windows * (3 if kept else 0)) + self.stream(COPIES_IN_A_SWEEP)
         return Stage(
             name,

@@ -9,12 +9,20 @@ from typing import Any
 
 from ghostlayers import surgery, text, tokens
 from ghostlayers.anatomy import Anatomy, anatomy_or_reason
-from ghostlayers.errors import InputError, RecipeError, UnsupportedModelError
+from ghostlayers.errors import (
+    CorpusError,
+    GhostlayersError,
+    InputError,
+    RecipeError,
+    SpanError,
+    UnsupportedModelError,
+    WindowError,
+)
 from ghostlayers.families import check_config, family_of
 from ghostlayers.features import check_fit_tokens, check_method
 from ghostlayers.fitting import Fitting
 from ghostlayers.loading import LoadedModel, from_memory, load_model, read_config
-from ghostlayers.presets import find_preset
+from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.selection import (
@@ -39,6 +47,9 @@ def make_recipe(recipe: Recipe | None, choices: Mapping[str, Any]) -> Recipe:
         RecipeError: an unknown field or value.
     """
     base = {} if recipe is None else recipe.to_dict()
+    if choices.get("preset") is not None:  # what the recipe leaves open is the preset's to choose
+        plain = Recipe().to_dict()
+        base = {name: value for name, value in base.items() if value != plain[name]}
     return Recipe.from_dict({**base, **choices})
 
 
@@ -89,6 +100,16 @@ def check_request(
     if surgery_follows:
         family_of(loaded.model)
         _refuse_quantized(loaded.model)
+    try:
+        return _check(loaded, recipe, surgery_follows=surgery_follows)
+    except (UnsupportedModelError, InputError) as error:
+        ours = isinstance(error, (SpanError, RecipeError, WindowError, CorpusError))
+        if recipe.preset is None or ours or recipe.layers is None:
+            raise  # the request's fault, not the method's
+        raise type(error)(_beside_preset(loaded, recipe, error)) from error
+
+
+def _check(loaded: LoadedModel, recipe: Recipe, *, surgery_follows: bool = True) -> LayerwiseModel:
     layerwise = LayerwiseModel(loaded.model)
     removed = recipe.removed()
     if removed is not None:
@@ -111,19 +132,24 @@ def check_request(
     if recipe.export == "stock-layer" and surgery_follows:
         check_stock_layer(loaded.model)
     spans = () if removed is None else merge_layers(removed)
-    try:
-        check_method(loaded.model, method, spans)
-    except InputError as error:
-        if recipe.preset is None:
-            raise
-        raise type(error)(_beside_preset(recipe.preset, error)) from error
+    check_method(loaded.model, method, spans)
     check_fit_tokens(loaded.model, method, recipe.num_fit_windows * recipe.sequence_length)
     return layerwise
 
 
-def _beside_preset(name: str, error: InputError) -> str:
-    nearest = find_preset(name).nearest
-    return f"preset '{name}': {error} The nearest that this model can: {nearest}."
+def _beside_preset(loaded: LoadedModel, recipe: Recipe, error: GhostlayersError) -> str:
+    """What is wrong with a method on a model, and the nearest one that goes."""
+    assert recipe.preset is not None
+    mine = find_preset(recipe.preset)
+    text = {name: getattr(recipe, name) for name in ("layers", "windows", "sequence_length")}
+    for name in dict.fromkeys((mine.nearest, *PRESETS)):
+        other = Recipe.from_dict({**text, "fit_windows": recipe.windows, "preset": name})
+        try:
+            _check(loaded, other)
+        except GhostlayersError:
+            continue
+        return f"preset '{mine.name}': {error} The nearest that this model can: {name}."
+    return f"preset '{mine.name}': {error}"
 
 
 def check_moves(model: Any, recipe: Recipe) -> None:
@@ -185,9 +211,18 @@ def _refuse_quantized(model: Any) -> None:
 
 
 def read_calibration(
-    loaded: LoadedModel, recipe: Recipe, data: Documents | None = None
+    loaded: LoadedModel,
+    recipe: Recipe,
+    data: Documents | None = None,
+    race_windows: int | None = None,
 ) -> tuple[Corpus, Windows, Windows]:
     """The calibration text, its windows for scores and fits, and held-out ones.
+
+    Args:
+        loaded: the model, for its tokenizer.
+        recipe: how the text is cut.
+        data: instead of the recipe's.
+        race_windows: held-out windows that any race may use; the recipe's own if not given.
 
     Raises:
         CorpusError: the text cannot be read.
@@ -196,10 +231,13 @@ def read_calibration(
     source = recipe.data if data is None else data
     if source is None:
         raise RecipeError("no calibration text: give --data a corpus name or a file.")
-    spare = recipe.num_race_windows - recipe.num_held_out_windows
+    wanted = recipe.num_race_windows if race_windows is None else race_windows
+    spare = max(0, wanted - recipe.num_held_out_windows)
     needed = recipe.num_calibration_windows + recipe.num_held_out_windows + spare
     on_hub = isinstance(source, str) and source in text.HUB_CORPORA
     budget = needed * recipe.sequence_length * text.CHARACTERS_PER_TOKEN
+    if recipe.sampling == "single-document":  # most documents are too short for a window
+        budget *= 4
     corpus = text.load_corpus(
         source,
         use="calibration",

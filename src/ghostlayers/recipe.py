@@ -108,6 +108,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        if self.preset is not None:
+            find_preset(self.preset)
         _check_choices(self)
         _check_numbers(self)
 
@@ -161,7 +163,11 @@ class Recipe:
         """
         if values.get("preset") is not None:
             preset = find_preset(values["preset"])
-            values = {**preset.choices, **values, "preset": preset.name}
+            chosen = dict(preset.choices)
+            if values.get("remove") is not None or values.get("iterative") is False:
+                for key in ("iterative", "refit"):  # how layers are chosen, which they are not
+                    chosen.pop(key, None)
+            values = {**chosen, **values, "preset": preset.name}
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:

@@ -125,6 +125,7 @@ def table_to_dict(table: ScoreTable) -> dict[str, Any]:
             "loss_nats": table.scattered.loss,
             "behind_nats": table.scattered.behind,
             "behind_error": table.scattered.behind_error,
+            "finished": table.scattered.finished,
         },
         "num_loss_tokens": table.num_loss_tokens,
         "spans": [
@@ -138,6 +139,7 @@ def table_to_dict(table: ScoreTable) -> dict[str, Any]:
                 "loss_tokens": score.loss_tokens,
                 "behind_nats": score.behind if score.loss is not None else None,
                 "behind_error": score.behind_error if score.loss is not None else None,
+                "finished": score.finished,
                 "massive_activation_born": score.birth,
             }
             for score in table.spans

@@ -299,11 +299,13 @@ def select_recoverable(table: ScoreTable) -> tuple[Span, ...]:
     measured = [score for score in table.spans if score.loss is not None]
     if not measured:
         raise SpanError("no span's loss was measured; give held-out windows (at least 1).")
-    best = min(measured, key=lambda score: (score.loss, score.behind))
+    cuts: list[tuple[float, tuple[Span, ...]]] = [
+        (each.behind, (each.span,)) for each in measured if each.finished
+    ]
     apart = table.scattered
-    if apart is not None and apart.behind == 0.0 and best.behind > 0.0:
-        return merge_layers(apart.layers)
-    return (best.span,)
+    if apart is not None and apart.finished:
+        cuts.append((apart.behind, merge_layers(apart.layers)))
+    return min(cuts, key=lambda cut: cut[0])[1]
 
 
 def _residual(score: SpanScore) -> float:

@@ -226,7 +226,7 @@ def draw_windows(
         sampling: ``grid`` cuts the joined documents into windows that do not overlap, and draws
             without repetition; ``random`` draws offsets in the joined documents, those of the
             held-out windows in the last tenth; ``single-document`` draws a document at a time, and
-            an offset in each that is longer than a window.
+            an offset in each that is longer than a window; where they run out, each serves again.
 
     Returns:
         Both name the documents that any of the windows touches.
@@ -296,23 +296,50 @@ def _draw_offsets(
 def _draw_documents(
     corpus: Corpus, tokenizer: Any, body: int, counts: Counts, generator: torch.Generator
 ) -> _Drawn:
-    rows: list[Tensor] = []
-    owners: list[int] = []
+    """Each window from a document of its own, while there are some that are long enough.
+
+    Then documents serve again, at other offsets; those of held-out windows serve only for these.
+    """
+    documents = _long_documents(corpus, tokenizer, body, sum(counts), generator)
+    first, later = counts[0], counts[1] + (counts[2] if counts[1] else 0)
+    if len(documents) < 1 + (counts[1] > 0):
+        what = f"has {len(documents)} documents longer than a window"
+        needed = "one is needed" if not counts[1] else "two are needed, one for held-out windows"
+        raise WindowError(
+            f"corpus '{corpus.name}' {what} of {body} tokens; {needed}. Give longer documents, a "
+            "shorter --sequence-length, or another --sampling."
+        )
+    if len(documents) < sum(counts[:2]):
+        apart = min(later, max(1, round(HELD_OUT_SHARE * len(documents)))) if later else 0
+    else:
+        apart = len(documents) - first
+        later = min(later, apart)
+    groups = ((documents[: len(documents) - apart], first), (documents[-apart:], later))
+    rows, owners = [], []
+    for group, count in groups:
+        for number in range(count):
+            index, ids = group[number % len(group)]
+            offset = int(torch.randint(len(ids) - body + 1, (1,), generator=generator))
+            rows.append(ids[offset : offset + body])
+            owners.append(index)
+    return _Drawn(torch.stack(rows), len(documents), owners)
+
+
+def _long_documents(
+    corpus: Corpus, tokenizer: Any, body: int, wanted: int, generator: torch.Generator
+) -> list[tuple[int, Tensor]]:
+    """Documents longer than a window in random order, each with its number and tokens."""
+    found: list[tuple[int, Tensor]] = []
     for index in torch.randperm(len(corpus.documents), generator=generator).tolist():
-        if len(rows) == sum(counts):
+        if len(found) == wanted:
             break
         document = corpus.documents[index]
         if len(document) < body:  # a token is a character at least, in nearly every tokenizer
             continue
         ids = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
         if len(ids) > body:
-            offset = int(torch.randint(len(ids) - body + 1, (1,), generator=generator))
-            rows.append(torch.tensor(ids[offset : offset + body], dtype=torch.long))
-            owners.append(index)
-    if len(rows) < sum(counts[:2]):
-        what = f"has {len(rows)} documents that are longer than a window"
-        raise WindowError(_too_few(corpus, what, body, sum(counts[:2])))
-    return _Drawn(torch.stack(rows), len(rows), owners)
+            found.append((index, torch.tensor(ids, dtype=torch.long)))
+    return found
 
 
 def _too_few(corpus: Corpus, has: str, body: int, needed: int) -> str:

@@ -238,13 +238,14 @@ def prune(
     options = RunOptions(
         dtype, device, batch_size, trust_remote_code, offload, max_memory, recipe.preset
     )
-    screen.show_preset(recipe, dtype)
     if not plan:
         check_output(output, overwrite=overwrite, needed_bytes=0)
     _check_gguf(gguf, pre_tokenizer, recipe, save, overwrite=overwrite)
     screen.step(f"Loading {model} ...")
     dense = open_model(model, None, options, revision, surgery_follows=True)
     screen.show_expanded(dense.base)
+    screen.show_preset(recipe, dense.model.dtype)
+    screen.show_basis(dense.model, recipe.repair)
     if gguf is not None:
         from ghostlayers.gguf_export import check_model
 

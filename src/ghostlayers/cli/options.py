@@ -83,7 +83,7 @@ Select = Annotated[
 IterativeOption = Annotated[
     bool | None,
     _option(
-        "--iterative",
+        "--iterative/--no-iterative",
         text="Choose one layer at a time, each on the model that is repaired so far. "
         "\\[default: off]",
         panel=_PANEL_WHAT,

@@ -25,6 +25,7 @@ from ghostlayers import quantized
 from ghostlayers.checkpoint import Verification, mode_of
 from ghostlayers.errors import GhostlayersError
 from ghostlayers.evaluation import EvaluationResult
+from ghostlayers.features import basis_note
 from ghostlayers.files import shown_name
 from ghostlayers.hub import Upload
 from ghostlayers.loading import BaseModel
@@ -48,14 +49,22 @@ err = Console(stderr=True, highlight=False)
 _place = World()
 
 
-def show_preset(recipe: Recipe, dtype: str) -> None:
+def show_basis(model: Any, repair: str) -> None:
+    """Whether a Hadamard basis is not the authors' own."""
+    note = basis_note(model, find_method(repair))
+    if note is not None:
+        say(escape(note))
+
+
+def show_preset(recipe: Recipe, dtype: Any) -> None:
     """Every choice that a preset makes, those that were made otherwise marked."""
     if recipe.preset is None:
         return
     preset = find_preset(recipe.preset)
     say(f"[bold]{escape(preset.title)}[/bold], arXiv:{preset.paper}; code: {escape(preset.code)}")
     chosen = {**preset.choices, "dtype": preset.dtype}
-    now = {**recipe.to_dict(), "dtype": preset.dtype if dtype == "auto" else dtype}
+    computed = str(dtype).removeprefix("torch.")
+    now = {**recipe.to_dict(), "dtype": "auto" if preset.dtype == "auto" else computed}
     say("  " + escape(", ".join(_choice(name, each, now[name]) for name, each in chosen.items())))
     for each in preset.differs:
         say(f"  [dim]not as there: {escape(each)}[/dim]")

@@ -16,7 +16,7 @@ from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.compare.store import Store
 from ghostlayers.errors import InputError
 from ghostlayers.evaluation import LoadedTasks, open_tasks, tokens_to_answer
-from ghostlayers.features import check_fit_tokens, check_method
+from ghostlayers.features import basis_note, check_fit_tokens, check_method
 from ghostlayers.fingerprint import model_fingerprint
 from ghostlayers.loading import LoadedModel
 from ghostlayers.machine import processor_name
@@ -102,6 +102,12 @@ class Bench:
         return self.tasks is not None and repair in (self.request.task_repair or (repair,))
 
     @property
+    def calibrated_on(self) -> set[str]:
+        """Hashes of the documents that any repair was fitted on."""
+        texts = [each.scored for each in self.grounds.values()] or [self.scored]
+        return {document for text in texts for document in text.documents}
+
+    @property
     def fit_windows(self) -> Windows:
         """Windows that repairs are fitted on."""
         return self.scored.first(self.request.calibration.num_fit_windows)
@@ -171,8 +177,12 @@ def prepare(
         layerwise, grounds = check_request(dense, recipe), {}
         _check_selections(dense, request, layerwise.num_layers)
         kept, skipped = _possible_repairs(dense, request)
-        corpus, scored, held_out = read_calibration(dense, recipe, data)
+        corpus, scored, held_out = read_calibration(dense, recipe, data, _race_windows(request))
         text_hash = corpus.sha256()
+    used = kept or [request.preset_recipe(each, request.layers[0]).repair for each in grounds]
+    for note in filter(None, (basis_note(dense.model, find_method(name)) for name in used)):
+        if say is not None:
+            say(note)
     corpora = _read_corpora(dense, request, eval_data or {})
     identity = {
         "request": request.to_dict(),
@@ -186,6 +196,16 @@ def prepare(
         0 if opened is None else tokens_to_answer(opened, dense.tokenizer, request.limit),
         store, say or _ignore, grounds,
     )  # fmt: skip
+
+
+def _race_windows(request: Comparison) -> int:
+    """Held-out windows that any of the selections may race on."""
+    return max(
+        request.cell_recipe(layers, select).num_race_windows
+        for layers in request.layers
+        for select in request.select
+        if select != EVERY
+    ) if set(request.select) - {EVERY} else 0  # fmt: skip
 
 
 def _check_presets(dense: LoadedModel, request: Comparison) -> LayerwiseModel:
@@ -308,7 +328,7 @@ def header(bench: Bench, command: str | None) -> dict[str, Any]:
                 "available_windows": windows.available,
                 "sequence_length": windows.sequence_length,
                 "bos": windows.bos,
-                "calibration_overlap": len(set(windows.documents) & set(bench.scored.documents)),
+                "calibration_overlap": len(set(windows.documents) & bench.calibrated_on),
             }
             for name, windows in bench.corpora.items()
         ],

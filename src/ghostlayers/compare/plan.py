@@ -163,7 +163,8 @@ def plan_presets(bench: Bench, speed: Speed) -> Plan:
             recipe = request.preset_recipe(name, layers)
             counter = Counter(bench.layerwise, recipe, make_fitting(bench.dense, recipe))
             spans = expected_spans(recipe, depth)
-            for stage in (*selection_stages(counter), counter.fit(spans)):
+            fits = [counter.fit(spans)] if recipe.refit == "all" else []
+            for stage in (*selection_stages(counter), *fits):
                 total += stage
             # Evaluation windows have a length of their own.
             share = windows * request.window_length / recipe.sequence_length

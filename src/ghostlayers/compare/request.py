@@ -9,7 +9,7 @@ from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL, find_method
-from ghostlayers.selection import candidate_spans
+from ghostlayers.selection import candidate_spans, find_selection
 from ghostlayers.spans import Span
 from ghostlayers.text import BLANK_LINE, one_separator_each
 
@@ -156,8 +156,17 @@ class Comparison:
         """The recipe that chooses the layers of a cell."""
         name = select.removesuffix(ITERATIVE)
         iterative = self.calibration.iterative or name != select
+        repair = self.calibration.repair
+        if iterative and find_selection(name).scores_only_weights:
+            moves = [each for each in self.repair_names() if find_method(each).writes_weights]
+            repair = next(iter(moves), repair)
         return dataclasses.replace(
-            self.calibration, layers=layers, remove=None, select=name, iterative=iterative
+            self.calibration,
+            layers=layers,
+            remove=None,
+            select=name,
+            iterative=iterative,
+            repair=repair,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,7 +196,8 @@ class Comparison:
         for key in ("layers", "remove", "repair"):
             recipe.pop(key, None)
         if mine.get("presets"):
-            if "select" in mine or "repair" in mine:
+            plain = {each.name: each.default for each in dataclasses.fields(cls)}
+            if any(mine.get(key, plain[key]) != plain[key] for key in ("select", "repair")):
                 raise RecipeError(
                     "'presets' choose and repair by themselves; drop 'select'/'repair'."
                 )

@@ -43,26 +43,36 @@ def channel_scales(
 
 
 def fit_linearpatch_diag(
-    evidence: Evidence, options: FitOptions, *, name: str = "linearpatch-diag"
+    evidence: Evidence,
+    options: FitOptions,
+    *,
+    mean: str = MEANS[0],
+    name: str = "linearpatch-diag",
 ) -> Repair:
     """M = diag(d) - I."""
     del options
     sums = evidence.select(("x",)).moments
     scales = evidence.ratios
-    if scales is None:
+    if mean == "totals":
         scales = channel_scales(sums.abs_source, sums.abs_target)
+    assert scales is not None
     return linear_repair(name, torch.diag(scales - 1.0), sums)
 
 
 def fit_linearpatch_hadamard(
-    evidence: Evidence, options: FitOptions, *, name: str = "linearpatch-hadamard"
+    evidence: Evidence,
+    options: FitOptions,
+    *,
+    mean: str = MEANS[0],
+    name: str = "linearpatch-hadamard",
 ) -> Repair:
     """M = H diag(d) H' - I, d from the rotated streams X H and Y H."""
     del options
     scales = evidence.rotated_ratios
-    if scales is None:
+    if mean == "totals":
         assert evidence.rotated is not None
         scales = channel_scales(*evidence.rotated)
+    assert scales is not None
     basis = hadamard(len(scales)).to(scales.device)
     delta = (basis * (scales - 1.0)) @ basis.T
     return linear_repair(name, delta, evidence.select(("x",)).moments)
@@ -70,7 +80,7 @@ def fit_linearpatch_hadamard(
 
 def make_linearpatch(arguments: Arguments) -> Method:
     """``linearpatch-diag`` and ``linearpatch-hadamard``, with ``mean=ratios`` and ``per=layer``."""
-    ratios = arguments.choice("mean", MEANS) == "ratios"
+    mean = arguments.choice("mean", MEANS)
     per_layer = arguments.choice("per", PER) == "layer"
     arguments.finish()
     rotated = arguments.name == "linearpatch-hadamard"
@@ -78,8 +88,8 @@ def make_linearpatch(arguments: Arguments) -> Method:
     return Method(
         arguments.text,
         SOURCE,
-        partial(fit, name=arguments.text),
-        Needs(("x",), rotated=rotated, basis=rotated, ratios=ratios),
+        partial(fit, mean=mean, name=arguments.text),
+        Needs(("x",), rotated=rotated, basis=rotated, ratios=mean == "ratios"),
         stacks=True,
         per_layer=per_layer,
     )

@@ -16,13 +16,16 @@ from ghostlayers.repairs.base import Evidence, FitOptions, Method, Needs, Repair
 from ghostlayers.repairs.linearpatch import MEANS, channel_scales
 
 
-def fit_magnitude(evidence: Evidence, options: FitOptions, *, name: str = "magnitude") -> Repair:
+def fit_magnitude(
+    evidence: Evidence, options: FitOptions, *, mean: str = MEANS[0], name: str = "magnitude"
+) -> Repair:
     """Y = s x, s the mean channel ratio of absolute values."""
     del options
     sums = evidence.moments
     ratios = evidence.ratios
-    if ratios is None:
+    if mean == "totals":
         ratios = channel_scales(sums.abs_source, sums.abs_target)
+    assert ratios is not None
     scale = float(ratios.mean())
     return Repair(
         name,
@@ -43,13 +46,13 @@ def _residual(sums: Moments, scale: float) -> float:
 
 def make_magnitude(arguments: Arguments) -> Method:
     """``magnitude``, ``magnitude:mean=ratios``."""
-    ratios = arguments.choice("mean", MEANS) == "ratios"
+    mean = arguments.choice("mean", MEANS)
     arguments.finish()
     return Method(
         arguments.text,
         "Prune&Comp, arXiv:2507.18212",
-        partial(fit_magnitude, name=arguments.text),
-        Needs(("x",), ratios=ratios),
+        partial(fit_magnitude, mean=mean, name=arguments.text),
+        Needs(("x",), ratios=mean == "ratios"),
         scales=True,
         form="fold",
         stacks=True,

@@ -53,12 +53,15 @@ class Race:
         return min(self.running, key=lambda name: float(self.losses[name].mean()))
 
     def behind(self, name: str) -> tuple[float, float]:
-        """How much more a candidate loses than the best on the windows of both; standard error."""
+        """How much more it loses than the best on the windows of both, and the standard error.
+
+        One window tells no error: it is then 0.
+        """
         mine = self.losses[name]
         difference = mine - self.losses[self.best][: len(mine)]
         count = len(difference)
-        error = float(difference.std()) / count**0.5 if count > 1 else float("inf")
-        return float(difference.mean()), 0.0 if name == self.best else error
+        error = float(difference.std()) / count**0.5 if count > 1 else 0.0
+        return float(difference.mean()), error
 
     def hopeless(self, name: str) -> bool:
         """Whether a candidate has fallen too far behind to be measured any further."""

@@ -28,6 +28,7 @@ class SpanScore:
             early, and its ``loss`` is then the best one's plus ``behind``.
         angular: mean angular distance of the stream before and after, at the last token of each
             window, from 0 to 1; low means similar.
+        finished: it was not given up, so that it may win.
     """
 
     span: Span
@@ -39,6 +40,7 @@ class SpanScore:
     behind_error: float = 0.0
     loss_tokens: int = 0
     angular: float = 0.0
+    finished: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,14 @@ class Scattered:
         loss: as that of a span.
         behind: the same.
         behind_error: the same.
+        finished: the same.
     """
 
     layers: tuple[int, ...]
     loss: float
     behind: float
     behind_error: float
+    finished: bool = True
 
 
 @dataclass(frozen=True)
