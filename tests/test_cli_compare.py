@@ -227,7 +227,7 @@ def test_the_recipes_that_come_with_the_project_can_be_read(path: Path) -> None:
     from ghostlayers.repairs import find_method
 
     for run in runs:
-        for name in names_in(run.arguments["repair"], "--repair"):
+        for name in names_in(run.arguments.get("repair"), "--repair"):
             if name != "all":
                 find_method(name)
 
@@ -327,6 +327,8 @@ def test_one_set_of_choices_for_all_says_so(tiny_folder: Any) -> None:
         (("--presets", ","), 2, "--presets names nothing"),
         (("--presets", "sleb", "-n", "60"), 1, "cannot remove 60 of 6 decoder layers"),
         (("--presets", "sleb", "-n", "5"), 1, "only 4 of the model's 6"),
+        (("--presets", "sleb", "--eval-length", "4096"), 1, "works is --eval-length 128"),
+        (("--presets", "sleb", "--preset", "lorp"), 2, "'preset' and 'presets' mean different"),
     ],
 )
 def test_mistakes_with_presets_are_told_before_anything_is_written(

@@ -16,7 +16,7 @@ import ghostlayers
 from conftest import make_tiny_llama, train
 from ghostlayers import measuring, steps
 from ghostlayers.anatomy import Anatomy, anatomy_or_reason
-from ghostlayers.errors import InputError, RecipeError
+from ghostlayers.errors import InputError, RecipeError, SpanError
 from ghostlayers.features import check_method
 from ghostlayers.fitting import Fitting, fit_gaps, fit_many
 from ghostlayers.preparation import check_moves, check_request, make_recipe
@@ -564,8 +564,20 @@ def test_a_preset_fills_what_a_recipe_leaves_open() -> None:
 def test_layers_that_are_named_are_not_chosen_as_a_preset_does() -> None:
     named = Recipe.from_dict({"preset": "prune-and-comp", "remove": "3,4"})
     assert (named.iterative, named.refit, named.repair) == (False, "all", "magnitude:mean=ratios")
+    assert Recipe.from_dict({"preset": "sleb", "remove": "0"}).keep_layers is None
     once = Recipe.from_dict({"preset": "prune-and-comp", "layers": 2, "iterative": False})
     assert (once.iterative, once.refit) == (False, "all")
+
+
+def test_layers_that_stay_cannot_be_named(trained_llama: Any, byte_tokenizer: Any) -> None:
+    loaded = ghostlayers.loading.from_memory(trained_llama, byte_tokenizer)
+    text = {"sequence_length": 64, "windows": 8}
+    with pytest.raises(RecipeError, match=r"layers 0,6-7 are .* --keep-layers first:1,last:2"):
+        check_request(loaded, Recipe(remove="0,3,6-7", keep_layers="first:1,last:2", **text))
+    with pytest.raises(SpanError, match=r"only 1 of .* --keep-layers keeps the first 4 and"):
+        check_request(
+            loaded, Recipe(layers=2, select="shortgpt", keep_layers="first:4,last:3", **text)
+        )
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from ghostlayers.selection import (
     eligible_layers,
     find_selection,
 )
-from ghostlayers.spans import check_count, check_layers, merge_layers
+from ghostlayers.spans import check_count, check_layers, format_layers, merge_layers
 from ghostlayers.stock_layer import check_stock_layer
 from ghostlayers.stream import LayerwiseModel
 from ghostlayers.text import Corpus
@@ -114,6 +114,7 @@ def _check(loaded: LoadedModel, recipe: Recipe, *, surgery_follows: bool = True)
     removed = recipe.removed()
     if removed is not None:
         gaps = check_layers(removed, layerwise.num_layers)
+        _check_kept(removed, recipe, layerwise.num_layers)
         if surgery_follows:
             surgery.check_cut(loaded.model, gaps)
     elif recipe.layers is None:
@@ -135,6 +136,16 @@ def _check(loaded: LoadedModel, recipe: Recipe, *, surgery_follows: bool = True)
     check_method(loaded.model, method, spans)
     check_fit_tokens(loaded.model, method, recipe.num_fit_windows * recipe.sequence_length)
     return layerwise
+
+
+def _check_kept(removed: Sequence[int], recipe: Recipe, num_layers: int) -> None:
+    first, last = recipe.kept_edges or (0, 0)
+    both = [layer for layer in removed if layer < first or layer >= num_layers - last]
+    if both:
+        raise RecipeError(
+            f"layers {format_layers(both)} are named to be removed, but --keep-layers "
+            f"{recipe.keep_layers} keeps them; drop one of the two."
+        )
 
 
 def _beside_preset(loaded: LoadedModel, recipe: Recipe, error: GhostlayersError) -> str:
@@ -190,7 +201,7 @@ def check_selection(model: Any, recipe: Recipe, num_layers: int) -> None:
         candidate_spans(num_layers, recipe.layers, recipe.kept_edges)
         return
     eligible = eligible_layers(choice, num_layers, recipe.kept_edges, keep_first=keep_first)
-    check_eligible(choice, eligible, recipe.layers, num_layers)
+    check_eligible(choice, eligible, recipe.layers, num_layers, recipe.kept_edges)
     if surgery.loses_any_layer(model):
         return
     raise UnsupportedModelError(

@@ -26,6 +26,11 @@ Offload = Literal["auto", "none", "cpu", "disk"]
 TokenWeight = Literal["auto", "uniform", "balanced", "relative"]
 
 
+CHOOSING = frozenset(
+    {"select", "iterative", "refit", "keep_layers", "cosine_axis", "search_windows"}
+)
+"""Fields that say how layers are chosen."""
+
 RACE_BUDGET = 4
 RACE_WINDOWS = 32
 """Held-out windows that a race may use: so many times those of the losses, and at least so many.
@@ -165,8 +170,10 @@ class Recipe:
             preset = find_preset(values["preset"])
             chosen = dict(preset.choices)
             if values.get("remove") is not None or values.get("iterative") is False:
-                for key in ("iterative", "refit"):  # how layers are chosen, which they are not
+                for key in ("iterative", "refit"):
                     chosen.pop(key, None)
+            if values.get("remove") is not None:  # nothing is chosen
+                chosen = {key: value for key, value in chosen.items() if key not in CHOOSING}
             values = {**chosen, **values, "preset": preset.name}
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:

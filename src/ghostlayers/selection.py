@@ -218,7 +218,9 @@ def eligible_layers(
     return range(max(first, int(keep_first)), max(0, num_layers - last))
 
 
-def check_eligible(choice: Choice, layers: range, count: int, num_layers: int) -> None:
+def check_eligible(
+    choice: Choice, layers: range, count: int, num_layers: int, keep: Keep | None = None
+) -> None:
     """Refuse to remove more layers than a selection may.
 
     Raises:
@@ -227,6 +229,12 @@ def check_eligible(choice: Choice, layers: range, count: int, num_layers: int) -
     if count <= len(layers):
         return
     which = f" ({layers[0]} to {layers[-1]})" if layers else ""
+    if keep is not None:
+        raise SpanError(
+            f"cannot remove {count} layers by '{choice.text}': only {len(layers)} of the model's "
+            f"{num_layers} decoder layers are eligible{which}, since --keep-layers keeps the first "
+            f"{keep[0]} and the last {keep[1]}. Keep fewer, or remove fewer."
+        )
     hint = f"; '{choice.name}:unprotected' may remove any" * ("unprotected" in _open_words(choice))
     raise SpanError(
         f"cannot remove {count} layers by '{choice.text}': only {len(layers)} of the model's "

@@ -101,7 +101,7 @@ def choose_spans(
     ground = _ground(run, model, windows, held_out, recipe, fitting)
     choice = ground.choice
     if not choice.contiguous or recipe.iterative:
-        check_eligible(choice, ground.eligible, recipe.layers, model.num_layers)
+        check_eligible(choice, ground.eligible, recipe.layers, model.num_layers, recipe.kept_edges)
     if choice.searches:
         return search.SEARCHES[choice.name](ground, recipe.layers)
     if recipe.iterative:

@@ -356,7 +356,9 @@ def _owners_at(stream: TokenStream, starts: Sequence[int], body: int) -> Iterabl
     return [int(each) for each in torch.cat(owners).unique()] if owners else []
 
 
-def check_sequence_length(config: Any, sequence_length: int) -> None:
+def check_sequence_length(
+    config: Any, sequence_length: int, option: str = "--sequence-length"
+) -> None:
     """Refuse windows that the model has no positions for.
 
     Raises:
@@ -368,5 +370,5 @@ def check_sequence_length(config: Any, sequence_length: int) -> None:
     if longest is not None and sequence_length > longest:
         raise WindowError(
             f"windows of {sequence_length} tokens exceed the model's {longest} positions; "
-            f"the longest that works is --sequence-length {longest}."
+            f"the longest that works is {option} {longest}."
         )

@@ -433,8 +433,8 @@ def recipe_from(preset: Any, separator: str | None, **given: Any) -> Recipe:
         values["separator"] = unescape(separator)
     if "layers" in values and "remove" in values:
         raise RecipeError("give either --layers or --remove, not both.")
-    chosen = find_preset(preset).choices if preset else {}
-    if preset:
+    chosen = {} if preset is None else find_preset(preset).choices
+    if preset is not None:
         values["preset"] = preset
     if values.get("data") is None and chosen.get("data") is None:
         raise RecipeError(

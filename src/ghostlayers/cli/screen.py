@@ -34,7 +34,7 @@ from ghostlayers.plan_units import Plan
 from ghostlayers.presets import find_preset
 from ghostlayers.progress import Advance
 from ghostlayers.pruned import PrunedModel
-from ghostlayers.recipe import Recipe
+from ghostlayers.recipe import CHOOSING, Recipe
 from ghostlayers.record import evidence_row
 from ghostlayers.repairs import find_method
 from ghostlayers.scores import ScoreTable, SpanScore
@@ -63,6 +63,8 @@ def show_preset(recipe: Recipe, dtype: Any) -> None:
     preset = find_preset(recipe.preset)
     say(f"[bold]{escape(preset.title)}[/bold], arXiv:{preset.paper}; code: {escape(preset.code)}")
     chosen = {**preset.choices, "dtype": preset.dtype}
+    if recipe.remove is not None:
+        chosen = {key: value for key, value in chosen.items() if key not in CHOOSING}
     computed = str(dtype).removeprefix("torch.")
     now = {**recipe.to_dict(), "dtype": "auto" if preset.dtype == "auto" else computed}
     say("  " + escape(", ".join(_choice(name, each, now[name]) for name, each in chosen.items())))
@@ -219,7 +221,7 @@ def show_evidence(pruned: PrunedModel) -> None:
         warn(
             f"the repair makes this cut worse than no repair at all on held-out text "
             f"({repaired.loss_nats:.3f} against {cut.loss_nats:.3f} nats). It was fitted on "
-            f"{tokens:,} tokens: give it more (--windows){_damped(pruned.recipe.repair)}, or "
+            f"{tokens:,} tokens: give it more (--fit-windows){_damped(pruned.recipe.repair)}, or "
             "remove other layers."
         )
 

@@ -34,7 +34,7 @@ from ghostlayers.repairs import find_method
 from ghostlayers.spans import check_count
 from ghostlayers.steps import Run
 from ghostlayers.stream import LayerwiseModel
-from ghostlayers.tokens import Windows
+from ghostlayers.tokens import Windows, check_sequence_length
 
 SCHEMA = 1
 
@@ -166,6 +166,7 @@ def prepare(
     recipe = dataclasses.replace(
         request.calibration, layers=1, remove=None, repair="ghost"
     )  # the numbers of layers are checked with their selections below
+    check_sequence_length(dense.model.config, request.window_length, "--eval-length")
     kept: tuple[str, ...] = ()
     skipped: tuple[dict[str, Any], ...] = ()
     if request.presets:

@@ -196,6 +196,8 @@ class Comparison:
         for key in ("layers", "remove", "repair"):
             recipe.pop(key, None)
         if mine.get("presets"):
+            if recipe.get("preset") is not None:
+                raise RecipeError("'preset' and 'presets' mean different things; give one of them.")
             plain = {each.name: each.default for each in dataclasses.fields(cls)}
             if any(mine.get(key, plain[key]) != plain[key] for key in ("select", "repair")):
                 raise RecipeError(
