@@ -17,6 +17,7 @@ from ghostlayers.compare.store import Store
 from ghostlayers.errors import InputError
 from ghostlayers.evaluation import LoadedTasks, open_tasks, tokens_to_answer
 from ghostlayers.features import basis_note, check_fit_tokens, check_method
+from ghostlayers.files import shown_name
 from ghostlayers.fingerprint import model_fingerprint
 from ghostlayers.loading import LoadedModel
 from ghostlayers.machine import processor_name
@@ -317,7 +318,10 @@ def header(bench: Bench, command: str | None) -> dict[str, Any]:
             key: value for key, value in bench.request.to_dict().items() if key != "calibration"
         },
         "presets": {
-            name: bench.request.preset_recipe(name, bench.request.layers[0]).to_dict()
+            name: {
+                **bench.request.preset_recipe(name, bench.request.layers[0]).to_dict(),
+                "data": shown_name(bench.grounds[name].corpus),
+            }
             for name in bench.request.presets
         },
         "command": command,

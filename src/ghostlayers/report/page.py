@@ -123,6 +123,7 @@ def render_page(results: Results) -> str:
     # Methods by their own choices differ in more than their repair, which the figures would hide.
     own = bool(results.get("presets"))
     sections = [s for s in SECTIONS if (s[0] in OF_METHODS if own else s[0] != "methods")]
+    what = "methods" if own else "repairs"
     drawn = [(anchor, title, make(scene)) for anchor, title, make in sections]
     environment = Environment(
         loader=PackageLoader("ghostlayers", "report"),
@@ -132,7 +133,7 @@ def render_page(results: Results) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("page.html.j2").render(
-        title=f"{results['model']['name']}: layers removed, repairs compared",
+        title=f"{results['model']['name']}: layers removed, {what} compared",
         subtitle=_subtitle(results),
         sections=[Section(anchor, title, made) for anchor, title, made in drawn if made],
         absent=[title for _, title, made in drawn if not made],
@@ -161,7 +162,7 @@ def _methods(scene: Scene) -> Content | None:
     return Content(
         lines=[
             "Every method chose its layers, fitted its repair and drew its text as its authors and "
-            "their code do; what was set otherwise for all of them stands under Protocol. So a row "
+            "their code do, but for what the caller set for all; every choice stands below. So a row "
             "differs from another in more than its repair. All were computed in "
             f"{(scene.results.get('machine') or {}).get('dtype', 'one type')}.",
         ],
