@@ -162,7 +162,7 @@ def _methods(scene: Scene) -> Content | None:
     return Content(
         lines=[
             "Every method chose its layers, fitted its repair and drew its text as its authors and "
-            "their code do, but for what the caller set for all; every choice stands below. So a row "
+            "their code do, but for what was set for all; each choice stands below. So a row "
             "differs from another in more than its repair. All were computed in "
             f"{(scene.results.get('machine') or {}).get('dtype', 'one type')}.",
         ],
