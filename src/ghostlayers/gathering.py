@@ -166,11 +166,15 @@ class Gatherer:
 
     def _add_scales(self, source: Tensor, target: Tensor) -> None:
         """Absolute values in the Hadamard basis, and every window's ratios of them."""
+        kinds = dict.fromkeys((*self._ratios, self._needs.rotated))
+        bases = {
+            rotated: hadamard(source.shape[1]).to(source.device) if rotated else None
+            for rotated in kinds
+        }
         for start in range(0, len(source), self._layout.window_tokens):
             window = slice(start, start + self._layout.window_tokens)
             pair = torch.stack([source[window].double(), target[window].double()])
-            for rotated in dict.fromkeys((*self._ratios, self._needs.rotated)):
-                basis = hadamard(source.shape[1]).to(source.device) if rotated else None
+            for rotated, basis in bases.items():
                 sums = (pair if basis is None else pair @ basis).abs().sum(dim=1)
                 if rotated:
                     self._rotated += sums

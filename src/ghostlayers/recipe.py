@@ -306,7 +306,7 @@ def _check_iterative(recipe: Recipe) -> None:
             "'iterative' chooses layers one at a time, but 'remove' names them all; drop one of "
             "the two."
         )
-    unmoved = unmoved_score(choice, find_method(recipe.repair))
+    unmoved = unmoved_score(choice, method)
     if unmoved:
         raise RecipeError(f"'{recipe.select}' cannot be iterated with '{recipe.repair}': {unmoved}")
     if choice.not_iterated:

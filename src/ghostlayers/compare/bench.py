@@ -202,12 +202,13 @@ def prepare(
 
 def _race_windows(request: Comparison) -> int:
     """Held-out windows that any of the selections may race on."""
-    return max(
+    asked = (
         request.cell_recipe(layers, select).num_race_windows
         for layers in request.layers
         for select in request.select
         if select != EVERY
-    ) if set(request.select) - {EVERY} else 0  # fmt: skip
+    )
+    return max(asked, default=0)
 
 
 def _check_presets(dense: LoadedModel, request: Comparison) -> LayerwiseModel:

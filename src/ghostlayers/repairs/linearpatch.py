@@ -42,6 +42,14 @@ def channel_scales(
     return torch.where(dead, 1.0, after / before.masked_fill(dead, 1.0))
 
 
+def stream_scales(evidence: Evidence, mean: str) -> Float[Tensor, " hidden"]:
+    """The scales of the stream's own channels, by one of `MEANS`."""
+    if mean == "totals":
+        return channel_scales(evidence.moments.abs_source, evidence.moments.abs_target)
+    assert evidence.ratios is not None
+    return evidence.ratios
+
+
 def fit_linearpatch_diag(
     evidence: Evidence,
     options: FitOptions,
@@ -52,10 +60,7 @@ def fit_linearpatch_diag(
     """M = diag(d) - I."""
     del options
     sums = evidence.select(("x",)).moments
-    scales = evidence.ratios
-    if mean == "totals":
-        scales = channel_scales(sums.abs_source, sums.abs_target)
-    assert scales is not None
+    scales = stream_scales(evidence, mean)
     return linear_repair(name, torch.diag(scales - 1.0), sums)
 
 

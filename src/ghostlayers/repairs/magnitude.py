@@ -13,7 +13,7 @@ from functools import partial
 from ghostlayers.moments import Moments
 from ghostlayers.repairs.arguments import Arguments
 from ghostlayers.repairs.base import Evidence, FitOptions, Method, Needs, Repair
-from ghostlayers.repairs.linearpatch import MEANS, channel_scales
+from ghostlayers.repairs.linearpatch import MEANS, stream_scales
 
 
 def fit_magnitude(
@@ -22,11 +22,7 @@ def fit_magnitude(
     """Y = s x, s the mean channel ratio of absolute values."""
     del options
     sums = evidence.moments
-    ratios = evidence.ratios
-    if mean == "totals":
-        ratios = channel_scales(sums.abs_source, sums.abs_target)
-    assert ratios is not None
-    scale = float(ratios.mean())
+    scale = float(stream_scales(evidence, mean).mean())
     return Repair(
         name,
         scale=scale,
