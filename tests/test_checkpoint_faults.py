@@ -61,7 +61,7 @@ def ours(saved, tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Skip the proof in a fresh process."""
-    monkeypatch.setattr(checkpoint, "verify", lambda folder, model: Verification(True, 0.0, 32))
+    monkeypatch.setattr(checkpoint, "verify", lambda *_: Verification(True, 0.0, 32))
 
 
 def contents(folder):
@@ -209,7 +209,7 @@ def failing_write(error):
 
 
 def failing_verify(error):
-    def verify(folder, model):
+    def verify(folder, *_):
         assert (folder / "model.safetensors").is_file()
         raise error
 
@@ -392,10 +392,10 @@ def test_a_checkpoint_that_does_not_load_is_noticed(saved, pruned, monkeypatch):
 
 @pytest.mark.parametrize("logits", [float("nan"), float("inf")])
 def test_logits_that_are_no_numbers_are_noticed(saved, pruned, monkeypatch, logits):
-    def got(folder, ids, dtype, device, room):
-        return torch.full((1, 32, 256), logits)
+    def got(folder, model, ids, text):
+        return {"logits": torch.full((1, 32, 256), logits)}, {}
 
-    monkeypatch.setattr(checkpoint, "_logits_of_fresh_process", got)
+    monkeypatch.setattr(checkpoint, "_ask_fresh_process", got)
     with pytest.raises(VerificationError, match="its logits differ by"):
         checkpoint.verify(saved, pruned.model)
 

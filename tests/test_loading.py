@@ -84,7 +84,7 @@ def test_a_missing_gguf_file_is_refused(tmp_path):
 def test_a_gguf_file_that_is_none_is_refused(tmp_path, content):
     path = tmp_path / "broken.gguf"
     path.write_bytes(content)
-    assert message(path).startswith(f"cannot load the model '{path}': ")
+    assert message(path).startswith(f"'{path}' cannot be read as a GGUF file: ")
 
 
 # Pickles

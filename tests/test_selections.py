@@ -634,7 +634,7 @@ def test_prune_takes_every_selection(
     name: str,
     more: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr(checkpoint, "verify", lambda folder, model: Verification(True, 0.0, 32))
+    monkeypatch.setattr(checkpoint, "verify", lambda *_: Verification(True, 0.0, 32))
     arguments = [
         *("prune", str(tiny_folder), "-o", str(tmp_path / "out"), "-n", "2", "--select", name),
         *("-d", str(text), "--windows", "8", "--held-out-windows", "2"),

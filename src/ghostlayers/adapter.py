@@ -24,6 +24,7 @@ from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.residency import sorted_parameters
 from ghostlayers.spans import Span
 from ghostlayers.stream import find_decoder_layers
+from ghostlayers.weights import as_stored
 
 WEIGHTS = "adapter.safetensors"
 
@@ -60,7 +61,7 @@ def weights_hash(model: Any, stored_dtype: torch.dtype) -> str:
     """SHA-256 of every parameter's name, shape and bytes in the type they are stored in."""
     digest = hashlib.sha256()
     for name, tensor in sorted_parameters(model):
-        stored = tensor.to(stored_dtype).cpu().contiguous()
+        stored = as_stored(tensor, stored_dtype).cpu().contiguous()
         digest.update(f"{name} {tuple(stored.shape)} {stored.dtype}".encode())
         digest.update(stored.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

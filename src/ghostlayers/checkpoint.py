@@ -8,6 +8,7 @@ renamed.
 """
 
 import contextlib
+import copy
 import glob
 import hashlib
 import json
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -41,6 +42,7 @@ from ghostlayers.families import CLASS_PREFIX, PREFIX, Family, find_family
 from ghostlayers.parallel import alone
 from ghostlayers.report.card import render_card
 from ghostlayers.residency import is_offloaded, offloaded_sets
+from ghostlayers.weights import as_stored, type_in_file
 
 RECORD = "ghostlayers.json"
 RECORD_KEYS = (
@@ -70,6 +72,13 @@ TOLERANCE = 1e-4
 
 On a processor the same weights and the same code give the same bits; accelerators may choose other
 kernels in another process."""
+
+
+TOLERANCE_AS_READ = 2e-2
+"""The same in a shorter type, where a reload and the model in memory may sum in another order."""
+
+PROBE = "Layers 3-7 went; \u00e9t\u00e9, \u4e2d\u6587, 12,345.\n\tThe rest stays."
+"""Text by which a saved tokenizer is compared with the one in memory."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +170,7 @@ def save_checkpoint(
         _write_model(folder, model, stored_dtype)
         tokenizer.save_pretrained(folder)
         _copy_licences(base_folder, folder)
-        verification = verify(folder, model)
+        verification = verify(folder, model, tokenizer, stored_dtype)
         mode = _mode(model, record)
         record = {**record, "mode": mode, "verification": vars(verification)}
         record["files"] = {
@@ -339,7 +348,7 @@ def _read_as_stored(model: Any, stored_dtype: torch.dtype) -> Iterator[dict[str,
         yield {}
         return
     computes_in = model.dtype
-    stored, computed = (str(each).removeprefix("torch.") for each in (stored_dtype, computes_in))
+    stored, computed = map(_plain, (stored_dtype, computes_in))
     indices = [getattr(each, "index", None) for each in offloaded_sets(model)]
     if computes_in != stored_dtype and not all(indices):
         raise RecipeError(
@@ -350,13 +359,23 @@ def _read_as_stored(model: Any, stored_dtype: torch.dtype) -> Iterator[dict[str,
     changed = [entry for entry in entries if entry["dtype"] == computed]
     try:
         for entry in changed:
-            entry["dtype"] = stored
+            entry["dtype"] = _type_of_entry(entry, stored_dtype)
         with warnings.catch_warnings():  # that a shard must fit into memory: it is made to
             warnings.simplefilter("ignore")
             yield {"max_shard_size": SHARD_OF_OFFLOADED}
     finally:
         for entry in changed:
             entry["dtype"] = computed
+
+
+def _type_of_entry(entry: Mapping[str, Any], main: torch.dtype) -> str:
+    """The type that an offloaded tensor's file has: the model's own, or one written for the run."""
+    own = entry.get("safetensors_file")
+    return _plain(main if own is None else type_in_file(own, entry["weight_name"], main))
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _stored_state(model: Any, stored_dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -366,9 +385,10 @@ def _stored_state(model: Any, stored_dtype: torch.dtype) -> dict[str, torch.Tens
     def convert(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point() or tensor.is_meta:  # those are read as they are written
             return tensor
-        return stored.setdefault(tensor.data_ptr(), tensor.to(stored_dtype))
+        return stored.setdefault(tensor.data_ptr(), as_stored(tensor, stored_dtype).detach())
 
-    return {name: convert(tensor) for name, tensor in model.state_dict().items()}
+    # Not as copies, which would have forgotten their types.
+    return {name: convert(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
 
 
 def _repaired_family(model: Any) -> Family | None:
@@ -448,18 +468,54 @@ def _copy_licences(source: Path | None, folder: Path) -> None:
                 shutil.copyfile(path, folder / path.name)
 
 
-def verify(folder: Path, model: Any) -> Verification:
-    """Load a folder in a fresh process and compare its logits with a model in memory.
+def verify(
+    folder: Path, model: Any, tokenizer: Any = None, stored_dtype: torch.dtype | None = None
+) -> Verification:
+    """Load a folder in a fresh process, as its readers will, and compare with a model in memory.
+
+    Args:
+        folder: a checkpoint.
+        model: what it must be.
+        tokenizer: what the folder's must be; not compared if not given.
+        stored_dtype: the type of the weights in the folder, in which readers compute unless they
+            say otherwise; the model's own if not given.
 
     Raises:
-        VerificationError: it does not load, or gives other logits.
+        VerificationError: it does not load, gives other logits (in the type that the model computes
+            in, or in that of the folder), or other tokens.
     """
     ids = _some_tokens(model)
-    device = model.get_input_embeddings().weight.device
-    dtype = str(model.dtype).removeprefix("torch.")
-    room = MEMORY_OF_A_RELOAD if is_offloaded(model) else 0
-    answer = _logits_of_fresh_process(folder, ids, dtype, device, room)
-    return _compare(answer, _logits(model, ids))
+    text = "" if tokenizer is None else PROBE
+    answer, types = _ask_fresh_process(folder, model, ids, text)
+    if tokenizer is not None and answer["tokens"].tolist() != tokenizer(text)["input_ids"]:
+        raise VerificationError(
+            "the tokenizer that was saved splits text otherwise than the one in memory; nothing "
+            "was kept. Please report this with the model's name."
+        )
+    if "as_read" in answer and stored_dtype is not None and stored_dtype != model.dtype:
+        twin = _in_types(model, stored_dtype, types)
+        _compare(answer["as_read"], _logits(twin, ids), TOLERANCE_AS_READ)
+    return _compare(answer["logits"], _logits(model, ids))
+
+
+def _in_types(model: Any, main: torch.dtype, types: Mapping[str, str]) -> Any:
+    """The model as its readers have it: every parameter in the type that they got it in."""
+    from transformers.initialization import no_init_weights
+
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(main)
+    try:
+        with no_init_weights(), torch.device(model.get_input_embeddings().weight.device):
+            twin = type(model)(copy.deepcopy(model.config))
+    finally:
+        torch.set_default_dtype(default)
+    state = {
+        name: each.to(getattr(torch, types[name].removeprefix("torch."))) if name in types else each
+        for name, each in model.state_dict().items()
+    }
+    twin.load_state_dict(state, assign=True, strict=False)
+    twin.tie_weights()
+    return twin.eval()
 
 
 def compare_logits(made: Any, model: Any) -> Verification:
@@ -489,9 +545,11 @@ def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return logits.float().cpu()
 
 
-def _compare(got: torch.Tensor, expected: torch.Tensor) -> Verification:
+def _compare(
+    got: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE
+) -> Verification:
     difference = float((got - expected).abs().max())
-    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+    if not difference <= tolerance * max(1.0, float(expected.abs().max())):
         raise VerificationError(
             f"what was saved reloads, but its logits differ by {difference:.3g} from the model in "
             "memory; nothing was kept. Please report this with the model's name."
@@ -499,22 +557,40 @@ def _compare(got: torch.Tensor, expected: torch.Tensor) -> Verification:
     return Verification(bool(torch.equal(got, expected)), difference, got.shape[1])
 
 
-def _logits_of_fresh_process(
-    folder: Path, ids: torch.Tensor, dtype: str, device: torch.device, room: int = 0
-) -> torch.Tensor:
+def _ask_fresh_process(
+    folder: Path, model: Any, ids: torch.Tensor, text: str
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What a fresh process finds in the folder, and the types that its parameters have there."""
     with tempfile.TemporaryDirectory() as scratch:
-        request, answer = f"{scratch}/request.safetensors", f"{scratch}/answer.safetensors"
-        save_file({"input_ids": ids}, request)
-        arguments = [str(folder), request, answer, dtype, str(device), str(room)]
+        request, answer = Path(scratch, "request.json"), Path(scratch, "answer.safetensors")
+        asked = {
+            "folder": str(folder),
+            "answer": str(answer),
+            "ids": ids[0].tolist(),
+            "text": text,
+            "dtype": _plain(model.dtype),
+            "device": str(model.get_input_embeddings().weight.device),
+            "room": MEMORY_OF_A_RELOAD if is_offloaded(model) else 0,
+            "code": _code_hash(model),
+        }
+        request.write_text(json.dumps(asked), encoding="utf-8")
         # A private module cache leaves no trace.
         quiet = {"HF_MODULES_CACHE": scratch, "TRANSFORMERS_VERBOSITY": "error"}
-        done = _run_alone(reload_check.__file__, arguments, {**alone(), **quiet})
+        done = _run_alone(reload_check.__file__, [str(request)], {**alone(), **quiet})
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise VerificationError(
                 f"the saved checkpoint does not reload in a fresh process: {reason}"
             )
-        return load_file(answer)["logits"]
+        with safe_open(answer, framework="pt") as file:
+            types = json.loads((file.metadata() or {}).get("types", "{}"))
+        return load_file(answer), types
+
+
+def _code_hash(model: Any) -> str | None:
+    """Of the one file of code that a checkpoint of the model carries; None if it carries none."""
+    family = _repaired_family(model)
+    return None if family is None else hashlib.sha256(remote_code(family).encode()).hexdigest()
 
 
 def _run_alone(

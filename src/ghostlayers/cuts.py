@@ -260,6 +260,7 @@ def race_cuts(
     cuts: Mapping[str, Mapping[Span, Repair]],
     *,
     base: Mapping[Span, Repair] | None = None,
+    stored_dtype: torch.dtype | None = None,
     batch_size: int = 0,
     progress: Progress | None = None,
     description: str = "Measuring candidates",
@@ -272,8 +273,8 @@ def race_cuts(
     Returns:
         The race, and the base's own mean loss of every window that any cut was measured on.
     """
-    trunk = Cut(model, base or {})
-    ready = {name: Cut(model, repairs) for name, repairs in cuts.items()}
+    trunk = Cut(model, base or {}, stored_dtype)
+    ready = {name: Cut(model, repairs, stored_dtype) for name, repairs in cuts.items()}
     own: list[Tensor] = []
 
     def measure(names: Sequence[str], start: int, stop: int) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,23 @@ from typing import Any
 import torch
 
 from ghostlayers import offload, quantized
-from ghostlayers.errors import ModelError, RecipeError
+from ghostlayers.errors import GhostlayersError, ModelError, RecipeError, UnsupportedModelError
 from ghostlayers.presets import find_preset
 from ghostlayers.recipe import RunOptions
 from ghostlayers.residency import is_offloaded, residency_of
-from ghostlayers.stream import find_decoder_layers
+from ghostlayers.stream import LayerwiseModel, find_decoder_layers
+from ghostlayers.weights import (
+    Findings,
+    Held,
+    check_whole,
+    conversion_failures,
+    held_tensors,
+    loading_report,
+    main_type,
+    remember_own_types,
+    remember_types,
+    weight_files,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,7 +70,8 @@ class LoadedModel:
         model: a causal language model in evaluation mode.
         tokenizer: its tokenizer.
         base: where it comes from.
-        stored_dtype: the type its weights have on disk, and will have in a new checkpoint.
+        stored_dtype: the type that most of its weights have on disk, and will have in a new
+            checkpoint; what has another remembers it (see `weights`).
     """
 
     model: Any
@@ -91,7 +105,7 @@ def load_model(
     quantized.check_quantization(packed)
     try:
         model, tokenizer, stored = _read(place, extra, options, device, packed)
-    except RecipeError:
+    except GhostlayersError:
         raise
     except Exception as error:  # damaged files raise the unrelated types of many libraries
         raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
@@ -133,6 +147,7 @@ def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
     if tokenizer is None:
         raise ModelError("a model in memory needs its tokenizer too: pass tokenizer=...")
     _check_buffers(model)
+    remember_own_types(model)
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     folder = Path(name)
     base = BaseModel(
@@ -142,6 +157,46 @@ def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
         folder=folder if folder.is_dir() else None,
     )
     return LoadedModel(model, tokenizer, base, model.dtype)
+
+
+CAUSAL_TOKENS = 8
+CAUSAL_TOLERANCE = {torch.float32: 1e-4}
+"""Share of the largest logit that rounding may change; in shorter types a hundred times more."""
+
+
+@torch.no_grad()
+def check_causal(loaded: LoadedModel) -> None:
+    """Refuse a model in which later tokens change what is predicted before them.
+
+    An encoder has decoder layers' names and gives logits, too, and a perplexity that means nothing.
+    One look at a few tokens tells; of an offloaded model, through its first decoder layer only.
+
+    Raises:
+        UnsupportedModelError: the model does not read from left to right.
+    """
+    model = loaded.model
+    first = torch.arange(CAUSAL_TOKENS) % model.config.get_text_config().vocab_size
+    other = first.clone()
+    other[-1] = first[0]
+    seen = _seen(model, torch.stack([first, other]))[:, :-1].double()
+    off = float((seen[0] - seen[1]).abs().max())
+    allowed = CAUSAL_TOLERANCE.get(model.dtype, 1e-2) * float(seen.abs().max())
+    if off > allowed:
+        raise UnsupportedModelError(
+            f"'{loaded.base.name}' ({type(model).__name__}) is no causal language model: a later "
+            "token changes what it gives for those before it, as in an encoder such as BERT, so "
+            "that it has no perplexity. Expected a decoder such as Llama, Qwen or Gemma."
+        )
+
+
+def _seen(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    if is_offloaded(model):
+        layerwise = LayerwiseModel(model)
+        batch, stream = layerwise.begin(ids)
+        return layerwise.run_layer(0, batch, stream)
+    device = model.get_input_embeddings().weight.device
+    logits: torch.Tensor = model(input_ids=ids.to(device), use_cache=False, return_dict=True).logits
+    return logits
 
 
 def _check_buffers(model: Any) -> None:
@@ -164,7 +219,7 @@ def _locate(path: Path, name: str) -> tuple[str, dict[str, Any]]:
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelError(f"folder '{name}' holds no config.json: it is not a model's folder.")
+            raise ModelError(_no_model(path))
         _refuse_pickles(path)
         return str(path), {}
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -173,6 +228,15 @@ def _locate(path: Path, name: str) -> tuple[str, dict[str, Any]]:
             "HuggingFaceTB/SmolLM2-135M."
         )
     return name, {}
+
+
+def _no_model(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return (
+            f"'{folder}' holds a PEFT adapter, not a model: merge it into its base first "
+            "(merge_and_unload), and save that."
+        )
+    return f"folder '{folder}' holds no config.json: it is not a model's folder."
 
 
 def _refuse_pickles(folder: Path) -> None:
@@ -195,25 +259,52 @@ def _read(
     The model is loaded in the type to compute in, not cast afterwards: families keep constants in
     buffers (Gemma's embedding scale) that would stay rounded.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     if "gguf_file" in extra:
         return _read_gguf(place, extra, options, device)
     tokenizer = AutoTokenizer.from_pretrained(place, **extra)
-    weights = {**extra, **quantized.loading_options(packed, device), "use_safetensors": True}
-    stored = AutoConfig.from_pretrained(place, **extra).get_text_config().dtype
-    wanted = "auto" if stored is None else compute_dtype(options, stored, device)
-    if stored is not None and _may_not_fit(place, options, device, packed):
-        return _read_offloaded(place, extra, options, device, wanted), tokenizer, stored
-    model = AutoModelForCausalLM.from_pretrained(place, dtype=wanted, **weights)
-    if stored is None:  # an old config that names no type: the weights themselves tell
-        stored = model.dtype
-        compute = compute_dtype(options, stored, device)
-        if compute != stored:
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=compute, **weights)
-    if quantized.quantization_method(packed) is not None:
-        model = quantized.expand(model, stored)
+    held = held_tensors(weight_files(place, extra.get("revision")))
+    is_packed = quantized.quantization_method(packed) is not None
+    config = AutoConfig.from_pretrained(place, **extra).get_text_config()
+    stored = (None if is_packed else main_type(held.values())) or config.dtype or torch.float32
+    dtype = compute_dtype(options, stored, device)
+    weights = {**extra, "use_safetensors": True, "dtype": dtype}
+    if _may_not_fit(place, options, device, packed):
+        model = _read_offloaded(place, weights, held, config, options, device)
+    else:
+        more = quantized.loading_options(packed, device)
+        model = _open(place, held, {**weights, **more})
+    if is_packed:
+        return quantized.expand(model, stored), tokenizer, stored
+    remember_types(model, held, stored)
     return model, tokenizer, stored
+
+
+def _open(place: str, held: Mapping[str, Held], weights: dict[str, Any]) -> Any:
+    """What transformers makes of a model's files, if that is all of them and nothing else.
+
+    Raises:
+        ModelError: see `weights.check_whole`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    how = {**weights, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    opened: Any
+    with loading_report() as said:
+        try:
+            opened = AutoModelForCausalLM.from_pretrained(place, **how)
+        except RuntimeError as error:
+            reason = conversion_failures(said)
+            if not reason:
+                raise
+            raise ModelError(
+                f"the weights of '{place}' cannot be put together as its class wants them: "
+                f"{reason}. Some are missing or of another shape; get the model again."
+            ) from error
+    model, info = opened
+    check_whole(place, model, Findings.of(info), held)
+    return model
 
 
 def _may_not_fit(
@@ -234,17 +325,18 @@ def _may_not_fit(
 
 
 def _read_offloaded(
-    place: str, extra: dict[str, Any], options: RunOptions, device: torch.device, dtype: Any
+    place: str,
+    weights: dict[str, Any],
+    held: Mapping[str, Held],
+    config: Any,
+    options: RunOptions,
+    device: torch.device,
 ) -> Any:
     """A model whose weights go where there is room for them."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(place, **extra).get_text_config()
+    dtype = weights["dtype"]
     placement = offload.place_weights(config, dtype, options, device)
     memory = offload.memory_for(placement, config, dtype, options, device)
-    model = AutoModelForCausalLM.from_pretrained(
-        place, dtype=dtype, use_safetensors=True, **offload.loading_options(placement), **extra
-    )
+    model = _open(place, held, {**weights, **offload.loading_options(placement)})
     residency_of(model, list(find_decoder_layers(model))).memory = memory
     return model
 
@@ -254,7 +346,7 @@ def _read_gguf(
 ) -> tuple[Any, Any, torch.dtype]:
     """A GGUF file, de-quantised."""
     import transformers
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from ghostlayers.gguf_import import check_complete, complete, one_name_table, open_gguf
 
@@ -273,7 +365,7 @@ def _read_gguf(
     with contextlib.redirect_stderr(io.StringIO()), one_name_table():
         tokenizer = AutoTokenizer.from_pretrained(place, **extra)
         config = complete(AutoConfig.from_pretrained(place, **extra), file)
-        model = AutoModelForCausalLM.from_pretrained(place, config=config, **weights, **extra)
+        model = _open(place, {}, {"config": config, **weights, **extra})
     check_complete(model, file)
     return quantized.expand(model, stored), tokenizer, stored
 

@@ -349,6 +349,7 @@ def _add_losses(
         ground.held_out,
         candidates,
         base=base,
+        stored_dtype=ground.fitting.stored_dtype,
         batch_size=ground.batch_size,
         progress=ground.progress,
         description="Racing candidates after repair",

@@ -1,42 +1,86 @@
-"""Load a checkpoint as a stranger would and write down its logits. Run as a program.
+"""Load a checkpoint as a stranger would and write down what it gives. Run as a program.
 
-usage: python reload_check.py CHECKPOINT REQUEST.safetensors ANSWER.safetensors DTYPE DEVICE ROOM
+usage: python reload_check.py REQUEST.json
 
-ROOM is how many bytes of weights may be in memory; 0 for all.
+The request names the folder and a file for the answer, with token ids to run, a text to tokenise, a
+type to compute in, a device, how many bytes of weights may be in memory (0 for all), and the hash
+of the one file of code that may run (none for a stock checkpoint, of which no code runs).
 
-It imports torch, transformers and safetensors, never ghostlayers: it finds what anyone gets.
+It imports torch, transformers and safetensors, never ghostlayers: it finds what anyone gets. First
+it loads as the card says, in the type that the file has; then, if that is another, in the type that
+the model in memory computes in.
 """
 
+import hashlib
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+CODE = "modeling_ghostlayers.py"
 
 
-def main(checkpoint: str, request: str, answer: str, dtype: str, device: str, room: str) -> None:
-    """Load, run the token ids of the request, save the logits."""
-    elsewhere: dict[str, Any] = {}
-    if int(room):
-        place = 0 if torch.device(device).index is None else torch.device(device).index
-        limits = {"cpu": int(room)} if device == "cpu" else {place: int(room), "cpu": int(room)}
-        folder = f"{answer}.offload"
-        elsewhere = {"device_map": "auto", "max_memory": limits, "offload_folder": folder}
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint,
-        dtype=getattr(torch, dtype),
-        trust_remote_code=True,
-        local_files_only=True,
-        **elsewhere,
-    ).eval()
-    if not elsewhere:
-        model.to(torch.device(device))
-    ids = load_file(request)["input_ids"].to(device)
-    with torch.no_grad():
-        logits = model(input_ids=ids, use_cache=False).logits
-    save_file({"logits": logits.float().cpu().contiguous()}, answer)
+def main(request: str) -> None:
+    """Load, run the token ids, save the logits and the text's tokens."""
+    asked = json.loads(Path(request).read_text(encoding="utf-8"))
+    how = {"local_files_only": True, **allowed(Path(asked["folder"]), asked["code"])}
+    tokens = []
+    if asked["text"]:
+        tokens = AutoTokenizer.from_pretrained(asked["folder"], **how)(asked["text"])["input_ids"]
+    ids = torch.tensor([asked["ids"]])
+    computed = getattr(torch, asked["dtype"])
+    found: dict[str, torch.Tensor] = {"tokens": torch.tensor(tokens, dtype=torch.long)}
+    types: dict[str, str] = {}
+    if asked["room"]:
+        model = load(asked, dtype=computed, **how, **elsewhere(asked))
+    else:
+        model = load(asked, **how)
+        types = {name: str(each.dtype) for name, each in model.named_parameters()}
+        found["as_read"] = logits_of(model, ids, asked["device"])
+        if model.dtype != computed:
+            del model
+            model = load(asked, dtype=computed, **how)
+    found["logits"] = logits_of(model, ids, asked["device"])
+    save_file(found, asked["answer"], metadata={"types": json.dumps(types)})
     assert "ghostlayers" not in sys.modules
+
+
+def allowed(folder: Path, code: str | None) -> dict[str, Any]:
+    """Trust in the folder's code, if it is the one file that may run and no other is named."""
+    if code is None:
+        return {}
+    found = hashlib.sha256((folder / CODE).read_bytes()).hexdigest()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    modules = {name.rpartition(".")[0] for name in config["auto_map"].values()}
+    if found != code or modules != {CODE.removesuffix(".py")}:
+        raise ValueError(f"the folder's code is not the {CODE} that was written")
+    return {"trust_remote_code": True}
+
+
+def elsewhere(asked: dict[str, Any]) -> dict[str, Any]:
+    """Weights beyond the room that there is lie on disk."""
+    device, room = asked["device"], asked["room"]
+    place = 0 if torch.device(device).index is None else torch.device(device).index
+    limits = {"cpu": room} if device == "cpu" else {place: room, "cpu": room}
+    folder = f"{asked['answer']}.offload"
+    return {"device_map": "auto", "max_memory": limits, "offload_folder": folder}
+
+
+def load(asked: dict[str, Any], **how: Any) -> Any:
+    """The model; where it computes, unless its weights lie in several places."""
+    model = AutoModelForCausalLM.from_pretrained(asked["folder"], **how).eval()
+    return model if asked["room"] else model.to(torch.device(asked["device"]))
+
+
+def logits_of(model: Any, ids: torch.Tensor, device: str) -> torch.Tensor:
+    """Of every token."""
+    with torch.no_grad():
+        logits = model(input_ids=ids.to(device), use_cache=False).logits
+    return logits.float().cpu().contiguous()  # type: ignore[no-any-return]
 
 
 if __name__ == "__main__":

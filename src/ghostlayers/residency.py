@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ghostlayers.ahead import Ahead, offloaded_modules, offloading_hook, stretches
 from ghostlayers.allocator import return_freed_memory
+from ghostlayers.weights import like
 
 
 @dataclass
@@ -133,10 +134,11 @@ def read_tensor(model: nn.Module, name: str) -> Tensor:
     """A parameter or buffer by name, read from where it is if it is offloaded."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
-    held: Tensor = getattr(module, leaf)
-    if held.is_meta:
+    own: Tensor = getattr(module, leaf)
+    held = own
+    if own.is_meta:
         held = module._hf_hook.weights_map[leaf]  # type: ignore[union-attr,index]
-    return held.detach()
+    return like(own, held.detach())
 
 
 @contextlib.contextmanager

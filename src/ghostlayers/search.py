@@ -157,6 +157,7 @@ def search_recoverable(ground: Ground, count: int) -> Found:
                 for layer in tried
             },
             base=repairs,
+            stored_dtype=ground.fitting.stored_dtype,
             batch_size=ground.batch_size,
             progress=ground.progress,
             description=f"Racing {len(tried)} layers (step {len(steps) + 1} of {count})",

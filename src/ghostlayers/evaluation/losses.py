@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ghostlayers.errors import NonFiniteError
+
 POSITIONS_PER_BLOCK = 64
 """Positions turned into float32 log-probabilities at a time: bounds memory, not the result."""
 
@@ -99,6 +101,9 @@ def sum_losses(
         logits: the model's, any float type.
         targets: the true next tokens.
         reference: the dense model's logits on the same positions, or what was made of them.
+
+    Raises:
+        NonFiniteError: the logits hold NaN or infinity.
     """
     sums = LossSums()
     whole = reference if isinstance(reference, Reference) else None
@@ -126,17 +131,34 @@ def token_losses(
             logits.split(POSITIONS_PER_BLOCK), targets.split(POSITIONS_PER_BLOCK), strict=True
         )
     ]
-    return torch.cat(losses)
+    found = torch.cat(losses)
+    _check_finite(float(found.sum()))
+    return found
+
+
+def _check_finite(sum_of_block: float) -> None:
+    """Refuse losses that are no numbers where they are made: they would spoil every mean.
+
+    Raises:
+        NonFiniteError: they hold NaN or infinity.
+    """
+    if not math.isfinite(sum_of_block):
+        raise NonFiniteError(
+            "the model's logits hold NaN or infinity, so that it has no loss: check the weights of "
+            "its final norm, head and embedding, or try --dtype float32."
+        )
 
 
 def _sum_block(logits: Tensor, targets: Tensor, reference: Reference | None) -> LossSums:
     """KL(p || q) = -H(p) - sum p log q, the sum a dot product that needs no copy."""
     wide = logits.float()
     log_q = wide - wide.logsumexp(dim=-1, keepdim=True)
-    loss = -log_q.gather(1, targets[:, None]).double().sum()
+    loss = float(-log_q.gather(1, targets[:, None]).double().sum())
+    _check_finite(loss)
     if reference is None:
-        return LossSums(targets.shape[0], float(loss))
+        return LossSums(targets.shape[0], loss)
     cross = -torch.linalg.vecdot(reference.probabilities, log_q)
-    kl = (cross - reference.entropies).double().sum().clamp_min(0.0)
+    kl = float((cross - reference.entropies).double().sum().clamp_min(0.0))
+    _check_finite(kl)
     agreements = int((reference.words == log_q.argmax(dim=1)).sum())
-    return LossSums(targets.shape[0], float(loss), float(kl), agreements)
+    return LossSums(targets.shape[0], loss, kl, agreements)

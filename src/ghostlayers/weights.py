@@ -1,0 +1,355 @@
+"""The one door for weights: what the files hold against what the model's class wants.
+
+transformers makes up at random what no file has, drops what its class does not use, and says so in
+a report that nobody reads. Here the two are compared by name and shape, both ways, before anything
+is computed: all of what the files hold is computed with, and nothing else.
+
+Every tensor remembers the type that its file has, which need not be the type it is computed in: a
+new checkpoint holds it as the old one did.
+"""
+
+import contextlib
+import functools
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghostlayers.errors import ModelError
+
+ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""Types of plain weights by their names in a safetensors header."""
+
+SHOWN = 3
+"""Names of tensors that a message tells."""
+
+MARK = "ghostlayers_stored"
+"""The attribute under which a tensor remembers what its file holds."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor in a file.
+
+    Attributes:
+        file: where.
+        name: under which name.
+        dtype: of its numbers; None for what are no plain weights.
+        bytes: that it takes.
+    """
+
+    file: Path
+    name: str
+    dtype: torch.dtype | None
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Findings:
+    """How the files of a model and its class differ, as transformers found it.
+
+    Attributes:
+        missing: names that the class wants and no file has.
+        unused: names that the files have and the class does not use.
+        misshapen: name, shape in the file, shape in the class.
+    """
+
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    misshapen: tuple[tuple[str, Any, Any], ...]
+
+    @classmethod
+    def of(cls, info: Mapping[str, Any]) -> "Findings":
+        """From what ``from_pretrained(..., output_loading_info=True)`` returns."""
+        shapes = sorted((n, tuple(a), tuple(b)) for n, a, b in info["mismatched_keys"])
+        return cls(
+            tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), (*shapes,)
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unused or self.misshapen)
+
+
+def weight_files(place: str, revision: str | None = None) -> list[Path]:
+    """The safetensors files that a model is loaded from, fetched if it lies on the hub.
+
+    Args:
+        place: a folder or a hub id.
+        revision: of a model on the hub.
+
+    Returns:
+        None of them where there are no such files.
+    """
+    from transformers.utils.hub import cached_file, get_checkpoint_shard_files
+
+    how: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    whole = cached_file(place, ONE_FILE, **how)
+    if whole is not None:
+        return [Path(whole)]
+    index = cached_file(place, INDEX, **how)
+    if index is None:
+        return []
+    files, _ = get_checkpoint_shard_files(place, index, revision=revision)
+    return [Path(each) for each in files]
+
+
+def held_tensors(files: Sequence[Path]) -> dict[str, Held]:
+    """What safetensors files hold, by name, from their headers alone."""
+    from safetensors import safe_open
+
+    found: dict[str, Held] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                kind = TYPES.get(part.get_dtype())
+                size = torch.Size(part.get_shape()).numel() * (kind.itemsize if kind else 1)
+                found[name] = Held(path, name, kind, size)
+    return found
+
+
+def main_type(held: Iterable[Held]) -> torch.dtype | None:
+    """The type that most bytes of plain weights have; None where there are none."""
+    sizes: Counter[torch.dtype] = Counter()
+    for each in held:
+        if each.dtype is not None:
+            sizes[each.dtype] += each.bytes
+    return max(sizes, key=lambda kind: sizes[kind]) if sizes else None
+
+
+def remember_types(model: Any, held: Mapping[str, Held], main: torch.dtype) -> None:
+    """Let tensors remember their files: those of another type than most, and rounded ones."""
+    by_end = {_unprefixed(name): each for name, each in held.items()}
+    for name, tensor in _tensors(model):
+        found = held.get(name) or by_end.get(_unprefixed(name))
+        if found is None or found.dtype is None:
+            continue
+        if found.dtype != main or _rounds(found.dtype, tensor.dtype):
+            setattr(tensor, MARK, found)
+
+
+def remember_own_types(model: Any) -> None:
+    """Let the tensors of a model in memory keep their types, where they differ from most."""
+    for name, tensor in _tensors(model):
+        if tensor.is_floating_point() and tensor.dtype != model.dtype:
+            size = tensor.numel() * tensor.element_size()
+            setattr(tensor, MARK, Held(Path(), name, tensor.dtype, size))
+
+
+def _rounds(stored: torch.dtype, computed: torch.dtype) -> bool:
+    """Whether a type lacks digits of another."""
+    return torch.promote_types(stored, computed) != computed
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _unprefixed(name: str) -> str:
+    """A name from its layer's number on: what is before it differs between classes."""
+    return re.sub(r"^.*?(?=\b\d+\.)", "", name, count=1)
+
+
+def stored_type(tensor: Tensor, main: torch.dtype) -> torch.dtype:
+    """The type that a tensor's file has."""
+    held: Held | None = getattr(tensor, MARK, None)
+    return main if held is None or held.dtype is None else held.dtype
+
+
+def like(marked: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor that remembers what another does, whose values it has."""
+    if hasattr(marked, MARK):
+        setattr(tensor, MARK, getattr(marked, MARK))
+    return tensor
+
+
+@functools.lru_cache(maxsize=4)
+def _headers(file: str) -> dict[str, Held]:
+    return held_tensors([Path(file)])
+
+
+def type_in_file(file: str, name: str, main: torch.dtype) -> torch.dtype:
+    """The type of one tensor of a file."""
+    found = _headers(file).get(name)
+    return main if found is None or found.dtype is None else found.dtype
+
+
+def as_stored(tensor: Tensor, main: torch.dtype) -> Tensor:
+    """A tensor in the type that its file has, with all the digits that the file has."""
+    kind = stored_type(tensor, main)
+    held: Held | None = getattr(tensor, MARK, None)
+    if held is not None and _rounds(kind, tensor.dtype):
+        from safetensors import safe_open
+
+        with safe_open(held.file, framework="pt") as file:
+            exact: Tensor = file.get_tensor(held.name)
+        if exact.shape == tensor.shape:
+            return exact.to(tensor.device)
+    return tensor.to(kind)
+
+
+def check_whole(name: str, model: Any, findings: Findings, held: Mapping[str, Held]) -> None:
+    """Refuse a model that is not all of what its files hold, or more.
+
+    Args:
+        name: of the model, as the caller gave it.
+        model: as it was loaded.
+        findings: what transformers found.
+        held: what the files hold.
+
+    Raises:
+        ModelError: with the names, the likely reason and the way out.
+    """
+    if not findings:
+        return
+    parts = []
+    if findings.missing:
+        parts.append(f"{type(model).__name__} wants {_some(findings.missing)}, which no file has")
+    if findings.unused:
+        parts.append(f"the files hold {_some(findings.unused)}, which the class does not use")
+    if findings.misshapen:
+        tensor, there, wanted = findings.misshapen[0]
+        more = len(findings.misshapen) - 1
+        also = f" (and {more} more)" if more else ""
+        parts.append(f"'{tensor}' is {_shape(there)} in the file, {_shape(wanted)} wanted{also}")
+    raise ModelError(
+        f"'{name}' is not whole: {'; '.join(parts)}. {_reason(model.config, findings, held)}"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    told = ", ".join(f"'{each}'" for each in names[:SHOWN])
+    rest = len(names) - SHOWN
+    return f"{len(names)} tensors ({told} and {rest} more)" if rest > 0 else told
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "a number"
+
+
+HEADS = ("score.", "classifier.", "qa_outputs.", "v_head.", "reward_head.", "value_head.", "cls.")
+"""Beginnings of names that other heads than a language model's have."""
+
+
+def _reason(config: Any, findings: Findings, held: Mapping[str, Held]) -> str:
+    """Why they differ, most likely, and what to do."""
+    unused, missing = findings.unused, findings.missing
+    if any("repair_before_" in each or "repair_after_" in each for each in unused):
+        return (
+            "The files hold the operators of a repaired checkpoint, but config.json no longer says "
+            "so: it was edited. Get the folder again, or make it again."
+        )
+    if any(each.startswith(HEADS) for each in unused):
+        return (
+            "It has another head than a language model's (a classifier, a reward model, ...). "
+            "Start from the causal language model that it was made of."
+        )
+    prefix = _common_prefix(findings)
+    if prefix is not None:
+        return (
+            f"Every name in the files begins with '{prefix}', as a wrapper leaves it when its "
+            "state is saved instead of the model's. Save the model itself again (with "
+            "save_pretrained on the unwrapped or merged model)."
+        )
+    if missing and not unused and all("expert" in each for each in missing):
+        return "Experts were lost, perhaps in a merge or a conversion. Get the model again."
+    depths = _depths(config, missing, unused)
+    if depths is not None:
+        return (
+            f"config.json says {depths[0]} decoder layers, the files hold {depths[1]}: one of the "
+            "two was edited. Make them agree, or get the model again."
+        )
+    if missing and not unused and all("head" in each or "embed_out" in each for each in missing):
+        return (
+            "config.json says tie_word_embeddings is false, but the files have no head of their "
+            "own. If the model's head is its embedding, set it to true; else get the model again."
+        )
+    if len(missing) > len(held) // 2:
+        kind = getattr(config, "model_type", "?")
+        return (
+            f"The files are of another family or another class than config.json says ('{kind}', "
+            f"{_told_class(config)}). Put the config.json beside them that they were saved with."
+        )
+    if findings.misshapen and not (missing or unused):
+        return "The files and config.json are not of one model. Get both again."
+    return (
+        "A file is damaged, of another model, or was edited; made-up numbers would take the place "
+        "of what is missing. Get the model again."
+    )
+
+
+def _told_class(config: Any) -> str:
+    return ", ".join(getattr(config, "architectures", None) or ["no class"])
+
+
+def _common_prefix(findings: Findings) -> str | None:
+    """What a wrapper put before every name: without it, the names are those that are missing."""
+    missing, unused = set(findings.missing), findings.unused
+    if not unused:
+        return None
+    parts = unused[0].split(".")
+    for length in range(1, len(parts)):
+        prefix = ".".join(parts[:length]) + "."
+        plain = [each.removeprefix(prefix) for each in unused if each.startswith(prefix)]
+        found = sum(each in missing or f"model.{each}" in missing for each in plain)
+        if found > len(unused) // 2:
+            return prefix
+    return None
+
+
+def _depths(config: Any, missing: Sequence[str], unused: Sequence[str]) -> tuple[int, int] | None:
+    """Decoder layers in the config and in the files, if whole layers are all that differs."""
+    count = getattr(config, "num_hidden_layers", None)
+    numbers = [_layer_of(each) for each in (*missing, *unused)]
+    if not isinstance(count, int) or None in numbers or bool(missing) == bool(unused):
+        return None
+    whole = {each for each in numbers if each is not None}
+    there = max(whole) + 1 if unused else min(whole)
+    ends = min(whole) == count if unused else max(whole) == count - 1 and there > 0
+    return (count, there) if ends else None
+
+
+def _layer_of(name: str) -> int | None:
+    match = re.search(r"(?:^|\.)(\d+)\.", name)
+    return None if match is None else int(match[1])
+
+
+@contextlib.contextmanager
+def loading_report() -> Iterator[list[str]]:
+    """What transformers says of a model while it is loaded, instead of showing it."""
+    logger = logging.getLogger("transformers")
+    said: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    handler, level, handlers = Keep(), logger.level, list(logger.handlers)
+    logger.handlers = [handler]
+    logger.setLevel(logging.WARNING)
+    try:
+        yield said
+    finally:
+        logger.handlers = handlers
+        logger.setLevel(level)
+
+
+def conversion_failures(said: Iterable[str]) -> str:
+    """The lines of a loading report that tell why weights could not be put together."""
+    plain = re.compile(r"\x1b\[[0-9;]*m")
+    lines = [plain.sub("", line) for each in said for line in each.splitlines()]
+    return "; ".join(dict.fromkeys(line.strip() for line in lines if "Error" in line))[:400]

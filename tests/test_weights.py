@@ -1,0 +1,257 @@
+"""The door for weights: all of what the files hold, and nothing else, in every family."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
+
+from families import FAMILIES, build
+from ghostlayers import checkpoint, surgery, weights
+from ghostlayers.adapter import weights_hash
+from ghostlayers.errors import ModelError, NonFiniteError, UnsupportedModelError
+from ghostlayers.loading import from_memory, load_model
+from ghostlayers.pipeline import evaluate
+from ghostlayers.preparation import open_model
+from ghostlayers.recipe import RunOptions
+from ghostlayers.spans import Span
+from ghostlayers.text import Corpus
+
+CPU = RunOptions(dtype="float32", device="cpu")
+SEEDS = range(3)
+
+
+def save(model, folder, tokenizer):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tensors_of(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def write(folder, tensors):
+    plain = {name: each.contiguous().clone() for name, each in tensors.items()}
+    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refusal(folder):
+    with pytest.raises(ModelError) as caught:
+        load_model(str(folder), CPU)
+    assert "is not whole" in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    return shutil.copytree(tiny_folder, tmp_path / "model")
+
+
+# Every family, damaged at random
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_whole_model_of_every_family_passes_and_a_damaged_one_does_not(
+    name, tmp_path, byte_tokenizer
+):
+    """A tensor that is gone, one under another name, and one too many, chosen at random."""
+    rng = random.Random(name)
+    model = build(name)
+    place = save(model, tmp_path / "model", byte_tokenizer)
+    opened = load_model(str(place), CPU).model
+    found, wanted = opened.state_dict(), model.state_dict()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    whole = tensors_of(place)
+    gone = rng.choice(sorted(whole))
+    write(place, {key: each for key, each in whole.items() if key != gone})
+    assert_refused_or_same(place, wanted)
+    renamed = rng.choice(sorted(whole))
+    write(place, {flipped(rng, key) if key == renamed else key: v for key, v in whole.items()})
+    assert_refused_or_same(place, wanted)
+    write(place, {**whole, flipped(rng, renamed): whole[renamed]})
+    refusal(place)
+
+
+def assert_refused_or_same(folder, wanted):
+    """What a family does without (a tied head, a bias it ignores) may be gone, if nothing changes."""
+    try:
+        opened = load_model(str(folder), CPU).model
+    except ModelError:
+        return
+    found = opened.state_dict()
+    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def flipped(rng, name):
+    """One bit of a name's last word is another: what a bad disk or cable does."""
+    at = rng.randrange(name.rindex(".") + 1, len(name))
+    return name[:at] + chr(ord(name[at]) ^ 1) + name[at + 1 :]
+
+
+# Reasons
+
+
+def test_a_head_that_no_file_has_is_not_made_up(folder):
+    whole = tensors_of(folder)
+    write(folder, {key: each for key, each in whole.items() if key != "lm_head.weight"})
+    edit(folder, tie_word_embeddings=False)
+    assert "tie_word_embeddings" in refusal(folder)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "base_model.model.", "_orig_mod.", "any.thing."])
+def test_a_wrappers_prefix_is_named(folder, prefix):
+    write(folder, {prefix + key: each for key, each in tensors_of(folder).items()})
+    assert f"begins with '{prefix}'" in refusal(folder)
+
+
+@pytest.mark.parametrize(("depth", "told"), [(3, "says 3"), (9, "says 9")])
+def test_another_depth_is_named(folder, tiny_llama, depth, told):
+    edit(folder, num_hidden_layers=depth)
+    text = refusal(folder)
+    assert told in text
+    assert f"the files hold {tiny_llama.config.num_hidden_layers}" in text
+
+
+def test_a_classifier_is_named(folder):
+    write(folder, {**tensors_of(folder), "score.weight": torch.zeros(2, 32)})
+    assert "classifier" in refusal(folder)
+
+
+def test_another_shape_is_named(folder):
+    whole = tensors_of(folder)
+    name = "model.layers.1.mlp.up_proj.weight"
+    write(folder, {**whole, name: whole[name][:-1]})
+    text = refusal(folder)
+    assert f"'{name}' is" in text
+    assert "wanted" in text
+
+
+def test_lost_experts_are_named(tmp_path, byte_tokenizer):
+    place = save(build("mixtral"), tmp_path / "model", byte_tokenizer)
+    whole = tensors_of(place)
+    write(place, {key: each for key, each in whole.items() if "experts" not in key})
+    assert "Experts were lost" in refusal(place)
+    write(place, {key: each for key, each in whole.items() if "experts.1." not in key})
+    with pytest.raises(ModelError):
+        load_model(str(place), CPU)
+
+
+def test_an_edited_guard_does_not_lose_the_operators(tmp_path, trained_llama, byte_tokenizer):
+    from ghostlayers.repairs.base import Operator, Repair
+
+    span, hidden = Span(1, 2), trained_llama.config.hidden_size
+    repair = Repair("ghost", Operator({"weight": torch.eye(hidden) * 0.1}))
+    pruned = surgery.prune_layers(trained_llama, [span], {span: repair})
+    place = save(pruned, tmp_path / "out", byte_tokenizer)
+    content = json.loads((place / "config.json").read_text())
+    count = content["num_hidden_layers"]["value"]
+    edit(place, num_hidden_layers=count, model_type="llama", auto_map={})
+    assert "was edited" in refusal(place)
+
+
+@pytest.mark.parametrize("offload", ["none", "disk"])
+def test_offloaded_or_not_the_door_is_the_same(folder, offload):
+    whole = tensors_of(folder)
+    write(folder, {key: each for key, each in whole.items() if "layers.1.mlp.up" not in key})
+    with pytest.raises(ModelError, match="is not whole"):
+        load_model(str(folder), RunOptions("float32", "cpu", offload=offload))
+
+
+# Types
+
+
+def test_each_tensor_is_stored_in_the_type_of_its_file(folder, tmp_path, byte_tokenizer):
+    """Most in bfloat16, norms in float32; all digits stay whatever it was computed in."""
+    rng = random.Random(0)
+    whole = {
+        key: each if "norm" in key or rng.random() < 0.2 else each.bfloat16()
+        for key, each in tensors_of(folder).items()
+    }
+    write(folder, whole)
+    for computed in ("float32", "bfloat16"):
+        loaded = load_model(str(folder), RunOptions(computed, "cpu"))
+        assert loaded.stored_dtype == torch.bfloat16
+        pruned = surgery.prune_layers(loaded.model, [Span(1, 2)])
+        out = tmp_path / computed
+        out.mkdir()
+        checkpoint._write_model(out, pruned, loaded.stored_dtype)
+        kept = tensors_of(out)
+        for name, tensor in kept.items():
+            parts = name.split(".")
+            if "layers" in parts and int(parts[2]) >= 1:
+                parts[2] = str(int(parts[2]) + 1)
+            original = whole[".".join(parts)]
+            assert tensor.dtype == original.dtype
+            assert torch.equal(tensor, original)
+
+
+def test_the_files_say_the_type_not_the_config(folder):
+    edit(folder, dtype="bfloat16")
+    assert load_model(str(folder), CPU).stored_dtype == torch.float32
+    write(folder, {key: each.bfloat16() for key, each in tensors_of(folder).items()})
+    edit(folder, dtype="float32")
+    assert load_model(str(folder), CPU).stored_dtype == torch.bfloat16
+
+
+def test_an_adapter_knows_its_base_by_all_digits(folder):
+    """Computed in whatever type, the hash is of what lies on disk."""
+    hashes = {
+        weights_hash(load_model(str(folder), RunOptions(kind, "cpu")).model, torch.float32)
+        for kind in ("float32", "bfloat16", "float16")
+    }
+    assert len(hashes) == 1
+
+
+def test_types_of_a_model_in_memory_stay(trained_llama, byte_tokenizer):
+    import copy
+
+    model = copy.deepcopy(trained_llama)
+    norm = model.model.norm.weight
+    norm.data = norm.data.double()
+    loaded = from_memory(model.eval(), byte_tokenizer)
+    assert weights.stored_type(norm, loaded.stored_dtype) == torch.float64
+
+
+# What is no causal language model
+
+
+@pytest.mark.parametrize("kind", [BertForMaskedLM, BertLMHeadModel])
+def test_an_encoder_is_refused(kind, tmp_path, byte_tokenizer):
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_attention_heads": 4}
+    config = BertConfig(vocab_size=256, num_hidden_layers=3, **sizes)
+    place = save(kind(config), tmp_path / "bert", byte_tokenizer)
+    with pytest.raises(UnsupportedModelError, match="no causal language model"):
+        open_model(str(place), None, CPU)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_reads_from_left_to_right(name, byte_tokenizer):
+    open_model(build(name), byte_tokenizer, CPU)
+
+
+# Numbers that are none
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "where", ["model.norm.weight", "embed_tokens.weight", "layers.2.mlp.up_proj"]
+)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_bad_numbers_are_refused_where_they_are_met(folder, some_text, value, where, seed):
+    whole = tensors_of(folder)
+    name = next(each for each in whole if where in each)
+    rows = whole[name].view(whole[name].shape[0], -1)
+    rows[random.Random(seed).randrange(len(rows))] = value
+    write(folder, whole)
+    text = Corpus("sentences", tuple(some_text))
+    with pytest.raises(NonFiniteError, match="NaN or infinity"):
+        evaluate(str(folder), data=text, sequence_length=32, max_windows=2, options=CPU)
