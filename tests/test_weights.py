@@ -82,7 +82,7 @@ def test_a_whole_model_of_every_family_passes_and_a_damaged_one_does_not(
 
 
 def assert_refused_or_same(folder, wanted):
-    """What a family does without (a tied head, a bias it ignores) may be gone, if nothing changes."""
+    """What a family does without, such as a tied head, may be gone if nothing changes."""
     try:
         opened = load_model(str(folder), CPU).model
     except ModelError:

@@ -13,7 +13,7 @@ from ghostlayers.anatomy import (
     mapped_writers,
     writers,
 )
-from ghostlayers.repairs.base import Fold, Repair
+from ghostlayers.repairs.base import Fold, Repair, rounded_once
 from ghostlayers.residency import residency_of
 from ghostlayers.spans import Span
 
@@ -25,7 +25,7 @@ def folded_weights(
     if anatomy.experts:
         total = torch.stack([fold.delta for fold in folds]).sum(dim=0)
         mapped = mapped_writers(anatomy, layer, total / anatomy.write_scale)
-        return {n: each.to(stored_dtype).to(each.dtype) for n, each in mapped.items()}
+        return {n: rounded_once(each, stored_dtype) for n, each in mapped.items()}
     deltas: dict[str, Tensor] = {}
     for fold in folds:
         path = anatomy.mlp_output
@@ -43,7 +43,7 @@ def folded_weights(
     for name, delta in deltas.items():
         own = layer.get_parameter(name).detach()
         whole = own.double() + delta.to(own.device)
-        changed[name] = whole.to(stored_dtype).to(own.dtype)
+        changed[name] = rounded_once(whole, stored_dtype).to(own.dtype)
     return changed
 
 

@@ -21,7 +21,7 @@ from ghostlayers.families import Family, family_of
 from ghostlayers.features import caught, tap_places
 from ghostlayers.fitting import reader
 from ghostlayers.folding import layer_weights, scaled_writes
-from ghostlayers.repairs.base import Operator, Repair
+from ghostlayers.repairs.base import Operator, Repair, rounded_once
 from ghostlayers.residency import execution_device, residency_of
 from ghostlayers.spans import Span, check_layers, kept_layers, pruned_boundary
 from ghostlayers.stream import LayerwiseModel, attach_taps, find_decoder_layers
@@ -144,7 +144,7 @@ def _changed_weights(
         scale *= math.prod(each.scale for span, each in repairs.items() if span.stop == index)
         if scale != 1.0 and index not in removed:
             scaled = scaled_writes(anatomy_of(model), resident.bring(index), scale)
-            rounded = {n: each.to(stored_dtype).to(each.dtype) for n, each in scaled.items()}
+            rounded = {n: rounded_once(each, stored_dtype) for n, each in scaled.items()}
             changed.setdefault(index, {}).update(rounded)
     return changed
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ghostlayers import moments as sums
+from ghostlayers.errors import NonFiniteError
 from ghostlayers.modeling import repair_stream
 from ghostlayers.moments import Moments, TokenWeight, residual_energy
 
@@ -48,6 +49,24 @@ class FitOptions:
     report_condition: bool = True
 
 
+def rounded_once(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers as a checkpoint in a type will hold them, in their own type.
+
+    Raises:
+        NonFiniteError: the type does not reach that far, or they are no numbers.
+    """
+    rounded = values.to(dtype).to(values.dtype)
+    if not bool(torch.isfinite(rounded).all()):
+        kind = str(dtype).removeprefix("torch.")
+        largest = float(values.abs().max())
+        raise NonFiniteError(
+            f"a repair gives weights of up to {largest:.3g}, which {kind}, the type of the model's "
+            "files, does not hold. Let held-out tokens damp the fit (:ridge=auto behind the repair), or start from the model in "
+            "bfloat16 or float32."
+        )
+    return rounded
+
+
 @dataclass(frozen=True)
 class Operator:
     """A map of the stream at a gap, y = x + sum of terms.
@@ -80,7 +99,7 @@ class Operator:
         """The operator as a checkpoint in this type will hold it."""
 
         def round_off(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: value.to(dtype).to(value.dtype) for name, value in values.items()}
+            return {name: rounded_once(value, dtype) for name, value in values.items()}
 
         return replace(self, parameters=round_off(self.parameters), maps=round_off(self.maps))
 

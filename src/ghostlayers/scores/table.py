@@ -1,10 +1,12 @@
 """What was measured about every span that could be removed."""
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
+from ghostlayers.errors import NonFiniteError
 from ghostlayers.scores.births import NormProfile
 from ghostlayers.spans import Span
 
@@ -108,3 +110,18 @@ class ScoreTable:
     importance: tuple[float, ...] = ()
     steps: tuple[Step, ...] = ()
     scattered: Scattered | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse scores that are no numbers: what they sort would be anybody's choice.
+
+        Raises:
+            NonFiniteError: one is NaN, or infinite where none may be.
+        """
+        spans = [(each.cosine, each.angular, each.residual, each.loss) for each in self.spans]
+        told = [value for each in spans for value in each if value is not None]
+        finite = all(map(math.isfinite, (*self.block_influence, *told)))
+        if not finite or any(map(math.isnan, self.importance)):
+            raise NonFiniteError(
+                "the scores of this model hold NaN or infinity: check its weights, or try --dtype "
+                "float32."
+            )
