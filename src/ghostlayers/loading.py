@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import statistics
 import time
 from collections.abc import Mapping
@@ -96,14 +97,12 @@ def load_model(
         UnsupportedModelError: its weights are quantised in a way that cannot be undone.
     """
     path = Path(name).expanduser()
-    place, extra = _locate(path, name)
-    if revision is not None and not path.exists():
-        extra["revision"] = revision
-    extra["trust_remote_code"] = options.trust_remote_code
-    device = _device(options)
     packed = read_config(name, revision) if expand else {}
     quantized.check_quantization(packed)
+    device = _device(options)
     try:
+        place = _locate(path, name, revision, _patterns(options))
+        extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
         model, tokenizer, stored = _read(place, extra, options, device, packed)
     except GhostlayersError:
         raise
@@ -111,17 +110,17 @@ def load_model(
         raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
     if not is_offloaded(model):
         model = _place(model, device)
-    model = model.eval()
+    on_hub = not path.exists()
     base = BaseModel(
         name=name,
-        revision=getattr(model.config, "_commit_hash", None) or revision,
-        licence=_licence(path, name),
-        title=_title(path),
-        folder=path if path.is_dir() else None,
-        on_hub=not path.exists(),
+        revision=place.name if on_hub else revision,
+        licence=_licence(place),
+        title=_title(place),
+        folder=place if place.is_dir() else None,
+        on_hub=on_hub,
         quantized=quantized.quantization_method(packed),
     )
-    return LoadedModel(model, tokenizer, base, stored)
+    return LoadedModel(model.eval(), tokenizer, base, stored)
 
 
 def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
@@ -132,12 +131,15 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     """
     from transformers import PreTrainedConfig
 
-    place, extra = _locate(Path(name).expanduser(), name)
-    if extra:
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
         return {}
     try:
-        config, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
+        place = _locate(path, name, revision, ["config.json"])
+        config, _ = PreTrainedConfig.get_config_dict(place)
     except (OSError, ValueError) as error:
+        if isinstance(error, GhostlayersError):
+            raise
         raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
     return dict(config)
 
@@ -153,7 +155,7 @@ def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
     base = BaseModel(
         name=name,
         revision=getattr(model.config, "_commit_hash", None),
-        licence=_licence(folder, name) if folder.is_dir() else None,
+        licence=_licence(folder) if folder.is_dir() else None,
         folder=folder if folder.is_dir() else None,
     )
     return LoadedModel(model, tokenizer, base, model.dtype)
@@ -211,23 +213,67 @@ def _check_buffers(model: Any) -> None:
             )
 
 
-def _locate(path: Path, name: str) -> tuple[str, dict[str, Any]]:
-    """The name that transformers wants, and further arguments."""
+FILES = (
+    "*.json",
+    "model*.safetensors",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "*.txt",
+    "README.md",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+"""What is fetched of a model on the hub."""
+
+
+def _patterns(options: RunOptions) -> list[str]:
+    return [*FILES, *(["*.py"] if options.trust_remote_code else [])]
+
+
+def _locate(path: Path, name: str, revision: str | None, wanted: list[str]) -> Path:
+    """The folder or GGUF file of a model; one on the hub is fetched first, and is a folder then."""
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"there is no file '{name}'.")
-        return str(path.parent), {"gguf_file": path.name}
+        return path
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(_no_model(path))
         _refuse_pickles(path)
-        return str(path), {}
+        return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
             f"'{name}' is neither a model's folder, nor a .gguf file, nor a hub id such as "
             "HuggingFaceTB/SmolLM2-135M."
         )
-    return name, {}
+    return _fetch(name, revision, wanted)
+
+
+def _fetch(name: str, revision: str | None, wanted: list[str]) -> Path:
+    """The snapshot of a model on the hub; without a network the one that is on this machine.
+
+    The hub is asked once. transformers would ask for every file that might be there, and without a
+    network repeat each question for half a minute.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    ask: dict[str, Any] = {"revision": revision, "allow_patterns": wanted}
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):  # what never changes
+        with contextlib.suppress(LocalEntryNotFoundError):
+            here = Path(snapshot_download(name, local_files_only=True, **ask))
+            if wanted == ["config.json"] or weight_files(here):
+                return here
+    try:
+        return Path(snapshot_download(name, **ask))
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"cannot load the model '{name}': the hub cannot be reached ({_explain(error)}), and "
+            "the model is not on this machine yet. Check the connection, or give a folder."
+        ) from error
 
 
 def _no_model(folder: Path) -> str:
@@ -248,7 +294,7 @@ def _refuse_pickles(folder: Path) -> None:
 
 
 def _read(
-    place: str,
+    place: Path,
     extra: dict[str, Any],
     options: RunOptions,
     device: torch.device,
@@ -261,10 +307,10 @@ def _read(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    if "gguf_file" in extra:
+    if place.is_file():
         return _read_gguf(place, extra, options, device)
     tokenizer = AutoTokenizer.from_pretrained(place, **extra)
-    held = held_tensors(weight_files(place, extra.get("revision")))
+    held = held_tensors(weight_files(place))
     is_packed = quantized.quantization_method(packed) is not None
     config = AutoConfig.from_pretrained(place, **extra).get_text_config()
     stored = (None if is_packed else main_type(held.values())) or config.dtype or torch.float32
@@ -281,7 +327,7 @@ def _read(
     return model, tokenizer, stored
 
 
-def _open(place: str, held: Mapping[str, Held], weights: dict[str, Any]) -> Any:
+def _open(place: Path, held: Mapping[str, Held], weights: dict[str, Any]) -> Any:
     """What transformers makes of a model's files, if that is all of them and nothing else.
 
     Raises:
@@ -303,12 +349,12 @@ def _open(place: str, held: Mapping[str, Held], weights: dict[str, Any]) -> Any:
                 f"{reason}. Some are missing or of another shape; get the model again."
             ) from error
     model, info = opened
-    check_whole(place, model, Findings.of(info), held)
+    check_whole(str(place), model, Findings.of(info), held)
     return model
 
 
 def _may_not_fit(
-    place: str, options: RunOptions, device: torch.device, packed: dict[str, Any]
+    place: Path, options: RunOptions, device: torch.device, packed: dict[str, Any]
 ) -> bool:
     """Whether it must be looked at closely where the weights go."""
     if quantized.quantization_method(packed) is not None:
@@ -325,7 +371,7 @@ def _may_not_fit(
 
 
 def _read_offloaded(
-    place: str,
+    place: Path,
     weights: dict[str, Any],
     held: Mapping[str, Held],
     config: Any,
@@ -342,7 +388,7 @@ def _read_offloaded(
 
 
 def _read_gguf(
-    place: str, extra: dict[str, Any], options: RunOptions, device: torch.device
+    path: Path, extra: dict[str, Any], options: RunOptions, device: torch.device
 ) -> tuple[Any, Any, torch.dtype]:
     """A GGUF file, de-quantised."""
     import transformers
@@ -355,7 +401,8 @@ def _read_gguf(
             "--offload reads decoder layers from safetensors files as they are needed, but a .gguf "
             "file is expanded in memory; start from the model that it was made of."
         )
-    file = open_gguf(Path(place) / extra["gguf_file"])
+    file = open_gguf(path)
+    place, extra = path.parent, {**extra, "gguf_file": path.name}
     stored = file.dtype
     weights: dict[str, Any] = {"dtype": compute_dtype(options, stored, device)}
     # Newer versions keep the weights packed where they can, in layers that cannot be repaired.
@@ -457,18 +504,18 @@ def half_precision_gain(dtype: torch.dtype) -> float:
     return seconds(torch.float32) / seconds(dtype)
 
 
-def _licence(path: Path, name: str) -> str | None:
+def _licence(path: Path) -> str | None:
     """The licence that the base model's card or GGUF header states."""
     if path.suffix == ".gguf":
         return _gguf_text(path, "general.license")
     from huggingface_hub import ModelCard
 
     card = path / "README.md"
-    if path.is_dir() and not card.is_file():
+    if not card.is_file():
         return None
     try:
-        data = ModelCard.load(str(card) if path.is_dir() else name).data
-    except Exception:  # a card is optional, and hub errors of many kinds must not stop a run
+        data = ModelCard.load(str(card)).data
+    except Exception:  # a card is optional, and what is wrong with it must not stop a run
         return None
     licence = data.get("license")
     return str(data.get("license_name") or licence) if licence else None

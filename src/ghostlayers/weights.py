@@ -10,6 +10,7 @@ new checkpoint holds it as the old one did.
 
 import contextlib
 import functools
+import json
 import logging
 import re
 from collections import Counter
@@ -83,27 +84,29 @@ class Findings:
         return bool(self.missing or self.unused or self.misshapen)
 
 
-def weight_files(place: str, revision: str | None = None) -> list[Path]:
-    """The safetensors files that a model is loaded from, fetched if it lies on the hub.
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a model is loaded from; none where there are no such files.
 
-    Args:
-        place: a folder or a hub id.
-        revision: of a model on the hub.
-
-    Returns:
-        None of them where there are no such files.
+    Raises:
+        ModelError: the index of several files is damaged, or one of them is missing.
     """
-    from transformers.utils.hub import cached_file, get_checkpoint_shard_files
-
-    how: dict[str, Any] = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
-    whole = cached_file(place, ONE_FILE, **how)
-    if whole is not None:
-        return [Path(whole)]
-    index = cached_file(place, INDEX, **how)
-    if index is None:
+    if (folder / ONE_FILE).is_file():
+        return [folder / ONE_FILE]
+    index = folder / INDEX
+    if not index.is_file():
         return []
-    files, _ = get_checkpoint_shard_files(place, index, revision=revision)
-    return [Path(each) for each in files]
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        files = [folder / Path(str(name)).name for name in sorted(names)]
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ModelError(
+            f"'{index}' is damaged: expected 'weight_map' with a file for every tensor. Get it "
+            "again."
+        ) from error
+    missing = [each.name for each in files if not each.is_file()]
+    if missing:
+        raise ModelError(f"'{folder}' lacks {_some(missing)}, which {INDEX} names. Get it again.")
+    return files
 
 
 def held_tensors(files: Sequence[Path]) -> dict[str, Held]:

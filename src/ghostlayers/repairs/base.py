@@ -61,8 +61,8 @@ def rounded_once(values: Tensor, dtype: torch.dtype) -> Tensor:
         largest = float(values.abs().max())
         raise NonFiniteError(
             f"a repair gives weights of up to {largest:.3g}, which {kind}, the type of the model's "
-            "files, does not hold. Let held-out tokens damp the fit (:ridge=auto behind the repair), or start from the model in "
-            "bfloat16 or float32."
+            "files, does not hold. Let held-out tokens damp the fit (:ridge=auto behind the "
+            "repair's name), or start from the model in bfloat16 or float32."
         )
     return rounded
 
