@@ -7,6 +7,7 @@ import pickle
 import shutil
 import socket
 import sys
+import time
 
 import pytest
 import torch
@@ -403,3 +404,52 @@ def test_a_device_without_float64_is_left_aside(monkeypatch: pytest.MonkeyPatch)
     assert loading._device(RunOptions()) == torch.device("cpu")
     with pytest.raises(RecipeError, match=r"'mps' has no float64.*--device cpu"):
         loading._device(RunOptions(device="mps"))
+
+
+# The hub
+
+
+@pytest.fixture
+def cached(tiny_folder, tmp_path, monkeypatch):
+    """A model in the hub's cache, and no network."""
+    import huggingface_hub.constants as hub
+
+    def refuse(*_, **__):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    commit = "0123456789" * 4
+    place = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(tiny_folder, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waited to ask again"))
+    return commit
+
+
+@pytest.mark.parametrize("by_commit", [True, False])
+def test_a_cached_model_opens_without_a_network(cached, by_commit):
+    loaded = load_model("someone/tiny", CPU, cached if by_commit else None)
+    assert loaded.base.on_hub
+    assert loaded.base.revision == cached
+
+
+@pytest.mark.usefixtures("cached")
+def test_without_a_network_what_is_not_here_is_said_to_be_so():
+    assert "is not on this machine yet" in message("someone/other")
+
+
+def test_a_peft_adapter_is_no_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "merge it into its base" in message(tmp_path)
+
+
+def test_a_missing_shard_is_named(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    assert "lacks 'model-00002-of-00002.safetensors'" in message(folder)
+    index.write_text("[]")
+    assert "is damaged" in message(folder)
