@@ -103,7 +103,7 @@ def load_model(
     try:
         place = _locate(path, name, revision, _patterns(options))
         extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
-        model, tokenizer, stored = _read(place, extra, options, device, packed)
+        model, tokenizer, stored = _read(name, place, extra, options, device, packed)
     except GhostlayersError:
         raise
     except Exception as error:  # damaged files raise the unrelated types of many libraries
@@ -294,6 +294,7 @@ def _refuse_pickles(folder: Path) -> None:
 
 
 def _read(
+    name: str,
     place: Path,
     extra: dict[str, Any],
     options: RunOptions,
@@ -308,7 +309,7 @@ def _read(
     from transformers import AutoConfig, AutoTokenizer
 
     if place.is_file():
-        return _read_gguf(place, extra, options, device)
+        return _read_gguf(name, place, extra, options, device)
     tokenizer = AutoTokenizer.from_pretrained(place, **extra)
     held = held_tensors(weight_files(place))
     is_packed = quantized.quantization_method(packed) is not None
@@ -317,17 +318,17 @@ def _read(
     dtype = compute_dtype(options, stored, device)
     weights = {**extra, "use_safetensors": True, "dtype": dtype}
     if _may_not_fit(place, options, device, packed):
-        model = _read_offloaded(place, weights, held, config, options, device)
+        model = _read_offloaded(name, place, weights, held, config, options, device)
     else:
         more = quantized.loading_options(packed, device)
-        model = _open(place, held, {**weights, **more})
+        model = _open(name, place, held, {**weights, **more})
     if is_packed:
         return quantized.expand(model, stored), tokenizer, stored
     remember_types(model, held, stored)
     return model, tokenizer, stored
 
 
-def _open(place: Path, held: Mapping[str, Held], weights: dict[str, Any]) -> Any:
+def _open(name: str, place: Path, held: Mapping[str, Held], weights: dict[str, Any]) -> Any:
     """What transformers makes of a model's files, if that is all of them and nothing else.
 
     Raises:
@@ -345,11 +346,11 @@ def _open(place: Path, held: Mapping[str, Held], weights: dict[str, Any]) -> Any
             if not reason:
                 raise
             raise ModelError(
-                f"the weights of '{place}' cannot be put together as its class wants them: "
+                f"the weights of '{name}' cannot be put together as its class wants them: "
                 f"{reason}. Some are missing or of another shape; get the model again."
             ) from error
     model, info = opened
-    check_whole(str(place), model, Findings.of(info), held)
+    check_whole(name, model, Findings.of(info), held)
     return model
 
 
@@ -371,6 +372,7 @@ def _may_not_fit(
 
 
 def _read_offloaded(
+    name: str,
     place: Path,
     weights: dict[str, Any],
     held: Mapping[str, Held],
@@ -382,13 +384,13 @@ def _read_offloaded(
     dtype = weights["dtype"]
     placement = offload.place_weights(config, dtype, options, device)
     memory = offload.memory_for(placement, config, dtype, options, device)
-    model = _open(place, held, {**weights, **offload.loading_options(placement)})
+    model = _open(name, place, held, {**weights, **offload.loading_options(placement)})
     residency_of(model, list(find_decoder_layers(model))).memory = memory
     return model
 
 
 def _read_gguf(
-    path: Path, extra: dict[str, Any], options: RunOptions, device: torch.device
+    name: str, path: Path, extra: dict[str, Any], options: RunOptions, device: torch.device
 ) -> tuple[Any, Any, torch.dtype]:
     """A GGUF file, de-quantised."""
     import transformers
@@ -412,7 +414,7 @@ def _read_gguf(
     with contextlib.redirect_stderr(io.StringIO()), one_name_table():
         tokenizer = AutoTokenizer.from_pretrained(place, **extra)
         config = complete(AutoConfig.from_pretrained(place, **extra), file)
-        model = _open(place, {}, {"config": config, **weights, **extra})
+        model = _open(name, place, {}, {"config": config, **weights, **extra})
     check_complete(model, file)
     return quantized.expand(model, stored), tokenizer, stored
 

@@ -281,7 +281,7 @@ def _reason(config: Any, findings: Findings, held: Mapping[str, Held]) -> str:
             "config.json says tie_word_embeddings is false, but the files have no head of their "
             "own. If the model's head is its embedding, set it to true; else get the model again."
         )
-    if len(missing) > len(held) // 2:
+    if held and len(missing) > len(held) // 2:
         kind = getattr(config, "model_type", "?")
         return (
             f"The files are of another family or another class than config.json says ('{kind}', "
