@@ -10,7 +10,7 @@ from typing import Any
 from ghostlayers import modeling
 from ghostlayers.errors import UnsupportedModelError
 
-PREFIX = "ghostlayers_"
+PREFIX = modeling.PREFIX
 """Before the model type of a checkpoint that carries operators."""
 
 CLASS_PREFIX = "Repaired"
@@ -69,9 +69,7 @@ class Family:
     def repaired_classes(self) -> tuple[Any, Any, Any]:
         """Config, base model and causal model with room for repairs, made once a process."""
         if self.model_type not in _REPAIRED:
-            made = modeling.repaired_classes(
-                self.repaired_model_type, self.config, self.model, self.causal_lm, __name__
-            )
+            made = modeling.repaired_classes(self.config, self.model, self.causal_lm, __name__)
             globals().update({each.__name__: each for each in made})  # found there by pickle
             _REPAIRED[self.model_type] = made
             _register(self.repaired_model_type, *made)
