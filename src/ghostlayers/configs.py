@@ -87,6 +87,19 @@ def slice_config(config: Any, kept: Sequence[int]) -> None:
     config.num_hidden_layers = len(kept)
 
 
+def say_what_is(model: Any) -> None:
+    """Make a cut model's config say whether its head is its embedding, and name no code of others.
+
+    Args:
+        model: a causal language model, whose own config this is.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and hasattr(head, "weight"):
+        model.config.tie_word_embeddings = head.weight is embedding.weight
+    vars(model.config).pop("auto_map", None)
+    vars(model.config).pop("custom_pipelines", None)
+
+
 def _write_sparse_step(config: Any, values: Mapping[str, Any], kept: Sequence[int]) -> None:
     """Qwen's MoE families: every n-th layer has experts, unless a list names it as plain.
 

@@ -215,9 +215,15 @@ def old_spellings(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**old, **old_positions(content.get("rope_parameters") or {}, kind)}
 
 
+TWO_BASES = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "olmo3")
+"""Families whose kinds of layers have positions of their own in transformers 4 already."""
+
+
 def old_positions(rope: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """What older readers call the entries of ``rope_parameters``."""
     layered = any(isinstance(each, dict) for each in rope.values())
+    if layered and kind not in TWO_BASES:  # no older reader knows such a family
+        return {}
     full = (rope.get("full_attention") or {}) if layered else rope
     local = (rope.get("sliding_attention") or {}) if layered else {}
     if full.get("rope_theta") is None:
@@ -233,22 +239,32 @@ def old_positions(rope: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return old
 
 
+STRICT_READERS = {
+    ("phi3", "longrope"): {"short_factor", "long_factor"},
+    ("olmo", "linear"): {"factor"},
+    ("olmo", "dynamic"): {"factor"},
+    ("olmo2", "linear"): {"factor"},
+    ("olmo2", "dynamic"): {"factor"},
+}
+"""What families allow beside ``type`` in transformers 4, which refuses any other entry."""
+
+
 def old_scaling(rope: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """``rope_scaling``, and what belongs to it."""
-    method = rope.get("rope_type", "default")
+    """``rope_scaling``, and what belongs to it.
+
+    What an old reader has no words for stays as it is: then it refuses the model by name.
+    """
+    method, length = rope.get("rope_type", "default"), "original_max_position_embeddings"
     if method == "default":
         return {"rope_scaling": None}
     elsewhere = {"rope_theta", "partial_rotary_factor", "type"}
     scaling = {name: each for name, each in rope.items() if name not in elsewhere}
-    if method != "longrope":
-        return {"rope_scaling": scaling}
-    length = "original_max_position_embeddings"
-    old = {length: rope[length]} if rope.get(length) is not None else {}
-    if kind != "phi3":
-        return {**old, "rope_scaling": scaling}
-    factors = {name: scaling.pop(name, None) for name in ("short_factor", "long_factor")}
-    if scaling.keys() <= {"rope_type", length}:  # Phi-3's reader allows these three alone
-        old["rope_scaling"] = {"type": method, **factors}
+    old = {"rope_scaling": scaling}
+    if method == "longrope" and rope.get(length) is not None:
+        old[length] = rope[length]
+    numbers = {name: each for name, each in scaling.items() if name not in {"rope_type", length}}
+    if numbers.keys() == STRICT_READERS.get((kind, method)):
+        old["rope_scaling"] = {"type": method, **numbers}
     return old
 
 
