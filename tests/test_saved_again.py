@@ -201,6 +201,8 @@ def test_a_push_to_a_hub_sends_the_code(model: Any, monkeypatch: Any, tmp_path: 
     made = huggingface_hub.RepoUrl("https://huggingface.co/someone/model")
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **__: made)
     monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", commit)
+    card = huggingface_hub.ModelCard("---\n---\n")
+    monkeypatch.setattr(transformers.utils.hub, "create_and_tag_model_card", lambda *_, **__: card)
     model.push_to_hub("someone/model")
     assert {"config.json", "model.safetensors", modeling.CODE} <= set(sent)
     sent.clear()

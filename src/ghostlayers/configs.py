@@ -98,6 +98,22 @@ def say_what_is(model: Any) -> None:
         model.config.tie_word_embeddings = head.weight is embedding.weight
     vars(model.config).pop("auto_map", None)
     vars(model.config).pop("custom_pipelines", None)
+    answer_in_full(model.config)
+
+
+ANSWERS = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
+"""Entries that choose what a model hands out, not what it computes."""
+
+
+def answer_in_full(config: Any) -> None:
+    """Have a model hand out what every other one does, in place.
+
+    Without ``return_dict`` some families of transformers 5 do not run at all; with
+    ``output_attentions`` they are not saved.
+    """
+    for name, value in ANSWERS.items():
+        if getattr(config, name, value) != value:
+            setattr(config, name, value)
 
 
 def _write_sparse_step(config: Any, values: Mapping[str, Any], kept: Sequence[int]) -> None:

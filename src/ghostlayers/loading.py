@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ghostlayers import offload, quantized
+from ghostlayers.configs import answer_in_full
 from ghostlayers.errors import ModelError, RecipeError
 from ghostlayers.presets import find_preset
 from ghostlayers.recipe import RunOptions
@@ -98,6 +99,7 @@ def load_model(
     if not is_offloaded(model):
         model = _place(model, device)
     model = model.eval()
+    answer_in_full(model.config)
     base = BaseModel(
         name=name,
         revision=getattr(model.config, "_commit_hash", None) or revision,
@@ -133,6 +135,11 @@ def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
     if tokenizer is None:
         raise ModelError("a model in memory needs its tokenizer too: pass tokenizer=...")
     _check_buffers(model)
+    if getattr(model.config, "return_dict", True) is False:
+        raise ModelError(
+            "the model in memory answers in tuples (its config has return_dict=False), but its "
+            "answers are read by name: set model.config.return_dict = True."
+        )
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     folder = Path(name)
     base = BaseModel(
