@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import ghostlayers
 from families import build
-from ghostlayers import checkpoint, surgery
+from ghostlayers import checkpoint, modeling, surgery
 from ghostlayers.cuts import Cut
 from ghostlayers.errors import ModelError
 from ghostlayers.families import find_family
@@ -123,7 +123,7 @@ def test_the_code_in_the_folder_needs_torch_and_transformers_only(saved: Any) ->
             imported.update(alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             imported.add((node.module or "").split(".")[0])
-    assert imported == {"collections", "json", "typing", "torch", "transformers"}
+    assert imported - sys.stdlib_module_names == {"torch", "transformers"}
 
 
 def test_ties_are_saved_once(saved: Any) -> None:
@@ -151,14 +151,40 @@ def test_rounded_rotary_buffers_are_refused(byte_tokenizer: Any, some_text: list
 
 
 def test_a_repair_missing_from_the_file_is_an_error(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     folder = write(repaired("llama"), tmp_path / "out")
     stored = load_file(folder / "model.safetensors")
     del stored["model.layers.0.repair_after_weight"]
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RuntimeError, match="the checkpoint lacks 'repair_after_weight'"):
+    with pytest.raises(RuntimeError, match=r"the checkpoint lacks '.*repair_after_weight'"):
         AutoModelForCausalLM.from_pretrained(folder)
+
+
+def edit_config(folder: Path, **changes: Any) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def test_a_head_missing_from_the_file_is_not_made_up(tmp_path: Path) -> None:
+    folder = write(repaired("llama"), tmp_path / "out")
+    stored = load_file(folder / "model.safetensors")
+    del stored["lm_head.weight"], stored["model.layers.1.mlp.up_proj.weight"]
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RuntimeError, match=r"lacks 'lm_head.weight', 'model.layers.1.mlp.up_proj"):
+        AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("auto", [AutoModel, AutoModelForCausalLM])
+def test_a_repair_that_the_config_does_not_know_is_an_error(auto: Any, tmp_path: Path) -> None:
+    """Such a model would run, unrepaired."""
+    folder = write(repaired("llama"), tmp_path / "out")
+    guard = json.loads((folder / "config.json").read_text())["num_hidden_layers"]
+    edit_config(folder, num_hidden_layers=guard["value"])
+    with pytest.raises(ValueError, match="config.json was edited"):
+        auto.from_pretrained(folder)
+    edit_config(folder, num_hidden_layers={**guard, "repaired_boundaries": [1]})
+    with pytest.raises(RuntimeError, match=r"holds '.*repair_before_weight', but its config.json"):
+        auto.from_pretrained(folder)
 
 
 def test_a_repaired_model_can_be_built_from_its_config(tmp_path: Path) -> None:
@@ -258,15 +284,11 @@ def test_no_repair_writes_a_stock_checkpoint(
         assert torch.equal(again(ids).logits, pruned.model(ids).logits)
 
 
-def test_remote_code_is_the_packages_own_source() -> None:
-    from ghostlayers import modeling
-
-    for name in NAMES:
-        family = find_family(name)
-        assert family is not None
-        code = checkpoint.remote_code(family)
-        assert code.startswith(Path(modeling.__file__).read_text().rstrip())
-        assert f'"ghostlayers_{name}"' in code
+def test_the_code_in_the_folder_is_the_packages_own_source(saved: Any) -> None:
+    model, folder = saved
+    code = (folder / checkpoint.CODE).read_text()
+    assert code.startswith(Path(modeling.__file__).read_text().rstrip())
+    assert type(model).__name__ in code.removeprefix(Path(modeling.__file__).read_text())
 
 
 def test_a_bfloat16_gemma_computed_in_float32_reloads_bit_for_bit(
@@ -295,6 +317,97 @@ def test_a_bfloat16_gemma_computed_in_float32_reloads_bit_for_bit(
     assert checkpoint.verify(tmp_path / "out", model).identical
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+
+
+FOREIGN = {
+    "auto_map": {"AutoConfig": "modeling_my.MyConfig", "AutoModelForCausalLM": "u/r--my.Model"},
+    "custom_pipelines": {"text": {"impl": "my.Pipeline", "pt": ["AutoModelForCausalLM"]}},
+}
+
+
+@pytest.mark.parametrize("repair", ["none", "refit:2", "ghost"])
+def test_code_of_the_base_never_travels(
+    repair: str, byte_tokenizer: Any, some_text: list[str], tmp_path: Path
+) -> None:
+    """Phi-3, Falcon and others name code that transformers has itself."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    build("llama", vocab_size=256).save_pretrained(base)
+    byte_tokenizer.save_pretrained(base)
+    for name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+        path = base / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | FOREIGN))
+    options = {**CHOICES, "remove": "2-3", "repair": repair}
+    pruned = ghostlayers.prune(str(base), data=some_text, **options)
+    assert pruned.save(out).identical
+    pruned.model.save_pretrained(tmp_path / "again")
+    for path in (*out.glob("*.json"), *tmp_path.glob("again/config.json")):
+        named = json.loads(path.read_text()).get("auto_map", {})
+        assert "modeling_my" not in path.read_text()
+        assert "u/r--" not in path.read_text()
+        assert "custom_pipelines" not in path.read_text()
+        assert {each.split(".")[0] for each in named.values()} <= {"modeling_ghostlayers"}
+    assert {path.name for path in out.glob("*.py")} <= {checkpoint.CODE}
+
+
+@pytest.mark.parametrize("own_head", [True, False])
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3_text"])
+def test_the_config_says_whether_the_head_is_the_embedding(
+    name: str, said: bool, own_head: bool, tmp_path: Path
+) -> None:
+    dense = build(name, tie_word_embeddings=not own_head)
+    dense.config.tie_word_embeddings = said
+    model = surgery.prune_layers(dense, (Span(1, 2),))
+    folder = write(model, tmp_path / "out")
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is not own_head
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        assert torch.equal(again(token_ids()).logits, dense_logits(model))
+    assert dense.config.tie_word_embeddings is said
+
+
+def dense_logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(token_ids()).logits
+    return logits
+
+
+OPERATORS = [
+    name
+    for name in ALL
+    if find_method(name).form not in ("fold", "none") and find_method(name).savable
+]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # checkpointing has another name now
+@pytest.mark.parametrize(
+    ("kind", "checkpointing"),
+    [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, False)],
+)
+@pytest.mark.parametrize("repair", OPERATORS)
+def test_every_operator_trains_in_mixed_precision(
+    repair: str, kind: torch.dtype, checkpointing: bool
+) -> None:
+    dense = build("llama")
+    spans = (Span(2, 3), Span(4, 5))
+    ids = torch.randint(3, 96, (40, 13), generator=torch.Generator().manual_seed(8))
+    windows = Windows(ids, bos=False, available=40, documents=())
+    how = Fitting(find_method(repair), FitOptions(ridge=1e-4))
+    model = surgery.prune_layers(dense, spans, fit_gaps(LayerwiseModel(dense), windows, spans, how))
+    for parameter in model.parameters():
+        parameter.requires_grad_(requires_grad=True)
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    for tokens in (ids, ids[:1, :2]):  # many tokens, and fewer than there are pieces
+        with torch.autocast("cpu", dtype=kind):
+            loss = model(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+    repairs = {n: each for n, each in model.named_parameters() if "repair_" in n}
+    assert repairs
+    learning = [each.grad for n, each in repairs.items() if not n.endswith("centroids")]
+    assert all(each is not None and bool(each.isfinite().all()) for each in learning)
+    assert any(bool(each.any()) for each in learning)
 
 
 STORED = [name for name in ALL if find_method(name).savable and name != "ghost:rank=64"]

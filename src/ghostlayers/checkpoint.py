@@ -38,7 +38,6 @@ from ghostlayers.errors import (
     RecipeError,
     VerificationError,
 )
-from ghostlayers.families import CLASS_PREFIX, PREFIX, Family, find_family
 from ghostlayers.parallel import alone
 from ghostlayers.report.card import render_card
 from ghostlayers.residency import is_offloaded, offloaded_sets
@@ -56,7 +55,7 @@ RECORD_KEYS = (
     "mode",
     "created",
 )
-CODE = "modeling_ghostlayers.py"
+CODE = modeling.CODE
 OLD = ".old"
 """What the folder to be replaced is called in between."""
 
@@ -169,6 +168,7 @@ def save_checkpoint(
     with _staging(out) as folder:
         _write_model(folder, model, stored_dtype)
         tokenizer.save_pretrained(folder)
+        _drop_foreign_code(folder)
         _copy_licences(base_folder, folder)
         verification = verify(folder, model, tokenizer, stored_dtype)
         mode = _mode(model, record)
@@ -310,31 +310,25 @@ def _share_weights(folder: Path) -> None:
 
 
 def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
-    family = _repaired_family(model)
+    """Write weights and configs; what a repaired model needs beside them, its config writes."""
     state = _stored_state(model, stored_dtype)
     before = model.config.dtype
     try:
         with _read_as_stored(model, stored_dtype) as shards:
-            # A model that was loaded remembers how its family's checkpoints name and split weights;
-            # the repaired class has no such table, so its checkpoint holds them as the model does.
-            model.save_pretrained(
-                folder, state_dict=state, save_original_format=family is None, **shards
-            )
+            model.save_pretrained(folder, state_dict=state, **shards)
     except ValueError as error:  # generation configs of older models can be refused
         raise ModelError(f"transformers refuses to save this model: {error}") from error
     finally:
         model.config.dtype = before
-    if family is not None:
-        (folder / CODE).write_text(remote_code(family), encoding="utf-8")
+    # The type that the model computed in is written down as well.
     more: dict[str, Any] = {"dtype": str(stored_dtype).removeprefix("torch.")}
-    if family is not None:
-        more["auto_map"] = _auto_map(family)
+    if mode_of(model) == "custom":
         scale = logit_scale(model)
         if scale != 1 and not hasattr(model.config, "logit_scale"):
             more["logit_scale"] = (
                 scale  # vLLM knows no other name for it in a model it has no code of
             )
-    _complete_config(folder / "config.json", more)
+    _complete_config(folder / "config.json", more, drop_code=mode_of(model) == "stock")
 
 
 @contextlib.contextmanager
@@ -391,25 +385,36 @@ def _stored_state(model: Any, stored_dtype: torch.dtype) -> dict[str, torch.Tens
     return {name: convert(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
 
 
-def _repaired_family(model: Any) -> Family | None:
-    kind = model.config.model_type
-    return find_family(kind.removeprefix(PREFIX)) if kind.startswith(PREFIX) else None
+def _complete_config(path: Path, more: dict[str, Any], *, drop_code: bool) -> None:
+    """Add what transformers leaves out, in the words of older readers, too."""
+    content = json.loads(path.read_text(encoding="utf-8")) | more
+    if drop_code:
+        without_code(content)
+    _write_json(path, content | modeling.old_spellings(content))
 
 
-def _complete_config(path: Path, more: dict[str, Any]) -> None:
-    """Add what transformers leaves out; it writes down the type that the model computed in, too."""
-    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | more)
+FOREIGN = ("auto_map", "custom_pipelines")
+"""Entries that name code in a model's folder, or in a repository on the hub."""
 
 
-def _auto_map(family: Family) -> dict[str, str]:
-    """Where the code of operators is, for ``trust_remote_code``."""
-    classes = {
-        "AutoConfig": family.config,
-        "AutoModel": family.model,
-        "AutoModelForCausalLM": family.causal_lm,
-    }
-    module = CODE.removesuffix(".py")
-    return {auto: f"{module}.{CLASS_PREFIX}{each.__name__}" for auto, each in classes.items()}
+def without_code(content: Any) -> Any:
+    """Take out of a config, in place, what names code: none of the base's is in the folder."""
+    if isinstance(content, dict):
+        for name in FOREIGN:
+            content.pop(name, None)
+    for each in content.values() if isinstance(content, dict) else content:
+        if isinstance(each, (dict, list)):
+            without_code(each)
+    return content
+
+
+def _drop_foreign_code(folder: Path) -> None:
+    """Let no config of tokenizers, processors and generation name code of the base's."""
+    for path in sorted(folder.glob("*_config.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        text = json.dumps(content)
+        if json.dumps(without_code(content)) != text:
+            _write_json(path, content)
 
 
 @torch.no_grad()
@@ -433,30 +438,6 @@ def logit_scale(model: Any) -> float:
     written = [scale for value in entries for scale in (value, 1 / value)]
     nearest = min(written, key=lambda scale: abs(scale - measured), default=measured)
     return nearest if abs(nearest / measured - 1) < 0.01 else measured
-
-
-def remote_code(family: Family) -> str:
-    """The one file of code that a repaired checkpoint carries: this package's own, and three names.
-
-    It needs torch and transformers, nothing else.
-    """
-    classes = (family.config, family.model, family.causal_lm)
-    imports = [f"from {each.__module__} import {each.__name__}  # noqa: E402" for each in classes]
-    names = [each.__name__ for each in classes]
-    return (
-        Path(modeling.__file__).read_text(encoding="utf-8").rstrip()
-        + f"""
-
-
-{chr(10).join(imports)}
-
-{", ".join(f"Repaired{name}" for name in names)} = repaired_classes(
-    "{family.repaired_model_type}",
-    {", ".join(names)},
-    __name__,
-)
-"""
-    )
 
 
 def _copy_licences(source: Path | None, folder: Path) -> None:
@@ -589,8 +570,10 @@ def _ask_fresh_process(
 
 def _code_hash(model: Any) -> str | None:
     """Of the one file of code that a checkpoint of the model carries; None if it carries none."""
-    family = _repaired_family(model)
-    return None if family is None else hashlib.sha256(remote_code(family).encode()).hexdigest()
+    if mode_of(model) == "stock":
+        return None
+    code = modeling.travelling_code(model.config.stock_classes, type(model.config).__module__)
+    return hashlib.sha256(code.encode()).hexdigest()
 
 
 def _run_alone(

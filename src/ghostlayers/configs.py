@@ -87,6 +87,35 @@ def slice_config(config: Any, kept: Sequence[int]) -> None:
     config.num_hidden_layers = len(kept)
 
 
+def say_what_is(model: Any) -> None:
+    """Make a cut model's config say whether its head is its embedding, and name no code of others.
+
+    Args:
+        model: a causal language model, whose own config this is.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and hasattr(head, "weight"):
+        model.config.tie_word_embeddings = head.weight is embedding.weight
+    vars(model.config).pop("auto_map", None)
+    vars(model.config).pop("custom_pipelines", None)
+    answer_in_full(model.config)
+
+
+ANSWERS = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}
+"""Entries that choose what a model hands out, not what it computes."""
+
+
+def answer_in_full(config: Any) -> None:
+    """Have a model hand out what every other one does, in place.
+
+    Without ``return_dict`` some families of transformers 5 do not run at all; with
+    ``output_attentions`` they are not saved.
+    """
+    for name, value in ANSWERS.items():
+        if getattr(config, name, value) != value:
+            setattr(config, name, value)
+
+
 def _write_sparse_step(config: Any, values: Mapping[str, Any], kept: Sequence[int]) -> None:
     """Qwen's MoE families: every n-th layer has experts, unless a list names it as plain.
 

@@ -10,7 +10,7 @@ from typing import Any
 from ghostlayers import modeling
 from ghostlayers.errors import UnsupportedModelError
 
-PREFIX = "ghostlayers_"
+PREFIX = modeling.PREFIX
 """Before the model type of a checkpoint that carries operators."""
 
 CLASS_PREFIX = "Repaired"
@@ -31,6 +31,7 @@ REFUSED: dict[str, str] = {
     "qwen4_exp_text": _PER_LAYER_EMBEDDINGS,
     "deepseek_v4": _STREAMS,
     "blt": "it has several stacks of decoder layers",
+    "rwkv": "its layers pass a state of their own beside the residual stream",
     "bart": "it is an encoder and a decoder",
     "whisper": "it is an encoder and a decoder",
 }
@@ -69,9 +70,7 @@ class Family:
     def repaired_classes(self) -> tuple[Any, Any, Any]:
         """Config, base model and causal model with room for repairs, made once a process."""
         if self.model_type not in _REPAIRED:
-            made = modeling.repaired_classes(
-                self.repaired_model_type, self.config, self.model, self.causal_lm, __name__
-            )
+            made = modeling.repaired_classes(self.config, self.model, self.causal_lm, __name__)
             globals().update({each.__name__: each for each in made})  # found there by pickle
             _REPAIRED[self.model_type] = made
             _register(self.repaired_model_type, *made)
@@ -169,6 +168,8 @@ def family_of(model: Any) -> Family:
     check_config(config)
     known = find_family(config.model_type)
     if known is None or type(config) is not known.config or type(model) is not known.causal_lm:
+        if _is_foreign(config) or _is_foreign(model):
+            raise UnsupportedModelError(_foreign_code(config.model_type, known))
         expected = "none" if known is None else known.causal_lm.__name__
         raise UnsupportedModelError(
             f"{type(model).__name__} of type '{config.model_type}' cannot be cut: expected a "
@@ -176,6 +177,39 @@ def family_of(model: Any) -> Family:
             f"({expected}). Load it with AutoModelForCausalLM."
         )
     return known
+
+
+def _is_foreign(thing: Any) -> bool:
+    """Whether its class came with a model's files, not with transformers."""
+    return type(thing).__module__.partition(".")[0] == "transformers_modules"
+
+
+def _foreign_code(model_type: str, known: Family | None) -> str:
+    if known is not None:
+        return (
+            f"the model of type '{model_type}' was loaded with the code in its own folder, but "
+            "transformers has that family itself: leave out --trust-remote-code "
+            "(trust_remote_code=False)."
+        )
+    return (
+        f"the model runs on code in its own folder (type '{model_type}', which transformers does "
+        "not know), and results carry no such code, so none could be loaded: it cannot be cut. "
+        "Scores and evaluation may still work."
+    )
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse a tokenizer that a result could not be loaded with.
+
+    Raises:
+        UnsupportedModelError: it runs on code of its own, which results do not carry.
+    """
+    if _is_foreign(tokenizer):
+        raise UnsupportedModelError(
+            f"the tokenizer ({type(tokenizer).__name__}) runs on code in the model's own folder, "
+            "and results carry no such code, so none could be loaded: save it as a "
+            "PreTrainedTokenizerFast, and start from a folder with that one."
+        )
 
 
 def find_family(model_type: str) -> Family | None:

@@ -85,10 +85,14 @@ def file_tensors(model: Any, row: GgufFamily, dtype: torch.dtype) -> list[FileTe
         UnsupportedModelError: llama.cpp has no place for a weight.
     """
     config = model.config
+    if row.head == "tied" and not _is_embedding(model):
+        raise UnsupportedModelError(
+            "llama.cpp takes this family's embedding for its head, but the head is another one."
+        )
     names = gguf.get_tensor_name_map(row.architecture, config.num_hidden_layers)
     found = []
     for name, sources in _stacked(model.state_dict()).items():
-        if name == "lm_head.weight" and config.tie_word_embeddings and row.head != "own":
+        if name == "lm_head.weight" and row.head != "own" and _is_embedding(model):
             continue
         if name.endswith(".bias") and _drops(model, name, row):
             continue
@@ -102,6 +106,11 @@ def file_tensors(model: Any, row: GgufFamily, dtype: torch.dtype) -> list[FileTe
     for name, tensor in position_tensors(config, model.model.rotary_emb).items():
         found.append(FileTensor(name, (), (), torch.float32, tensor))
     return found
+
+
+def _is_embedding(model: Any) -> bool:
+    """Whether the head is the embedding, whatever the config says."""
+    return bool(model.get_output_embeddings().weight is model.get_input_embeddings().weight)
 
 
 def _with_type(one: FileTensor, dtype: torch.dtype) -> FileTensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ghostlayers import offload, quantized
+from ghostlayers.configs import answer_in_full
 from ghostlayers.errors import GhostlayersError, ModelError, RecipeError, UnsupportedModelError
 from ghostlayers.presets import find_preset
 from ghostlayers.recipe import RunOptions
@@ -110,6 +111,7 @@ def load_model(
         raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
     if not is_offloaded(model):
         model = _place(model, device)
+    answer_in_full(model.config)
     on_hub = not path.exists()
     base = BaseModel(
         name=name,
@@ -150,6 +152,11 @@ def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
         raise ModelError("a model in memory needs its tokenizer too: pass tokenizer=...")
     _check_buffers(model)
     remember_own_types(model)
+    if getattr(model.config, "return_dict", True) is False:
+        raise ModelError(
+            "the model in memory answers in tuples (its config has return_dict=False), but its "
+            "answers are read by name: set model.config.return_dict = True."
+        )
     name = getattr(model.config, "_name_or_path", "") or type(model).__name__
     folder = Path(name)
     base = BaseModel(

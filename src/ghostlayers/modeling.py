@@ -7,12 +7,19 @@ checkpoint.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+
+CODE = "modeling_ghostlayers.py"
+"""What this file is called in a checkpoint."""
+
+PREFIX = "ghostlayers_"
+"""Before the model type of a checkpoint that carries operators."""
 
 
 def repair_stream(
@@ -61,7 +68,8 @@ def nearest_piece(
     products = torch.empty_like(tokens)
     for index in range(pieces.shape[0]):
         members = nearest == index
-        products[members] = F.linear(tokens[members], pieces[index])
+        # Under autocast the product is of another type than the stream.
+        products[members] = F.linear(tokens[members], pieces[index]).to(products.dtype)
     return products.reshape(stream.shape)
 
 
@@ -93,11 +101,13 @@ class RepairedConfigMixin:
 
     In the file, one number (see `guarded_key`) is an object instead. A loader that ignores the
     model type, such as the stock class called by name, then stops with an error instead of
-    running the model without its repairs.
+    running the model without its repairs. With every file goes the code that reads it, whoever
+    saves: a model, a trainer, an adapter that was merged, a push to a hub.
     """
 
     repaired_boundaries: list[int]
     repair_shapes: dict[str, dict[str, list[int]]]
+    stock_classes: tuple[type, type, type]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -109,6 +119,12 @@ class RepairedConfigMixin:
             config_dict[key] = guard["value"]
             config_dict["repaired_boundaries"] = list(guard["repaired_boundaries"])
             config_dict["repair_shapes"] = dict(guard["repair_shapes"])
+        elif "repaired_boundaries" not in config_dict:
+            raise ValueError(
+                f"'{key}' of a config of type '{cls.model_type}' should be the object that "  # type: ignore[attr-defined]
+                f"Ghostlayers wrote, which says where repairs are, but is {guard!r}: config.json "
+                "was edited. Get it again."
+            )
         return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
     def to_json_string(self, use_diff: bool = True) -> str:
@@ -124,7 +140,132 @@ class RepairedConfigMixin:
             "note": "repaired by Ghostlayers: load with trust_remote_code=True, "
             "or import ghostlayers first",
         }
+        content["auto_map"] = auto_map(self.stock_classes)
+        content.update(old_spellings(content))
         return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: Any, use_diff: bool = True) -> None:
+        """Write the config's file, and beside it the code that it names."""
+        super().to_json_file(json_file_path, use_diff=use_diff)  # type: ignore[misc]
+        code = travelling_code(self.stock_classes, self.__class__.__module__)
+        (Path(json_file_path).parent / CODE).write_text(code, encoding="utf-8")
+
+
+def auto_map(stock_classes: Iterable[type]) -> dict[str, str]:
+    """Where the code of operators is, for ``trust_remote_code``."""
+    autos = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+    names = (f"{CODE.removesuffix('.py')}.Repaired{each.__name__}" for each in stock_classes)
+    return dict(zip(autos, names, strict=True))
+
+
+def travelling_code(stock_classes: tuple[type, type, type], module: str) -> str:
+    """The one file of code that a repaired checkpoint carries: this one, and a family's classes.
+
+    It needs torch and transformers, nothing else.
+
+    Args:
+        stock_classes: the family's own config, base model and causal language model.
+        module: where its repaired classes are; a copy that travelled has them here, and is whole.
+    """
+    source = Path(__file__).read_text(encoding="utf-8").rstrip() + "\n"
+    if module == __name__:
+        return source
+    names = [each.__name__ for each in stock_classes]
+    imports = [
+        f"from {each.__module__} import {each.__name__}  # noqa: E402" for each in stock_classes
+    ]
+    return (
+        source
+        + f"""
+
+{chr(10).join(imports)}
+
+{", ".join(f"Repaired{name}" for name in names)} = repaired_classes(
+    {", ".join(names)},
+    __name__,
+)
+"""
+    )
+
+
+OLD_LAYER_TYPES = {"granitemoehybrid": "layer_types", "zamba2": "layers_block_type"}
+"""Families with lists of kinds of layers for which transformers 5 has other words."""
+
+OLD_WORDS = {"linear_attention": "mamba", "full_attention": "attention"}
+
+
+def old_spellings(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What older readers than transformers 5 call some entries of a config's file.
+
+    Transformers 4, llama.cpp's converter and engines beside them read these; without them they
+    take their own default for a model's positions and say nothing. Transformers 5 reads both.
+
+    Args:
+        content: of the file, as transformers 5 writes it.
+    """
+    kind = str(content.get("model_type")).removeprefix(PREFIX)
+    old: dict[str, Any] = {}
+    if isinstance(content.get("dtype"), str):
+        old["torch_dtype"] = content["dtype"]
+    if content.get("num_local_experts") is not None:
+        old["num_experts"] = content["num_local_experts"]
+    name = OLD_LAYER_TYPES.get(kind, "")
+    if content.get(name):
+        old[name] = [OLD_WORDS.get(each, each) for each in content[name]]
+    return {**old, **old_positions(content.get("rope_parameters") or {}, kind)}
+
+
+TWO_BASES = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "olmo3")
+"""Families whose kinds of layers have positions of their own in transformers 4 already."""
+
+
+def old_positions(rope: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """What older readers call the entries of ``rope_parameters``."""
+    layered = any(isinstance(each, dict) for each in rope.values())
+    if layered and kind not in TWO_BASES:  # no older reader knows such a family
+        return {}
+    full = (rope.get("full_attention") or {}) if layered else rope
+    local = (rope.get("sliding_attention") or {}) if layered else {}
+    if full.get("rope_theta") is None:
+        return {}
+    old = {"rope_theta": full["rope_theta"], **old_scaling(full, kind)}
+    share = full.get("partial_rotary_factor")
+    if share is not None:
+        old["partial_rotary_factor"] = share
+    if kind.startswith("gpt_neox"):
+        old.update(rotary_emb_base=full["rope_theta"], rotary_pct=1.0 if share is None else share)
+    if local.get("rope_theta") is not None:
+        old["rope_local_base_freq"] = local["rope_theta"]
+    return old
+
+
+STRICT_READERS = {
+    ("phi3", "longrope"): {"short_factor", "long_factor"},
+    ("olmo", "linear"): {"factor"},
+    ("olmo", "dynamic"): {"factor"},
+    ("olmo2", "linear"): {"factor"},
+    ("olmo2", "dynamic"): {"factor"},
+}
+"""What families allow beside ``type`` in transformers 4, which refuses any other entry."""
+
+
+def old_scaling(rope: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """``rope_scaling``, and what belongs to it.
+
+    What an old reader has no words for stays as it is: then it refuses the model by name.
+    """
+    method, length = rope.get("rope_type", "default"), "original_max_position_embeddings"
+    if method == "default":
+        return {"rope_scaling": None}
+    elsewhere = {"rope_theta", "partial_rotary_factor", "type"}
+    scaling = {name: each for name, each in rope.items() if name not in elsewhere}
+    old = {"rope_scaling": scaling}
+    if method == "longrope" and rope.get(length) is not None:
+        old[length] = rope[length]
+    numbers = {name: each for name, each in scaling.items() if name not in {"rope_type", length}}
+    if numbers.keys() == STRICT_READERS.get((kind, method)):
+        old["rope_scaling"] = {"type": method, **numbers}
+    return old
 
 
 class RepairedLayerMixin:
@@ -172,31 +313,52 @@ def norm_eps(config: Any) -> float:
     return 1e-6
 
 
-class RepairedInitMixin:
-    """Refuses to make up a repair that a checkpoint should have held."""
+class RepairedLoadingMixin:
+    """Refuses to make up weights that a checkpoint should have held, and to drop a repair."""
 
     def _initialize_weights(self, module: nn.Module, *_: Any, **__: Any) -> None:
         # As for the family's own class: of code from elsewhere, transformers expects that it would
         # overwrite loaded weights, and so leaves out buffers that no checkpoint holds.
         super()._initialize_weights(module)  # type: ignore[misc]
 
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)  # type: ignore[misc]
-        if not getattr(module, "repair_comes_from_file", False):
-            return
-        for place in ("repair_before", "repair_after"):
-            for name, repair in repairs_of(module, place).items():
-                # What the file lacks is made before it is initialised; what is offloaded is not.
-                made_up = not (repair.is_meta or getattr(repair, "_is_hf_initialized", False))
-                if made_up:
-                    raise RuntimeError(
-                        f"the checkpoint lacks '{place}_{name}' of a repaired decoder layer: "
-                        "expected the weights that Ghostlayers wrote. The folder is incomplete or "
-                        "was edited; download it again, or make it again."
-                    )
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint, all of it."""
+        wanted = kwargs.pop("output_loading_info", False)
+        kwargs["output_loading_info"] = True
+        model, info = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+        check_loaded(info["missing_keys"], info["unexpected_keys"])
+        return (model, info) if wanted else model
 
 
-class RepairedModelMixin(RepairedInitMixin):
+def check_loaded(missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Refuse a model that is not what its files hold.
+
+    Args:
+        missing: weights that no file has; they were made up.
+        unexpected: tensors of the files that the model has no place for.
+    """
+    lacking = sorted(missing)
+    if lacking:
+        raise RuntimeError(
+            f"the checkpoint lacks {some(lacking)}: expected the weights that Ghostlayers wrote. "
+            "The folder is incomplete or was edited; download it again, or make it again."
+        )
+    dropped = sorted(each for each in unexpected if "repair_" in each.rpartition(".")[2])
+    if dropped:
+        raise RuntimeError(
+            f"the checkpoint holds {some(dropped)}, but its config.json knows no such repair: it "
+            "was edited. Download it again, or make it again."
+        )
+
+
+def some(names: list[str]) -> str:
+    """The first few of many names."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{each}'" for each in names[:3]) + more
+
+
+class RepairedModelMixin(RepairedLoadingMixin):
     """A base model whose layers next to a gap carry repairs."""
 
     def __init__(self, config: Any) -> None:
@@ -211,10 +373,9 @@ class RepairedModelMixin(RepairedInitMixin):
             shapes = config.repair_shapes[str(boundary)]
             made = {n: nn.Parameter(like.new_zeros(shape)) for n, shape in shapes.items()}
             add_repair(layer, place, made, norm_eps(config))
-            layer.repair_comes_from_file = like.is_meta  # so from_pretrained builds a model
 
 
-class RepairedForCausalLMMixin(RepairedInitMixin):
+class RepairedForCausalLMMixin(RepairedLoadingMixin):
     """A causal language model over a repaired base model."""
 
     stock_model_class: type[nn.Module]
@@ -246,23 +407,28 @@ def repaired_layer_class(layer_class: type) -> type:
 
 
 def repaired_classes(
-    model_type: str,
-    config_class: Any,
-    model_class: Any,
-    causal_lm_class: Any,
-    module: str,
+    config_class: Any, model_class: Any, causal_lm_class: Any, module: str
 ) -> tuple[Any, Any, Any]:
     """Derive the classes of a repaired family from the family's own.
+
+    Args:
+        config_class: the family's config.
+        model_class: its base model.
+        causal_lm_class: its causal language model.
+        module: where the derived classes can be found by name.
 
     Returns:
         Config, base model and causal language model, named ``Repaired...``.
     """
+    stock = (config_class, model_class, causal_lm_class)
 
     def derive(mixin: type, parent: type, **attributes: Any) -> Any:
         name = f"Repaired{parent.__name__}"
         return type(name, (mixin, parent), {"__module__": module, **attributes})
 
-    config = derive(RepairedConfigMixin, config_class, model_type=model_type)
+    repaired_type = f"{PREFIX}{config_class.model_type}"
+    named = {"model_type": repaired_type, "stock_classes": stock}
+    config = derive(RepairedConfigMixin, config_class, **named)
     whole = list(getattr(model_class, "_no_split_modules", None) or [])
     own = {
         "config_class": config,
@@ -271,4 +437,26 @@ def repaired_classes(
     model = derive(RepairedModelMixin, model_class, **own)
     both = {"stock_model_class": model_class, "repaired_model_class": model}
     causal_lm = derive(RepairedForCausalLMMixin, causal_lm_class, **both, **own)
+    share_conversions(config_class.model_type, repaired_type)
+    for one, other in ((model_class, model), (causal_lm_class, causal_lm)):
+        share_conversions(one.__name__, other.__name__)
     return config, model, causal_lm
+
+
+def share_conversions(stock: str, repaired: str) -> None:
+    """Let repaired checkpoints name and split weights as those of their family do.
+
+    Transformers 5 packs experts and renames weights as it loads; version 4 knows checkpoints in the
+    family's own form alone.
+
+    Args:
+        stock: a model type or the name of a class.
+        repaired: that of the repaired family.
+    """
+    try:
+        from transformers import conversion_mapping as conversions
+    except ImportError:
+        return
+    found = conversions.get_checkpoint_conversion_mapping(stock)
+    if found is not None:
+        conversions.register_checkpoint_conversion_mapping(repaired, found, overwrite=True)

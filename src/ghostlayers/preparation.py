@@ -18,7 +18,7 @@ from ghostlayers.errors import (
     UnsupportedModelError,
     WindowError,
 )
-from ghostlayers.families import check_config, family_of
+from ghostlayers.families import check_config, check_tokenizer, family_of
 from ghostlayers.features import check_fit_tokens, check_method
 from ghostlayers.fitting import Fitting
 from ghostlayers.loading import LoadedModel, check_causal, from_memory, load_model, read_config
@@ -102,6 +102,7 @@ def check_request(
     """
     if surgery_follows:
         family_of(loaded.model)
+        check_tokenizer(loaded.tokenizer)
         _refuse_quantized(loaded.model)
     try:
         return _check(loaded, recipe, surgery_follows=surgery_follows)
@@ -270,6 +271,7 @@ def read_calibration(
         seed=recipe.seed,
         sampling=recipe.sampling,
     )
+    tokens.check_tokens(loaded.model, loaded.tokenizer, calibration, held_out)
     return corpus, calibration, held_out
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ghostlayers import modeling, residency
 from ghostlayers.agreement import check_agreement
 from ghostlayers.anatomy import anatomy_of
-from ghostlayers.configs import slice_config
+from ghostlayers.configs import say_what_is, slice_config
 from ghostlayers.errors import InputError, UnsupportedModelError
 from ghostlayers.families import Family, family_of
 from ghostlayers.features import caught, tap_places
@@ -70,6 +70,7 @@ def prune_layers(
     _keep_layers(find_decoder_layers(pruned), kept)
     before = dict(vars(pruned.config))
     slice_config(pruned.config, kept)
+    say_what_is(pruned)
     _pass_on_lists(find_decoder_layers(pruned), before, pruned.config)
     if spans:
         check_agreement(pruned)

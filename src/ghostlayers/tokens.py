@@ -356,6 +356,29 @@ def _owners_at(stream: TokenStream, starts: Sequence[int], body: int) -> Iterabl
     return [int(each) for each in torch.cat(owners).unique()] if owners else []
 
 
+def check_tokens(model: Any, tokenizer: Any, *drawn: Windows) -> None:
+    """Refuse windows with tokens that the model has no embedding for.
+
+    Args:
+        model: a causal language model.
+        tokenizer: the one that made the windows.
+        drawn: the windows.
+
+    Raises:
+        WindowError: the message names the first such token, and both sizes.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(int(each.input_ids.max()) for each in drawn if each.input_ids.numel())
+    if largest >= rows:
+        name = tokenizer.convert_ids_to_tokens(largest)
+        raise WindowError(
+            f"the tokenizer makes token {largest} ({name!r}) of the text, but the model's "
+            f"embedding has {rows} rows, and the tokenizer {len(tokenizer)} tokens: they do not "
+            "belong together. Give the tokenizer that the model was trained with, or enlarge the "
+            "embedding (resize_token_embeddings) and train it."
+        )
+
+
 def check_sequence_length(
     config: Any, sequence_length: int, option: str = "--sequence-length"
 ) -> None:
