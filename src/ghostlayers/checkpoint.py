@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from ghostlayers import modeling, reload_check
+from ghostlayers import modeling, multimodal, reload_check
 from ghostlayers.errors import (
     GhostlayersError,
     ModelError,
@@ -139,6 +139,7 @@ def save_checkpoint(
     *,
     stored_dtype: torch.dtype,
     base_folder: Path | None = None,
+    processor: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Verification:
     """Write a model with its record and card, and prove that it reloads.
@@ -150,6 +151,7 @@ def save_checkpoint(
         record: provenance; hashes of the files and the verification are added.
         stored_dtype: the type of the weights on disk.
         base_folder: where licence files of the base model are copied from.
+        processor: further files of a vision-language model, by name.
         overwrite: replace a checkpoint that Ghostlayers made.
 
     Raises:
@@ -158,8 +160,9 @@ def save_checkpoint(
     """
     check_output(out, overwrite=overwrite, needed_bytes=checkpoint_bytes(model, stored_dtype))
     with _staging(out) as folder:
-        _write_model(folder, model, stored_dtype)
+        _write_model(folder, multimodal.whole_of(model), stored_dtype)
         tokenizer.save_pretrained(folder)
+        multimodal.write_processor(folder, processor or {})
         _copy_licences(base_folder, folder)
         verification = verify(folder, model)
         mode = _mode(model, record)
@@ -378,7 +381,8 @@ def _repaired_family(model: Any) -> Family | None:
 
 def _complete_config(path: Path, more: dict[str, Any]) -> None:
     """Add what transformers leaves out; it writes down the type that the model computed in, too."""
-    _write_json(path, json.loads(path.read_text(encoding="utf-8")) | more)
+    content = json.loads(path.read_text(encoding="utf-8")) | more
+    _write_json(path, multimodal.with_one_dtype(content, content["dtype"]))
 
 
 def _auto_map(family: Family) -> dict[str, str]:

@@ -7,7 +7,7 @@ at all is refused by name.
 from dataclasses import dataclass
 from typing import Any
 
-from ghostlayers import modeling
+from ghostlayers import modeling, multimodal
 from ghostlayers.errors import UnsupportedModelError
 
 PREFIX = "ghostlayers_"
@@ -167,6 +167,9 @@ def family_of(model: Any) -> Family:
     """
     config = model.config
     check_config(config)
+    if isinstance(model, multimodal.TextView):
+        multimodal.check_family(model)
+        return Family(config.model_type, type(config), type(model.text_part), type(model.whole))
     known = find_family(config.model_type)
     if known is None or type(config) is not known.config or type(model) is not known.causal_lm:
         expected = "none" if known is None else known.causal_lm.__name__

@@ -4,14 +4,15 @@ import contextlib
 import io
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ghostlayers import offload, quantized
-from ghostlayers.errors import ModelError, RecipeError
+from ghostlayers import multimodal, offload, quantized
+from ghostlayers.errors import GhostlayersError, ModelError, RecipeError
 from ghostlayers.presets import find_preset
 from ghostlayers.recipe import RunOptions
 from ghostlayers.residency import is_offloaded, residency_of
@@ -54,16 +55,19 @@ class LoadedModel:
     """A model ready to be measured.
 
     Attributes:
-        model: a causal language model in evaluation mode.
+        model: a causal language model in evaluation mode, or the text part of a vision-language
+            one (`multimodal.TextView`).
         tokenizer: its tokenizer.
         base: where it comes from.
         stored_dtype: the type its weights have on disk, and will have in a new checkpoint.
+        processor: files that a vision-language model has beside its tokenizer, by name.
     """
 
     model: Any
     tokenizer: Any
     base: BaseModel
     stored_dtype: torch.dtype
+    processor: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_model(
@@ -91,7 +95,7 @@ def load_model(
     quantized.check_quantization(packed)
     try:
         model, tokenizer, stored = _read(place, extra, options, device, packed)
-    except RecipeError:
+    except GhostlayersError:
         raise
     except Exception as error:  # damaged files raise the unrelated types of many libraries
         raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
@@ -100,14 +104,15 @@ def load_model(
     model = model.eval()
     base = BaseModel(
         name=name,
-        revision=getattr(model.config, "_commit_hash", None) or revision,
+        revision=getattr(multimodal.whole_of(model).config, "_commit_hash", None) or revision,
         licence=_licence(path, name),
         title=_title(path),
         folder=path if path.is_dir() else None,
         on_hub=not path.exists(),
         quantized=quantized.quantization_method(packed),
     )
-    return LoadedModel(model, tokenizer, base, stored)
+    processor = multimodal.processor_of(model, place, revision)
+    return LoadedModel(model, tokenizer, base, stored, processor)
 
 
 def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
@@ -141,7 +146,11 @@ def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
         licence=_licence(folder, name) if folder.is_dir() else None,
         folder=folder if folder.is_dir() else None,
     )
-    return LoadedModel(model, tokenizer, base, model.dtype)
+    tokenizer, processor = multimodal.split_processor(tokenizer)
+    view = multimodal.text_view(model)
+    known = base.folder or (name if base.revision else None)
+    processor = multimodal.processor_of(view, known, base.revision) | processor
+    return LoadedModel(view, tokenizer, base, model.dtype, processor)
 
 
 def _check_buffers(model: Any) -> None:
@@ -195,25 +204,27 @@ def _read(
     The model is loaded in the type to compute in, not cast afterwards: families keep constants in
     buffers (Gemma's embedding scale) that would stay rounded.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     if "gguf_file" in extra:
         return _read_gguf(place, extra, options, device)
+    config = AutoConfig.from_pretrained(place, **extra)
+    auto = multimodal.auto_class(config)
     tokenizer = AutoTokenizer.from_pretrained(place, **extra)
     weights = {**extra, **quantized.loading_options(packed, device), "use_safetensors": True}
-    stored = AutoConfig.from_pretrained(place, **extra).get_text_config().dtype
+    stored = config.get_text_config().dtype
     wanted = "auto" if stored is None else compute_dtype(options, stored, device)
     if stored is not None and _may_not_fit(place, options, device, packed):
         return _read_offloaded(place, extra, options, device, wanted), tokenizer, stored
-    model = AutoModelForCausalLM.from_pretrained(place, dtype=wanted, **weights)
+    model = auto.from_pretrained(place, dtype=wanted, **weights)
     if stored is None:  # an old config that names no type: the weights themselves tell
         stored = model.dtype
         compute = compute_dtype(options, stored, device)
         if compute != stored:
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=compute, **weights)
+            model = auto.from_pretrained(place, dtype=compute, **weights)
     if quantized.quantization_method(packed) is not None:
         model = quantized.expand(model, stored)
-    return model, tokenizer, stored
+    return multimodal.text_view(model), tokenizer, stored
 
 
 def _may_not_fit(
@@ -237,14 +248,15 @@ def _read_offloaded(
     place: str, extra: dict[str, Any], options: RunOptions, device: torch.device, dtype: Any
 ) -> Any:
     """A model whose weights go where there is room for them."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(place, **extra).get_text_config()
+    config = AutoConfig.from_pretrained(place, **extra)
     placement = offload.place_weights(config, dtype, options, device)
-    memory = offload.memory_for(placement, config, dtype, options, device)
-    model = AutoModelForCausalLM.from_pretrained(
+    memory = offload.memory_for(placement, config.get_text_config(), dtype, options, device)
+    model = multimodal.auto_class(config).from_pretrained(
         place, dtype=dtype, use_safetensors=True, **offload.loading_options(placement), **extra
     )
+    model = multimodal.text_view(model)
     residency_of(model, list(find_decoder_layers(model))).memory = memory
     return model
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import checkpoint, journal, steps, surgery, text, tokens
+from ghostlayers import checkpoint, journal, multimodal, steps, surgery, text, tokens
 from ghostlayers.estimate import probe_blindly
 from ghostlayers.evaluation import (
     EvaluationResult,
@@ -112,7 +112,7 @@ def prune(
         pruned = steps.as_stock_layers(dense.model, pruned, spans, repairs, stored)
 
     return PrunedModel(
-        model=pruned,
+        model=multimodal.whole_of(pruned),
         dense=dense,
         recipe=recipe,
         spans=spans,
@@ -122,7 +122,8 @@ def prune(
         evidence=evidence,
         births=births,
         kept_in=None if keep is None else Path(keep),
-        record=make_record(
+        record=multimodal.described(dense.model)
+        | make_record(
             base=dense.base,
             recipe=recipe,
             corpus=corpus,

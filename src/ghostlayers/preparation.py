@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import surgery, text, tokens
+from ghostlayers import multimodal, surgery, text, tokens
 from ghostlayers.anatomy import Anatomy, anatomy_or_reason
 from ghostlayers.errors import (
     CorpusError,
@@ -77,8 +77,9 @@ def open_model(
 
 def _check_config(name: str, revision: str | None) -> None:
     config = read_config(name, revision)
-    if "model_type" in config:
-        check_config(config)
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and "model_type" in part:
+            check_config(part)
 
 
 def check_request(
@@ -99,7 +100,7 @@ def check_request(
     """
     if surgery_follows:
         family_of(loaded.model)
-        _refuse_quantized(loaded.model)
+        _refuse_quantized(multimodal.whole_of(loaded.model))
     try:
         return _check(loaded, recipe, surgery_follows=surgery_follows)
     except (UnsupportedModelError, InputError) as error:
@@ -130,6 +131,8 @@ def _check(loaded: LoadedModel, recipe: Recipe, *, surgery_follows: bool = True)
             f"repair '{recipe.repair}' cannot be saved in a checkpoint yet; `ghostlayers compare` "
             "measures it. To save: ghost, normed, joint:x+z, joint:x+norm, piecewise or refit."
         )
+    if surgery_follows:
+        multimodal.check_recipe(loaded.model, method.form, recipe.export, recipe.repair)
     if recipe.export == "stock-layer" and surgery_follows:
         check_stock_layer(loaded.model)
     spans = () if removed is None else merge_layers(removed)

@@ -7,12 +7,14 @@ ROOM is how many bytes of weights may be in memory; 0 for all.
 It imports torch, transformers and safetensors, never ghostlayers: it finds what anyone gets.
 """
 
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 
 def main(checkpoint: str, request: str, answer: str, dtype: str, device: str, room: str) -> None:
@@ -23,7 +25,9 @@ def main(checkpoint: str, request: str, answer: str, dtype: str, device: str, ro
         limits = {"cpu": int(room)} if device == "cpu" else {place: int(room), "cpu": int(room)}
         folder = f"{answer}.offload"
         elsewhere = {"device_map": "auto", "max_memory": limits, "offload_folder": folder}
-    model = AutoModelForCausalLM.from_pretrained(
+    config = json.loads(Path(checkpoint, "config.json").read_text(encoding="utf-8"))
+    auto = AutoModelForImageTextToText if "text_config" in config else AutoModelForCausalLM
+    model = auto.from_pretrained(
         checkpoint,
         dtype=getattr(torch, dtype),
         trust_remote_code=True,
@@ -34,9 +38,18 @@ def main(checkpoint: str, request: str, answer: str, dtype: str, device: str, ro
         model.to(torch.device(device))
     ids = load_file(request)["input_ids"].to(device)
     with torch.no_grad():
-        logits = model(input_ids=ids, use_cache=False).logits
+        logits = _logits(model, ids, whole="text_config" in config)
     save_file({"logits": logits.float().cpu().contiguous()}, answer)
     assert "ghostlayers" not in sys.modules
+
+
+def _logits(model: Any, ids: torch.Tensor, *, whole: bool) -> torch.Tensor:
+    if not whole:
+        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+        return logits
+    # Some releases of transformers fail to name the outputs of some such models (Llama 4 in 5.24).
+    outputs = model(input_ids=ids, use_cache=False, return_dict=False)
+    return next(each for each in outputs if each.ndim == 3)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghostlayers import modeling, residency
+from ghostlayers import modeling, multimodal, residency
 from ghostlayers.agreement import check_agreement
 from ghostlayers.anatomy import anatomy_of
 from ghostlayers.configs import slice_config
@@ -61,6 +61,7 @@ def prune_layers(
     layers = find_decoder_layers(model)
     if spans:
         check_layers([layer for span in spans for layer in span.layers], len(layers))
+    multimodal.check_spans(model, spans)
     repairs = dict(sorted((repairs or {}).items()))
     pruned = share_weights(model)
     changed = _changed_weights(model, layers, repairs, stored_dtype or model.dtype, folded or {})
@@ -70,15 +71,18 @@ def prune_layers(
     _keep_layers(find_decoder_layers(pruned), kept)
     before = dict(vars(pruned.config))
     slice_config(pruned.config, kept)
+    multimodal.adopt_config(pruned)
     _pass_on_lists(find_decoder_layers(pruned), before, pruned.config)
     if spans:
         check_agreement(pruned)
     operators = {span: each.operator for span, each in repairs.items() if each.operator is not None}
-    stored = {span: each for span, each in operators.items() if not each.maps}
+    # A vision-language model has no place for operators in its checkpoint, as yet.
+    hooked = operators if multimodal.whole_of(pruned) is not pruned else {}
+    stored = {s: each for s, each in operators.items() if not each.maps and s not in hooked}
     if stored:
         _insert_repairs(pruned, family, spans, stored)
     for span, operator in operators.items():
-        if operator.maps:
+        if operator.maps or span in hooked:
             _hook_operator(model, pruned, spans, span, operator)
     return pruned
 
