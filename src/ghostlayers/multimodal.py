@@ -163,6 +163,10 @@ def text_view(model: Any) -> Any:
         raise _refusal(kind, "its text part is no single stack of decoder layers")
     if type(part.config) is not type(text):
         raise _refusal(kind, "its text part is built from another config than its own")
+    taken = inspect.signature(view.speaker.forward).parameters.items()
+    needed = [name for name, each in taken if each.default is each.empty and each.kind.value < 2]
+    if set(needed) - {"input_ids"}:
+        raise _refusal(kind, f"it does not answer to text alone (it wants {', '.join(needed)})")
     return view
 
 
@@ -329,9 +333,14 @@ def read_processor(place: str, revision: str | None = None) -> dict[str, str]:
 def _without_code(text: str) -> str:
     """A JSON file as it stands, unless it names code that would not travel with it."""
     content = json.loads(text)
-    if not isinstance(content, dict) or "auto_map" not in content:
-        return text
-    return json.dumps({k: v for k, v in content.items() if k != "auto_map"}, indent=2) + "\n"
+    plain = _without_key(content, "auto_map")
+    return text if plain == content else json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
+
+
+def _without_key(content: Any, key: str) -> Any:
+    if isinstance(content, dict):
+        return {name: _without_key(each, key) for name, each in content.items() if name != key}
+    return [_without_key(each, key) for each in content] if isinstance(content, list) else content
 
 
 def write_processor(folder: Path, files: Mapping[str, str]) -> None:

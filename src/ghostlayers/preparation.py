@@ -31,7 +31,7 @@ from ghostlayers.selection import (
     eligible_layers,
     find_selection,
 )
-from ghostlayers.spans import check_count, check_layers, format_layers, merge_layers
+from ghostlayers.spans import Span, check_count, check_layers, format_layers, merge_layers
 from ghostlayers.stock_layer import check_stock_layer
 from ghostlayers.stream import LayerwiseModel
 from ghostlayers.text import Corpus
@@ -205,7 +205,8 @@ def check_selection(model: Any, recipe: Recipe, num_layers: int) -> None:
         return
     eligible = eligible_layers(choice, num_layers, recipe.kept_edges, keep_first=keep_first)
     check_eligible(choice, eligible, recipe.layers, num_layers, recipe.kept_edges)
-    if surgery.loses_any_layer(model):
+    multimodal.check_spans(model, (Span(eligible[0], eligible[0] + 1),))
+    if surgery.loses_any_layer(model, behind=multimodal.fed_layers(model)):
         return
     raise UnsupportedModelError(
         f"'{recipe.select}' chooses layers one by one, but models of type "

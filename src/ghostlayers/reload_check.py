@@ -44,12 +44,11 @@ def main(checkpoint: str, request: str, answer: str, dtype: str, device: str, ro
 
 
 def _logits(model: Any, ids: torch.Tensor, *, whole: bool) -> torch.Tensor:
-    if not whole:
-        logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
-        return logits
-    # Some releases of transformers fail to name the outputs of some such models (Llama 4 in 5.24).
-    outputs = model(input_ids=ids, use_cache=False, return_dict=False)
-    return next(each for each in outputs if each.ndim == 3)
+    # Llama 4's text part has a head of its own, and the whole cannot run in transformers 5.24.
+    part = model.get_decoder() if whole else model
+    speaker = model if part.get_output_embeddings() is None else part
+    logits: torch.Tensor = speaker(input_ids=ids, use_cache=False).logits
+    return logits
 
 
 if __name__ == "__main__":

@@ -97,10 +97,15 @@ def check_cut(model: Any, spans: Sequence[Span]) -> None:
     prune_layers(model, spans)
 
 
-def loses_any_layer(model: Any) -> bool:
-    """Whether any layers can go: without its first one, every other layer has another number."""
+def loses_any_layer(model: Any, behind: int = 0) -> bool:
+    """Whether any layers can go: without its first one, every other layer has another number.
+
+    Args:
+        model: whose layers.
+        behind: of those from this one on.
+    """
     try:
-        check_cut(model, (Span(0, 1),))
+        check_cut(model, (Span(behind, behind + 1),))
     except UnsupportedModelError:
         return False
     return True
