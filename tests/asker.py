@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+PATCHES = [250, 251, 252, 253, 256]
+"""Tokens that stand for parts of an image, which no model should say."""
+
 
 def logits_of(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits on an image and words.
@@ -31,7 +34,12 @@ def tokens_of(model: Any, inputs: dict[str, torch.Tensor], *, cached: bool) -> t
     if model.config.model_type == "llama4":
         model, inputs = model.language_model, {"input_ids": inputs["input_ids"]}
     return model.generate(
-        **inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False, use_cache=cached
+        **inputs,
+        max_new_tokens=6,
+        min_new_tokens=6,
+        do_sample=False,
+        use_cache=cached,
+        suppress_tokens=PATCHES,
     )
 
 

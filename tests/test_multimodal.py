@@ -1,8 +1,7 @@
 """Vision-language models: cut in their text part, saved whole, asked about an image."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ import ghostlayers
 import seeing
 from asker import logits_of
 from conftest import make_byte_tokenizer
-from ghostlayers import hub, multimodal
+from forked import Forks
+from ghostlayers import checkpoint, hub, multimodal
 from ghostlayers.cli.app import app
 from ghostlayers.errors import GhostlayersError, RecipeError, UnsupportedModelError
 from ghostlayers.recipe import RunOptions
@@ -52,6 +52,20 @@ def planted(name: str, **text: Any) -> Any:
 
 def tensors_of(model: Any) -> dict[str, torch.Tensor]:
     return {name: each.clone() for name, each in model.state_dict().items()}
+
+
+KINDS = [*(name.split()[0] for name in CUT), "siglip", "clip", "pixtral", "qwen2", "cohere2"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def asked() -> Iterator[Forks]:
+    """Importing a family takes longer than loading one of these models."""
+    modules = [f"transformers.models.{kind}.modeling_{kind}" for kind in dict.fromkeys(KINDS)]
+    forks = Forks(modules, isolated=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_run_alone", forks.run)
+        yield forks
+    forks.close()
 
 
 @pytest.fixture(scope="module")
@@ -89,22 +103,18 @@ def saved(
 
 @pytest.fixture(scope="module")
 def answers(
-    saved: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+    saved: tuple[Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory, asked: Forks
 ) -> dict[str, Any]:
     """What one fresh process gets of all of them."""
-    return ask(saved[0], {name: seeing.question(name) for name in CUT}, tmp_path_factory)
+    scratch = tmp_path_factory.mktemp("asked")
+    return ask(asked, saved[0], {name: seeing.question(name) for name in CUT}, scratch)
 
 
-def ask(folder: Path, questions: dict[str, Any], factory: Any) -> dict[str, Any]:
-    scratch = factory.mktemp("asked")
+def ask(forks: Forks, folder: Path, questions: dict[str, Any], scratch: Path) -> dict[str, Any]:
     torch.save(questions, scratch / "request.pt")
-    program = Path(__file__).parent / "asker.py"
-    done = subprocess.run(
-        [sys.executable, "-P", program, folder, scratch / "request.pt", scratch / "answers.pt"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    program = str(Path(__file__).parent / "asker.py")
+    places = [str(each) for each in (folder, scratch / "request.pt", scratch / "answers.pt")]
+    done = forks.run(program, places, {})
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = torch.load(scratch / "answers.pt", weights_only=False)
     return found
@@ -181,6 +191,8 @@ def test_the_config_is_the_base_models_but_for_the_layers(
     old, new = (
         json.loads((place / name / "config.json").read_text()) for place in (folders, saved[0])
     )
+    for part in ("text_config", "vision_config"):  # the type of the weights, where nothing was said
+        assert new[part].pop("dtype") == old[part].pop("dtype", "float32")
     assert new["text_config"].pop("num_hidden_layers") == 4
     assert old["text_config"].pop("num_hidden_layers") == 6
     for key in [key for key in old["text_config"] if isinstance(old["text_config"][key], list)]:
@@ -190,6 +202,9 @@ def test_the_config_is_the_base_models_but_for_the_layers(
     if name == "llama4":  # which layers have experts: their numbers
         assert old["text_config"].pop("moe_layers") == [1, 3, 5]
         assert new["text_config"].pop("moe_layers") == [1, 3]
+    if "max_window_layers" in old["text_config"]:  # layers before those that slide, if any do
+        assert old["text_config"].pop("max_window_layers") == 28
+        assert new["text_config"].pop("max_window_layers") == 4
     assert new == old
 
 
@@ -219,7 +234,7 @@ def test_the_processors_files_travel_without_code(saved: tuple[Path, dict[str, A
 
 
 def test_a_picture_goes_through_the_saved_processor(
-    tmp_path: Path, some_text: list[str], tmp_path_factory: pytest.TempPathFactory
+    tmp_path: Path, some_text: list[str], asked: Forks
 ) -> None:
     """From a model and a processor in memory, folded repair and all."""
     tokenizer = make_byte_tokenizer(bos=False)
@@ -236,12 +251,12 @@ def test_a_picture_goes_through_the_saved_processor(
         model, tokenizer=processor, remove="2-3", repair="refit:2:ridge=auto", data=some_text, **FEW
     )
     pruned.save(tmp_path / "out")
-    asked = {
+    question = {
         "images": Image.effect_noise((20, 24), 80).convert("RGB"),
         "text": "What is in <image> here?",
     }
-    found = ask(tmp_path, {"out": asked}, tmp_path_factory)["out"]
-    inputs = dict(processor(**asked, return_tensors="pt"))
+    found = ask(asked, tmp_path, {"out": question}, tmp_path)["out"]
+    inputs = dict(processor(**question, return_tensors="pt"))
     assert torch.equal(found["logits"], logits_of(pruned.model, inputs))
     assert torch.equal(found["cached"], found["uncached"])
 
