@@ -312,7 +312,7 @@ def read_processor(place: str, revision: str | None = None) -> dict[str, str]:
         place: a folder, or an id on the hub.
         revision: on the hub.
     """
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     found = {}
     for name in PROCESSOR_FILES:

@@ -109,9 +109,7 @@ def _skeleton(config: Any, dtype: torch.dtype, options: RunOptions) -> Any:
     auto = multimodal.auto_class(config)
     config = config if multimodal.is_whole(config) else config.get_text_config()
     with init_empty_weights():
-        return auto.from_config(
-            config, dtype=dtype, trust_remote_code=options.trust_remote_code
-        )
+        return auto.from_config(config, dtype=dtype, trust_remote_code=options.trust_remote_code)
 
 
 def _unique(model: nn.Module) -> Iterator[torch.Tensor]:
