@@ -110,7 +110,7 @@ def render() -> str:
         seen + "\n## Refused\n\n| model type | because |\n|---|---|\n" + "\n".join(refused) + "\n"
     )
     head = HEAD.replace("VERSION", transformers.__version__)
-    return head + "\n".join(rows) + "\n" + tail
+    return head + "\n".join(rows) + "\n" + seen + tail
 
 
 if __name__ == "__main__":

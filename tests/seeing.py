@@ -191,7 +191,7 @@ def build(name: str, seed: int = 0, **text: Any) -> Any:
     model = AutoModelForImageTextToText.from_config(config).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=False)
-        # Zero-initialised gains would hide a wrong layer, and so would a projector that gives nothing.
+        # Zero-initialised gains would hide a wrong layer, and such projectors the image.
         if parameter.ndim == 1 or not parameter.any():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model

@@ -203,7 +203,7 @@ def test_the_config_is_the_base_models_but_for_the_layers(
         assert old["text_config"].pop("moe_layers") == [1, 3, 5]
         assert new["text_config"].pop("moe_layers") == [1, 3]
     if "max_window_layers" in old["text_config"]:  # layers before those that slide, if any do
-        assert old["text_config"].pop("max_window_layers") == 28
+        assert old["text_config"].pop("max_window_layers") >= 6
         assert new["text_config"].pop("max_window_layers") == 4
     assert new == old
 
