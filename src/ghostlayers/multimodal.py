@@ -254,9 +254,9 @@ def check_spans(model: Any, spans: Sequence[Span]) -> None:
     gone = [layer for span in spans for layer in span.layers if layer < fed]
     if gone:
         raise UnsupportedModelError(
-            f"layers {format_layers(gone)} cannot go: this model adds features of the image to the "
-            f"stream behind each of its first {fed} decoder layers, by their numbers. Remove later "
-            f"ones (--keep-layers first:{fed})."
+            f"decoder layers {format_layers(gone)} cannot go: this model adds features of the image "
+            f"to the stream behind each of its first {fed}, by their numbers. Remove later ones "
+            f"(--keep-layers first:{fed})."
         )
 
 

@@ -30,6 +30,7 @@ from ghostlayers.plan_units import Plan
 from ghostlayers.preparation import (
     Documents,
     check_request,
+    check_result,
     make_fitting,
     make_recipe,
     open_model,
@@ -86,7 +87,7 @@ def prune(
     run = Run(_options_for(recipe, options), progress or Silent())
     dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
     started = seconds_since_start()
-    layerwise = check_request(dense, recipe)
+    layerwise = check_result(dense, recipe)
     corpus, windows, held_out = read_calibration(dense, recipe, data)
     fitting = make_fitting(dense, recipe)
     measured_on = held_out.first(recipe.num_held_out_windows)
@@ -167,7 +168,7 @@ def plan(
     options = _options_for(recipe, options)
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
     started = seconds_since_start()
-    layerwise = check_request(dense, recipe)
+    layerwise = check_result(dense, recipe)
     return _plan(dense, layerwise, recipe, options, started, output)
 
 

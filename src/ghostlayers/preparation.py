@@ -110,6 +110,17 @@ def check_request(
         raise type(error)(_beside_preset(loaded, recipe, error)) from error
 
 
+def check_result(loaded: LoadedModel, recipe: Recipe) -> LayerwiseModel:
+    """`check_request`, where a checkpoint is to be made of what comes out.
+
+    Raises:
+        RecipeError: the model has no place for the repair.
+    """
+    form = find_method(recipe.repair).form
+    multimodal.check_recipe(loaded.model, form, recipe.export, recipe.repair)
+    return check_request(loaded, recipe)
+
+
 def _check(loaded: LoadedModel, recipe: Recipe, *, surgery_follows: bool = True) -> LayerwiseModel:
     layerwise = LayerwiseModel(loaded.model)
     removed = recipe.removed()
@@ -131,8 +142,6 @@ def _check(loaded: LoadedModel, recipe: Recipe, *, surgery_follows: bool = True)
             f"repair '{recipe.repair}' cannot be saved in a checkpoint yet; `ghostlayers compare` "
             "measures it. To save: ghost, normed, joint:x+z, joint:x+norm, piecewise or refit."
         )
-    if surgery_follows:
-        multimodal.check_recipe(loaded.model, method.form, recipe.export, recipe.repair)
     if recipe.export == "stock-layer" and surgery_follows:
         check_stock_layer(loaded.model)
     spans = () if removed is None else merge_layers(removed)
