@@ -170,7 +170,7 @@ def family_of(model: Any) -> Family:
     config = model.config
     check_config(config)
     if isinstance(model, multimodal.TextView):
-        multimodal.check_family(model)
+        multimodal.fed_layers(model)
         return Family(config.model_type, type(config), type(model.text_part), type(model.whole))
     known = find_family(config.model_type)
     if known is None or type(config) is not known.config or type(model) is not known.causal_lm:

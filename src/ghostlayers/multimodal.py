@@ -155,6 +155,7 @@ def text_view(model: Any) -> Any:
     if isinstance(model, TextView) or config is None or not is_whole(config):
         return model
     _check_config(config)
+    _check_class(model)
     kind, text = config.model_type, config.get_text_config()
     view = TextView(model)
     part = view.text_part
@@ -204,23 +205,17 @@ def adopt_config(view: Any) -> None:
     setattr(view.whole.config, entry, after)
 
 
-def check_family(view: TextView) -> None:
-    """Refuse a whole model that is not transformers' own, or that has layers that text never meets.
-
-    Raises:
-        UnsupportedModelError: with the reason.
-    """
+def _check_class(whole: Any) -> None:
+    """Refuse a whole model that is not transformers' own, or has no head."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-    whole = view.whole
     known = _classes(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(whole.config)])
     if type(whole) not in known:
         names = " or ".join(each.__name__ for each in known)
         raise UnsupportedModelError(
-            f"{type(whole).__name__} cannot be cut: expected the class that transformers has for "
-            f"'{whole.config.model_type}' ({names}). Load it with {LOADS_WITH}."
+            f"{type(whole).__name__} cannot be measured or cut: expected the class that "
+            f"transformers has for '{whole.config.model_type}' ({names}). Load it with {LOADS_WITH}."
         )
-    fed_layers(view)
 
 
 def fed_layers(model: Any) -> int:
@@ -254,9 +249,9 @@ def check_spans(model: Any, spans: Sequence[Span]) -> None:
     gone = [layer for span in spans for layer in span.layers if layer < fed]
     if gone:
         raise UnsupportedModelError(
-            f"decoder layers {format_layers(gone)} cannot go: this model adds features of the image "
-            f"to the stream behind each of its first {fed}, by their numbers. Remove later ones "
-            f"(--keep-layers first:{fed})."
+            f"decoder layers {format_layers(gone)} cannot go: this model adds features of the "
+            f"image to the stream behind each of its first {fed}, by their numbers. Remove later "
+            f"ones (--keep-layers first:{fed})."
         )
 
 
