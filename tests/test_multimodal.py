@@ -20,7 +20,7 @@ from conftest import make_byte_tokenizer
 from forked import Forks
 from ghostlayers import checkpoint, hub, multimodal
 from ghostlayers.cli.app import app
-from ghostlayers.errors import GhostlayersError, RecipeError, UnsupportedModelError
+from ghostlayers.errors import GhostlayersError, ModelError, RecipeError, UnsupportedModelError
 from ghostlayers.recipe import RunOptions
 from ghostlayers.spans import Span
 from ghostlayers.stream import LayerwiseModel
@@ -231,6 +231,13 @@ def test_the_processors_files_travel_without_code(saved: tuple[Path, dict[str, A
         card = (saved[0] / name / "README.md").read_text()
         assert "AutoModelForImageTextToText" in card
         assert "AutoProcessor" in card
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_file_of_the_processor_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_bytes(content)
+    with pytest.raises(ModelError, match="preprocessor_config.json"):
+        multimodal.read_processor(str(tmp_path))
 
 
 def test_a_picture_goes_through_the_saved_processor(

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from ghostlayers.errors import RecipeError, UnsupportedModelError
+from ghostlayers.errors import ModelError, RecipeError, UnsupportedModelError
 from ghostlayers.modeling import decoder_layers
 from ghostlayers.spans import Span, format_layers
 
@@ -214,7 +214,7 @@ def _check_class(whole: Any) -> None:
         names = " or ".join(each.__name__ for each in known)
         raise UnsupportedModelError(
             f"{type(whole).__name__} cannot be measured or cut: expected the class that "
-            f"transformers has for '{whole.config.model_type}' ({names}). Load it with {LOADS_WITH}."
+            f"transformers has for '{whole.config.model_type}' ({names}), as {LOADS_WITH} gives it."
         )
 
 
@@ -306,6 +306,9 @@ def read_processor(place: str, revision: str | None = None) -> dict[str, str]:
     Args:
         place: a folder, or an id on the hub.
         revision: on the hub.
+
+    Raises:
+        ModelError: one of them is damaged.
     """
     from transformers.utils.hub import cached_file
 
@@ -320,9 +323,19 @@ def read_processor(place: str, revision: str | None = None) -> dict[str, str]:
             _raise_exceptions_for_connection_errors=False,
         )
         if path is not None:
-            text = Path(path).read_text(encoding="utf-8")
-            found[name] = _without_code(text) if name.endswith(".json") else text
+            found[name] = _read_file(Path(path))
     return found
+
+
+def _read_file(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return _without_code(text) if path.suffix == ".json" else text
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"'{path.name}', which prepares images for the model, cannot be read: {error}. Get the "
+            "model's folder again."
+        ) from error
 
 
 def _without_code(text: str) -> str:
