@@ -2,12 +2,15 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import transformers
 
+import seeing
 from families import FAMILIES, PATTERNED, build
 from ghostlayers.anatomy import Anatomy, anatomy_or_reason
 from ghostlayers.families import REFUSED, REFUSED_IF
+from ghostlayers.multimodal import text_view
 
 PATH = Path(__file__).parent.parent / "docs" / "families.md"
 
@@ -38,6 +41,30 @@ formula of the layer index.
 """
 
 
+SEEING = """
+## Vision-language models
+
+Their text part is cut, and the whole model is saved: image tower, projector, processor files and
+chat template as they were, the names of tensors and classes, and a config whose `text_config`
+describes the layers that stay. Calibration, scores and losses are of text alone. A folder opens
+with `AutoModelForImageTextToText` and `AutoProcessor`, as its base does. `tests/test_multimodal.py`
+cuts each of these, asks a fresh process about an image, and finds the logits of the model in
+memory, the tower bit for bit, and cached generation equal to uncached.
+
+Any other family of images and text is treated the same, if its config holds a decoder-only
+`text_config`. Repairs have to fold (`refit:3:ridge=auto` is nearest to `ghost`): operators are
+refused before anything is computed, and only `compare` measures them. Where features of the image
+are added behind the first decoder layers by their numbers (Qwen 3-VL), those layers stay. Families
+whose text part is an encoder and a decoder, reads in both directions (PaliGemma) or has layers for
+the image alone (Llama 3.2 Vision) are refused, as is GGUF: llama.cpp's own converter writes the two
+files of such a folder. transformers 5.24 cannot run the whole of a Llama 4, cut or not: its forward
+pass stops while it names its outputs.
+
+| model type | class | text part | folds |
+|---|---|---|---|
+"""
+
+
 def written_with() -> str:
     """The version of transformers that the page was written with."""
     found = re.search(r"with transformers ([\w.]+);", PATH.read_text(encoding="utf-8"))
@@ -46,6 +73,18 @@ def written_with() -> str:
 
 def row(name: str) -> str:
     model = build(name)
+    cuts = "only some" if name in PATTERNED else "any"
+    return f"| `{name}` | {type(model).__name__} | {folds_of(model)} | {cuts} |"
+
+
+def seeing_row(name: str) -> str:
+    view = text_view(seeing.build(name))
+    kinds = [type(each).__name__ for each in (view.whole, view.text_part)]
+    return f"| `{name.split()[0]}` | {' | '.join(kinds)} | {folds_of(view)} |"
+
+
+def folds_of(model: Any) -> str:
+    """What repairs fold into."""
     anatomy = anatomy_or_reason(model)
     if isinstance(anatomy, Anatomy) and anatomy.mlp_post_norm:
         folds = f"`{anatomy.mlp_output}` with its norm"
@@ -57,8 +96,7 @@ def row(name: str) -> str:
             folds += " (rescaled)"
     else:
         folds = "no (norm)" if isinstance(anatomy, Anatomy) else "no"
-    cuts = "only some" if name in PATTERNED else "any"
-    return f"| `{name}` | {type(model).__name__} | {folds} | {cuts} |"
+    return folds
 
 
 def render() -> str:
@@ -66,9 +104,13 @@ def render() -> str:
     rows = [row(name) for name in sorted(FAMILIES)]
     refused = [f"| `{name}` | {reason} |" for name, reason in sorted(REFUSED.items())]
     refused += [f"| any, `{name}` set | {reason} |" for name, reason in sorted(REFUSED_IF.items())]
-    tail = "\n## Refused\n\n| model type | because |\n|---|---|\n" + "\n".join(refused) + "\n"
+    sight = [seeing_row(name) for name in sorted(seeing.FAMILIES) if name != "paligemma"]
+    seen = SEEING + "\n".join(sight) + "\n"
+    tail = (
+        seen + "\n## Refused\n\n| model type | because |\n|---|---|\n" + "\n".join(refused) + "\n"
+    )
     head = HEAD.replace("VERSION", transformers.__version__)
-    return head + "\n".join(rows) + "\n" + tail
+    return head + "\n".join(rows) + "\n" + seen + tail
 
 
 if __name__ == "__main__":

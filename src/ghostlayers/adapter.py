@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ghostlayers import checkpoint, steps, surgery
+from ghostlayers import checkpoint, multimodal, steps, surgery
 from ghostlayers.errors import ModelError, RecipeError
 from ghostlayers.folding import layer_weights
 from ghostlayers.loading import DTYPES, LoadedModel, load_model
@@ -254,7 +254,7 @@ def from_adapter(
     Raises:
         ModelError: the base model cannot be found, or is not the one it was made on.
     """
-    return open_adapter(folder, base, options)[0]
+    return multimodal.whole_of(open_adapter(folder, base, options)[0])
 
 
 def materialize(
@@ -278,5 +278,6 @@ def materialize(
     record = {key: value for key, value in adapter.record.items() if key not in ("gaps", "files")}
     return checkpoint.save_checkpoint(
         Path(out), model, dense.tokenizer, record,
-        stored_dtype=adapter.stored_dtype, base_folder=dense.base.folder, overwrite=overwrite,
+        stored_dtype=adapter.stored_dtype, base_folder=dense.base.folder,
+        processor=dense.processor, overwrite=overwrite,
     )  # fmt: skip

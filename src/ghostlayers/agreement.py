@@ -33,6 +33,7 @@ def check_agreement(model: Any) -> None:
     Raises:
         UnsupportedModelError: the message names the first difference.
     """
+    model = getattr(model, "text_part", model)  # the rest of a vision-language model stays
     try:
         rebuilt = _rebuild(model)
     except (ValueError, TypeError, IndexError, KeyError, AttributeError) as error:

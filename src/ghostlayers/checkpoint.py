@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from ghostlayers import modeling, reload_check
+from ghostlayers import modeling, multimodal, reload_check
 from ghostlayers.errors import (
     GhostlayersError,
     ModelError,
@@ -147,6 +147,7 @@ def save_checkpoint(
     *,
     stored_dtype: torch.dtype,
     base_folder: Path | None = None,
+    processor: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Verification:
     """Write a model with its record and card, and prove that it reloads.
@@ -158,6 +159,7 @@ def save_checkpoint(
         record: provenance; hashes of the files and the verification are added.
         stored_dtype: the type of the weights on disk.
         base_folder: where licence files of the base model are copied from.
+        processor: further files of a vision-language model, by name.
         overwrite: replace a checkpoint that Ghostlayers made.
 
     Raises:
@@ -166,8 +168,9 @@ def save_checkpoint(
     """
     check_output(out, overwrite=overwrite, needed_bytes=checkpoint_bytes(model, stored_dtype))
     with _staging(out) as folder:
-        _write_model(folder, model, stored_dtype)
+        _write_model(folder, multimodal.whole_of(model), stored_dtype)
         tokenizer.save_pretrained(folder)
+        multimodal.write_processor(folder, processor or {})
         _drop_foreign_code(folder)
         _copy_licences(base_folder, folder)
         verification = verify(folder, model, tokenizer, stored_dtype)
@@ -390,6 +393,10 @@ def _complete_config(path: Path, more: dict[str, Any], *, drop_code: bool) -> No
     content = json.loads(path.read_text(encoding="utf-8")) | more
     if drop_code:
         without_code(content)
+    content = multimodal.with_one_dtype(content, content["dtype"])
+    text = content.get("text_config")
+    if isinstance(text, dict):
+        content["text_config"] = text | modeling.old_spellings(text)
     _write_json(path, content | modeling.old_spellings(content))
 
 
@@ -483,20 +490,20 @@ def _in_types(model: Any, main: torch.dtype, types: Mapping[str, str]) -> Any:
     """The model as its readers have it: every parameter in the type that they got it in."""
     from transformers.initialization import no_init_weights
 
-    default = torch.get_default_dtype()
+    whole, default = multimodal.whole_of(model), torch.get_default_dtype()
     torch.set_default_dtype(main)
     try:
         with no_init_weights(), torch.device(model.get_input_embeddings().weight.device):
-            twin = type(model)(copy.deepcopy(model.config))
+            twin = type(whole)(copy.deepcopy(whole.config))
     finally:
         torch.set_default_dtype(default)
     state = {
         name: each.to(getattr(torch, types[name].removeprefix("torch."))) if name in types else each
-        for name, each in model.state_dict().items()
+        for name, each in whole.state_dict().items()
     }
     twin.load_state_dict(state, assign=True, strict=False)
     twin.tie_weights()
-    return twin.eval()
+    return multimodal.text_view(twin.eval())
 
 
 def compare_logits(made: Any, model: Any) -> Verification:
@@ -553,6 +560,7 @@ def _ask_fresh_process(
             "device": str(model.get_input_embeddings().weight.device),
             "room": MEMORY_OF_A_RELOAD if is_offloaded(model) else 0,
             "code": _code_hash(model),
+            "sees": multimodal.whole_of(model) is not model,
         }
         request.write_text(json.dumps(asked), encoding="utf-8")
         # A private module cache leaves no trace.

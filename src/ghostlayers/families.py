@@ -7,7 +7,7 @@ at all is refused by name.
 from dataclasses import dataclass
 from typing import Any
 
-from ghostlayers import modeling
+from ghostlayers import modeling, multimodal
 from ghostlayers.errors import UnsupportedModelError
 
 PREFIX = modeling.PREFIX
@@ -18,6 +18,7 @@ CLASS_PREFIX = "Repaired"
 
 _SHARED_CACHE = "some of its layers read the attention cache of others, which a cut would take away"
 _PER_LAYER_EMBEDDINGS = "its layers read embeddings of their own beside the residual stream"
+_CROSSED = "some of its layers attend to the image alone, and text passes them by"
 _STREAMS = "it keeps several residual streams, and a repair here is a map of one"
 
 REFUSED: dict[str, str] = {
@@ -41,6 +42,7 @@ REFUSED_IF: dict[str, str] = {
     "num_kv_shared_layers": _SHARED_CACHE,
     "kv_source_layers": _SHARED_CACHE,
     "hidden_size_per_layer_input": _PER_LAYER_EMBEDDINGS,
+    "cross_attention_layers": _CROSSED,
     "is_encoder_decoder": "it is an encoder and a decoder",
 }
 """Config entries that rule out a cut wherever they are set."""
@@ -166,6 +168,9 @@ def family_of(model: Any) -> Family:
     """
     config = model.config
     check_config(config)
+    if isinstance(model, multimodal.TextView):
+        multimodal.fed_layers(model)
+        return Family(config.model_type, type(config), type(model.text_part), type(model.whole))
     known = find_family(config.model_type)
     if known is None or type(config) is not known.config or type(model) is not known.causal_lm:
         if _is_foreign(config) or _is_foreign(model):

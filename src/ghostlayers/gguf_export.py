@@ -38,6 +38,7 @@ from ghostlayers.gguf_positions import position_entries
 from ghostlayers.gguf_tensors import file_tensors
 from ghostlayers.gguf_tokenizer import add_tokenizer, read_tokenizer, splitting_name
 from ghostlayers.loading import DTYPES, LoadedModel, dtype_named, load_model, read_config
+from ghostlayers.multimodal import check_gguf
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.record import base_title
@@ -82,6 +83,7 @@ def export_gguf(
     out, folder = Path(out), Path(folder)
     _check(folder, out, overwrite=overwrite)
     config = AutoConfig.from_pretrained(folder)
+    check_gguf(config)
     row = check_facts(config)
     content = read_tokenizer(folder)
     splits = pre_tokenizer or splitting_name(content)
@@ -141,6 +143,7 @@ def check_model(config: Any, name: str, pre_tokenizer: str | None) -> None:
     Raises:
         UnsupportedModelError: its family or its tokenizer is not handled.
     """
+    check_gguf(config)
     family_of(config)
     if pre_tokenizer is None and (Path(name) / "tokenizer.json").is_file():
         splitting_name(read_tokenizer(Path(name)))

@@ -28,6 +28,7 @@ SENT = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template*",
+    "*processor_config.json",
     "vocab.*",
     "merges.txt",
     "spiece.model",

@@ -6,13 +6,13 @@ import re
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ghostlayers import offload, quantized
+from ghostlayers import multimodal, offload, quantized
 from ghostlayers.configs import answer_in_full
 from ghostlayers.errors import GhostlayersError, ModelError, RecipeError, UnsupportedModelError
 from ghostlayers.presets import find_preset
@@ -69,17 +69,20 @@ class LoadedModel:
     """A model ready to be measured.
 
     Attributes:
-        model: a causal language model in evaluation mode.
+        model: a causal language model in evaluation mode, or the text part of a vision-language
+            one (`multimodal.TextView`).
         tokenizer: its tokenizer.
         base: where it comes from.
         stored_dtype: the type that most of its weights have on disk, and will have in a new
             checkpoint; what has another remembers it (see `weights`).
+        processor: files that a vision-language model has beside its tokenizer, by name.
     """
 
     model: Any
     tokenizer: Any
     base: BaseModel
     stored_dtype: torch.dtype
+    processor: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_model(
@@ -111,6 +114,7 @@ def load_model(
         raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
     if not is_offloaded(model):
         model = _place(model, device)
+    answer_in_full(multimodal.whole_of(model).config)
     answer_in_full(model.config)
     on_hub = not path.exists()
     base = BaseModel(
@@ -122,7 +126,8 @@ def load_model(
         on_hub=on_hub,
         quantized=quantized.quantization_method(packed),
     )
-    return LoadedModel(model.eval(), tokenizer, base, stored)
+    processor = multimodal.processor_of(model, place)
+    return LoadedModel(model.eval(), tokenizer, base, stored, processor)
 
 
 def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
@@ -165,7 +170,10 @@ def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
         licence=_licence(folder) if folder.is_dir() else None,
         folder=folder if folder.is_dir() else None,
     )
-    return LoadedModel(model, tokenizer, base, model.dtype)
+    tokenizer, processor = multimodal.split_processor(tokenizer)
+    view = multimodal.text_view(model)
+    processor = multimodal.processor_of(view, base.folder) | processor
+    return LoadedModel(view, tokenizer, base, model.dtype, processor)
 
 
 CAUSAL_TOKENS = 8
@@ -320,34 +328,36 @@ def _read(
     tokenizer = AutoTokenizer.from_pretrained(place, **extra)
     held = held_tensors(weight_files(place))
     is_packed = quantized.quantization_method(packed) is not None
-    config = AutoConfig.from_pretrained(place, **extra).get_text_config()
-    stored = (None if is_packed else main_type(held.values())) or config.dtype or torch.float32
+    config = AutoConfig.from_pretrained(place, **extra)
+    named = config.get_text_config().dtype
+    stored = (None if is_packed else main_type(held.values())) or named or torch.float32
     dtype = compute_dtype(options, stored, device)
     weights = {**extra, "use_safetensors": True, "dtype": dtype}
     if _may_not_fit(place, options, device, packed):
         model = _read_offloaded(name, place, weights, held, config, options, device)
     else:
         more = quantized.loading_options(packed, device)
-        model = _open(name, place, held, {**weights, **more})
+        model = _open(name, place, held, config, {**weights, **more})
     if is_packed:
         return quantized.expand(model, stored), tokenizer, stored
-    remember_types(model, held, stored)
+    remember_types(multimodal.whole_of(model), held, stored)
     return model, tokenizer, stored
 
 
-def _open(name: str, place: Path, held: Mapping[str, Held], weights: dict[str, Any]) -> Any:
+def _open(
+    name: str, place: Path, held: Mapping[str, Held], config: Any, weights: dict[str, Any]
+) -> Any:
     """What transformers makes of a model's files, if that is all of them and nothing else.
 
     Raises:
         ModelError: see `weights.check_whole`.
     """
-    from transformers import AutoModelForCausalLM
-
+    auto = multimodal.auto_class(config)
     how = {**weights, "output_loading_info": True, "ignore_mismatched_sizes": True}
     opened: Any
     with loading_report() as said:
         try:
-            opened = AutoModelForCausalLM.from_pretrained(place, **how)
+            opened = auto.from_pretrained(place, **how)
         except RuntimeError as error:
             reason = conversion_failures(said)
             if not reason:
@@ -358,7 +368,7 @@ def _open(name: str, place: Path, held: Mapping[str, Held], weights: dict[str, A
             ) from error
     model, info = opened
     check_whole(name, model, Findings.of(info), held)
-    return model
+    return multimodal.text_view(model)
 
 
 def _may_not_fit(
@@ -390,8 +400,8 @@ def _read_offloaded(
     """A model whose weights go where there is room for them."""
     dtype = weights["dtype"]
     placement = offload.place_weights(config, dtype, options, device)
-    memory = offload.memory_for(placement, config, dtype, options, device)
-    model = _open(name, place, held, {**weights, **offload.loading_options(placement)})
+    memory = offload.memory_for(placement, config.get_text_config(), dtype, options, device)
+    model = _open(name, place, held, config, {**weights, **offload.loading_options(placement)})
     residency_of(model, list(find_decoder_layers(model))).memory = memory
     return model
 
@@ -421,7 +431,7 @@ def _read_gguf(
     with contextlib.redirect_stderr(io.StringIO()), one_name_table():
         tokenizer = AutoTokenizer.from_pretrained(place, **extra)
         config = complete(AutoConfig.from_pretrained(place, **extra), file)
-        model = _open(name, place, {}, {"config": config, **weights, **extra})
+        model = _open(name, place, {}, config, {"config": config, **weights, **extra})
     check_complete(model, file)
     return quantized.expand(model, stored), tokenizer, stored
 

@@ -16,6 +16,7 @@ import psutil
 import torch
 from torch import nn
 
+from ghostlayers import multimodal
 from ghostlayers.errors import RecipeError
 from ghostlayers.recipe import RunOptions
 from ghostlayers.residency import Memory, largest_layer
@@ -91,7 +92,7 @@ def place_weights(
         )
     skeleton = _skeleton(config, dtype, options)
     total = sum(_bytes(each) for each in _unique(skeleton))
-    layers = find_decoder_layers(skeleton)
+    layers = find_decoder_layers(multimodal.text_view(skeleton))
     layer = largest_layer(list(layers))
     where = _where(options, device, total)
     if not where:
@@ -104,12 +105,11 @@ def place_weights(
 
 def _skeleton(config: Any, dtype: torch.dtype, options: RunOptions) -> Any:
     from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
 
+    auto = multimodal.auto_class(config)
+    config = config if multimodal.is_whole(config) else config.get_text_config()
     with init_empty_weights():
-        return AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=options.trust_remote_code
-        )
+        return auto.from_config(config, dtype=dtype, trust_remote_code=options.trust_remote_code)
 
 
 def _unique(model: nn.Module) -> Iterator[torch.Tensor]:

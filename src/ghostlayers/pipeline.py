@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import checkpoint, journal, steps, surgery, text, tokens
+from ghostlayers import checkpoint, journal, multimodal, steps, surgery, text, tokens
 from ghostlayers.estimate import probe_blindly
 from ghostlayers.evaluation import (
     EvaluationResult,
@@ -30,6 +30,7 @@ from ghostlayers.plan_units import Plan
 from ghostlayers.preparation import (
     Documents,
     check_request,
+    check_result,
     make_fitting,
     make_recipe,
     open_model,
@@ -86,7 +87,7 @@ def prune(
     run = Run(_options_for(recipe, options), progress or Silent())
     dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
     started = seconds_since_start()
-    layerwise = check_request(dense, recipe)
+    layerwise = check_result(dense, recipe)
     corpus, windows, held_out = read_calibration(dense, recipe, data)
     fitting = make_fitting(dense, recipe)
     measured_on = held_out.first(recipe.num_held_out_windows)
@@ -112,7 +113,7 @@ def prune(
         pruned = steps.as_stock_layers(dense.model, pruned, spans, repairs, stored)
 
     return PrunedModel(
-        model=pruned,
+        model=multimodal.whole_of(pruned),
         dense=dense,
         recipe=recipe,
         spans=spans,
@@ -122,7 +123,8 @@ def prune(
         evidence=evidence,
         births=births,
         kept_in=None if keep is None else Path(keep),
-        record=make_record(
+        record=multimodal.described(dense.model)
+        | make_record(
             base=dense.base,
             recipe=recipe,
             corpus=corpus,
@@ -166,7 +168,7 @@ def plan(
     options = _options_for(recipe, options)
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
     started = seconds_since_start()
-    layerwise = check_request(dense, recipe)
+    layerwise = check_result(dense, recipe)
     return _plan(dense, layerwise, recipe, options, started, output)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import surgery, text, tokens
+from ghostlayers import multimodal, surgery, text, tokens
 from ghostlayers.anatomy import Anatomy, anatomy_or_reason
 from ghostlayers.errors import (
     CorpusError,
@@ -31,7 +31,7 @@ from ghostlayers.selection import (
     eligible_layers,
     find_selection,
 )
-from ghostlayers.spans import check_count, check_layers, format_layers, merge_layers
+from ghostlayers.spans import Span, check_count, check_layers, format_layers, merge_layers
 from ghostlayers.stock_layer import check_stock_layer
 from ghostlayers.stream import LayerwiseModel
 from ghostlayers.text import Corpus
@@ -80,8 +80,9 @@ def open_model(
 
 def _check_config(name: str, revision: str | None) -> None:
     config = read_config(name, revision)
-    if "model_type" in config:
-        check_config(config)
+    for part in (config, config.get("text_config")):
+        if isinstance(part, dict) and "model_type" in part:
+            check_config(part)
 
 
 def check_request(
@@ -103,7 +104,7 @@ def check_request(
     if surgery_follows:
         family_of(loaded.model)
         check_tokenizer(loaded.tokenizer)
-        _refuse_quantized(loaded.model)
+        _refuse_quantized(multimodal.whole_of(loaded.model))
     try:
         return _check(loaded, recipe, surgery_follows=surgery_follows)
     except (UnsupportedModelError, InputError) as error:
@@ -111,6 +112,17 @@ def check_request(
         if recipe.preset is None or ours or recipe.layers is None:
             raise  # the request's fault, not the method's
         raise type(error)(_beside_preset(loaded, recipe, error)) from error
+
+
+def check_result(loaded: LoadedModel, recipe: Recipe) -> LayerwiseModel:
+    """`check_request`, where a checkpoint is to be made of what comes out.
+
+    Raises:
+        RecipeError: the model has no place for the repair.
+    """
+    form = find_method(recipe.repair).form
+    multimodal.check_recipe(loaded.model, form, recipe.export, recipe.repair)
+    return check_request(loaded, recipe)
 
 
 def _check(loaded: LoadedModel, recipe: Recipe, *, surgery_follows: bool = True) -> LayerwiseModel:
@@ -206,7 +218,8 @@ def check_selection(model: Any, recipe: Recipe, num_layers: int) -> None:
         return
     eligible = eligible_layers(choice, num_layers, recipe.kept_edges, keep_first=keep_first)
     check_eligible(choice, eligible, recipe.layers, num_layers, recipe.kept_edges)
-    if surgery.loses_any_layer(model):
+    multimodal.check_spans(model, (Span(eligible[0], eligible[0] + 1),))
+    if surgery.loses_any_layer(model, behind=multimodal.fed_layers(model)):
         return
     raise UnsupportedModelError(
         f"'{recipe.select}' chooses layers one by one, but models of type "

@@ -8,6 +8,7 @@ from typing import Any
 from ghostlayers import adapter, checkpoint, journal
 from ghostlayers.evaluation import LossSums
 from ghostlayers.loading import LoadedModel
+from ghostlayers.multimodal import text_view
 from ghostlayers.parallel import by_first
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
@@ -20,7 +21,8 @@ class PrunedModel:
     """A smaller, repaired model, and the evidence for it.
 
     Attributes:
-        model: an ordinary transformers model; the dense one is unchanged and shares its weights.
+        model: an ordinary transformers model, whole where it sees images, too; the dense one is
+            unchanged and shares its weights.
         dense: the dense model it was made from.
         recipe: what was asked for.
         spans: what was removed, in the dense model's numbering.
@@ -72,11 +74,12 @@ class PrunedModel:
         return self._once(
             lambda: checkpoint.save_checkpoint(
                 Path(out),
-                self.model,
+                text_view(self.model),
                 self.tokenizer,
                 self.record,
                 stored_dtype=self.dense.stored_dtype,
                 base_folder=self.dense.base.folder,
+                processor=self.dense.processor,
                 overwrite=overwrite,
             )
         )
@@ -93,7 +96,12 @@ class PrunedModel:
         """
         return self._once(
             lambda: adapter.save_adapter(
-                Path(out), self.dense, self.model, self.repairs, self.record, overwrite=overwrite
+                Path(out),
+                self.dense,
+                text_view(self.model),
+                self.repairs,
+                self.record,
+                overwrite=overwrite,
             )
         )
 

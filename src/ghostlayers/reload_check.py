@@ -3,8 +3,9 @@
 usage: python reload_check.py REQUEST.json
 
 The request names the folder and a file for the answer, with token ids to run, a text to tokenise, a
-type to compute in, a device, how many bytes of weights may be in memory (0 for all), and the hash
-of the one file of code that may run (none for a stock checkpoint, of which no code runs).
+type to compute in, a device, whether the model sees images, too, how many bytes of weights may be
+in memory (0 for all), and the hash of the one file of code that may run (none for a stock
+checkpoint, of which no code runs).
 
 It imports torch, transformers and safetensors, never ghostlayers: it finds what anyone gets. First
 it loads as the card says, in the type that the file has; then, if that is another, in the type that
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 CODE = "modeling_ghostlayers.py"
 
@@ -40,11 +41,11 @@ def main(request: str) -> None:
     else:
         model = load(asked, **how)
         types = {name: str(each.dtype) for name, each in model.named_parameters()}
-        found["as_read"] = logits_of(model, ids, asked["device"])
+        found["as_read"] = logits_of(model, ids, asked)
         if model.dtype != computed:
             del model
             model = load(asked, dtype=computed, **how)
-    found["logits"] = logits_of(model, ids, asked["device"])
+    found["logits"] = logits_of(model, ids, asked)
     save_file(found, asked["answer"], metadata={"types": json.dumps(types)})
     assert "ghostlayers" not in sys.modules
 
@@ -72,14 +73,18 @@ def elsewhere(asked: dict[str, Any]) -> dict[str, Any]:
 
 def load(asked: dict[str, Any], **how: Any) -> Any:
     """The model; where it computes, unless its weights lie in several places."""
-    model = AutoModelForCausalLM.from_pretrained(asked["folder"], **how).eval()
+    auto = AutoModelForImageTextToText if asked["sees"] else AutoModelForCausalLM
+    model = auto.from_pretrained(asked["folder"], **how).eval()
     return model if asked["room"] else model.to(torch.device(asked["device"]))
 
 
-def logits_of(model: Any, ids: torch.Tensor, device: str) -> torch.Tensor:
+def logits_of(model: Any, ids: torch.Tensor, asked: dict[str, Any]) -> torch.Tensor:
     """Of every token."""
+    # Llama 4's text part has a head of its own, and the whole cannot run in transformers 5.24.
+    part = model.get_decoder() if asked["sees"] else model
+    speaker = model if part.get_output_embeddings() is None else part
     with torch.no_grad():
-        logits = model(input_ids=ids.to(device), use_cache=False).logits
+        logits = speaker(input_ids=ids.to(asked["device"]), use_cache=False).logits
     return logits.float().cpu().contiguous()  # type: ignore[no-any-return]
 
 

@@ -73,7 +73,8 @@ def find_decoder_layers(model: nn.Module) -> nn.ModuleList:
         UnsupportedModelError: the model has no such list.
     """
     expected = getattr(model.config, "num_hidden_layers", None)
-    found = None if expected is None else decoder_layers(model, expected)
+    within: Any = getattr(model, "text_part", model)  # a tower may have as many layers
+    found = None if expected is None else decoder_layers(within, expected)
     if found is not None:
         return found
     raise UnsupportedModelError(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ghostlayers import modeling, residency
+from ghostlayers import modeling, multimodal, residency
 from ghostlayers.agreement import check_agreement
 from ghostlayers.anatomy import anatomy_of
 from ghostlayers.configs import say_what_is, slice_config
@@ -61,6 +61,7 @@ def prune_layers(
     layers = find_decoder_layers(model)
     if spans:
         check_layers([layer for span in spans for layer in span.layers], len(layers))
+    multimodal.check_spans(model, spans)
     repairs = dict(sorted((repairs or {}).items()))
     pruned = share_weights(model)
     changed = _changed_weights(model, layers, repairs, stored_dtype or model.dtype, folded or {})
@@ -70,16 +71,19 @@ def prune_layers(
     _keep_layers(find_decoder_layers(pruned), kept)
     before = dict(vars(pruned.config))
     slice_config(pruned.config, kept)
-    say_what_is(pruned)
+    say_what_is(multimodal.whole_of(pruned))
+    multimodal.adopt_config(pruned)
     _pass_on_lists(find_decoder_layers(pruned), before, pruned.config)
     if spans:
         check_agreement(pruned)
     operators = {span: each.operator for span, each in repairs.items() if each.operator is not None}
-    stored = {span: each for span, each in operators.items() if not each.maps}
+    # A vision-language model has no place for operators in its checkpoint, as yet.
+    hooked = operators if multimodal.whole_of(pruned) is not pruned else {}
+    stored = {s: each for s, each in operators.items() if not each.maps and s not in hooked}
     if stored:
         _insert_repairs(pruned, family, spans, stored)
     for span, operator in operators.items():
-        if operator.maps:
+        if operator.maps or span in hooked:
             _hook_operator(model, pruned, spans, span, operator)
     return pruned
 
@@ -94,10 +98,15 @@ def check_cut(model: Any, spans: Sequence[Span]) -> None:
     prune_layers(model, spans)
 
 
-def loses_any_layer(model: Any) -> bool:
-    """Whether any layers can go: without its first one, every other layer has another number."""
+def loses_any_layer(model: Any, behind: int = 0) -> bool:
+    """Whether any layers can go: without its first one, every other layer has another number.
+
+    Args:
+        model: whose layers.
+        behind: of those from this one on.
+    """
     try:
-        check_cut(model, (Span(0, 1),))
+        check_cut(model, (Span(behind, behind + 1),))
     except UnsupportedModelError:
         return False
     return True

@@ -135,7 +135,8 @@ def main_type(held: Iterable[Held]) -> torch.dtype | None:
 
 def remember_types(model: Any, held: Mapping[str, Held], main: torch.dtype) -> None:
     """Let tensors remember their files: those of another type than most, and rounded ones."""
-    by_end = {_unprefixed(name): each for name, each in held.items()}
+    ends = Counter(map(_unprefixed, held))
+    by_end = {end: each for n, each in held.items() if ends[end := _unprefixed(n)] == 1}
     for name, tensor in _tensors(model):
         found = held.get(name) or by_end.get(_unprefixed(name))
         if found is None or found.dtype is None:

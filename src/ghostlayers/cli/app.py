@@ -248,8 +248,9 @@ def prune(
     screen.show_basis(dense.model, recipe.repair)
     if gguf is not None:
         from ghostlayers.gguf_export import check_model
+        from ghostlayers.multimodal import whole_of
 
-        check_model(dense.model.config, dense.base.name, pre_tokenizer)
+        check_model(whole_of(dense.model).config, dense.base.name, pre_tokenizer)
     whole, leaves = save == "checkpoint", Output(save, gguf is not None, output)
     if not whole:
         check_precision(dense, dense.stored_dtype)

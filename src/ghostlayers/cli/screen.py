@@ -452,7 +452,8 @@ def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification
     trust = "" if stock else ", trust_remote_code=True"
     say(ENGINES["stock" if stock else "custom"])
     say("\nNext:")
-    say(f'  AutoModelForCausalLM.from_pretrained("{escape(str(out_folder))}"{trust})')
+    opens = pruned.record.get("loads_with", "AutoModelForCausalLM")
+    say(f'  {opens}.from_pretrained("{escape(str(out_folder))}"{trust})')
     base = escape(pruned.dense.base.name)
     say(f"  ghostlayers eval {escape(str(out_folder))} --against {base} --data wikitext2")
     say(f"  ghostlayers inspect {escape(str(out_folder))}")

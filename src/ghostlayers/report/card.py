@@ -147,11 +147,14 @@ def _loading(record: Mapping[str, Any]) -> str:
             "`ghostlayers materialize PATH -o OUT` writes the whole checkpoint."
         )
     if record["mode"] != "custom":
+        opens = record.get("loads_with", "AutoModelForCausalLM")
+        sees = "loads_with" in record
+        reads = "AutoProcessor" if sees else "AutoTokenizer"
         return (
             "A stock checkpoint: any engine that runs the base model runs it.\n\n```python\n"
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'model = AutoModelForCausalLM.from_pretrained("PATH")\n'
-            'tokenizer = AutoTokenizer.from_pretrained("PATH")\n```'
+            f"from transformers import {opens}, {reads}\n\n"
+            f'model = {opens}.from_pretrained("PATH")\n'
+            f'{"processor" if sees else "tokenizer"} = {reads}.from_pretrained("PATH")\n```'
         )
     return (
         "The repairs need code that travels in this folder, or the `ghostlayers` package:\n\n"
