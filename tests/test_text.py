@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ghostlayers.errors import CorpusError
-from ghostlayers.text import Corpus, choose_column, document_hash, load_corpus
+from ghostlayers.text import Corpus, document_hash, load_corpus
+from ghostlayers.text_rows import choose_text
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +129,7 @@ def test_the_hash_of_a_corpus_depends_on_the_separator():
     ids=["text", "only column of strings", "named", "named, of numbers"],
 )
 def test_the_text_column_is_chosen(row, wanted, column):
-    assert choose_column(row, wanted, "a.jsonl") == column
+    assert choose_text([row], wanted, "a.jsonl").columns == (column,)
 
 
 @pytest.mark.parametrize("row", [{"body": "a", "title": "b", "id": 1}, {"id": 1, "year": 2}])
