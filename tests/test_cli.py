@@ -313,7 +313,8 @@ def error_of(*arguments):
         (
             ("-n", "1", "-d", "calibraton.jsonl"),
             "no corpus and no file is called 'calibraton.jsonl'. Known: c4, pg19, ptb, sec, "
-            "slimpajama, wikitext2. Or give a .txt, .jsonl or .parquet file.",
+            "slimpajama, wikitext2. Or give a .txt, .jsonl or .parquet file, or a data set on the "
+            "hub as name:config:split.",
         ),
     ],
 )

@@ -165,14 +165,16 @@ def test_an_empty_first_text_does_not_change_the_column(tmp_path):
 def test_an_unknown_name_suggests_a_near_one():
     assert message("wikitxt2") == (
         "no corpus and no file is called 'wikitxt2'. Did you mean 'wikitext2'? "
-        "Known: c4, pg19, ptb, sec, slimpajama, wikitext2. Or give a .txt, .jsonl or .parquet file."
+        "Known: c4, pg19, ptb, sec, slimpajama, wikitext2. Or give a .txt, .jsonl or .parquet "
+        "file, or a data set on the hub as name:config:split."
     )
 
 
 def test_a_missing_file_is_refused_without_a_suggestion(tmp_path):
     assert message(tmp_path / "zzz.txt") == (
         f"no corpus and no file is called '{tmp_path / 'zzz.txt'}'. "
-        "Known: c4, pg19, ptb, sec, slimpajama, wikitext2. Or give a .txt, .jsonl or .parquet file."
+        "Known: c4, pg19, ptb, sec, slimpajama, wikitext2. Or give a .txt, .jsonl or .parquet "
+        "file, or a data set on the hub as name:config:split."
     )
 
 

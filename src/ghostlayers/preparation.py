@@ -36,6 +36,7 @@ from ghostlayers.spans import check_count, check_layers, format_layers, merge_la
 from ghostlayers.stock_layer import check_stock_layer
 from ghostlayers.stream import LayerwiseModel
 from ghostlayers.text import Corpus
+from ghostlayers.text_bytes import WHOLE
 from ghostlayers.tokens import Windows
 
 Documents = str | Path | Sequence[str] | Corpus
@@ -283,8 +284,7 @@ def read_calibration(
 
 
 def _budgets(source: Documents, num_tokens: int) -> Iterator[int]:
-    """Characters to read for so many tokens: about twice what is used, and more where that is not
-    enough, since documents are short or tokens long."""
+    """Characters to read for so many tokens, and more where that is not enough."""
     characters = text.characters_for(source, num_tokens)
     while True:
         yield characters
@@ -334,11 +334,10 @@ def read_evaluation(
 
 
 def _evaluation_limit(source: Documents, characters: int, max_windows: int | None) -> int:
-    """Characters to evaluate on: small files are read whole, which tells how many windows are left
-    out."""
+    """Characters to evaluate on; small files are read whole, to tell how many windows they have."""
     if max_windows is None:
         return text.MAX_CHARACTERS
-    least = 0 if text.hub_corpus(source) is not None else text.WHOLE
+    least = 0 if text.hub_corpus(source) is not None else WHOLE
     return min(max(characters, least), text.MAX_CHARACTERS)
 
 

@@ -11,21 +11,18 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 from ghostlayers.errors import CorpusError, RecipeError, suggest
-from ghostlayers.text_bytes import BLOCK, COMPRESSIONS
+from ghostlayers.text_bytes import BLOCK, COMPRESSIONS, WHOLE
 from ghostlayers.text_files import (
     FORMATS,
-    WHOLE,
     Document,
     Reader,
     Rows,
-    TextOf,
     ending_of,
     first_line,
     open_file,
@@ -47,6 +44,9 @@ CHARACTERS_PER_HUB_TOKEN = 32
 """The same of a hub corpus, which is read from its start: random windows shall come from many of
 its documents."""
 
+DRAWN = 2_000_000
+"""Characters drawn of a large source at least: some from many places, for few windows too."""
+
 _FILES = 16
 """Files of a folder that text is drawn from, for every `WHOLE` characters of it."""
 
@@ -55,6 +55,7 @@ _METADATA = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_d
 
 _HUB_NAME = re.compile(r"(?P<path>[\w.-]+(/[\w.-]+)?):(?P<config>[^:/\\]*)(:(?P<split>[^:/\\]+))?")
 """A data set on the hub as a user writes it: ``name:config:split``."""
+
 
 @dataclass(frozen=True)
 class HubCorpus:
@@ -169,8 +170,8 @@ def load_corpus(
             of strings that are no identifiers.
         separator: joins the documents.
         max_characters: stop reading after about so many.
-        seed: draw so many characters from anywhere in the source, if it has more than that and than
-            `WHOLE`; without a seed, the first are read.
+        seed: draw so many characters, and `DRAWN` at least, from anywhere in the source, if it has
+            more than that and than `WHOLE`; without a seed, the first are read.
         tokenizer: has the template that chats go through.
 
     Raises:
@@ -234,7 +235,7 @@ def _read(name: str, source: str, readers: Sequence[Reader], wanted: _Wanted) ->
         limit = max(limit, WHOLE)
     documents, complete = _take(chain.from_iterable(each.documents() for each in readers), limit)
     if not complete and wanted.seed is not None:
-        documents = _draw(readers, wanted.seed, wanted.max_characters)
+        documents = _draw(readers, wanted.seed, max(wanted.max_characters, DRAWN))
     return _corpus(name, documents, wanted.separator, source, complete=complete)
 
 
@@ -277,17 +278,22 @@ def _blocks(document: Document) -> Iterator[Document]:
 
 def _draw(readers: Sequence[Reader], seed: int, characters: int) -> list[Document]:
     """Documents from anywhere in some files, from each as many as it is large."""
-    random = Random(seed)  # the same on every machine; so is a Random of a string
+    random = _seeded(seed)
     numbers = _choose_files(readers, random, max(_FILES, _FILES * characters // WHOLE))
     sizes = {number: readers[number].size() for number in numbers}
     drawn: list[Document] = []
     for number, size in sizes.items():
         share = math.ceil(characters * size / sum(sizes.values()))
-        found = readers[number].draw(Random(f"{seed} {number}"), share)
+        found = readers[number].draw(_seeded(f"{seed} {number}"), share)
         parts = chain.from_iterable(_some_blocks(each, random, share) for each in found)
         drawn.extend(_take(parts, share)[0])
     random.shuffle(drawn)
     return drawn
+
+
+def _seeded(seed: int | str) -> Random:
+    """Random numbers that are the same on every machine."""
+    return Random(seed)  # noqa: S311  nothing is secret
 
 
 def _choose_files(readers: Sequence[Reader], random: Random, count: int) -> list[int]:
@@ -379,7 +385,9 @@ def _load_hub(name: str, entry: HubCorpus, wanted: _Wanted) -> Corpus:
     split = entry.splits[wanted.use]
     try:
         rows = iter(load_dataset(entry.path, entry.config, split=split, streaming=True))
-        documents, complete = _take(_hub_documents(name, entry, rows, wanted), wanted.max_characters)
+        documents, complete = _take(
+            _hub_documents(name, entry, rows, wanted), wanted.max_characters
+        )
     except CorpusError:
         raise
     except Exception as error:  # the hub's client raises many unrelated types
@@ -500,7 +508,8 @@ def _files_in(folder: Path) -> list[Path]:
 
 def _matching(pattern: str) -> list[Path]:
     """Files that a pattern names."""
-    found = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+    expanded = str(Path(pattern).expanduser())
+    found = sorted(glob.glob(expanded, recursive=True))  # noqa: PTH207  paths may be absolute
     files = [path for path in map(Path, found) if path.is_file() and ending_of(path)]
     if not files:
         raise CorpusError(f"no file in {_known()} matches '{pattern}'.")

@@ -1,4 +1,4 @@
-"""Files as bytes and as UTF-8 text: what may be opened, decompressed, in stretches that end well."""
+"""Files as bytes and as UTF-8 text: what may be opened, decompression, stretches that end well."""
 
 import bz2
 import gzip
@@ -14,6 +14,9 @@ from ghostlayers.errors import CorpusError
 
 MAX_LINE = 1 << 24
 """Bytes of one line, or of one value, that are read at once."""
+
+WHOLE = 4_000_000
+"""Characters of a source that are read whole: a few seconds of tokenising."""
 
 BLOCK = 1 << 16
 """Bytes of a large text that are one document."""
@@ -31,19 +34,19 @@ _KINDS = {
 }
 
 
-def _open_zstandard(path: Path) -> Any:
+def _open_zstandard(path: Path, mode: str) -> Any:
     import zstandard
 
     reader = zstandard.ZstdDecompressor().stream_reader(
-        path.open("rb"), read_across_frames=True, closefd=True
+        path.open(mode), read_across_frames=True, closefd=True
     )
     return io.BufferedReader(cast(io.RawIOBase, reader), BLOCK)
 
 
-COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
-    ".gz": lambda path: gzip.open(path, "rb"),
-    ".bz2": lambda path: bz2.open(path, "rb"),
-    ".xz": lambda path: lzma.open(path, "rb"),
+COMPRESSIONS: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
     ".zst": _open_zstandard,
 }
 """Endings of compressed files, and what reads them."""
@@ -74,7 +77,7 @@ def check_regular(path: Path) -> None:
 def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """A file's bytes, decompressed by its ending."""
     opener = COMPRESSIONS.get(path.suffix.lower())
-    with path.open("rb") if opener is None else opener(path) as file:
+    with path.open("rb") if opener is None else opener(path, "rb") as file:
         yield cast(IO[bytes], file)
 
 
@@ -92,7 +95,7 @@ def decode(data: bytes, offset: int = 0) -> str:
         raise CorpusError("it is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8")
     if b"\0" in data:
         raise CorpusError(
-            f"byte {offset + data.index(0):,} is NUL, which no text has: it is a binary file, or in "
+            f"byte {offset + data.index(0):,} is NUL, which no text has: a binary file, or one in "
             "UTF-16 or UTF-32; convert it to UTF-8 first"
         )
     try:

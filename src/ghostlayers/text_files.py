@@ -8,12 +8,12 @@ are found from random places, rows of tables by their numbers. What can only be 
 import csv
 import heapq
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, chain, islice
-from bisect import bisect_right
 from pathlib import Path
 from random import Random
 from typing import IO, Any, NamedTuple, Protocol
@@ -23,6 +23,7 @@ from ghostlayers.text_bytes import (
     BLOCK,
     COMPRESSIONS,
     MAX_LINE,
+    WHOLE,
     block_at,
     blocks,
     check_regular,
@@ -30,10 +31,7 @@ from ghostlayers.text_bytes import (
     lines,
     open_bytes,
 )
-from ghostlayers.text_rows import PEEK, Row, TextOfRow, choose_text
-
-WHOLE = 4_000_000
-"""Characters of a source that are read whole: a few seconds of tokenising."""
+from ghostlayers.text_rows import PEEK, Row, TextOfRow
 
 SCANNED = 64_000_000
 """Characters that are read of a source that can only be read from its start."""
@@ -258,9 +256,7 @@ class RowFile:
                 return
         yield from draw_from_stream(self.documents(), random, characters)
 
-    def _draw_lines(
-        self, file: IO[bytes], text: TextOfRow, random: Random
-    ) -> Iterator[Document]:
+    def _draw_lines(self, file: IO[bytes], text: TextOfRow, random: Random) -> Iterator[Document]:
         size, seen, misses = self.size(), set[int](), 0
         while misses < _MISSES:
             begin, line = _line_after(file, int(random.random() * size))
@@ -519,7 +515,7 @@ class ArrowFile:
         return self._rows().draw(random, characters)
 
     def _rows(self) -> Rows:
-        import pyarrow as pa
+        import pyarrow as pa  # type: ignore[import-untyped]
 
         if not self.size():
             return Rows(str(self.path), 0, lambda _: {}, self.text_of, "arrow")
@@ -543,7 +539,7 @@ class ArrowFile:
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """A parquet file: only the columns of text are read, and only groups of rows that are wanted."""
+    """A parquet file: only the columns of text are read, and only the groups of rows wanted."""
 
     path: Path
     text_of: TextOf
@@ -574,7 +570,7 @@ class ParquetFile:
                 yield from draw_from_stream(rows, random, characters)
 
     def _open(self) -> Any:
-        import pyarrow.parquet as pq
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
         return pq.ParquetFile(self.path, buffer_size=BLOCK, pre_buffer=False)
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ghostlayers.errors import CorpusError, suggest
@@ -25,8 +26,8 @@ ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "as
 """Roles as ShareGPT calls them; others are taken as they are."""
 
 _IDENTIFIER_NAME = re.compile(
-    r"(.*[_\-. ])?(id|ids|idx|index|uuid|guid|url|urls|uri|href|link|hash|sha\d*|md5|digest|doi|isbn"
-    r"|key|path|file|filename|date|datetime|time|timestamp|lang|language|license|licence|split"
+    r"(.*[_\-. ])?(id|ids|idx|index|uuid|guid|url|urls|uri|href|link|hash|sha\d*|md5|digest|doi"
+    r"|isbn|key|path|file|filename|date|datetime|time|timestamp|lang|language|license|licence|split"
     r"|subset|domain)",
     re.IGNORECASE,
 )
@@ -146,16 +147,20 @@ def _chat(rows: Sequence[Row], names: Sequence[str], wanted: str | None) -> _Cha
     """The chat that rows hold, if they do."""
     for name in CHATS if wanted is None else (wanted,):
         if name in names and _holds_turns(rows, name):
-            return _Chat((name,), lambda row: [_turn(each) for each in row.get(name) or []])
+            return _Chat((name,), partial(_turns, name))
     for asked, answered in PAIRS if wanted is None else ():
         if asked in names and answered in names:
             more = [name for name in CONTEXTS if name in names and asked == "instruction"]
             columns = (asked, *more, answered)
-            return _Chat(columns, lambda row: _pair(row, columns))
+            return _Chat(columns, partial(_pair, columns))
     return None
 
 
-def _pair(row: Row, columns: Sequence[str]) -> list[dict[str, Any]]:
+def _turns(name: str, row: Row) -> list[dict[str, Any]]:
+    return [_turn(each) for each in row.get(name) or []]
+
+
+def _pair(columns: Sequence[str], row: Row) -> list[dict[str, Any]]:
     """What was asked and answered, as turns: each a text, or turns already."""
     asked, answered = row.get(columns[0]), row.get(columns[-1])
     if isinstance(asked, list) or isinstance(answered, list):

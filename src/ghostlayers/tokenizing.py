@@ -190,9 +190,7 @@ def _tokenize(begin: int, text: str, tokenizer: Any) -> _Piece:
 def _joint(first: _Piece, second: _Piece) -> tuple[int, int] | None:
     """The token of each at which the second may take over: at a word's border, if there is one."""
     quarter = (first.end - second.begin) // 4  # at its edges, a piece does not know what follows
-    middle = range(
-        first.token_at(second.begin + quarter), first.token_at(first.end - quarter)
-    )
+    middle = range(first.token_at(second.begin + quarter), first.token_at(first.end - quarter))
     agreed = None
     for mine in middle:
         place = first.spans[mine][0]

@@ -1,8 +1,8 @@
 """From documents to windows of tokens.
 
-Documents are joined, tokenised without special tokens as a whole is (`tokenizing`), and cut into
-windows that do not overlap. Where a tokenizer puts a beginning-of-sequence token before every text, each window starts
-with one and holds one token less of text: such models fall apart without it.
+Documents are joined, tokenised without special tokens as a whole (`tokenizing`), and cut into
+windows that do not overlap. Where a tokenizer puts a beginning-of-sequence token before every text,
+each window starts with one and holds one token less of text: such models fall apart without it.
 """
 
 from collections.abc import Iterable, Sequence

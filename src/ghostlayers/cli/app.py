@@ -263,6 +263,7 @@ def prune(
         recipe,
         options=options,
         keep=_kept(output, restart=restart),
+        show_text=screen.show_text,
         show_plan=screen.show_plan,
         output=leaves,
         progress=screen.Bars(),
@@ -584,6 +585,7 @@ def score(
         recipe,
         options=RunOptions(dtype, device, batch_size, trust_remote_code, offload, max_memory),
         revision=revision,
+        show_text=screen.show_text,
         progress=screen.Bars(),
     )
     screen.show_block_influence(table)

@@ -242,6 +242,7 @@ def compare(
             overwrite=overwrite,
             progress=screen.Bars(),
             say=lambda line: screen.say(f"[dim]{escape(line)}[/dim]"),
+            show_text=screen.show_text,
             show_plan=show_plan,
             command=command_line(),
         )
