@@ -81,16 +81,14 @@ def test_a_folder_is_all_its_readable_files_in_order(tmp_path):
 
 
 def test_a_folder_without_readable_files_is_refused(tmp_path):
-    (tmp_path / "notes.md").write_text("x")
-    assert message(tmp_path) == f"folder '{tmp_path}' holds no .txt, .jsonl, .json, .parquet file."
+    (tmp_path / "notes.rst").write_text("x")
+    assert message(tmp_path).startswith(f"folder '{tmp_path}' holds no file in .txt, ")
 
 
 def test_another_kind_of_file_is_refused(tmp_path):
-    path = tmp_path / "notes.md"
+    path = tmp_path / "notes.rst"
     path.write_text("x")
-    assert message(path) == (
-        f"cannot read '{path}': expected a file in .txt, .jsonl, .json, .parquet."
-    )
+    assert message(path).startswith(f"cannot read '{path}': expected a file in .txt, ")
 
 
 def test_documents_in_memory_keep_their_order():

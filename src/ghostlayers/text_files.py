@@ -5,6 +5,7 @@ are found from random places, rows of tables by their numbers. What can only be 
 (compressed files, .csv, a JSON array) gives documents from its first `SCANNED` characters.
 """
 
+import codecs
 import csv
 import heapq
 import json
@@ -265,15 +266,26 @@ class RowFile:
                 continue
             seen.add(begin)
             misses = 0
-            row, whole = _json_row(line, begin, f"the line at byte {begin:,}")
-            yield _document(text, f"the line at byte {begin:,}", row, whole)
+            yield _line_document(text, begin, line)
+        file.seek(0)  # few lines, or very long ones: the others in order
+        for begin, line in lines(file):
+            if begin not in seen and line.strip():
+                yield _line_document(text, begin, line)
+
+
+def _line_document(text: TextOfRow, begin: int, line: bytes) -> Document:
+    where = f"the line at byte {begin:,}"
+    row, whole = _json_row(line, begin, where)
+    return _document(text, where, row, whole)
 
 
 def _is_object(file: IO[bytes]) -> bool:
     """Whether the file's first line is a whole row: JSON lines, not an array or a long object."""
     file.seek(0)
     first = next((line for _, line in lines(file) if line.strip()), b"")
-    return first.lstrip(b"\xef\xbb\xbf \t").startswith(b"{") and first.rstrip().endswith(b"}")
+    return first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(
+        b"{"
+    ) and first.rstrip().endswith(b"}")
 
 
 def _line_after(file: IO[bytes], place: int) -> tuple[int, bytes]:
@@ -298,25 +310,20 @@ def _document(text: TextOfRow, where: str, row: Row, whole: bool) -> Document:
 
 def json_rows(file: IO[bytes]) -> Iterator[tuple[str, Row, bool]]:
     """Rows of JSON lines, of an array, or of a short object that holds an array."""
-    head = next(((at, line) for at, line in lines(file) if line.strip()), (0, b""))
-    start = head[1].removeprefix(b"\xef\xbb\xbf").strip()
-    file.seek(0)
+    numbered = enumerate(lines(file), 1)
+    head = next((each for each in numbered if each[1][1].strip()), None)
+    if head is None:
+        return
+    _, (begin, line) = head
+    start = line.removeprefix(codecs.BOM_UTF8).strip()
     if start.startswith(b"["):
-        yield from _array_rows(file)
-    elif start.startswith(b"{") and not start.endswith(b"}") and _is_short(file):
-        yield from _object_rows(file)
+        yield from _array_rows(_text_chunks(line, begin, file))
+    elif start.startswith(b"{") and line.endswith(b"\n") and not start.endswith(b"}"):
+        yield from _object_rows(line, begin, f"line {head[0]:,}", file)
     else:
-        file.seek(0)
-        for number, (begin, line) in enumerate(lines(file), 1):
-            if line.strip():
-                yield f"line {number:,}", *_json_row(line, begin, f"line {number:,}")
-
-
-def _is_short(file: IO[bytes]) -> bool:
-    """Whether all of a file can be read at once, and holds no JSON lines."""
-    found = file.read(MAX_LINE + 1)
-    file.seek(0)
-    return len(found) <= MAX_LINE and b"\n" in found.strip()
+        for number, (place, each) in chain([head], numbered):
+            if each.strip():
+                yield f"line {number:,}", *_json_row(each, place, f"line {number:,}")
 
 
 def _json_row(line: bytes, begin: int, where: str) -> tuple[Row, bool]:
@@ -363,58 +370,70 @@ def _as_row(value: Any, where: str) -> Row:
     raise CorpusError(f"{where}: expected an object with a column of text, got {value!r:.60}")
 
 
-def _array_rows(file: IO[bytes]) -> Iterator[tuple[str, Row, bool]]:
+def _array_rows(chunks: Iterator[str]) -> Iterator[tuple[str, Row, bool]]:
     """The items of an array, however long it is, one at a time."""
-    decoder = json.JSONDecoder()
-    chunks = _text_chunks(file)
-    buffer, number = next(chunks, "").lstrip()[1:].lstrip(), 0
-    while not buffer.startswith("]"):
+    buffer, place, number = next(chunks, "").lstrip(), 1, 0  # behind the bracket
+    while not buffer.startswith("]", _after_space(buffer, place)):
         number += 1
-        try:
-            value, end = decoder.raw_decode(buffer)
-            rest = buffer[end:].lstrip()
-            if not rest:
-                raise ValueError("the array is cut off")
-        except ValueError as error:
-            more = next(chunks, "") if len(buffer) < MAX_LINE else ""
-            if not more:
-                raise CorpusError(f"item {number:,}: {first_line(error)}") from error
-            buffer, number = buffer + more, number - 1
-            continue
+        value, buffer, place = _next_item(buffer, place, chunks, f"item {number:,}")
         yield f"item {number:,}", _as_row(value, f"item {number:,}"), True
-        if rest[0] not in ",]":
-            raise CorpusError(f"item {number:,}: expected a comma behind it, got {rest[:20]!r}")
-        buffer = rest[1:].lstrip() if rest[0] == "," else rest
-        if not buffer:
-            buffer = next(chunks, "").lstrip()
+        if buffer[place] == ",":
+            place += 1
+        elif buffer[place] != "]":
+            found = buffer[place : place + 20]
+            raise CorpusError(f"item {number:,}: expected a comma behind it, got {found!r}")
 
 
-def _text_chunks(file: IO[bytes]) -> Iterator[str]:
+def _after_space(buffer: str, place: int) -> int:
+    while buffer[place : place + 1].isspace():
+        place += 1
+    return place
+
+
+def _next_item(buffer: str, place: int, chunks: Iterator[str], where: str) -> tuple[Any, str, int]:
+    """The value at a place of a text that goes on in chunks, the text, and what follows there."""
+    decoder = json.JSONDecoder()
+    while True:
+        try:
+            value, end = decoder.raw_decode(buffer, _after_space(buffer, place))
+            end = _after_space(buffer, end)
+            if end < len(buffer):
+                return value, buffer, end
+            reason: Exception = ValueError("the array is cut off")
+        except (ValueError, RecursionError) as error:
+            reason = error
+        buffer, place = buffer[place:], 0
+        more = next(chunks, "") if len(buffer) < MAX_LINE else ""
+        if not more:
+            raise CorpusError(f"{where}: {first_line(reason)}") from reason
+        buffer += more
+
+
+def _text_chunks(head: bytes, begin: int, file: IO[bytes]) -> Iterator[str]:
     """A file as text, in chunks that grow, so that a long item is not tried too often."""
-    size, begin, left = BLOCK, 0, b""
-    while data := file.read(size):
-        data = left + data
-        end = len(data) if len(data) < 4 else _last_character(data)
+    size, left = BLOCK, head
+    while data := left + file.read(size):
+        last = len(data) == len(left)  # the end of the file
+        end = len(data) if last else _last_character(data)
         yield decode(data[:end], begin)
         begin, left = begin + end, data[end:]
         size = min(2 * size, 1 << 20)
-    if left:
-        yield decode(left, begin)
 
 
-def _object_rows(file: IO[bytes]) -> Iterator[tuple[str, Row, bool]]:
+def _object_rows(
+    line: bytes, begin: int, where: str, file: IO[bytes]
+) -> Iterator[tuple[str, Row, bool]]:
     """One object over many lines: the only array of rows in it, or itself a row."""
-    data = file.read()
     try:
-        value = json.loads(decode(data))
-    except ValueError as error:  # JSON lines of which the first is broken
-        file.seek(0)
-        for number, (begin, line) in enumerate(lines(file), 1):
-            if line.strip():
-                _json_row(line, begin, f"line {number:,}")
+        value = json.loads(decode(line + file.read(MAX_LINE), begin))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CorpusError):
+            raise
+        _json_row(line, begin, where)  # JSON lines of which the first is broken
         raise CorpusError(first_line(error)) from error
-    arrays = [each for each in value.values() if isinstance(each, list)]
-    rows = arrays[0] if len(arrays) == 1 and len(value) == 1 else [value]
+    rows = [value]
+    if len(value) == 1 and isinstance(next(iter(value.values())), list):
+        rows = next(iter(value.values()))
     for number, row in enumerate(rows, 1):
         yield f"item {number:,}", _as_row(row, f"item {number:,}"), True
 
@@ -576,13 +595,11 @@ class ParquetFile:
 
     def _text(self, table: Any) -> TextOfRow | None:
         """How rows become text; None if there are no rows."""
-        filled = [
-            group
-            for group in range(table.metadata.num_row_groups)
-            if table.metadata.row_group(group).num_rows
-        ]
+        groups = range(table.metadata.num_row_groups)
+        filled = [group for group in groups if table.metadata.row_group(group).num_rows]
         if not filled:
             return None
+        _check_cells(table.metadata.row_group(filled[0]))
         batch = next(table.iter_batches(batch_size=PEEK, row_groups=filled[:1]))
         return self.text_of(batch.to_pylist(), str(self.path))
 
@@ -591,21 +608,13 @@ class ParquetFile:
     ) -> Iterator[tuple[int, Document]]:
         number = 0
         for group in groups:
-            self._check_cells(table.metadata.row_group(group), text)
+            _check_cells(table.metadata.row_group(group), text)
             batches = table.iter_batches(
                 batch_size=16, row_groups=[group], columns=list(text.columns), use_threads=False
             )
             for row in chain.from_iterable(batch.to_pylist() for batch in batches):
                 number += 1
                 yield number, _document(text, f"row {number:,}", row, True)
-
-    def _check_cells(self, group: Any, text: TextOfRow) -> None:
-        average = _bytes_of(group, text) // max(1, group.num_rows)
-        if average > _MAX_CELL:
-            raise CorpusError(
-                f"its cells hold {average / 1e6:,.0f} MB on average, and are read at once; split "
-                "them into documents, or write the text to a .txt file"
-            )
 
     def _draw_groups(
         self, table: Any, text: TextOfRow, random: Random, characters: int
@@ -621,11 +630,20 @@ class ParquetFile:
         return chosen
 
 
-def _bytes_of(group: Any, text: TextOfRow) -> int:
-    """Bytes that the columns of text take in a group of rows."""
+def _check_cells(group: Any, text: TextOfRow | None = None) -> None:
+    average = _bytes_of(group, text) // max(1, group.num_rows)
+    if average > _MAX_CELL:
+        raise CorpusError(
+            f"its rows hold {average / 1e6:,.0f} MB on average, and are read at once; split them "
+            "into documents, or write the text to a .txt file"
+        )
+
+
+def _bytes_of(group: Any, text: TextOfRow | None = None) -> int:
+    """Bytes that the columns of text take in a group of rows; all, where it is not known yet."""
     columns = [group.column(index) for index in range(group.num_columns)]
     return sum(
         int(column.total_uncompressed_size)
         for column in columns
-        if column.path_in_schema.split(".")[0] in text.columns
+        if text is None or column.path_in_schema.split(".")[0] in text.columns
     )

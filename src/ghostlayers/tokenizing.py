@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ghostlayers.errors import CorpusError
 
-PIECE = 1 << 15
+PIECE = 1 << 14
 """Characters tokenised at a time."""
 
 OVERLAP = 1 << 10
@@ -27,7 +27,7 @@ OVERLAP = 1 << 10
 AGREEMENT = 16
 """Tokens on which both pieces must agree around a joint."""
 
-MAX_TOGETHER = 1 << 18
+MAX_TOGETHER = 1 << 17
 """Characters without any joint after which one is forced: no text, but a run of one character or
 the like, in which a tokenizer's choice hangs on how long it is."""
 
