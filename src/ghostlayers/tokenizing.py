@@ -63,14 +63,19 @@ class _Piece:
         text: the stretch.
         ids: its tokens.
         spans: where they lie in the whole.
-        first: the token that the piece before left off at.
+        start: the place at which the piece before left off.
     """
 
     begin: int
     text: str
     ids: list[int]
     spans: list[tuple[int, int]]
-    first: int = 0
+    start: int = 0
+
+    @property
+    def first(self) -> int:
+        """The first token that no piece before has."""
+        return self.token_at(self.start)
 
     @property
     def end(self) -> int:
@@ -161,7 +166,7 @@ def _pieces(texts: Iterable[str], tokenizer: Any) -> Iterator[tuple[_Piece, int]
             piece = _together(held, piece, tokenizer)
         elif held is not None and joint is not None:
             yield held, joint[0]
-            piece = replace(piece, first=joint[1])
+            piece = replace(piece, start=joint[1])
         held = piece
     if held is not None:
         yield held, len(held.ids)
@@ -188,28 +193,28 @@ def _tokenize(begin: int, text: str, tokenizer: Any) -> _Piece:
 
 
 def _joint(first: _Piece, second: _Piece) -> tuple[int, int] | None:
-    """The token of each at which the second may take over: at a word's border, if there is one."""
+    """Where the second may take over: at a word's border, if there is one.
+
+    Returns:
+        The number of the first's token there, and the place; None if they agree nowhere.
+    """
     quarter = (first.end - second.begin) // 4  # at its edges, a piece does not know what follows
     middle = range(first.token_at(second.begin + quarter), first.token_at(first.end - quarter))
     agreed = None
     for mine in middle:
         place = first.spans[mine][0]
-        its = second.token_at(place)
-        if mine <= first.first or not first.agrees(mine, second, its):
+        if place <= first.start or not first.agrees(mine, second, second.token_at(place)):
             continue
         if second.starts_word(place):
-            return mine, its
-        agreed = agreed or (mine, its)
+            return mine, place
+        agreed = agreed or (mine, place)
     if agreed is None and len(first.text) >= MAX_TOGETHER:
         place = second.begin + 2 * quarter
-        return first.token_at(place), second.token_at(place)
+        return first.token_at(place), place
     return agreed
 
 
 def _together(first: _Piece, second: _Piece, tokenizer: Any) -> _Piece:
     """Both as one piece, which goes on where the first did."""
     text = first.text + second.text[first.end - second.begin :]
-    both = _tokenize(first.begin, text, tokenizer)
-    if first.first == 0:
-        return both
-    return replace(both, first=both.token_at(first.spans[first.first][0]))
+    return replace(_tokenize(first.begin, text, tokenizer), start=first.start)
