@@ -564,3 +564,12 @@ def test_a_large_text_is_read_as_it_is(tmp_path: Path, small: None) -> None:
     assert corpus.joined() == whole
     drawn = read(path, seed=0, max_characters=2000)
     assert set(drawn.documents) < set(corpus.documents)  # so that hashes tell what served twice
+
+
+def test_commas_and_plus_signs_join_what_is_no_file(tmp_path: Path) -> None:
+    for name in ("a, b.txt", "c+d.txt"):
+        (tmp_path / name).write_text(name)
+    names = [str(tmp_path / "a, b.txt"), "c4", str(tmp_path / "c+d.txt")]
+    assert text.split_names(",".join(names), ",") == names
+    assert text.split_names("+".join(names), "+") == names
+    assert text.split_names(names[0], ",") == names[:1]

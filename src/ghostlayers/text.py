@@ -184,7 +184,7 @@ def load_corpus(
         corpus = _read("documents in memory", "in memory", [_in_memory(data)], wanted)
     elif (hub := hub_corpus(data, use)) is not None:
         corpus = _load_hub(str(data), hub, wanted)
-    elif len(parts := _parts(str(data))) > 1:
+    elif len(parts := split_names(str(data), "+")) > 1:
         corpus = _mix(str(data), parts, wanted)
     else:
         corpus = _load_files(str(data), wanted)
@@ -332,15 +332,15 @@ def _in_memory(data: Sequence[str]) -> Reader:
     return Rows("memory", len(documents), lambda number: {"text": documents[number]}, text_of)
 
 
-def _parts(name: str) -> list[str]:
-    """What a plus sign joins; one that belongs to the name of a file joins nothing."""
-    words = name.split("+")
-    parts: list[str] = []
-    while words and not _exists(name):
-        count = next((n for n in range(len(words), 0, -1) if _exists("+".join(words[:n]))), 1)
-        parts.append("+".join(words[:count]).strip())
+def split_names(listed: str, mark: str) -> list[str]:
+    """Names that a mark joins; a mark that belongs to the name of a file joins nothing."""
+    words = [listed] if _exists(listed) else listed.split(mark)
+    names: list[str] = []
+    while words:
+        count = next((n for n in range(len(words), 0, -1) if _exists(mark.join(words[:n]))), 1)
+        names.append(mark.join(words[:count]).strip())
         words = words[count:]
-    return parts or [name]
+    return names
 
 
 def _exists(name: str) -> bool:

@@ -481,7 +481,7 @@ def evaluate(
     from ghostlayers.preparation import open_model
 
     check_can_write(json_file)
-    corpora, names = o.names_in(data, "--data"), o.names_in(tasks, "--tasks")
+    corpora, names = o.corpora_in(data, "--data"), o.names_in(tasks, "--tasks")
     if not corpora and not names:
         raise RecipeError("say what to evaluate on: --data for text, --tasks for tasks, or both.")
     if not names and (tasks_path, limit) != (None, None):
