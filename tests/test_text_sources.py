@@ -399,7 +399,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     assert message(pipe) == f"'{pipe}' is a pipe, not a file; write its text to a file first."
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     assert "is a device, not a file" in message(tmp_path / "zero.txt")
-    assert "'/dev/zero'" in message("/dev/zero")
+    assert message("/dev/zero").startswith("'/dev/zero' is a device")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s.txt"))
         assert "is a socket" in message(tmp_path / "s.txt")

@@ -309,15 +309,10 @@ def read_evaluation(
         WindowError: it is too short.
     """
     for characters in _budgets(source, (max_windows or 0) * sequence_length):
-        limit = _evaluation_limit(source, characters, max_windows)
-        corpus = text.load_corpus(
-            source,
-            use="evaluation",
-            text_column=text_column,
-            separator=separator,
-            max_characters=limit,
-            tokenizer=tokenizer,
-        )
+        limit = text.MAX_CHARACTERS
+        if max_windows is not None:
+            limit = min(characters, limit)
+        corpus = _read_first(source, limit, separator, text_column, tokenizer)
         windows = tokens.make_windows(
             corpus,
             tokenizer,
@@ -327,18 +322,31 @@ def read_evaluation(
             progress=progress,
         )
         enough = max_windows is not None and len(windows) >= max_windows
-        full = corpus.complete or isinstance(source, Corpus) or limit >= text.MAX_CHARACTERS
-        if enough or full:
+        if enough or corpus.complete or corpus is source or limit == text.MAX_CHARACTERS:
             break
     return corpus, windows
 
 
-def _evaluation_limit(source: Documents, characters: int, max_windows: int | None) -> int:
-    """Characters to evaluate on; small files are read whole, to tell how many windows they have."""
-    if max_windows is None:
-        return text.MAX_CHARACTERS
-    least = 0 if text.hub_corpus(source) is not None else WHOLE
-    return min(max(characters, least), text.MAX_CHARACTERS)
+def _read_first(
+    source: Documents, characters: int, separator: str, text_column: str | None, tokenizer: Any
+) -> Corpus:
+    """The first text of a corpus; all of a small file, to tell how many windows it has."""
+
+    def read(limit: int) -> Corpus:
+        return text.load_corpus(
+            source,
+            use="evaluation",
+            text_column=text_column,
+            separator=separator,
+            max_characters=limit,
+            tokenizer=tokenizer,
+        )
+
+    if characters < WHOLE and text.hub_corpus(source) is None:
+        whole = read(WHOLE)
+        if whole.complete or whole is source:
+            return whole
+    return read(characters)
 
 
 def make_fitting(loaded: LoadedModel, recipe: Recipe) -> Fitting:

@@ -17,7 +17,7 @@ from random import Random
 from typing import Any, Literal
 
 from ghostlayers.errors import CorpusError, RecipeError, suggest
-from ghostlayers.text_bytes import BLOCK, COMPRESSIONS, WHOLE
+from ghostlayers.text_bytes import BLOCK, COMPRESSIONS, WHOLE, check_regular
 from ghostlayers.text_files import (
     FORMATS,
     Document,
@@ -481,6 +481,7 @@ def _find_files(name: str) -> list[Path]:
     if is_folder:
         return _files_in(path)
     if exists:
+        check_regular(path)
         if ending_of(path) is None:
             raise CorpusError(f"cannot read '{name}': expected a file in {_known()}.")
         return [path]
