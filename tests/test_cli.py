@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from conftest import make_documents
+from conftest import NOUNS, make_documents
 from ghostlayers import PRESETS, Recipe, checkpoint, pipeline
 from ghostlayers.checkpoint import Verification
 from ghostlayers.cli import app, screen
@@ -313,7 +313,8 @@ def error_of(*arguments):
         (
             ("-n", "1", "-d", "calibraton.jsonl"),
             "no corpus and no file is called 'calibraton.jsonl'. Known: c4, pg19, ptb, sec, "
-            "slimpajama, wikitext2. Or give a .txt, .jsonl or .parquet file.",
+            "slimpajama, wikitext2. Or give a .txt, .jsonl or .parquet file, or a data set on the "
+            "hub as name:config:split.",
         ),
     ],
 )
@@ -446,6 +447,8 @@ def record(pruned, place):
 def test_prune_says_what_it_removed_and_what_it_costs(pruned, record):
     text = words(pruned.stdout)
     cut = record["cut"]
+    assert "Calibration text: " in text
+    assert any(noun in text.partition("Calibration text: ")[2][:200] for noun in NOUNS)
     assert f"Removed: layers {format_layers(cut['removed'])} (2 of 6; counted from 0" in text
     assert f"Kept: layers {format_layers(cut['kept'])}" in text
     for row in record["evidence"]:
@@ -588,6 +591,13 @@ def test_an_adapter_and_the_checkpoint_made_of_it(tiny_folder, place, quick):
     assert "reloaded in a fresh process" in words(out)
     assert (place / "small-whole" / "config.json").is_file()
     assert "--overwrite" in error_of("materialize", "small", "-o", "small-whole")
+
+
+def test_the_calibration_text_is_shown_as_one_harmless_line(capsys):
+    from ghostlayers.cli import screen
+
+    screen.show_text("[/x] [red]a\x1b[31m\nb\u202e c\\")
+    assert capsys.readouterr().out == "Calibration text: [/x] [red]a [31m b c\\\n"
 
 
 def test_inspect_shows_the_record(pruned, record):

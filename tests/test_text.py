@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ghostlayers.errors import CorpusError
-from ghostlayers.text import Corpus, choose_column, document_hash, load_corpus
+from ghostlayers.text import Corpus, document_hash, load_corpus
+from ghostlayers.text_rows import choose_text
 
 
 @pytest.fixture(autouse=True)
@@ -80,16 +81,14 @@ def test_a_folder_is_all_its_readable_files_in_order(tmp_path):
 
 
 def test_a_folder_without_readable_files_is_refused(tmp_path):
-    (tmp_path / "notes.md").write_text("x")
-    assert message(tmp_path) == f"folder '{tmp_path}' holds no .txt, .jsonl, .json, .parquet file."
+    (tmp_path / "notes.rst").write_text("x")
+    assert message(tmp_path).startswith(f"folder '{tmp_path}' holds no file in .txt, ")
 
 
 def test_another_kind_of_file_is_refused(tmp_path):
-    path = tmp_path / "notes.md"
+    path = tmp_path / "notes.rst"
     path.write_text("x")
-    assert message(path) == (
-        f"cannot read '{path}': expected a file in .txt, .jsonl, .json, .parquet."
-    )
+    assert message(path).startswith(f"cannot read '{path}': expected a file in .txt, ")
 
 
 def test_documents_in_memory_keep_their_order():
@@ -128,7 +127,7 @@ def test_the_hash_of_a_corpus_depends_on_the_separator():
     ids=["text", "only column of strings", "named", "named, of numbers"],
 )
 def test_the_text_column_is_chosen(row, wanted, column):
-    assert choose_column(row, wanted, "a.jsonl") == column
+    assert choose_text([row], wanted, "a.jsonl").columns == (column,)
 
 
 @pytest.mark.parametrize("row", [{"body": "a", "title": "b", "id": 1}, {"id": 1, "year": 2}])
@@ -164,14 +163,16 @@ def test_an_empty_first_text_does_not_change_the_column(tmp_path):
 def test_an_unknown_name_suggests_a_near_one():
     assert message("wikitxt2") == (
         "no corpus and no file is called 'wikitxt2'. Did you mean 'wikitext2'? "
-        "Known: c4, pg19, ptb, sec, slimpajama, wikitext2. Or give a .txt, .jsonl or .parquet file."
+        "Known: c4, pg19, ptb, sec, slimpajama, wikitext2. Or give a .txt, .jsonl or .parquet "
+        "file, or a data set on the hub as name:config:split."
     )
 
 
 def test_a_missing_file_is_refused_without_a_suggestion(tmp_path):
     assert message(tmp_path / "zzz.txt") == (
         f"no corpus and no file is called '{tmp_path / 'zzz.txt'}'. "
-        "Known: c4, pg19, ptb, sec, slimpajama, wikitext2. Or give a .txt, .jsonl or .parquet file."
+        "Known: c4, pg19, ptb, sec, slimpajama, wikitext2. Or give a .txt, .jsonl or .parquet "
+        "file, or a data set on the hub as name:config:split."
     )
 
 

@@ -1,12 +1,18 @@
 """Windows: what they hold, who they belong to, and which of them are drawn."""
 
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from ghostlayers import preparation, text, text_bytes, text_files, tokenizing, tokens
 from ghostlayers.errors import CorpusError, WindowError
+from ghostlayers.recipe import Recipe
 from ghostlayers.text import Corpus, document_hash
 from ghostlayers.tokens import (
     check_sequence_length,
@@ -419,3 +425,142 @@ def test_every_sampling_knows_a_beginning_of_sequence(
     for windows in (calibration, held_out):
         assert windows.input_ids.shape[1] == 32
         assert set(windows.input_ids[:, 0].tolist()) == {1}
+
+
+# Large sources
+
+
+@pytest.fixture
+def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds so low that small sources are large ones."""
+    for module in (text, text_files, preparation):
+        monkeypatch.setattr(module, "WHOLE", 3000)
+    monkeypatch.setattr(text, "DRAWN", 3000)
+    for module in (text, text_files, text_bytes):
+        monkeypatch.setattr(module, "BLOCK", 1024)
+    monkeypatch.setattr(text_bytes, "_LOOK", 128)
+    monkeypatch.setattr(tokenizing, "PIECE", 500)
+    monkeypatch.setattr(tokenizing, "OVERLAP", 100)
+
+
+@pytest.fixture
+def numbered() -> list[str]:
+    """Documents of which any stretch of a window's length occurs once."""
+    return [" ".join(f"{n}.{k:02d}" for k in range(60)) for n in range(1000, 1400)]
+
+
+def write(path: Path, documents: list[str]) -> Path:
+    if path.suffix == ".txt":
+        path.write_text("\n\n".join(documents))
+    else:
+        path.write_text("".join(json.dumps({"text": each}) + "\n" for each in documents))
+    return path
+
+
+def calibrate(path: Path, tokenizer: Any, **choices: Any) -> tuple[Corpus, Any, Any]:
+    wanted = {"windows": 6, "held_out_windows": 3, "sequence_length": 32, "layers": 1, **choices}
+    loaded: Any = SimpleNamespace(tokenizer=tokenizer)
+    return preparation.read_calibration(loaded, Recipe(**wanted), path)
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+@pytest.mark.parametrize("sampling", ["grid", "random", "single-document"])
+@pytest.mark.parametrize("seed", range(3))
+def test_windows_of_a_large_source(
+    tmp_path: Path, small_bounds: None, numbered: list[str], byte_tokenizer: Any, ending: str,
+    sampling: Any, seed: int,
+) -> None:  # fmt: skip
+    path = write(tmp_path / f"a{ending}", numbered)
+    corpus, calibration, held_out = calibrate(path, byte_tokenizer, seed=seed, sampling=sampling)
+    again = calibrate(path, byte_tokenizer, seed=seed, sampling=sampling)
+    assert torch.equal(calibration.input_ids, again[1].input_ids)
+    assert torch.equal(held_out.input_ids, again[2].input_ids)
+    assert (len(calibration), calibration.available, corpus.complete) == (6, None, False)
+    whole = "\n\n".join(numbered)
+    texts = [byte_tokenizer.decode(row) for row in calibration.input_ids]
+    others = [byte_tokenizer.decode(row) for row in held_out.input_ids]
+    drawn = corpus.joined()
+    assert all(each in drawn for each in texts + others)
+    inside = [each for each in texts + others if each in whole]
+    assert len(inside) > 0.7 * len(texts + others)  # the rest cross a joint of drawn documents
+    words = [set(each.split(" ")[1:-1]) for each in texts]
+    for each in others:
+        assert not any(set(each.split(" ")[1:-1]) & mine for mine in words)
+    assert calibration.preview == texts[0][:200]
+    assert set(calibration.documents) <= set(map(document_hash, corpus.documents))
+
+
+def test_another_seed_draws_other_documents(
+    tmp_path: Path, small_bounds: None, numbered: list[str], byte_tokenizer: Any
+) -> None:
+    path = write(tmp_path / "a.jsonl", numbered)
+    one, two = (set(calibrate(path, byte_tokenizer, seed=seed)[1].documents) for seed in (0, 1))
+    assert len(one & two) < 0.4 * len(one)
+
+
+def test_more_is_drawn_until_the_windows_are_full(
+    tmp_path: Path, small_bounds: None, byte_tokenizer: Any
+) -> None:
+    texts = ["x" * 20 + str(n) for n in range(1000)]
+    texts[::100] = [f"{n} " * 40 for n in range(10)]
+    path = write(tmp_path / "a.jsonl", texts)
+    _, calibration, held_out = calibrate(path, byte_tokenizer, sampling="single-document")
+    assert len(calibration) == 6
+    assert len(held_out) >= 3
+    with pytest.raises(WindowError, match="has 0 documents longer"):
+        calibrate(write(path, texts[1:50]), byte_tokenizer, sampling="single-document")
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_the_first_windows_of_a_large_source_are_those_of_the_whole(
+    tmp_path: Path, small_bounds: None, numbered: list[str], byte_tokenizer: Any, ending: str
+) -> None:
+    path = write(tmp_path / f"a{ending}", numbered)
+    common: Any = {"separator": "\n\n", "text_column": None, "sequence_length": 50, "bos": "auto"}
+    corpus, few = preparation.read_evaluation(path, byte_tokenizer, max_windows=9, **common)
+    every_corpus, every = preparation.read_evaluation(
+        path, byte_tokenizer, max_windows=None, **common
+    )
+    assert (corpus.complete, few.available) == (False, None)
+    assert (every_corpus.complete, every.available) == (True, len(every))
+    assert torch.equal(few.input_ids, every.input_ids[:9])
+    assert byte_tokenizer.decode(every.input_ids.flatten()) in "\n\n".join(numbered)
+    assert few.documents == every.documents[: len(few.documents)]
+    assert sum(map(len, corpus.documents)) < 5000
+
+
+@pytest.mark.parametrize("ending", [".txt", ".jsonl"])
+def test_what_served_as_calibration_is_known_in_evaluation(
+    tmp_path: Path, small_bounds: None, numbered: list[str], byte_tokenizer: Any, ending: str
+) -> None:
+    path = write(tmp_path / f"a{ending}", numbered)
+    _, calibration, _ = calibrate(path, byte_tokenizer)
+    _, every = preparation.read_evaluation(
+        path, byte_tokenizer, separator="\n\n", text_column=None, sequence_length=32,
+        max_windows=None, bos="auto",
+    )  # fmt: skip
+    assert set(calibration.documents) <= set(every.documents)
+
+
+def test_a_bar_is_shown_where_tokenising_takes_long(
+    byte_tokenizer: Any, corpus: Corpus, small_bounds: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[list[Any]] = []
+
+    class Watched:
+        @contextlib.contextmanager
+        def stage(self, description: str, total: int) -> Iterator[Any]:
+            stages.append([description, total, 0])
+
+            def advance(units: int = 1) -> None:
+                stages[-1][2] += units
+
+            yield advance
+
+    tokenize(corpus, byte_tokenizer, Watched())
+    assert stages == []
+    monkeypatch.setattr(tokens, "SHOWN_FROM", 1000)
+    tokenize(corpus, byte_tokenizer, Watched())
+    ((description, total, done),) = stages
+    assert (description, total) == ("Tokenising the text", sum(map(len, corpus.documents)))
+    assert 0.9 * total < done <= total

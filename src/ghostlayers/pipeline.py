@@ -55,6 +55,7 @@ def prune(
     options: RunOptions | None = None,
     revision: str | None = None,
     keep: str | Path | None = None,
+    show_text: Callable[[str], None] | None = None,
     show_plan: Callable[[Plan], None] | None = None,
     output: Output | None = None,
     progress: Progress | None = None,
@@ -71,6 +72,7 @@ def prune(
         revision: of a model on the hub.
         keep: a folder for what the run has found so far: the same call goes on from it after an
             interruption, and ends with the same bits. `PrunedModel.save` deletes it.
+        show_text: told how the calibration text begins.
         show_plan: told what the run will take, once all is checked and before anything is computed.
         output: what will be made of the result afterwards, for the plan; a checkpoint beside
             ``keep`` if not given.
@@ -88,7 +90,9 @@ def prune(
     dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
     started = seconds_since_start()
     layerwise = check_result(dense, recipe)
-    corpus, windows, held_out = read_calibration(dense, recipe, data)
+    corpus, windows, held_out = read_calibration(dense, recipe, data, progress=run.progress)
+    if show_text is not None:
+        show_text(windows.preview)
     fitting = make_fitting(dense, recipe)
     measured_on = held_out.first(recipe.num_held_out_windows)
     stored = dense.stored_dtype
@@ -221,6 +225,7 @@ def score(
     data: Documents | None = None,
     options: RunOptions | None = None,
     revision: str | None = None,
+    show_text: Callable[[str], None] | None = None,
     progress: Progress | None = None,
     **choices: Any,
 ) -> ScoreTable:
@@ -236,7 +241,9 @@ def score(
     run = Run(_options_for(recipe, options), progress or Silent())
     dense = open_model(model, tokenizer, run.options, revision)
     layerwise = check_request(dense, recipe, surgery_follows=False)
-    _, windows, held_out = read_calibration(dense, recipe, data)
+    _, windows, held_out = read_calibration(dense, recipe, data, progress=run.progress)
+    if show_text is not None:
+        show_text(windows.preview)
     fitting = make_fitting(dense, recipe)
     return steps.measure_table(run, layerwise, windows, held_out, recipe, fitting, residuals=True)
 
@@ -295,6 +302,7 @@ def evaluate(
             sequence_length=sequence_length,
             max_windows=max_windows,
             bos=bos,
+            progress=run.progress,
         )
         results.append(
             evaluate_windows(

@@ -3,7 +3,7 @@
 A request that cannot work is refused here, by name, before anything is computed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ghostlayers.features import check_fit_tokens, check_method
 from ghostlayers.fitting import Fitting
 from ghostlayers.loading import LoadedModel, check_causal, from_memory, load_model, read_config
 from ghostlayers.presets import PRESETS, find_preset
+from ghostlayers.progress import Progress
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.selection import (
@@ -35,6 +36,7 @@ from ghostlayers.spans import Span, check_count, check_layers, format_layers, me
 from ghostlayers.stock_layer import check_stock_layer
 from ghostlayers.stream import LayerwiseModel
 from ghostlayers.text import Corpus
+from ghostlayers.text_bytes import WHOLE
 from ghostlayers.tokens import Windows
 
 Documents = str | Path | Sequence[str] | Corpus
@@ -243,6 +245,7 @@ def read_calibration(
     recipe: Recipe,
     data: Documents | None = None,
     race_windows: int | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Corpus, Windows, Windows]:
     """The calibration text, its windows for scores and fits, and held-out ones.
 
@@ -251,6 +254,7 @@ def read_calibration(
         recipe: how the text is cut.
         data: instead of the recipe's.
         race_windows: held-out windows that any race may use; the recipe's own if not given.
+        progress: told what is being done, where it takes long.
 
     Raises:
         CorpusError: the text cannot be read.
@@ -262,30 +266,47 @@ def read_calibration(
     wanted = recipe.num_race_windows if race_windows is None else race_windows
     spare = max(0, wanted - recipe.num_held_out_windows)
     needed = recipe.num_calibration_windows + recipe.num_held_out_windows + spare
-    on_hub = isinstance(source, str) and source in text.HUB_CORPORA
-    budget = needed * recipe.sequence_length * text.CHARACTERS_PER_TOKEN
-    if recipe.sampling == "single-document":  # most documents are too short for a window
-        budget *= 4
-    corpus = text.load_corpus(
-        source,
-        use="calibration",
-        text_column=recipe.text_column,
-        separator=recipe.separator,
-        max_characters=budget if on_hub else max(budget, text.MAX_CHARACTERS),
-    )
-    calibration, held_out = tokens.draw_windows(
-        corpus,
-        loaded.tokenizer,
-        sequence_length=recipe.sequence_length,
-        count=recipe.num_calibration_windows,
-        held_out=recipe.num_held_out_windows,
-        spare=spare,
-        bos=recipe.bos,
-        seed=recipe.seed,
-        sampling=recipe.sampling,
-    )
-    tokens.check_tokens(loaded.model, loaded.tokenizer, calibration, held_out)
-    return corpus, calibration, held_out
+    for characters in _budgets(source, needed * recipe.sequence_length):
+        corpus = text.load_corpus(
+            source,
+            use="calibration",
+            text_column=recipe.text_column,
+            separator=recipe.separator,
+            max_characters=characters,
+            seed=recipe.seed,
+            tokenizer=loaded.tokenizer,
+        )
+        given = isinstance(source, Corpus) or 4 * characters > text.MAX_CHARACTERS
+        more = not (corpus.complete or given)
+        try:
+            drawn = tokens.draw_windows(
+                corpus,
+                loaded.tokenizer,
+                sequence_length=recipe.sequence_length,
+                count=recipe.num_calibration_windows,
+                held_out=recipe.num_held_out_windows,
+                spare=spare,
+                bos=recipe.bos,
+                seed=recipe.seed,
+                sampling=recipe.sampling,
+                progress=progress,
+            )
+        except WindowError:
+            if more:
+                continue
+            raise
+        if not more or sum(map(len, drawn)) >= needed:
+            break
+    tokens.check_tokens(loaded.model, loaded.tokenizer, *drawn)
+    return corpus, *drawn
+
+
+def _budgets(source: Documents, num_tokens: int) -> Iterator[int]:
+    """Characters to read for so many tokens, and more where that is not enough."""
+    characters = text.characters_for(source, num_tokens)
+    while True:
+        yield characters
+        characters *= 4
 
 
 def read_evaluation(
@@ -297,24 +318,53 @@ def read_evaluation(
     sequence_length: int,
     max_windows: int | None,
     bos: tokens.BosPolicy,
+    progress: Progress | None = None,
 ) -> tuple[Corpus, Windows]:
-    """A corpus to evaluate on, and its first windows.
+    """A corpus to evaluate on, and its first windows: of a large one, only what they need is read.
 
     Raises:
         CorpusError: the text cannot be read.
         WindowError: it is too short.
     """
-    corpus = text.load_corpus(
-        source,
-        use="evaluation",
-        text_column=text_column,
-        separator=separator,
-        max_characters=text.characters_for(source, max_windows, sequence_length),
-    )
-    windows = tokens.make_windows(
-        corpus, tokenizer, sequence_length=sequence_length, bos=bos, count=max_windows
-    )
+    for characters in _budgets(source, (max_windows or 0) * sequence_length):
+        limit = text.MAX_CHARACTERS
+        if max_windows is not None:
+            limit = min(characters, limit)
+        corpus = _read_first(source, limit, separator, text_column, tokenizer)
+        windows = tokens.make_windows(
+            corpus,
+            tokenizer,
+            sequence_length=sequence_length,
+            bos=bos,
+            count=max_windows,
+            progress=progress,
+        )
+        enough = max_windows is not None and len(windows) >= max_windows
+        if enough or corpus.complete or corpus is source or limit == text.MAX_CHARACTERS:
+            break
     return corpus, windows
+
+
+def _read_first(
+    source: Documents, characters: int, separator: str, text_column: str | None, tokenizer: Any
+) -> Corpus:
+    """The first text of a corpus; all of a small file, to tell how many windows it has."""
+
+    def read(limit: int) -> Corpus:
+        return text.load_corpus(
+            source,
+            use="evaluation",
+            text_column=text_column,
+            separator=separator,
+            max_characters=limit,
+            tokenizer=tokenizer,
+        )
+
+    if characters < WHOLE and text.hub_corpus(source) is None:
+        whole = read(WHOLE)
+        if whole.complete or whole is source:
+            return whole
+    return read(characters)
 
 
 def make_fitting(loaded: LoadedModel, recipe: Recipe) -> Fitting:

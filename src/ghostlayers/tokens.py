@@ -1,11 +1,10 @@
 """From documents to windows of tokens.
 
-Documents are joined, tokenised as a whole without special tokens, and cut into windows that do not
-overlap. Where a tokenizer puts a beginning-of-sequence token before every text, each window starts
-with one and holds one token less of text: such models fall apart without it.
+Documents are joined, tokenised without special tokens as a whole (`tokenizing`), and cut into
+windows that do not overlap. Where a tokenizer puts a beginning-of-sequence token before every text,
+each window starts with one and holds one token less of text: such models fall apart without it.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -16,7 +15,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ghostlayers.errors import CorpusError, WindowError
+from ghostlayers.progress import Progress, Silent
 from ghostlayers.text import Corpus, document_hash
+from ghostlayers.tokenizing import Done, tokenize_texts
 
 BosPolicy = Literal["auto", "always", "never"]
 
@@ -27,6 +28,16 @@ HELD_OUT_SHARE = 0.1
 """The end of a text, where `random` windows are taken from that nothing is fitted on."""
 
 
+PREVIEW = 200
+"""Characters shown of what is calibrated on."""
+
+SHOWN_FROM = 2_000_000
+"""Characters of text whose tokenising takes seconds, so that a bar is shown."""
+
+_EDGE = 64
+"""Tokens at the end of a text that goes on: what follows might change them."""
+
+
 @dataclass(frozen=True)
 class Windows:
     """Windows of one corpus.
@@ -34,14 +45,16 @@ class Windows:
     Attributes:
         input_ids: [windows, sequence].
         bos: whether each starts with a beginning-of-sequence token.
-        available: how many windows the corpus gives.
+        available: how many windows the corpus gives; None if not all of it was read.
         documents: hashes of the documents that any window touches, in order.
+        preview: how the text of the first window begins.
     """
 
     input_ids: Int[Tensor, "windows sequence"]
     bos: bool
-    available: int
+    available: int | None
     documents: tuple[str, ...]
+    preview: str = ""
 
     def __len__(self) -> int:
         return self.input_ids.shape[0]
@@ -85,27 +98,38 @@ class TokenStream:
     corpus: Corpus
 
 
-def tokenize(corpus: Corpus, tokenizer: Any) -> TokenStream:
+def tokenize(corpus: Corpus, tokenizer: Any, progress: Progress | None = None) -> TokenStream:
     """Tokenise the joined documents, without special tokens.
 
     Raises:
-        CorpusError: the tokenizer makes no tokens of the text.
+        CorpusError: the tokenizer makes no tokens of the text, or cannot take so much of it.
     """
-    encoded = tokenizer(
-        corpus.joined(),
-        add_special_tokens=False,
-        return_offsets_mapping=tokenizer.is_fast,
-        verbose=False,
-    )
-    ids = torch.tensor(encoded["input_ids"], dtype=torch.long)
-    if ids.numel() == 0:
+    characters = sum(map(len, corpus.documents))
+    shown = progress if progress is not None and characters >= SHOWN_FROM else Silent()
+    with shown.stage("Tokenising the text", characters) as advance:
+        tokens = tokenize_texts(
+            corpus.texts(), tokenizer, name=corpus.name, done=_up_to(characters, advance)
+        )
+    if tokens.ids.numel() == 0:
         raise CorpusError(f"the tokenizer makes no tokens of corpus '{corpus.name}'.")
-    if not tokenizer.is_fast:
-        return TokenStream(ids, None, corpus)
-    lengths = [len(document) + len(corpus.separator) for document in corpus.documents]
-    starts = [0, *accumulate(lengths)][:-1]
-    owners = [bisect_right(starts, offset) - 1 for offset, _ in encoded["offset_mapping"]]
-    return TokenStream(ids, torch.tensor(owners, dtype=torch.long), corpus)
+    if tokens.starts is None:
+        return TokenStream(tokens.ids, None, corpus)
+    ends = torch.tensor([*accumulate(map(len, corpus.texts()))], dtype=torch.int32)
+    owners = torch.bucketize(tokens.starts, ends, right=True, out_int32=True)
+    return TokenStream(tokens.ids, owners, corpus)
+
+
+def _up_to(total: int, advance: Done) -> Done:
+    """Counts characters, and never more than there are: pieces of a text overlap."""
+    left = total
+
+    def done(count: int) -> None:
+        nonlocal left
+        count = max(0, min(count, left))
+        left -= count
+        advance(count)
+
+    return done
 
 
 def uses_bos(tokenizer: Any, policy: BosPolicy) -> bool:
@@ -139,16 +163,21 @@ def cut_windows(stream: TokenStream, sequence_length: int, bos_token_id: int | N
         WindowError: the text is shorter than one window.
     """
     body = sequence_length - (0 if bos_token_id is None else 1)
+    available = _count_windows(stream, body, sequence_length)
+    ids = stream.ids[: available * body].view(available, body).long()
+    if bos_token_id is not None:
+        ids = torch.cat([torch.full((available, 1), bos_token_id), ids], dim=1)
+    return Windows(ids, bos_token_id is not None, available, ())
+
+
+def _count_windows(stream: TokenStream, body: int, sequence_length: int | None = None) -> int:
     available = stream.ids.numel() // body
     if available == 0:
         raise WindowError(
             f"corpus '{stream.corpus.name}' has {stream.ids.numel()} tokens, less than one window "
-            f"of {sequence_length}; give more text or a shorter --sequence-length."
+            f"of {sequence_length or body}; give more text or a shorter --sequence-length."
         )
-    ids = stream.ids[: available * body].view(available, body)
-    if bos_token_id is not None:
-        ids = torch.cat([torch.full((available, 1), bos_token_id), ids], dim=1)
-    return Windows(ids, bos_token_id is not None, available, ())
+    return available
 
 
 def _touched(
@@ -172,6 +201,7 @@ def make_windows(
     bos: BosPolicy = "auto",
     count: int | None = None,
     seed: int | None = None,
+    progress: Progress | None = None,
 ) -> Windows:
     """The first windows of a corpus, in order; with a seed, so many random ones of them.
 
@@ -182,6 +212,7 @@ def make_windows(
         bos: beginning-of-sequence policy.
         count: how many at most; all if not given. Fewer are an error only with a seed.
         seed: see `draw_windows`.
+        progress: told what is being done, where it takes long.
 
     Raises:
         CorpusError: no tokens.
@@ -192,12 +223,15 @@ def make_windows(
         return draw_windows(
             corpus, tokenizer, sequence_length=sequence_length, count=count, bos=bos, seed=seed
         )[0]
-    stream = tokenize(corpus, tokenizer)
+    stream = tokenize(corpus, tokenizer, progress)
+    if not corpus.complete and len(stream.ids) > _EDGE:
+        stream = replace(stream, ids=stream.ids[:-_EDGE])
     token = tokenizer.bos_token_id if uses_bos(tokenizer, bos) else None
     windows = cut_windows(stream, sequence_length, token)
     chosen = torch.arange(min(len(windows) if count is None else count, len(windows)))
     documents = _touched(stream, sequence_length, token is not None, chosen)
-    return Windows(windows.input_ids[chosen], windows.bos, windows.available, documents)
+    available = windows.available if corpus.complete else None
+    return Windows(windows.input_ids[: len(chosen)], windows.bos, available, documents)
 
 
 def draw_windows(
@@ -211,6 +245,7 @@ def draw_windows(
     bos: BosPolicy = "auto",
     seed: int = 0,
     sampling: Sampling = "grid",
+    progress: Progress | None = None,
 ) -> tuple[Windows, Windows]:
     """Random windows to calibrate on, and others that share no token with them.
 
@@ -227,6 +262,7 @@ def draw_windows(
             without repetition; ``random`` draws offsets in the joined documents, those of the
             held-out windows in the last tenth; ``single-document`` draws a document at a time, and
             an offset in each that is longer than a window; where they run out, each serves again.
+        progress: told what is being done, where it takes long.
 
     Returns:
         Both name the documents that any of the windows touches.
@@ -241,13 +277,16 @@ def draw_windows(
     if sampling == "single-document":
         drawn = _draw_documents(corpus, tokenizer, body, (count, held_out, spare), generator)
     else:
-        stream = tokenize(corpus, tokenizer)
+        stream = tokenize(corpus, tokenizer, progress)
         draw = _draw_grid if sampling == "grid" else _draw_offsets
         drawn = draw(stream, body, (count, held_out, spare), generator)
-    ids = drawn.ids
+    ids = drawn.ids.long()
+    preview = str(tokenizer.decode(ids[0]))[:PREVIEW] if len(ids) else ""
     if token is not None:
         ids = torch.cat([torch.full((len(ids), 1), token), ids], dim=1)
-    both = Windows(ids, token is not None, drawn.available, _hashes(corpus, drawn.documents))
+    available = drawn.available if corpus.complete else None
+    documents = _hashes(corpus, drawn.documents)
+    both = Windows(ids, token is not None, available, documents, preview)
     return both.split_at(count)
 
 
@@ -267,13 +306,16 @@ Counts = tuple[int, int, int]
 def _draw_grid(
     stream: TokenStream, body: int, counts: Counts, generator: torch.Generator
 ) -> _Drawn:
-    windows = cut_windows(stream, body, None).input_ids
-    needed, available = sum(counts[:2]), len(windows)
+    needed, available = sum(counts[:2]), _count_windows(stream, body)
     if needed > available:
         raise WindowError(_too_few(stream.corpus, f"gives {available} windows", body, needed))
     chosen = torch.randperm(available, generator=generator)[: sum(counts)]
     starts = (chosen * body).tolist()
-    return _Drawn(windows[chosen], available, _owners_at(stream, starts, body))
+    return _Drawn(_rows_at(stream, starts, body), available, _owners_at(stream, starts, body))
+
+
+def _rows_at(stream: TokenStream, starts: Sequence[int], body: int) -> Tensor:
+    return torch.stack([stream.ids[start : start + body] for start in starts])
 
 
 def _draw_offsets(
@@ -289,8 +331,7 @@ def _draw_offsets(
     first = torch.randint(rooms[0] + 1, (counts[0],), generator=generator).tolist()
     later = torch.randint(max(rooms[1], 0) + 1, (extra,), generator=generator).tolist()
     starts = [*first, *(border + each for each in later)]
-    rows = [stream.ids[start : start + body] for start in starts]
-    return _Drawn(torch.stack(rows), total // body, _owners_at(stream, starts, body))
+    return _Drawn(_rows_at(stream, starts, body), total // body, _owners_at(stream, starts, body))
 
 
 def _draw_documents(
@@ -336,9 +377,9 @@ def _long_documents(
         document = corpus.documents[index]
         if len(document) < body:  # a token is a character at least, in nearly every tokenizer
             continue
-        ids = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = tokenize_texts([document], tokenizer, name=corpus.name).ids
         if len(ids) > body:
-            found.append((index, torch.tensor(ids, dtype=torch.long)))
+            found.append((index, ids))
     return found
 
 

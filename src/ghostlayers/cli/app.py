@@ -264,6 +264,7 @@ def prune(
         recipe,
         options=options,
         keep=_kept(output, restart=restart),
+        show_text=screen.show_text,
         show_plan=screen.show_plan,
         output=leaves,
         progress=screen.Bars(),
@@ -481,7 +482,7 @@ def evaluate(
     from ghostlayers.preparation import open_model
 
     check_can_write(json_file)
-    corpora, names = o.names_in(data, "--data"), o.names_in(tasks, "--tasks")
+    corpora, names = o.corpora_in(data, "--data"), o.names_in(tasks, "--tasks")
     if not corpora and not names:
         raise RecipeError("say what to evaluate on: --data for text, --tasks for tasks, or both.")
     if not names and (tasks_path, limit) != (None, None):
@@ -585,6 +586,7 @@ def score(
         recipe,
         options=RunOptions(dtype, device, batch_size, trust_remote_code, offload, max_memory),
         revision=revision,
+        show_text=screen.show_text,
         progress=screen.Bars(),
     )
     screen.show_block_influence(table)

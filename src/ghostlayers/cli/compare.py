@@ -193,7 +193,7 @@ def compare(
         "repair": o.names_in(repair, "--repair") or None,
         "eval_length": eval_length,
         "yardstick": yardstick,
-        "eval_data": o.names_in(eval_data or None, "--eval-data"),
+        "eval_data": o.corpora_in(eval_data or None, "--eval-data"),
         "speed": speed,
         "separator": None if separator is None else o.unescape(separator),
         "eval_separators": [o.unescape(each) for each in eval_separator or ["\n\n"]],
@@ -242,6 +242,7 @@ def compare(
             overwrite=overwrite,
             progress=screen.Bars(),
             say=lambda line: screen.say(f"[dim]{escape(line)}[/dim]"),
+            show_text=screen.show_text,
             show_plan=show_plan,
             command=command_line(),
         )

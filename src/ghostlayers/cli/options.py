@@ -151,8 +151,9 @@ Data = Annotated[
     _option(
         "--data",
         "-d",
-        text="Calibration text: c4 or wikitext2 (from the Hugging Face hub), or a .txt, .jsonl or "
-        ".parquet file, or a folder of them. Required, unless a preset names one.",
+        text="Calibration text: a .txt, .jsonl, .csv or .parquet file, a folder or a pattern of "
+        "them, or text on the Hugging Face hub: c4, wikitext2, or name:config:split. Required, "
+        "unless a preset names one.",
         panel=_PANEL_TEXT,
     ),
 ]
@@ -160,7 +161,8 @@ TextColumn = Annotated[
     str | None,
     _option(
         "--text-column",
-        text="Column that holds the text. \\[default: text, else the only column of strings]",
+        text="Column that holds the text. \\[default: text, else a chat, else the only column of "
+        "strings that are no identifiers]",
         panel=_PANEL_TEXT,
     ),
 ]
@@ -456,6 +458,14 @@ def names_in(listed: str | None, option: str) -> list[str]:
     if not names:
         raise RecipeError(f"{option} names nothing.")
     return names
+
+
+def corpora_in(listed: str | None, option: str) -> list[str]:
+    """The corpora of a comma-separated option, among them files with commas in their names."""
+    from ghostlayers.text import split_names
+
+    names_in(listed, option)
+    return [] if listed is None else [name for name in split_names(listed, ",") if name]
 
 
 def numbers_in(listed: str, option: str, example: str, *, least: int = 0) -> list[int]:

@@ -49,6 +49,12 @@ err = Console(stderr=True, highlight=False)
 _place = World()
 
 
+def show_text(preview: str) -> None:
+    """How the calibration text begins: on one line, and nothing in it is taken as a command."""
+    line = "".join(each if each.isprintable() else " " for each in preview)
+    say(f"[dim]Calibration text: {escape(' '.join(line.split()))}[/dim]")
+
+
 def show_basis(model: Any, repair: str) -> None:
     """Whether a Hadamard basis is not the authors' own."""
     note = basis_note(model, find_method(repair))

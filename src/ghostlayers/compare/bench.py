@@ -179,7 +179,9 @@ def prepare(
         layerwise, grounds = check_request(dense, recipe), {}
         _check_selections(dense, request, layerwise.num_layers)
         kept, skipped = _possible_repairs(dense, request)
-        corpus, scored, held_out = read_calibration(dense, recipe, data, _race_windows(request))
+        corpus, scored, held_out = read_calibration(
+            dense, recipe, data, _race_windows(request), run.progress
+        )
         text_hash = corpus.sha256()
     used = kept or [request.preset_recipe(each, request.layers[0]).repair for each in grounds]
     for note in filter(None, (basis_note(dense.model, find_method(name)) for name in used)):

@@ -54,6 +54,7 @@ def compare(
     overwrite: bool = False,
     progress: Progress | None = None,
     say: Say | None = None,
+    show_text: Callable[[str], None] | None = None,
     show_plan: Callable[[Plan], bool] | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def compare(
         overwrite: replace another comparison's results.
         progress: told of every window.
         say: told what is done and what comes next.
+        show_text: told how the calibration text begins.
         show_plan: told before anything is computed what it will take; if it gives False, nothing
             is.
         command: as it should stand in the report.
@@ -90,6 +92,8 @@ def compare(
         model, request, Path(out), tokenizer, data, eval_data, options, revision, overwrite,
         progress, say,
     )  # fmt: skip
+    if show_text is not None:
+        show_text(bench.scored.preview)
     speed = probe(bench.layerwise, bench.scored)
     plan = plan_presets if request.presets else plan_comparison
     if show_plan is not None and not show_plan(plan(bench, speed)):

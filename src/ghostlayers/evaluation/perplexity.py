@@ -25,7 +25,7 @@ class EvaluationResult:
         corpus: as the caller named it.
         sums: over all predictions.
         num_windows: windows evaluated.
-        available_windows: windows in the text that was read.
+        available_windows: windows of the corpus; None if not all of it was read.
         complete: whether that was the whole corpus.
         sequence_length: tokens a window.
         bos: whether each window starts with a beginning-of-sequence token.
@@ -37,7 +37,7 @@ class EvaluationResult:
     corpus: str
     sums: LossSums
     num_windows: int
-    available_windows: int
+    available_windows: int | None
     sequence_length: int
     bos: bool
     complete: bool = True

@@ -1,0 +1,221 @@
+"""Which part of a row is text: a column, or a chat that goes through the model's template."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ghostlayers.errors import CorpusError, suggest
+
+Row = Mapping[str, Any]
+
+PEEK = 8
+"""Rows that are looked at to tell which column holds the text."""
+
+CHATS = ("messages", "conversations", "conversation")
+"""Columns that hold a list of turns."""
+
+PAIRS = (("prompt", "completion"), ("instruction", "output"), ("instruction", "response"))
+"""Columns that hold what is asked and what is answered."""
+
+CONTEXTS = ("input", "context")
+"""Columns that belong to an instruction."""
+
+ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant"}
+"""Roles as ShareGPT calls them; others are taken as they are."""
+
+_IDENTIFIER_NAME = re.compile(
+    r"(.*[_\-. ])?(id|ids|idx|index|uuid|guid|url|urls|uri|href|link|hash|sha\d*|md5|digest|doi"
+    r"|isbn|key|path|file|filename|date|datetime|time|timestamp|lang|language|license|licence|split"
+    r"|subset|domain)",
+    re.IGNORECASE,
+)
+
+_IDENTIFIER = re.compile(
+    r"[+-]?[\d.,:/_ TZ+-]*\d[\d.,:/_ TZ+-]*([eE][+-]?\d+)?"  # numbers, dates and times
+    r"|[0-9a-fA-F-]{16,}"  # hashes and UUIDs
+    r"|(?=\S*\d)[A-Za-z0-9+/=_.:-]{6,}"  # one word with a digit in it
+    r"|[A-Za-z][A-Za-z0-9+.-]*://\S+"  # addresses
+)
+
+
+@dataclass(frozen=True)
+class TextOfRow:
+    """How rows of one source become text.
+
+    Attributes:
+        columns: what is read of a row.
+        render: makes its text.
+    """
+
+    columns: tuple[str, ...]
+    render: Callable[[Row], str]
+
+
+def is_identifier(name: str, values: Sequence[str]) -> bool:
+    """Whether a column of strings names things, by its name or by all of its values."""
+    if _IDENTIFIER_NAME.fullmatch(name):
+        return True
+    filled = [value.strip() for value in values if value.strip()]
+    return bool(filled) and all(_IDENTIFIER.fullmatch(value[:200]) for value in filled)
+
+
+def choose_text(
+    rows: Sequence[Row], wanted: str | None, where: str, tokenizer: Any = None
+) -> TextOfRow:
+    """How rows become text: the wanted column, ``text``, a chat, or the only column of strings.
+
+    Args:
+        rows: the first of a source.
+        wanted: the column that the user named.
+        where: the source, for messages.
+        tokenizer: has the template that chats go through.
+
+    Raises:
+        CorpusError: there is no such column, or more than one, or only identifiers.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    strings = _strings(rows, names)
+    if wanted is not None and wanted not in names:
+        raise CorpusError(f"'{where}' has no column '{wanted}'. {suggest(wanted, names)}")
+    if wanted is None and "text" in names and not _holds_turns(rows, "text"):
+        wanted = "text"
+    if wanted is not None and not _holds_turns(rows, wanted):
+        return TextOfRow((wanted,), lambda row: _plain(row.get(wanted), wanted, where))
+    chat = _chat(rows, names, wanted)
+    if chat is not None:
+        return _templated(chat, where, tokenizer)
+    texts = [name for name, values in strings.items() if not is_identifier(name, values)]
+    if len(texts) != 1:
+        raise CorpusError(_unclear(where, names, list(strings), texts))
+    only = texts[0]
+    return TextOfRow((only,), lambda row: _plain(row.get(only), only, where))
+
+
+def _strings(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[str]]:
+    """Columns that hold strings and nothing else, with what they hold."""
+    found = {}
+    for name in names:
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if values and all(isinstance(value, str) for value in values):
+            found[name] = values
+    return found
+
+
+def _unclear(where: str, names: list[str], strings: list[str], texts: list[str]) -> str:
+    if strings and not texts:
+        return (
+            f"'{where}' holds no text that can be told from identifiers: its columns of strings "
+            f"({', '.join(strings)}) name things. Name the column of text with --text-column."
+        )
+    return (
+        f"cannot tell which column of '{where}' holds the text: expected 'text' or a single column "
+        f"of strings, got {', '.join(names)}. Name it with --text-column."
+    )
+
+
+def _plain(value: Any, column: str, where: str) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (list, dict, bytes)):
+        raise CorpusError(
+            f"column '{column}' of '{where}' holds {type(value).__name__}s, not texts. Name a "
+            "column of strings with --text-column."
+        )
+    return str(value)
+
+
+# Chats
+
+
+def _holds_turns(rows: Sequence[Row], name: str) -> bool:
+    values = [row[name] for row in rows if row.get(name)]
+    return bool(values) and all(
+        isinstance(value, list) and all(isinstance(turn, dict) for turn in value)
+        for value in values
+    )
+
+
+@dataclass(frozen=True)
+class _Chat:
+    columns: tuple[str, ...]
+    turns: Callable[[Row], list[dict[str, Any]]]
+
+
+def _chat(rows: Sequence[Row], names: Sequence[str], wanted: str | None) -> _Chat | None:
+    """The chat that rows hold, if they do."""
+    for name in CHATS if wanted is None else (wanted,):
+        if name in names and _holds_turns(rows, name):
+            return _Chat((name,), partial(_turns, name))
+    for asked, answered in PAIRS if wanted is None else ():
+        if asked in names and answered in names:
+            more = [name for name in CONTEXTS if name in names and asked == "instruction"]
+            columns = (asked, *more, answered)
+            return _Chat(columns, partial(_pair, columns))
+    return None
+
+
+def _turns(name: str, row: Row) -> list[dict[str, Any]]:
+    return [_turn(each) for each in row.get(name) or []]
+
+
+def _pair(columns: Sequence[str], row: Row) -> list[dict[str, Any]]:
+    """What was asked and answered, as turns: each a text, or turns already."""
+    asked, answered = row.get(columns[0]), row.get(columns[-1])
+    if isinstance(asked, list) or isinstance(answered, list):
+        return [_turn(each) for each in [*(asked or []), *(answered or [])]]
+    parts = [str(row.get(name) or "") for name in columns[:-1]]
+    question = "\n\n".join(part for part in parts if part.strip())
+    return [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": str(answered or "")},
+    ]
+
+
+def _turn(turn: Any) -> dict[str, Any]:
+    """One turn under the names that templates know."""
+    if not isinstance(turn, Mapping):
+        raise CorpusError(f"a turn must be an object with a role and a content, not {turn!r:.60}.")
+    role = turn.get("role") or turn.get("from")
+    content = turn["content"] if "content" in turn else turn.get("value")
+    if not isinstance(role, str) or ("content" not in turn and "value" not in turn):
+        raise CorpusError(
+            "a turn must have 'role' and 'content', or 'from' and 'value'; got "
+            f"{', '.join(map(str, turn)) or 'nothing'}."
+        )
+    others = {k: v for k, v in turn.items() if k not in {"role", "from", "content", "value"}}
+    filled = {name: value for name, value in others.items() if value is not None}
+    return {**filled, "role": ROLES.get(role, role), "content": _content(content)}
+
+
+def _content(content: Any) -> str:
+    """The text of a turn: a string, or the texts among its parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return "" if content is None else str(content)
+
+
+def _templated(chat: _Chat, where: str, tokenizer: Any) -> TextOfRow:
+    """A chat as the model's template writes it."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise CorpusError(
+            f"'{where}' holds chats ({', '.join(chat.columns)}), and the model's tokenizer has no "
+            "template for them. Take the model that was tuned on chats, put a chat_template into "
+            "the tokenizer, or name a column of plain text with --text-column."
+        )
+    bos = getattr(tokenizer, "bos_token", None) or ""
+
+    def render(row: Row) -> str:
+        turns = chat.turns(row)
+        if not turns:
+            return ""
+        try:
+            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        except Exception as error:  # templates raise what they like
+            raise CorpusError(
+                f"the model's chat template refuses a chat: {str(error).strip() or type(error)}"
+            ) from error
+        return text.removeprefix(bos)  # windows get one by the policy, as of any text
+
+    return TextOfRow(chat.columns, render)
