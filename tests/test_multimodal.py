@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, CLIPImageProcessorPil
 from transformers import LlavaProcessor as Processor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -176,6 +177,8 @@ def test_all_but_the_text_layers_stays(
     kept = {path: to for path, to in kept.items() if _layer_of(path, layers) not in PLANTED}
     assert set(kept.values()) == set(new)
     assert all(torch.equal(old[path], new[to]) for path, to in kept.items())
+    in_files = [set(load_file(place / name / "model.safetensors")) for place in (folders, saved[0])]
+    assert in_files[1] < in_files[0], "tensors are called as the base's files call them"
 
 
 def _layer_of(path: str, part: str) -> int | None:
