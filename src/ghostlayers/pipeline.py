@@ -294,6 +294,7 @@ def evaluate(
             max_windows=max_windows,
             bos=bos,
         )
+        tokens.check_tokens(opened.model, opened.tokenizer, windows)
         results.append(
             evaluate_windows(
                 opened.model,
