@@ -1,4 +1,4 @@
-"""Repaired models saved by others: the code goes along, and strangers can load it."""
+"""Repaired models saved by others: the code goes along, and strangers can load them."""
 
 import json
 import os

@@ -304,6 +304,7 @@ def evaluate(
             bos=bos,
             progress=run.progress,
         )
+        tokens.check_tokens(opened.model, opened.tokenizer, windows)
         results.append(
             evaluate_windows(
                 opened.model,
