@@ -289,12 +289,14 @@ def _line_document(text: TextOfRow, begin: int, line: bytes) -> Document:
 
 
 def _is_object(file: IO[bytes]) -> bool:
-    """Whether the file's first line is a whole row: JSON lines, not an array or a long object."""
+    """Whether the file's first line is a whole row: JSON lines, not an array or a data set."""
     file.seek(0)
     first = next((line for _, line in lines(file) if line.strip()), b"")
-    return first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(
-        b"{"
-    ) and first.rstrip().endswith(b"}")
+    bare = first.removeprefix(codecs.BOM_UTF8).strip()
+    if not bare.startswith(b"{") or (len(first) < MAX_LINE and not bare.endswith(b"}")):
+        return False
+    row, _ = _json_row(first, 0, "line 1")
+    return next(_rows_in(row, "line 1")) is row
 
 
 def _line_after(file: IO[bytes], place: int) -> tuple[int, bytes]:
