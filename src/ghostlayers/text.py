@@ -50,6 +50,9 @@ DRAWN = 2_000_000
 _FILES = 16
 """Files of a folder that text is drawn from, for every `WHOLE` characters of it."""
 
+_MOST_FILES = 100_000
+"""Files of a folder: enough for the largest data sets, and not those of a whole disk."""
+
 _METADATA = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
 """Files beside data that describe it."""
 
@@ -179,6 +182,8 @@ def load_corpus(
     """
     if isinstance(data, Corpus):
         return data
+    if isinstance(data, str) and not data.strip():
+        raise CorpusError("a corpus must have a name; got an empty one.")
     wanted = _Wanted(use, text_column, separator, max_characters, seed, tokenizer)
     if not isinstance(data, (str, Path)):
         corpus = _read("documents in memory", "in memory", [_in_memory(data)], wanted)
@@ -345,9 +350,16 @@ def split_names(listed: str, mark: str) -> list[str]:
 
 def _exists(name: str) -> bool:
     try:
-        return Path(name.strip()).expanduser().exists()
+        return _path(name.strip()).exists()
     except (OSError, ValueError):
         return False
+
+
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # a tilde with no such user
+        return Path(name)
 
 
 def _mix(name: str, names: Sequence[str], wanted: _Wanted) -> Corpus:
@@ -435,7 +447,7 @@ def _source(name: str, files: Sequence[Path]) -> str:
 
 def _saved_to_disk(name: str, wanted: _Wanted) -> Reader | None:
     """What `datasets` saved to a folder, if it is such a one."""
-    folder = Path(name).expanduser()
+    folder = _path(name)
     if not _exists(name) or not folder.is_dir():
         return None
     if (folder / "dataset_dict.json").is_file():
@@ -468,7 +480,7 @@ def _split_of(folder: Path, use: Use) -> Path:
 
 
 def _find_files(name: str) -> list[Path]:
-    path = Path(name).expanduser()
+    path = _path(name)
     try:
         is_folder = path.is_dir()
         exists = path.exists()
@@ -501,6 +513,11 @@ def _files_in(folder: Path) -> list[Path]:
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         paths = (Path(place) / each for each in files if not each.startswith("."))
         found += [each for each in paths if ending_of(each) and each.name not in _METADATA]
+        if len(found) > _MOST_FILES:
+            raise CorpusError(
+                f"folder '{folder}' holds more than {_MOST_FILES:,} files of text with its "
+                "sub-folders; name a smaller one, or a pattern."
+            )
     data = [each for each in found if each.suffix.lower() != ".md"]  # notes beside data
     if not found:
         raise CorpusError(f"folder '{folder}' holds no file in {_known()}.")
@@ -509,7 +526,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 def _matching(pattern: str) -> list[Path]:
     """Files that a pattern names."""
-    expanded = str(Path(pattern).expanduser())
+    expanded = str(_path(pattern))
     found = sorted(glob.glob(expanded, recursive=True))  # noqa: PTH207  paths may be absolute
     files = [path for path in map(Path, found) if path.is_file() and ending_of(path)]
     if not files:

@@ -5,10 +5,13 @@ import gzip
 import io
 import lzma
 import stat
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
+
+import zstandard
 
 from ghostlayers.errors import CorpusError
 
@@ -35,8 +38,6 @@ _KINDS = {
 
 
 def _open_zstandard(path: Path, mode: str) -> Any:
-    import zstandard
-
     reader = zstandard.ZstdDecompressor().stream_reader(
         path.open(mode), read_across_frames=True, closefd=True
     )
@@ -50,6 +51,9 @@ COMPRESSIONS: dict[str, Callable[..., Any]] = {
     ".zst": _open_zstandard,
 }
 """Endings of compressed files, and what reads them."""
+
+DAMAGED = (zlib.error, lzma.LZMAError, zstandard.ZstdError)
+"""What their readers raise."""
 
 
 def check_regular(path: Path) -> None:

@@ -23,6 +23,7 @@ from ghostlayers.errors import CorpusError
 from ghostlayers.text_bytes import (
     BLOCK,
     COMPRESSIONS,
+    DAMAGED,
     MAX_LINE,
     WHOLE,
     block_at,
@@ -32,7 +33,7 @@ from ghostlayers.text_bytes import (
     lines,
     open_bytes,
 )
-from ghostlayers.text_rows import PEEK, Row, TextOfRow
+from ghostlayers.text_rows import PEEK, Row, TextOfRow, is_identifier
 
 SCANNED = 64_000_000
 """Characters that are read of a source that can only be read from its start."""
@@ -53,6 +54,12 @@ FORMATS = {
 
 _MAX_CELL = 1 << 25
 """Bytes of a table's cells, on average, beyond which a file is refused: they are read at once."""
+
+_CONTAINERS = ("data", "rows", "examples")
+"""What the array is called in an object that holds a data set."""
+
+_UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, csv.Error, *DAMAGED)
+"""What readers of damaged files raise."""
 
 _MISSES = 200
 """Random places in a row that find no new line, after which a file is read from its start."""
@@ -133,7 +140,9 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
         if str(path) in reason:
             raise
         raise CorpusError(f"cannot read '{path}' as {kind}: {reason}.") from error
-    except Exception as error:  # pyarrow, csv and the decompressors raise many unrelated types
+    except Exception as error:
+        if not isinstance(error, _UNREADABLE) and type(error).__module__ != "pyarrow.lib":
+            raise  # our own bug
         raise CorpusError(f"cannot read '{path}' as {kind}: {first_line(error)}.") from error
 
 
@@ -280,12 +289,14 @@ def _line_document(text: TextOfRow, begin: int, line: bytes) -> Document:
 
 
 def _is_object(file: IO[bytes]) -> bool:
-    """Whether the file's first line is a whole row: JSON lines, not an array or a long object."""
+    """Whether the file's first line is a whole row: JSON lines, not an array or a data set."""
     file.seek(0)
     first = next((line for _, line in lines(file) if line.strip()), b"")
-    return first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(
-        b"{"
-    ) and first.rstrip().endswith(b"}")
+    bare = first.removeprefix(codecs.BOM_UTF8).strip()
+    if not bare.startswith(b"{") or (len(first) < MAX_LINE and not bare.endswith(b"}")):
+        return False
+    row, _ = _json_row(first, 0, "line 1")
+    return next(_rows_in(row, "line 1")) is row
 
 
 def _line_after(file: IO[bytes], place: int) -> tuple[int, bytes]:
@@ -323,7 +334,19 @@ def json_rows(file: IO[bytes]) -> Iterator[tuple[str, Row, bool]]:
     else:
         for number, (place, each) in chain([head], numbered):
             if each.strip():
-                yield f"line {number:,}", *_json_row(each, place, f"line {number:,}")
+                where = f"line {number:,}"
+                row, whole = _json_row(each, place, where)
+                yield from ((where, item, whole) for item in _rows_in(row, where))
+
+
+def _rows_in(row: Row, where: str) -> Iterator[Row]:
+    """A row; or those that it holds, where a whole data set is one object."""
+    for name in _CONTAINERS:
+        items = row.get(name)
+        if isinstance(items, list) and items and all(isinstance(each, dict) for each in items):
+            yield from (_as_row(each, where) for each in items)
+            return
+    yield row
 
 
 def _json_row(line: bytes, begin: int, where: str) -> tuple[Row, bool]:
@@ -431,11 +454,8 @@ def _object_rows(
             raise
         _json_row(line, begin, where)  # JSON lines of which the first is broken
         raise CorpusError(first_line(error)) from error
-    rows = [value]
-    if len(value) == 1 and isinstance(next(iter(value.values())), list):
-        rows = next(iter(value.values()))
-    for number, row in enumerate(rows, 1):
-        yield f"item {number:,}", _as_row(row, f"item {number:,}"), True
+    for number, row in enumerate(_rows_in(_as_row(value, where), where), 1):
+        yield f"item {number:,}", row, True
 
 
 def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[str, Row, bool]]:
@@ -469,7 +489,8 @@ def _next_row(reader: Any) -> list[str] | None:
 def _check_header(names: Sequence[str]) -> None:
     """Refuse a first line that looks like text rather than names of columns."""
     for name in names:
-        if len(name) > 80 or name.rstrip().endswith((".", "!", "?")) or len(name.split()) > 6:
+        number = name.strip() and is_identifier("", [name])
+        if number or len(name) > 60 or name.rstrip().endswith((".", "!", "?")) or " , " in name:
             raise CorpusError(
                 f"the first line names no columns: it has '{name[:40]}'. Put a line with their "
                 "names before it, such as: text"
