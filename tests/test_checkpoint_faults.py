@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 
 import ghostlayers
 from ghostlayers import checkpoint
-from ghostlayers.checkpoint import Verification, check_output, checkpoint_bytes
+from ghostlayers.checkpoint import Verification, checkpoint_bytes
+from ghostlayers.outputs import check_output
 from ghostlayers.errors import ModelError, OutputError, VerificationError
 from ghostlayers.loading import load_model
 from ghostlayers.recipe import RunOptions

@@ -10,7 +10,10 @@ Importing the package lets transformers' Auto classes load repaired checkpoints 
 
 from importlib.metadata import version as _version
 
+from ghostlayers.interrupts import leave_at_once as _leave_at_once
 from ghostlayers.quiet import quiet_imports as _quiet_imports
+
+_leave_at_once()  # in the program itself: the imports below take seconds
 
 with _quiet_imports():
     from ghostlayers.adapter import from_adapter, materialize

@@ -9,6 +9,7 @@ from ghostlayers import adapter, checkpoint, journal
 from ghostlayers.evaluation import LossSums
 from ghostlayers.loading import LoadedModel
 from ghostlayers.parallel import by_first
+from ghostlayers.places import check_apart
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
 from ghostlayers.scores import ScoreTable
@@ -70,6 +71,7 @@ class PrunedModel:
             VerificationError: the reloaded model differs; nothing is left behind.
         """
         return self._once(
+            out,
             lambda: checkpoint.save_checkpoint(
                 Path(out),
                 self.model,
@@ -78,7 +80,7 @@ class PrunedModel:
                 stored_dtype=self.dense.stored_dtype,
                 base_folder=self.dense.base.folder,
                 overwrite=overwrite,
-            )
+            ),
         )
 
     def save_adapter(self, out: str | Path, *, overwrite: bool = False) -> checkpoint.Verification:
@@ -92,13 +94,18 @@ class PrunedModel:
             VerificationError: the rebuilt model differs; nothing is left behind.
         """
         return self._once(
+            out,
             lambda: adapter.save_adapter(
                 Path(out), self.dense, self.model, self.repairs, self.record, overwrite=overwrite
-            )
+            ),
         )
 
-    def _once(self, write: Callable[[], checkpoint.Verification]) -> checkpoint.Verification:
+    def _once(
+        self, out: str | Path, write: Callable[[], checkpoint.Verification]
+    ) -> checkpoint.Verification:
         """Write in the first process; then what the run has kept is of no more use."""
+        read = [self.dense.base.name, self.recipe.data]
+        check_apart({"input": read}, {"output": Path(out)})
         verification = by_first(write)
         if self.kept_in is not None:
             journal.finish(self.kept_in)
