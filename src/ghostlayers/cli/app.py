@@ -64,12 +64,12 @@ def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
                     function(*args, **kwargs)
             except (typer.Exit, typer.Abort):
                 raise
-            except BaseException:
-                if interrupts.received:  # whatever a library has made of it
-                    error = KeyboardInterrupt()
-                if kwargs.get("debug") and isinstance(error, Exception):
+            except BaseException as error:
+                # A library may have made something else of an interruption.
+                found = KeyboardInterrupt() if interrupts.received else error
+                if kwargs.get("debug") and isinstance(found, Exception):
                     raise
-                raise typer.Exit(_explain(error, function.__name__)) from error
+                raise typer.Exit(_explain(found, function.__name__)) from error
 
     return shell
 
