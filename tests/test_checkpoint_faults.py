@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 import ghostlayers
 from ghostlayers import checkpoint
 from ghostlayers.checkpoint import Verification, checkpoint_bytes
-from ghostlayers.outputs import check_output
 from ghostlayers.errors import ModelError, OutputError, VerificationError
 from ghostlayers.loading import load_model
+from ghostlayers.outputs import check_output
 from ghostlayers.recipe import RunOptions
 
 DEAD_PID = 2**22 + 1  # beyond the largest process id that Linux gives

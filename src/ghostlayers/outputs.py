@@ -35,12 +35,20 @@ def check_output(out: Path, *, overwrite: bool, needed_bytes: int) -> None:
         OutputError: it exists and may not be overwritten, holds more than Ghostlayers wrote, its
             parent cannot be written, or the disk is too full.
     """
+    check_place(out, needed_bytes)
+    check_replaceable(out, overwrite=overwrite)
+
+
+def check_place(out: Path, needed_bytes: int = 0) -> None:
+    """Refuse a place where no folder can be made, or that has no room for it.
+
+    Raises:
+        OutputError: with the reason.
+    """
     try:
-        there = out.exists()
+        out.exists()
         check_name(out)
-        if there:
-            check_replaceable(out, overwrite=overwrite)
-        _check_place(_existing_parent(out), needed_bytes)
+        _check_parent(_existing_parent(out), needed_bytes)
     except OSError as error:
         raise OutputError(f"cannot use '{out}' as an output: {error.strerror}.") from error
 
@@ -53,6 +61,8 @@ def check_replaceable(out: Path, *, overwrite: bool) -> None:
     Raises:
         OutputError: with what is in the way.
     """
+    if not os.path.lexists(out):
+        return
     if not overwrite and not locks.continues(out):
         raise OutputError(f"'{out}' exists already; choose another folder or pass --overwrite.")
     if not (out / RECORD).is_file():
@@ -143,7 +153,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {name: file_hash(path) for name, path in _entries(folder) if name != RECORD}
 
 
-def _check_place(parent: Path, needed_bytes: int) -> None:
+def _check_parent(parent: Path, needed_bytes: int) -> None:
     if not parent.is_dir():
         raise OutputError(f"'{parent}' is a file, not a folder; choose another output.")
     if not os.access(parent, os.W_OK) or not takes_files(parent):
@@ -175,8 +185,9 @@ def whole_folder(out: Path, *, overwrite: bool = False, needed_bytes: int = 0) -
     Raises:
         OutputError: it cannot be written, another run is at it, or it may not be replaced.
     """
+    check_place(out, needed_bytes)
     with locks.holding(out):
-        check_output(out, overwrite=overwrite, needed_bytes=needed_bytes)
+        check_replaceable(out, overwrite=overwrite)
         try:
             draft = drafts.new_folder(out)
             try:

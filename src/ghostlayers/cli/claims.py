@@ -8,6 +8,7 @@ from typing import Any
 
 from ghostlayers import files, locks, parallel
 from ghostlayers.journal import digest
+from ghostlayers.outputs import check_place
 from ghostlayers.places import base_of, check_apart
 
 FOLDERS = {"output": "-o"}
@@ -74,7 +75,7 @@ def _claim(
         if name in FILES:
             files.check_can_write(path)
         else:
-            files.check_name(path)
+            check_place(path)
     asked = digest(command, str(Path.cwd()), *(f"{k}={v!r}" for k, v in sorted(given.items())))
     for name, path in outputs.items():
         if not files.is_stream(path):

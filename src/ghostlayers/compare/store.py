@@ -37,14 +37,16 @@ class Store:
         self.folder = folder
         self._new = not folder.exists()
         if folder.exists():
+            drafts.clear(folder)
             self._check(request, overwrite)
         try:
-            (folder / PARTS).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            # First, so that a folder with anything in it is known by it.
+            write_whole(folder / REQUEST, json.dumps(request, indent=2, sort_keys=True) + "\n")
+            (folder / PARTS).mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write into '{folder}': {error.strerror}.") from error
-        for each in (folder, folder / PARTS):
-            drafts.clear(each)
-        write_whole(folder / REQUEST, json.dumps(request, indent=2, sort_keys=True) + "\n")
+        drafts.clear(folder / PARTS)
 
     def _check(self, request: dict[str, Any], overwrite: bool) -> None:
         """Go on with the same request, start again if allowed, or refuse."""
