@@ -15,7 +15,7 @@ from ghostlayers.interrupts import SAID, SIGNALS, raised
 def masks(process: int) -> dict[str, int]:
     """Which signals a process ignores and handles, as the system tells."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return {line[:6]: int(line[7:], 16) for line in lines if line.startswith("Sig")}
+    return {line[:6]: int(line[7:], 16) for line in lines if line[:6] in ("SigCgt", "SigIgn")}
 
 
 def start(*before: str) -> subprocess.Popen[str]:

@@ -275,8 +275,8 @@ def materialize(
         OutputError: see `outputs.check_output`.
     """
     out = Path(out)
-    check_apart({"adapter": [folder], "base": [base or base_of(folder)]}, {"output": out})
     check_output(out, overwrite=overwrite, needed_bytes=0)
+    check_apart({"adapter": [folder], "base": [base or base_of(folder)]}, {"output": out})
     model, dense, adapter = open_adapter(folder, base, options)
     record = {key: value for key, value in adapter.record.items() if key not in ("gaps", "files")}
     return checkpoint.save_checkpoint(

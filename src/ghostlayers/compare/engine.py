@@ -88,7 +88,7 @@ def compare(
     Raises:
         GhostlayersError: bad input or numbers; see `ghostlayers.errors`.
     """
-    inputs = (model, data, request.calibration.data, *request.eval_data, request.tasks_path)
+    inputs = (model, data, request.calibration.data, *request.eval_data)
     given = [each for each in inputs if isinstance(each, (str, Path))]
     check_apart({"input": given}, {"output": Path(out)})
     with holding(Path(out)):

@@ -58,17 +58,17 @@ class Store:
                 f"'{self.folder}' exists and was not made by a comparison; choose another folder."
             )
         check_links(self.folder)
-        check_reports(self.folder)
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found == json.loads(json.dumps(request)):
-            return
-        if not overwrite:
+        same = found == json.loads(json.dumps(request))
+        if not same and not overwrite:
             raise OutputError(
                 f"'{self.folder}' holds another comparison (it differs in "
                 f"{_difference(found, request)}); choose another folder, repeat that comparison's "
                 "options to go on with it, or pass --overwrite."
             )
-        self._empty()
+        check_reports(self.folder)
+        if not same:
+            self._empty()
 
     def _empty(self) -> None:
         """Remove what a comparison wrote, if that is all that lies where it writes.
