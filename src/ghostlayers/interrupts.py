@@ -1,15 +1,20 @@
-"""Polite kills: Ctrl-C, SIGTERM and a closed terminal end a command in one way from the start."""
+"""Polite kills: Ctrl-C, SIGTERM and a closed terminal end a command in one way from the start.
+
+This is the first that is imported, so it imports little itself.
+"""
+
+from __future__ import annotations
 
 import contextlib
 import os
 import signal
 import sys
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+    from typing import Any
 
 STATUS = 130
 """Exit status of an interrupted command."""
@@ -23,7 +28,6 @@ SIGNALS = tuple(
 )
 
 
-@dataclass
 class Interrupts:
     """What came while a command ran.
 
@@ -31,7 +35,8 @@ class Interrupts:
         received: one of the signals came.
     """
 
-    received: bool = False
+    def __init__(self) -> None:
+        self.received = False
 
 
 def leave_at_once() -> None:
@@ -66,6 +71,8 @@ def raised() -> Iterator[Interrupts]:
 
 def _install(handler: Any) -> dict[int, Any]:
     """Handle the signals that are not ignored; how they were handled before."""
+    import threading
+
     if threading.current_thread() is not threading.main_thread():
         return {}
     known = {number: signal.getsignal(number) for number in SIGNALS}
@@ -87,6 +94,6 @@ def _is_program() -> bool:
     """Whether this process was started as ``ghostlayers`` or ``python -m ghostlayers``."""
     name = sys.argv[0] if sys.argv else ""
     if name != "-m":
-        return Path(name).stem == PROGRAM
+        return os.path.basename(name).partition(".")[0] == PROGRAM  # noqa: PTH119
     given = sys.orig_argv[1:]
     return f"-m{PROGRAM}" in given or PROGRAM in given[given.index("-m") + 1 :][:1]

@@ -118,10 +118,10 @@ def paths_of(name: Input) -> Iterator[Path]:
         return
     text = str(name)
     if isinstance(name, Path):
-        yield name.expanduser()
+        yield _at_home(text)
         return
     for each in dict.fromkeys((text, *_split(text, ","), *_split(text, "+"))):
-        path = Path(each).expanduser()
+        path = _at_home(each)
         if _exists(path):
             yield path
         elif glob.has_magic(each):
@@ -138,6 +138,11 @@ def _matches(pattern: Path) -> Iterator[Path]:
 
 def _split(text: str, mark: str) -> list[str]:
     return [part.strip() for whole in text.split(",") for part in whole.split(mark) if part.strip()]
+
+
+def _at_home(text: str) -> Path:
+    """With ``~`` as the folder it stands for; as it is, where it stands for nobody's."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's raises for unknown users
 
 
 def _exists(path: Path) -> bool:

@@ -57,9 +57,9 @@ def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
     def shell(*args: P.args, **kwargs: P.kwargs) -> None:
         with raised() as interrupts:
             try:
+                clear_scratch()
                 quieten()
                 keep_freed_memory()
-                clear_scratch()
                 with _processes(shared, function.__name__), claimed(function.__name__, kwargs):
                     function(*args, **kwargs)
             except (typer.Exit, typer.Abort):
