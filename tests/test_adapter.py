@@ -131,6 +131,8 @@ def test_a_damaged_or_foreign_folder_is_refused(
     result.save_adapter(tmp_path / "adapter", overwrite=True)
     with pytest.raises(OutputError, match="exists already"):
         ghostlayers.materialize(tmp_path / "adapter", tmp_path / "adapter")
+    with pytest.raises(OutputError, match="is the same as adapter"):
+        ghostlayers.materialize(tmp_path / "adapter", tmp_path / "adapter", overwrite=True)
     weights = tmp_path / "adapter" / "adapter.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(ModelError, match="not the file that its record describes"):

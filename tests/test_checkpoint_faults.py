@@ -3,9 +3,11 @@
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import subprocess
+import sys
 from collections import namedtuple
 
 import pytest
@@ -14,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import ghostlayers
-from ghostlayers import checkpoint
-from ghostlayers.checkpoint import Verification, check_output, checkpoint_bytes
+from ghostlayers import checkpoint, drafts
+from ghostlayers.checkpoint import Verification, checkpoint_bytes
 from ghostlayers.errors import ModelError, OutputError, VerificationError
 from ghostlayers.loading import load_model
+from ghostlayers.outputs import check_output
 from ghostlayers.recipe import RunOptions
 
 DEAD_PID = 2**22 + 1  # beyond the largest process id that Linux gives
@@ -90,10 +93,11 @@ def test_a_checkpoint_is_complete_and_nothing_else_is_left(saved):
     ]
 
 
-def test_the_record_holds_the_hash_of_the_weights(saved):
-    digest = hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
+def test_the_record_holds_the_hash_of_every_file(saved):
+    digests = {name: hashlib.sha256(each).hexdigest() for name, each in contents(saved).items()}
+    del digests["ghostlayers.json"]
     record = ghostlayers.inspect(saved)
-    assert record["files"] == {"model.safetensors": digest}
+    assert record["files"] == digests
     assert record["verification"] == {
         "identical": True,
         "largest_difference": 0.0,
@@ -296,6 +300,7 @@ def test_a_failure_at_the_last_step_leaves_the_older_checkpoint_intact(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         rename(source, target, **more)
 
+    monkeypatch.setattr(drafts, "_exchanged", lambda *_: False)
     monkeypatch.setattr(os, "rename", fail_once)
     with pytest.raises(OutputError):
         pruned.save(ours, overwrite=True)
@@ -308,12 +313,88 @@ def test_a_failure_at_the_last_step_leaves_the_older_checkpoint_intact(
 
 
 def test_our_own_checkpoint_is_replaced_whole(pruned, ours, quick):
-    (ours / "leftover.txt").write_text("of the old one")
-    (ours / "model.safetensors").write_bytes(b"old weights")
+    number = ours.stat().st_ino
     pruned.save(ours, overwrite=True)
-    assert not (ours / "leftover.txt").exists()
+    assert ours.stat().st_ino != number
     assert "model.embed_tokens.weight" in load_file(ours / "model.safetensors")
     assert names(ours.parent) == ["out"]
+
+
+OTHERS = ["notes.txt", "checkpoint-500/model.safetensors", ".git/HEAD", "empty/", "link"]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_others_put_into_our_folder_is_not_removed(pruned, ours, other):
+    path = ours / other
+    if other == "link":
+        path.symlink_to(ours.parent)
+    elif other.endswith("/"):
+        path.mkdir()
+    else:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("years of work")
+    before = sorted(ours.rglob("*"))
+    with pytest.raises(OutputError) as caught:
+        pruned.save(ours, overwrite=True)
+    assert f"holds what its record does not list: {other.rstrip('/')}. Only" in str(caught.value)
+    assert sorted(ours.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors"])
+def test_what_others_changed_is_not_removed(pruned, ours, name):
+    with (ours / name).open("ab") as file:
+        file.write(b"mine")
+    with pytest.raises(OutputError, match=rf"does not list: {name} \(changed\)\."):
+        pruned.save(ours, overwrite=True)
+    assert (ours / name).read_bytes().endswith(b"mine")
+
+
+def test_what_an_older_record_does_not_list_is_not_removed(pruned, ours):
+    record = json.loads((ours / "ghostlayers.json").read_text())
+    record["files"] = {"model.safetensors": record["files"]["model.safetensors"]}
+    (ours / "ghostlayers.json").write_text(json.dumps(record))
+    with pytest.raises(OutputError, match=r"not list: LICENSE.txt, README.md, .* and 1 more\."):
+        pruned.save(ours, overwrite=True)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"files": 3}', '{"files": [1]}'])
+def test_a_record_that_tells_nothing_allows_nothing(pruned, ours, content):
+    (ours / "ghostlayers.json").write_text(content)
+    with pytest.raises(OutputError, match="does not tell what was written there"):
+        pruned.save(ours, overwrite=True)
+
+
+def test_what_comes_while_it_is_replaced_is_put_back(pruned, ours, quick, monkeypatch):
+    exchange = drafts.exchange
+
+    def late(draft, path):
+        if not (path / "notes.txt").exists():
+            (path / "notes.txt").write_text("years of work")
+        return exchange(draft, path)
+
+    monkeypatch.setattr(drafts, "exchange", late)
+    with pytest.raises(OutputError, match=r"does not list: notes.txt\."):
+        pruned.save(ours, overwrite=True)
+    assert (ours / "notes.txt").read_text() == "years of work"
+    assert names(ours.parent) == ["out"]
+
+
+def test_the_model_is_not_an_output(pruned, base_folder):
+    for out in (base_folder, base_folder.parent, base_folder / "out"):
+        with pytest.raises(OutputError, match="What is read is never written to"):
+            pruned.save(out, overwrite=True)
+
+
+def test_two_runs_do_not_write_the_same_folder(pruned, ours):
+    lock = ours.with_name(".out.ghostlayers-lock")
+    code = "import sys; from filelock import FileLock; one = FileLock(sys.argv[1]); one.acquire(); "
+    code += "print('held', flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code, lock], **pipes) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(OutputError, match="is being written by another run"):
+            pruned.save(ours, overwrite=True)
+        other.communicate(b"\n")
 
 
 def test_overwrite_does_not_need_anything_to_overwrite(pruned, tmp_path, quick):
@@ -330,13 +411,14 @@ def test_overwriting_through_a_link_leaves_no_rubbish(pruned, ours, quick):
 
 
 def test_what_a_killed_run_left_is_removed(pruned, tmp_path, quick):
-    stale, alive = (f".out.ghostlayers-{pid}-abc" for pid in (DEAD_PID, os.getpid()))
-    foreign = [".out.2024-01", ".out.ghostlayers-notes-1", f".other.ghostlayers-{DEAD_PID}-a"]
-    for name in (stale, alive, *foreign):
+    """The lock says that no run is at it, whatever numbers processes have here."""
+    stale = [f".out.ghostlayers-{os.getpid()}-abc", ".out.ghostlayers-0123456789abcdef"]
+    foreign = [".out.2024-01", ".out.ghostlayers-notebook", f".other.ghostlayers-{DEAD_PID}-a"]
+    for name in (*stale, *foreign):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x")
     pruned.save(tmp_path / "out")
-    assert names(tmp_path) == sorted([alive, *foreign, "out"])
+    assert names(tmp_path) == sorted([*foreign, "out"])
 
 
 def test_what_was_killed_between_the_two_names_is_put_back(pruned, ours, monkeypatch):

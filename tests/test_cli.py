@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ from ghostlayers import PRESETS, Recipe, checkpoint, pipeline
 from ghostlayers.checkpoint import Verification
 from ghostlayers.cli import app, screen
 from ghostlayers.errors import SpanError
+from ghostlayers.locks import holding
 from ghostlayers.plan_units import Plan
 from ghostlayers.quiet import quiet_imports
 from ghostlayers.repairs import METHODS
@@ -325,10 +327,93 @@ def test_input_errors_of_prune(tiny_folder, place, arguments, text):
 
 
 def test_an_existing_output_is_refused_before_the_model_is_opened(place):
-    message = error_of("prune", "no/such/model", "-o", place, "-n", "1", "-d", "other.txt")
-    assert message == (
-        f"Error: '{place}' exists already; choose another folder or pass --overwrite."
+    (place / "there").mkdir()
+    message = error_of("prune", "no/such/model", "-o", "there", "-n", "1", "-d", "other.txt")
+    assert message == "Error: 'there' exists already; choose another folder or pass --overwrite."
+
+
+READS = ("-d", "other.txt", *LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("eval", "M", *READS, "--json", "M/eval.json"), "--json 'M/eval.json' lies in MODEL 'M'"),
+        (("eval", "M", *READS, "--json", "./M/../other.txt"), "is the same as --data 'other.txt'"),
+        (("eval", "N", "--against", "M", *READS, "--json", "M/a"), "lies in --against 'M'"),
+        (("score", "M", "-n", "1", *READS, "--png", "M/a.png"), "--png 'M/a.png' lies in MODEL"),
+        (("prune", "M", "-n", "1", *READS, "--overwrite", "-o", "M"), "-o 'M' is the same as"),
+        (("prune", "M", "-n", "1", *READS, "--overwrite", "-o", "."), "contains MODEL 'M'"),
+        (("prune", "M", "-n", "1", *READS, "-o", "a", "--gguf", "a/b.gguf"), "-o 'a' contains"),
+        (("compare", "M", "-n", "1", *READS, "--eval-data", "a.txt,M/b", "-o", "M/b"), "MODEL"),
+        (("materialize", "M", "--overwrite", "-o", "M"), "-o 'M' is the same as ADAPTER 'M'"),
+        (("export", "M", "--gguf", "M/a.gguf"), "--gguf 'M/a.gguf' lies in CHECKPOINT 'M'"),
+        (("bench", "M", "--json", "M/a.json"), "--json 'M/a.json' lies in MODEL 'M'"),
+    ],
+)
+def test_no_input_is_an_output(place, arguments, text):
+    (place / "M").mkdir(exist_ok=True)
+    before = sorted(place.rglob("*"))
+    assert text in error_of(*arguments)
+    assert sorted(place.rglob("*")) == before
+
+
+def test_a_recipe_is_an_input_too(place):
+    (place / "mine.yaml").write_text("{command: eval, model: M, data: other.txt}")
+    assert "RECIPE 'mine.yaml'" in error_of("run", "mine.yaml", "--set", "json=mine.yaml")
+
+
+def test_an_existing_result_is_not_replaced_unasked(place, tiny_folder):
+    arguments = ("eval", tiny_folder, *READS, "--device", "cpu", "--json", "mine.json")
+    Path("mine.json").write_text("years of work")
+    assert error_of(*arguments) == (
+        "Error: 'mine.json' exists already; choose another name or pass --overwrite."
     )
+    assert Path("mine.json").read_text() == "years of work"
+    succeed(*arguments, "--overwrite")
+    assert "results" in json.loads(Path("mine.json").read_text())
+
+
+def test_a_pipe_is_written_to_and_stays_one(place, tiny_folder):
+    os.mkfifo("pipe")
+    with subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE) as reader:
+        succeed("eval", tiny_folder, *READS, "--device", "cpu", "--json", "pipe")
+        assert "results" in json.loads(reader.communicate(timeout=60)[0])
+    assert Path("pipe").is_fifo()
+
+
+def test_a_second_run_with_the_same_output_is_told_who_is_at_it(place):
+    with holding(Path("taken")):
+        lock = Path(".taken.ghostlayers-lock")
+        held = lock.read_text()
+        code = "import sys; from filelock import FileLock; FileLock(sys.argv[1]).acquire(timeout=0)"
+        done = subprocess.run(
+            [sys.executable, "-c", code, lock], capture_output=True, text=True, check=False
+        )
+        assert "Timeout" in done.stderr
+        assert lock.read_text() == held
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("-o", "dangling"), "it is a link to nothing"),
+        (("-o", "x" * 240), "its name has 240 bytes"),
+        (("-o", "/proc/none"), "cannot"),
+        (("-o", "other.txt/inside"), "is a file, not a folder"),
+        (("-o", "new", "--gguf", "dangling.gguf"), "it is a link to nothing"),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_refused_before_the_model_is_opened(
+    place, arguments, text
+):
+    for name in ("dangling", "dangling.gguf"):
+        if not os.path.lexists(name):
+            Path(name).symlink_to("nowhere")
+    before = sorted(place.iterdir())
+    assert text in error_of("prune", "no/such/model", "-n", "1", "-d", "half.parquet", *arguments)
+    assert sorted(place.iterdir()) == before
 
 
 @pytest.mark.parametrize("command", ["eval", "score", "prune"])

@@ -18,7 +18,7 @@ from ghostlayers.compare import Comparison, compare, engine
 from ghostlayers.compare.bench import short_names
 from ghostlayers.compare.correlate import spearman
 from ghostlayers.compare.plan import expected_jobs
-from ghostlayers.compare.store import REPORT, Store
+from ghostlayers.compare.store import REPORT, Store, write_report_file
 from ghostlayers.errors import InputError, OutputError, RecipeError, WindowError
 from ghostlayers.evaluation import evaluate_tasks, open_tasks, tokens_to_answer
 from ghostlayers.pipeline import evaluate
@@ -385,13 +385,56 @@ def test_an_overwritten_comparison_loses_its_report_at_once(tmp_path: Path) -> N
     first = Store(tmp_path / "out", {"a": 1})
     first.put("x", {"y": 2})
     for name in REPORT:
-        (tmp_path / "out" / name).write_text("old")
+        write_report_file(tmp_path / "out" / name, "old")
     with pytest.raises(OutputError, match="holds another comparison"):
         Store(tmp_path / "out", {"a": 2})
     assert (tmp_path / "out" / "results.json").is_file()
     again = Store(tmp_path / "out", {"a": 2}, overwrite=True)
     assert again.get("x") is None
     assert not any((tmp_path / "out" / name).exists() for name in REPORT)
+
+
+@pytest.mark.parametrize("name", REPORT)
+def test_a_report_that_was_changed_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    Store(tmp_path / "out", {"a": 1}).put("x", {"y": 2})
+    write_report_file(tmp_path / "out" / name, "ours")
+    Store(tmp_path / "out", {"a": 1})
+    (tmp_path / "out" / name).write_text("annotated")
+    for request in (1, 2):
+        with pytest.raises(OutputError, match="was changed"):
+            Store(tmp_path / "out", {"a": request}, overwrite=True)
+    assert (tmp_path / "out" / name).read_text() == "annotated"
+
+
+@pytest.mark.parametrize("stranger", ["notes.txt", "0123456789abcdef.json", "more/notes.txt"])
+def test_parts_of_others_are_not_overwritten(tmp_path: Path, stranger: str) -> None:
+    folder = tmp_path / "out"
+    file = folder / "parts" / stranger
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    (folder / "request.json").write_text("{}")
+    with pytest.raises(OutputError, match="what no comparison wrote"):
+        Store(folder, {"a": 1}, overwrite=True)
+    assert file.read_text() == "{}"
+
+
+def test_nothing_is_overwritten_through_a_link(tmp_path: Path) -> None:
+    Store(tmp_path / "out", {"a": 1}).put("x", {"y": 2})
+    (tmp_path / "link").symlink_to("out")
+    with pytest.raises(OutputError, match="is a link"):
+        Store(tmp_path / "link", {"a": 2}, overwrite=True)
+    (tmp_path / "out" / "parts").rename(tmp_path / "parts")
+    (tmp_path / "out" / "parts").symlink_to(tmp_path / "parts")
+    with pytest.raises(OutputError, match="is a link"):
+        Store(tmp_path / "out", {"a": 1})
+    assert len(list((tmp_path / "parts").iterdir())) == 1
+
+
+def test_notes_beside_a_comparison_stay(tmp_path: Path) -> None:
+    Store(tmp_path / "out", {"a": 1}).put("x", {"y": 2})
+    (tmp_path / "out" / "notes.txt").write_text("years of work")
+    assert Store(tmp_path / "out", {"a": 2}, overwrite=True).get("x") is None
+    assert (tmp_path / "out" / "notes.txt").read_text() == "years of work"
 
 
 def test_tasks_are_answered_by_the_models_that_are_asked(

@@ -159,7 +159,7 @@ def test_a_hub_that_is_not_there(folder: Path) -> None:
     with pytest.raises(OutputError, match="the hub refused 'someone/small'"):
         push(folder, "someone/small", endpoint="http://127.0.0.1:9", token="secret")
     (folder / "README.md").unlink()
-    with pytest.raises(ModelError, match="model card"):
+    with pytest.raises(ModelError, match=r"README.md' is missing"):
         push(folder, "someone/small", dry_run=True)
 
 

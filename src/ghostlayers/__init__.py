@@ -8,9 +8,13 @@ Importing the package lets transformers' Auto classes load repaired checkpoints 
 ``trust_remote_code``.
 """
 
-from importlib.metadata import version as _version
+from ghostlayers.interrupts import leave_at_once as _leave_at_once
 
-from ghostlayers.quiet import quiet_imports as _quiet_imports
+_leave_at_once()  # in the program itself: the imports below take seconds
+
+from importlib.metadata import version as _version  # noqa: E402
+
+from ghostlayers.quiet import quiet_imports as _quiet_imports  # noqa: E402
 
 with _quiet_imports():
     from ghostlayers.adapter import from_adapter, materialize

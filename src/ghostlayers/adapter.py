@@ -19,6 +19,8 @@ from ghostlayers import checkpoint, multimodal, steps, surgery
 from ghostlayers.errors import ModelError, RecipeError
 from ghostlayers.folding import layer_weights
 from ghostlayers.loading import DTYPES, LoadedModel, load_model
+from ghostlayers.outputs import check_output
+from ghostlayers.places import base_of, check_apart
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.residency import sorted_parameters
@@ -119,7 +121,7 @@ def save_adapter(
         overwrite: replace what Ghostlayers made.
 
     Raises:
-        OutputError: see `checkpoint.check_output`.
+        OutputError: see `outputs.check_output`.
         RecipeError: see `check_precision`.
         VerificationError: the rebuilt model differs; nothing is left behind.
     """
@@ -181,7 +183,7 @@ def read_adapter(folder: str | Path) -> Adapter:
     try:
         if WEIGHTS not in record["files"]:
             raise ValueError(f"its record names no {WEIGHTS}")
-        checkpoint.check_files(Path(folder), record)
+        checkpoint.check_files(Path(folder), {"files": {WEIGHTS: record["files"][WEIGHTS]}})
         return _read(Path(folder), record)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise ModelError(f"'{folder}' is damaged: {error}. Get it again.") from error
@@ -271,13 +273,15 @@ def materialize(
 
     Raises:
         ModelError: see `from_adapter`.
-        OutputError: see `checkpoint.check_output`.
+        OutputError: see `outputs.check_output`.
     """
-    checkpoint.check_output(Path(out), overwrite=overwrite, needed_bytes=0)
+    out = Path(out)
+    check_output(out, overwrite=overwrite, needed_bytes=0)
+    check_apart({"adapter": [folder], "base": [base or base_of(folder)]}, {"output": out})
     model, dense, adapter = open_adapter(folder, base, options)
     record = {key: value for key, value in adapter.record.items() if key not in ("gaps", "files")}
     return checkpoint.save_checkpoint(
-        Path(out), model, dense.tokenizer, record,
+        out, model, dense.tokenizer, record,
         stored_dtype=adapter.stored_dtype, base_folder=dense.base.folder,
         processor=dense.processor, overwrite=overwrite,
     )  # fmt: skip

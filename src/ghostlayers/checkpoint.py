@@ -9,15 +9,12 @@ renamed.
 
 import contextlib
 import copy
-import glob
 import hashlib
 import json
-import os
 import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -34,16 +31,17 @@ from ghostlayers import modeling, multimodal, reload_check
 from ghostlayers.errors import (
     GhostlayersError,
     ModelError,
-    OutputError,
     RecipeError,
     VerificationError,
 )
+from ghostlayers.outputs import RECORD as RECORD
+from ghostlayers.outputs import file_hash, hashes, whole_folder
 from ghostlayers.parallel import alone
 from ghostlayers.report.card import render_card
 from ghostlayers.residency import is_offloaded, offloaded_sets
+from ghostlayers.scratch import Scratch
 from ghostlayers.weights import as_stored, type_in_file
 
-RECORD = "ghostlayers.json"
 RECORD_KEYS = (
     "base_model",
     "cut",
@@ -56,9 +54,6 @@ RECORD_KEYS = (
     "created",
 )
 CODE = modeling.CODE
-OLD = ".old"
-"""What the folder to be replaced is called in between."""
-
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 MEMORY_OF_A_RELOAD = 10**9
 """Bytes of weights that the fresh process holds where the model is offloaded here."""
@@ -95,44 +90,6 @@ class Verification:
     num_tokens: int
 
 
-def check_output(out: Path, *, overwrite: bool, needed_bytes: int) -> None:
-    """Refuse an output that cannot be written, before anything is computed.
-
-    Raises:
-        OutputError: it exists and may not be overwritten, its parent cannot be written, or the disk
-            is too full.
-    """
-    try:
-        exists = out.exists()
-    except OSError as error:
-        raise OutputError(f"cannot use '{out}' as an output: {error.strerror}.") from error
-    if exists and not overwrite:
-        raise OutputError(f"'{out}' exists already; choose another folder or pass --overwrite.")
-    if exists and not (out / RECORD).is_file():
-        raise OutputError(
-            f"'{out}' was not made by Ghostlayers (it holds no {RECORD}), so it will not be "
-            "overwritten; choose another folder."
-        )
-    parent = _existing_parent(out)
-    if not parent.is_dir():
-        raise OutputError(f"'{parent}' is a file, not a folder; choose another output.")
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"cannot write into '{parent}'; choose another folder.")
-    free = shutil.disk_usage(parent).free
-    if free < needed_bytes:
-        raise OutputError(
-            f"'{parent}' has {free / 1e6:,.0f} MB free, the checkpoint needs "
-            f"{needed_bytes / 1e6:,.0f} MB; free some space or choose another disk."
-        )
-
-
-def _existing_parent(path: Path) -> Path:
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    return parent
-
-
 def checkpoint_bytes(model: Any, stored_dtype: torch.dtype) -> int:
     """Bytes of a model's weights in the type they are stored in."""
     elements = sum(parameter.numel() for parameter in model.parameters())
@@ -166,8 +123,8 @@ def save_checkpoint(
         OutputError: see `check_output`; or the disk filled up.
         VerificationError: the reloaded model differs; nothing is left behind.
     """
-    check_output(out, overwrite=overwrite, needed_bytes=checkpoint_bytes(model, stored_dtype))
-    with _staging(out) as folder:
+    needed = checkpoint_bytes(model, stored_dtype)
+    with whole_folder(out, overwrite=overwrite, needed_bytes=needed) as folder:
         _write_model(folder, multimodal.whole_of(model), stored_dtype)
         tokenizer.save_pretrained(folder)
         multimodal.write_processor(folder, processor or {})
@@ -175,13 +132,7 @@ def save_checkpoint(
         _copy_licences(base_folder, folder)
         verification = verify(folder, model, tokenizer, stored_dtype)
         mode = _mode(model, record)
-        record = {**record, "mode": mode, "verification": vars(verification)}
-        record["files"] = {
-            path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))
-        }
-        _write_json(folder / RECORD, record)
-        (folder / "README.md").write_text(render_card(record), encoding="utf-8")
-        _publish(folder, out)
+        _describe(folder, {**record, "mode": mode, "verification": vars(verification)})
     return verification
 
 
@@ -209,16 +160,17 @@ def save_tensors(
         VerificationError: as ``prove`` raises it; nothing is left behind.
     """
     needed = sum(each.numel() * each.element_size() for each in tensors.values())
-    check_output(out, overwrite=overwrite, needed_bytes=needed)
-    with _staging(out) as folder:
+    with whole_folder(out, overwrite=overwrite, needed_bytes=needed) as folder:
         save_file(tensors, folder / name)
         verification = prove(folder)
-        files = {name: file_hash(folder / name)}
-        record = {**record, "verification": vars(verification), "files": files}
-        _write_json(folder / RECORD, record)
-        (folder / "README.md").write_text(render_card(record), encoding="utf-8")
-        _publish(folder, out)
+        _describe(folder, {**record, "verification": vars(verification)})
     return verification
+
+
+def _describe(folder: Path, record: dict[str, Any]) -> None:
+    """Write the card, and the record with the hash of every file beside it."""
+    (folder / "README.md").write_text(render_card(record), encoding="utf-8")
+    _write_json(folder / RECORD, {**record, "files": hashes(folder)})
 
 
 def _mode(model: Any, record: dict[str, Any]) -> str:
@@ -229,87 +181,6 @@ def _mode(model: Any, record: dict[str, Any]) -> str:
 def mode_of(model: Any) -> str:
     """``custom`` for a checkpoint that carries operators, else ``stock``."""
     return "custom" if hasattr(model.config, "repaired_boundaries") else "stock"
-
-
-@contextlib.contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A folder beside the output that disappears unless it was renamed."""
-    created = _make_parents(out.absolute().parent)
-    _remove_stale(out)
-    folder = Path(
-        tempfile.mkdtemp(prefix=f"{_draft_prefix(out)}{os.getpid()}-", dir=out.absolute().parent)
-    )
-    try:
-        yield folder
-    except OSError as error:
-        raise OutputError(f"cannot write '{out}': {error.strerror or error}.") from error
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise OutputError(f"cannot write the weights into '{out}': {error}.") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not out.exists():
-            for parent in created:
-                with contextlib.suppress(OSError):
-                    parent.rmdir()
-
-
-def _make_parents(parent: Path) -> list[Path]:
-    """Make missing parents; return those made, innermost first."""
-    missing = []
-    while not parent.exists():
-        missing.append(parent)
-        parent = parent.parent
-    try:
-        for each in reversed(missing):
-            each.mkdir()
-    except OSError as error:
-        raise OutputError(f"cannot make '{missing[0]}': {error.strerror}.") from error
-    return missing
-
-
-def _remove_stale(out: Path) -> None:
-    """Clear up after a killed run, which may have been about to replace the output."""
-    prefix = _draft_prefix(out)
-    for folder in sorted(out.absolute().parent.glob(f"{glob.escape(prefix)}*-*")):
-        owner = folder.name.removeprefix(prefix).split("-")[0]
-        if not owner.isdigit() or not Path("/proc").exists() or Path(f"/proc/{owner}").exists():
-            continue
-        if folder.suffix == OLD and not out.exists():
-            folder.rename(out)  # killed after the old one was moved away, before the new one came
-        elif folder.is_symlink():
-            folder.unlink()
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _draft_prefix(out: Path) -> str:
-    return f".{out.name}.ghostlayers-"
-
-
-def _publish(folder: Path, out: Path) -> None:
-    folder.chmod(0o755)  # mkdtemp makes it private
-    _share_weights(folder)
-    if out.exists():
-        old = folder.with_name(folder.name + OLD)
-        out.rename(old)
-        try:
-            folder.rename(out)
-        except BaseException:
-            old.rename(out)
-            raise
-        if old.is_symlink():
-            old.unlink()
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        folder.rename(out)
-
-
-def _share_weights(folder: Path) -> None:
-    """Let weights be read by whoever may read the rest: safetensors makes its files private."""
-    weights = set(folder.glob("*.safetensors"))
-    modes = [each.stat().st_mode & 0o666 for each in folder.iterdir() if each not in weights]
-    for path in weights:
-        path.chmod(max(modes, default=0o600))
 
 
 def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
@@ -549,7 +420,7 @@ def _ask_fresh_process(
     folder: Path, model: Any, ids: torch.Tensor, text: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """What a fresh process finds in the folder, and the types that its parameters have there."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with Scratch("reload") as scratch:
         request, answer = Path(scratch, "request.json"), Path(scratch, "answer.safetensors")
         asked = {
             "folder": str(folder),
@@ -600,12 +471,6 @@ def versions() -> dict[str, str]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def inspect(folder: str | Path) -> dict[str, Any]:

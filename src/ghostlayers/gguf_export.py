@@ -25,7 +25,7 @@ from ghostlayers.errors import (
     VerificationError,
 )
 from ghostlayers.families import PREFIX
-from ghostlayers.files import check_can_write, whole_file
+from ghostlayers.files import check_can_write, check_new, whole_file
 from ghostlayers.gguf_families import (
     Entry,
     GgufFamily,
@@ -38,7 +38,9 @@ from ghostlayers.gguf_positions import position_entries
 from ghostlayers.gguf_tensors import file_tensors
 from ghostlayers.gguf_tokenizer import add_tokenizer, read_tokenizer, splitting_name
 from ghostlayers.loading import DTYPES, LoadedModel, dtype_named, load_model, read_config
+from ghostlayers.locks import continues, holding
 from ghostlayers.multimodal import check_gguf
+from ghostlayers.places import check_apart
 from ghostlayers.progress import Progress, Silent
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.record import base_title
@@ -81,6 +83,7 @@ def export_gguf(
         OutputError: the file exists or cannot be written.
     """
     out, folder = Path(out), Path(folder)
+    check_apart({"checkpoint": [folder]}, {"GGUF file": out})
     _check(folder, out, overwrite=overwrite)
     config = AutoConfig.from_pretrained(folder)
     check_gguf(config)
@@ -89,7 +92,7 @@ def export_gguf(
     splits = pre_tokenizer or splitting_name(content)
     loaded = load_model(str(folder), _reading(config, options or RunOptions()))
     kind = loaded.stored_dtype if dtype == "auto" else dtype_named(dtype)
-    with whole_file(out) as draft:
+    with holding(out, replace=overwrite), whole_file(out) as draft:
         written = _write(draft, folder, loaded, row, kind, content, splits, progress or Silent())
         _prove(draft, written, config.vocab_size)
     return out
@@ -114,9 +117,9 @@ def check_target(out: Path, *, overwrite: bool) -> None:
     """
     if out.suffix != ".gguf":
         raise OutputError(f"'{out}' should end in .gguf.")
-    if out.exists() and not overwrite:
-        raise OutputError(f"'{out}' exists already; choose another name or pass --overwrite.")
     check_can_write(out)
+    if not overwrite and not continues(out):
+        check_new(out)
 
 
 def check_exportable(recipe: Recipe, save: str) -> None:

@@ -13,9 +13,7 @@ The files are safetensors. The request they belong to lies beside them, and anot
 import contextlib
 import hashlib
 import json
-import os
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,13 +26,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ghostlayers import drafts
 from ghostlayers.errors import OutputError, ResumeError
-from ghostlayers.parallel import all_hold, world
+from ghostlayers.files import whole_file, write_whole
+from ghostlayers.locks import holding
+from ghostlayers.parallel import all_hold, by_first, world
 
 SECONDS_BETWEEN = 30.0
 """How much work a killed run loses at most, and how often it writes."""
 
 REQUEST = "request.json"
+
+KEPT = ("*-of-process-*-*.safetensors", "*-of-process-*-*.rows", "*.draft")
+"""What a run keeps beside its request; drafts are of older versions."""
 
 
 class Flushable(Protocol):
@@ -175,7 +179,6 @@ class KeptPass:
             self.share.unlink(missing_ok=True)
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
-        draft = path.with_suffix(".draft")
         notes = {
             "description": self.description,
             "request": self.journal.request,
@@ -184,17 +187,11 @@ class KeptPass:
         }
         kept = {name: each.detach().contiguous() for name, each in tensors.items()}
         try:
-            save_file(kept, draft, metadata=notes)
-            _flush(draft)
-        except (OSError, SafetensorError) as error:
+            with whole_file(path) as draft:
+                save_file(kept, draft, metadata=notes)
+        except SafetensorError as error:
             raise OutputError(f"cannot keep the run's state in '{path}': {error}.") from error
-        draft.replace(path)
         self._written = time.monotonic()
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 _CURRENT: ContextVar[Journal | None] = ContextVar("journal", default=None)
@@ -226,34 +223,56 @@ def keeping(
         OutputError: it cannot be written.
     """
     wanted = json.loads(json.dumps(request, default=str))
-    try:
-        _open(folder, wanted)
-    except OSError as error:
-        raise OutputError(f"cannot write '{folder}': {error.strerror}.") from error
     pause = SECONDS_BETWEEN if seconds_between is None else seconds_between
     asked = digest(json.dumps(wanted, sort_keys=True))
-    token = _CURRENT.set(Journal(folder, pause, asked))
-    try:
-        yield _CURRENT.get()  # type: ignore[misc]
-    finally:
-        _CURRENT.reset(token)
-        if not any(folder.glob("*.safetensors")):  # nothing worth keeping
-            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        by_first(lambda: stack.enter_context(_alone_in(folder)))
+        _open(folder, wanted)
+        token = _CURRENT.set(Journal(folder, pause, asked))
+        try:
+            yield _CURRENT.get()  # type: ignore[misc]
+        finally:
+            _CURRENT.reset(token)
+            if not any(folder.glob("*.safetensors")):  # nothing worth keeping
+                finish(folder)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Be the only run that keeps its state in a folder, without what killed ones left half-done.
+
+    Raises:
+        OutputError: another run is there, or it cannot be written.
+    """
+    with holding(folder):
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise OutputError(f"'{folder}' is no folder, so no state can be kept there; remove it.")
+        drafts.clear(folder)
+        yield
 
 
 def finish(folder: Path) -> None:
-    """Delete what a run kept: its result is written."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Delete what a run kept, as its result is written, and nothing else that lies there."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    ours = [each for pattern in KEPT for each in folder.glob(pattern)]
+    # The request goes last: what is there without one is nobody's.
+    for path in (*ours, folder / REQUEST):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _open(folder: Path, wanted: dict[str, Any]) -> None:
     path = folder / REQUEST
     # A run that was killed before it kept any sums left only its request: nothing to mix.
     if not path.is_file() or not any(folder.glob("*.safetensors")):
-        folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f"{REQUEST}.{os.getpid()}.draft"
-        draft.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
-        draft.replace(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write '{folder}': {error.strerror}.") from error
+        write_whole(path, json.dumps(wanted, indent=2))
         return
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))

@@ -6,7 +6,6 @@ accelerator; embeddings, final norm and head stay where the model computes. The 
 accelerate's big-model loading through transformers; `residency` brings layers in.
 """
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ghostlayers import multimodal
 from ghostlayers.errors import RecipeError
 from ghostlayers.recipe import RunOptions
 from ghostlayers.residency import Memory, largest_layer
+from ghostlayers.scratch import Scratch
 from ghostlayers.stream import (
     TOKENS_PER_BATCH,
     TOKENS_PER_BATCH_ON_ACCELERATOR,
@@ -164,12 +164,12 @@ def loading_options(placement: Placement) -> dict[str, Any]:
     if placement.device_map is None:
         return {}
     # Weights that the model keeps otherwise than its files do are written here, once.
-    folder = tempfile.TemporaryDirectory(prefix="ghostlayers-offload-")
+    folder = Scratch("offload")
     _FOLDERS.append(folder)
     return {"device_map": placement.device_map, "offload_folder": folder.name}
 
 
-_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+_FOLDERS: list[Scratch] = []
 """Kept until the process ends; models read from them."""
 
 

@@ -10,6 +10,7 @@ from ghostlayers.evaluation import LossSums
 from ghostlayers.loading import LoadedModel
 from ghostlayers.multimodal import text_view
 from ghostlayers.parallel import by_first
+from ghostlayers.places import check_apart
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
 from ghostlayers.scores import ScoreTable
@@ -72,6 +73,7 @@ class PrunedModel:
             VerificationError: the reloaded model differs; nothing is left behind.
         """
         return self._once(
+            out,
             lambda: checkpoint.save_checkpoint(
                 Path(out),
                 text_view(self.model),
@@ -81,7 +83,7 @@ class PrunedModel:
                 base_folder=self.dense.base.folder,
                 processor=self.dense.processor,
                 overwrite=overwrite,
-            )
+            ),
         )
 
     def save_adapter(self, out: str | Path, *, overwrite: bool = False) -> checkpoint.Verification:
@@ -95,6 +97,7 @@ class PrunedModel:
             VerificationError: the rebuilt model differs; nothing is left behind.
         """
         return self._once(
+            out,
             lambda: adapter.save_adapter(
                 Path(out),
                 self.dense,
@@ -102,11 +105,15 @@ class PrunedModel:
                 self.repairs,
                 self.record,
                 overwrite=overwrite,
-            )
+            ),
         )
 
-    def _once(self, write: Callable[[], checkpoint.Verification]) -> checkpoint.Verification:
+    def _once(
+        self, out: str | Path, write: Callable[[], checkpoint.Verification]
+    ) -> checkpoint.Verification:
         """Write in the first process; then what the run has kept is of no more use."""
+        read = [self.dense.base.name, self.recipe.data]
+        check_apart({"input": read}, {"output": Path(out)})
         verification = by_first(write)
         if self.kept_in is not None:
             journal.finish(self.kept_in)

@@ -1,12 +1,11 @@
 """The commands."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -17,13 +16,16 @@ from rich.markup import escape
 from ghostlayers.allocator import keep_freed_memory
 from ghostlayers.cli import options as o
 from ghostlayers.cli.bench import bench as bench_command
+from ghostlayers.cli.claims import claimed
 from ghostlayers.cli.compare import compare as compare_command
 from ghostlayers.cli.methods import methods as methods_command
 from ghostlayers.cli.run import make_run
 from ghostlayers.errors import DistributedError, GhostlayersError, RecipeError
+from ghostlayers.interrupts import SAID, STATUS, raised
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.quiet import TALKATIVE
 from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.scratch import clear_scratch
 
 app = typer.Typer(
     name="ghostlayers",
@@ -53,42 +55,46 @@ def shared_command(function: Callable[P, None]) -> Callable[P, None]:
 def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
     @functools.wraps(function)
     def shell(*args: P.args, **kwargs: P.kwargs) -> None:
-        from ghostlayers.cli import screen
-
-        quieten()
-        keep_freed_memory()
-        # A polite kill then cleans up like Ctrl-C does.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-        try:
-            with _processes(shared, function.__name__):
-                function(*args, **kwargs)
-        except GhostlayersError as error:
-            if kwargs.get("debug"):
+        with raised() as interrupts:
+            try:
+                clear_scratch()
+                quieten()
+                keep_freed_memory()
+                with _processes(shared, function.__name__), claimed(function.__name__, kwargs):
+                    function(*args, **kwargs)
+            except (typer.Exit, typer.Abort):
                 raise
-            screen.fail(str(error))
-            raise typer.Exit(2 if isinstance(error, RecipeError) else 1) from error
-        except KeyboardInterrupt as error:
-            kept = " Repeat the command to go on." if function.__name__ in KEEPING else ""
-            screen.fail(f"interrupted; nothing was left half-written.{kept}")
-            raise typer.Exit(130) from error
-        except MemoryError as error:
-            if kwargs.get("debug"):
-                raise
-            screen.fail("out of memory; try a smaller --batch-size or --sequence-length.")
-            raise typer.Exit(1) from error
-        except (typer.Exit, typer.Abort):
-            raise
-        except Exception as error:
-            if kwargs.get("debug"):
-                raise
-            screen.fail(
-                f"{type(error).__name__}: {error}. This is a bug: please report it with "
-                "what --debug shows."
-            )
-            raise typer.Exit(1) from error
+            except BaseException as error:
+                # A library may have made something else of an interruption.
+                found = KeyboardInterrupt() if interrupts.received else error
+                if kwargs.get("debug") and isinstance(found, Exception):
+                    raise
+                raise typer.Exit(_explain(found, function.__name__)) from error
 
     return shell
+
+
+def _explain(error: BaseException, name: str) -> int:
+    """Say why a command ended; the exit status."""
+    from ghostlayers.cli import screen
+
+    if isinstance(error, KeyboardInterrupt):
+        kept = " Repeat the command to go on." if name in KEEPING else ""
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            screen.fail(f"{SAID}{kept}")
+        return STATUS
+    if isinstance(error, GhostlayersError):
+        screen.fail(str(error))
+        return 2 if isinstance(error, RecipeError) else 1
+    if isinstance(error, MemoryError):
+        screen.fail("out of memory; try a smaller --batch-size or --sequence-length.")
+        return 1
+    if not isinstance(error, Exception):
+        raise error
+    screen.fail(
+        f"{type(error).__name__}: {error}. This is a bug: please report it with what --debug shows."
+    )
+    return 1
 
 
 @contextlib.contextmanager
@@ -200,10 +206,11 @@ def prune(
 ) -> None:
     """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
     del debug
-    from ghostlayers import parallel, pipeline
+    from ghostlayers import journal, parallel, pipeline
     from ghostlayers.adapter import check_precision
-    from ghostlayers.checkpoint import check_output, checkpoint_bytes
+    from ghostlayers.checkpoint import checkpoint_bytes
     from ghostlayers.cli import screen
+    from ghostlayers.outputs import check_output
     from ghostlayers.plan_saving import Output
     from ghostlayers.preparation import open_model
 
@@ -259,20 +266,25 @@ def prune(
         return
     needed = checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)
+    kept = _kept(output, restart=restart)
     pruned = pipeline.prune(
         dense,
         recipe,
         options=options,
-        keep=_kept(output, restart=restart),
+        keep=kept,
         show_text=screen.show_text,
         show_plan=screen.show_plan,
         output=leaves,
         progress=screen.Bars(),
     )
     screen.show_pruned(pruned)
-    _save(pruned, output, save, overwrite=overwrite)
-    if gguf is not None and parallel.world().leads:
-        _write_gguf(output, gguf, pre_tokenizer, options, overwrite=overwrite)
+    # What is kept goes when all is written, so that a repetition has it until then.
+    _save(dataclasses.replace(pruned, kept_in=None), output, save, overwrite=overwrite)
+    if gguf is not None:
+        parallel.by_first(
+            lambda: _write_gguf(output, gguf, pre_tokenizer, options, overwrite=overwrite)
+        )
+    journal.finish(kept)
 
 
 def _kept(output: Path, *, restart: bool) -> Path:
@@ -379,9 +391,7 @@ def export(
             text="Type of the file's matrices. 'auto' is the checkpoint's. \\[default: auto]",
         ),
     ] = "auto",
-    overwrite: Annotated[
-        bool, o._option("--overwrite", text="Replace an existing file. \\[default: off]")
-    ] = False,
+    overwrite: o.OverwriteFile = False,
     offload: o.OffloadOption = "auto",
     max_memory: o.MaxMemory = None,
     debug: o.Debug = False,
@@ -460,6 +470,7 @@ def evaluate(
     text_column: o.TextColumn = None,
     bos: o.Bos = None,
     json_file: o.Json = None,
+    overwrite: o.OverwriteFile = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     batch_size: o.BatchSize = 0,
@@ -473,7 +484,7 @@ def evaluate(
 
     With --tasks, its accuracy on tasks of lm-evaluation-harness.
     """
-    del debug
+    del debug, overwrite  # see `claims`
     from ghostlayers import pipeline
     from ghostlayers.cli import screen, tasks_screen
     from ghostlayers.evaluation import TaskReport, open_tasks
@@ -541,6 +552,7 @@ def score(
     png: Annotated[
         Path | None, o._option("--png", text="Also draw the heat map into this file.")
     ] = None,
+    overwrite: o.OverwriteFile = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     batch_size: o.BatchSize = 0,
@@ -551,7 +563,7 @@ def score(
     debug: o.Debug = False,
 ) -> None:
     """Score every layer, and every span of N layers: cosine, residual, loss after repair."""
-    del debug
+    del debug, overwrite  # see `claims`
     from ghostlayers import pipeline
     from ghostlayers.cli import screen
     from ghostlayers.files import check_can_write

@@ -60,6 +60,7 @@ def bench(
     png: Annotated[
         Path | None, o._option("--png", text="Also draw the speeds into this file.")
     ] = None,
+    overwrite: o.OverwriteFile = False,
     dtype: o.Dtype = "auto",
     device: o.Device = "auto",
     revision: o.Revision = None,
@@ -67,7 +68,7 @@ def bench(
     debug: o.Debug = False,
 ) -> None:
     """Latency, throughput and memory of a model beside the dense one and the bare cut."""
-    del debug
+    del debug, overwrite  # see `claims`
     from ghostlayers.cli import screen
     from ghostlayers.evaluation.bench import measure_grid, operator_share
     from ghostlayers.preparation import open_model

@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ from rich.markup import escape
 from ghostlayers.cli import options as o
 from ghostlayers.errors import RecipeError
 from ghostlayers.recipe import RunOptions
+from ghostlayers.scratch import Scratch
 
 if TYPE_CHECKING:
     from ghostlayers.plan_units import Plan
@@ -232,7 +232,7 @@ def compare(
         return not plan
 
     screen.step(f"Loading {model} ...")
-    with tempfile.TemporaryDirectory(prefix="ghostlayers-plan-") as elsewhere:
+    with Scratch("plan") as elsewhere:
         results = run_comparison(
             model,
             request,

