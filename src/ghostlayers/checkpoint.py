@@ -1,4 +1,4 @@
-"""Writing a checkpoint, proving that it reloads, and reading its record.
+"""Writing a checkpoint, and proving that it reloads.
 
 No other file writes weights, those of adapters included.
 
@@ -9,7 +9,6 @@ renamed.
 
 import contextlib
 import glob
-import hashlib
 import json
 import os
 import platform
@@ -30,8 +29,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from ghostlayers import modeling, reload_check
+from ghostlayers.documents import to_json
 from ghostlayers.errors import (
-    GhostlayersError,
     ModelError,
     OutputError,
     RecipeError,
@@ -39,21 +38,14 @@ from ghostlayers.errors import (
 )
 from ghostlayers.families import CLASS_PREFIX, PREFIX, Family, find_family
 from ghostlayers.parallel import alone
+from ghostlayers.records import RECORD as RECORD
+from ghostlayers.records import calibration_documents as calibration_documents
+from ghostlayers.records import check_files as check_files
+from ghostlayers.records import file_hash as file_hash
+from ghostlayers.records import inspect as inspect
 from ghostlayers.report.card import render_card
 from ghostlayers.residency import is_offloaded, offloaded_sets
 
-RECORD = "ghostlayers.json"
-RECORD_KEYS = (
-    "base_model",
-    "cut",
-    "repairs",
-    "evidence",
-    "recipe",
-    "calibration",
-    "versions",
-    "mode",
-    "created",
-)
 CODE = "modeling_ghostlayers.py"
 OLD = ".old"
 """What the folder to be replaced is called in between."""
@@ -532,78 +524,4 @@ def versions() -> dict[str, str]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def inspect(folder: str | Path) -> dict[str, Any]:
-    """What was removed, kept and repaired in a checkpoint, and on what evidence.
-
-    Args:
-        folder: a checkpoint that Ghostlayers made.
-
-    Returns:
-        Its record: ``base_model``, ``cut``, ``repairs``, ``evidence``, ``scores``, ``recipe``,
-        ``calibration``, ``versions``, ``mode``, ``verification`` and ``files``.
-
-    Raises:
-        ModelError: the folder was not made by Ghostlayers, or its record is damaged.
-    """
-    path = Path(folder) / RECORD
-    if not path.is_file():
-        raise ModelError(_no_record(Path(folder)))
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("expected an object")
-        missing = [key for key in RECORD_KEYS if key not in record]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-    except (ValueError, OSError) as error:
-        raise ModelError(f"'{path}' cannot be read: {error}.") from error
-    return record
-
-
-def _no_record(folder: Path) -> str:
-    if not folder.exists():
-        return f"there is no folder '{folder}'."
-    if folder.suffix == ".gguf":
-        return (
-            f"'{folder}' is a GGUF file, which keeps no record of its making. Give the "
-            "checkpoint's folder that it was written from."
-        )
-    return f"'{folder}' holds no {RECORD}: it was not made by Ghostlayers."
-
-
-def check_files(folder: Path, record: dict[str, Any]) -> None:
-    """Refuse weights that are not those that a record was written about.
-
-    Raises:
-        ModelError: a file is missing or was changed.
-    """
-    for name, expected in record.get("files", {}).items():
-        path = folder / name
-        try:
-            found = file_hash(path)
-        except OSError as error:
-            raise ModelError(f"'{path}' is missing or cannot be read: {error.strerror}.") from error
-        if found != expected:
-            raise ModelError(
-                f"'{path}' is not the file that its record describes: it was changed after it was "
-                "made, so its measured losses no longer hold. Get it again."
-            )
-
-
-def calibration_documents(folder: str | Path) -> list[str] | None:
-    """Hashes of the documents that a checkpoint was calibrated on; None if it was not."""
-    try:
-        record = inspect(folder)
-    except GhostlayersError:
-        return None
-    documents = record.get("calibration", {}).get("documents")
-    return list(documents) if isinstance(documents, list) else None
+    path.write_text(to_json(content), encoding="utf-8")

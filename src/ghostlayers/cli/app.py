@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
-from rich.markup import escape
 
 from ghostlayers.allocator import keep_freed_memory
 from ghostlayers.cli import options as o
@@ -593,7 +592,7 @@ def score(
         write_json(json_file, table_to_dict(table))
     if png is not None and world().leads:
         draw_heatmap(table, png, title=model)
-        screen.say(f"Heat map: {escape(str(png))}")
+        screen.say(f"Heat map: {png}")
 
 
 @app.command("inspect")

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from ghostlayers.cli import options as o
 from ghostlayers.errors import GhostlayersError, InputError
@@ -96,9 +95,7 @@ def bench(
     name = next(reversed(models))
     show(points)
     where = machine(opened)
-    screen.say(
-        f"[dim]{where['dtype']}, {where['threads']} threads, {escape(where['processor'])}.[/dim]"
-    )
+    screen.say(screen.dim(f"{where['dtype']}, {where['threads']} threads, {where['processor']}."))
     share = operator_share(points, DENSE, CUT, name)
     if share is not None:
         screen.say(
@@ -114,7 +111,7 @@ def bench(
         from ghostlayers.report.speed_plot import draw_speed
 
         draw_speed(points, png, title=f"{Path(model).name} on {where['processor']}")
-        screen.say(f"Drawn: {escape(str(png))}")
+        screen.say(f"Drawn: {png}")
 
 
 def check_lengths(opened: "LoadedModel", lengths: Sequence[int], new_tokens: int) -> None:
@@ -211,9 +208,11 @@ def show(points: "Sequence[Point]") -> None:
         ]
         screen.table(columns, rows, f"batch {batch}, prompts of {length} tokens")
     screen.say(
-        "[dim]Medians ± the spread between quartiles; x: of the first row. Prefill reads the "
-        "prompts, decode writes one token behind each. Peak: memory beyond the weights "
-        "while prompts are read and a token is written.[/dim]"
+        screen.dim(
+            "Medians ± the spread between quartiles; x: of the first row. Prefill reads the "
+            "prompts, decode writes one token behind each. Peak: memory beyond the weights "
+            "while prompts are read and a token is written."
+        )
     )
 
 

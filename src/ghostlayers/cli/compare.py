@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.markup import escape
-
 from ghostlayers.cli import options as o
 from ghostlayers.errors import RecipeError
 from ghostlayers.recipe import RunOptions
@@ -241,7 +239,7 @@ def compare(
             revision=revision,
             overwrite=overwrite,
             progress=screen.Bars(),
-            say=lambda line: screen.say(f"[dim]{escape(line)}[/dim]"),
+            say=lambda line: screen.say(screen.dim(line)),
             show_plan=show_plan,
             command=command_line(),
         )
@@ -252,7 +250,7 @@ def compare(
     written = write_report(results, output)
     show(results)
     for path in written:
-        screen.say(f"Written: {escape(str(path))}")
+        screen.say(f"Written: {path}")
 
 
 def read_published(path: Path) -> list[dict[str, Any]]:
@@ -317,8 +315,10 @@ def show(results: Mapping[str, Any]) -> None:
         screen.table(columns, [_row(each) for each in found], title)
     if entries:
         screen.say(
-            "[dim]loss: nats a token, mean of all texts; x Ghost: excess over dense as a share of "
-            "Ghost's on the same cut; KL: divergence from dense.[/dim]"
+            screen.dim(
+                "loss: nats a token, mean of all texts; x Ghost: excess over dense as a share of "
+                "Ghost's on the same cut; KL: divergence from dense."
+            )
         )
     show_accuracies(results)
     show_correlations(results)
@@ -332,12 +332,14 @@ def show_methods(entries: Sequence["Entry"], dense: float | None) -> None:
     columns = ("method", "removed", "loss", "above dense", "KL", "prefill", "saved as")
     for layers in layer_counts(entries):
         found = sorted((e for e in entries if e.key.layers == layers), key=loss_order)
-        rows = [[escape(e.key.select), e.removed, _figure(e.loss), _figure(e.excess),
+        rows = [[e.key.select, e.removed, _figure(e.loss), _figure(e.excess),
                  *_row(e)[3:4], *_row(e)[5:]] for e in found]  # fmt: skip
         screen.table(columns, rows, f"{layers} layers removed (dense {_figure(dense)})")
     screen.say(
-        "[dim]Each method by its own choices of layers, repair and calibration text; loss: nats a "
-        "token, mean of all texts.[/dim]"
+        screen.dim(
+            "Each method by its own choices of layers, repair and calibration text; loss: nats a "
+            "token, mean of all texts."
+        )
     )
 
 
@@ -349,19 +351,21 @@ def show_accuracies(results: Mapping[str, Any]) -> None:
     tasks = list(dict.fromkeys(str(row["task"]) for row in results.get("tasks") or []))
     if not tasks:
         return
-    rows = [[escape(title), *figures] for title, *figures in mean_rows(results)]
+    rows = [[title, *figures] for title, *figures in mean_rows(results)]
     columns = ("model", "accuracy", "minus Ghost's", "95% interval", "verdict")
     screen.table(columns, rows, f"Mean of {', '.join(tasks)}" if len(tasks) > 1 else tasks[0])
     screen.say(
-        "[dim]accuracy: length-normalised where the task has it; minus Ghost's: points on the same "
-        "documents, paired bootstrap. Each task: results.md, tasks.csv.[/dim]"
+        screen.dim(
+            "accuracy: length-normalised where the task has it; minus Ghost's: points on the same "
+            "documents, paired bootstrap. Each task: results.md, tasks.csv."
+        )
     )
 
 
 def _row(entry: "Entry") -> list[str]:
     model = entry.model
     return [
-        escape(entry.key.repair) + (" (worse than none)" if model["worse_than_none"] else ""),
+        entry.key.repair + (" (worse than none)" if model["worse_than_none"] else ""),
         _figure(entry.loss),
         _figure(entry.of_ghost, 2),
         _figure(entry.kl),
@@ -381,7 +385,7 @@ def show_correlations(results: Mapping[str, Any]) -> None:
 
     rows = [
         [
-            f"{each['layers']} layers, {escape(each['repair'])}",
+            f"{each['layers']} layers, {each['repair']}",
             each["score"],
             f"{each['spearman']:.2f}",
             str(each["spans"]),

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 import yaml
-from rich.markup import escape
 
 from ghostlayers.cli import options as o
 from ghostlayers.errors import RecipeError, suggest
@@ -94,7 +93,7 @@ def announce(run: RecipeRun, count: int) -> None:
     from ghostlayers.cli import screen
 
     if count > 1:
-        screen.say(f"[bold]{run.command}[/bold] with {escape(describe(run.varied))}")
+        screen.say(screen.bold(run.command), f" with {describe(run.varied)}")
 
 
 def describe(varied: Mapping[str, Any]) -> str:
@@ -126,7 +125,7 @@ def summarise(runs: Sequence[RecipeRun]) -> None:
         ]
         for cell in cells
     ]
-    screen.table(("mean loss", *map(escape, tables)), rows)
+    screen.table(("mean loss", *tables), rows)
 
 
 def _number(value: float | None) -> str:

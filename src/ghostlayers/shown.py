@@ -1,0 +1,38 @@
+"""What others wrote, as it may be shown: without what steers a terminal, and without folders."""
+
+import re
+from pathlib import Path
+
+_STEERING = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Control characters but for tabs and line breaks, what changes the direction of text, what has no
+width, and halves of characters."""
+
+_PATH = re.compile(
+    r"""(?<![\w.~:/\\)\]}>-])            # not inside a/b, https://a, ./a
+        (?:~[\w.-]*|[A-Za-z]:)?          # a home, or a drive
+        [/\\](?:[^\s'"`<>|,;:+=()/\\]+[/\\])*  # folders
+        (?=[^\s'"`<>|,;:+=()/\\])""",
+    re.VERBOSE,
+)
+
+
+def clean(text: object) -> str:
+    """Text of several lines without control characters."""
+    return _STEERING.sub("", str(text))
+
+
+def one_line(text: object) -> str:
+    """Text without control characters on one line."""
+    return " ".join(clean(text).split())
+
+
+def without_folders(text: str) -> str:
+    """Text in which every path of a machine is its last part, be it the whole text or a word."""
+    home = str(Path.home())
+    for start in (home, home.replace("\\", "/")):
+        if len(start) > 1:
+            text = text.replace(start, "~")
+    return _PATH.sub("", text)
