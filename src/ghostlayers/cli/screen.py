@@ -387,21 +387,22 @@ def protocol(result: EvaluationResult) -> str:
     )
 
 
+SCORE_NOTES = (
+    "cosine: mean over tokens, before against after the span; high is similar.\n"
+    "angular: angle over pi, at the last token of each window only; low is similar.\n"
+    "residual: what a linear map across the span leaves of each token, on held-out tokens; low is "
+    "replaceable.\n"
+    "repaired loss: nats a token after a quick repair (from a sample of tokens; Ghost's where the "
+    "one asked for reads more than the stream), on held-out windows, for the best spans by either; "
+    "~ on fewer tokens, given up because others lose clearly less.\n"
+    f"massive birth: a token's norm rises above {MASSIVE:g} times the median norm inside the span, "
+    f"by a factor of {GROWTH:g} or more relative to it."
+)
+
+
 def show_score_notes() -> None:
     """What the columns of `show_spans` mean."""
-    say(
-        dim(
-            "cosine: mean over tokens, before against after the span; high is similar.\n"
-            "angular: angle over pi, at the last token of each window only; low is similar.\n"
-            "residual: what a linear map across the span leaves of each token, on held-out tokens; low "
-            "is replaceable.\n"
-            "repaired loss: nats a token after a quick repair (from a sample of tokens; Ghost's where "
-            "the one asked for reads more than the stream), on held-out windows, for the best spans by "
-            "either; ~ on fewer tokens, given up because others lose clearly less.\n"
-            f"massive birth: a token's norm rises above {MASSIVE:g} times the median norm inside the "
-            f"span, by a factor of {GROWTH:g} or more relative to it."
-        )
-    )
+    say(dim(SCORE_NOTES))
 
 
 def show_adapter(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
