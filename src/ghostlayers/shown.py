@@ -36,3 +36,17 @@ def without_folders(text: str) -> str:
         if len(start) > 1:
             text = text.replace(start, "~")
     return _PATH.sub("", text)
+
+
+def markdown(text: object) -> str:
+    """Text that means only itself in Markdown: no markup, no HTML, no link, nothing of a table."""
+    line = without_folders(one_line(text)).replace("&", "&amp;").replace("<", "&lt;")
+    line = re.sub(r"([\\`*\[\]|~>!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", line)
+    # What begins a list, a heading or a rule.
+    line = re.sub(r"^(\d*)([-+=#.)])(?=[-+=#\s]|$)", r"\1\\\2", line)
+    return re.sub(r"(?i)(?<=www)\.|:(?=//)|@", lambda sign: f"&#{ord(sign[0])};", line)
+
+
+def code(text: object) -> str:
+    """Text between the backticks of Markdown, which nothing in it can end."""
+    return without_folders(one_line(text)).replace("`", "'").replace("|", "/")
