@@ -45,6 +45,7 @@ from ghostlayers.records import file_hash as file_hash
 from ghostlayers.records import inspect as inspect
 from ghostlayers.report.card import render_card
 from ghostlayers.residency import is_offloaded, offloaded_sets
+from ghostlayers.shown import shared
 
 CODE = "modeling_ghostlayers.py"
 OLD = ".old"
@@ -155,7 +156,7 @@ def save_checkpoint(
         _copy_licences(base_folder, folder)
         verification = verify(folder, model)
         mode = _mode(model, record)
-        record = {**record, "mode": mode, "verification": vars(verification)}
+        record = {**shared(record), "mode": mode, "verification": vars(verification)}
         record["files"] = {
             path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))
         }
@@ -194,7 +195,10 @@ def save_tensors(
         save_file(tensors, folder / name)
         verification = prove(folder)
         files = {name: file_hash(folder / name)}
-        record = {**record, "verification": vars(verification), "files": files}
+        found_at = {"name": record["base_model"]["name"]}  # without it there is no model
+        base = {**shared(record["base_model"]), **found_at}
+        record = {**shared(record), "base_model": base, "files": files}
+        record["verification"] = vars(verification)
         _write_json(folder / RECORD, record)
         (folder / "README.md").write_text(render_card(record), encoding="utf-8")
         _publish(folder, out)

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from ghostlayers.documents import Checked, check, read_json
 from ghostlayers.errors import GhostlayersError, ModelError
@@ -17,7 +17,15 @@ Text = Annotated[str, StringConstraints(max_length=10_000)]
 Words = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Layers = Annotated[list[Layer], Field(max_length=100_000)]
 Ends = Annotated[list[Layer], Field(min_length=2, max_length=2)]
-FileName = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00]{1,255}$")]
+
+
+def _stays_inside(name: str) -> str:
+    if "\0" in name or "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        raise ValueError("expected the name of a file in the folder")
+    return name
+
+
+FileName = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_stays_inside)]
 Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 

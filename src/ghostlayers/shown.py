@@ -2,6 +2,9 @@
 
 import re
 from pathlib import Path
+from typing import Any
+
+from ghostlayers.files import shown_name
 
 _STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
@@ -10,13 +13,13 @@ _STEERING = re.compile(
 """Control characters but for tabs and line breaks, what changes the direction of text, what has no
 width, and halves of characters."""
 
+_FOLDERS = r"""(?:[^\s'"`<>|,;:+=()/\\]+[/\\])"""
 _PATH = re.compile(
-    r"""(?<![\w.~:/\\)\]}>-])            # not inside a/b, https://a, ./a
-        (?:~[\w.-]*|[A-Za-z]:)?          # a home, or a drive
-        [/\\](?:[^\s'"`<>|,;:+=()/\\]+[/\\])*  # folders
-        (?=[^\s'"`<>|,;:+=()/\\])""",
-    re.VERBOSE,
+    r"""(?<![\w.~:/\\)\]}>-])"""  # not inside a/b, https://a, ./a
+    rf"""(?:~[\w.-]*[/\\]{_FOLDERS}*|(?:[A-Za-z]:)?[/\\]{_FOLDERS}+)"""
+    r"""(?=[^\s'"`<>|,;:+=()/\\])"""
 )
+"""The folders of an absolute path, or of one below a home."""
 
 
 def clean(text: object) -> str:
@@ -36,6 +39,15 @@ def without_folders(text: str) -> str:
         if len(start) > 1:
             text = text.replace(start, "~")
     return _PATH.sub("", text)
+
+
+def shared(content: Any) -> Any:
+    """Plain values in which paths are only names: where files lay is nobody else's business."""
+    if isinstance(content, dict):
+        return {shared(key): shared(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [shared(each) for each in content]
+    return without_folders(shown_name(content)) if isinstance(content, str) else content
 
 
 def markdown(text: object) -> str:

@@ -11,8 +11,7 @@ from ghostlayers.record import base_title
 from ghostlayers.shown import code, markdown, one_line
 from ghostlayers.spans import format_layers
 
-LICENCES = frozenset(
-    """
+_NAMES = """
     afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m
     bigscience-bloom-rail-1.0 bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear
     bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0
@@ -22,8 +21,8 @@ LICENCES = frozenset(
     gemma gfdl gpl gpl-2.0 gpl-3.0 h-research intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr
     llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by
     ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unknown unlicense wtfpl zlib
-    """.split()
-)
+    """
+LICENCES = frozenset(_NAMES.split())
 """What the hub takes for the name of a licence; any other is ``other``, with a name of its own."""
 
 _TEMPLATE = """---
