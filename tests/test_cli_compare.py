@@ -82,7 +82,7 @@ def test_compare_goes_on_in_its_own_folder_and_refuses_anothers(tiny_folder: Any
         (("-n", "two"), 2, "--layers: expected whole numbers such as 3,5,7, got 'two'"),
         (("-n", "60"), 1, "cannot remove 60 of 6 decoder layers"),
         (("--eval-data", "absent.txt"), 1, "no corpus and no file is called 'absent.txt'"),
-        (("--published", "absent.yaml"), 2, "cannot read 'absent.yaml'"),
+        (("--published", "absent.yaml"), 2, "'absent.yaml' cannot be read"),
         (("--held-out-windows", "0"), 2, "'held_out_windows' must be at least 1: a comparison"),
         (("--limit", "3"), 2, "'limit' mean nothing without 'tasks'"),
         (

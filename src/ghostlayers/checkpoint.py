@@ -10,6 +10,7 @@ renamed.
 import contextlib
 import glob
 import json
+import math
 import os
 import platform
 import shutil
@@ -32,6 +33,7 @@ from ghostlayers import modeling, reload_check
 from ghostlayers.documents import to_json
 from ghostlayers.errors import (
     ModelError,
+    NonFiniteError,
     OutputError,
     RecipeError,
     VerificationError,
@@ -487,6 +489,12 @@ def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 def _compare(got: torch.Tensor, expected: torch.Tensor) -> Verification:
     difference = float((got - expected).abs().max())
+    if not math.isfinite(difference):
+        raise NonFiniteError(
+            "the repaired model gives NaN or infinity instead of logits, so that nothing can be "
+            "proved; nothing was kept. Look for such numbers in the base model's weights, or "
+            "compute in float32."
+        )
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
         raise VerificationError(
             f"what was saved reloads, but its logits differ by {difference:.3g} from the model in "

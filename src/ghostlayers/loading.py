@@ -4,6 +4,7 @@ import contextlib
 import io
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from typing import Any
 import torch
 
 from ghostlayers import offload, quantized
-from ghostlayers.errors import ModelError, RecipeError
+from ghostlayers.config_file import check_config, check_folder
+from ghostlayers.errors import InputError, ModelError, RecipeError
 from ghostlayers.presets import find_preset
+from ghostlayers.quiet import kept_report
 from ghostlayers.recipe import RunOptions
 from ghostlayers.residency import is_offloaded, residency_of
+from ghostlayers.shown import one_line
 from ghostlayers.stream import find_decoder_layers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -83,6 +87,8 @@ def load_model(
     """
     path = Path(name).expanduser()
     place, extra = _locate(path, name)
+    if path.is_dir():
+        check_folder(path)
     if revision is not None and not path.exists():
         extra["revision"] = revision
     extra["trust_remote_code"] = options.trust_remote_code
@@ -90,11 +96,12 @@ def load_model(
     packed = read_config(name, revision) if expand else {}
     quantized.check_quantization(packed)
     try:
-        model, tokenizer, stored = _read(place, extra, options, device, packed)
-    except RecipeError:
+        with kept_report() as report:
+            model, tokenizer, stored = _read(place, extra, options, device, packed)
+    except InputError:
         raise
     except Exception as error:  # damaged files raise the unrelated types of many libraries
-        raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
+        raise ModelError(f"cannot load the model '{name}': {_explain(error, report)}") from error
     if not is_offloaded(model):
         model = _place(model, device)
     model = model.eval()
@@ -121,11 +128,13 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     place, extra = _locate(Path(name).expanduser(), name)
     if extra:
         return {}
+    if Path(place).is_dir():
+        check_folder(Path(place))
     try:
         config, _ = PreTrainedConfig.get_config_dict(place, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
-    return dict(config)
+    return check_config(dict(config), f"the config of '{name}'")
 
 
 def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
@@ -392,8 +401,10 @@ def _gguf_text(path: Path, key: str) -> str | None:
     return open_gguf(path).text(key)
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, report: Sequence[str] = ()) -> str:
     text = str(error).strip()
+    if "above report" in text and report:  # it was kept off the screen
+        text = f"its weights do not fit its config: {one_line(' '.join(report))}"
     if isinstance(error, KeyError):
         text = f"unknown name {text}"
     first = " ".join(line.strip() for line in text.splitlines() if line.strip())[:600]

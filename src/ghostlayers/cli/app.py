@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import json
+import inspect
 import logging
 import os
 import signal
@@ -17,9 +17,11 @@ from ghostlayers.allocator import keep_freed_memory
 from ghostlayers.cli import options as o
 from ghostlayers.cli.bench import bench as bench_command
 from ghostlayers.cli.compare import compare as compare_command
+from ghostlayers.cli.failures import explain
 from ghostlayers.cli.methods import methods as methods_command
 from ghostlayers.cli.run import make_run
-from ghostlayers.errors import DistributedError, GhostlayersError, RecipeError
+from ghostlayers.documents import to_json
+from ghostlayers.errors import DistributedError, RecipeError
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.quiet import TALKATIVE
 from ghostlayers.recipe import Recipe, RunOptions
@@ -62,30 +64,18 @@ def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
         try:
             with _processes(shared, function.__name__):
                 function(*args, **kwargs)
-        except GhostlayersError as error:
-            if kwargs.get("debug"):
-                raise
-            screen.fail(str(error))
-            raise typer.Exit(2 if isinstance(error, RecipeError) else 1) from error
         except KeyboardInterrupt as error:
             kept = " Repeat the command to go on." if function.__name__ in KEEPING else ""
             screen.fail(f"interrupted; nothing was left half-written.{kept}")
             raise typer.Exit(130) from error
-        except MemoryError as error:
-            if kwargs.get("debug"):
-                raise
-            screen.fail("out of memory; try a smaller --batch-size or --sequence-length.")
-            raise typer.Exit(1) from error
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
             if kwargs.get("debug"):
                 raise
-            screen.fail(
-                f"{type(error).__name__}: {error}. This is a bug: please report it with "
-                "what --debug shows."
-            )
-            raise typer.Exit(1) from error
+            told, status = explain(error, inspect.signature(function).parameters)
+            screen.fail(told)
+            raise typer.Exit(status) from error
 
     return shell
 
@@ -606,12 +596,12 @@ def inspect_checkpoint(
 ) -> None:
     """What was removed, kept and repaired in a checkpoint, and on what evidence."""
     del debug
-    from ghostlayers.checkpoint import inspect
+    from ghostlayers import records
     from ghostlayers.cli import screen
 
-    record = inspect(checkpoint)
+    record = records.inspect(checkpoint)
     if json_output:
-        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        typer.echo(to_json(record), nl=False)
     else:
         screen.show_record(record)
 
@@ -661,7 +651,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     from ghostlayers.parallel import world
 
     if world().leads:
-        write_whole(path, json.dumps(content, indent=2) + "\n")
+        write_whole(path, to_json(content))
 
 
 if __name__ == "__main__":

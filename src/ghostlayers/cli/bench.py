@@ -1,6 +1,5 @@
 """`ghostlayers bench`: how much faster a smaller model is, and what its repair costs."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ghostlayers.cli import options as o
+from ghostlayers.documents import to_json
 from ghostlayers.errors import GhostlayersError, InputError
 from ghostlayers.files import check_can_write, write_whole
 from ghostlayers.recipe import RunOptions
@@ -106,7 +106,7 @@ def bench(
     if json_file is not None:
         content = {"points": [each.to_dict() for each in points], "operator_share": share}
         told = {"model": model, "against": against, **where, **content}
-        write_whole(json_file, json.dumps(told, indent=2) + "\n")
+        write_whole(json_file, to_json(told))
     if png is not None:
         from ghostlayers.report.speed_plot import draw_speed
 

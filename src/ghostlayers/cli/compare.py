@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ghostlayers.cli import options as o
+from ghostlayers.documents import brief, read_yaml, strict
 from ghostlayers.errors import RecipeError
 from ghostlayers.recipe import RunOptions
 
@@ -259,12 +260,7 @@ def read_published(path: Path) -> list[dict[str, Any]]:
     Raises:
         RecipeError: the file cannot be read or holds something else.
     """
-    import yaml
-
-    try:
-        cells = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise RecipeError(f"cannot read '{path}': {' '.join(str(error).split())}") from error
+    cells = read_yaml(path, RecipeError)
     keys = {"source", "layers", "select", "repair", "metric", "value"}
     if not isinstance(cells, list) or not all(
         isinstance(each, dict) and keys <= set(each) for each in cells
@@ -280,12 +276,12 @@ def _check_published(cell: Mapping[str, Any], where: str) -> None:
     numbers = {"layers": ((int,), "a whole number"), "value": ((int, float), "a number")}
     for name, (kind, wanted) in {**text, **numbers}.items():
         value = cell[name]
-        if isinstance(value, bool) or not isinstance(value, kind):
-            raise RecipeError(f"{where}: '{name}' must be {wanted}, got {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, kind) or strict(value) is None:
+            raise RecipeError(f"{where}: '{name}' must be {wanted}, got {brief(value)}.")
     if not cell["metric"].startswith(PUBLISHED_METRICS):
         raise RecipeError(
             f"{where}: 'metric' must begin with one of {', '.join(PUBLISHED_METRICS)}, got "
-            f"{cell['metric']!r}."
+            f"{brief(cell['metric'])}."
         )
 
 

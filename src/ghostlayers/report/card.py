@@ -64,10 +64,12 @@ def render_card(record: Mapping[str, Any]) -> str:
     base = record["base_model"]
     cut = record["cut"]
     title = f"{one_line(base_title(base))}, {len(cut['removed'])} layers removed"
+    licence, named = _licence_entries(base["licence"])
     data = ModelCardData(
         model_name=title,
         eval_results=_metrics(record) or None,
-        **_licence_entries(base["licence"]),
+        license=licence,
+        license_name=named,
         base_model=base["name"] if base["on_hub"] and _HUB_ID.match(base["name"]) else None,
         library_name="transformers",
         pipeline_tag="text-generation",
@@ -95,13 +97,13 @@ def render_card(record: Mapping[str, Any]) -> str:
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?\Z", re.ASCII)
 
 
-def _licence_entries(stated: str | None) -> dict[str, str | None]:
-    """What the card's header says of the licence."""
+def _licence_entries(stated: str | None) -> tuple[str, str | None]:
+    """What the card's header says of the licence, and its name where the hub knows none."""
     name = one_line(stated or "see-base-model").lower()
     if name in LICENCES:
-        return {"license": name, "license_name": None}
+        return name, None
     named = re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name) and name != "other"
-    return {"license": "other", "license_name": name if named else "see-base-model"}
+    return "other", name if named else "see-base-model"
 
 
 def _metrics(record: Mapping[str, Any]) -> list[EvalResult]:
