@@ -33,10 +33,10 @@ class Part(Checked):
     architectures: list[str] | None = None
     dtype: Type | None = None
     torch_dtype: Type | None = None
-    num_hidden_layers: Depth | None = None
+    num_hidden_layers: Depth | dict[str, Any] | None = None  # a checkpoint of ours guards it
     n_layer: Depth | None = None
     n_layers: Depth | None = None
-    hidden_size: Size | None = None
+    hidden_size: Size | dict[str, Any] | None = None
     n_embd: Size | None = None
     d_model: Size | None = None
     vocab_size: Size | None = None
@@ -134,8 +134,8 @@ def check_sizes(values: Mapping[str, Any], where: str, numbers: int) -> None:
     if depth * (width * width // 4) > numbers or rows * width > numbers:
         raise ModelError(
             f"{where} speaks of {depth:,} layers, {width:,} channels and {rows:,} tokens or inner "
-            f"channels, but the weights can hold {numbers:,} numbers at most: the config was changed, or belongs to "
-            "another model. Get both again."
+            f"channels, but the weights can hold {numbers:,} numbers at most: the config was "
+            "changed, or belongs to another model. Get both again."
         )
 
 

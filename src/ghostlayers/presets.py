@@ -94,5 +94,5 @@ def find_preset(name: Any) -> Preset:
     """
     names = {also: each for each in PRESETS.values() for also in (each.name, *each.also)}
     if not isinstance(name, str) or name not in names:
-        raise RecipeError(f"unknown preset '{brief(name)}'. {suggest(str(name), names)}")
+        raise RecipeError(f"unknown preset '{str(name)[:60]}'. {suggest(str(name), names)}")
     return names[name]

@@ -13,11 +13,10 @@ _STEERING = re.compile(
 """Control characters but for tabs and line breaks, what changes the direction of text, what has no
 width, and halves of characters."""
 
-_FOLDERS = r"""(?:[^\s'"`<>|,;:+=()/\\]+[/\\])"""
+_FOLDERS = r"""(?:[^\s'"`<>|,;:+=()/\\]+[/\\]+)"""
 _PATH = re.compile(
     r"""(?<![\w.~:/\\)\]}>-])"""  # not inside a/b, https://a, ./a
     rf"""(?:~[\w.-]*[/\\]{_FOLDERS}*|(?:[A-Za-z]:)?[/\\]{_FOLDERS}+)"""
-    r"""(?=[^\s'"`<>|,;:+=()/\\])"""
 )
 """The folders of an absolute path, or of one below a home."""
 

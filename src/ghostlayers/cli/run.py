@@ -166,8 +166,9 @@ def read_recipe(path: Path, commands: Commands, changes: Mapping[str, Any]) -> l
     runs = []
     for varied in _combinations(values.pop("vary", {}), changes, path):
         given = {**values, **changes, **varied}
-        if varied and "output" in given:
-            given["output"] = Path(given["output"]) / _folder_name(varied)
+        if varied and given.get("output") is not None:
+            given["output"] = _argument(given["output"], Path, "output", path)
+            given["output"] /= _folder_name(varied)
         _check_trust(path, given, changes)
         runs.append(RecipeRun(name, _arguments(path, name, commands[name], given), varied))
     return runs
@@ -255,7 +256,7 @@ def _argument(value: Any, annotation: Any, key: str, path: Path) -> Any:
     if isinstance(value, str) and "\0" in value:
         raise RecipeError(f"'{path}': '{key}' holds a NUL character, which no name or text has.")
     if wanted is Path or wanted == Path | None:
-        if not isinstance(value, str | int | float | None) or isinstance(value, bool):
+        if not isinstance(value, str | int | float | Path | None) or isinstance(value, bool):
             raise RecipeError(f"'{path}': '{key}' must be a path, got {brief(value)}.")
         beside = path.parent / str(value)  # what comes with a recipe lies beside it
         return None if value is None else beside if beside.is_file() else Path(str(value))
