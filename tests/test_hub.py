@@ -248,7 +248,7 @@ def test_older_records_vouch_for_weights_alone(folder: Path, hub: Hub) -> None:
     code, config = folder / "modeling_ghostlayers.py", folder / "config.json"
     known = code.read_bytes()
     code.write_bytes(known + b"\nimport os\n")
-    with pytest.raises(ModelError, match="does not vouch for '.*modeling_ghostlayers.py'"):
+    with pytest.raises(ModelError, match="does not vouch for"):
         push(folder, "someone/small", endpoint=hub.url, token="secret")
     code.write_bytes(known)
     values = json.loads(config.read_text())

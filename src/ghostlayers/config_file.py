@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ghostlayers.documents import Checked, brief, check, read_text
+from ghostlayers.documents import Checked, brief, check, read_json, read_text
 from ghostlayers.errors import ModelError
 
 MOST_BYTES = 2**24
@@ -24,6 +24,10 @@ DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 NAMES = ("text_config", "llm_config", "language_config")
 """What families call the number of layers, the width of the stream, and the part with both."""
+
+
+BESIDE = ("generation_config.json", "tokenizer_config.json", "tokenizer.json")
+"""Files of settings that lie beside it, if they are there."""
 
 
 class Part(Checked):
@@ -55,18 +59,22 @@ class Part(Checked):
     layer_norm_epsilon: float | None = None
     rope_theta: float | None = None
     layer_types: list[str] | None = None
+    return_dict: Literal[True] | None = None
     auto_map: dict[str, Any] | None = None
     quantization_config: dict[str, Any] | None = None
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a model's folder whose config.json is damaged, or too large for the weights beside it.
+    """Refuse a folder whose settings are damaged, or speak of more than its weights can hold.
 
     Raises:
         ModelError: the message names the entry, what was expected and what was got.
     """
     path = folder / "config.json"
     values = _read(path)
+    for name in BESIDE:
+        if (folder / name).exists():
+            check(read_json(folder / name, ModelError), dict, f"'{folder / name}'", ModelError)
     weights = sum(each.stat().st_size for each in folder.glob("*.safetensors") if each.is_file())
     check_config(values, f"'{path}'", weights or None)
 

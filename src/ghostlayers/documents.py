@@ -7,7 +7,7 @@ that hold one are read so.
 import json
 import math
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,20 +134,30 @@ def check(values: Any, shape: Any, where: str, wrong: type[InputError]) -> Any:
     try:
         TypeAdapter(shape).validate_python(values)
     except ValidationError as error:
-        raise wrong(f"{where} cannot be read: {_first_fault(error)}.") from error
+        raise wrong(f"{where} cannot be read: {_first_fault(error, values)}.") from error
     except RecursionError as error:
         raise wrong(f"{where} cannot be read: its values lie too deep in each other.") from error
     return values
 
 
-def _first_fault(error: ValidationError) -> str:
+def _first_fault(error: ValidationError, values: Any) -> str:
     fault = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in fault["loc"])
+    place = ".".join(_place(fault["loc"], values))
     if fault["type"] == "missing":
-        return f"it lacks {place}"
-    got = "" if fault["type"].endswith("_error") else f", got {brief(fault['input'])}"
+        return f"it lacks {'.'.join(filter(None, (place, str(fault['loc'][-1]))))}"
+    got = "" if fault["type"] == "value_error" else f", got {brief(fault['input'])}"
     said = fault["msg"][:1].lower() + fault["msg"][1:]
     return f"{f'{place}: ' if place else ''}{said}{got}"
+
+
+def _place(parts: Iterable[Any], values: Any) -> Iterator[str]:
+    """The way into values; pydantic also names the type of a union that it tried."""
+    for part in parts:
+        try:
+            values = values[part]
+        except (LookupError, TypeError):
+            continue
+        yield one_line(part)
 
 
 def brief(value: Any, most: int = 60) -> str:

@@ -87,7 +87,7 @@ def load_model(
     """
     path = Path(name).expanduser()
     place, extra = _locate(path, name)
-    if path.is_dir():
+    if path.is_dir() and not expand:  # else `read_config` does
         check_folder(path)
     if revision is not None and not path.exists():
         extra["revision"] = revision

@@ -83,7 +83,7 @@ class Arguments:
             return None
         number = small_number(text)
         if not number or number > most:
-            up = f" to {most:,}" if number else ""
+            up = f" to {most:,}" if text.isdecimal() and number != 0 else ""
             raise RecipeError(
                 f"'{self.text[:60]}': {what} must be a whole number from 1{up}, got '{text[:60]}'."
             )
