@@ -25,6 +25,7 @@ from ghostlayers import journal, records
 from ghostlayers.cli import options, run, screen
 from ghostlayers.cli.app import prune
 from ghostlayers.cli.compare import read_published
+from ghostlayers.cli.compare import show as show_comparison
 from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.store import Store
 from ghostlayers.config_file import check_config, check_folder
@@ -36,9 +37,11 @@ from ghostlayers.presets import Preset, find_preset
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL, METHODS, find_method
 from ghostlayers.report.card import render_card
+from ghostlayers.report.write import write_report
 from ghostlayers.selection import SELECTIONS, find_selection, parse_keep
 from ghostlayers.shown import clean, markdown, shared, without_folders
 from ghostlayers.spans import parse_layers
+from test_report import TEXTS, full_results
 
 MANY = int(os.environ.get("GHOSTLAYERS_FUZZ", "40"))
 quick = settings(
@@ -500,3 +503,31 @@ def test_markdown_means_only_itself(text: str) -> None:
     told = markdown(text)
     assert "\n" not in told
     assert not re.search(r"(?<!\\)[`*\[\]<|]|://", told)
+
+
+def hostile_results() -> Any:
+    """Results in which every name that others choose is hostile, and names a folder."""
+    word = f"{HOSTILE} /home/me/secret/x.txt"
+    written = json.dumps(full_results())
+    for name in (
+        "SmolLM2-135M", "apache-2.0", *TEXTS, "Example 2-core", "The capital of France is",
+        "arXiv:2605.15491, table 2", "several gaps: not supported", "shortgpt",
+        "ghostlayers compare SmolLM2-135M --layers 3,5,7",
+    ):  # fmt: skip
+        written = written.replace(json.dumps(name), json.dumps(word))
+    return json.loads(written)
+
+
+def test_nothing_in_hostile_results_is_live(tmp_path: Path, shown: io.StringIO) -> None:
+    results = hostile_results()
+    for path in write_report(results, tmp_path):
+        content = path.read_text()
+        assert not STEERING.search(content), path.name
+        assert "secret/" not in content, path.name
+        assert "/home" not in content, path.name
+    page, table = (tmp_path / "report.html").read_text(), (tmp_path / "results.md").read_text()
+    assert "<b>" not in page
+    assert page.count("<script") == 1
+    assert not re.search(r"<|\]\(|://", re.sub(r"\\.", "", table))
+    show_comparison(results)
+    assert not STEERING.search(shown.getvalue())

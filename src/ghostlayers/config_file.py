@@ -17,6 +17,7 @@ LEAST_BITS = 1
 """Of a weight on the disk; the densest packing takes more."""
 
 Size = Annotated[int, Field(ge=1, le=2**31)]
+Count = Annotated[int, Field(ge=0, le=2**31)]
 Depth = Annotated[int, Field(ge=1, le=100_000)]
 Type = Literal["float64", "float32", "bfloat16", "float16"]
 
@@ -44,13 +45,13 @@ class Part(Checked):
     n_embd: Size | None = None
     d_model: Size | None = None
     vocab_size: Size | None = None
-    num_attention_heads: Size | None = None
-    n_head: Size | None = None
-    num_key_value_heads: Size | list[int | None] | None = None
-    intermediate_size: Size | list[int | None] | None = None
+    num_attention_heads: Count | None = None
+    n_head: Count | None = None
+    num_key_value_heads: Count | list[int | None] | None = None
+    intermediate_size: Count | list[int | None] | None = None
     head_dim: Size | None = None
-    num_experts: Annotated[int, Field(ge=0, le=2**20)] | None = None
-    num_local_experts: Annotated[int, Field(ge=0, le=2**20)] | None = None
+    num_experts: Count | None = None
+    num_local_experts: Count | None = None
     max_position_embeddings: Size | None = None
     n_positions: Size | None = None
     tie_word_embeddings: bool | None = None
