@@ -6,6 +6,7 @@ that hold one are read so.
 
 import json
 import math
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from ghostlayers.errors import InputError
+from ghostlayers.errors import InputError, RecipeError
 from ghostlayers.shown import one_line
 
 MOST_JSON_BYTES = 2**28
@@ -134,7 +135,8 @@ def check(values: Any, shape: Any, where: str, wrong: type[InputError]) -> Any:
     try:
         TypeAdapter(shape).validate_python(values)
     except ValidationError as error:
-        raise wrong(f"{where} cannot be read: {_first_fault(error, values)}.") from error
+        hint = "" if issubclass(wrong, RecipeError) else " Correct it, or get the file again."
+        raise wrong(f"{where} cannot be read: {_first_fault(error, values)}.{hint}") from error
     except RecursionError as error:
         raise wrong(f"{where} cannot be read: its values lie too deep in each other.") from error
     return values
@@ -146,7 +148,8 @@ def _first_fault(error: ValidationError, values: Any) -> str:
     if fault["type"] == "missing":
         return f"it lacks {'.'.join(filter(None, (place, str(fault['loc'][-1]))))}"
     got = "" if fault["type"] == "value_error" else f", got {brief(fault['input'])}"
-    said = fault["msg"][:1].lower() + fault["msg"][1:]
+    said = fault["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    said = re.sub("expected (?=greater|less)", "expected a number ", said)
     return f"{f'{place}: ' if place else ''}{said}{got}"
 
 
