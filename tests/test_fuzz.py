@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ghostlayers import journal, records
+from ghostlayers import journal, parallel, records
 from ghostlayers.cli import options, run, screen
 from ghostlayers.cli.app import prune
 from ghostlayers.cli.compare import read_published
@@ -30,11 +31,12 @@ from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.store import Store
 from ghostlayers.config_file import check_config, check_folder
 from ghostlayers.documents import parse_json, parse_yaml, strict, to_json
-from ghostlayers.errors import GhostlayersError, ModelError, RecipeError
+from ghostlayers.errors import DistributedError, GhostlayersError, ModelError, RecipeError
 from ghostlayers.gguf_import import GgufFile
+from ghostlayers.loading import load_model
 from ghostlayers.offload import parse_memory
 from ghostlayers.presets import Preset, find_preset
-from ghostlayers.recipe import Recipe
+from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import ALL, METHODS, find_method
 from ghostlayers.report.card import render_card
 from ghostlayers.report.write import write_report
@@ -531,3 +533,39 @@ def test_nothing_in_hostile_results_is_live(tmp_path: Path, shown: io.StringIO) 
     assert not re.search(r"<|\]\(|://", re.sub(r"\\.", "", table))
     show_comparison(results)
     assert not STEERING.search(shown.getvalue())
+
+
+@pytest.mark.parametrize("value", ["abc", "", "1.5", "-2", "9" * 5000])
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "MASTER_PORT", "GHOSTLAYERS_TIMEOUT"])
+def test_places_that_no_launcher_gives(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key, good in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(key, good)
+    monkeypatch.setenv(name, value)
+    if name == "GHOSTLAYERS_TIMEOUT":
+        only_ours(parallel._timeout)
+        return
+    with pytest.raises(DistributedError, match=f"variable {name} must be a whole number"):
+        parallel.launched()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "x"])
+def test_timeouts_that_are_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GHOSTLAYERS_TIMEOUT", value)
+    with pytest.raises(DistributedError, match="GHOSTLAYERS_TIMEOUT must be"):
+        parallel._timeout()
+
+
+def test_a_model_that_does_not_fit_its_config_is_told_by_tensor(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "changed"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["intermediate_size"] *= 2
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError) as caught:
+        load_model(str(folder), RunOptions(device="cpu"))
+    assert "above report" not in str(caught.value)
+    assert "mlp" in str(caught.value)
