@@ -15,13 +15,14 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from conftest import NOUNS, make_documents
 from ghostlayers import PRESETS, Recipe, checkpoint, pipeline
 from ghostlayers.checkpoint import Verification
 from ghostlayers.cli import app, screen
-from ghostlayers.errors import SpanError
+from ghostlayers.errors import ModelError, SpanError
 from ghostlayers.locks import holding
 from ghostlayers.plan_units import Plan
 from ghostlayers.quiet import quiet_imports
@@ -492,6 +493,13 @@ def test_debug_raises(tiny_folder):
     assert "Error:" not in result.output
 
 
+LOWER = (
+    "out of memory. Try a smaller --batch-size, a smaller --sequence-length, --offload disk, "
+    "--max-memory with less than what is free, --dtype bfloat16."
+)
+ALLOCATOR = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"
+
+
 @pytest.mark.parametrize(
     ("raised", "code", "text"),
     [
@@ -500,7 +508,15 @@ def test_debug_raises(tiny_folder):
             130,
             "interrupted; nothing was left half-written. Repeat the command to go on.",
         ),
-        (MemoryError, 1, "out of memory; try a smaller --batch-size or --sequence-length."),
+        (MemoryError, 1, f"{LOWER} (MemoryError)"),
+        (torch.OutOfMemoryError("of 80 GB"), 1, f"{LOWER} (of 80 GB)"),
+        (RuntimeError(ALLOCATOR), 1, f"{LOWER} ({ALLOCATOR})"),
+        (ModelError(f"cannot load: {ALLOCATOR}"), 1, f"{LOWER} (cannot load: {ALLOCATOR})"),
+        (
+            OSError(28, "No space left on device", "/x"),
+            1,
+            "the operating system refuses at '/x': No space left on device.",
+        ),
     ],
 )
 def test_interruptions_end_with_one_message(tiny_folder, monkeypatch, raised, code, text):

@@ -11,6 +11,7 @@ import yaml
 
 import ghostlayers
 from ghostlayers import cli
+from ghostlayers.cli.app import compare as compare_command
 from ghostlayers.cli.run import read_recipe
 from ghostlayers.errors import RecipeError
 from test_cli import call, words
@@ -82,7 +83,7 @@ def test_compare_goes_on_in_its_own_folder_and_refuses_anothers(tiny_folder: Any
         (("-n", "two"), 2, "--layers: expected whole numbers such as 3,5,7, got 'two'"),
         (("-n", "60"), 1, "cannot remove 60 of 6 decoder layers"),
         (("--eval-data", "absent.txt"), 1, "no corpus and no file is called 'absent.txt'"),
-        (("--published", "absent.yaml"), 2, "cannot read 'absent.yaml'"),
+        (("--published", "absent.yaml"), 2, "'absent.yaml' cannot be read"),
         (("--held-out-windows", "0"), 2, "'held_out_windows' must be at least 1: a comparison"),
         (("--limit", "3"), 2, "'limit' mean nothing without 'tasks'"),
         (
@@ -370,3 +371,30 @@ def test_a_preset_prints_and_records_every_choice(tiny_folder: Any) -> None:
     assert record["recipe"]["preset"] == "prune-and-comp"
     assert (record["recipe"]["refit"], record["recipe"]["sampling"]) == ("none", "random")
     assert record["recipe"]["repair"] == "magnitude:mean=ratios"
+
+
+@pytest.mark.parametrize("key", ["trust-remote-code", "trust_remote_code", "trust_tasks"])
+def test_a_recipe_grants_no_trust_by_itself(tiny_folder: Any, key: str) -> None:
+    path = recipe(**RECIPE, model=str(tiny_folder), **{key: True})
+    result = call("run", path, "-o", "never")
+    assert result.exit_code == 2
+    name = key.replace("-", "_")
+    assert f"asks for '{name}', which lets others' code run" in words(result.output)
+    assert f"--{name.replace('_', '-')}" in result.output
+
+
+def test_who_types_the_command_may_grant_trust(
+    tiny_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(recipe(**RECIPE, model=str(tiny_folder), trust_remote_code=True))
+    asked = {"trust_remote_code": True}
+    commands = {"compare": compare_command}
+    (found,) = read_recipe(path, commands, {"output": Path("out"), **asked})
+    assert found.arguments["trust_remote_code"] is True
+
+
+def test_a_recipe_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("command: compare\nlayers: 2\nlayers: 3\n")
+    result = call("run", tmp_path / "twice.yaml")
+    assert result.exit_code == 2
+    assert "the key 'layers' is given twice" in words(result.output)

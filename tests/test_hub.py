@@ -198,3 +198,70 @@ def test_what_cannot_be_shared_is_refused(folder: Path, hub: Hub, tmp_path: Path
     refuse(ModelError, "changed after it was made", folder, "someone/small")
     weights.unlink()
     refuse(ModelError, "is missing", folder, "someone/small")
+
+
+def test_a_link_out_of_the_folder_is_not_followed(folder: Path, hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (folder / "LICENSE").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelError, match="LICENSE' is a link out of the folder"):
+        push(folder, "someone/small", endpoint=hub.url, token="secret")
+    assert not hub.files
+
+
+def list_all_files(folder: Path) -> None:
+    """Have the record vouch for every file that was written, as newer ones do."""
+    record = json.loads((folder / "ghostlayers.json").read_text())
+    paths = [
+        each for each in folder.iterdir() if each.name not in {"README.md", "ghostlayers.json"}
+    ]
+    record["files"] = {each.name: checkpoint.file_hash(each) for each in paths}
+    (folder / "ghostlayers.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("name", ["config.json", "modeling_ghostlayers.py", "tokenizer.json"])
+def test_what_was_changed_is_not_sent(name: str, folder: Path, hub: Hub) -> None:
+    list_all_files(folder)
+    push(folder, "someone/small", endpoint=hub.url, token="secret", dry_run=True)
+    path = folder / name
+    path.write_bytes(path.read_bytes() + b"\n")
+    with pytest.raises(ModelError, match=f"{name}' is not the file that its record describes"):
+        push(folder, "someone/small", endpoint=hub.url, token="secret")
+    assert not hub.files
+
+
+@pytest.mark.parametrize("name", ["tokenizer.py", "tokenizer.pkl", "extra.safetensors"])
+@pytest.mark.parametrize("newer", [True, False])
+def test_what_was_added_is_not_sent(name: str, newer: bool, folder: Path, hub: Hub) -> None:
+    if newer:
+        list_all_files(folder)
+    (folder / name).write_bytes(b"x")
+    with pytest.raises(ModelError, match=f"does not vouch for '.*{name}'"):
+        push(folder, "someone/small", endpoint=hub.url, token="secret")
+    assert not hub.files
+
+
+def test_older_records_vouch_for_weights_alone(folder: Path, hub: Hub) -> None:
+    record = json.loads((folder / "ghostlayers.json").read_text())
+    record["files"] = {n: h for n, h in record["files"].items() if n.endswith(".safetensors")}
+    (folder / "ghostlayers.json").write_text(json.dumps(record))
+    push(folder, "someone/small", endpoint=hub.url, token="secret", dry_run=True)
+    code, config = folder / "modeling_ghostlayers.py", folder / "config.json"
+    known = code.read_bytes()
+    code.write_bytes(known + b"\nimport os\n")
+    with pytest.raises(ModelError, match="does not vouch for"):
+        push(folder, "someone/small", endpoint=hub.url, token="secret")
+    code.write_bytes(known)
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps({**values, "auto_map": {"AutoModel": "evil--repo.Evil"}}))
+    with pytest.raises(ModelError, match="names code that is not this package's"):
+        push(folder, "someone/small", endpoint=hub.url, token="secret")
+    assert not hub.files
+
+
+def test_nothing_that_is_sent_names_a_folder_of_this_machine(folder: Path, hub: Hub) -> None:
+    push(folder, "someone/small", message="two\nlines\x1b[0m", endpoint=hub.url, token="secret")
+    assert hub.summary == "two lines[0m"
+    for name, content in hub.files.items():
+        if not name.endswith((".safetensors", "tokenizer.json")):
+            for place in (str(folder.parent), str(Path.home())):
+                assert place not in content.decode(), name

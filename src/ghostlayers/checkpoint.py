@@ -1,4 +1,4 @@
-"""Writing a checkpoint, proving that it reloads, and reading its record.
+"""Writing a checkpoint, and proving that it reloads.
 
 No other file writes weights, those of adapters included.
 
@@ -11,6 +11,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -28,31 +29,26 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from ghostlayers import modeling, multimodal, reload_check
+from ghostlayers.documents import to_json
 from ghostlayers.errors import (
-    GhostlayersError,
     ModelError,
+    NonFiniteError,
     RecipeError,
     VerificationError,
 )
 from ghostlayers.outputs import RECORD as RECORD
-from ghostlayers.outputs import file_hash, hashes, whole_folder
+from ghostlayers.outputs import file_hash as file_hash
+from ghostlayers.outputs import hashes, whole_folder
 from ghostlayers.parallel import alone
+from ghostlayers.records import calibration_documents as calibration_documents
+from ghostlayers.records import check_files as check_files
+from ghostlayers.records import inspect as inspect
 from ghostlayers.report.card import render_card
 from ghostlayers.residency import is_offloaded, offloaded_sets
 from ghostlayers.scratch import Scratch
+from ghostlayers.shown import shared
 from ghostlayers.weights import as_stored, type_in_file
 
-RECORD_KEYS = (
-    "base_model",
-    "cut",
-    "repairs",
-    "evidence",
-    "recipe",
-    "calibration",
-    "versions",
-    "mode",
-    "created",
-)
 CODE = modeling.CODE
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 MEMORY_OF_A_RELOAD = 10**9
@@ -132,7 +128,7 @@ def save_checkpoint(
         _copy_licences(base_folder, folder)
         verification = verify(folder, model, tokenizer, stored_dtype)
         mode = _mode(model, record)
-        _describe(folder, {**record, "mode": mode, "verification": vars(verification)})
+        _describe(folder, {**shared(record), "mode": mode, "verification": vars(verification)})
     return verification
 
 
@@ -163,7 +159,10 @@ def save_tensors(
     with whole_folder(out, overwrite=overwrite, needed_bytes=needed) as folder:
         save_file(tensors, folder / name)
         verification = prove(folder)
-        _describe(folder, {**record, "verification": vars(verification)})
+        found_at = {"name": record["base_model"]["name"]}  # without it there is no model
+        base = {**shared(record["base_model"]), **found_at}
+        proved = {"verification": vars(verification)}
+        _describe(folder, {**shared(record), "base_model": base, **proved})
     return verification
 
 
@@ -408,6 +407,12 @@ def _compare(
     got: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE
 ) -> Verification:
     difference = float((got - expected).abs().max())
+    if not math.isfinite(difference):
+        raise NonFiniteError(
+            "the repaired model gives NaN or infinity instead of logits, so that nothing can be "
+            "proved; nothing was kept. Look for such numbers in the base model's weights, or "
+            "compute in float32."
+        )
     if not difference <= tolerance * max(1.0, float(expected.abs().max())):
         raise VerificationError(
             f"what was saved reloads, but its logits differ by {difference:.3g} from the model in "
@@ -470,72 +475,4 @@ def versions() -> dict[str, str]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def inspect(folder: str | Path) -> dict[str, Any]:
-    """What was removed, kept and repaired in a checkpoint, and on what evidence.
-
-    Args:
-        folder: a checkpoint that Ghostlayers made.
-
-    Returns:
-        Its record: ``base_model``, ``cut``, ``repairs``, ``evidence``, ``scores``, ``recipe``,
-        ``calibration``, ``versions``, ``mode``, ``verification`` and ``files``.
-
-    Raises:
-        ModelError: the folder was not made by Ghostlayers, or its record is damaged.
-    """
-    path = Path(folder) / RECORD
-    if not path.is_file():
-        raise ModelError(_no_record(Path(folder)))
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("expected an object")
-        missing = [key for key in RECORD_KEYS if key not in record]
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-    except (ValueError, OSError) as error:
-        raise ModelError(f"'{path}' cannot be read: {error}.") from error
-    return record
-
-
-def _no_record(folder: Path) -> str:
-    if not folder.exists():
-        return f"there is no folder '{folder}'."
-    if folder.suffix == ".gguf":
-        return (
-            f"'{folder}' is a GGUF file, which keeps no record of its making. Give the "
-            "checkpoint's folder that it was written from."
-        )
-    return f"'{folder}' holds no {RECORD}: it was not made by Ghostlayers."
-
-
-def check_files(folder: Path, record: dict[str, Any]) -> None:
-    """Refuse weights that are not those that a record was written about.
-
-    Raises:
-        ModelError: a file is missing or was changed.
-    """
-    for name, expected in record.get("files", {}).items():
-        path = folder / name
-        try:
-            found = file_hash(path)
-        except OSError as error:
-            raise ModelError(f"'{path}' is missing or cannot be read: {error.strerror}.") from error
-        if found != expected:
-            raise ModelError(
-                f"'{path}' is not the file that its record describes: it was changed after it was "
-                "made, so its measured losses no longer hold. Get it again."
-            )
-
-
-def calibration_documents(folder: str | Path) -> list[str] | None:
-    """Hashes of the documents that a checkpoint was calibrated on; None if it was not."""
-    try:
-        record = inspect(folder)
-    except GhostlayersError:
-        return None
-    documents = record.get("calibration", {}).get("documents")
-    return list(documents) if isinstance(documents, list) else None
+    path.write_text(to_json(content), encoding="utf-8")

@@ -45,6 +45,7 @@ from ghostlayers.progress import Progress, Silent
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.record import base_title
 from ghostlayers.repairs import find_method
+from ghostlayers.shown import one_line, without_folders
 from ghostlayers.spans import format_layers
 
 TYPES = {
@@ -178,7 +179,7 @@ def _write(
     """Write the file, a tensor at a time; return the hash of each, by name."""
     model, config = loaded.model, loaded.model.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[row.architecture])
-    writer.add_name(loaded.base.title or Path(loaded.base.name).name)
+    writer.add_name(one_line(loaded.base.title or Path(loaded.base.name).name))
     if told := _description(folder):
         writer.add_description(told)
     for name, value in _settings(config, row):
@@ -218,7 +219,8 @@ def _description(folder: Path) -> str:
     how = "not repaired" if repair == "none" else f"repaired by {repair}"
     layers = format_layers(cut["removed"])
     name = base_title(record["base_model"])
-    return f"{name} without decoder layers {layers} of its {depth}, {how}, by Ghostlayers."
+    told = f"{name} without decoder layers {layers} of its {depth}, {how}, by Ghostlayers."
+    return one_line(without_folders(told))
 
 
 def _settings(config: Any, row: GgufFamily) -> list[Entry]:

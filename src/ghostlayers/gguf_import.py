@@ -17,7 +17,9 @@ import torch
 from gguf import GGUFReader
 from torch import Tensor
 
+from ghostlayers.config_file import check_sizes
 from ghostlayers.configs import head_width
+from ghostlayers.documents import brief
 from ghostlayers.errors import ModelError, UnsupportedModelError
 from ghostlayers.gguf_families import GGUF_FAMILIES, assumed_width
 from ghostlayers.gguf_positions import band_factors
@@ -38,13 +40,41 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         try:
             self._reader = GGUFReader(path)
-        except (ValueError, IndexError, KeyError, OSError) as error:
-            raise ModelError(f"'{path}' cannot be read as a GGUF file: {error}.") from error
-        self.architecture = str(self.text("general.architecture"))
-        self.sizes = {each.name: int(each.n_elements) for each in self._reader.tensors}
+            self.architecture = str(self.text("general.architecture"))
+            self.sizes = {each.name: int(each.n_elements) for each in self._reader.tensors}
+            self._check(f"'{path}'")
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            OSError,
+        ) as bad:
+            if isinstance(bad, ModelError):
+                raise
+            raise ModelError(f"'{path}' cannot be read as a GGUF file: {brief(bad)}.") from bad
         largest = max(self._reader.tensors, key=lambda each: int(each.n_elements))
         plain = {"F32": torch.float32, "F16": torch.float16}
         self.dtype = plain.get(largest.tensor_type.name, torch.bfloat16)
+
+    def _check(self, where: str) -> None:
+        """Refuse a header that speaks of another model than its tensors, before one is made."""
+        held = {name.split(".")[1] for name in self.sizes if name.startswith("blk.")}
+        depth, width = self.entry("block_count"), self.entry("embedding_length")
+        if not self.sizes or depth is None or width is None:
+            raise ModelError(
+                f"{where} cannot be read as a GGUF file of a language model: it names no "
+                "block_count or embedding_length, or holds no tensors."
+            )
+        if held != {str(index) for index in range(min(int(depth), len(held) + 1))}:
+            raise ModelError(
+                f"{where} speaks of {brief(depth)} layers, but holds {len(held):,}: it is cut "
+                "short, or its header was changed. Get it again."
+            )
+        words = self.entry("vocab_size") or 1
+        values = {"hidden_size": int(width), "vocab_size": int(words)}
+        check_sizes(values, where, sum(self.sizes.values()))
 
     def text(self, key: str) -> str | None:
         """An entry of the header as text; None where it is not there."""

@@ -1,7 +1,6 @@
 """Sharing a checkpoint or an adapter on the Hugging Face Hub."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,13 @@ from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from ghostlayers import checkpoint
+from ghostlayers.documents import read_json, to_json
 from ghostlayers.errors import ModelError, OutputError
-from ghostlayers.files import shown_name
+from ghostlayers.families import PREFIX, Family, find_family
+from ghostlayers.modeling import travelling_code
+from ghostlayers.outputs import RECORD
+from ghostlayers.records import check_files, inspect
+from ghostlayers.shown import one_line, shared
 
 CARD = "README.md"
 PLACEHOLDER = "PATH"
@@ -33,11 +37,19 @@ SENT = (
     "merges.txt",
     "spiece.model",
     checkpoint.CODE,
-    checkpoint.RECORD,
+    RECORD,
     CARD,
     *checkpoint.LICENCES,
 )
 """What belongs to a model. Whatever else somebody put into the folder stays there."""
+
+FOR_PEOPLE = (CARD, *checkpoint.LICENCES)
+"""What may be changed or added: it is read by people alone."""
+
+RUNS = frozenset(
+    {".py", ".pyc", ".so", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib"}
+)
+"""Files that are code, or can run some when they are opened."""
 
 _Refused: tuple[Any, ...] = (getattr(hub_errors, "HTTPError", OSError), OSError)
 """What goes wrong on the way: the hub's answers, and connections that fail."""
@@ -84,13 +96,13 @@ def push(
         token: instead of the one that ``hf auth login`` stored.
 
     Raises:
-        ModelError: the folder was not made by Ghostlayers, its weights were changed since, or its
-            card is missing.
+        ModelError: the folder was not made by Ghostlayers, something in it was changed or added
+            since, or its card is missing.
         OutputError: the hub refuses; the message says what it said.
     """
     folder = Path(folder)
-    record = checkpoint.inspect(folder)
-    checkpoint.check_files(folder, record)
+    record = inspect(folder)
+    check_files(folder, record)
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -111,7 +123,10 @@ def push(
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         commit = api.create_commit(
-            repo, operations, commit_message=message or _message(record), repo_type="model"
+            repo,
+            operations,
+            commit_message=one_line(message or _message(record)),
+            repo_type="model",
         )
     except LocalTokenNotFoundError as error:
         raise OutputError("not logged in to the hub: run `hf auth login` first.") from error
@@ -126,23 +141,67 @@ def _contents(
     """What is sent, by name: paths, or bytes where it changes; and names of what is not sent."""
     paths = sorted(path for path in folder.iterdir() if path.is_file())
     sent = {path.name: path for path in paths if any(map(path.match, SENT))}
+    sent |= {name: folder / name for name in record.get("files", {})}
+    for name, path in sent.items():
+        _check_sent(folder, name, path, record)
     if CARD not in sent:
         raise ModelError(f"'{folder}' has no {CARD}, the model card; make the folder again.")
-    card = sent[CARD].read_text(encoding="utf-8")
+    card = sent[CARD].read_text(encoding="utf-8", errors="replace")
     for spelled, known in ((f'"{PLACEHOLDER}"', f'"{repo}"'), (f" {PLACEHOLDER} ", f" {repo} ")):
         card = card.replace(spelled, known)
-    shown = json.dumps(without_paths(record), indent=2) + "\n"
-    contents = sent | {CARD: card.encode(), checkpoint.RECORD: shown.encode()}
+    contents = sent | {CARD: card.encode(), RECORD: to_json(shared(record)).encode()}
     return contents, tuple(path.name for path in paths if path.name not in sent)
 
 
-def without_paths(content: Any) -> Any:
-    """A record whose paths are only names: where files lay on a machine is nobody's business."""
-    if isinstance(content, dict):
-        return {key: without_paths(value) for key, value in content.items()}
-    if isinstance(content, list):
-        return [without_paths(each) for each in content]
-    return shown_name(content) if isinstance(content, str) else content
+def _check_sent(folder: Path, name: str, path: Path, record: dict[str, Any]) -> None:
+    """Refuse a file that the record does not vouch for.
+
+    Raises:
+        ModelError: it is a link out of the folder, or it was added since the folder was made.
+    """
+    known = record.get("files", {})
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ModelError(f"'{path}' is a link out of the folder; put the file itself there.")
+    if name in known or name == RECORD or any(map(path.match, FOR_PEOPLE)):
+        return
+    of_weights_alone = all(each.endswith(".safetensors") for each in known)
+    if not of_weights_alone or path.suffix in {*RUNS, ".safetensors"}:
+        if of_weights_alone and name == checkpoint.CODE and _is_our_code(folder, path):
+            return
+        raise ModelError(
+            f"the folder's record does not vouch for '{path}': it was added or changed after the "
+            "folder was made. Remove it, or make the folder again."
+        )
+    if name.endswith(".json"):
+        _check_names_no_code(path)
+
+
+def _is_our_code(folder: Path, path: Path) -> bool:
+    """Whether the code is what this version writes, where an older record says nothing of it."""
+    config = read_json(folder / "config.json", ModelError)
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    family = find_family(str(kind).removeprefix(PREFIX))
+    return family is not None and path.read_bytes() == _code_of(family).encode()
+
+
+def _code_of(family: Family) -> str:
+    config = family.repaired_classes()[0]
+    return travelling_code(config.stock_classes, config.__module__)
+
+
+def _check_names_no_code(path: Path) -> None:
+    """Refuse a config that names others' code, where an older record says nothing of it."""
+    content = read_json(path, ModelError)
+    named = content.get("auto_map") if isinstance(content, dict) else None
+    if not named:
+        return
+    module = checkpoint.CODE.removesuffix(".py")
+    values = named.values() if isinstance(named, dict) else ["?"]
+    if not all(str(each).startswith(f"{module}.") for each in values):
+        raise ModelError(
+            f"'{path}' names code that is not this package's ('auto_map'), which would run where "
+            "the model is loaded. Make the folder again."
+        )
 
 
 def _message(record: dict[str, Any]) -> str:

@@ -27,10 +27,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ghostlayers import drafts
+from ghostlayers.documents import check, read_json, strict, to_json
 from ghostlayers.errors import OutputError, ResumeError
 from ghostlayers.files import whole_file, write_whole
 from ghostlayers.locks import holding
 from ghostlayers.parallel import all_hold, by_first, world
+from ghostlayers.spans import small_number
 
 SECONDS_BETWEEN = 30.0
 """How much work a killed run loses at most, and how often it writes."""
@@ -137,7 +139,10 @@ class KeptPass:
             raise self._refuse(path, "is of another stage")
         for name, tensor in tensors.items():
             tensor.copy_(found[name])
-        self.windows_at_once, self.done = int(notes["windows_at_once"]), int(notes["done"])
+        numbers = [small_number(notes.get(name, "")) for name in ("windows_at_once", "done")]
+        if numbers[0] is None or numbers[1] is None:
+            raise self._refuse(path, "does not say how far it is")
+        self.windows_at_once, self.done = numbers[0], numbers[1]
         self.journal.resumed += self.done
 
     def begin(self, windows_at_once: int, tensors: Mapping[str, Tensor]) -> None:
@@ -222,7 +227,7 @@ def keeping(
         ResumeError: the folder holds the passes of another request.
         OutputError: it cannot be written.
     """
-    wanted = json.loads(json.dumps(request, default=str))
+    wanted = strict(json.loads(json.dumps(request, default=str)))
     pause = SECONDS_BETWEEN if seconds_between is None else seconds_between
     asked = digest(json.dumps(wanted, sort_keys=True))
     with contextlib.ExitStack() as stack:
@@ -272,12 +277,9 @@ def _open(folder: Path, wanted: dict[str, Any]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write '{folder}': {error.strerror}.") from error
-        write_whole(path, json.dumps(wanted, indent=2))
+        write_whole(path, to_json(wanted))
         return
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        kept = {}
+    kept = check(read_json(path, ResumeError), dict[str, Any], f"'{path}'", ResumeError)
     differing = sorted(key for key in {*kept, *wanted} if kept.get(key) != wanted.get(key))
     if differing:
         shown = "; ".join(

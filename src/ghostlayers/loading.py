@@ -5,7 +5,7 @@ import io
 import re
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,20 @@ from typing import Any
 import torch
 
 from ghostlayers import multimodal, offload, quantized
+from ghostlayers.config_file import check_config, check_folder
 from ghostlayers.configs import answer_in_full
 from ghostlayers.errors import GhostlayersError, ModelError, RecipeError, UnsupportedModelError
 from ghostlayers.presets import find_preset
+from ghostlayers.quiet import kept_report
 from ghostlayers.recipe import RunOptions
 from ghostlayers.residency import is_offloaded, residency_of
+from ghostlayers.shown import one_line
 from ghostlayers.stream import LayerwiseModel, find_decoder_layers
 from ghostlayers.weights import (
     Findings,
     Held,
     check_whole,
-    conversion_failures,
     held_tensors,
-    loading_report,
     main_type,
     remember_own_types,
     remember_types,
@@ -101,17 +102,20 @@ def load_model(
         UnsupportedModelError: its weights are quantised in a way that cannot be undone.
     """
     path = Path(name).expanduser()
+    if path.is_dir() and not expand:  # else `read_config` does
+        check_folder(path)
     packed = read_config(name, revision) if expand else {}
     quantized.check_quantization(packed)
     device = _device(options)
     try:
-        place = _locate(path, name, revision, _patterns(options))
-        extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
-        model, tokenizer, stored = _read(name, place, extra, options, device, packed)
+        with kept_report() as report:
+            place = _locate(path, name, revision, _patterns(options))
+            extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
+            model, tokenizer, stored = _read(name, place, extra, options, device, packed)
     except GhostlayersError:
         raise
     except Exception as error:  # damaged files raise the unrelated types of many libraries
-        raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
+        raise ModelError(f"cannot load the model '{name}': {_explain(error, report)}") from error
     if not is_offloaded(model):
         model = _place(model, device)
     answer_in_full(multimodal.whole_of(model).config)
@@ -143,12 +147,13 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
         return {}
     try:
         place = _locate(path, name, revision, ["config.json"])
+        check_folder(place)
         config, _ = PreTrainedConfig.get_config_dict(place)
-    except (OSError, ValueError) as error:
-        if isinstance(error, GhostlayersError):
-            raise
+    except GhostlayersError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
-    return dict(config)
+    return check_config(dict(config), f"the config of '{name}'")
 
 
 def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
@@ -354,19 +359,7 @@ def _open(
     """
     auto = multimodal.auto_class(config)
     how = {**weights, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    opened: Any
-    with loading_report() as said:
-        try:
-            opened = auto.from_pretrained(place, **how)
-        except RuntimeError as error:
-            reason = conversion_failures(said)
-            if not reason:
-                raise
-            raise ModelError(
-                f"the weights of '{name}' cannot be put together as its class wants them: "
-                f"{reason}. Some are missing or of another shape; get the model again."
-            ) from error
-    model, info = opened
+    model, info = auto.from_pretrained(place, **how)
     check_whole(name, model, Findings.of(info), held)
     return multimodal.text_view(model)
 
@@ -550,8 +543,10 @@ def _gguf_text(path: Path, key: str) -> str | None:
     return open_gguf(path).text(key)
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: Exception, report: Sequence[str] = ()) -> str:
     text = str(error).strip()
+    if "above report" in text and report:  # it was kept off the screen
+        text = f"its weights do not fit its config: {one_line(' '.join(report))}"
     if isinstance(error, KeyError):
         text = f"unknown name {text}"
     first = " ".join(line.strip() for line in text.splitlines() if line.strip())[:600]

@@ -72,9 +72,12 @@ def parse_memory(text: str | None) -> int | None:
     from accelerate.utils import convert_file_size_to_int
 
     try:
-        return int(convert_file_size_to_int(text.replace(" ", "")))
-    except ValueError as error:
-        raise RecipeError(f"'{text}' is no size; expected one such as 4GiB or 500MB.") from error
+        size = int(convert_file_size_to_int(text.replace(" ", "")))
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise RecipeError(f"'{text[:60]}' is no size; expected one such as 4GiB or 500MB.")
+    return size
 
 
 def place_weights(

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ghostlayers.errors import DistributedError, GhostlayersError
+from ghostlayers.spans import small_number
 
 T = TypeVar("T")
 
@@ -72,8 +73,28 @@ def world() -> World:
 
 
 def launched() -> bool:
-    """Whether a launcher has started several processes."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether a launcher has started several processes.
+
+    Raises:
+        DistributedError: it did not say how many.
+    """
+    several = _told("WORLD_SIZE") > 1
+    for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
+        if several:
+            _told(name)
+    return several
+
+
+def _told(name: str) -> int:
+    """A number that a launcher tells."""
+    text = os.environ.get(name, "1")
+    number = small_number(text)
+    if number is None:
+        raise DistributedError(
+            f"the environment variable {name} must be a whole number, as launchers set it, got "
+            f"'{text[:60]}'; unset it, or start with accelerate launch or torchrun."
+        )
+    return number
 
 
 def join() -> World:
@@ -100,7 +121,7 @@ def _timeout() -> timedelta:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
-    if seconds <= 0:
+    if not 0 < seconds < 1e9:
         raise DistributedError(f"{TIMEOUT_VARIABLE} must be a number of seconds, got '{text}'.")
     return timedelta(seconds=seconds)
 

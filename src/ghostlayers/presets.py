@@ -9,9 +9,22 @@ from dataclasses import dataclass, fields
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
+from ghostlayers.documents import Checked, brief, check, parse_yaml
 from ghostlayers.errors import RecipeError, suggest
+
+
+class _Shape(Checked):
+    """Of a preset's file."""
+
+    name: str
+    title: str
+    paper: str
+    code: str
+    choices: dict[str, Any]
+    dtype: str
+    nearest: str = "ghosted"
+    differs: list[str] | None = None
+    also: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,18 +62,14 @@ class Preset:
         """
         known = {each.name for each in fields(cls)}
         if not isinstance(values, dict) or not {*values} <= known:
-            raise RecipeError(f"a preset has the keys {', '.join(sorted(known))}; got {values!r}.")
+            raise RecipeError(
+                f"a preset has the keys {', '.join(sorted(known))}; got {brief(values)}."
+            )
         missing = {"name", "title", "paper", "code", "choices", "dtype"} - {*values}
         if missing:
             raise RecipeError(f"a preset lacks {', '.join(sorted(missing))}.")
+        check(values, _Shape, f"preset '{brief(values['name'])}'", RecipeError)
         lists = {key: tuple(values.get(key) or ()) for key in ("differs", "also")}
-        text = {"name", "title", "paper", "code", "dtype"}
-        if not all(isinstance(values[key], str) for key in text) or not all(
-            isinstance(each, str) for each in (*lists["differs"], *lists["also"])
-        ):
-            raise RecipeError(f"preset '{values['name']}': expected text, got {values!r}.")
-        if not isinstance(values["choices"], dict):
-            raise RecipeError(f"preset '{values['name']}': 'choices' must be a mapping.")
         return cls(**{**values, **lists})
 
 
@@ -68,7 +77,7 @@ def _read() -> dict[str, Preset]:
     found = {}
     for file in (files(__package__) / "preset_files").iterdir():
         if file.name.endswith(".yaml"):
-            preset = Preset.from_dict(yaml.safe_load(file.read_text(encoding="utf-8")))
+            preset = Preset.from_dict(parse_yaml(file.read_text("utf-8"), file.name, RecipeError))
             found[preset.name] = preset
     return dict(sorted(found.items()))
 
@@ -84,6 +93,6 @@ def find_preset(name: Any) -> Preset:
         RecipeError: there is none; the message lists them.
     """
     names = {also: each for each in PRESETS.values() for also in (each.name, *each.also)}
-    if name not in names:
-        raise RecipeError(f"unknown preset '{name}'. {suggest(str(name), names)}")
+    if not isinstance(name, str) or name not in names:
+        raise RecipeError(f"unknown preset '{str(name)[:60]}'. {suggest(str(name), names)}")
     return names[name]

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator
 
 TALKATIVE = ("torchao", "torch.utils._pytree")
@@ -21,3 +22,33 @@ def quiet_imports() -> Iterator[None]:
     finally:
         for each, level in zip(loggers, levels, strict=True):
             each.setLevel(level)
+
+
+class _Keeper(logging.Handler):
+    """Keeps what is said, without colours."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage()))
+
+
+@contextlib.contextmanager
+def kept_report() -> Iterator[list[str]]:
+    """Keep what transformers tells of the weights that it reads, be it shown or not.
+
+    Its errors point to that report, which the command line does not show.
+    """
+    logger = logging.getLogger("transformers.modeling_utils")
+    level, spreads, keeper = logger.level, logger.propagate, _Keeper()
+    logger.propagate = spreads and logger.isEnabledFor(logging.WARNING)
+    logger.addHandler(keeper)
+    logger.setLevel(min(logger.getEffectiveLevel(), logging.WARNING))
+    try:
+        yield keeper.said
+    finally:
+        logger.removeHandler(keeper)
+        logger.setLevel(level)
+        logger.propagate = spreads

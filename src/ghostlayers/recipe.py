@@ -4,12 +4,14 @@ A recipe determines the result; run options change it by rounding at most.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ghostlayers.documents import brief
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.presets import find_preset
 from ghostlayers.repairs import Method, find_method
@@ -211,6 +213,12 @@ class RunOptions:
     max_memory: str | None = None
     preset: str | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.batch_size <= MOST:
+            raise RecipeError(
+                f"'batch_size' must lie between 0 and {MOST:,}, got {brief(self.batch_size)}."
+            )
+
 
 def _check_types(recipe: Recipe) -> None:
     hints = typing.get_type_hints(Recipe)
@@ -219,7 +227,9 @@ def _check_types(recipe: Recipe) -> None:
         allowed = _plain_types(hints[field.name])
         if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
             expected = " or ".join(each.__name__ for each in allowed)
-            raise RecipeError(f"'{field.name}' must be {expected}, got {value!r}.")
+            raise RecipeError(f"'{field.name}' must be {expected}, got {brief(value)}.")
+        if isinstance(value, str) and "\0" in value:
+            raise RecipeError(f"'{field.name}' holds a NUL character, which no name or text has.")
 
 
 def _plain_types(hint: Any) -> tuple[type, ...]:
@@ -317,6 +327,15 @@ def _check_iterative(recipe: Recipe) -> None:
         )
 
 
+MOST = 10**9
+"""Of what is counted: more is a slip, and overflows what counts it further on."""
+
+_COUNTS = (
+    *("windows", "fit_windows", "search_windows", "held_out_windows", "race_windows"),
+    "sequence_length",
+)
+
+
 def _check_numbers(recipe: Recipe) -> None:
     for name in ("windows", "fit_windows", "search_windows", "race_windows", "sequence_length"):
         value = getattr(recipe, name)
@@ -326,10 +345,17 @@ def _check_numbers(recipe: Recipe) -> None:
         value = getattr(recipe, name)
         if value is not None and not value >= 0:
             raise RecipeError(f"'{name}' must not be negative, got {value}.")
+    for name in ("ridge", "absolute_ridge"):
+        if not getattr(recipe, name) < math.inf:
+            raise RecipeError(f"'{name}' must be a finite number, got {getattr(recipe, name)}.")
+    for name in ("layers", *_COUNTS):
+        value = getattr(recipe, name)
+        if value is not None and value > MOST:
+            raise RecipeError(f"'{name}' must be at most {MOST:,}, got {brief(value)}.")
     if recipe.keep_layers is not None:
         parse_keep(recipe.keep_layers)
     if not 0 <= recipe.seed < 2**63:
-        raise RecipeError(f"'seed' must lie in [0, 2**63), got {recipe.seed}.")
+        raise RecipeError(f"'seed' must lie in [0, 2**63), got {brief(recipe.seed)}.")
     by_loss = "held-out losses" in find_selection(recipe.select).selection.needs
     if by_loss and recipe.remove is None and recipe.num_held_out_windows < 1:
         raise RecipeError("'recoverable' measures losses: 'held_out_windows' must be at least 1.")

@@ -73,7 +73,7 @@ def repair_row(span: Span, repair: Repair) -> dict[str, Any]:
 
 def base_title(base: Mapping[str, Any]) -> str:
     """What to call the base model of a record: its title, or its name without where it lay."""
-    return str(base["title"] or shown_name(base["name"]))
+    return str(base.get("title") or shown_name(base["name"]))
 
 
 def _text(corpus: str, windows: Windows) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ghostlayers.errors import RecipeError, SpanError, suggest
 from ghostlayers.repairs.arguments import Arguments
 from ghostlayers.scores.lorp import choose_layers
 from ghostlayers.scores.table import ScoreTable, SpanScore
-from ghostlayers.spans import Span, merge_layers
+from ghostlayers.spans import Span, merge_layers, small_number
 
 Keep = tuple[int, int]
 """Layers at the start and at the end that are never removed."""
@@ -194,12 +194,13 @@ def parse_keep(text: str) -> Keep:
     found: dict[str, int] = {}
     for part in text.split(","):
         where, colon, count = (each.strip() for each in part.partition(":"))
-        if where not in ("first", "last") or where in found or not colon or not count.isdecimal():
+        number = small_number(count) if colon else None
+        if where not in ("first", "last") or where in found or number is None:
             raise RecipeError(
-                f"'keep_layers': cannot read '{part.strip()}' in '{text}': expected numbers of "
-                "layers such as first:4,last:2."
+                f"'keep_layers': cannot read '{part.strip()[:60]}' in '{text[:60]}': expected "
+                "numbers of layers such as first:4,last:2."
             )
-        found[where] = int(count)
+        found[where] = number
     return found.get("first", 0), found.get("last", 0)
 
 

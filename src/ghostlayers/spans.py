@@ -36,23 +36,38 @@ class Span:
         return range(self.start, self.stop)
 
 
+MOST_LAYERS = 100_000
+"""More than any model has: a larger number is a slip, and such a list would fill the memory."""
+
+
+def small_number(text: str) -> int | None:
+    """A whole number of at most nine digits; None for anything else."""
+    text = text.strip()
+    return int(text) if text.isdecimal() and len(text) <= 9 else None
+
+
 def parse_layers(text: str) -> list[int]:
     """Read a list such as ``10-12,14`` (both ends included) as [10, 11, 12, 14].
 
     Raises:
-        SpanError: on anything else, or on a range that runs backwards.
+        SpanError: on anything else, on a range that runs backwards, or on too many.
     """
     layers: list[int] = []
     for part in text.split(","):
-        ends = part.strip().split("-")
-        if len(ends) > 2 or not all(end.strip().isdecimal() for end in ends):
+        ends = [small_number(end) for end in part.split("-")]
+        first, last = ends[0], ends[-1]
+        if len(ends) > 2 or first is None or last is None:
             raise SpanError(
-                f"cannot read '{part.strip()}' in the layers '{text}': expected numbers and "
-                "inclusive ranges such as 10-12,14 (layers count from 0)."
+                f"cannot read '{part.strip()[:60]}' in the layers '{text[:60]}': expected numbers "
+                "and inclusive ranges such as 10-12,14 (layers count from 0)."
             )
-        first, last = int(ends[0]), int(ends[-1])
         if first > last:
             raise SpanError(f"range '{part.strip()}' runs backwards; write {last}-{first}.")
+        if last >= MOST_LAYERS or len(layers) + last - first >= MOST_LAYERS:
+            raise SpanError(
+                f"'{part.strip()}' names more layers than any model has; expected numbers below "
+                f"{MOST_LAYERS:,}."
+            )
         layers.extend(range(first, last + 1))
     return layers
 

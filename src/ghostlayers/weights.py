@@ -8,10 +8,8 @@ Every tensor remembers the type that its file has, which need not be the type it
 new checkpoint holds it as the old one did.
 """
 
-import contextlib
 import functools
 import json
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -330,30 +328,3 @@ def _depths(config: Any, missing: Sequence[str], unused: Sequence[str]) -> tuple
 def _layer_of(name: str) -> int | None:
     match = re.search(r"(?:^|\.)(\d+)\.", name)
     return None if match is None else int(match[1])
-
-
-@contextlib.contextmanager
-def loading_report() -> Iterator[list[str]]:
-    """What transformers says of a model while it is loaded, instead of showing it."""
-    logger = logging.getLogger("transformers")
-    said: list[str] = []
-
-    class Keep(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    handler, level, handlers = Keep(), logger.level, list(logger.handlers)
-    logger.handlers = [handler]
-    logger.setLevel(logging.WARNING)
-    try:
-        yield said
-    finally:
-        logger.handlers = handlers
-        logger.setLevel(level)
-
-
-def conversion_failures(said: Iterable[str]) -> str:
-    """The lines of a loading report that tell why weights could not be put together."""
-    plain = re.compile(r"\x1b\[[0-9;]*m")
-    lines = [plain.sub("", line) for each in said for line in each.splitlines()]
-    return "; ".join(dict.fromkeys(line.strip() for line in lines if "Error" in line))[:400]

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import json
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
-from rich.markup import escape
 
 from ghostlayers.allocator import keep_freed_memory
 from ghostlayers.cli import options as o
 from ghostlayers.cli.bench import bench as bench_command
 from ghostlayers.cli.claims import claimed
 from ghostlayers.cli.compare import compare as compare_command
+from ghostlayers.cli.failures import explain
 from ghostlayers.cli.methods import methods as methods_command
 from ghostlayers.cli.run import make_run
-from ghostlayers.errors import DistributedError, GhostlayersError, RecipeError
+from ghostlayers.documents import to_json
+from ghostlayers.errors import DistributedError, RecipeError
 from ghostlayers.interrupts import SAID, STATUS, raised
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.quiet import TALKATIVE
@@ -69,32 +70,25 @@ def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
                 found = KeyboardInterrupt() if interrupts.received else error
                 if kwargs.get("debug") and isinstance(found, Exception):
                     raise
-                raise typer.Exit(_explain(found, function.__name__)) from error
+                raise typer.Exit(_explain(found, function)) from error
 
     return shell
 
 
-def _explain(error: BaseException, name: str) -> int:
+def _explain(error: BaseException, function: Callable[..., None]) -> int:
     """Say why a command ended; the exit status."""
     from ghostlayers.cli import screen
 
     if isinstance(error, KeyboardInterrupt):
-        kept = " Repeat the command to go on." if name in KEEPING else ""
+        kept = " Repeat the command to go on." if function.__name__ in KEEPING else ""
         with contextlib.suppress(OSError):  # the terminal may be gone
             screen.fail(f"{SAID}{kept}")
         return STATUS
-    if isinstance(error, GhostlayersError):
-        screen.fail(str(error))
-        return 2 if isinstance(error, RecipeError) else 1
-    if isinstance(error, MemoryError):
-        screen.fail("out of memory; try a smaller --batch-size or --sequence-length.")
-        return 1
     if not isinstance(error, Exception):
         raise error
-    screen.fail(
-        f"{type(error).__name__}: {error}. This is a bug: please report it with what --debug shows."
-    )
-    return 1
+    told, status = explain(error, inspect.signature(function).parameters)
+    screen.fail(told)
+    return status
 
 
 @contextlib.contextmanager
@@ -608,7 +602,7 @@ def score(
         write_json(json_file, table_to_dict(table))
     if png is not None and world().leads:
         draw_heatmap(table, png, title=model)
-        screen.say(f"Heat map: {escape(str(png))}")
+        screen.say(f"Heat map: {png}")
 
 
 @app.command("inspect")
@@ -622,12 +616,12 @@ def inspect_checkpoint(
 ) -> None:
     """What was removed, kept and repaired in a checkpoint, and on what evidence."""
     del debug
-    from ghostlayers.checkpoint import inspect
+    from ghostlayers import records
     from ghostlayers.cli import screen
 
-    record = inspect(checkpoint)
+    record = records.inspect(checkpoint)
     if json_output:
-        typer.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        typer.echo(to_json(record), nl=False)
     else:
         screen.show_record(record)
 
@@ -677,7 +671,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     from ghostlayers.parallel import world
 
     if world().leads:
-        write_whole(path, json.dumps(content, indent=2) + "\n")
+        write_whole(path, to_json(content))
 
 
 if __name__ == "__main__":

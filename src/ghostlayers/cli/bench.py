@@ -1,14 +1,13 @@
 """`ghostlayers bench`: how much faster a smaller model is, and what its repair costs."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from ghostlayers.cli import options as o
+from ghostlayers.documents import to_json
 from ghostlayers.errors import GhostlayersError, InputError
 from ghostlayers.files import check_can_write, write_whole
 from ghostlayers.recipe import RunOptions
@@ -97,9 +96,7 @@ def bench(
     name = next(reversed(models))
     show(points)
     where = machine(opened)
-    screen.say(
-        f"[dim]{where['dtype']}, {where['threads']} threads, {escape(where['processor'])}.[/dim]"
-    )
+    screen.say(screen.dim(f"{where['dtype']}, {where['threads']} threads, {where['processor']}."))
     share = operator_share(points, DENSE, CUT, name)
     if share is not None:
         screen.say(
@@ -110,12 +107,12 @@ def bench(
     if json_file is not None:
         content = {"points": [each.to_dict() for each in points], "operator_share": share}
         told = {"model": model, "against": against, **where, **content}
-        write_whole(json_file, json.dumps(told, indent=2) + "\n")
+        write_whole(json_file, to_json(told))
     if png is not None:
         from ghostlayers.report.speed_plot import draw_speed
 
         draw_speed(points, png, title=f"{Path(model).name} on {where['processor']}")
-        screen.say(f"Drawn: {escape(str(png))}")
+        screen.say(f"Drawn: {png}")
 
 
 def check_lengths(opened: "LoadedModel", lengths: Sequence[int], new_tokens: int) -> None:
@@ -212,9 +209,11 @@ def show(points: "Sequence[Point]") -> None:
         ]
         screen.table(columns, rows, f"batch {batch}, prompts of {length} tokens")
     screen.say(
-        "[dim]Medians ± the spread between quartiles; x: of the first row. Prefill reads the "
-        "prompts, decode writes one token behind each. Peak: memory beyond the weights "
-        "while prompts are read and a token is written.[/dim]"
+        screen.dim(
+            "Medians ± the spread between quartiles; x: of the first row. Prefill reads the "
+            "prompts, decode writes one token behind each. Peak: memory beyond the weights "
+            "while prompts are read and a token is written."
+        )
     )
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.markup import escape
-
 from ghostlayers.cli import options as o
+from ghostlayers.documents import brief, read_yaml, strict
 from ghostlayers.errors import RecipeError
 from ghostlayers.recipe import RunOptions
 from ghostlayers.scratch import Scratch
@@ -241,7 +240,7 @@ def compare(
             revision=revision,
             overwrite=overwrite,
             progress=screen.Bars(),
-            say=lambda line: screen.say(f"[dim]{escape(line)}[/dim]"),
+            say=lambda line: screen.say(screen.dim(line)),
             show_text=screen.show_text,
             show_plan=show_plan,
             command=command_line(),
@@ -253,7 +252,7 @@ def compare(
     written = write_report(results, output)
     show(results)
     for path in written:
-        screen.say(f"Written: {escape(str(path))}")
+        screen.say(f"Written: {path}")
 
 
 def read_published(path: Path) -> list[dict[str, Any]]:
@@ -262,12 +261,7 @@ def read_published(path: Path) -> list[dict[str, Any]]:
     Raises:
         RecipeError: the file cannot be read or holds something else.
     """
-    import yaml
-
-    try:
-        cells = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise RecipeError(f"cannot read '{path}': {' '.join(str(error).split())}") from error
+    cells = read_yaml(path, RecipeError)
     keys = {"source", "layers", "select", "repair", "metric", "value"}
     if not isinstance(cells, list) or not all(
         isinstance(each, dict) and keys <= set(each) for each in cells
@@ -283,12 +277,12 @@ def _check_published(cell: Mapping[str, Any], where: str) -> None:
     numbers = {"layers": ((int,), "a whole number"), "value": ((int, float), "a number")}
     for name, (kind, wanted) in {**text, **numbers}.items():
         value = cell[name]
-        if isinstance(value, bool) or not isinstance(value, kind):
-            raise RecipeError(f"{where}: '{name}' must be {wanted}, got {value!r}.")
+        if isinstance(value, bool) or not isinstance(value, kind) or strict(value) is None:
+            raise RecipeError(f"{where}: '{name}' must be {wanted}, got {brief(value)}.")
     if not cell["metric"].startswith(PUBLISHED_METRICS):
         raise RecipeError(
             f"{where}: 'metric' must begin with one of {', '.join(PUBLISHED_METRICS)}, got "
-            f"{cell['metric']!r}."
+            f"{brief(cell['metric'])}."
         )
 
 
@@ -318,8 +312,10 @@ def show(results: Mapping[str, Any]) -> None:
         screen.table(columns, [_row(each) for each in found], title)
     if entries:
         screen.say(
-            "[dim]loss: nats a token, mean of all texts; x Ghost: excess over dense as a share of "
-            "Ghost's on the same cut; KL: divergence from dense.[/dim]"
+            screen.dim(
+                "loss: nats a token, mean of all texts; x Ghost: excess over dense as a share of "
+                "Ghost's on the same cut; KL: divergence from dense."
+            )
         )
     show_accuracies(results)
     show_correlations(results)
@@ -333,12 +329,14 @@ def show_methods(entries: Sequence["Entry"], dense: float | None) -> None:
     columns = ("method", "removed", "loss", "above dense", "KL", "prefill", "saved as")
     for layers in layer_counts(entries):
         found = sorted((e for e in entries if e.key.layers == layers), key=loss_order)
-        rows = [[escape(e.key.select), e.removed, _figure(e.loss), _figure(e.excess),
+        rows = [[e.key.select, e.removed, _figure(e.loss), _figure(e.excess),
                  *_row(e)[3:4], *_row(e)[5:]] for e in found]  # fmt: skip
         screen.table(columns, rows, f"{layers} layers removed (dense {_figure(dense)})")
     screen.say(
-        "[dim]Each method by its own choices of layers, repair and calibration text; loss: nats a "
-        "token, mean of all texts.[/dim]"
+        screen.dim(
+            "Each method by its own choices of layers, repair and calibration text; loss: nats a "
+            "token, mean of all texts."
+        )
     )
 
 
@@ -350,19 +348,21 @@ def show_accuracies(results: Mapping[str, Any]) -> None:
     tasks = list(dict.fromkeys(str(row["task"]) for row in results.get("tasks") or []))
     if not tasks:
         return
-    rows = [[escape(title), *figures] for title, *figures in mean_rows(results)]
+    rows = [[title, *figures] for title, *figures in mean_rows(results)]
     columns = ("model", "accuracy", "minus Ghost's", "95% interval", "verdict")
     screen.table(columns, rows, f"Mean of {', '.join(tasks)}" if len(tasks) > 1 else tasks[0])
     screen.say(
-        "[dim]accuracy: length-normalised where the task has it; minus Ghost's: points on the same "
-        "documents, paired bootstrap. Each task: results.md, tasks.csv.[/dim]"
+        screen.dim(
+            "accuracy: length-normalised where the task has it; minus Ghost's: points on the same "
+            "documents, paired bootstrap. Each task: results.md, tasks.csv."
+        )
     )
 
 
 def _row(entry: "Entry") -> list[str]:
     model = entry.model
     return [
-        escape(entry.key.repair) + (" (worse than none)" if model["worse_than_none"] else ""),
+        entry.key.repair + (" (worse than none)" if model["worse_than_none"] else ""),
         _figure(entry.loss),
         _figure(entry.of_ghost, 2),
         _figure(entry.kl),
@@ -382,7 +382,7 @@ def show_correlations(results: Mapping[str, Any]) -> None:
 
     rows = [
         [
-            f"{each['layers']} layers, {escape(each['repair'])}",
+            f"{each['layers']} layers, {each['repair']}",
             each["score"],
             f"{each['spearman']:.2f}",
             str(each["spans"]),

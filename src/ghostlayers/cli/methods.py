@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from ghostlayers.presets import PRESETS, Preset, find_preset
 
@@ -21,26 +20,26 @@ def methods(
         _show(find_preset(name))
         return
     for each in PRESETS.values():
-        screen.say(f"[bold]{each.name}[/bold]: {escape(each.title)}, arXiv:{each.paper}")
-        screen.say(f"  code: {escape(each.code)}; {_summary(each)}, {each.dtype}")
+        screen.say(screen.bold(each.name), f": {each.title}, arXiv:{each.paper}")
+        screen.say(f"  code: {each.code}; {_summary(each)}, {each.dtype}")
         for point in each.differs:
-            screen.say(f"  [dim]differs: {escape(point)}[/dim]")
+            screen.say("  ", screen.dim(f"differs: {point}"))
     screen.say("--preset NAME takes every choice of one; ghostlayers methods NAME lists them.")
 
 
 def _summary(preset: Preset) -> str:
     keys = ("select", "repair", "data", "windows", "sequence_length")
     chosen = [str(preset.choices[key]) for key in keys if key in preset.choices]
-    return escape(", ".join(chosen))
+    return ", ".join(chosen)
 
 
 def _show(preset: Preset) -> None:
     from ghostlayers.cli import screen
 
     names = ", ".join((preset.name, *preset.also))
-    screen.say(f"[bold]{escape(preset.title)}[/bold] (--preset {names})")
-    screen.say(f"Paper: arXiv:{preset.paper}. Code: {escape(preset.code)}.")
-    rows = [[key, escape(repr(value))] for key, value in preset.choices.items()]
+    screen.say(screen.bold(preset.title), f" (--preset {names})")
+    screen.say(f"Paper: arXiv:{preset.paper}. Code: {preset.code}.")
+    rows = [[key, repr(value)] for key, value in preset.choices.items()]
     screen.table(("choice", "value"), [*rows, ["dtype", preset.dtype]])
     for point in preset.differs:
-        screen.say(f"Differs: {escape(point)}")
+        screen.say(f"Differs: {point}")

@@ -12,6 +12,7 @@ from ghostlayers.recipe import Inputs, Offload, Recipe, Refit, Save, TokenWeight
 from ghostlayers.repairs import METHODS
 from ghostlayers.scores.cosine import CosineAxis
 from ghostlayers.selection import SELECTIONS, Selection
+from ghostlayers.spans import small_number
 from ghostlayers.tokens import BosPolicy, Sampling
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}
@@ -477,10 +478,13 @@ def numbers_in(listed: str, option: str, example: str, *, least: int = 0) -> lis
     Raises:
         RecipeError: something else is in it, or a number below the least; shows the example.
     """
-    parts = names_in(listed or None, option)
-    if not parts or not all(each.isdecimal() and int(each) >= least for each in parts):
-        raise RecipeError(f"{option}: expected whole numbers such as {example}, got '{listed}'.")
-    return [int(each) for each in parts]
+    numbers = [small_number(each) for each in names_in(listed or None, option)]
+    found = [each for each in numbers if each is not None and each >= least]
+    if not found or len(found) < len(numbers):
+        raise RecipeError(
+            f"{option}: expected whole numbers such as {example}, got '{listed[:60]}'."
+        )
+    return found
 
 
 def unescape(separator: str) -> str:

@@ -2,7 +2,7 @@
 
 import inspect
 import itertools
-import json
+import math
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-import yaml
-from rich.markup import escape
 
 from ghostlayers.cli import options as o
-from ghostlayers.errors import RecipeError, suggest
+from ghostlayers.documents import brief, parse_yaml, read_json, read_yaml
+from ghostlayers.errors import OutputError, RecipeError, suggest
+
+MOST_RUNS = 10_000
+"""Of one recipe: more would take years."""
 
 OTHERWISE = {"json": "json_file"}
 """Options whose parameters could not be called what they are."""
@@ -38,13 +40,30 @@ def make_run(commands: Commands) -> Callable[..., None]:
             list[str] | None,
             o._option("--set", metavar="KEY=VALUE", text="Replace any other key of the recipe."),
         ] = None,
+        trust_remote_code: Annotated[
+            bool,
+            o._option(
+                "--trust-remote-code",
+                text="Let the model's own code run; a recipe that wants that needs it said here, "
+                "too. \\[default: off]",
+            ),
+        ] = False,
+        trust_tasks: Annotated[
+            bool,
+            o._option(
+                "--trust-tasks",
+                text="Let the code of task files run; a recipe that wants that needs it said here, "
+                "too. \\[default: off]",
+            ),
+        ] = False,
         debug: o.Debug = False,
     ) -> None:
         """Run a command whose options stand in a YAML file."""
         from ghostlayers.cli import screen
 
         changes = {**read_changes(changed or []), "model": model, "output": output}
-        changes["debug"] = debug or None
+        changes |= {"trust_remote_code": trust_remote_code or None}
+        changes |= {"trust_tasks": trust_tasks or None, "debug": debug or None}
         runs = read_recipe(recipe, commands, {k: v for k, v in changes.items() if v is not None})
         for each in runs:
             if each is not runs[0]:
@@ -67,10 +86,7 @@ def read_changes(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"--set: expected KEY=VALUE, got '{pair}'.")
-        try:
-            found[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"--set {pair}: {' '.join(str(error).split())}") from error
+        found[key.strip()] = parse_yaml(value, f"--set {pair[:60]}:", RecipeError)
     return found
 
 
@@ -90,11 +106,14 @@ class RecipeRun:
 
 
 def announce(run: RecipeRun, count: int) -> None:
-    """Say which of several runs comes next."""
+    """Say which of several runs comes next, and whether others' code may run."""
     from ghostlayers.cli import screen
 
     if count > 1:
-        screen.say(f"[bold]{run.command}[/bold] with {escape(describe(run.varied))}")
+        screen.say(screen.bold(run.command), f" with {describe(run.varied)}")
+    for key, whose in (("trust_remote_code", "the model's"), ("trust_tasks", "the task files'")):
+        if run.arguments.get(key):
+            screen.warn(f"{whose} own code may run in this command (--{key.replace('_', '-')}).")
 
 
 def describe(varied: Mapping[str, Any]) -> str:
@@ -112,10 +131,7 @@ def summarise(runs: Sequence[RecipeRun]) -> None:
     if len(runs) < 2 or not all(path.is_file() for path in files.values()):
         return
     tables = {
-        name: {
-            each.key: each.loss
-            for each in summarise_results(json.loads(path.read_text(encoding="utf-8")))
-        }
+        name: {each.key: each.loss for each in summarise_results(read_json(path, OutputError))}
         for name, path in files.items()
     }
     cells = sorted({cell for table in tables.values() for cell in table})
@@ -126,7 +142,7 @@ def summarise(runs: Sequence[RecipeRun]) -> None:
         ]
         for cell in cells
     ]
-    screen.table(("mean loss", *map(escape, tables)), rows)
+    screen.table(("mean loss", *tables), rows)
 
 
 def _number(value: float | None) -> str:
@@ -142,18 +158,31 @@ def read_recipe(path: Path, commands: Commands, changes: Mapping[str, Any]) -> l
     """
     values, changes = _spell(_load(path), path), _spell(changes, path)
     name = values.pop("command", None)
-    if name not in commands:
+    if not isinstance(name, str) or name not in commands:
         raise RecipeError(
-            f"'{path}': 'command' must say what to run, got {name!r}. "
+            f"'{path}': 'command' must say what to run, got {brief(name)}. "
             f"{suggest(str(name), commands)}"
         )
     runs = []
     for varied in _combinations(values.pop("vary", {}), changes, path):
         given = {**values, **changes, **varied}
-        if varied and "output" in given:
-            given["output"] = Path(given["output"]) / _folder_name(varied)
+        if varied and given.get("output") is not None:
+            given["output"] = _argument(given["output"], Path, "output", path)
+            given["output"] /= _folder_name(varied)
+        _check_trust(path, given, changes)
         runs.append(RecipeRun(name, _arguments(path, name, commands[name], given), varied))
     return runs
+
+
+def _check_trust(path: Path, given: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Only who types the command may let others' code run; a file that says so may be anyone's."""
+    for key in ("trust_remote_code", "trust_tasks"):
+        if given.get(key) not in (None, False) and changes.get(key) is not True:
+            option = f"--{key.replace('_', '-')}"
+            raise RecipeError(
+                f"'{path}' asks for '{key}', which lets others' code run on this machine. If you "
+                f"have read that code, say so yourself: ghostlayers run {path} {option}."
+            )
 
 
 def _spell(given: Mapping[Any, Any], path: Path) -> dict[str, Any]:
@@ -172,6 +201,8 @@ def _combinations(vary: Any, changes: Mapping[str, Any], path: Path) -> list[dic
     if not isinstance(vary, dict) or not all(isinstance(each, list) for each in vary.values()):
         raise RecipeError(f"'{path}': 'vary' must give a list of values for each key it names.")
     vary = {key: each for key, each in _spell(vary, path).items() if key not in changes}
+    if math.prod(map(len, vary.values())) > MOST_RUNS:
+        raise RecipeError(f"'{path}': 'vary' stands for more than {MOST_RUNS:,} runs.")
     return [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
 
 
@@ -205,12 +236,7 @@ def _arguments(
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe '{path}': {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, RecipeError)
     if not isinstance(content, dict):
         raise RecipeError(
             f"'{path}' must hold keys and values, such as 'command: compare', got "
@@ -219,15 +245,24 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
 def _argument(value: Any, annotation: Any, key: str, path: Path) -> Any:
     """A YAML value as the command wants it: lists become what one would type after an option."""
     wanted = getattr(annotation, "__origin__", annotation)
+    if isinstance(value, list):
+        value = [_element(each, key, path) for each in value]
+    if isinstance(value, str) and "\0" in value:
+        raise RecipeError(f"'{path}': '{key}' holds a NUL character, which no name or text has.")
     if wanted is Path or wanted == Path | None:
+        if not isinstance(value, str | int | float | Path | None) or isinstance(value, bool):
+            raise RecipeError(f"'{path}': '{key}' must be a path, got {brief(value)}.")
         beside = path.parent / str(value)  # what comes with a recipe lies beside it
         return None if value is None else beside if beside.is_file() else Path(str(value))
     if wanted in (str, str | None) and isinstance(value, list):
-        return ",".join(str(each) for each in value)
-    if wanted in (str, str | None) and isinstance(value, (int, float)):
+        return ",".join(value)
+    if wanted in (str, str | None) and _is_a(float, value) and value is not None:
         return str(value)
     if wanted == list[str] | None and isinstance(value, str):
         return [value]
@@ -238,10 +273,21 @@ def _argument(value: Any, annotation: Any, key: str, path: Path) -> Any:
             pass
     if isinstance(value, dict):
         raise RecipeError(f"'{path}': '{key}' must be a value or a list, got a mapping.")
-    for kind, name in ((bool, "true or false"), (int, "a whole number"), (float, "a number")):
+    for kind, name in KINDS.items():
         if wanted in (kind, kind | None) and not _is_a(kind, value):
-            raise RecipeError(f"'{path}': '{key}' must be {name}, got {value!r}.")
+            raise RecipeError(f"'{path}': '{key}' must be {name}, got {brief(value)}.")
+    if wanted == list[str] | None and not _is_a(list, value):
+        raise RecipeError(f"'{path}': '{key}' must be a list of texts, got {brief(value)}.")
     return value
+
+
+def _element(value: Any, key: str, path: Path) -> str:
+    """An element of a list, as one would type it."""
+    if isinstance(value, str) and "\0" not in value:
+        return value
+    if _is_a(float, value) and value is not None:
+        return str(value)
+    raise RecipeError(f"'{path}': '{key}' must be a list of texts or numbers, got {brief(value)}.")
 
 
 def _check_bounds(value: Any, annotation: Any, key: str, path: Path) -> None:
@@ -250,11 +296,13 @@ def _check_bounds(value: Any, annotation: Any, key: str, path: Path) -> None:
         return
     choices = _choices(getattr(annotation, "__origin__", annotation))
     if choices and value not in choices:
-        raise RecipeError(f"'{path}': '{key}' must be one of {', '.join(choices)}, got {value!r}.")
+        raise RecipeError(
+            f"'{path}': '{key}' must be one of {', '.join(choices)}, got {brief(value)}."
+        )
     for option in getattr(annotation, "__metadata__", ()):
         least = getattr(option, "min", None)
         if least is not None and value < least:
-            raise RecipeError(f"'{path}': '{key}' must be at least {least}, got {value}.")
+            raise RecipeError(f"'{path}': '{key}' must be at least {least}, got {brief(value)}.")
 
 
 def _choices(kind: Any) -> tuple[str, ...]:

@@ -1,4 +1,8 @@
-"""What appears on the screen: tables, notes and progress bars, all through rich."""
+"""What appears on the screen: tables, notes and progress bars, all through rich.
+
+Text is text: nothing in it is markup, and what steers a terminal is taken out of it in one place,
+`plain`. What is to look otherwise goes through `bold`, `dim` and `good`.
+"""
 
 import math
 import sys
@@ -10,7 +14,6 @@ from typing import Any
 
 import psutil
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ghostlayers import quantized
 from ghostlayers.checkpoint import Verification, mode_of
@@ -40,6 +44,7 @@ from ghostlayers.repairs import find_method
 from ghostlayers.scores import ScoreTable, SpanScore
 from ghostlayers.scores.births import GROWTH, MASSIVE
 from ghostlayers.selection import shortlist
+from ghostlayers.shown import clean, one_line
 from ghostlayers.spans import Span, format_layers
 
 out = Console(highlight=False, soft_wrap=False)
@@ -48,18 +53,40 @@ err = Console(stderr=True, highlight=False)
 
 _place = World()
 
+Part = str | Text
+"""A piece of a line: plain text, or one that `bold`, `dim` or `good` made."""
+
+
+def plain(*parts: Part, style: str = "") -> Text:
+    """Pieces of text as they may be printed: without control characters, and nothing as markup."""
+    return Text.assemble(*(Text(clean(p)) if isinstance(p, str) else p for p in parts), style=style)
+
+
+def bold(text: object) -> Text:
+    """What matters in a line."""
+    return plain(str(text), style="bold")
+
+
+def dim(text: object) -> Text:
+    """A remark."""
+    return plain(str(text), style="dim")
+
+
+def good(text: object) -> Text:
+    """The best number of a column."""
+    return plain(str(text), style="bold green")
+
 
 def show_text(preview: str) -> None:
     """How the calibration text begins: on one line, and nothing in it is taken as a command."""
-    line = "".join(each if each.isprintable() else " " for each in preview)
-    say(f"[dim]Calibration text: {escape(' '.join(line.split()))}[/dim]")
+    say(dim(f"Calibration text: {one_line(preview)}"))
 
 
 def show_basis(model: Any, repair: str) -> None:
     """Whether a Hadamard basis is not the authors' own."""
     note = basis_note(model, find_method(repair))
     if note is not None:
-        say(escape(note))
+        say(note)
 
 
 def show_preset(recipe: Recipe, dtype: Any) -> None:
@@ -67,15 +94,15 @@ def show_preset(recipe: Recipe, dtype: Any) -> None:
     if recipe.preset is None:
         return
     preset = find_preset(recipe.preset)
-    say(f"[bold]{escape(preset.title)}[/bold], arXiv:{preset.paper}; code: {escape(preset.code)}")
+    say(bold(preset.title), f", arXiv:{preset.paper}; code: {preset.code}")
     chosen = {**preset.choices, "dtype": preset.dtype}
     if recipe.remove is not None:
         chosen = {key: value for key, value in chosen.items() if key not in CHOOSING}
     computed = str(dtype).removeprefix("torch.")
     now = {**recipe.to_dict(), "dtype": "auto" if preset.dtype == "auto" else computed}
-    say("  " + escape(", ".join(_choice(name, each, now[name]) for name, each in chosen.items())))
+    say("  ", ", ".join(_choice(name, each, now[name]) for name, each in chosen.items()))
     for each in preset.differs:
-        say(f"  [dim]not as there: {escape(each)}[/dim]")
+        say("  ", dim(f"not as there: {each}"))
 
 
 def _choice(name: str, preset: Any, now: Any) -> str:
@@ -99,7 +126,7 @@ class Bars:
             yield _ignore
             return
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -107,7 +134,7 @@ class Bars:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=err) as bars:
-            task = bars.add_task(description, total=total)
+            task = bars.add_task(clean(description), total=total)
             yield lambda units=1: bars.advance(task, units)
 
 
@@ -115,38 +142,39 @@ def _ignore(units: int = 1) -> None:
     del units
 
 
-def say(text: str) -> None:
-    """A line of ordinary output; markup allowed."""
-    out.print(text, soft_wrap=True)
+def say(*parts: Part) -> None:
+    """A line of ordinary output."""
+    out.print(plain(*parts), soft_wrap=True)
 
 
 def step(text: str) -> None:
     """What is being done now; not part of the result, so it goes to the error stream."""
     if sys.stderr.isatty():
-        err.print(f"[dim]{escape(text)}[/dim]")
+        err.print(dim(text))
 
 
 def warn(text: str) -> None:
     """Something that the user should know before trusting the result."""
-    err.print(f"[bold yellow]Warning:[/bold yellow] {escape(text)}")
+    err.print(plain(Text("Warning: ", style="bold yellow"), text))
 
 
 def fail(text: str) -> None:
     """Why nothing was made."""
     err.quiet = False
     of = "" if _place.size == 1 else f" in process {_place.rank} of {_place.size}"
-    err.print(f"[bold red]Error{of}:[/bold red] {escape(text)}", soft_wrap=True)
+    err.print(plain(Text(f"Error{of}: ", style="bold red"), text), soft_wrap=True)
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+def table(columns: Sequence[str], rows: Sequence[Sequence[Part]], title: str | None = None) -> None:
     """A table: the first column left, the others right."""
-    grid = Table(title=title, title_justify="left", title_style="bold")
-    grid.add_column(columns[0], overflow="fold")
+    heading = None if title is None else plain(title, style="bold")
+    grid = Table(title=heading, title_justify="left", title_style="bold")
+    grid.add_column(plain(columns[0]), overflow="fold")
     for column in columns[1:]:
         # Numbers are never squeezed; a long name in the first column folds instead.
-        grid.add_column(column, justify="right", no_wrap=True, min_width=len(column))
+        grid.add_column(plain(column), justify="right", no_wrap=True, min_width=len(column))
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(plain, row))
     out.print(grid)
 
 
@@ -188,10 +216,11 @@ def duration(seconds: float) -> str:
 def show_cut(pruned: PrunedModel) -> None:
     """The removed and the kept layers, and what to beware of."""
     say(
-        f"Removed: layers [bold]{format_layers(pruned.removed)}[/bold] "
-        f"({len(pruned.removed)} of {pruned.num_layers}; counted from 0, ends included)"
+        "Removed: layers ",
+        bold(format_layers(pruned.removed)),
+        f" ({len(pruned.removed)} of {pruned.num_layers}; counted from 0, ends included)",
     )
-    say(f"Kept:    layers [bold]{format_layers(pruned.kept)}[/bold]")
+    say("Kept:    layers ", bold(format_layers(pruned.kept)))
     for span in pruned.births:
         warn_birth(span)
 
@@ -219,7 +248,7 @@ def show_evidence(pruned: PrunedModel) -> None:
         ("", "loss", "perplexity", "KL to dense", "agreement"),
         rows,
         f"On {text['windows']} held-out windows of {text['sequence_length']} tokens of "
-        f"{escape(str(text['corpus']))} ({text['bos']})",
+        f"{shown_name(str(text['corpus']))} ({text['bos']})",
     )
     repaired, cut = pruned.evidence.get("repaired"), pruned.evidence["cut"]
     if repaired is not None and repaired.loss_nats >= cut.loss_nats:
@@ -265,11 +294,11 @@ def show_spans(spans: Sequence[SpanScore], scores: ScoreTable, title: str) -> No
         "residual": min((each.residual for each in spans if each.residual is not None), default=0),
         "loss": min((each.loss for each in spans if each.loss is not None), default=0),
     }
-    rows = []
+    rows: list[list[Part]] = []
     for each in spans:
-        loss = "" if each.loss is None else _mark(each.loss, best["loss"], 3)
+        loss: Part = "" if each.loss is None else _mark(each.loss, best["loss"], 3)
         if each.loss_tokens < scores.num_loss_tokens and each.loss is not None:
-            loss = "~" + loss
+            loss = plain("~", loss)
         residual = "" if each.residual is None else _mark(each.residual, best["residual"], 4)
         rows.append(
             [
@@ -299,9 +328,9 @@ def show_steps(scores: ScoreTable) -> None:
     table(("step", "layer removed", "loss after it"), rows, "Layers in the order of their removal")
 
 
-def _mark(value: float, best: float, digits: int) -> str:
+def _mark(value: float, best: float, digits: int) -> Part:
     text = f"{value:.{digits}f}"
-    return f"[bold green]{text}[/bold green]" if value == best else text
+    return good(text) if value == best else text
 
 
 def show_block_influence(scores: ScoreTable) -> None:
@@ -329,7 +358,7 @@ def show_evaluation(results: Sequence[EvaluationResult]) -> None:
     rows = []
     for result in results:
         row = [
-            escape(shown_name(result.corpus)),
+            shown_name(result.corpus),
             f"{result.sums.num_tokens:,}",
             f"{result.sums.loss_nats:.4f}",
             f"{result.perplexity:.2f}",
@@ -342,7 +371,7 @@ def show_evaluation(results: Sequence[EvaluationResult]) -> None:
         rows.append(["  the dense model", "", *dense, "", ""])
     table(columns, rows)
     for result in results:
-        say(f"[dim]{escape(result.corpus)}: {escape(protocol(result))}[/dim]")
+        say(dim(f"{result.corpus}: {protocol(result)}"))
         if result.calibration_overlap:
             warn(
                 f"{result.calibration_overlap} documents of {result.corpus} also served as "
@@ -363,28 +392,31 @@ def protocol(result: EvaluationResult) -> str:
     )
 
 
+SCORE_NOTES = (
+    "cosine: mean over tokens, before against after the span; high is similar.\n"
+    "angular: angle over pi, at the last token of each window only; low is similar.\n"
+    "residual: what a linear map across the span leaves of each token, on held-out tokens; low is "
+    "replaceable.\n"
+    "repaired loss: nats a token after a quick repair (from a sample of tokens; Ghost's where the "
+    "one asked for reads more than the stream), on held-out windows, for the best spans by either; "
+    "~ on fewer tokens, given up because others lose clearly less.\n"
+    f"massive birth: a token's norm rises above {MASSIVE:g} times the median norm inside the span, "
+    f"by a factor of {GROWTH:g} or more relative to it."
+)
+
+
 def show_score_notes() -> None:
     """What the columns of `show_spans` mean."""
-    say(
-        "[dim]cosine: mean over tokens, before against after the span; high is similar.\n"
-        "angular: angle over pi, at the last token of each window only; low is similar.\n"
-        "residual: what a linear map across the span leaves of each token, on held-out tokens; low "
-        "is replaceable.\n"
-        "repaired loss: nats a token after a quick repair (from a sample of tokens; Ghost's where "
-        "the one asked for reads more than the stream), on held-out windows, for the best spans by "
-        "either; ~ on fewer tokens, given up because others lose clearly less.\n"
-        f"massive birth: a token's norm rises above {MASSIVE:g} times the median norm inside the "
-        f"span, by a factor of {GROWTH:g} or more relative to it.[/dim]"
-    )
+    say(dim(SCORE_NOTES))
 
 
 def show_adapter(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
     """Where the adapter lies, how large it is, and what to do next."""
     size = sum(path.stat().st_size for path in out_folder.iterdir()) / 1e6
-    place = escape(str(out_folder))
-    say(f"Saved: [bold]{place}[/bold], {size:.1f} MB; the model made of it again has logits")
+    place = str(out_folder)
+    say("Saved: ", bold(place), f", {size:.1f} MB; the model made of it again has logits")
     say(f"{_equality(verification)}.\n\nNext:")
-    say(f'  ghostlayers.from_adapter("{place}")   # needs {escape(pruned.dense.base.name)}')
+    say(f'  ghostlayers.from_adapter("{place}")   # needs {pruned.dense.base.name}')
     say(f"  ghostlayers materialize {place} -o {place}-whole")
 
 
@@ -392,36 +424,30 @@ def show_upload(upload: Upload) -> None:
     """What was sent to the hub, or would be."""
     width = max(map(len, upload.files))
     for name, size in upload.files.items():
-        say(f"  {escape(name.ljust(width))}  {size / 1e6:10,.2f} MB")
+        say(f"  {name.ljust(width)}  {size / 1e6:10,.2f} MB")
     if upload.left:
-        say(f"Not part of the model, and not sent: {escape(', '.join(upload.left))}")
+        say(f"Not part of the model, and not sent: {', '.join(upload.left)}")
     total = sum(upload.files.values()) / 1e6
     if upload.url is None:
-        say(f"{total:,.2f} MB would go to {escape(upload.repo)}; nothing was sent. Its card:")
-        say(escape(upload.card))
+        say(f"{total:,.2f} MB would go to {upload.repo}; nothing was sent. Its card:")
+        say(upload.card)
         return
-    say(f"{total:,.2f} MB sent: {escape(upload.url)}")
+    say(f"{total:,.2f} MB sent: {upload.url}")
 
 
 def show_exported(file: Path) -> None:
     """Where the GGUF file lies, and how to use it."""
-    name = escape(str(file))
-    say(
-        f"Saved: [bold]{name}[/bold], {file.stat().st_size / 1e6:,.0f} MB, every tensor read again "
-        "and equal."
-    )
-    small = escape(str(file.with_name(f"{file.stem}-q4_k_m.gguf")))
-    say(f'\nNext:\n  llama-cli -m {name} -p "..."')
-    say(f"  llama-quantize {name} {small} Q4_K_M")
+    size = file.stat().st_size / 1e6
+    say("Saved: ", bold(file), f", {size:,.0f} MB, every tensor read again and equal.")
+    small = file.with_name(f"{file.stem}-q4_k_m.gguf")
+    say(f'\nNext:\n  llama-cli -m {file} -p "..."')
+    say(f"  llama-quantize {file} {small} Q4_K_M")
 
 
 def show_materialized(out_folder: Path, verification: Verification) -> None:
     """Where the checkpoint lies, and how it was proved."""
-    place = escape(str(out_folder))
-    say(
-        f"Saved: [bold]{place}[/bold], reloaded in a fresh process, logits "
-        f"{_equality(verification)}."
-    )
+    proof = f", reloaded in a fresh process, logits {_equality(verification)}."
+    say("Saved: ", bold(out_folder), proof)
 
 
 def _equality(verification: Verification) -> str:
@@ -459,10 +485,10 @@ def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification
     say(ENGINES["stock" if stock else "custom"])
     say("\nNext:")
     opens = pruned.record.get("loads_with", "AutoModelForCausalLM")
-    say(f'  {opens}.from_pretrained("{escape(str(out_folder))}"{trust})')
-    base = escape(pruned.dense.base.name)
-    say(f"  ghostlayers eval {escape(str(out_folder))} --against {base} --data wikitext2")
-    say(f"  ghostlayers inspect {escape(str(out_folder))}")
+    say(f'  {opens}.from_pretrained("{out_folder}"{trust})')
+    base = pruned.dense.base.name
+    say(f"  ghostlayers eval {out_folder} --against {base} --data wikitext2")
+    say(f"  ghostlayers inspect {out_folder}")
 
 
 def show_expanded(base: BaseModel) -> None:
@@ -476,11 +502,10 @@ def show_record(record: Mapping[str, Any]) -> None:
     base, cut, recipe = record["base_model"], record["cut"], record["recipe"]
     revision = f" at {base['revision']}" if base["revision"] else ""
     say(
-        f"Base model: [bold]{escape(str(base['name']))}[/bold]{revision}, "
-        f"licence {escape(str(base['licence'] or 'not stated'))}"
+        "Base model: ", bold(base["name"]), f"{revision}, licence {base['licence'] or 'not stated'}"
     )
-    say(f"Removed: layers [bold]{format_layers(cut['removed'])}[/bold]")
-    say(f"Kept:    layers [bold]{format_layers(cut['kept'])}[/bold]")
+    say("Removed: layers ", bold(format_layers(cut["removed"])))
+    say("Kept:    layers ", bold(format_layers(cut["kept"])))
     chosen = "named by the user" if recipe["remove"] else f"chosen by {recipe['select']}"
     chosen += ", one at a time" if recipe.get("iterative") else ""
     say(f"Layers {chosen}; checkpoint mode: {record['mode']}")
@@ -502,7 +527,7 @@ def show_record(record: Mapping[str, Any]) -> None:
     text = record["calibration"]
     say(
         f"Calibrated on {text['fit_windows']} of {text['windows']} windows of "
-        f"{text['sequence_length']} tokens ({text['bos']}) of {escape(str(text['corpus']))}, "
+        f"{text['sequence_length']} tokens ({text['bos']}) of {text['corpus']}, "
         f"{len(text['documents'])} documents"
     )
     made_with = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
@@ -515,10 +540,10 @@ def perplexity(loss_nats: float) -> float:
 
 
 def prose(rows: Sequence[Sequence[str]]) -> None:
-    """Labelled paragraphs side by side with their labels; markup allowed."""
+    """Labelled paragraphs side by side with their labels."""
     grid = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(plain, row))
     out.print(grid)

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Sequence
 
-from rich.markup import escape
-
 from ghostlayers.cli import screen
 from ghostlayers.evaluation import TaskComparison, TaskReport, TaskResult
 from ghostlayers.evaluation.tasks import mean_over_tasks, metrics_of
@@ -22,7 +20,7 @@ def show_tasks(report: TaskReport, model: str, against: str | None) -> None:
 def _show_results(results: Sequence[TaskResult], title: str) -> None:
     rows = [
         [
-            escape(each.task),
+            each.task,
             each.version,
             f"{each.num_documents:,}",
             _cell(each.acc.mean, each.acc.error),
@@ -35,7 +33,7 @@ def _show_results(results: Sequence[TaskResult], title: str) -> None:
         means = [_cell(*mean_over_tasks(results, metric)) for metric in metrics_of(results)]
         rows.append(["mean of tasks", "", documents, *means, ""][:5])
     columns = ("task", "version", "documents", "acc, %", "acc_norm, %")
-    screen.table(columns, rows, escape(title))
+    screen.table(columns, rows, title)
 
 
 def _cell(mean: float, error: float) -> str:
@@ -49,7 +47,7 @@ def _show_comparisons(comparisons: Sequence[TaskComparison], title: str) -> None
         paired = each.paired
         rows.append(
             [
-                escape(name),
+                name,
                 each.metric,
                 f"{100 * paired.difference:+.2f} ± {100 * paired.error:.2f}",
                 f"{100 * paired.low:+.2f} to {100 * paired.high:+.2f}",
@@ -57,7 +55,7 @@ def _show_comparisons(comparisons: Sequence[TaskComparison], title: str) -> None
             ]
         )
     columns = ("task", "metric", "points", "95 % interval", "p")
-    screen.table(columns, rows, escape(title))
+    screen.table(columns, rows, title)
 
 
 def _p_value(value: float, samples: int) -> str:
@@ -81,16 +79,18 @@ def protocol(results: Sequence[TaskResult]) -> str:
 
 
 def _show_notes(report: TaskReport) -> None:
-    screen.say(f"[dim]{escape(protocol(report.results))}[/dim]")
+    screen.say(screen.dim(protocol(report.results)))
     without = [each.task for each in report.results if each.acc_norm is None]
     if 0 < len(without) < len(report.results):
-        tasks, has = escape(", ".join(without)), "has" if len(without) == 1 else "have"
-        screen.say(f"[dim]Means of acc_norm take acc for {tasks}, which {has} none.[/dim]")
+        tasks, has = ", ".join(without), "has" if len(without) == 1 else "have"
+        screen.say(screen.dim(f"Means of acc_norm take acc for {tasks}, which {has} none."))
     if report.comparisons:
         samples = report.comparisons[0].paired.samples
         screen.say(
-            f"[dim]Differences: paired bootstrap, {samples:,} resamples of the same documents "
-            "within each task.[/dim]"
+            screen.dim(
+                f"Differences: paired bootstrap, {samples:,} resamples of the same documents "
+                "within each task."
+            )
         )
     for each in (*report.results, *report.against):
         if each.num_truncated:

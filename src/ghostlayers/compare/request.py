@@ -3,8 +3,11 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, StringConstraints
+
+from ghostlayers.documents import Checked, brief, check
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe
@@ -180,6 +183,7 @@ class Comparison:
         Raises:
             RecipeError: an unknown key; the message names near ones.
         """
+        check(values.get("calibration", {}), dict[str, Any], "'calibration'", RecipeError)
         own = {each.name for each in dataclasses.fields(cls)} - {"calibration"}
         shared = {each.name for each in dataclasses.fields(Recipe)} - own - {"remove"}
         mine: dict[str, Any] = {}
@@ -193,6 +197,9 @@ class Comparison:
                 raise RecipeError(
                     f"unknown key '{key}' in a comparison. {suggest(str(key), own | shared)}"
                 )
+        check(
+            {key: each for key, each in mine.items() if each is not None}, _Shape, WHAT, RecipeError
+        )
         for key in ("layers", "remove", "repair"):
             recipe.pop(key, None)
         if mine.get("presets"):
@@ -212,6 +219,33 @@ class Comparison:
         return cls(**mine, calibration=Recipe.from_dict(recipe))
 
 
+Number = Annotated[int, Field(ge=0, le=10**9)]
+Word = Annotated[str, StringConstraints(min_length=1, max_length=10_000, pattern=r"^[^\x00]*$")]
+WHAT = "the comparison"
+
+
+class _Shape(Checked):
+    """Of a request's own keys."""
+
+    layers: tuple[Number, ...]
+    select: tuple[Word, ...] = ()
+    repair: tuple[Word, ...] = ()
+    eval_data: tuple[Word, ...] = ()
+    eval_separators: tuple[str, ...] = ()
+    max_windows: Number | None = None
+    tasks: tuple[Word, ...] = ()
+    tasks_path: Word | None = None
+    limit: Number | None = None
+    task_repair: tuple[Word, ...] = ()
+    prompt: str = ""
+    new_tokens: Number = 1
+    speed: bool = True
+    yardstick: bool = True
+    eval_length: Number | None = None
+    presets: tuple[Word, ...] = ()
+    given: dict[str, Any] = Field(default_factory=dict)
+
+
 LISTS = frozenset(
     {
         *("layers", "select", "repair", "eval_data", "eval_separators"),
@@ -225,4 +259,4 @@ def _tuple(value: Any) -> tuple[Any, ...]:
         return (value,)
     if isinstance(value, Sequence):
         return tuple(value)
-    raise RecipeError(f"expected a list, got {value!r}.")
+    raise RecipeError(f"expected a list, got {brief(value)}.")

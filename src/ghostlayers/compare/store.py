@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostlayers import drafts, journal
+from ghostlayers.documents import Checked, brief, check, read_json, strict, to_json
 from ghostlayers.errors import OutputError
 from ghostlayers.files import whole_file, write_whole
 from ghostlayers.outputs import file_hash
@@ -19,6 +20,17 @@ REPORT = ("results.json", "results.md", "results.csv", "tasks.csv", "report.html
 
 WRITTEN = "written.json"
 """The hashes of the reports that were written here: what has others was changed, or is not ours."""
+
+
+class _Part(Checked):
+    """A finished part as it is kept."""
+
+    key: str
+    part: dict[str, Any]
+
+
+def _damaged(path: Path) -> str:
+    return f"the part '{path}' of an interrupted comparison"
 
 
 class Store:
@@ -42,7 +54,7 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             # First, so that a folder with anything in it is known by it.
-            write_whole(folder / REQUEST, json.dumps(request, indent=2, sort_keys=True) + "\n")
+            write_whole(folder / REQUEST, to_json(dict(sorted(request.items()))))
             (folder / PARTS).mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"cannot write into '{folder}': {error.strerror}.") from error
@@ -58,8 +70,8 @@ class Store:
                 f"'{self.folder}' exists and was not made by a comparison; choose another folder."
             )
         check_links(self.folder)
-        found = json.loads(path.read_text(encoding="utf-8"))
-        same = found == json.loads(json.dumps(request))
+        found = check(read_json(path, OutputError), dict[str, Any], f"'{path}'", OutputError)
+        same = found == strict(request)
         if not same and not overwrite:
             raise OutputError(
                 f"'{self.folder}' holds another comparison (it differs in "
@@ -106,14 +118,16 @@ class Store:
         path = self._path(key)
         if not path.is_file():
             return None
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content = check(read_json(path, OutputError), _Part, _damaged(path), OutputError)
+        if content["key"] != key:
+            raise OutputError(f"{_damaged(path)} is another part; delete it to measure it again.")
         return content["part"]  # type: ignore[no-any-return]
 
     def put(self, key: str, part: dict[str, Any]) -> dict[str, Any]:
         """Keep a part; return it as it will be read again."""
-        write_whole(self._path(key), json.dumps({"key": key, "part": part}) + "\n")
+        write_whole(self._path(key), to_json({"key": key, "part": part}, indent=None))
         journal.finish(self._unfinished(key))
-        return json.loads(json.dumps(part))  # type: ignore[no-any-return]
+        return strict(part)  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
     def keeping(self, key: str, how: dict[str, Any]) -> Iterator[None]:
@@ -211,7 +225,7 @@ def _is_unfinished(path: Path) -> bool:
 
 def _difference(found: Any, wanted: Any, path: str = "") -> str:
     """The keys that differ, outermost first."""
-    wanted = json.loads(json.dumps(wanted))
+    wanted = strict(wanted)
     names = []
     for key in sorted(set(found) | set(wanted)):
         a, b = found.get(key), wanted.get(key)
@@ -220,5 +234,5 @@ def _difference(found: Any, wanted: Any, path: str = "") -> str:
         if isinstance(a, dict) and isinstance(b, dict):
             names.append(_difference(a, b, f"{path}{key}."))
         else:
-            names.append(f"{path}{key}: {a!r} there, {b!r} asked")
+            names.append(f"{path}{key}: {brief(a)} there, {brief(b)} asked")
     return "; ".join(names)

@@ -1,11 +1,13 @@
 """Arguments that ride on a name: ``ghost:rank=64``, ``joint:x+z``, ``perplexity:one-shot``."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.moments import TokenWeight
+from ghostlayers.spans import small_number
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,21 @@ class Arguments:
             )
         return word
 
-    def whole_number(self, text: str | None, what: str) -> int | None:
-        """A positive whole number.
+    def whole_number(self, text: str | None, what: str, most: int = 100_000) -> int | None:
+        """A positive whole number, up to a bound that is far above what can be of use.
 
         Raises:
             RecipeError: it is something else.
         """
         if text is None:
             return None
-        if not text.isdecimal() or int(text) < 1:
-            raise RecipeError(f"'{self.text}': {what} must be a whole number from 1, got '{text}'.")
-        return int(text)
+        number = small_number(text)
+        if not number or number > most:
+            up = f" to {most:,}" if text.isdecimal() and number != 0 else ""
+            raise RecipeError(
+                f"'{self.text[:60]}': {what} must be a whole number from 1{up}, got '{text[:60]}'."
+            )
+        return number
 
     def ridge(self) -> "Tuning":
         """The pairs that every least-squares repair takes: ``ridge`` and ``weight``."""
@@ -100,8 +106,10 @@ class Arguments:
             number = float(text)
         except ValueError:
             number = -1.0
-        if not number >= 0.0:
-            raise RecipeError(f"'{self.text}': ridge must be auto or a number >= 0, not '{text}'.")
+        if not 0.0 <= number < math.inf:
+            raise RecipeError(
+                f"'{self.text}': ridge must be auto or a number >= 0 (and finite), not '{text}'."
+            )
         return number
 
     def finish(self) -> None:

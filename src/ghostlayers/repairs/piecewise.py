@@ -34,6 +34,9 @@ from ghostlayers.repairs.refit import refit_stages
 from ghostlayers.repairs.ridge import with_ridge
 from ghostlayers.repairs.solve import regress, scaled_gram, solve_ridge
 
+MOST_PIECES = 4096
+"""Each is a matrix of its own and needs tokens of its own."""
+
 PRIOR_TOKENS = 2000.0
 PRIORS = (500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16000.0, 32000.0, 64000.0)
 """Priors that held-out windows choose from, in tokens."""
@@ -190,9 +193,11 @@ def make_piecewise(arguments: Arguments) -> Method:
     """
     folded = arguments.flag("z")
     refitted = arguments.whole_number(arguments.value("refit"), "refit")
-    count = arguments.whole_number(arguments.word("8"), "the number of pieces")
+    count = arguments.whole_number(arguments.word("8"), "the number of pieces", MOST_PIECES)
     asked = arguments.value("prior")
-    prior = None if asked == "auto" else arguments.whole_number(asked, "prior") or PRIOR_TOKENS
+    prior = (
+        None if asked == "auto" else arguments.whole_number(asked, "prior", 10**9) or PRIOR_TOKENS
+    )
     ridge = arguments.ridge()
     arguments.finish()
     assert count is not None

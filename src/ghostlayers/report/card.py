@@ -1,5 +1,6 @@
 """The model card of a pruned checkpoint."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,22 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ghostlayers.files import shown_name
 from ghostlayers.record import base_title
+from ghostlayers.shown import code, markdown, one_line
 from ghostlayers.spans import format_layers
+
+_NAMES = """
+    afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m
+    bigscience-bloom-rail-1.0 bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear
+    bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0
+    cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0
+    cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0
+    creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2
+    gemma gfdl gpl gpl-2.0 gpl-3.0 h-research intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr
+    llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by
+    ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unknown unlicense wtfpl zlib
+    """
+LICENCES = frozenset(_NAMES.split())
+"""What the hub takes for the name of a licence; any other is ``other``, with a name of its own."""
 
 _TEMPLATE = """---
 {{ card_data }}
@@ -47,28 +63,28 @@ def render_card(record: Mapping[str, Any]) -> str:
     """The card of a record as `checkpoint` writes it into ``ghostlayers.json``."""
     base = record["base_model"]
     cut = record["cut"]
-    licence = base["licence"]
-    title = f"{base_title(base)}, {len(cut['removed'])} layers removed"
+    title = f"{one_line(base_title(base))}, {len(cut['removed'])} layers removed"
+    licence, named = _licence_entries(base["licence"])
     data = ModelCardData(
         model_name=title,
         eval_results=_metrics(record) or None,
-        license=(licence or "other").lower(),
-        license_name=None if licence else "see-base-model",
-        base_model=base["name"] if base["on_hub"] else None,
+        license=licence,
+        license_name=named,
+        base_model=base["name"] if base["on_hub"] and _HUB_ID.match(base["name"]) else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["ghostlayers", "layer-pruning", record["recipe"]["repair"]],
+        tags=["ghostlayers", "layer-pruning", one_line(record["recipe"]["repair"])],
     )
     card = ModelCard.from_template(
         data,
         template_str=_TEMPLATE,
-        title=title,
+        title=markdown(title),
         base=_base_name(base),
         removed=format_layers(cut["removed"]),
         kept=format_layers(cut["kept"]),
         num_removed=len(cut["removed"]),
         num_layers=len(cut["removed"]) + len(cut["kept"]),
-        version=record["versions"]["ghostlayers"],
+        version=markdown(record["versions"].get("ghostlayers", "of an unknown version")),
         how=_how(record),
         losses=loss_table(record),
         loading=_loading(record),
@@ -78,12 +94,24 @@ def render_card(record: Mapping[str, Any]) -> str:
     return str(card.content)
 
 
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?\Z", re.ASCII)
+
+
+def _licence_entries(stated: str | None) -> tuple[str, str | None]:
+    """What the card's header says of the licence, and its name where the hub knows none."""
+    name = one_line(stated or "see-base-model").lower()
+    if name in LICENCES:
+        return name, None
+    named = re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name) and name != "other"
+    return "other", name if named else "see-base-model"
+
+
 def _metrics(record: Mapping[str, Any]) -> list[EvalResult]:
     """The repaired model's measurements, as the hub's leaderboards read them."""
     rows = [row for row in record["evidence"] if row["model"] == "repaired"]
     if not rows:
         return []
-    corpus = shown_name(record["evidence_text"]["corpus"])
+    corpus = one_line(shown_name(record["evidence_text"]["corpus"]))
     measured = {
         "perplexity": ("Perplexity", rows[0]["perplexity"]),
         "kl_divergence": ("KL to the dense model (nats a token)", rows[0]["kl_nats"]),
@@ -105,7 +133,7 @@ def _how(record: Mapping[str, Any]) -> str:
     repair = record["recipe"]["repair"]
     if repair == "none":
         return ", not repaired"
-    return f", each gap repaired in closed form by `{repair}`, without training"
+    return f", each gap repaired in closed form by `{code(repair)}`, without training"
 
 
 def loss_table(record: Mapping[str, Any]) -> str:
@@ -117,7 +145,7 @@ def loss_table(record: Mapping[str, Any]) -> str:
         "| | loss (nats a token) | perplexity | KL to dense (nats) | same next token |",
         "|---|---|---|---|---|",
         *(
-            f"| {row['model']} | {row['loss_nats']:.3f} | {row['perplexity']:.2f} | "
+            f"| {markdown(row['model'])} | {row['loss_nats']:.3f} | {row['perplexity']:.2f} | "
             f"{row['kl_nats']:.3f} | {row['greedy_agreement']:.1%} |"
             for row in evidence
         ),
@@ -125,8 +153,8 @@ def loss_table(record: Mapping[str, Any]) -> str:
     text = record["evidence_text"]
     note = (
         f"On {text['windows']} windows of {text['sequence_length']} tokens of "
-        f"`{shown_name(text['corpus'])}` "
-        f"that nothing was fitted on ({text['bos']}){_decided(record)}."
+        f"`{code(shown_name(text['corpus']))}` "
+        f"that nothing was fitted on ({markdown(text['bos'])}){_decided(record)}."
     )
     return "\n".join([*rows, "", note])
 
@@ -173,7 +201,7 @@ def _fits(record: Mapping[str, Any]) -> str:
         start, stop = fit["span"]
         condition, left = fit["condition_number"], fit["relative_residual"]
         lines.append(
-            f"- Gap [{start}, {stop}): `{fit['method']}` on {fit['num_tokens']:,} tokens"
+            f"- Gap [{start}, {stop}): `{code(fit['method'])}` on {fit['num_tokens']:,} tokens"
             + ("" if left is None else f" leaves {left:.1%} of the discrepancy")
             + ("" if condition is None else f" (condition number {condition:.1e})")
             + "."
@@ -182,12 +210,12 @@ def _fits(record: Mapping[str, Any]) -> str:
 
 
 def _base_name(base: Mapping[str, Any]) -> str:
-    packed, name = base.get("quantized"), base_title(base)
-    return f"{name} (its weights expanded from {packed})" if packed else name
+    packed, name = base.get("quantized"), markdown(base_title(base))
+    return f"{name} (its weights expanded from {markdown(packed)})" if packed else name
 
 
 def _licence(base: Mapping[str, Any]) -> str:
-    name = base_title(base)
+    name = markdown(base_title(base))
     if base["licence"]:
-        return f"That of the base model, {name}: {base['licence']}."
+        return f"That of the base model, {name}: {markdown(base['licence'])}."
     return f"The base model, {name}, states none in its folder: its terms apply to this one too."

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from ghostlayers.errors import OutputError
 from ghostlayers.files import check_can_write, whole_file
 from ghostlayers.scores import ScoreTable
+from ghostlayers.shown import clean
 
 
 def draw_heatmap(table: ScoreTable, path: Path, *, title: str = "") -> None:
@@ -27,7 +28,8 @@ def draw_heatmap(table: ScoreTable, path: Path, *, title: str = "") -> None:
         left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
         _draw_similarity(figure, left, table)
         _draw_spans(right, table)
-        figure.suptitle(f"{title}: which layers a cut would remove" if title else "")
+        about = f"{clean(title)}: which layers a cut would remove" if title else ""
+        figure.suptitle(about, parse_math=False)
         save_figure(figure, path)
 
 

@@ -59,6 +59,7 @@ from ghostlayers.report.summary import (
     selections,
 )
 from ghostlayers.report.words import NOTHING, decimal, percent, whole
+from ghostlayers.shown import clean
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,13 @@ def render_page(results: Results) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2").render(
+    page = environment.get_template("page.html.j2").render(
         title=f"{results['model']['name']}: layers removed, {what} compared",
         subtitle=_subtitle(results),
         sections=[Section(anchor, title, made) for anchor, title, made in drawn if made],
         absent=[title for _, title, made in drawn if not made],
     )
+    return clean(page)
 
 
 def _subtitle(results: Results) -> str:

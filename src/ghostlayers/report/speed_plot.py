@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from ghostlayers.evaluation.bench import Point
 from ghostlayers.report.heatmap import save_figure
+from ghostlayers.shown import clean
 
 
 def draw_speed(points: Sequence[Point], path: Path, *, title: str = "") -> None:
@@ -49,5 +50,5 @@ def draw_speed(points: Sequence[Point], path: Path, *, title: str = "") -> None:
             axes.grid(visible=True, which="both", alpha=0.25)
         lines, labels = panels[0].get_legend_handles_labels()
         figure.legend(lines, labels, loc="outside right upper", frameon=False)
-        figure.suptitle(title)
+        figure.suptitle(clean(title), parse_math=False)
         save_figure(figure, path)

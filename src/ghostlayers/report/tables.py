@@ -19,6 +19,7 @@ from ghostlayers.report.summary import (
     summarise,
 )
 from ghostlayers.report.words import NOTHING, decimal, percent, whole
+from ghostlayers.shown import markdown, one_line
 
 MODEL_COLUMNS = (
     "num_parameters",
@@ -52,12 +53,12 @@ def to_markdown(results: Results) -> str:
     dense = [each for each in entries if each.key.is_dense]
     if results.get("presets"):
         return _methods(results, entries, names)
-    blocks = [f"# {_plain(results['model']['name'])}: repairs compared", _NOTE]
+    blocks = [f"# {markdown(results['model']['name'])}: repairs compared", _NOTE]
     for layers, select in cuts_of(entries):
         rows = at_cut(entries, (layers, select))
         removed = ", ".join(dict.fromkeys(each.removed for each in rows if each.removed))
-        title = f"## {layers} layers removed by {_plain(select)}"
-        blocks.append(title + (f": {_plain(removed)}" if removed else ""))
+        title = f"## {layers} layers removed by {markdown(select)}"
+        blocks.append(title + (f": {markdown(removed)}" if removed else ""))
         blocks.append(_table([*dense, *rows], names))
     blocks += _tasks(results)
     return "\n\n".join(blocks) + "\n"
@@ -66,17 +67,17 @@ def to_markdown(results: Results) -> str:
 def _methods(results: Results, entries: Sequence[Entry], names: Sequence[str]) -> str:
     """One table a number of layers, a row a method by its own choices."""
     note = "Each method by its own choices of layers, repair and text. Loss and KL in nats a token."
-    blocks = [f"# {_plain(results['model']['name'])}: methods compared", note]
-    head = ["method", "removed", "repair", *map(_plain, names), "mean", "above dense", "KL"]
+    blocks = [f"# {markdown(results['model']['name'])}: methods compared", note]
+    head = ["method", "removed", "repair", *map(markdown, names), "mean", "above dense", "KL"]
     dense = [each for each in entries if each.key.is_dense]
     for layers in layer_counts(entries):
         found = sorted((e for e in entries if e.key.layers == layers), key=loss_order)
         rows = [head, ["---", "---", "---", *["---:"] * (len(head) - 3)]]
         rows += [
             [
-                _plain(each.key.select or "dense"),
-                _plain(each.removed),
-                _plain(each.key.repair),
+                markdown(each.key.select or "dense"),
+                markdown(each.removed),
+                markdown(each.key.repair),
                 *(decimal(each.losses.get(name)) for name in names),
                 *(decimal(value) for value in (each.loss, each.excess, each.kl)),
             ]
@@ -108,7 +109,7 @@ def _tasks(results: Results) -> list[str]:
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ruler = ["---", *["---:"] * (len(head) - 1)]
-    return _piped([[*map(_plain, line)] for line in (head, ruler, *rows)])
+    return _piped([[*map(markdown, line)] for line in (head, ruler, *rows)])
 
 
 def _piped(rows: Sequence[Sequence[str]]) -> str:
@@ -118,7 +119,7 @@ def _piped(rows: Sequence[Sequence[str]]) -> str:
 def _table(entries: Sequence[Entry], names: Sequence[str]) -> str:
     head = [
         "repair",
-        *(_plain(name) for name in names),
+        *(markdown(name) for name in names),
         "mean",
         "of Ghost's",
         "KL",
@@ -134,7 +135,7 @@ def _table(entries: Sequence[Entry], names: Sequence[str]) -> str:
 
 def _row(entry: Entry, names: Sequence[str]) -> list[str]:
     return [
-        _plain(entry.key.repair),
+        markdown(entry.key.repair),
         *(decimal(entry.losses.get(name)) for name in names),
         decimal(entry.loss),
         percent(entry.of_ghost),
@@ -142,14 +143,8 @@ def _row(entry: Entry, names: Sequence[str]) -> list[str]:
         percent(entry.agreement, 1),
         whole(entry.number("added_parameters")),
         decimal(entry.number("prefill_ms"), 1),
-        _plain(entry.model.get("checkpoint") or NOTHING),
+        markdown(entry.model.get("checkpoint") or NOTHING),
     ]
-
-
-def _plain(text: object) -> str:
-    """Text that means only itself in a Markdown cell."""
-    line = " ".join(str(text).split())
-    return line.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 
 
 def to_csv(results: Results) -> str:
@@ -164,8 +159,8 @@ def to_csv(results: Results) -> str:
         model = models.get(key_of(cell), {})
         writer.writerow(
             [
-                *(row.get(name) for name in CELL_COLUMNS),
-                *(model.get(name) for name in MODEL_COLUMNS),
+                *(_plain(row.get(name)) for name in CELL_COLUMNS),
+                *(_plain(model.get(name)) for name in MODEL_COLUMNS),
             ]
         )
     return stream.getvalue()
@@ -185,5 +180,13 @@ def tasks_to_csv(results: Results) -> str | None:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(TASK_COLUMNS)
-    writer.writerows([row.get(name) for name in TASK_COLUMNS] for row in rows)
+    writer.writerows([_plain(row.get(name)) for name in TASK_COLUMNS] for row in rows)
     return stream.getvalue()
+
+
+def _plain(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula."""
+    if not isinstance(value, str):
+        return value
+    line = one_line(value)
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line

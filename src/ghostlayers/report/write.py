@@ -1,24 +1,26 @@
 """Writing a comparison's results: JSON, Markdown, CSV and a page."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ghostlayers.compare.store import write_report_file
+from ghostlayers.documents import to_json
 from ghostlayers.report.page import render_page
 from ghostlayers.report.tables import tasks_to_csv, to_csv, to_markdown
+from ghostlayers.shown import shared
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write ``results.json``, ``results.md``, ``results.csv`` and ``report.html``, each whole.
 
+    No path of this machine is in them, only names.
     Where tasks were answered, ``tasks.csv`` comes beside them.
 
     Raises:
         OutputError: one cannot be written.
     """
-    written = []
+    written, results = [], shared(results)
     for name, render in RENDERERS.items():
         content = render(results)
         if content is not None:
@@ -28,7 +30,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _json(results: Mapping[str, Any]) -> str:
-    return json.dumps(results, indent=1) + "\n"
+    return to_json(results, indent=1)
 
 
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], str | None]] = {
