@@ -56,6 +56,7 @@ def compare(
     say: Say | None = None,
     show_plan: Callable[[Plan], bool] | None = None,
     command: str | None = None,
+    trust_tasks: bool = False,
 ) -> dict[str, Any]:
     """Measure every selection and every repair at every number of layers.
 
@@ -79,6 +80,7 @@ def compare(
         show_plan: told before anything is computed what it will take; if it gives False, nothing
             is.
         command: as it should stand in the report.
+        trust_tasks: let task files run code.
 
     Returns:
         The results, as ``results.json`` holds them; empty if nothing was computed.
@@ -88,7 +90,7 @@ def compare(
     """
     bench = prepare(
         model, request, Path(out), tokenizer, data, eval_data, options, revision, overwrite,
-        progress, say,
+        progress, say, trust_tasks,
     )  # fmt: skip
     speed = probe(bench.layerwise, bench.scored)
     plan = plan_presets if request.presets else plan_comparison
