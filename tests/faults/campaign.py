@@ -149,6 +149,7 @@ class Lane:
 
     def attempt(self, place: Place, plan: Plan, name: str = "said") -> Verdict:
         """Run a plan and judge it."""
+        plan.there = tuple(os.listdir(place.root))
         before = materials.digest(place.inputs)
         said = self.run(place, plan, name)
         after = materials.digest(place.inputs)

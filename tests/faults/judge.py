@@ -125,7 +125,7 @@ def _cleaned_up(place: Place, plan: Plan, said: Said, *_: Any) -> Verdict | None
     if plan.interrupted:
         return None
     allowed = plan.outputs if said.code == 0 else ()
-    left = left_behind(place.root, allowed)
+    left = left_behind(place.root, (*allowed, *plan.there))
     return Verdict("left", f"left behind: {', '.join(left[:4])}") if left else None
 
 

@@ -53,6 +53,9 @@ def _write_task(folder: Path) -> None:
     )
 
 
+OUTPUTS = ("out", "out.json", "out.png", "out.gguf")
+"""What commands are told to make."""
+
 RESULTS = {
     "custom": ["prune", "in/tied", "--remove", "2-3", "--repair", "ghost", "-d", "in/text.txt", *QUICK],
     "stock": ["prune", "in/tied", "--remove", "2-3", "--repair", "none", "-d", "in/text.txt", *QUICK],
@@ -141,7 +144,11 @@ def left_behind(root: Path, allowed: Iterable[str]) -> list[str]:
     """What lies in a place that was not there and was not asked for; empty locks count not."""
     known = {"in", "tmp", "said", "home", "marker", "cache", *allowed}
     found = [path.name for path in root.iterdir() if path.name not in known]
-    found += [f"tmp/{path.name}" for path in (root / "tmp").iterdir()]
+    found += [
+        f"tmp/{path.name}"
+        for path in (root / "tmp").iterdir()
+        if not path.name.startswith("torchinductor_")  # torch's own cache
+    ]
     return sorted(name for name in found if not _is_lock(root / name))
 
 
@@ -162,6 +169,7 @@ class Plan:
         truth: a folder whose loss the result must agree with, as far as it has one.
         drop: layers that the result lacks; then "out" is a model, and its loss is compared.
         outputs: what may lie there afterwards.
+        there: what lay beside the inputs before.
         limits: of memory and file sizes.
         hook: where to interrupt, or to fail a change of a folder.
         seconds: after which it hangs.
@@ -174,7 +182,8 @@ class Plan:
     must: str = "either"
     truth: str | None = None
     drop: list[int] = field(default_factory=list)
-    outputs: tuple[str, ...] = ("out", "out.json", "out.png", "out.gguf")
+    outputs: tuple[str, ...] = OUTPUTS
+    there: tuple[str, ...] = ()
     limits: dict[str, int] = field(default_factory=dict)
     hook: dict[str, Any] | None = None
     seconds: float = 60.0

@@ -4,7 +4,6 @@ Files are read with safetensors, the class comes from transformers by the name o
 and a tensor too many, too few or of another shape means that there is no right answer.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,7 @@ def _load(folder: Path) -> Any:
     from safetensors.torch import load_file
 
     config = transformers.AutoConfig.from_pretrained(folder)
-    names = json.loads((folder / "config.json").read_text()).get("architectures") or []
     model_class = transformers.AutoModelForCausalLM._model_mapping[type(config)]
-    if names and model_class.__name__ not in names:
-        raise ValueError(f"a {names}, not a {model_class.__name__}")
     state: dict[str, Any] = {}
     files = sorted(folder.glob("*.safetensors"))
     for path in files:
@@ -48,6 +44,8 @@ def _load(folder: Path) -> Any:
             state[name] = value
     model = model_class._from_config(config, dtype=torch.float32)
     state = {k: v.float() for k, v in state.items() if not k.endswith(HARMLESS)}
+    if not any(name.startswith("model.") for name in state):  # saved from the model within
+        state = {k if k == "lm_head.weight" else f"model.{k}": v for k, v in state.items()}
     if "lm_head.weight" not in state and config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     elif config.tie_word_embeddings:

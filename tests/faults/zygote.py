@@ -26,7 +26,10 @@ from pathlib import Path
 from typing import Any
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink"}
+REMOVALS = {"os.remove", "os.rmdir"}
+"""What a full disk allows."""
+
+CHANGES = {"os.rename", "os.mkdir", "os.link", "os.symlink", *REMOVALS}
 """What the interpreter tells of before it changes a folder."""
 
 
@@ -207,9 +210,10 @@ def _settle_transformers() -> None:
 def _hook(under: str, at: int, what: str, count: str = "") -> Any:
     """Told of every change of a folder: ends the process, or fails the change, at one of them."""
     seen = 0
+    counted = os.open(count, os.O_CREAT | os.O_WRONLY) if count else None
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
+        nonlocal seen, at
         if event == "open":
             path, _, flags = arguments
             if not isinstance(flags, int) or not flags & WRITES:
@@ -219,26 +223,15 @@ def _hook(under: str, at: int, what: str, count: str = "") -> Any:
         if not str(os.path.abspath(str(arguments[0]))).startswith(under):
             return
         seen += 1
-        if count:
-            os.pwrite(_counted(count), f"{seen:9}".encode(), 0)
-        if seen == at:
-            if what.startswith("SIG"):
-                os.kill(os.getpid(), getattr(signal, what))
-            else:
-                number = int(what)
-                raise OSError(number, os.strerror(number), str(arguments[0]))
+        if counted is not None:
+            os.pwrite(counted, f"{seen:9}".encode(), 0)
+        if what.startswith("SIG") and seen == at:
+            os.kill(os.getpid(), getattr(signal, what))
+        elif not what.startswith("SIG") and seen >= at > 0 and event not in REMOVALS:
+            at = -1  # once
+            raise OSError(int(what), os.strerror(int(what)), str(arguments[0]))
 
     return hook
-
-
-_files: dict[str, int] = {}
-
-
-def _counted(path: str) -> int:
-    if path not in _files:
-        _files[path] = 1 << 30  # opening it is an event itself
-        _files[path] = os.open(path, os.O_CREAT | os.O_WRONLY)
-    return _files[path]
 
 
 def perform(request: dict[str, Any]) -> int:

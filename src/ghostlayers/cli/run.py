@@ -20,6 +20,9 @@ from ghostlayers.errors import RecipeError, suggest
 OTHERWISE = {"json": "json_file"}
 """Options whose parameters could not be called what they are."""
 
+TRUSTING = frozenset({"trust_remote_code", "trust_tasks"})
+"""Options that only whoever starts a command may set."""
+
 Commands = Mapping[str, Callable[..., None]]
 
 
@@ -147,13 +150,26 @@ def read_recipe(path: Path, commands: Commands, changes: Mapping[str, Any]) -> l
             f"'{path}': 'command' must say what to run, got {name!r}. "
             f"{suggest(str(name), commands)}"
         )
+    vary = values.pop("vary", {})
+    _check_trust({**values, **(vary if isinstance(vary, dict) else {})}, path)
     runs = []
-    for varied in _combinations(values.pop("vary", {}), changes, path):
+    for varied in _combinations(vary, changes, path):
         given = {**values, **changes, **varied}
         if varied and "output" in given:
             given["output"] = Path(given["output"]) / _folder_name(varied)
         runs.append(RecipeRun(name, _arguments(path, name, commands[name], given), varied))
     return runs
+
+
+def _check_trust(values: Mapping[Any, Any], path: Path) -> None:
+    """Whose recipe it is is not known; who starts it says whether code may run."""
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name in TRUSTING and value not in (False, None):
+            raise RecipeError(
+                f"'{path}' sets '{key}', but no recipe may let code run. Read that code, then "
+                f"allow it yourself: --set {name}=true."
+            )
 
 
 def _spell(given: Mapping[Any, Any], path: Path) -> dict[str, Any]:

@@ -365,10 +365,8 @@ class InProcess:
     def carry_out(self, lane: Any, place: Place) -> tuple[Plan, Verdict]:
         _shadows(place)
         arguments = [each.replace("MODEL", "in/tied") for each in ON_MODELS[self.name]]
-        shadows = tuple(path.name for path in place.root.glob("*.py"))
-        outputs = (*Plan.outputs, *shadows) if hasattr(Plan, "outputs") else shadows
-        plan = Plan(arguments, f"modules that shadow others, {self.name}", outputs=outputs)
-        plan.interrupted = True
+        plan = Plan(arguments, f"modules that shadow others, {self.name}")
+        plan.there = tuple(path.name for path in place.root.iterdir())
         before = materials.digest(place.inputs)
         command = [sys.executable, "-P", "-m", "ghostlayers", *arguments]
         ended = subprocess.run(

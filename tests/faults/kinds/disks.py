@@ -22,7 +22,7 @@ class Failing:
         arguments = COMMANDS[self.name]
         _, changes = _whole(lane, self.name, arguments)
         _fresh(place, self.name)
-        plan = _failing(place, self.name, changes, full=self.full)
+        plan = _failing(place, self.name, changes, full=self.full or not changes)
         plan.interrupted = True
         verdict = lane.attempt(place, plan, "said/failing")
         if verdict.wrong:

@@ -9,8 +9,10 @@ from typing import Any
 
 from faults.judge import Verdict
 from faults.kinds.commands import TEXT, prune
-from faults.materials import QUICK, RESULTS, Place, Plan, digest, left_behind
+from faults.materials import RESULTS, Place, Plan, digest, left_behind
 
+SCORE = ["score", "in/tied", "-n", "1", "-d", TEXT, "--windows", "4", "--held-out-windows", "2"]
+SCORE += ["--sequence-length", "32", "--device", "cpu", "--json", "out.json"]
 SIGNALS = ["SIGKILL", "SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"]
 COMMANDS = {
     "prune": prune("in/tied", "ghost").arguments,
@@ -23,7 +25,7 @@ COMMANDS = {
     "plan": [*prune("in/tied", "ghost").arguments, "--plan"],
     "offload": [*prune("in/tied", "ghost").arguments, "--offload", "disk"],
     "export": ["export", "in/stock", "--pre-tokenizer", "gpt-2", "--gguf", "out.gguf"],
-    "score": ["score", "in/tied", "-n", "1", "-d", TEXT, *QUICK[:2], "--json", "out.json"],
+    "score": SCORE,
 }
 VOLATILE = {"ghostlayers.json", "README.md", "report.html", "results.json"}
 """Hold times; all else must be the same bits."""
@@ -49,7 +51,7 @@ class Killed:
         _fresh(place, self.name)
         rng = place.rng
         for turn in range(rng.choice([1, 1, 2, 3])):
-            at = rng.randrange(1, changes + 1) if self.exact else None
+            at = rng.randrange(1, changes + 1) if self.exact and changes else None
             label = f"{name} at change {at} of {changes}" if at else f"{name} at a moment"
             plan.label += f"; {label}"
             if found := _killed(lane, place, plan, name, at, rng.uniform(0, took), turn):
@@ -84,7 +86,7 @@ def _whole(lane: Any, name: str, arguments: Any) -> tuple[float, int]:
     if said.code != 0:
         raise RuntimeError(f"{name} does not end by itself: {said.err[-300:]}")
     _bits[name] = _own_bits(place)
-    _wholes[name] = took, int(count.read_text())
+    _wholes[name] = took, int(count.read_text() or 0)
     return _wholes[name]
 
 

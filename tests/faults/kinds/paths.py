@@ -3,7 +3,7 @@
 import os
 
 from faults.kinds.commands import EVAL, TEXT
-from faults.materials import QUICK, Place, Plan
+from faults.materials import OUTPUTS, QUICK, Place, Plan
 
 PRUNE = ["prune", "in/tied", "--remove", "2-3", "--repair", "none", "-d", TEXT, *QUICK]
 EVALUATE = ["eval", "in/tied", *EVAL[:-2], "--device", "cpu"]
@@ -21,8 +21,7 @@ def make(place: Place, index: int) -> Plan:
     (place.inputs / "custom" / "checkpoint-500").mkdir()
     (place.inputs / "custom" / "checkpoint-500" / "mine.bin").write_text("trained for a week")
     (place.root / ".out.json.part").symlink_to("in/notes/thesis.txt")
-    links = ("link-to-model", "link-to-inputs", ".out.json.part", "nowhere")
-    plan = Plan(arguments, label, must=must, outputs=("out", "out.json", "out.gguf", *links))
+    plan = Plan(arguments, label, must=must, outputs=(*OUTPUTS, "nowhere"))
     plan.interrupted = must == "either"
     return plan
 
