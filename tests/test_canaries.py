@@ -70,9 +70,6 @@ def check(canary: Canary, place: Place) -> str:
     return result.output
 
 
-KNOWN: set[str] = set()
-
-
 @pytest.mark.parametrize("canary", picked(), ids=lambda each: each.label)
 def test_no_code_runs(canary, place) -> None:
     check(canary, place)
@@ -86,3 +83,12 @@ def test_the_canaries_sing_where_code_is_allowed(name, place) -> None:
     arguments = [each.replace("MODEL", "in/tied") for each in canaries.ON_MODELS["eval"]]
     result = CliRunner().invoke(app, [*arguments, "--trust-remote-code"])
     assert place.marker.exists(), result.output
+
+
+def test_whoever_starts_a_recipe_may_allow_code(place) -> None:
+    canaries.RECIPES["trust"](place)
+    refused = CliRunner().invoke(app, ["run", "in/recipe.yaml"])
+    assert (refused.exit_code, place.marker.exists()) == (2, False)
+    assert "no recipe may let code run" in refused.output
+    CliRunner().invoke(app, ["run", "in/recipe.yaml", "--set", "trust_remote_code=true"])
+    assert place.marker.exists()

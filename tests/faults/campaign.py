@@ -149,7 +149,7 @@ class Lane:
 
     def attempt(self, place: Place, plan: Plan, name: str = "said") -> Verdict:
         """Run a plan and judge it."""
-        plan.there = tuple(os.listdir(place.root))
+        plan.there = tuple(path.name for path in place.root.iterdir())
         before = materials.digest(place.inputs)
         said = self.run(place, plan, name)
         after = materials.digest(place.inputs)

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Iterable, Sequence
@@ -57,8 +56,28 @@ OUTPUTS = ("out", "out.json", "out.png", "out.gguf")
 """What commands are told to make."""
 
 RESULTS = {
-    "custom": ["prune", "in/tied", "--remove", "2-3", "--repair", "ghost", "-d", "in/text.txt", *QUICK],
-    "stock": ["prune", "in/tied", "--remove", "2-3", "--repair", "none", "-d", "in/text.txt", *QUICK],
+    "custom": [
+        "prune",
+        "in/tied",
+        "--remove",
+        "2-3",
+        "--repair",
+        "ghost",
+        "-d",
+        "in/text.txt",
+        *QUICK,
+    ],
+    "stock": [
+        "prune",
+        "in/tied",
+        "--remove",
+        "2-3",
+        "--repair",
+        "none",
+        "-d",
+        "in/text.txt",
+        *QUICK,
+    ],
     "adapter": [
         *("prune", "in/tied", "--remove", "2-3", "--repair", "ghost", "-d", "in/text.txt", *QUICK),
         *("--save", "adapter"),
@@ -132,7 +151,7 @@ def digest(folder: Path) -> dict[str, str]:
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if path.is_symlink():
-            found[name] = f"-> {os.readlink(path)}"
+            found[name] = f"-> {path.readlink()}"
         elif path.is_file():
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         else:

@@ -69,8 +69,8 @@ class Zygote:
         """End it."""
         self.process.terminate()
         self.process.wait()
-        for name in os.listdir(self.folder):
-            Path(self.folder, name).unlink()
+        for path in Path(self.folder).iterdir():
+            path.unlink()
         Path(self.folder).rmdir()
 
 
@@ -215,12 +215,12 @@ def _hook(under: str, at: int, what: str, count: str = "") -> Any:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen, at
         if event == "open":
-            path, _, flags = arguments
+            flags = arguments[2]
             if not isinstance(flags, int) or not flags & WRITES:
                 return
         elif event not in CHANGES:
             return
-        if not str(os.path.abspath(str(arguments[0]))).startswith(under):
+        if not str(Path.cwd() / str(arguments[0])).startswith(under):
             return
         seen += 1
         if counted is not None:
@@ -247,9 +247,8 @@ def perform(request: dict[str, Any]) -> int:
         return 0
     from ghostlayers import checkpoint
 
-    if reload := request.get("reload"):
-        if hasattr(checkpoint, "_run_alone"):
-            checkpoint._run_alone = lambda *given: run_in(reload, *given)
+    if (reload := request.get("reload")) and hasattr(checkpoint, "_run_alone"):
+        checkpoint._run_alone = lambda *given: run_in(reload, *given)
     sys.argv = ["ghostlayers", *request["argv"]]
     runpy.run_module("ghostlayers", run_name="__main__")
     return 0

@@ -151,7 +151,7 @@ def read_recipe(path: Path, commands: Commands, changes: Mapping[str, Any]) -> l
             f"{suggest(str(name), commands)}"
         )
     vary = values.pop("vary", {})
-    _check_trust({**values, **(vary if isinstance(vary, dict) else {})}, path)
+    _check_trust({**values, **(vary if isinstance(vary, dict) else {})}, changes, path)
     runs = []
     for varied in _combinations(vary, changes, path):
         given = {**values, **changes, **varied}
@@ -161,11 +161,11 @@ def read_recipe(path: Path, commands: Commands, changes: Mapping[str, Any]) -> l
     return runs
 
 
-def _check_trust(values: Mapping[Any, Any], path: Path) -> None:
+def _check_trust(values: Mapping[Any, Any], changes: Mapping[str, Any], path: Path) -> None:
     """Whose recipe it is is not known; who starts it says whether code may run."""
     for key, value in values.items():
         name = str(key).replace("-", "_")
-        if name in TRUSTING and value not in (False, None):
+        if name in TRUSTING and name not in changes and value not in (False, None):
             raise RecipeError(
                 f"'{path}' sets '{key}', but no recipe may let code run. Read that code, then "
                 f"allow it yourself: --set {name}=true."

@@ -135,10 +135,8 @@ def _peft(place: Place) -> None:
 
 
 def _template(place: Place) -> None:
-    payload = (
-        "{{ cycler.__init__.__globals__.os.open('%s', 65) }}{{ messages[0]['content'] }}"
-        % place.marker
-    )
+    opened = f"cycler.__init__.__globals__.os.open('{place.marker}', 65)"
+    payload = "{{ " + opened + " }}{{ messages[0]['content'] }}"
     (_model(place) / "chat_template.jinja").write_text(payload)
     rows = [{"messages": [{"role": "user", "content": "The river carries."}]}] * 90
     path = place.inputs / "text.txt"
@@ -152,9 +150,9 @@ REMOTE = {key: f"org/evil--{value}" for key, value in LOCAL.items()}
 BESIDE = {key: f"in/tied--{value}" for key, value in LOCAL.items()}
 TOKENIZER = {"AutoTokenizer": ["evil.EvilTokenizer", "evil.EvilTokenizer"]}
 PROCESSORS = {
-    name: f"evil.{name}"
-    for name in ("AutoProcessor", "AutoImageProcessor", "AutoFeatureExtractor", "AutoVideoProcessor")
-}  # fmt: skip
+    f"Auto{name}": f"evil.{name}"
+    for name in ("Processor", "ImageProcessor", "FeatureExtractor", "VideoProcessor")
+}
 
 MODELS: dict[str, Callable[[Place], None]] = {
     "config, local code": _config(auto_map=LOCAL),
@@ -198,6 +196,7 @@ MODELS: dict[str, Callable[[Place], None]] = {
 }
 """Places in a model's folder."""
 
+GGUF = ["--pre-tokenizer", "gpt-2", "--gguf", "out.gguf"]
 PRUNE = ["--remove", "2-3", "-d", TEXT, "-o", "out", *QUICK]
 ON_MODELS: dict[str, list[str]] = {
     "eval": ["eval", "MODEL", *EVAL, "--device", "cpu"],
@@ -207,18 +206,18 @@ ON_MODELS: dict[str, list[str]] = {
     "prune, ghost": ["prune", "MODEL", "--repair", "ghost", *PRUNE],
     "prune, adapter": ["prune", "MODEL", "--repair", "ghost", "--save", "adapter", *PRUNE],
     "prune, stock layer": ["prune", "MODEL", "--repair", "ghost", *EXPORT, *PRUNE],
-    "prune, GGUF": ["prune", "MODEL", "--repair", "none", "--pre-tokenizer", "gpt-2", "--gguf", "out.gguf", *PRUNE],
+    "prune, GGUF": ["prune", "MODEL", "--repair", "none", *GGUF, *PRUNE],
     "prune, offload": ["prune", "MODEL", "--repair", "none", "--offload", "disk", *PRUNE],
     "score": ["score", "MODEL", "-n", "1", "-d", TEXT, "--windows", "4", "--held-out-windows", "2",
               "--sequence-length", "32", "--device", "cpu"],
-    "compare": ["compare", "MODEL", "-n", "1", "--select", "angular", "--repair", "none,ghost", "-d",
-                TEXT, "--eval-data", TEXT, "--max-windows", "2", "--new-tokens", "2", "-o", "out",
+    "compare": ["compare", "MODEL", "-n", "1", "--select", "angular", "--repair", "none,ghost",
+                "-d", TEXT, "--eval-data", TEXT, "--max-windows", "2", "--new-tokens", "2", "-o", "out",
                 *QUICK],
     "bench": ["bench", "MODEL", "--device", "cpu", "--batch", "1", "--length", "8", "--new-tokens",
               "2", "--repeats", "1"],
     "materialize": ["materialize", "in/adapter", "-o", "out", "--base", "MODEL"],
     "inspect": ["inspect", "MODEL"],
-    "export": ["export", "MODEL", "--pre-tokenizer", "gpt-2", "--gguf", "out.gguf"],
+    "export": ["export", "MODEL", *GGUF],
     "push": ["push", "MODEL", "a/b", "--dry-run"],
 }  # fmt: skip
 
@@ -269,7 +268,9 @@ def _script_beside(place: Place) -> None:
     for name in ("data.py", "__init__.py"):
         (folder / name).write_text(python(place.marker))
     (folder / "data.txt").write_text((place.inputs / "text.txt").read_text())
-    (folder / "README.md").write_text("---\nconfigs:\n- config_name: x\n  builder_name: pandas\n---\n")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: x\n  builder_name: pandas\n---\n"
+    )
 
 
 def _script(place: Place) -> None:
@@ -326,7 +327,9 @@ def _task(**changes: str) -> Callable[[Place], None]:
         for key, value in changes.items():
             lines = path.read_text().splitlines()
             kept = [line for line in lines if not line.startswith(f"{key}:")]
-            path.write_text("\n".join([*kept, f"{key}: {value}".replace("MARK", str(place.marker))]))
+            path.write_text(
+                "\n".join([*kept, f"{key}: {value}".replace("MARK", str(place.marker))])
+            )
 
     return plant
 

@@ -15,7 +15,19 @@ def evaluate(model: str) -> Plan:
 
 def prune(model: str, repair: str = "none") -> Plan:
     """Two layers cut; unrepaired, the oracle knows what the result is worth."""
-    arguments = ["prune", model, "--remove", "2-3", "--repair", repair, "-d", TEXT, "-o", "out", *QUICK]
+    arguments = [
+        "prune",
+        model,
+        "--remove",
+        "2-3",
+        "--repair",
+        repair,
+        "-d",
+        TEXT,
+        "-o",
+        "out",
+        *QUICK,
+    ]
     return Plan(arguments, "", truth=model, drop=CUT if repair == "none" else [])
 
 

@@ -1,5 +1,6 @@
 """Commands killed at every change of a folder, and at random; the same command then goes on."""
 
+import contextlib
 import os
 import random
 import signal
@@ -18,7 +19,13 @@ COMMANDS = {
     "prune": prune("in/tied", "ghost").arguments,
     "prune, unrepaired": prune("in/tied", "none").arguments,
     "prune over another": [*prune("in/tied", "ghost").arguments, "--overwrite"],
-    "prune and GGUF": [*prune("in/tied", "none").arguments, "--pre-tokenizer", "gpt-2", "--gguf", "out.gguf"],
+    "prune and GGUF": [
+        *prune("in/tied", "none").arguments,
+        "--pre-tokenizer",
+        "gpt-2",
+        "--gguf",
+        "out.gguf",
+    ],
     "adapter": [*RESULTS["adapter"], "-o", "out"],
     "compare": [*RESULTS["compared"], "-o", "out"],
     "materialize": ["materialize", "in/adapter", "-o", "out", "--base", "in/tied"],
@@ -116,10 +123,8 @@ def _killed(
     started = lane.start(place, part, f"said/{turn}")
     if at is None:
         time.sleep(moment)
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(started.pid, getattr(signal, name))
-        except ProcessLookupError:
-            pass
     code = started.wait(part.seconds)
     if before != digest(place.inputs):
         return Verdict("input", "an input is not as it was after the interruption")

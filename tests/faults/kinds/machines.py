@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from faults import materials
@@ -36,9 +37,7 @@ class Odd:
         plan.label, plan.must, plan.truth, plan.drop = self.label, self.must, None, []
         before = materials.digest(place.inputs)
         said = self._run(place, plan)
-        return plan, judge(
-            place, plan, said, before, materials.digest(place.inputs), lambda *_: {}
-        )
+        return plan, judge(place, plan, said, before, materials.digest(place.inputs), lambda *_: {})
 
     def _run(self, place: Place, plan: Plan) -> Said:
         environment = {**place.environment, **self.change}
@@ -64,7 +63,7 @@ def _closed(*numbers: int) -> Callable[[], dict[str, Any]]:
 
 
 def _full() -> dict[str, Any]:
-    return {"stdout": open("/dev/full", "w")}  # noqa: SIM115
+    return {"stdout": Path("/dev/full").open("w")}
 
 
 ODD = [

@@ -11,7 +11,8 @@ REPAIRS = [
     "ghost:ridge=" + "9" * 400, "joint", "hadamard", "magnitude:mean=x", "linearpatch-x",
 ]  # fmt: skip
 SPANS = {
-    "0-99": 0, "-1": 0, "4-2": 0, "0-4": 0, "1,1": 0, "x": 0, "": 0, "1-2-3": 0, "1-" + "9" * 5000: 0,
+    "0-99": 0, "-1": 0, "4-2": 0, "0-4": 0, "1,1": 0, "x": 0, "": 0, "1-2-3": 0,
+    "1-" + "9" * 5000: 0,
     "0-1000000000": 0, "1,2,": 1, "1..2": 0, "\x1b[2J": 0, "³": 0, "1-٣": 1, "5": 0, "1, 2": 1,
     "1.0": 0, "0x1": 0, "-": 0, ",": 0,
 }  # fmt: skip
@@ -48,7 +49,7 @@ def make(place: Place, index: int) -> Plan:
     option, value = rng.choice(NUMERIC), rng.choice(VALUES)
     cut = [] if option in ("-n", "--select") else ["--remove", "2-3"]
     arguments = [*base, *QUICK, *cut, "--repair", "ghost", option, value]
-    refuse = option.endswith("ridge") and value in MUST | {"-1"} or (
+    refuse = (option.endswith("ridge") and value in MUST | {"-1"}) or (
         value in ("nan", "x", "1" * 5000) and option.startswith("--") and "separ" not in option
     )  # fmt: skip
     must = "refuse" if refuse and (option, value) not in HARMLESS else "either"

@@ -8,7 +8,21 @@ from typing import Any
 from faults.kinds.commands import evaluate
 from faults.materials import QUICK, Place, Plan
 
-ODD = [None, True, -1, 10**30, 1e308, "", "x", "\x1b[31m[/x]\x07", "../../x", [], {}, [[]], "a" * 300]
+ODD = [
+    None,
+    True,
+    -1,
+    10**30,
+    1e308,
+    "",
+    "x",
+    "\x1b[31m[/x]\x07",
+    "../../x",
+    [],
+    {},
+    [[]],
+    "a" * 300,
+]
 
 
 def make(place: Place, index: int) -> Plan:
