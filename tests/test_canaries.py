@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 from huggingface_hub import constants
+from transformers import dynamic_module_utils
 from typer.testing import CliRunner
 
 from conftest import make_byte_tokenizer, make_documents, make_tiny_llama
@@ -55,6 +56,7 @@ def place(templates, tmp_path, monkeypatch) -> Place:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(home / "modules"))
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("went to the network"))
     (tmp_path / "in").mkdir()
     return Place(tmp_path, templates, Random(0), {"HF_HOME": str(home)})
@@ -73,6 +75,14 @@ def check(canary: Canary, place: Place) -> str:
 @pytest.mark.parametrize("canary", picked(), ids=lambda each: each.label)
 def test_no_code_runs(canary, place) -> None:
     check(canary, place)
+
+
+@pytest.mark.parametrize("name", [n for n in canaries.ON_MODELS if n not in ("inspect", "push")])
+def test_the_commands_do_what_they_are_for_where_no_code_is(name, place) -> None:
+    place.take("tied", "text.txt", "adapter")
+    arguments = [each.replace("MODEL", "in/tied") for each in canaries.ON_MODELS[name]]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(

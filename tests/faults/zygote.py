@@ -101,6 +101,7 @@ def run_in(zygote: str, program: str, arguments: Sequence[str], environment: Map
         found = socket.socket(socket.AF_UNIX)
         found.connect(zygote)
         request = {"program": program, "argv": [*map(str, arguments)], "env": {**environment}}
+        request["cwd"] = str(Path.cwd())
         code = Started(found, {**request, "said": said}).wait(600)
         out, err = (Path(said, name).read_text() for name in ("stdout", "stderr"))
     return subprocess.CompletedProcess([program], -9 if code is None else code, out, err)

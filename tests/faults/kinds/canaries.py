@@ -3,6 +3,7 @@
 It leaves a marker when it runs. No command is told to trust it, so it must not.
 """
 
+import hashlib
 import json
 import pickle
 import subprocess
@@ -17,7 +18,6 @@ from faults.judge import Said, Verdict, judge
 from faults.kinds.commands import EVAL, TEXT
 from faults.materials import QUICK, Place, Plan
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 EXPORT = ["--export", "stock-layer"]
 
 
@@ -76,12 +76,13 @@ def _hub(place: Place, repository: str) -> None:
     """A repository with code, as if it had been fetched before."""
     name = f"models--{repository.replace('/', '--')}"
     folder = Path(place.environment["HF_HOME"]) / "hub" / name
-    snapshot = folder / "snapshots" / REVISION
+    revision = hashlib.sha1(str(place.marker).encode()).hexdigest()  # else a copy is found
+    snapshot = folder / "snapshots" / revision
     for each in (snapshot, snapshot / "build" / "torch-universal" / "kernel", folder / "refs"):
         each.mkdir(parents=True, exist_ok=True)
     for path in ("evil.py", "__init__.py", "build/torch-universal/kernel/__init__.py"):
         (snapshot / path).write_text(python(place.marker))
-    (folder / "refs" / "main").write_text(REVISION)
+    (folder / "refs" / "main").write_text(revision)
 
 
 def _cached(plant: Callable[[Place], None]) -> Callable[[Place], None]:
@@ -205,14 +206,14 @@ ON_MODELS: dict[str, list[str]] = {
     "prune, refit": ["prune", "MODEL", "--repair", "refit:2", *PRUNE],
     "prune, ghost": ["prune", "MODEL", "--repair", "ghost", *PRUNE],
     "prune, adapter": ["prune", "MODEL", "--repair", "ghost", "--save", "adapter", *PRUNE],
-    "prune, stock layer": ["prune", "MODEL", "--repair", "ghost", *EXPORT, *PRUNE],
+    "prune, stock layer": ["prune", "MODEL", "--repair", "normed", *EXPORT, *PRUNE],
     "prune, GGUF": ["prune", "MODEL", "--repair", "none", *GGUF, *PRUNE],
     "prune, offload": ["prune", "MODEL", "--repair", "none", "--offload", "disk", *PRUNE],
     "score": ["score", "MODEL", "-n", "1", "-d", TEXT, "--windows", "4", "--held-out-windows", "2",
               "--sequence-length", "32", "--device", "cpu"],
     "compare": ["compare", "MODEL", "-n", "1", "--select", "angular", "--repair",
-                "none,ghost", "-d", TEXT, "--eval-data", TEXT, "--max-windows", "2",
-                "--new-tokens", "2", "-o", "out", *QUICK],
+                "none,ghost", "-d", TEXT, "--eval-data", TEXT, "--max-windows", "2", "-o",
+                "out", *QUICK],
     "bench": ["bench", "MODEL", "--device", "cpu", "--batch", "1", "--length", "8", "--new-tokens",
               "2", "--repeats", "1"],
     "materialize": ["materialize", "in/adapter", "-o", "out", "--base", "MODEL"],
