@@ -251,6 +251,8 @@ def killed_after(name: str, arguments: list[str], ready: Callable[[Place], bool]
         with contextlib.suppress(ProcessLookupError):
             os.kill(started.pid, getattr(signal, sent))
         code = started.wait(60)
+        if code == 0:
+            return Verdict("ok", "it had ended before")
         errors = (place.root / "said/first/stderr").read_text(errors="replace")
         if found := _polite(sent, code, errors):
             return found
@@ -271,7 +273,7 @@ def early(arguments: list[str], sent: str, seconds: float) -> Try:
         ) as process:  # fmt: skip
             time.sleep(seconds)
             process.send_signal(getattr(signal, sent))
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=240)
         if found := _polite(sent, process.returncode, errors):
             return found
         left = materials.left_behind(place.root, ("out", "out.json", "out.gguf"))

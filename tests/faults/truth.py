@@ -4,6 +4,7 @@ Files are read with safetensors, the class comes from transformers by the name o
 and a tensor too many, too few or of another shape means that there is no right answer.
 """
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,7 @@ def _load(folder: Path) -> Any:
     config = transformers.AutoConfig.from_pretrained(folder)
     model_class = transformers.AutoModelForCausalLM._model_mapping[type(config)]
     state: dict[str, Any] = {}
-    files = sorted(folder.glob("*.safetensors"))
-    for path in files:
+    for path in _files(folder):
         for name, value in load_file(path).items():
             if name in state:
                 raise ValueError(f"{name} twice")
@@ -55,6 +55,16 @@ def _load(folder: Path) -> Any:
     if bad:
         raise ValueError(f"not finite: {bad[0]}")
     return model.eval()
+
+
+def _files(folder: Path) -> list[Path]:
+    """The one file, or those that the index names."""
+    one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if one.exists() or not index.exists():
+        return [one]
+    return [
+        folder / name for name in sorted({*json.loads(index.read_text())["weight_map"].values()})
+    ]
 
 
 def _measure(

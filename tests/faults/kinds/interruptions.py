@@ -61,9 +61,10 @@ class Killed:
             at = rng.randrange(1, changes + 1) if self.exact and changes else None
             label = f"{name} at change {at} of {changes}" if at else f"{name} at a moment"
             plan.label += f"; {label}"
-            if found := _killed(lane, place, plan, name, at, rng.uniform(0, took), turn):
-                return plan, found
-        verdict = lane.attempt(place, plan)
+            found = _killed(lane, place, plan, name, at, rng.uniform(0, took), turn)
+            if found is not None:
+                break
+        verdict = found or lane.attempt(place, plan)
         if verdict.kind == "ok" and (other := _other_bits(place, self.name)):
             verdict = Verdict("other bits", other)
         return plan, verdict
@@ -128,6 +129,8 @@ def _killed(
     code = started.wait(part.seconds)
     if before != digest(place.inputs):
         return Verdict("input", "an input is not as it was after the interruption")
+    if code == 0:
+        return Verdict("ok", "it had ended before")
     errors = (place.root / f"said/{turn}/stderr").read_text(errors="replace")
     return _polite(name, code, errors)
 
