@@ -267,13 +267,18 @@ def early(arguments: list[str], sent: str, seconds: float) -> Try:
     def attempt(lane: Lane, place: Place) -> Verdict:
         place.take("tied", "text.txt", "stock")
         command = [sys.executable, "-m", "ghostlayers", *arguments]
-        with subprocess.Popen(
+        process = subprocess.Popen(
             command, cwd=place.root, env=place.environment, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        ) as process:  # fmt: skip
-            time.sleep(seconds)
-            process.send_signal(getattr(signal, sent))
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
+        time.sleep(seconds)
+        process.send_signal(getattr(signal, sent))
+        try:
             _, errors = process.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return Verdict("hang", f"does not end at {sent}")
         if found := _polite(sent, process.returncode, errors):
             return found
         left = materials.left_behind(place.root, ("out", "out.json", "out.gguf"))

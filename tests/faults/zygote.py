@@ -184,6 +184,7 @@ def prepare(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     tempfile.tempdir = None
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     if "cwd" in request:
         os.chdir(request["cwd"])
     _settle_transformers()
