@@ -184,7 +184,8 @@ def prepare(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     tempfile.tempdir = None
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it,
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this
     if "cwd" in request:
         os.chdir(request["cwd"])
     _settle_transformers()
