@@ -62,7 +62,7 @@ class Lane:
     """
 
     def __init__(self, home: Path, templates: Path) -> None:
-        self.home, self.templates = home, templates
+        self.home, self.templates, self._count = home, templates, 0
         self.environment = environment(home)
         reload = ["transformers.models.llama.modeling_llama", "safetensors.torch"]
         self.reload = Zygote(reload, self.environment, isolated=True)
@@ -74,9 +74,11 @@ class Lane:
         self.reload.close()
 
     def place(self, name: str, rng: random.Random) -> Place:
-        """An empty folder."""
-        root = self.home / name
-        shutil.rmtree(root, ignore_errors=True)
+        """An empty folder; the last of that name goes."""
+        self._count += 1
+        for last in self.home.glob(f"{name}-*"):
+            shutil.rmtree(last, ignore_errors=True)  # what was killed may still be ending
+        root = self.home / f"{name}-{self._count}"
         (root / "tmp").mkdir(parents=True)
         (root / "in").mkdir()
         own = {"TMPDIR": str(root / "tmp"), "HOME": str(root / "home")}
