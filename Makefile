@@ -1,5 +1,6 @@
 # Two commands: `make demo` and `make test`. Both install what they need into .venv first.
 # `make check` is what CI runs. `make bench-check` says whether a change made calibration slower.
+# `make faults` tries what can go wrong, two hours at most.
 # Another torch build: make install TORCH="torch --index-url URL".
 
 PYTHON ?= python3.11
@@ -9,7 +10,7 @@ VENV := .venv
 WORKERS ?= --numprocesses 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: demo test install check bench-check lint types clean
+.PHONY: demo test install check bench-check faults lint types clean
 
 demo: $(VENV)/.runs
 	$(BIN)/ghostlayers demo
@@ -36,6 +37,10 @@ check: install lint types
 
 bench-check: install
 	$(BIN)/python benchmarks/check.py
+
+faults: install
+	mkdir -p build
+	cd tests && $(abspath $(BIN))/python -m faults --table ../build/faults.md
 
 lint: install
 	$(BIN)/ruff check .

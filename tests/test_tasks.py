@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import random
+import re
 import socket
 import sys
 from pathlib import Path
@@ -362,4 +363,148 @@ def test_one_of_text_and_tasks_is_needed(tiny_folder) -> None:
 def test_options_of_tasks_are_not_ignored_without_them(tiny_folder) -> None:
     result = call(tiny_folder, "-d", "other.txt", "--limit", 3)
     assert result.exit_code == 2
-    assert "--tasks-path and --limit mean nothing without --tasks." in result.stderr
+    assert "--tasks-path, --trust-tasks and --limit mean nothing without --tasks." in result.stderr
+
+
+# Code in task files
+
+
+def mark(path: Path) -> str:
+    """Python that leaves a marker."""
+    return f"open({str(path)!r}, 'w').close()"
+
+
+def with_code(folder, marker, **changes):
+    """A task's file with other entries, beside Python that marks that it was run."""
+    write_task(folder, "evil", questions(), "acc")
+    (folder / "code.py").write_text(f"{mark(marker)}\ndef run(*_, **__): return _[0]\n")
+    for suffix in ("evil.py", "data/data.py"):
+        (folder / suffix).parent.mkdir(exist_ok=True)
+        (folder / suffix).write_text(mark(marker))
+    text = (folder / "evil.yaml").read_text()
+    for key, value in changes.items():
+        text = re.sub(rf"^{key}:.*\n( .*\n)*", "", text, flags=re.MULTILINE) + f"{key}: {value}\n"
+    (folder / "evil.yaml").write_text(text)
+
+
+ESCAPES = [
+    "{{ cycler.__init__.__globals__.os.open('MARK', 65) }}",
+    "{{ lipsum.__globals__['os'].open('MARK', 65) }}",
+    "{{ self.__init__.__globals__.__builtins__.open('MARK', 'w') }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ question|attr('__class__') }}",
+    "{{ '{0.__class__}'.format(question) }}",
+    "{% for i in range(10 ** 9) %}{% endfor %}",
+    "{{ 1 / 0 }}",
+]
+
+
+@pytest.mark.parametrize("template", ESCAPES)
+def test_templates_cannot_leave_their_sandbox(tmp_path, template, byte_tokenizer) -> None:
+    marker = tmp_path / "marker"
+    text = json.dumps(template.replace("MARK", str(marker)))
+    with_code(tmp_path, tmp_path / "other", doc_to_text=text)
+    before = harness.lm_eval.utils.env
+    with pytest.raises(CorpusError, match="template cannot be filled in"):
+        open_tasks(["evil"], tasks_path=tmp_path)
+    assert harness.lm_eval.utils.env is before
+    assert not marker.exists()
+
+
+def test_a_template_that_fails_later_is_refused_too(tmp_path, byte_tokenizer) -> None:
+    last = "{{ cycler.__init__ if question.startswith('13.') else question }}"
+    with_code(tmp_path, tmp_path / "marker", doc_to_text=json.dumps(last))
+    with pytest.raises(CorpusError, match="template cannot be filled in"):
+        evaluate_tasks(make_tiny_llama(), byte_tokenizer, ["evil"], tasks_path=tmp_path)
+
+
+CODE = {
+    "a function": {"process_docs": "!function code.run"},
+    "a function of an installed package": {"process_docs": "!function os.getcwd"},
+    "a function inside": {"metadata": "{version: 1, deep: [{a: !function code.run}]}"},
+    "a data set": {"custom_dataset": "!function code.run"},
+    "a class": {"class": "!function code.run"},
+    "an object": {"metadata": "!!python/object/apply:os.getcwd []"},
+    "a script": {"dataset_path": "evil.py"},
+    "pickles": {"dataset_path": "pandas"},
+    "a hub's metric": {"metric_list": "[{metric: acc}, {metric: evil, hf_evaluate: true}]"},
+    "a data set's code": {"dataset_kwargs": "{trust_remote_code: true}"},
+    "unsafe": {"unsafe_code": "true"},
+    "a file system": {"dataset_kwargs": "{storage_options: {protocol: python}}"},
+}
+
+
+@pytest.mark.parametrize("changes", CODE.values(), ids=CODE)
+def test_files_with_code_are_refused_before_they_are_read(tmp_path, changes, monkeypatch) -> None:
+    marker = tmp_path / "marker"
+    with_code(tmp_path, marker, **changes)
+    monkeypatch.setattr(harness, "find_tasks", lambda *_: pytest.fail("the harness was asked"))
+    with pytest.raises(RecipeError, match=r"evil.yaml: .*--trust-tasks"):
+        open_tasks(["evil"], tasks_path=tmp_path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("where", ["beside", "elsewhere", "linked", "in a group", "merged"])
+def test_code_in_files_that_are_included_is_found(tmp_path, where) -> None:
+    marker, folder = tmp_path / "marker", tmp_path / "tasks"
+    folder.mkdir()
+    with_code(folder, marker)
+    hidden = tmp_path / "hidden.txt"
+    hidden.write_text("process_docs: !function code.run\n")
+    (tmp_path / "code.py").write_text(mark(marker))
+    task = folder / "evil.yaml"
+    if where == "linked":
+        (folder / "link.yaml").symlink_to(hidden)
+    elif where == "in a group":
+        (folder / "group.yaml").write_text(
+            "group: all\ntask: [{task: evil, process_docs: !function code.run}]\n"
+        )
+    elif where == "merged":
+        task.write_text(task.read_text() + "x: &x {process_docs: !function code.run}\n<<: *x\n")
+    else:
+        name = "../hidden.txt" if where == "beside" else hidden
+        task.write_text(task.read_text() + f"include: [{name}]\n")
+    with pytest.raises(RecipeError, match="--trust-tasks"):
+        open_tasks(["evil"], tasks_path=folder)
+    assert not marker.exists()
+
+
+def test_metrics_of_the_hub_do_not_run(tmp_path) -> None:
+    marker = tmp_path / "marker"
+    with_code(tmp_path, marker, metric_list="[{metric: acc}, {metric: EVIL, aggregation: mean}]")
+    task, script = tmp_path / "evil.yaml", tmp_path / "evil.py"
+    task.write_text(task.read_text().replace("EVIL", str(script)))
+    with pytest.raises(RecipeError, match="not among lm-evaluation-harness's own metrics"):
+        open_tasks(["evil"], tasks_path=tmp_path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", ["[" * 500 + "]" * 500, "include: /dev/zero"])
+def test_files_that_cannot_be_read_safely_are_refused(folder, tmp_path, content) -> None:
+    write_task(tmp_path, "nouns", questions(), "acc")
+    (tmp_path / "more.yaml").write_text(content)
+    with pytest.raises(CorpusError, match=r"nests lists|is no task file"):
+        open_tasks(["nouns"], tasks_path=tmp_path)
+
+
+def test_trusted_files_run_and_the_screen_says_so(tmp_path, tiny_folder) -> None:
+    marker = tmp_path / "marker"
+    with_code(tmp_path, marker, process_docs="!function code.run")
+    asked = (tiny_folder, "--tasks", "evil", "--tasks-path", tmp_path, "--device", "cpu")
+    refused = call(*asked)
+    assert (refused.exit_code, marker.exists()) == (2, False), refused.output
+    assert "evil.yaml: process_docs: !function code.run" in refused.stderr
+    trusted = call(*asked, "--trust-tasks")
+    assert (trusted.exit_code, marker.exists()) == (0, True), trusted.output
+    assert "code of task files runs: evil.yaml: process_docs" in trusted.stderr
+
+
+def test_a_comparison_asks_for_trust_too(tmp_path, tiny_folder) -> None:
+    with_code(tmp_path, tmp_path / "marker", process_docs="!function code.run")
+    (tmp_path / "text.txt").write_text("The river carries the letter. " * 200)
+    arguments = [tiny_folder, "-n", 1, "-d", tmp_path / "text.txt", "-o", tmp_path / "out"]
+    arguments += ["--tasks", "evil", "--tasks-path", tmp_path, "--device", "cpu"]
+    result = CliRunner().invoke(app, ["compare", *map(str, arguments)])
+    assert result.exit_code == 2, result.output
+    assert "--trust-tasks" in result.stderr
+    assert not (tmp_path / "marker").exists()

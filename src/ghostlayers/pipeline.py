@@ -326,6 +326,7 @@ def evaluate_on_tasks(
     *,
     against: Any = None,
     tasks_path: str | Path | None = None,
+    trust_tasks: bool = False,
     limit: int | None = None,
     seed: int | None = None,
     tokenizer: Any = None,
@@ -340,6 +341,7 @@ def evaluate_on_tasks(
         tasks: names of the harness's tasks, or what `open_tasks` returned.
         against: a model to compare with, given in the same ways.
         tasks_path: a folder of task files, such as ones that read local data.
+        trust_tasks: let them run code.
         limit: the first so many documents of each task.
         seed: for few-shot examples and shuffled options; None is the harness's own.
         tokenizer: for a model in memory.
@@ -352,7 +354,7 @@ def evaluate_on_tasks(
     """
     run = Run(options or RunOptions(), progress or Silent())
     if not isinstance(tasks, LoadedTasks):
-        tasks = open_tasks(tasks, tasks_path=tasks_path, seed=seed)
+        tasks = open_tasks(tasks, tasks_path=tasks_path, trust_tasks=trust_tasks, seed=seed)
     opened = open_model(model, tokenizer, run.options, revision)
     dense = None if against is None else open_model(against, opened.tokenizer, run.options)
     ours, *theirs = [

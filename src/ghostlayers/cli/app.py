@@ -432,6 +432,7 @@ def evaluate(
     data: o.EvaluationData = None,
     tasks: o.Tasks = None,
     tasks_path: o.TasksPath = None,
+    trust_tasks: o.TrustTasks = False,
     limit: o.Limit = None,
     against: Annotated[
         str | None,
@@ -490,14 +491,17 @@ def evaluate(
     corpora, names = o.corpora_in(data, "--data"), o.names_in(tasks, "--tasks")
     if not corpora and not names:
         raise RecipeError("say what to evaluate on: --data for text, --tasks for tasks, or both.")
-    if not names and (tasks_path, limit) != (None, None):
-        raise RecipeError("--tasks-path and --limit mean nothing without --tasks.")
+    if not names and (tasks_path, limit, trust_tasks) != (None, None, False):
+        raise RecipeError("--tasks-path, --trust-tasks and --limit mean nothing without --tasks.")
     if names and launched():
         raise DistributedError(
             "--tasks run in one process; start the command without a launcher, or leave them out."
         )
     options = RunOptions(dtype, device, batch_size, trust_remote_code, offload, max_memory)
-    found = open_tasks(names, tasks_path=tasks_path) if names else None
+    found = None
+    if names:
+        found = open_tasks(names, tasks_path=tasks_path, trust_tasks=trust_tasks)
+        tasks_screen.warn_of_code(found)
     screen.step(f"Loading {model} ...")
     opened = open_model(model, None, options, revision)
     dense = None if against is None else open_model(against, None, options)

@@ -158,6 +158,7 @@ def compare(
     max_windows: MaxWindows = None,
     tasks: o.Tasks = None,
     tasks_path: o.TasksPath = None,
+    trust_tasks: o.TrustTasks = False,
     limit: o.Limit = None,
     task_repair: TaskRepair = None,
     prompt: Prompt = None,
@@ -244,6 +245,7 @@ def compare(
             show_text=screen.show_text,
             show_plan=show_plan,
             command=command_line(),
+            trust_tasks=trust_tasks,
         )
     if not results:
         return

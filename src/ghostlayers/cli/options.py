@@ -391,7 +391,17 @@ TasksPath = Annotated[
     _option(
         "--tasks-path",
         text="A folder of task files (YAML), such as ones that read local data. They come before "
-        "the harness's own, which read the hub.",
+        "the harness's own, which read the hub. Files that can run code are refused without "
+        "--trust-tasks; templates run in a sandbox.",
+        panel="Tasks",
+    ),
+]
+TrustTasks = Annotated[
+    bool,
+    _option(
+        "--trust-tasks",
+        text="Let task files run their code: functions, data sets, metrics, templates. Read them "
+        "first. \\[default: off]",
         panel="Tasks",
     ),
 ]

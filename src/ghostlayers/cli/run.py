@@ -163,8 +163,9 @@ def read_recipe(path: Path, commands: Commands, changes: Mapping[str, Any]) -> l
             f"'{path}': 'command' must say what to run, got {brief(name)}. "
             f"{suggest(str(name), commands)}"
         )
+    vary = values.pop("vary", {})
     runs = []
-    for varied in _combinations(values.pop("vary", {}), changes, path):
+    for varied in _combinations(vary, changes, path):
         given = {**values, **changes, **varied}
         if varied and given.get("output") is not None:
             given["output"] = _argument(given["output"], Path, "output", path)

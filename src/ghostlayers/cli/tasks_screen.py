@@ -4,8 +4,15 @@ import math
 from collections.abc import Sequence
 
 from ghostlayers.cli import screen
-from ghostlayers.evaluation import TaskComparison, TaskReport, TaskResult
+from ghostlayers.evaluation import LoadedTasks, TaskComparison, TaskReport, TaskResult
+from ghostlayers.evaluation.task_files import listed
 from ghostlayers.evaluation.tasks import mean_over_tasks, metrics_of
+
+
+def warn_of_code(tasks: LoadedTasks) -> None:
+    """Say what runs because the user has allowed it."""
+    if tasks.code:
+        screen.warn(f"code of task files runs: {listed(tasks.code)}.")
 
 
 def show_tasks(report: TaskReport, model: str, against: str | None) -> None:

@@ -16,6 +16,7 @@ from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.compare.store import Store
 from ghostlayers.errors import InputError
 from ghostlayers.evaluation import LoadedTasks, open_tasks, tokens_to_answer
+from ghostlayers.evaluation.task_files import listed
 from ghostlayers.features import basis_note, check_fit_tokens, check_method
 from ghostlayers.files import shown_name
 from ghostlayers.fingerprint import model_fingerprint
@@ -135,6 +136,13 @@ class Bench:
         return self.held_out.first(WARNING_WINDOWS)
 
 
+def _open_tasks(request: Comparison, say: Say | None, *, trust_tasks: bool) -> LoadedTasks:
+    found = open_tasks(request.tasks, tasks_path=request.tasks_path, trust_tasks=trust_tasks)
+    if found.code and say is not None:
+        say(f"Code of task files runs: {listed(found.code)}")
+    return found
+
+
 def short_names(paths: Sequence[str]) -> dict[str, str]:
     """The last part of each path, or as many as tell them apart."""
     longest = max((len(Path(path).parts) for path in paths), default=1)
@@ -157,10 +165,11 @@ def prepare(
     overwrite: bool,
     progress: Progress | None,
     say: Say | None,
+    trust_tasks: bool = False,
 ) -> Bench:
     """Open and check everything; arguments as `compare.compare`."""
     run = Run(options or RunOptions(), progress or Silent(), memo={})
-    opened = open_tasks(request.tasks, tasks_path=request.tasks_path) if request.tasks else None
+    opened = _open_tasks(request, say, trust_tasks=trust_tasks) if request.tasks else None
     dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
     if dense.base.quantized and say is not None:
         say(f"The model's weights were {quantized.expanded(dense.base.quantized)}")

@@ -59,6 +59,7 @@ def compare(
     show_text: Callable[[str], None] | None = None,
     show_plan: Callable[[Plan], bool] | None = None,
     command: str | None = None,
+    trust_tasks: bool = False,
 ) -> dict[str, Any]:
     """Measure every selection and every repair at every number of layers.
 
@@ -83,6 +84,7 @@ def compare(
         show_plan: told before anything is computed what it will take; if it gives False, nothing
             is.
         command: as it should stand in the report.
+        trust_tasks: let task files run code.
 
     Returns:
         The results, as ``results.json`` holds them; empty if nothing was computed.
@@ -96,7 +98,7 @@ def compare(
     with holding(Path(out)):
         bench = prepare(
             model, request, Path(out), tokenizer, data, eval_data, options, revision, overwrite,
-            progress, say,
+            progress, say, trust_tasks,
         )  # fmt: skip
         if show_text is not None:
             show_text(bench.scored.preview)

@@ -9,11 +9,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
+import jinja2
 import lm_eval
+import lm_eval.utils
 import numpy as np
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -102,37 +105,63 @@ def find_tasks(names: Sequence[str], folder: Path | None) -> TaskManager:
     return every
 
 
-def load_tasks(manager: TaskManager, names: Sequence[str], seed: int | None) -> dict[str, Any]:
+def load_tasks(
+    manager: TaskManager, names: Sequence[str], seed: int | None, *, trusted: bool
+) -> dict[str, Any]:
     """Tasks with their documents, by name; groups and tags become the tasks in them.
 
     Each is seeded for itself: its documents do not depend on the tasks beside it.
 
     Raises:
         CorpusError: the documents cannot be read.
+        RecipeError: a metric is a program from the hub, and those may not run.
     """
     tasks: dict[str, Any] = {}
     for name in names:
-        with _seeded(seed), quiet():
+        with _seeded(seed), quiet(), fenced(trusted=trusted):
             try:
                 tasks.update(manager.load([name])["tasks"])
+            except jinja2.TemplateError:
+                raise
             except Exception as error:  # data sets, hubs and tasks' own code raise anything
                 raise CorpusError(
                     f"cannot read task '{name}': {_first_line(error)}. Its documents come from "
                     "where its file says, usually the Hugging Face hub: check the connection, or "
                     "give --tasks-path a folder of task files that read local ones."
                 ) from error
+    for name, task in tasks.items():
+        _check_metrics(name, task)
     return tasks
 
 
+def _check_metrics(name: str, task: Any) -> None:
+    known = getattr(task, "_metric_fn_list", {})  # a task that is a Python class has none
+    unknown = [each for each, measure in known.items() if measure is None]
+    if unknown and task.config.process_results is None:
+        raise RecipeError(
+            f"task '{name}' measures {', '.join(map(str, unknown))}, which is not among "
+            "lm-evaluation-harness's own metrics. Those of the hub are programs: read them, then "
+            "allow it with --trust-tasks (trust_tasks=True)."
+        )
+
+
 def run_tasks(
-    model: QuietModel, tasks: dict[str, Any], limit: int | None, seed: int | None
+    model: QuietModel,
+    tasks: dict[str, Any],
+    limit: int | None,
+    seed: int | None,
+    *,
+    trusted: bool,
 ) -> dict[str, Any]:
     """The harness's own results, with every document's.
 
     This is what its ``simple_evaluate`` does, less the description of the machine that it adds by
     running git and other programs.
+
+    Raises:
+        CorpusError: a template does not fit a document.
     """
-    with _seeded(seed), quiet():
+    with _seeded(seed), quiet(), fenced(trusted=trusted):
         _set_fewshot(tasks, seed)
         results: dict[str, Any] = lm_eval.evaluate(
             lm=model,
@@ -151,10 +180,17 @@ def _set_fewshot(tasks: dict[str, Any], seed: int | None) -> None:
         task.set_fewshot_seed(seed=_seeds(seed)[1])
 
 
-def count_tokens(tasks: dict[str, Any], tokenizer: Any, limit: int | None, seed: int | None) -> int:
+def count_tokens(
+    tasks: dict[str, Any],
+    tokenizer: Any,
+    limit: int | None,
+    seed: int | None,
+    *,
+    trusted: bool,
+) -> int:
     """About how many tokens one model reads to answer tasks: the first documents stand for all."""
     total = 0.0
-    with _seeded(seed), quiet():
+    with _seeded(seed), quiet(), fenced(trusted=trusted):
         _set_fewshot(tasks, seed)
         for task in tasks.values():
             count = min(len(task.eval_docs), limit or len(task.eval_docs))
@@ -163,6 +199,60 @@ def count_tokens(tasks: dict[str, Any], tokenizer: Any, limit: int | None, seed:
             texts = ["".join(map(str, each.args[:2])) for each in task.instances]
             total += sum(map(len, tokenizer(texts)["input_ids"])) * count / looked_at
     return round(total)
+
+
+@contextlib.contextmanager
+def fenced(*, trusted: bool) -> Iterator[None]:
+    """Let templates of task files reach their documents only, and metrics of the hub not run.
+
+    The harness renders with one environment of its own, for which a sandboxed one stands in, and
+    looks for metrics that it does not know in ``evaluate``, which runs what it downloads.
+
+    Raises:
+        CorpusError: a template does not fit a document, or wants out of its sandbox.
+    """
+    if trusted:
+        yield
+        return
+    template, evaluate = lm_eval.utils.env, sys.modules.get("evaluate", _NEVER)
+    lm_eval.utils.env = _sandbox(template)
+    sys.modules["evaluate"] = None  # type: ignore[assignment]
+    try:
+        yield
+    except jinja2.TemplateError as error:
+        raise CorpusError(
+            f"a task's template cannot be filled in: {_first_line(error)}. Templates run in a "
+            "sandbox and see their document only; --trust-tasks lets them see everything."
+        ) from error
+    finally:
+        lm_eval.utils.env = template
+        del sys.modules["evaluate"]
+        if evaluate is not _NEVER:
+            sys.modules["evaluate"] = evaluate
+
+
+_NEVER: Any = object()
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Where whatever goes wrong is the template's fault."""
+
+    def handle_exception(self, source: str | None = None) -> NoReturn:
+        del source
+        error = sys.exc_info()[1]
+        if isinstance(error, jinja2.TemplateError):
+            raise error
+        raise jinja2.TemplateRuntimeError(f"{type(error).__name__}: {error}") from error
+
+
+def _sandbox(like: jinja2.Environment) -> jinja2.Environment:
+    found = _Sandbox(
+        loader=like.loader,
+        undefined=like.undefined,
+        keep_trailing_newline=like.keep_trailing_newline,
+    )
+    found.filters.update(like.filters)
+    return found
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ghostlayers.errors import CorpusError, DependencyError, ModelError, RecipeError
 from ghostlayers.evaluation.bootstrap import Answers, PairedDifference, paired_bootstrap
+from ghostlayers.evaluation.task_files import check_code
 from ghostlayers.progress import Progress, Silent
 
 MetricName = Literal["acc", "acc_norm"]
@@ -150,26 +151,40 @@ class LoadedTasks:
     Attributes:
         tasks: the harness's tasks by name.
         seed: what their documents were shuffled with, where a task does so.
+        trusted: whether their code may run.
+        code: places in their files that run code.
     """
 
     tasks: dict[str, Any]
     seed: int | None
+    trusted: bool = False
+    code: tuple[str, ...] = ()
 
 
 def open_tasks(
-    tasks: Sequence[str], *, tasks_path: str | Path | None = None, seed: int | None = None
+    tasks: Sequence[str],
+    *,
+    tasks_path: str | Path | None = None,
+    trust_tasks: bool = False,
+    seed: int | None = None,
 ) -> LoadedTasks:
     """Find tasks by name and read their documents.
+
+    Task files can name Python functions, and their templates are programs. Unless they are
+    trusted, files of a folder that would run code are refused, and templates run in a sandbox.
+    Files that come with lm-evaluation-harness are as trusted as that package.
 
     Args:
         tasks: names of tasks, or of groups and tags, which stand for the tasks in them.
         tasks_path: a folder of task files, which come before the harness's own of the same name.
             If it holds all of the tasks, nothing else is read.
+        trust_tasks: let task files of the folder, templates and metrics run code.
         seed: for few-shot examples and shuffled options; None is the harness's own.
 
     Raises:
         DependencyError: lm-evaluation-harness is not installed.
-        RecipeError: no task, one named twice, an unknown one, or one without accuracy.
+        RecipeError: no task, one named twice, an unknown one, one without accuracy, or files that
+            run code and are not trusted.
         CorpusError: there is no such folder, or documents cannot be read.
     """
     names = list(tasks)
@@ -185,13 +200,14 @@ def open_tasks(
             "tasks need lm-evaluation-harness, which is not installed: "
             "pip install 'ghostlayers[tasks]'."
         )
+    code = [] if folder is None else check_code(folder, trusted=trust_tasks)
     from ghostlayers.evaluation import harness
 
     manager = harness.find_tasks(names, folder)
-    loaded = harness.load_tasks(manager, names, seed)
+    loaded = harness.load_tasks(manager, names, seed, trusted=trust_tasks)
     for name, task in loaded.items():
         _check_metric(name, task)
-    return LoadedTasks(loaded, seed)
+    return LoadedTasks(loaded, seed, trust_tasks, tuple(code))
 
 
 def _check_metric(name: str, task: Any) -> None:
@@ -209,6 +225,7 @@ def evaluate_tasks(
     tasks: Sequence[str] | LoadedTasks,
     *,
     tasks_path: str | Path | None = None,
+    trust_tasks: bool = False,
     limit: int | None = None,
     batch_size: int = 8,
     seed: int | None = None,
@@ -221,6 +238,7 @@ def evaluate_tasks(
         tokenizer: its tokenizer; not changed.
         tasks: names as for `open_tasks`, or what that returned.
         tasks_path: a folder of task files.
+        trust_tasks: let them run code.
         limit: the first so many documents of each task; all where None.
         batch_size: options of answers at a time; changes results by rounding only.
         seed: as for `open_tasks`.
@@ -242,11 +260,11 @@ def evaluate_tasks(
             "prompts with one. Set tokenizer.eos_token first."
         )
     if not isinstance(tasks, LoadedTasks):
-        tasks = open_tasks(tasks, tasks_path=tasks_path, seed=seed)
+        tasks = open_tasks(tasks, tasks_path=tasks_path, trust_tasks=trust_tasks, seed=seed)
     from ghostlayers.evaluation import harness
 
     quiet_model = harness.QuietModel(model, tokenizer, batch_size, progress or Silent())
-    found = harness.run_tasks(quiet_model, tasks.tasks, limit, tasks.seed)
+    found = harness.run_tasks(quiet_model, tasks.tasks, limit, tasks.seed, trusted=tasks.trusted)
     return [_result(name, found, quiet_model.truncated[name]) for name in tasks.tasks]
 
 
@@ -254,7 +272,7 @@ def tokens_to_answer(tasks: LoadedTasks, tokenizer: Any, limit: int | None) -> i
     """About how many tokens one model reads to answer tasks, every option counted."""
     from ghostlayers.evaluation import harness
 
-    return harness.count_tokens(tasks.tasks, tokenizer, limit, tasks.seed)
+    return harness.count_tokens(tasks.tasks, tokenizer, limit, tasks.seed, trusted=tasks.trusted)
 
 
 def _result(task: str, found: dict[str, Any], truncated: int) -> TaskResult:

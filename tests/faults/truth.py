@@ -1,0 +1,90 @@
+"""What a model folder is worth, worked out without a line of the package.
+
+Files are read with safetensors, the class comes from transformers by the name of the model type,
+and a tensor too many, too few or of another shape means that there is no right answer.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+HARMLESS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+
+
+def loss_of(folder: str, text: str, length: int, windows: int, drop: list[int]) -> dict[str, Any]:
+    """Mean loss in nats over the first windows of a text, or why there is none.
+
+    Args:
+        folder: of a model and its tokenizer.
+        text: a file.
+        length: tokens of a window.
+        windows: how many.
+        drop: decoder layers left out.
+    """
+    try:
+        model = _load(Path(folder))
+    except Exception as error:
+        return {"refuse": f"{type(error).__name__}: {error}"[:300]}
+    return _measure(model, folder, text, length, windows, drop)
+
+
+def _load(folder: Path) -> Any:
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model_class = transformers.AutoModelForCausalLM._model_mapping[type(config)]
+    state: dict[str, Any] = {}
+    for path in _files(folder):
+        for name, value in load_file(path).items():
+            if name in state:
+                raise ValueError(f"{name} twice")
+            state[name] = value
+    model = model_class._from_config(config, dtype=torch.float32)
+    state = {k: v.float() for k, v in state.items() if not k.endswith(HARMLESS)}
+    if not any(name.startswith("model.") for name in state):  # saved from the model within
+        state = {k if k == "lm_head.weight" else f"model.{k}": v for k, v in state.items()}
+    if "lm_head.weight" not in state and config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    elif config.tie_word_embeddings:
+        model.lm_head.weight = torch.nn.Parameter(state["lm_head.weight"].clone())
+    model.load_state_dict(state, strict=True)
+    bad = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if bad:
+        raise ValueError(f"not finite: {bad[0]}")
+    return model.eval()
+
+
+def _files(folder: Path) -> list[Path]:
+    """The one file, or those that the index names."""
+    one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if one.exists() or not index.exists():
+        return [one]
+    return [
+        folder / name for name in sorted({*json.loads(index.read_text())["weight_map"].values()})
+    ]
+
+
+def _measure(
+    model: Any, folder: str, text: str, length: int, windows: int, drop: list[int]
+) -> dict[str, Any]:
+    import torch
+    from transformers import AutoTokenizer
+
+    if drop:
+        kept = [each for i, each in enumerate(model.model.layers) if i not in drop]
+        model.model.layers = torch.nn.ModuleList(kept)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        content = Path(text).read_text(encoding="utf-8")
+        ids = torch.tensor(tokenizer(content, verbose=False)["input_ids"])
+        ids = ids[: windows * length].view(windows, length)
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits.double()
+    except Exception as error:
+        return {"refuse": f"{type(error).__name__}: {error}"[:300]}
+    picked = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])
+    loss = -float(picked.mean())
+    return {"loss": loss} if math.isfinite(loss) else {"refuse": "the loss is not finite"}
