@@ -17,7 +17,7 @@ from ghostlayers.stream import LayerwiseModel
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # small matrices; several threads on busy cores wait for each other
 
-RUN_ALONE = checkpoint._run_alone
+RUN_ALONE, BE_READY = checkpoint._run_alone, checkpoint.be_ready
 
 NOUNS = [
     "river",
@@ -179,6 +179,7 @@ def _reload_in_forks(forks: Forks) -> Iterator[None]:
     """Checkpoints are reloaded in forks of one fresh process, unless a test wants its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "_run_alone", forks.run)
+        patch.setattr(checkpoint, "be_ready", lambda: None)
         yield
 
 

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+import time
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import ghostlayers
+from conftest import BE_READY
 from families import build
 from ghostlayers import checkpoint, modeling, surgery
 from ghostlayers.cuts import Cut
@@ -458,3 +460,34 @@ def test_every_repair_that_a_checkpoint_can_hold_reloads_as_it_was_measured(
         torch.testing.assert_close(measured, want, rtol=0.05, atol=0.02)  # rounded writes
     else:
         assert torch.equal(measured, want)
+
+
+def test_a_process_that_waited_proves_a_checkpoint_as_another_does(
+    byte_tokenizer: Any, tmp_path: Path
+) -> None:
+    model = repaired("llama")
+    folder = write(model, tmp_path / "out")
+    byte_tokenizer.save_pretrained(folder)
+    BE_READY()
+    (waiting,) = checkpoint._READY
+    found = checkpoint.verify(folder, model, byte_tokenizer)
+    assert found.identical
+    assert not checkpoint._READY
+    assert waiting.process.returncode == 0
+    assert not Path(waiting.scratch.name).exists()
+
+
+def test_a_process_that_is_never_asked_ends_with_its_parent(tmp_path: Path) -> None:
+    program = (
+        "from ghostlayers import checkpoint; checkpoint.be_ready();"
+        "print(checkpoint._READY[0].process.pid, checkpoint._READY[0].scratch.name)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    pid, scratch = done.stdout.split()
+    until = time.monotonic() + 60
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{pid}").exists()
+    assert not Path(scratch).exists()

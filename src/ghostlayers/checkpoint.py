@@ -425,7 +425,8 @@ def _ask_fresh_process(
     folder: Path, model: Any, ids: torch.Tensor, text: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """What a fresh process finds in the folder, and the types that its parameters have there."""
-    with Scratch("reload") as scratch:
+    ready = _READY.pop() if _READY else None
+    with ready.scratch if ready else Scratch("reload") as scratch:
         request, answer = Path(scratch, "request.json"), Path(scratch, "answer.safetensors")
         asked = {
             "folder": str(folder),
@@ -439,9 +440,10 @@ def _ask_fresh_process(
             "sees": multimodal.whole_of(model) is not model,
         }
         request.write_text(json.dumps(asked), encoding="utf-8")
-        # A private module cache leaves no trace.
-        quiet = {"HF_MODULES_CACHE": scratch, "TRANSFORMERS_VERBOSITY": "error"}
-        done = _run_alone(reload_check.__file__, [str(request)], {**alone(), **quiet})
+        if ready:
+            done = ready.answer(request)
+        else:
+            done = _run_alone(reload_check.__file__, [str(request)], _environment(scratch))
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise VerificationError(
@@ -450,6 +452,41 @@ def _ask_fresh_process(
         with safe_open(answer, framework="pt") as file:
             types = json.loads((file.metadata() or {}).get("types", "{}"))
         return load_file(answer), types
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A fresh process that has imported all it needs, and waits for a request."""
+
+    scratch: Scratch
+    process: "subprocess.Popen[str]"
+
+    def answer(self, request: Path) -> subprocess.CompletedProcess[str]:
+        out, said = self.process.communicate(f"{request}\n")
+        return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, said)
+
+
+_READY: list[_Ready] = []
+
+
+def be_ready() -> None:
+    """Start the process that will prove a checkpoint: it imports while a run computes.
+
+    It ends with this one, asked or not.
+    """
+    if _READY:
+        return
+    scratch = Scratch("reload")
+    process = subprocess.Popen(
+        [sys.executable, "-P", reload_check.__file__], env=_environment(scratch.name), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    _READY.append(_Ready(scratch, process))
+
+
+def _environment(scratch: str) -> dict[str, str]:
+    """Of a process on its own, in which a private module cache leaves no trace."""
+    return {**alone(), "HF_MODULES_CACHE": scratch, "TRANSFORMERS_VERBOSITY": "error"}
 
 
 def _code_hash(model: Any) -> str | None:

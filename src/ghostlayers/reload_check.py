@@ -1,6 +1,8 @@
 """Load a checkpoint as a stranger would and write down what it gives. Run as a program.
 
-usage: python reload_check.py REQUEST.json
+usage: python reload_check.py [REQUEST.json]
+
+Without a request it waits for the name of one on its standard input.
 
 The request names the folder and a file for the answer, with token ids to run, a text to tokenise, a
 type to compute in, a device, whether the model sees images, too, how many bytes of weights may be
@@ -89,4 +91,6 @@ def logits_of(model: Any, ids: torch.Tensor, asked: dict[str, Any]) -> torch.Ten
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    named = sys.argv[1] if len(sys.argv) > 1 else sys.stdin.readline().strip()
+    if named:  # else whoever would have asked is gone
+        main(named)

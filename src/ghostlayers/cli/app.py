@@ -119,12 +119,11 @@ def _processes(shared: bool, name: str) -> Iterator[None]:
 
 def quieten() -> None:
     """Keep loading bars and advice of the libraries below off the screen."""
-    import datasets
     import huggingface_hub
     import transformers
 
     huggingface_hub.logging.set_verbosity_error()
-    datasets.logging.set_verbosity(logging.CRITICAL)
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it is imported where it is needed
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # tells that weights are elsewhere
@@ -200,9 +199,8 @@ def prune(
 ) -> None:
     """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
     del debug
-    from ghostlayers import journal, parallel, pipeline
+    from ghostlayers import checkpoint, journal, parallel, pipeline
     from ghostlayers.adapter import check_precision
-    from ghostlayers.checkpoint import checkpoint_bytes
     from ghostlayers.cli import screen
     from ghostlayers.outputs import check_output
     from ghostlayers.plan_saving import Output
@@ -242,6 +240,8 @@ def prune(
     if not plan:
         check_output(output, overwrite=overwrite, needed_bytes=0)
     _check_gguf(gguf, pre_tokenizer, recipe, save, overwrite=overwrite)
+    if not plan and save == "checkpoint" and parallel.world().leads:
+        checkpoint.be_ready()
     screen.step(f"Loading {model} ...")
     dense = open_model(model, None, options, revision, surgery_follows=True)
     screen.show_expanded(dense.base)
@@ -258,7 +258,7 @@ def prune(
     if plan:
         screen.show_plan(pipeline.plan(dense, recipe, options=options, output=leaves))
         return
-    needed = checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
+    needed = checkpoint.checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)
     kept = _kept(output, restart=restart)
     pruned = pipeline.prune(
