@@ -13,7 +13,7 @@ import torch
 
 from ghostlayers import offload, quantized
 from ghostlayers.config_file import check_config, check_folder
-from ghostlayers.errors import InputError, ModelError, RecipeError
+from ghostlayers.errors import ModelError, RecipeError
 from ghostlayers.presets import find_preset
 from ghostlayers.quiet import kept_report
 from ghostlayers.recipe import RunOptions
@@ -98,7 +98,7 @@ def load_model(
     try:
         with kept_report() as report:
             model, tokenizer, stored = _read(place, extra, options, device, packed)
-    except InputError:
+    except RecipeError:
         raise
     except Exception as error:  # damaged files raise the unrelated types of many libraries
         raise ModelError(f"cannot load the model '{name}': {_explain(error, report)}") from error
