@@ -23,6 +23,7 @@ from ghostlayers.documents import brief
 from ghostlayers.errors import ModelError, UnsupportedModelError
 from ghostlayers.gguf_families import GGUF_FAMILIES, assumed_width
 from ghostlayers.gguf_positions import band_factors
+from ghostlayers.shown import one_line
 
 KNOWN_BANDS = ((8.0, 1.0, 4.0, 8192), (32.0, 1.0, 4.0, 8192))
 """Factor, low and high frequency factor, and first length of Llama 3.1 and 3.2."""
@@ -53,7 +54,8 @@ class GgufFile:
         ) as bad:
             if isinstance(bad, ModelError):
                 raise
-            raise ModelError(f"'{path}' cannot be read as a GGUF file: {brief(bad)}.") from bad
+            said = one_line(str(bad))
+            raise ModelError(f"'{path}' cannot be read as a GGUF file: {said}.") from bad
         largest = max(self._reader.tensors, key=lambda each: int(each.n_elements))
         plain = {"F32": torch.float32, "F16": torch.float16}
         self.dtype = plain.get(largest.tensor_type.name, torch.bfloat16)

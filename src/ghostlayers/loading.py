@@ -102,8 +102,6 @@ def load_model(
         UnsupportedModelError: its weights are quantised in a way that cannot be undone.
     """
     path = Path(name).expanduser()
-    if path.is_dir() and not expand:  # else `read_config` does
-        check_folder(path)
     packed = read_config(name, revision) if expand else {}
     quantized.check_quantization(packed)
     device = _device(options)
@@ -147,7 +145,6 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
         return {}
     try:
         place = _locate(path, name, revision, ["config.json"])
-        check_folder(place)
         config, _ = PreTrainedConfig.get_config_dict(place)
     except GhostlayersError:
         raise
@@ -263,13 +260,16 @@ def _locate(path: Path, name: str, revision: str | None, wanted: list[str]) -> P
         if not (path / "config.json").is_file():
             raise ModelError(_no_model(path))
         _refuse_pickles(path)
+        check_folder(path)
         return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
             f"'{name}' is neither a model's folder, nor a .gguf file, nor a hub id such as "
             "HuggingFaceTB/SmolLM2-135M."
         )
-    return _fetch(name, revision, wanted)
+    place = _fetch(name, revision, wanted)
+    check_folder(place)
+    return place
 
 
 def _fetch(name: str, revision: str | None, wanted: list[str]) -> Path:
