@@ -72,11 +72,6 @@ def check(canary: Canary, place: Place) -> str:
     return result.output
 
 
-KNOWN = {"tokenizer, of a hub's repository; materialize"}
-MENDED_ELSEWHERE = pytest.mark.xfail(reason="what a base brought is kept and trusted", strict=True)
-
-
-@MENDED_ELSEWHERE
 @pytest.mark.usefixtures("fresh_processes")
 def test_no_code_runs_in_the_process_that_reloads(place, monkeypatch) -> None:
     monkeypatch.setenv("HF_HOME", place.environment["HF_HOME"])
@@ -86,10 +81,7 @@ def test_no_code_runs_in_the_process_that_reloads(place, monkeypatch) -> None:
 
 @pytest.mark.parametrize(
     "canary",
-    [
-        pytest.param(each, id=each.label, marks=MENDED_ELSEWHERE if each.label in KNOWN else ())
-        for each in picked()
-    ],
+    [pytest.param(each, id=each.label) for each in picked()],
 )
 def test_no_code_runs(canary, place) -> None:
     check(canary, place)
@@ -117,6 +109,6 @@ def test_whoever_starts_a_recipe_may_allow_code(place) -> None:
     canaries.RECIPES["trust"](place)
     refused = CliRunner().invoke(app, ["run", "in/recipe.yaml"])
     assert (refused.exit_code, place.marker.exists()) == (2, False)
-    assert "no recipe may let code run" in refused.output
-    CliRunner().invoke(app, ["run", "in/recipe.yaml", "--set", "trust_remote_code=true"])
+    assert "say so yourself" in refused.output
+    CliRunner().invoke(app, ["run", "in/recipe.yaml", "--trust-remote-code"])
     assert place.marker.exists()

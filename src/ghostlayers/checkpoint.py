@@ -425,7 +425,8 @@ def _ask_fresh_process(
     folder: Path, model: Any, ids: torch.Tensor, text: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """What a fresh process finds in the folder, and the types that its parameters have there."""
-    ready = _READY.pop() if _READY else None
+    ready = next((each for each in _READY if Path(each.scratch.name).is_dir()), None)
+    _READY.clear()
     with ready.scratch if ready else Scratch("reload") as scratch:
         request, answer = Path(scratch, "request.json"), Path(scratch, "answer.safetensors")
         asked = {
@@ -472,16 +473,14 @@ _READY: list[_Ready] = []
 def be_ready() -> None:
     """Start the process that will prove a checkpoint: it imports while a run computes.
 
-    It ends with this one, asked or not.
+    It ends with this one, asked or not; of its folder, it needs nothing until it is asked.
     """
-    if _READY:
-        return
     scratch = Scratch("reload")
     process = subprocess.Popen(
         [sys.executable, "-P", reload_check.__file__], env=_environment(scratch.name), text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    _READY.append(_Ready(scratch, process))
+    _READY[:] = [_Ready(scratch, process)]  # one that was not asked ends as its input does
 
 
 def _environment(scratch: str) -> dict[str, str]:

@@ -10,6 +10,8 @@ import re
 import shutil
 import stat
 import tempfile
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -20,6 +22,10 @@ _NAME = re.compile(rf"{START}(reload|plan|offload|demo|draft)-[a-z0-9_]{{8}}")
 
 ATTEMPTS = 5
 """Another command may take a folder that is not locked yet for one that was left."""
+
+
+_OPEN: "weakref.WeakSet[Scratch]" = weakref.WeakSet()
+"""Those of this process."""
 
 
 class Scratch(tempfile.TemporaryDirectory[str]):
@@ -36,11 +42,23 @@ class Scratch(tempfile.TemporaryDirectory[str]):
             self._lock = FileLock(Path(self.name) / LOCK)
             try:
                 self._lock.acquire()
+                _OPEN.add(self)
                 return
             except OSError:
                 self.cleanup()
                 if attempt == ATTEMPTS - 1:
                     raise
+
+
+@contextlib.contextmanager
+def tidied() -> Iterator[None]:
+    """Remove the folders that are made in this context, at its end."""
+    before = list(_OPEN)
+    try:
+        yield
+    finally:
+        for each in set(_OPEN).difference(before):
+            each.cleanup()
 
 
 def clear_scratch() -> None:

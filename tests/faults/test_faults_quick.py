@@ -29,7 +29,6 @@ def spread(family: str, count: int) -> list[tuple[str, int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="faults that are mended beside the campaign", strict=True)
 def test_nothing_is_lost_and_nothing_is_wrong(tmp_path) -> None:
     faults = [fault for family, count in QUICK.items() for fault in spread(family, count)]
     results = list(run_all(faults, seed=0, lanes=1, home=tmp_path))

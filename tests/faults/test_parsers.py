@@ -5,7 +5,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import pytest
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -18,7 +17,6 @@ from ghostlayers.evaluation.task_files import check_code
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import find_method
 
-MENDED_ELSEWHERE = pytest.mark.xfail(reason="mended beside the campaign", strict=True)
 COMMANDS = {"prune": prune, "eval": evaluate}
 quick = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
@@ -54,7 +52,6 @@ def test_layers(text) -> None:
         Recipe(remove=text)
 
 
-@MENDED_ELSEWHERE
 @quick
 @given(words)
 @example("refit:" + "9" * 5000)
@@ -64,7 +61,6 @@ def test_repairs(text) -> None:
         find_method(text)
 
 
-@MENDED_ELSEWHERE
 @quick
 @given(values)
 def test_recipes(content) -> None:
@@ -80,7 +76,6 @@ def test_changes_of_recipes(pairs) -> None:
         read_changes(pairs)
 
 
-@MENDED_ELSEWHERE
 @quick
 @given(st.binary(max_size=60))
 @example(b"[" * 30_000)
@@ -100,7 +95,6 @@ def test_task_files(content) -> None:
         check_code(path.parent, trusted=False)
 
 
-@MENDED_ELSEWHERE
 @quick
 @given(st.binary(max_size=60) | values.map(lambda each: json.dumps(each).encode()))
 @example(b'{"a":' * 50_000)

@@ -26,7 +26,7 @@ from ghostlayers.interrupts import SAID, STATUS, raised
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.quiet import TALKATIVE
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.scratch import clear_scratch
+from ghostlayers.scratch import clear_scratch, tidied
 
 app = typer.Typer(
     name="ghostlayers",
@@ -56,7 +56,7 @@ def shared_command(function: Callable[P, None]) -> Callable[P, None]:
 def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
     @functools.wraps(function)
     def shell(*args: P.args, **kwargs: P.kwargs) -> None:
-        with raised() as interrupts:
+        with raised() as interrupts, tidied():
             try:
                 clear_scratch()
                 quieten()
