@@ -169,7 +169,7 @@ def test_every_command_has_help(command, sentence):
         ("--bos", "[default: auto; ghosted: never]"),
         ("--seed", "[default: 0]"),
         ("--separator", "[default: a blank line]"),
-        ("--text-column", "[default: text, else the only column of strings]"),
+        ("--text-column", "[default: text, else a chat, else the only column"),
         ("--dtype", "[default: auto]"),
         ("--device", "[default: auto]"),
         ("--batch-size", "[default: about 1,024 tokens; 8,192 on an accelerator]"),
@@ -698,7 +698,7 @@ def test_the_calibration_text_is_shown_as_one_harmless_line(capsys):
     from ghostlayers.cli import screen
 
     screen.show_text("[/x] [red]a\x1b[31m\nb\u202e c\\")
-    assert capsys.readouterr().out == "Calibration text: [/x] [red]a [31m b c\\\n"
+    assert capsys.readouterr().out == "Calibration text: [/x] [red]a[31m b c\\\n"
 
 
 def test_inspect_shows_the_record(pruned, record):

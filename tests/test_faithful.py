@@ -588,11 +588,11 @@ def test_layers_that_stay_cannot_be_named(trained_llama: Any, byte_tokenizer: An
         ({"name": "x"}, "a preset lacks choices, code, dtype, paper, title"),
         (
             {"name": "x", "title": 3, "paper": "", "code": "", "dtype": "", "choices": {}},
-            "expected text",
+            "title: expected a valid string",
         ),
         (
             {"name": "x", "title": "", "paper": "", "code": "", "dtype": "", "choices": []},
-            "must be a mapping",
+            "choices: expected a valid dictionary",
         ),
     ],
 )

@@ -190,7 +190,7 @@ def _layer_of(path: str, part: str) -> int | None:
 def without_old_spellings(new: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
     """What older readers call some entries is written beside them."""
     for part, base in ((new, old), (new["text_config"], old["text_config"])):
-        for name in modeling.old_spellings(part):
+        for name in modeling.old_spellings({**part, "dtype": "float32"}):
             if name not in base:
                 part.pop(name, None)
     return new

@@ -138,12 +138,17 @@ def test_it_is_pruned_and_holds_plain_weights(
 def test_others_are_refused_before_any_weight_is_read(
     tiny_folder: Path, tmp_path: Path, method: str
 ) -> None:
-    shutil.copy(tiny_folder / "config.json", tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "model").mkdir()
+    config = json.loads((tiny_folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": method, "bits": 4}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
     done = CliRunner().invoke(
-        app, ["prune", str(tmp_path), "--remove", "2", "-o", str(tmp_path / "out"), "--data", "x"]
+        app,
+        [
+            *("prune", str(tmp_path / "model"), "--remove", "2", "--data", "x"),
+            "-o",
+            f"{tmp_path}/out",
+        ],
     )
     assert done.exit_code != 0
     said = " ".join(done.output.split())

@@ -377,7 +377,7 @@ def test_long_channels_do_not_decide_alone() -> None:
         ("gost", r"unknown repair 'gost'\. Did you mean 'ghost'\?"),
         ("ghost:rnk=3", r"unknown argument 'rnk'\. Did you mean 'rank'\?"),
         ("ghost:rank=0", r"rank must be a whole number from 1, got '0'"),
-        ("ghost:ridge=-1", r"ridge must be auto or a number >= 0, not '-1'"),
+        ("ghost:ridge=-1", r"ridge must be auto or a number >= 0 \(and finite\), not '-1'"),
         ("ghost:weight=heavy", r"weight must be uniform, balanced, relative, not 'heavy'"),
         ("none:3", r"unknown argument '3'\. It takes none"),
         ("joint:x+q", r"unknown feature 'q'"),

@@ -502,7 +502,8 @@ def test_trusted_files_run_and_the_screen_says_so(tmp_path, tiny_folder) -> None
 def test_a_comparison_asks_for_trust_too(tmp_path, tiny_folder) -> None:
     with_code(tmp_path, tmp_path / "marker", process_docs="!function code.run")
     (tmp_path / "text.txt").write_text("The river carries the letter. " * 200)
-    arguments = [tiny_folder, "-n", 1, "-d", tmp_path / "text.txt", "-o", tmp_path / "out"]
+    out = tmp_path.parent / f"{tmp_path.name}-out"
+    arguments = [tiny_folder, "-n", 1, "-d", tmp_path / "text.txt", "-o", out]
     arguments += ["--tasks", "evil", "--tasks-path", tmp_path, "--device", "cpu"]
     result = CliRunner().invoke(app, ["compare", *map(str, arguments)])
     assert result.exit_code == 2, result.output

@@ -13,9 +13,8 @@ from families import FAMILIES, build
 from ghostlayers import checkpoint, surgery, weights
 from ghostlayers.adapter import weights_hash
 from ghostlayers.errors import ModelError, NonFiniteError, UnsupportedModelError
-from ghostlayers.loading import from_memory, load_model
+from ghostlayers.loading import check_causal, from_memory, load_model
 from ghostlayers.pipeline import evaluate
-from ghostlayers.preparation import open_model
 from ghostlayers.recipe import RunOptions
 from ghostlayers.spans import Span
 from ghostlayers.text import Corpus
@@ -230,12 +229,12 @@ def test_an_encoder_is_refused(kind, tmp_path, byte_tokenizer):
     config = BertConfig(vocab_size=256, num_hidden_layers=3, **sizes)
     place = save(kind(config), tmp_path / "bert", byte_tokenizer)
     with pytest.raises(UnsupportedModelError, match="no causal language model"):
-        open_model(str(place), None, CPU)
+        evaluate(str(place), data=Corpus("text", ("some text " * 99,)), options=CPU)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_reads_from_left_to_right(name, byte_tokenizer):
-    open_model(build(name), byte_tokenizer, CPU)
+    check_causal(from_memory(build(name), byte_tokenizer))
 
 
 # Numbers that are none

@@ -60,7 +60,7 @@ class Part(Checked):
     layer_norm_epsilon: float | None = None
     rope_theta: float | None = None
     layer_types: list[str] | None = None
-    return_dict: Literal[True] | None = None
+    return_dict: bool | None = None
     auto_map: dict[str, Any] | None = None
     quantization_config: dict[str, Any] | None = None
 

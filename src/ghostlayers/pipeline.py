@@ -22,7 +22,7 @@ from ghostlayers.evaluation import (
 )
 from ghostlayers.fingerprint import run_request
 from ghostlayers.fitting import sums_bytes, tokens_bytes
-from ghostlayers.loading import LoadedModel
+from ghostlayers.loading import LoadedModel, check_causal
 from ghostlayers.parallel import check_same, world
 from ghostlayers.plan import plan_prune, seconds_since_start
 from ghostlayers.plan_saving import CHECKPOINT, Output
@@ -91,6 +91,7 @@ def prune(
     started = seconds_since_start()
     layerwise = check_result(dense, recipe)
     corpus, windows, held_out = read_calibration(dense, recipe, data, progress=run.progress)
+    check_causal(dense)
     if show_text is not None:
         show_text(windows.preview)
     fitting = make_fitting(dense, recipe)
@@ -242,6 +243,7 @@ def score(
     dense = open_model(model, tokenizer, run.options, revision)
     layerwise = check_request(dense, recipe, surgery_follows=False)
     _, windows, held_out = read_calibration(dense, recipe, data, progress=run.progress)
+    check_causal(dense)
     if show_text is not None:
         show_text(windows.preview)
     fitting = make_fitting(dense, recipe)
@@ -290,6 +292,9 @@ def evaluate(
     joins = text.one_separator_each(separators, len(sources))
     opened = open_model(model, tokenizer, run.options, revision)
     dense = None if against is None else open_model(against, opened.tokenizer, run.options)
+    for each in (opened, dense):
+        if each is not None:
+            check_causal(each)
     tokens.check_sequence_length(opened.model.config, sequence_length)
     calibrated_on = checkpoint.calibration_documents(opened.base.name)
     results = []
@@ -357,6 +362,9 @@ def evaluate_on_tasks(
         tasks = open_tasks(tasks, tasks_path=tasks_path, trust_tasks=trust_tasks, seed=seed)
     opened = open_model(model, tokenizer, run.options, revision)
     dense = None if against is None else open_model(against, opened.tokenizer, run.options)
+    for each in (opened, dense):
+        if each is not None:
+            check_causal(each)
     ours, *theirs = [
         evaluate_tasks(
             each.model,

@@ -21,7 +21,7 @@ from ghostlayers.errors import (
 from ghostlayers.families import check_config, check_tokenizer, family_of
 from ghostlayers.features import check_fit_tokens, check_method
 from ghostlayers.fitting import Fitting
-from ghostlayers.loading import LoadedModel, check_causal, from_memory, load_model, read_config
+from ghostlayers.loading import LoadedModel, from_memory, load_model, read_config
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.progress import Progress
 from ghostlayers.recipe import Recipe, RunOptions
@@ -73,11 +73,8 @@ def open_model(
     if isinstance(model, (str, Path)):
         if surgery_follows:
             _check_config(str(model), revision)
-        loaded = load_model(str(model), options, revision, expand=surgery_follows)
-    else:
-        loaded = from_memory(model, tokenizer)
-    check_causal(loaded)
-    return loaded
+        return load_model(str(model), options, revision, expand=surgery_follows)
+    return from_memory(model, tokenizer)
 
 
 def _check_config(name: str, revision: str | None) -> None:

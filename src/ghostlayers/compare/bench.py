@@ -20,7 +20,7 @@ from ghostlayers.evaluation.task_files import listed
 from ghostlayers.features import basis_note, check_fit_tokens, check_method
 from ghostlayers.files import shown_name
 from ghostlayers.fingerprint import model_fingerprint
-from ghostlayers.loading import LoadedModel
+from ghostlayers.loading import LoadedModel, check_causal
 from ghostlayers.machine import processor_name
 from ghostlayers.preparation import (
     Documents,
@@ -36,7 +36,7 @@ from ghostlayers.repairs import find_method
 from ghostlayers.spans import check_count
 from ghostlayers.steps import Run
 from ghostlayers.stream import LayerwiseModel
-from ghostlayers.tokens import Windows, check_sequence_length
+from ghostlayers.tokens import Windows, check_sequence_length, check_tokens
 
 SCHEMA = 1
 
@@ -197,6 +197,8 @@ def prepare(
         if say is not None:
             say(note)
     corpora = _read_corpora(dense, request, eval_data or {})
+    check_tokens(dense.model, dense.tokenizer, *corpora.values())
+    check_causal(dense)
     identity = {
         "request": request.to_dict(),
         "model": model_fingerprint(dense),
