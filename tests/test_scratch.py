@@ -1,5 +1,6 @@
 """Folders of killed processes are cleared by the next command; nobody else's are."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -22,11 +23,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_a_killed_process_left_is_cleared(place: Path) -> None:
     left = place / "ghostlayers-reload-abcdefgh"
     left.mkdir()
+    lock = place / f"{left.name}{LOCK}"
     code = (
         "import os, signal, sys; from filelock import FileLock; one = FileLock(sys.argv[1]); "
         "one.acquire(); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(left / LOCK)], check=False)
+    done = subprocess.run([sys.executable, "-c", code, str(lock)], check=False)
     assert done.returncode == -signal.SIGKILL
     (left / "weights").write_text("gigabytes")
     (place / "ghostlayers-plan-abcdefgh").mkdir()  # killed before it had a lock
@@ -36,17 +38,43 @@ def test_what_a_killed_process_left_is_cleared(place: Path) -> None:
 
 def test_what_is_in_use_or_of_others_stays(place: Path) -> None:
     other = place / "ghostlayers-offload-abcdefgh"
-    foreign = place / "ghostlayers-offload-notes"
-    for each in (other, foreign, place / "elsewhere"):
+    for each in (other, place / "ghostlayers-offload-notes", place / "elsewhere"):
         each.mkdir()
-        (each / LOCK).touch()
+        (each / "thesis.tex").write_text("years of work")
     (place / "ghostlayers-demo-abcdefgh").symlink_to(place / "elsewhere")
-    unknown = place / "ghostlayers-plan-abcdefgh"
-    unknown.mkdir()
-    (unknown / "thesis.tex").write_text("years of work")
-    before = sorted(each.name for each in place.iterdir())
-    with FileLock(other / LOCK), Scratch("demo") as mine:
-        clear_scratch()
-        assert sorted(each.name for each in place.iterdir()) == sorted([*before, Path(mine).name])
-    assert (unknown / "thesis.tex").exists()
-    assert (place / "elsewhere" / LOCK).exists()
+    (place / "ghostlayers-plan-abcdefgh").write_text("no folder")
+    linked = place / "ghostlayers-plan-ijklmnop"
+    linked.mkdir()
+    (place / f"{linked.name}{LOCK}").symlink_to(place / "elsewhere" / "thesis.tex")
+    with FileLock(place / f"{other.name}{LOCK}"):
+        before = {each.name for each in place.iterdir()}
+        with Scratch("demo") as mine:
+            clear_scratch()
+            here = {each.name for each in place.iterdir()}
+            assert here == {*before, Path(mine).name, Path(mine).name + LOCK}
+        assert {each.name for each in place.iterdir()} == before
+
+
+@pytest.mark.parametrize("count", range(1, 25))
+def test_killed_at_any_change_nothing_stays(place: Path, count: int) -> None:
+    """Before the first change of the place, between any two, or not at all."""
+    changes = {"open", "os.mkdir", "os.remove", "os.rmdir"}
+    left = [count]
+
+    def die(event: str, found: tuple[object, ...]) -> None:
+        if event in changes and str(place) in str(found[0]):
+            left[0] -= 1
+            if not left[0]:
+                os._exit(9)
+
+    child = os.fork()
+    if not child:
+        sys.addaudithook(die)
+        one = Scratch("reload")
+        for name in "abc":
+            Path(one.name, name).touch()
+        one.cleanup()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, 9)
+    clear_scratch()
+    assert list(place.iterdir()) == []

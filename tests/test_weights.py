@@ -160,9 +160,11 @@ def test_an_edited_guard_does_not_lose_the_operators(tmp_path, trained_llama, by
 @pytest.mark.parametrize("offload", ["none", "disk"])
 def test_offloaded_or_not_the_door_is_the_same(folder, offload):
     whole = tensors_of(folder)
-    write(folder, {key: each for key, each in whole.items() if "layers.1.mlp.up" not in key})
-    with pytest.raises(ModelError, match="is not whole"):
-        load_model(str(folder), RunOptions("float32", "cpu", offload=offload))
+    name = "model.layers.1.mlp.up_proj.weight"
+    for damaged in ({}, {name: whole[name][:-1]}, {name: whole[name], "x.1.y": whole[name]}):
+        write(folder, {key: each for key, each in whole.items() if key != name} | damaged)
+        with pytest.raises(ModelError, match="is not whole"):
+            load_model(str(folder), RunOptions("float32", "cpu", offload=offload))
 
 
 # Types

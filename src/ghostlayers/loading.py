@@ -360,7 +360,7 @@ def _open(
     auto = multimodal.auto_class(config)
     how = {**weights, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, info = auto.from_pretrained(place, **how)
-    check_whole(name, model, Findings.of(info), held)
+    check_whole(name, model, Findings.of(model, info, held), held)
     return multimodal.text_view(model)
 
 

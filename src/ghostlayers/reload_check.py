@@ -14,8 +14,11 @@ it loads as the card says, in the type that the file has; then, if that is anoth
 the model in memory computes in.
 """
 
+import contextlib
+import ctypes
 import hashlib
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,7 +93,14 @@ def logits_of(model: Any, ids: torch.Tensor, asked: dict[str, Any]) -> torch.Ten
     return logits.float().cpu().contiguous()  # type: ignore[no-any-return]
 
 
+def end_with_parent() -> None:
+    """Be killed when whoever started this is, where the system can do that (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    end_with_parent()
     named = sys.argv[1] if len(sys.argv) > 1 else sys.stdin.readline().strip()
     if named:  # else whoever would have asked is gone
         main(named)

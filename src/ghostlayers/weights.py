@@ -47,13 +47,18 @@ class Held:
         file: where.
         name: under which name.
         dtype: of its numbers; None for what are no plain weights.
-        bytes: that it takes.
+        shape: as the file has it.
     """
 
     file: Path
     name: str
     dtype: torch.dtype | None
-    bytes: int
+    shape: torch.Size
+
+    @property
+    def bytes(self) -> int:
+        """That it takes, about."""
+        return self.shape.numel() * (self.dtype.itemsize if self.dtype else 1)
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,19 @@ class Findings:
     misshapen: tuple[tuple[str, Any, Any], ...]
 
     @classmethod
-    def of(cls, info: Mapping[str, Any]) -> "Findings":
-        """From what ``from_pretrained(..., output_loading_info=True)`` returns."""
-        shapes = sorted((n, tuple(a), tuple(b)) for n, a, b in info["mismatched_keys"])
-        return cls(
-            tuple(sorted(info["missing_keys"])), tuple(sorted(info["unexpected_keys"])), (*shapes,)
+    def of(cls, model: nn.Module, info: Mapping[str, Any], held: Mapping[str, Held]) -> "Findings":
+        """From what ``from_pretrained(..., output_loading_info=True)`` returns.
+
+        It does not look at the shapes of what stays on disk until it is needed.
+        """
+        shapes = {(name, tuple(a), tuple(b)) for name, a, b in info["mismatched_keys"]}
+        for name, tensor in model.named_parameters():
+            if tensor.is_meta and name in held and held[name].shape != tensor.shape:
+                shapes.add((name, tuple(held[name].shape), tuple(tensor.shape)))
+        missing, unused = (
+            tuple(sorted(info[f"{each}_keys"])) for each in ("missing", "unexpected")
         )
+        return cls(missing, unused, tuple(sorted(shapes)))
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.unused or self.misshapen)
@@ -117,8 +129,7 @@ def held_tensors(files: Sequence[Path]) -> dict[str, Held]:
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
                 kind = TYPES.get(part.get_dtype())
-                size = torch.Size(part.get_shape()).numel() * (kind.itemsize if kind else 1)
-                found[name] = Held(path, name, kind, size)
+                found[name] = Held(path, name, kind, torch.Size(part.get_shape()))
     return found
 
 
@@ -147,8 +158,7 @@ def remember_own_types(model: Any) -> None:
     """Let the tensors of a model in memory keep their types, where they differ from most."""
     for name, tensor in _tensors(model):
         if tensor.is_floating_point() and tensor.dtype != model.dtype:
-            size = tensor.numel() * tensor.element_size()
-            setattr(tensor, MARK, Held(Path(), name, tensor.dtype, size))
+            setattr(tensor, MARK, Held(Path(), name, tensor.dtype, tensor.shape))
 
 
 def _rounds(stored: torch.dtype, computed: torch.dtype) -> bool:

@@ -56,16 +56,21 @@ def shared_command(function: Callable[P, None]) -> Callable[P, None]:
 def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
     @functools.wraps(function)
     def shell(*args: P.args, **kwargs: P.kwargs) -> None:
-        with raised() as interrupts, tidied():
+        with raised() as interrupts:
+            done = False
             try:
                 clear_scratch()
                 quieten()
                 keep_freed_memory()
-                with _processes(shared, function.__name__), claimed(function.__name__, kwargs):
+                name = function.__name__
+                with _processes(shared, name), claimed(name, kwargs), tidied():
                     function(*args, **kwargs)
+                    done = True
             except (typer.Exit, typer.Abort):
                 raise
             except BaseException as error:
+                if done and interrupts.received:  # too late: all is there
+                    return
                 # A library may have made something else of an interruption.
                 found = KeyboardInterrupt() if interrupts.received else error
                 if kwargs.get("debug") and isinstance(found, Exception):
