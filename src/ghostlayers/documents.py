@@ -67,36 +67,44 @@ def read_text(path: Path, wrong: type[InputError], most_bytes: int) -> str:
         raise wrong(f"'{path}' cannot be read: {error}.") from error  # NUL in its name
 
 
-def read_json(path: Path, wrong: type[InputError]) -> Any:
+def read_json(path: Path, wrong: type[InputError], *, nulls: bool = True) -> Any:
     """A JSON file's value; NaN and infinities, which are no JSON, are None.
 
     Args:
         path: of the file.
         wrong: the error to raise.
+        nulls: let them be None, as older versions wrote them; else they are refused.
 
     Raises:
         InputError: of the type asked for.
     """
-    return parse_json(read_text(path, wrong, MOST_JSON_BYTES), f"'{path}'", wrong)
+    text = read_text(path, wrong, MOST_JSON_BYTES)
+    return parse_json(text, f"'{path}'", wrong, nulls=nulls)
 
 
-def parse_json(text: str, where: str, wrong: type[InputError]) -> Any:
+def parse_json(text: str, where: str, wrong: type[InputError], *, nulls: bool = True) -> Any:
     """A JSON text's value, as `read_json` reads a file's.
 
     Args:
         text: to read.
         where: what messages call it.
         wrong: the error to raise.
+        nulls: see `read_json`.
 
     Raises:
         InputError: of the type asked for.
     """
     try:
-        return json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+        constant = (lambda _: None) if nulls else _no_constant
+        return json.loads(text, parse_constant=constant, parse_float=_finite)
     except RecursionError as error:
         raise wrong(f"{where} cannot be read: its values lie too deep in each other.") from error
     except ValueError as error:
         raise wrong(f"{where} cannot be read: {error}.") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def _finite(digits: str) -> float | None:

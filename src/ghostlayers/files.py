@@ -106,13 +106,19 @@ def check_name(path: Path) -> None:
     """Refuse a name that a result cannot be given in the end.
 
     Raises:
-        OutputError: it is too long for a draft beside it, a link to nothing, or a mount point.
+        OutputError: it is too long for a draft beside it, holds control characters, is a link to
+            nothing, or a mount point.
     """
     longest = LONGEST_NAME - drafts.LONGEST
     if len(os.fsencode(path.name)) > longest:
         raise OutputError(
             f"cannot write '{path}': its name has {len(os.fsencode(path.name))} bytes, of which "
             f"at most {longest} can be written; choose a shorter one."
+        )
+    if not str(path).isprintable():
+        raise OutputError(
+            f"cannot write {str(path)!r}: its name holds control characters, which would reach "
+            "screens and pages; choose another."
         )
     if not path.name or path.name == "..":
         raise OutputError(f"cannot write '{path}': it names no file or folder of its own.")

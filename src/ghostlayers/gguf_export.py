@@ -86,7 +86,7 @@ def export_gguf(
     out, folder = Path(out), Path(folder)
     check_apart({"checkpoint": [folder]}, {"GGUF file": out})
     _check(folder, out, overwrite=overwrite)
-    config = AutoConfig.from_pretrained(folder)
+    config = _config_of(folder)
     check_gguf(config)
     row = check_facts(config)
     content = read_tokenizer(folder)
@@ -139,6 +139,16 @@ def check_exportable(recipe: Recipe, save: str) -> None:
         "Those that leave a stock checkpoint: --repair refit:3:ridge=auto (nearest to ghost), "
         "replaceme, magnitude, none, or --repair normed --export stock-layer."
     )
+
+
+def _config_of(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"'{folder}' is of a type that transformers does not have, so it cannot be written as "
+            f"a GGUF file: {one_line(error)[:200]}"
+        ) from error
 
 
 def check_model(config: Any, name: str, pre_tokenizer: str | None) -> None:

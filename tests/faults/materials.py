@@ -180,8 +180,14 @@ def left_behind(root: Path, allowed: Iterable[str]) -> list[str]:
         f"tmp/{path.name}"
         for path in (root / "tmp").iterdir()
         if not path.name.startswith("torchinductor_")  # torch's own cache
+        and not _is_probe(path)
     ]
     return sorted(name for name in found if not _is_lock(root / name))
+
+
+def _is_probe(path: Path) -> bool:
+    """Whether it is Python's own look at whether a temporary folder can be written."""
+    return len(path.name) == 8 and path.is_file() and path.stat().st_size <= 4
 
 
 def _is_lock(path: Path) -> bool:

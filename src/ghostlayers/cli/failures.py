@@ -27,8 +27,9 @@ LOWER = {
 
 OF_THE_SYSTEM = frozenset(
     {
-        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENAMETOOLONG),
-        *(errno.EIO, errno.EMFILE, errno.ENFILE, errno.ELOOP, errno.EBUSY, errno.ESTALE),
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        *(errno.ENAMETOOLONG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ELOOP, errno.EBUSY),
+        errno.ESTALE,
     }
 )
 """Answers of the operating system that no program can prevent."""

@@ -118,7 +118,9 @@ class Store:
         path = self._path(key)
         if not path.is_file():
             return None
-        content = check(read_json(path, OutputError), _Part, _damaged(path), OutputError)
+        content = check(
+            read_json(path, OutputError, nulls=False), _Part, _damaged(path), OutputError
+        )
         if content["key"] != key:
             raise OutputError(f"{_damaged(path)} is another part; delete it to measure it again.")
         return content["part"]  # type: ignore[no-any-return]
@@ -156,12 +158,18 @@ def write_report_file(path: Path, content: str) -> None:
     Raises:
         OutputError: it cannot be written.
     """
+    before = _written(path.parent).get(path.name, [])[-1:]
     with whole_file(path) as draft:
         draft.write_text(content, encoding="utf-8")
+        now = file_hash(draft)
         # Before the report has its name: killed in between, either version is known.
-        written = _written(path.parent)
-        known = [*written.get(path.name, [])[-1:], file_hash(draft)]
-        write_whole(path.parent / WRITTEN, json.dumps({**written, path.name: known}, indent=1))
+        _note(path, [*before, now])
+    _note(path, [now])
+
+
+def _note(report: Path, known: list[str]) -> None:
+    written = {**_written(report.parent), report.name: known}
+    write_whole(report.parent / WRITTEN, json.dumps(dict(sorted(written.items())), indent=1))
 
 
 def check_links(folder: Path) -> None:

@@ -51,7 +51,7 @@ RELATIONS = [
         "is a dangling link": "in/dangling",
         "is too long": "o" * 300,
         "is empty": "",
-        "holds NUL": "o\x01ut/\x1b[31m",
+        "holds control characters": "o\x01ut/\x1b[31m",
     }.items()
 ] + [
     (f"eval, --json {name}", [*EVALUATE, "--json", out], must)
