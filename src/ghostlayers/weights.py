@@ -137,10 +137,31 @@ def remember_types(model: Any, held: Mapping[str, Held], main: torch.dtype) -> N
     by_end = {end: each for n, each in held.items() if ends[end := _unprefixed(n)] == 1}
     for name, tensor in _tensors(model):
         found = held.get(name) or by_end.get(_unprefixed(name))
-        if found is None or found.dtype is None:
-            continue
-        if found.dtype != main or _rounds(found.dtype, tensor.dtype):
-            setattr(tensor, MARK, found)
+        pieces = (found,) if found else _pieces(model, name, tensor, held)
+        if any(_differs(each, main, tensor.dtype) for each in pieces):
+            setattr(tensor, MARK, found or pieces)
+
+
+def _pieces(
+    model: Any, name: str, tensor: Tensor, held: Mapping[str, Held]
+) -> tuple[Held, ...]:
+    """The tensors that one was made of under other names; none if that is not known."""
+    found = [held.get(each) for each in names_in_file(model, name, tensor)]
+    return tuple(each for each in found if each) if all(found) else ()
+
+
+def names_in_file(model: Any, name: str, tensor: Tensor) -> list[str]:
+    """Under which names transformers writes a tensor, packed experts one by one; in their order."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    try:
+        return list(revert_weight_conversion(model, {name: tensor.detach().to("meta")}))
+    except (KeyError, ValueError, RuntimeError):  # it is written together with others only
+        return [name]
+
+
+def _differs(held: Held, main: torch.dtype, computed: torch.dtype) -> bool:
+    return held.dtype is not None and (held.dtype != main or _rounds(held.dtype, computed))
 
 
 def remember_own_types(model: Any) -> None:
@@ -167,9 +188,65 @@ def _unprefixed(name: str) -> str:
 
 
 def stored_type(tensor: Tensor, main: torch.dtype) -> torch.dtype:
-    """The type that a tensor's file has."""
-    held: Held | None = getattr(tensor, MARK, None)
-    return main if held is None or held.dtype is None else held.dtype
+    """The type that a tensor's file has; main, if that has pieces of several."""
+    held: Held | tuple[Held, ...] | None = getattr(tensor, MARK, None)
+    kinds = {each.dtype for each in (held if isinstance(held, tuple) else (held,)) if each}
+    found = kinds.pop() if len(kinds) == 1 else None
+    return found or main
+
+
+def in_pieces(
+    model: Any, state: Mapping[str, Tensor], main: torch.dtype
+) -> dict[str, Held]:
+    """What must be copied from the base's files, by its name in those that transformers writes.
+
+    Experts that are packed in memory lie in a file one by one, each in its own type; and a tensor
+    that is written under another name may be turned over on the way.
+
+    Args:
+        model: about to be saved.
+        state: its tensors, which remember their files.
+        main: the type that most of its weights are stored in.
+    """
+    found = {}
+    for name, tensor in state.items():
+        held = getattr(tensor, MARK, None)
+        if isinstance(held, tuple) and not _is_exact(tensor, held, main):
+            names = names_in_file(model, name, tensor)
+            found.update(zip(names, held, strict=True) if len(names) == len(held) else ())
+    return found
+
+
+def _is_exact(tensor: Tensor, pieces: Sequence[Held], main: torch.dtype) -> bool:
+    """Whether the numbers in memory, in one type, are those of the file."""
+    kind = stored_type(tensor, main)
+    return all(each.dtype == kind and not _rounds(kind, tensor.dtype) for each in pieces)
+
+
+def copy_pieces(folder: Path, pieces: Mapping[str, Held]) -> None:
+    """Put tensors of other files in the place of those that a saved model holds."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    for path in weight_files(folder) if pieces else []:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = file.metadata()
+        mine = tensors.keys() & pieces.keys()
+        for name in mine:
+            tensors[name] = _exact(pieces[name], tensors[name])
+        if mine:
+            save_file(tensors, path.with_suffix(".new"), metadata=about)
+            path.with_suffix(".new").replace(path)
+
+
+def _exact(held: Held, tensor: Tensor) -> Tensor:
+    """What a file holds, if that has the shape of a tensor; else the tensor."""
+    from safetensors import safe_open
+
+    with safe_open(held.file, framework="pt") as file:
+        exact: Tensor = file.get_tensor(held.name)
+    return exact if exact.shape == tensor.shape else tensor
 
 
 def like(marked: Tensor, tensor: Tensor) -> Tensor:
@@ -191,15 +268,17 @@ def type_in_file(file: str, name: str, main: torch.dtype) -> torch.dtype:
 
 
 def as_stored(tensor: Tensor, main: torch.dtype) -> Tensor:
-    """A tensor in the type that its file has, with all the digits that the file has."""
-    kind = stored_type(tensor, main)
-    held: Held | None = getattr(tensor, MARK, None)
-    if held is not None and _rounds(kind, tensor.dtype):
-        from safetensors import safe_open
+    """A tensor in the type that its file has, with all the digits that the file has.
 
-        with safe_open(held.file, framework="pt") as file:
-            exact: Tensor = file.get_tensor(held.name)
-        if exact.shape == tensor.shape:
+    One in pieces (see `in_pieces`) is in the model's main type, whatever it was computed in.
+    """
+    held: Held | tuple[Held, ...] | None = getattr(tensor, MARK, None)
+    if isinstance(held, tuple):
+        return tensor.to(main)
+    kind = stored_type(tensor, main)
+    if held is not None and _rounds(kind, tensor.dtype):
+        exact = _exact(held, tensor)
+        if exact is not tensor:
             return exact.to(tensor.device)
     return tensor.to(kind)
 
