@@ -48,12 +48,14 @@ class Held:
         name: under which name.
         dtype: of its numbers; None for what are no plain weights.
         bytes: that it takes.
+        written: what its file calls the type.
     """
 
     file: Path
     name: str
     dtype: torch.dtype | None
     bytes: int
+    written: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,39 +88,81 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that a model is loaded from; none where there are no such files.
 
     Raises:
-        ModelError: the index of several files is damaged, or one of them is missing.
+        ModelError: the index of several files is damaged, one of them is missing, or there is one
+            file beside the several.
     """
-    if (folder / ONE_FILE).is_file():
-        return [folder / ONE_FILE]
-    index = folder / INDEX
+    one, index = folder / ONE_FILE, folder / INDEX
     if not index.is_file():
-        return []
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        files = [folder / Path(str(name)).name for name in sorted(names)]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ModelError(
-            f"'{index}' is damaged: expected 'weight_map' with a file for every tensor. Get it "
-            "again."
-        ) from error
+        return [one] if one.is_file() else []
+    files = [folder / name for name in sorted(set(_places(index).values()))]
     missing = [each.name for each in files if not each.is_file()]
     if missing:
         raise ModelError(f"'{folder}' lacks {_some(missing)}, which {INDEX} names. Get it again.")
+    if one.is_file() and files != [one]:
+        raise ModelError(
+            f"'{folder}' holds two sets of weights: {ONE_FILE}, and the files that {INDEX} names. "
+            "Readers differ in which they take: move one of the two away."
+        )
     return files
 
 
+def _places(index: Path) -> dict[str, str]:
+    """Which file of the folder holds which tensor, as an index says."""
+    try:
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        if all(Path(name).name == name for name in places.values()):
+            return places
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ModelError(_damaged(index)) from error
+    raise ModelError(_damaged(index))
+
+
+def _damaged(index: Path) -> str:
+    return (
+        f"'{index}' is damaged: expected 'weight_map' with a file of the same folder for every "
+        "tensor. Get it again."
+    )
+
+
+def held_in(folder: Path) -> dict[str, Held]:
+    """What a model's folder holds, by name.
+
+    Raises:
+        ModelError: see `weight_files`; or a tensor lies elsewhere than the index says, or twice.
+    """
+    held = held_tensors(weight_files(folder))
+    index = folder / INDEX
+    for name, place in _places(index).items() if index.is_file() else ():
+        found = held.get(name)
+        if found is not None and found.file.name != place:
+            raise ModelError(
+                f"'{folder}' is not whole: {INDEX} says that '{name}' lies in {place}, but "
+                f"{found.file.name} holds it. Get the folder again."
+            )
+    return held
+
+
 def held_tensors(files: Sequence[Path]) -> dict[str, Held]:
-    """What safetensors files hold, by name, from their headers alone."""
+    """What safetensors files hold, by name, from their headers alone.
+
+    Raises:
+        ModelError: two of them hold a tensor of one name.
+    """
     from safetensors import safe_open
 
     found: dict[str, Held] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
+                if name in found:
+                    raise ModelError(
+                        f"'{path.parent}' holds '{name}' twice, in {found[name].file.name} and "
+                        f"{path.name}, and which counts depends on the reader. Get it again."
+                    )
                 part = file.get_slice(name)
                 kind = TYPES.get(part.get_dtype())
                 size = torch.Size(part.get_shape()).numel() * (kind.itemsize if kind else 1)
-                found[name] = Held(path, name, kind, size)
+                found[name] = Held(path, name, kind, size, part.get_dtype())
     return found
 
 
@@ -132,19 +176,34 @@ def main_type(held: Iterable[Held]) -> torch.dtype | None:
 
 
 def remember_types(model: Any, held: Mapping[str, Held], main: torch.dtype) -> None:
-    """Let tensors remember their files: those of another type than most, and rounded ones."""
+    """Let tensors remember their files: those of another type than most, and rounded ones.
+
+    Raises:
+        ModelError: a file holds packed numbers or integers where the model has plain ones.
+    """
     ends = Counter(map(_unprefixed, held))
     by_end = {end: each for n, each in held.items() if ends[end := _unprefixed(n)] == 1}
     for name, tensor in _tensors(model):
         found = held.get(name) or by_end.get(_unprefixed(name))
         pieces = (found,) if found else _pieces(model, name, tensor, held)
+        if tensor.is_floating_point():
+            _check_plain(pieces)
         if any(_differs(each, main, tensor.dtype) for each in pieces):
             setattr(tensor, MARK, found or pieces)
 
 
-def _pieces(
-    model: Any, name: str, tensor: Tensor, held: Mapping[str, Held]
-) -> tuple[Held, ...]:
+def _check_plain(pieces: Iterable[Held]) -> None:
+    for each in pieces:
+        if each.dtype is None:
+            raise ModelError(
+                f"'{each.file}' holds '{each.name}' in {each.written}, but config.json names no "
+                f"quantisation: expected one of {', '.join(TYPES)}. Numbers in any other type "
+                "mean nothing without their scales. Get the model again, or start from the one "
+                "that was quantised."
+            )
+
+
+def _pieces(model: Any, name: str, tensor: Tensor, held: Mapping[str, Held]) -> tuple[Held, ...]:
     """The tensors that one was made of under other names; none if that is not known."""
     found = [held.get(each) for each in names_in_file(model, name, tensor)]
     return tuple(each for each in found if each) if all(found) else ()
@@ -195,9 +254,7 @@ def stored_type(tensor: Tensor, main: torch.dtype) -> torch.dtype:
     return found or main
 
 
-def in_pieces(
-    model: Any, state: Mapping[str, Tensor], main: torch.dtype
-) -> dict[str, Held]:
+def in_pieces(model: Any, state: Mapping[str, Tensor], main: torch.dtype) -> dict[str, Held]:
     """What must be copied from the base's files, by its name in those that transformers writes.
 
     Experts that are packed in memory lie in a file one by one, each in its own type; and a tensor
@@ -208,7 +265,7 @@ def in_pieces(
         state: its tensors, which remember their files.
         main: the type that most of its weights are stored in.
     """
-    found = {}
+    found: dict[str, Held] = {}
     for name, tensor in state.items():
         held = getattr(tensor, MARK, None)
         if isinstance(held, tuple) and not _is_exact(tensor, held, main):
