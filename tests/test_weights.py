@@ -16,7 +16,9 @@ from ghostlayers.errors import ModelError, NonFiniteError, UnsupportedModelError
 from ghostlayers.loading import check_causal, from_memory, load_model
 from ghostlayers.pipeline import evaluate
 from ghostlayers.recipe import RunOptions
+from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.spans import Span
+from ghostlayers.stock_layer import with_stock_layers
 from ghostlayers.text import Corpus
 
 CPU = RunOptions(dtype="float32", device="cpu")
@@ -145,8 +147,6 @@ def test_lost_experts_are_named(tmp_path, byte_tokenizer):
 
 
 def test_an_edited_guard_does_not_lose_the_operators(tmp_path, trained_llama, byte_tokenizer):
-    from ghostlayers.repairs.base import Operator, Repair
-
     span, hidden = Span(1, 2), trained_llama.config.hidden_size
     repair = Repair("ghost", Operator({"weight": torch.eye(hidden) * 0.1}))
     pruned = surgery.prune_layers(trained_llama, [span], {span: repair})
@@ -193,6 +193,95 @@ def test_each_tensor_is_stored_in_the_type_of_its_file(folder, tmp_path, byte_to
             original = whole[".".join(parts)]
             assert tensor.dtype == original.dtype
             assert torch.equal(tensor, original)
+
+
+@pytest.mark.parametrize("computed", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["mixtral", "minimax_m2", "granitemoe", "gpt_neox", "nemotron_h"])
+def test_packed_and_renamed_tensors_keep_type_and_digits_too(
+    name, computed, tmp_path, byte_tokenizer
+):
+    """In memory experts lie in one tensor, and names are others than the file's."""
+    rng = random.Random(name)
+    place = save(build(name), tmp_path / "model", byte_tokenizer)
+    whole = {
+        key: each if not each.is_floating_point() or rng.random() < 0.3 else each.bfloat16()
+        for key, each in tensors_of(place).items()
+    }
+    write(place, whole)
+    loaded = load_model(str(place), RunOptions(computed, "cpu"))
+    pruned = surgery.prune_layers(loaded.model, [Span(4, 5)])
+    (out := tmp_path / "out").mkdir()
+    checkpoint._write_model(out, pruned, loaded.stored_dtype)
+    kept = tensors_of(out)
+    assert len(kept) > 0.7 * len(whole)
+    for key, tensor in kept.items():
+        assert tensor.dtype == whole[key].dtype
+        assert torch.equal(tensor, whole[key])
+
+
+def test_a_stock_layers_model_keeps_types(folder, tmp_path):
+    whole = {k: each if "norm" in k else each.bfloat16() for k, each in tensors_of(folder).items()}
+    write(folder, whole)
+    loaded = load_model(str(folder), CPU)
+    hidden = loaded.model.config.hidden_size
+    repair = Repair("normed", Operator({"normed": torch.eye(hidden) * 0.1}))
+    bare = surgery.prune_layers(loaded.model, [Span(1, 2)])
+    made = with_stock_layers(bare, [Span(1, 2)], {Span(1, 2): repair}, torch.bfloat16)
+    (out := tmp_path / "out").mkdir()
+    checkpoint._write_model(out, made, torch.bfloat16)
+    kept = tensors_of(out)
+    assert all(torch.equal(kept[k], whole[k]) for k in kept if "layers.5" in k and k in whole)
+    assert kept["model.norm.weight"].dtype == torch.float32
+    assert kept["model.layers.5.input_layernorm.weight"].dtype == torch.float32
+    assert kept["model.layers.5.mlp.up_proj.weight"].dtype == torch.bfloat16
+
+
+# Several files
+
+
+def in_shards(folder, more=None, index=None):
+    """The weights in two files with an index, both changed as told."""
+    whole = tensors_of(folder)
+    (folder / "model.safetensors").unlink()
+    names = sorted(whole)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, mine in parts.items():
+        tensors = {name: whole[name].clone() for name in mine} | (more or {}).get(file, {})
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    places = {name: file for file, mine in parts.items() for name in mine}
+    content = {"metadata": {}, "weight_map": {**places, **(index or {})}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+    return names
+
+
+def test_shards_are_read_as_the_index_says_or_not_at_all(folder, tmp_path):
+    def refused(match, **changes):
+        place = shutil.copytree(folder, tmp_path / match.replace(" ", ""))
+        in_shards(place, **changes)
+        with pytest.raises(ModelError, match=match):
+            load_model(str(place), CPU)
+
+    first = sorted(tensors_of(folder))[0]
+    twice = {"b.safetensors": {first: torch.zeros_like(tensors_of(folder)[first])}}
+    refused("twice", more=twice)
+    refused("but a.safetensors holds it", index={first: "b.safetensors"})
+    refused("of the same folder", index={first: "../model/a.safetensors"})
+    refused("which model.safetensors.index.json names", index={first: "c.safetensors"})
+    whole = tensors_of(folder)
+    in_shards(folder)
+    assert weights.held_in(folder).keys() == whole.keys()
+    write(folder, whole)
+    with pytest.raises(ModelError, match="two sets of weights"):
+        load_model(str(folder), CPU)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.bool])
+def test_packed_numbers_without_a_word_of_it_are_refused(folder, kind):
+    whole = tensors_of(folder)
+    name = "model.layers.1.mlp.up_proj.weight"
+    write(folder, {**whole, name: whole[name].to(kind)})
+    with pytest.raises(ModelError, match="names no quantisation"):
+        load_model(str(folder), CPU)
 
 
 def test_the_files_say_the_type_not_the_config(folder):

@@ -47,7 +47,7 @@ from ghostlayers.report.card import render_card
 from ghostlayers.residency import is_offloaded, offloaded_sets
 from ghostlayers.scratch import Scratch
 from ghostlayers.shown import shared
-from ghostlayers.weights import as_stored, type_in_file
+from ghostlayers.weights import as_stored, copy_pieces, in_pieces, stored_type, type_in_file
 
 CODE = modeling.CODE
 LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
@@ -56,6 +56,9 @@ MEMORY_OF_A_RELOAD = 10**9
 
 SHARD_OF_OFFLOADED = 10**9
 """Bytes of a file of weights that were never in memory together."""
+
+SHARD_IN_PIECES = 5 * 10**9
+"""Bytes of a file that is written twice, because some of its tensors are copied from the base's."""
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit, that a reload may show.
@@ -185,10 +188,13 @@ def mode_of(model: Any) -> str:
 def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
     """Write weights and configs; what a repaired model needs beside them, its config writes."""
     state = _stored_state(model, stored_dtype)
+    pieces = in_pieces(model, model.state_dict(keep_vars=True), stored_dtype)
     before = model.config.dtype
     try:
         with _read_as_stored(model, stored_dtype) as shards:
-            model.save_pretrained(folder, state_dict=state, **shards)
+            few = {"max_shard_size": SHARD_IN_PIECES} if pieces else {}
+            model.save_pretrained(folder, state_dict=state, **few | shards)
+        copy_pieces(folder, pieces)
     except ValueError as error:  # generation configs of older models can be refused
         raise ModelError(f"transformers refuses to save this model: {error}") from error
     finally:
@@ -252,7 +258,8 @@ def _stored_state(model: Any, stored_dtype: torch.dtype) -> dict[str, torch.Tens
     def convert(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point() or tensor.is_meta:  # those are read as they are written
             return tensor
-        return stored.setdefault(tensor.data_ptr(), as_stored(tensor, stored_dtype).detach())
+        kind = stored_type(tensor, stored_dtype)
+        return stored.setdefault(tensor.data_ptr(), as_stored(tensor, kind).detach())
 
     # Not as copies, which would have forgotten their types.
     return {name: convert(tensor) for name, tensor in model.state_dict(keep_vars=True).items()}

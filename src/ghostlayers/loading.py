@@ -26,7 +26,7 @@ from ghostlayers.weights import (
     Findings,
     Held,
     check_whole,
-    held_tensors,
+    held_in,
     main_type,
     remember_own_types,
     remember_types,
@@ -331,7 +331,7 @@ def _read(
     if place.is_file():
         return _read_gguf(name, place, extra, options, device)
     tokenizer = AutoTokenizer.from_pretrained(place, **extra)
-    held = held_tensors(weight_files(place))
+    held = held_in(place)
     is_packed = quantized.quantization_method(packed) is not None
     config = AutoConfig.from_pretrained(place, **extra)
     named = config.get_text_config().dtype

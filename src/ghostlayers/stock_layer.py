@@ -20,6 +20,7 @@ from ghostlayers.families import find_family
 from ghostlayers.repairs.base import Repair
 from ghostlayers.spans import Span, pruned_boundary
 from ghostlayers.stream import find_decoder_layers
+from ghostlayers.weights import like
 
 OPEN_GATE = 32.0
 """silu(32) is 32 in float32 and below, and dividing by a power of two rounds nothing."""
@@ -93,6 +94,7 @@ def with_stock_layers(
     state = _state(pruned, model, path, places, before, stored_dtype)
     model.load_state_dict(state, assign=True, strict=False)
     model.tie_weights()
+    _keep_types(pruned, model, path, places)
     buffers = dict(pruned.named_buffers())
     for name, buffer in model.named_buffers():
         if buffer.is_meta:
@@ -172,6 +174,17 @@ def _state(
             value = made.get(name)
             state[prefix + name] = (like.new_zeros(shape) if value is None else value).to(like)
     return state
+
+
+def _keep_types(pruned: Any, model: Any, path: str, places: Sequence[int | None]) -> None:
+    """Let surviving weights remember what their files hold."""
+    old = dict(pruned.named_parameters(remove_duplicate=False))
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        new, _, end = name.removeprefix(f"{path}.").partition(".")
+        inside = name.startswith(f"{path}.")
+        source = f"{path}.{places[int(new)]}.{end}" if inside else name
+        if source in old:
+            like(old[source], tensor)
 
 
 def _layer(

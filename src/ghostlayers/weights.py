@@ -48,12 +48,14 @@ class Held:
         name: under which name.
         dtype: of its numbers; None for what are no plain weights.
         shape: as the file has it.
+        written: what its file calls the type.
     """
 
     file: Path
     name: str
     dtype: torch.dtype | None
     shape: torch.Size
+    written: str = ""
 
     @property
     def bytes(self) -> int:
@@ -98,38 +100,81 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that a model is loaded from; none where there are no such files.
 
     Raises:
-        ModelError: the index of several files is damaged, or one of them is missing.
+        ModelError: the index of several files is damaged, one of them is missing, or there is one
+            file beside the several.
     """
-    if (folder / ONE_FILE).is_file():
-        return [folder / ONE_FILE]
-    index = folder / INDEX
+    one, index = folder / ONE_FILE, folder / INDEX
     if not index.is_file():
-        return []
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        files = [folder / Path(str(name)).name for name in sorted(names)]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ModelError(
-            f"'{index}' is damaged: expected 'weight_map' with a file for every tensor. Get it "
-            "again."
-        ) from error
+        return [one] if one.is_file() else []
+    files = [folder / name for name in sorted(set(_places(index).values()))]
     missing = [each.name for each in files if not each.is_file()]
     if missing:
         raise ModelError(f"'{folder}' lacks {_some(missing)}, which {INDEX} names. Get it again.")
+    if one.is_file() and files != [one]:
+        raise ModelError(
+            f"'{folder}' holds two sets of weights: {ONE_FILE}, and the files that {INDEX} names. "
+            "Readers differ in which they take: move one of the two away."
+        )
     return files
 
 
+def _places(index: Path) -> dict[str, str]:
+    """Which file of the folder holds which tensor, as an index says."""
+    try:
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        if all(Path(name).name == name for name in places.values()):
+            return places
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ModelError(_damaged(index)) from error
+    raise ModelError(_damaged(index))
+
+
+def _damaged(index: Path) -> str:
+    return (
+        f"'{index}' is damaged: expected 'weight_map' with a file of the same folder for every "
+        "tensor. Get it again."
+    )
+
+
+def held_in(folder: Path) -> dict[str, Held]:
+    """What a model's folder holds, by name.
+
+    Raises:
+        ModelError: see `weight_files`; or a tensor lies elsewhere than the index says, or twice.
+    """
+    held = held_tensors(weight_files(folder))
+    index = folder / INDEX
+    for name, place in _places(index).items() if index.is_file() else ():
+        found = held.get(name)
+        if found is not None and found.file.name != place:
+            raise ModelError(
+                f"'{folder}' is not whole: {INDEX} says that '{name}' lies in {place}, but "
+                f"{found.file.name} holds it. Get the folder again."
+            )
+    return held
+
+
 def held_tensors(files: Sequence[Path]) -> dict[str, Held]:
-    """What safetensors files hold, by name, from their headers alone."""
+    """What safetensors files hold, by name, from their headers alone.
+
+    Raises:
+        ModelError: two of them hold a tensor of one name.
+    """
     from safetensors import safe_open
 
     found: dict[str, Held] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
+                if name in found:
+                    raise ModelError(
+                        f"'{path.parent}' holds '{name}' twice, in {found[name].file.name} and "
+                        f"{path.name}, and which counts depends on the reader. Get it again."
+                    )
                 part = file.get_slice(name)
                 kind = TYPES.get(part.get_dtype())
-                found[name] = Held(path, name, kind, torch.Size(part.get_shape()))
+                shape = torch.Size(part.get_shape())
+                found[name] = Held(path, name, kind, shape, part.get_dtype())
     return found
 
 
@@ -143,15 +188,51 @@ def main_type(held: Iterable[Held]) -> torch.dtype | None:
 
 
 def remember_types(model: Any, held: Mapping[str, Held], main: torch.dtype) -> None:
-    """Let tensors remember their files: those of another type than most, and rounded ones."""
+    """Let tensors remember their files: those of another type than most, and rounded ones.
+
+    Raises:
+        ModelError: a file holds packed numbers or integers where the model has plain ones.
+    """
     ends = Counter(map(_unprefixed, held))
     by_end = {end: each for n, each in held.items() if ends[end := _unprefixed(n)] == 1}
     for name, tensor in _tensors(model):
         found = held.get(name) or by_end.get(_unprefixed(name))
-        if found is None or found.dtype is None:
-            continue
-        if found.dtype != main or _rounds(found.dtype, tensor.dtype):
-            setattr(tensor, MARK, found)
+        pieces = (found,) if found else _pieces(model, name, tensor, held)
+        if tensor.is_floating_point():
+            _check_plain(pieces)
+        if any(_differs(each, main, tensor.dtype) for each in pieces):
+            setattr(tensor, MARK, found or pieces)
+
+
+def _check_plain(pieces: Iterable[Held]) -> None:
+    for each in pieces:
+        if each.dtype is None:
+            raise ModelError(
+                f"'{each.file}' holds '{each.name}' in {each.written}, but config.json names no "
+                f"quantisation: expected one of {', '.join(TYPES)}. Numbers in any other type "
+                "mean nothing without their scales. Get the model again, or start from the one "
+                "that was quantised."
+            )
+
+
+def _pieces(model: Any, name: str, tensor: Tensor, held: Mapping[str, Held]) -> tuple[Held, ...]:
+    """The tensors that one was made of under other names; none if that is not known."""
+    found = [held.get(each) for each in names_in_file(model, name, tensor)]
+    return tuple(each for each in found if each) if all(found) else ()
+
+
+def names_in_file(model: Any, name: str, tensor: Tensor) -> list[str]:
+    """Under which names transformers writes a tensor, packed experts one by one; in their order."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    try:
+        return list(revert_weight_conversion(model, {name: tensor.detach().to("meta")}))
+    except (KeyError, ValueError, RuntimeError):  # it is written together with others only
+        return [name]
+
+
+def _differs(held: Held, main: torch.dtype, computed: torch.dtype) -> bool:
+    return held.dtype is not None and (held.dtype != main or _rounds(held.dtype, computed))
 
 
 def remember_own_types(model: Any) -> None:
@@ -177,9 +258,63 @@ def _unprefixed(name: str) -> str:
 
 
 def stored_type(tensor: Tensor, main: torch.dtype) -> torch.dtype:
-    """The type that a tensor's file has."""
-    held: Held | None = getattr(tensor, MARK, None)
-    return main if held is None or held.dtype is None else held.dtype
+    """The type that a tensor's file has; main, if that has pieces of several."""
+    held: Held | tuple[Held, ...] | None = getattr(tensor, MARK, None)
+    kinds = {each.dtype for each in (held if isinstance(held, tuple) else (held,)) if each}
+    found = kinds.pop() if len(kinds) == 1 else None
+    return found or main
+
+
+def in_pieces(model: Any, state: Mapping[str, Tensor], main: torch.dtype) -> dict[str, Held]:
+    """What must be copied from the base's files, by its name in those that transformers writes.
+
+    Experts that are packed in memory lie in a file one by one, each in its own type; and a tensor
+    that is written under another name may be turned over on the way.
+
+    Args:
+        model: about to be saved.
+        state: its tensors, which remember their files.
+        main: the type that most of its weights are stored in.
+    """
+    found: dict[str, Held] = {}
+    for name, tensor in state.items():
+        held = getattr(tensor, MARK, None)
+        if isinstance(held, tuple) and not _is_exact(tensor, held, main):
+            names = names_in_file(model, name, tensor)
+            found.update(zip(names, held, strict=True) if len(names) == len(held) else ())
+    return found
+
+
+def _is_exact(tensor: Tensor, pieces: Sequence[Held], main: torch.dtype) -> bool:
+    """Whether the numbers in memory, in one type, are those of the file."""
+    kind = stored_type(tensor, main)
+    return all(each.dtype == kind and not _rounds(kind, tensor.dtype) for each in pieces)
+
+
+def copy_pieces(folder: Path, pieces: Mapping[str, Held]) -> None:
+    """Put tensors of other files in the place of those that a saved model holds."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    for path in weight_files(folder) if pieces else []:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            about = file.metadata()
+        mine = tensors.keys() & pieces.keys()
+        for name in mine:
+            tensors[name] = _exact(pieces[name], tensors[name])
+        if mine:
+            save_file(tensors, path.with_suffix(".new"), metadata=about)
+            path.with_suffix(".new").replace(path)
+
+
+def _exact(held: Held, tensor: Tensor) -> Tensor:
+    """What a file holds, if that has the shape of a tensor; else the tensor."""
+    from safetensors import safe_open
+
+    with safe_open(held.file, framework="pt") as file:
+        exact: Tensor = file.get_tensor(held.name)
+    return exact if exact.shape == tensor.shape else tensor
 
 
 def like(marked: Tensor, tensor: Tensor) -> Tensor:
@@ -201,15 +336,17 @@ def type_in_file(file: str, name: str, main: torch.dtype) -> torch.dtype:
 
 
 def as_stored(tensor: Tensor, main: torch.dtype) -> Tensor:
-    """A tensor in the type that its file has, with all the digits that the file has."""
-    kind = stored_type(tensor, main)
-    held: Held | None = getattr(tensor, MARK, None)
-    if held is not None and _rounds(kind, tensor.dtype):
-        from safetensors import safe_open
+    """A tensor in the type that its file has, with all the digits that the file has.
 
-        with safe_open(held.file, framework="pt") as file:
-            exact: Tensor = file.get_tensor(held.name)
-        if exact.shape == tensor.shape:
+    One in pieces (see `in_pieces`) is in the model's main type, whatever it was computed in.
+    """
+    held: Held | tuple[Held, ...] | None = getattr(tensor, MARK, None)
+    if isinstance(held, tuple):
+        return tensor.to(main)
+    kind = stored_type(tensor, main)
+    if held is not None and _rounds(kind, tensor.dtype):
+        exact = _exact(held, tensor)
+        if exact is not tensor:
             return exact.to(tensor.device)
     return tensor.to(kind)
 
