@@ -16,7 +16,7 @@ from ghostlayers.errors import ModelError, NonFiniteError, UnsupportedModelError
 from ghostlayers.loading import check_causal, from_memory, load_model
 from ghostlayers.pipeline import evaluate
 from ghostlayers.recipe import RunOptions
-from ghostlayers.repairs.base import Operator, Repair
+from ghostlayers.repairs.base import Operator, Repair, rounded_once
 from ghostlayers.spans import Span
 from ghostlayers.stock_layer import with_stock_layers
 from ghostlayers.text import Corpus
@@ -345,3 +345,8 @@ def test_bad_numbers_are_refused_where_they_are_met(folder, some_text, value, wh
     text = Corpus("sentences", tuple(some_text))
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
         evaluate(str(folder), data=text, sequence_length=32, max_windows=2, options=CPU)
+
+
+def test_a_repair_of_nan_is_not_called_too_large_for_a_type():
+    with pytest.raises(NonFiniteError, match="NaN or infinity as weights"):
+        rounded_once(torch.tensor([1.0, float("nan")]), torch.float32)

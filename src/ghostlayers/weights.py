@@ -287,6 +287,8 @@ def in_pieces(model: Any, state: Mapping[str, Tensor], main: torch.dtype) -> dic
 
 def _is_exact(tensor: Tensor, pieces: Sequence[Held], main: torch.dtype) -> bool:
     """Whether the numbers in memory, in one type, are those of the file."""
+    if tensor.is_meta:  # offloaded tensors are written in the model's main type
+        return False
     kind = stored_type(tensor, main)
     return all(each.dtype == kind and not _rounds(kind, tensor.dtype) for each in pieces)
 

@@ -53,8 +53,13 @@ def rounded_once(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Numbers as a checkpoint in a type will hold them, in their own type.
 
     Raises:
-        NonFiniteError: the type does not reach that far, or they are no numbers.
+        NonFiniteError: the type does not reach that far, or they are none.
     """
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteError(
+            "a repair gives NaN or infinity as weights: the model's own hold such numbers, most "
+            "likely those of its embedding, norms or head. Look for them there."
+        )
     rounded = values.to(dtype).to(values.dtype)
     if not bool(torch.isfinite(rounded).all()):
         kind = str(dtype).removeprefix("torch.")
