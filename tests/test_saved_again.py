@@ -198,7 +198,9 @@ def test_a_push_to_a_hub_sends_the_code(model: Any, monkeypatch: Any, tmp_path: 
     def commit(self: Any, repo_id: str, operations: Any, **_: Any) -> None:
         sent.extend(each.path_in_repo for each in operations)
 
-    made = huggingface_hub.RepoUrl("https://huggingface.co/someone/model")
+    made = huggingface_hub.RepoUrl(
+        "https://hub.invalid/someone/model", endpoint="https://hub.invalid"
+    )
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **__: made)
     monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", commit)
     card = huggingface_hub.ModelCard("---\n---\n")
