@@ -23,6 +23,7 @@ from ghostlayers.cli.run import make_run
 from ghostlayers.documents import to_json
 from ghostlayers.errors import DistributedError, RecipeError
 from ghostlayers.interrupts import SAID, STATUS, raised
+from ghostlayers.places import at_home
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.quiet import TALKATIVE
 from ghostlayers.recipe import Recipe, RunOptions
@@ -61,6 +62,7 @@ def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
                 clear_scratch()
                 quieten()
                 keep_freed_memory()
+                _know_home(kwargs)
                 with _processes(shared, function.__name__), claimed(function.__name__, kwargs):
                     function(*args, **kwargs)
             except (typer.Exit, typer.Abort):
@@ -73,6 +75,11 @@ def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
                 raise typer.Exit(_explain(found, function)) from error
 
     return shell
+
+
+def _know_home(arguments: dict[str, Any]) -> None:
+    """Read ``~`` in paths where no shell did: behind an equals sign, and in recipes."""
+    arguments |= {k: at_home(each) for k, each in arguments.items() if isinstance(each, Path)}
 
 
 def _explain(error: BaseException, function: Callable[..., None]) -> int:
