@@ -364,6 +364,17 @@ def test_a_recipe_is_an_input_too(place):
     assert "RECIPE 'mine.yaml'" in error_of("run", "mine.yaml", "--set", "json=mine.yaml")
 
 
+def test_names_in_any_script_are_shown_on_any_terminal(tmp_path):
+    """What an encoding has not got is escaped."""
+    command = [sys.executable, "-m", "ghostlayers", "inspect", str(tmp_path / "tëxt🙂")]
+    for stream in ("ascii", "latin-1"):
+        environment = {**os.environ, "PYTHONIOENCODING": stream}
+        ended = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert ended.returncode == 1
+        assert b"there is no folder" in ended.stderr.replace(b"\n", b" ")
+        assert b"U0001f642" in ended.stderr
+
+
 @pytest.mark.parametrize("by_recipe", [False, True])
 def test_a_tilde_stands_for_the_home_folder(tiny_folder, place, tmp_path, monkeypatch, by_recipe):
     monkeypatch.setenv("HOME", str(tmp_path))

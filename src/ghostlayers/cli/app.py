@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import io
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -61,6 +63,7 @@ def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
             try:
                 clear_scratch()
                 quieten()
+                _take_any_text()
                 keep_freed_memory()
                 _know_home(kwargs)
                 with _processes(shared, function.__name__), claimed(function.__name__, kwargs):
@@ -75,6 +78,13 @@ def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
                 raise typer.Exit(_explain(found, function)) from error
 
     return shell
+
+
+def _take_any_text() -> None:
+    """Write names in any script, escaped where the terminal's encoding has not got it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _know_home(arguments: dict[str, Any]) -> None:
