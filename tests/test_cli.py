@@ -364,6 +364,31 @@ def test_a_recipe_is_an_input_too(place):
     assert "RECIPE 'mine.yaml'" in error_of("run", "mine.yaml", "--set", "json=mine.yaml")
 
 
+def test_names_in_any_script_are_shown_on_any_terminal(tmp_path):
+    """What an encoding has not got is escaped."""
+    command = [sys.executable, "-m", "ghostlayers", "inspect", str(tmp_path / "tëxt🙂")]
+    for stream in ("ascii", "latin-1"):
+        environment = {**os.environ, "PYTHONIOENCODING": stream}
+        ended = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert ended.returncode == 1
+        assert b"there is no folder" in ended.stderr.replace(b"\n", b" ")
+        assert b"U0001f642" in ended.stderr
+
+
+@pytest.mark.parametrize("by_recipe", [False, True])
+def test_a_tilde_stands_for_the_home_folder(tiny_folder, place, tmp_path, monkeypatch, by_recipe):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    Path("home.yaml").write_text(
+        f"command: score\nmodel: {tiny_folder}\ndata: other.txt\nwindows: 2\nlayers: 1\n"
+        "sequence_length: 64\njson: ~/found.json\n"
+    )
+    options = ("-n", "1", "--data", "other.txt", "--windows", "2", *LENGTH, "--json=~/found.json")
+    succeed(*(("run", "home.yaml") if by_recipe else ("score", tiny_folder, *options)))
+    assert (tmp_path / "found.json").is_file()
+    assert not Path("~").exists()
+
+
 def test_an_existing_result_is_not_replaced_unasked(place, tiny_folder):
     arguments = ("eval", tiny_folder, *READS, "--device", "cpu", "--json", "mine.json")
     Path("mine.json").write_text("years of work")

@@ -163,6 +163,7 @@ def test_run_varies_keys_and_sets_the_losses_side_by_side(tiny_folder: Any) -> N
         ({"command": "comparee"}, "'command' must say what to run, got 'comparee'. Did you mean"),
         ({"layer": 3}, "unknown key 'layer' for compare. Did you mean 'layers'?"),
         ({"vary": {"seed": 3}}, "'vary' must give a list of values for each key"),
+        ({"vary": {"seed": []}}, "'vary' must give a list of values for each key"),
         ({"data": {"a": 1}}, "'data' must be a value or a list, got a mapping"),
         ({"overwrite": "no"}, "'overwrite' must be true or false, got 'no'"),
         ({"max_windows": "x"}, "'max_windows' must be a whole number, got 'x'"),

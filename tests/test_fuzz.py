@@ -497,6 +497,8 @@ def test_shared_values_name_no_folders() -> None:
     assert shared(values) == {"a": ["x.txt+y.txt", "in f.txt"], "n": 1.5}
     assert shared("a/b, c/d") == "a/b, c/d"
     assert shared("https://a.b/c/d") == "https://a.b/c/d"
+    assert shared("prune '/home/me/My Models/m' -o x") == "prune 'm' -o x"
+    assert shared("file:///home/me/x.txt") == "x.txt"
 
 
 @quick

@@ -1,5 +1,6 @@
 """Inputs are never outputs, however the two are related on the disk and spelled."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ghostlayers import locks
 from ghostlayers.errors import OutputError
 from ghostlayers.places import check_apart, paths_of
 
@@ -148,3 +150,20 @@ def test_a_mounted_folder_is_what_is_mounted(tmp_path: Path) -> None:
                 check_apart({"MODEL": [one / "model"]}, {"-o": out})
     finally:
         os.system(f"umount {other}")
+
+
+def test_a_lock_that_cannot_be_noted_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full: the lock's file has its name, and nothing can be written into it."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(locks.Claim, "write", full)
+        with pytest.raises(OutputError, match="No space left"), locks.holding(tmp_path / "new/a"):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    with locks.holding(tmp_path / "new/a"):  # nobody holds it
+        pass

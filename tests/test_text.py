@@ -120,7 +120,7 @@ def test_the_hash_of_a_corpus_depends_on_the_separator():
     ("row", "wanted", "column"),
     [
         ({"text": "a", "title": "b"}, None, "text"),
-        ({"id": 1, "body": "a"}, None, "body"),
+        ({"id": 1, "body": "a b"}, None, "body"),
         ({"text": "a", "title": "b"}, "title", "title"),
         ({"id": 1, "body": "a"}, "id", "id"),
     ],
@@ -130,7 +130,7 @@ def test_the_text_column_is_chosen(row, wanted, column):
     assert choose_text([row], wanted, "a.jsonl").columns == (column,)
 
 
-@pytest.mark.parametrize("row", [{"body": "a", "title": "b", "id": 1}, {"id": 1, "year": 2}])
+@pytest.mark.parametrize("row", [{"body": "a b", "title": "c d", "id": 1}, {"id": 1, "year": 2}])
 def test_an_ambiguous_text_column_is_refused(tmp_path, row):
     path = write_jsonl(tmp_path / "a.jsonl", [row])
     assert message(path) == (

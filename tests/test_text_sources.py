@@ -272,7 +272,12 @@ def test_local_files_need_no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("name", ["https://a.org/b?c", "ftp://x"], True),
         ("name", ["2024-01-02T03:04:05Z", "12.5"], True),
         ("name", ["conv_00123", "sharegpt-17"], True),
-        ("name", ["a", "b"], False),
+        ("name", ["wiki", "slug-of-words", "docs/readme.md", "a@b.org"], True),
+        ("name", ["Jan 5, 2020", "12/31/2020 5:00 PM", "(555) 123-4567"], True),
+        ("name", ["QUJD" * 12 + "\n" + "REVG" * 12], True),
+        ("name", ["a word", "b"], False),
+        ("name", ["wiki", 'He said: "yes".'], False),
+        ("name", ["你好世界"], False),
         ("name", ["one sentence of 2024"], False),
         ("paid", ["he paid"], False),
         ("name", [""], False),
@@ -288,6 +293,45 @@ def test_identifiers_are_never_text(tmp_path: Path) -> None:
     assert "holds no text that can be told from identifiers" in message(path)
     path.write_text('{"id": "abc-17", "story": "Once upon a time."}\n')
     assert read(path).documents == ("Once upon a time.",)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"topic": "The weather", "dialogue": [{"speaker": "a", "said": "It rains all day."}]},
+        {"title": "A short title", "doc": {"body": "and here is all the text of it"}},
+        {"source": "from the wiki", "input_ids": list(range(50))},
+        {"messages": '[{"role": "user", "content": "a chat as one string"}]'},
+    ],
+)
+def test_a_title_is_not_the_text(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{json.dumps(row)}\n" * 3)
+    assert "cannot tell which column" in message(path)
+
+
+def test_what_lies_beside_the_text_is_no_text(tmp_path: Path) -> None:
+    row = {"content": "Here it is.", "tags": ["a"], "vector": [0.5] * 99, "meta": {"n": 1}}
+    path = tmp_path / "a.jsonl"
+    path.write_text(f"{json.dumps(row)}\n" * 3)
+    assert read(path).documents == ("Here it is.",) * 3
+
+
+@pytest.mark.parametrize("sign", [";", "\t", "|", ","])
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_tables_are_parted_by_the_sign_in_their_first_line(
+    tmp_path: Path, sign: str, ending: str
+) -> None:
+    path = tmp_path / f"a.{ending}"
+    path.write_text(f"id{sign}sentence1\n1{sign}The fox ran.\n")
+    assert read(path).documents == ("The fox ran.",)
+
+
+@pytest.mark.parametrize("more", ["x", '["c d"]', "\n\n[1]"])
+def test_nothing_stands_behind_an_array(tmp_path: Path, more: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(f'["a b", "c d"]{more}')
+    assert "more stands behind it" in message(path)
 
 
 # Chats

@@ -160,6 +160,7 @@ def _take(path: Path, request: str | None, *, replace: bool) -> Claim:
     except Timeout as error:
         raise OutputError(_taken(path, file)) from error
     except OSError as error:
+        _leave(lock, parents, stays=_left(path, file) is not None)
         raise OutputError(f"cannot write '{path}': {error.strerror or error}.") from error
     return claim
 
@@ -172,11 +173,16 @@ def _let_go(claim: Claim, *, ended: bool) -> None:
             claim.write()
     made = claim.note.get("made")
     stays = not ended and claim.note["request"] and made and made == identity(claim.path)
-    with contextlib.suppress(OSError):
-        if not stays:
-            Path(claim.lock.lock_file).unlink()
-    claim.lock.release()
-    for parent in claim.parents:
+    _leave(claim.lock, claim.parents, stays=bool(stays))
+
+
+def _leave(lock: FileLock, parents: list[Path], *, stays: bool = False) -> None:
+    """Let go of a lock, with its file and the folders that were made for nothing."""
+    if lock.is_locked and not stays:
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
+    lock.release()
+    for parent in parents:
         with contextlib.suppress(OSError):
             parent.rmdir()
 

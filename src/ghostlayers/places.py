@@ -118,10 +118,10 @@ def paths_of(name: Input) -> Iterator[Path]:
         return
     text = str(name)
     if isinstance(name, Path):
-        yield _at_home(text)
+        yield at_home(name)
         return
     for each in dict.fromkeys((text, *_split(text, ","), *_split(text, "+"))):
-        path = _at_home(each)
+        path = at_home(each)
         if _exists(path):
             yield path
         elif glob.has_magic(each):
@@ -140,7 +140,7 @@ def _split(text: str, mark: str) -> list[str]:
     return [part.strip() for whole in text.split(",") for part in whole.split(mark) if part.strip()]
 
 
-def _at_home(text: str) -> Path:
+def at_home(text: str | Path) -> Path:
     """With ``~`` as the folder it stands for; as it is, where it stands for nobody's."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's raises for unknown users
 

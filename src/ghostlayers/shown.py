@@ -15,7 +15,9 @@ width, and halves of characters."""
 
 _FOLDERS = r"""(?:[^\s'"`<>|,;:+=()/\\]+[/\\]+)"""
 _PATH = re.compile(
-    r"""(?<![\w.~:/\\)\]}>-])"""  # not inside a/b, https://a, ./a
+    r"""(?<=['"])(?:~|[A-Za-z]:)?[/\\][^'"\n]*[/\\]"""  # between quotes: spaces, too
+    r"""|file://[^\s'"`<>|,;]*/"""
+    r"""|(?<![\w.~:/\\)\]}>-])"""  # not inside a/b, https://a, ./a
     rf"""(?:~[\w.-]*[/\\]{_FOLDERS}*|(?:[A-Za-z]:)?[/\\]{_FOLDERS}+)"""
 )
 """The folders of an absolute path, or of one below a home."""

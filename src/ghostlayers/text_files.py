@@ -9,6 +9,7 @@ import codecs
 import csv
 import heapq
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from ghostlayers.text_bytes import (
     lines,
     open_bytes,
 )
-from ghostlayers.text_rows import PEEK, Row, TextOfRow, is_identifier
+from ghostlayers.text_rows import PEEK, Row, TextOfRow
 
 SCANNED = 64_000_000
 """Characters that are read of a source that can only be read from its start."""
@@ -60,6 +61,9 @@ _CONTAINERS = ("data", "rows", "examples")
 
 _UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, csv.Error, *DAMAGED)
 """What readers of damaged files raise."""
+
+_NO_NAME = re.compile(r"[+-]?[\d.,:/_ TZ+-]*\d[\d.,:/_ TZ+-]*([eE][+-]?\d+)?|[\da-fA-F-]{16,}")
+"""Numbers, dates, times, hashes and UUIDs: no column is called so."""
 
 _MISSES = 200
 """Random places in a row that find no new line, after which a file is read from its start."""
@@ -405,6 +409,9 @@ def _array_rows(chunks: Iterator[str]) -> Iterator[tuple[str, Row, bool]]:
         elif buffer[place] != "]":
             found = buffer[place : place + 20]
             raise CorpusError(f"item {number:,}: expected a comma behind it, got {found!r}")
+    rest = buffer[_after_space(buffer, place) + 1 :].strip()
+    if found := (rest or "".join(chunk[:20] for chunk in islice(chunks, 1)).strip())[:20]:
+        raise CorpusError(f"the array ends, and more stands behind it: {found!r}")
 
 
 def _after_space(buffer: str, place: int) -> int:
@@ -461,7 +468,8 @@ def _object_rows(
 def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[str, Row, bool]]:
     """Rows of a table whose first line names its columns."""
     texts = (decode(data, begin) for begin, data in lines(file))
-    reader = csv.reader(texts, delimiter="\t" if tabs else ",", strict=True)
+    head = next(texts, "")
+    reader = csv.reader(chain([head], texts), delimiter=_delimiter(head, tabs), strict=True)
     names = _next_row(reader)
     if names is None:
         return
@@ -473,6 +481,12 @@ def csv_rows(file: IO[bytes], *, tabs: bool) -> Iterator[tuple[str, Row, bool]]:
         if len(values) > len(names):
             raise CorpusError(f"{where}: {len(values)} values for {len(names)} columns")
         yield where, dict(zip(names, values, strict=False)), True
+
+
+def _delimiter(head: str, tabs: bool) -> str:
+    """What stands between the names of columns: the usual sign, or another if that is not there."""
+    usual = "\t" if tabs else ","
+    return next((sign for sign in (usual, ";", "\t", "|", ",") if sign in head), usual)
 
 
 def _next_row(reader: Any) -> list[str] | None:
@@ -489,8 +503,12 @@ def _next_row(reader: Any) -> list[str] | None:
 def _check_header(names: Sequence[str]) -> None:
     """Refuse a first line that looks like text rather than names of columns."""
     for name in names:
-        number = name.strip() and is_identifier("", [name])
-        if number or len(name) > 60 or name.rstrip().endswith((".", "!", "?")) or " , " in name:
+        if (
+            _NO_NAME.fullmatch(name.strip())
+            or len(name) > 60
+            or name.rstrip().endswith((".", "!", "?"))
+            or " , " in name
+        ):
             raise CorpusError(
                 f"the first line names no columns: it has '{name[:40]}'. Put a line with their "
                 "names before it, such as: text"

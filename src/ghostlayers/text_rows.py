@@ -32,12 +32,12 @@ _IDENTIFIER_NAME = re.compile(
     re.IGNORECASE,
 )
 
-_IDENTIFIER = re.compile(
-    r"[+-]?[\d.,:/_ TZ+-]*\d[\d.,:/_ TZ+-]*([eE][+-]?\d+)?"  # numbers, dates and times
-    r"|[0-9a-fA-F-]{16,}"  # hashes and UUIDs
-    r"|(?=\S*\d)[A-Za-z0-9+/=_.:-]{6,}"  # one word with a digit in it
-    r"|[A-Za-z][A-Za-z0-9+.-]*://\S+"  # addresses
-)
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+
+_WORD = re.compile(r"[^\W\d_]+['.,:;!?)\"]*|[\"'(]+[^\W\d_]+\S*")
+
+LONGEST_WORD = 40
+"""Letters; what has more is no word but data in letters, such as base64."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,18 @@ def is_identifier(name: str, values: Sequence[str]) -> bool:
     if _IDENTIFIER_NAME.fullmatch(name):
         return True
     filled = [value.strip() for value in values if value.strip()]
-    return bool(filled) and all(_IDENTIFIER.fullmatch(value[:200]) for value in filled)
+    return bool(filled) and not any(_says_something(value[:200]) for value in filled)
+
+
+def _says_something(value: str) -> bool:
+    """Whether it has two words at least, or is in a script that may have no space between them.
+
+    Numbers, dates, hashes, addresses, labels and base64 have not.
+    """
+    if _ADDRESS.fullmatch(value):
+        return False
+    words = [each for each in value.split() if _WORD.fullmatch(each) and len(each) < LONGEST_WORD]
+    return len(words) > 1 or not value.isascii()
 
 
 def choose_text(
@@ -87,7 +98,7 @@ def choose_text(
     if chat is not None:
         return _templated(chat, where, tokenizer)
     texts = [name for name, values in strings.items() if not is_identifier(name, values)]
-    if len(texts) != 1:
+    if len(texts) != 1 or _says_more_elsewhere(rows, texts[0]):
         raise CorpusError(_unclear(where, names, list(strings), texts))
     only = texts[0]
     return TextOfRow((only,), lambda row: _plain(row.get(only), only, where))
@@ -103,6 +114,23 @@ def _strings(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+def _says_more_elsewhere(rows: Sequence[Row], name: str) -> bool:
+    """Whether a column is a title, or the like, of what lies within other columns' values."""
+    if name in CHATS:  # a chat written as one string
+        return True
+    inner = sum(_letters(v) for row in rows for k, v in row.items() if not isinstance(v, str))
+    return inner > sum(len(row.get(name) or "") for row in rows)
+
+
+def _letters(value: Any) -> int:
+    """Characters of all the strings in a value, and tokens, whatever it is made of."""
+    if isinstance(value, Mapping):
+        return sum(map(_letters, value.values()))
+    if isinstance(value, list):
+        return sum(map(_letters, value))
+    return len(value) if isinstance(value, str) else int(isinstance(value, int))
+
+
 def _unclear(where: str, names: list[str], strings: list[str], texts: list[str]) -> str:
     if strings and not texts:
         return (
@@ -116,11 +144,12 @@ def _unclear(where: str, names: list[str], strings: list[str], texts: list[str])
 
 
 def _plain(value: Any, column: str, where: str) -> str:
-    if value is None:
+    if value is None or value != value:  # what tables write for nothing: not a number
         return ""
     if isinstance(value, (list, dict, bytes)):
+        kind = {list: "lists", dict: "objects", bytes: "bytes"}[type(value)]
         raise CorpusError(
-            f"column '{column}' of '{where}' holds {type(value).__name__}s, not texts. Name a "
+            f"column '{column}' of '{where}' holds {kind}, not texts. Name a "
             "column of strings with --text-column."
         )
     return str(value)
@@ -164,13 +193,20 @@ def _pair(columns: Sequence[str], row: Row) -> list[dict[str, Any]]:
     """What was asked and answered, as turns: each a text, or turns already."""
     asked, answered = row.get(columns[0]), row.get(columns[-1])
     if isinstance(asked, list) or isinstance(answered, list):
-        return [_turn(each) for each in [*(asked or []), *(answered or [])]]
+        return [*_side(asked, "user"), *_side(answered, "assistant")]
     parts = [str(row.get(name) or "") for name in columns[:-1]]
     question = "\n\n".join(part for part in parts if part.strip())
     return [
         {"role": "user", "content": question},
         {"role": "assistant", "content": str(answered or "")},
     ]
+
+
+def _side(said: Any, role: str) -> list[dict[str, Any]]:
+    """What one side said: turns, or the text of one."""
+    if isinstance(said, str):
+        said = [{"role": role, "content": said}]
+    return [_turn(each) for each in said or []]
 
 
 def _turn(turn: Any) -> dict[str, Any]:
@@ -191,9 +227,21 @@ def _turn(turn: Any) -> dict[str, Any]:
 
 def _content(content: Any) -> str:
     """The text of a turn: a string, or the texts among its parts."""
+    if isinstance(content, Mapping):
+        raise CorpusError(
+            "a turn's content must be a text, or a list of parts with a 'text'; got an object "
+            f"with {', '.join(map(str, content)) or 'nothing'}."
+        )
     if isinstance(content, list):
-        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+        return "".join(map(_part, content))
     return "" if content is None else str(content)
+
+
+def _part(part: Any) -> str:
+    """The text of a part: of an image or a sound, none."""
+    if isinstance(part, Mapping):
+        return str(part.get("text") or "")
+    return "" if part is None else str(part)
 
 
 def _templated(chat: _Chat, where: str, tokenizer: Any) -> TextOfRow:

@@ -426,8 +426,8 @@ def _reason(config: Any, findings: Findings, held: Mapping[str, Held]) -> str:
         )
     if missing and not unused and all("head" in each or "embed_out" in each for each in missing):
         return (
-            "By config.json the head is not the embedding, but the files have no head of their own. "
-            "If it is, set tie_word_embeddings to true there; else get the model again."
+            "By config.json the head is not the embedding, but the files have none of its own. If "
+            "it is, set tie_word_embeddings to true there; else get the model again."
         )
     if held and len(missing) > len(held) // 2:
         kind = getattr(config, "model_type", "?")

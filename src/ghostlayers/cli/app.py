@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import io
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
@@ -23,6 +25,7 @@ from ghostlayers.cli.run import make_run
 from ghostlayers.documents import to_json
 from ghostlayers.errors import DistributedError, RecipeError
 from ghostlayers.interrupts import SAID, STATUS, raised
+from ghostlayers.places import at_home
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.quiet import TALKATIVE
 from ghostlayers.recipe import Recipe, RunOptions
@@ -61,7 +64,9 @@ def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
             try:
                 clear_scratch()
                 quieten()
+                _take_any_text()
                 keep_freed_memory()
+                _know_home(kwargs)
                 name = function.__name__
                 with _processes(shared, name), claimed(name, kwargs), tidied():
                     function(*args, **kwargs)
@@ -78,6 +83,18 @@ def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
                 raise typer.Exit(_explain(found, function)) from error
 
     return shell
+
+
+def _take_any_text() -> None:
+    """Write names in any script, escaped where the terminal's encoding has not got it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _know_home(arguments: dict[str, Any]) -> None:
+    """Read ``~`` in paths where no shell did: behind an equals sign, and in recipes."""
+    arguments |= {k: at_home(each) for k, each in arguments.items() if isinstance(each, Path)}
 
 
 def _explain(error: BaseException, function: Callable[..., None]) -> int:

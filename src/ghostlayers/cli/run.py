@@ -199,7 +199,8 @@ def _spell(given: Mapping[Any, Any], path: Path) -> dict[str, Any]:
 
 def _combinations(vary: Any, changes: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
     """What is varied, one choice a run; a key that is changed varies no more."""
-    if not isinstance(vary, dict) or not all(isinstance(each, list) for each in vary.values()):
+    lists = isinstance(vary, dict) and all(isinstance(e, list) and e for e in vary.values())
+    if not lists:
         raise RecipeError(f"'{path}': 'vary' must give a list of values for each key it names.")
     vary = {key: each for key, each in _spell(vary, path).items() if key not in changes}
     if math.prod(map(len, vary.values())) > MOST_RUNS:
