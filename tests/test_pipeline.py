@@ -1,5 +1,6 @@
 """The main job through the public functions, on a small trained model."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -203,3 +204,17 @@ def test_layers_and_names_together_are_refused(
 ) -> None:
     with pytest.raises(RecipeError, match="not both"):
         prune(trained_llama, byte_tokenizer, some_text, layers=2, remove="1")
+
+
+def test_a_model_in_memory_goes_on_training(
+    tiny_llama: Any, byte_tokenizer: Any, some_text: list[str]
+) -> None:
+    model = copy.deepcopy(tiny_llama).train()
+    model.model.layers[1].eval()
+    before = [each.training for each in model.modules()]
+    pruned = prune(model, byte_tokenizer, some_text, remove="2", repair="none")
+    assert [each.training for each in model.modules()] == before
+    assert not any(each.training for each in pruned.model.modules())
+    with pytest.raises(SpanError):
+        prune(model, byte_tokenizer, some_text, remove="99")
+    assert [each.training for each in model.modules()] == before

@@ -1,14 +1,15 @@
 """Opening a model: a folder, a hub id, a .gguf file, or one already in memory."""
 
 import contextlib
+import functools
 import io
 import re
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -176,6 +177,26 @@ def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
     view = multimodal.text_view(model)
     processor = multimodal.processor_of(view, base.folder) | processor
     return LoadedModel(view, tokenizer, base, model.dtype, processor)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def leaves_models_alone(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function that evaluates models in memory leave them training, where they were."""
+
+    @functools.wraps(function)
+    def careful(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.nn.Module)]
+        training = [part for each in given for part in each.modules() if part.training]
+        try:
+            return function(*args, **kwargs)
+        finally:
+            for part in training:
+                part.training = True
+
+    return careful
 
 
 CAUSAL_TOKENS = 8

@@ -22,7 +22,7 @@ from ghostlayers.evaluation import (
 )
 from ghostlayers.fingerprint import run_request
 from ghostlayers.fitting import sums_bytes, tokens_bytes
-from ghostlayers.loading import LoadedModel, check_causal
+from ghostlayers.loading import LoadedModel, check_causal, leaves_models_alone
 from ghostlayers.parallel import check_same, world
 from ghostlayers.plan import plan_prune, seconds_since_start
 from ghostlayers.plan_saving import CHECKPOINT, Output
@@ -46,6 +46,7 @@ from ghostlayers.steps import Run
 from ghostlayers.stream import LayerwiseModel
 
 
+@leaves_models_alone
 def prune(
     model: Any,
     recipe: Recipe | None = None,
@@ -218,6 +219,7 @@ def _keeping(
         yield
 
 
+@leaves_models_alone
 def score(
     model: Any,
     recipe: Recipe | None = None,
@@ -250,6 +252,7 @@ def score(
     return steps.measure_table(run, layerwise, windows, held_out, recipe, fitting, residuals=True)
 
 
+@leaves_models_alone
 def evaluate(
     model: Any,
     *,
@@ -325,6 +328,7 @@ def evaluate(
     return results
 
 
+@leaves_models_alone
 def evaluate_on_tasks(
     model: Any,
     tasks: Sequence[str] | LoadedTasks,

@@ -28,6 +28,7 @@ from ghostlayers.estimate import probe
 from ghostlayers.evaluation import LossSums
 from ghostlayers.features import check_method
 from ghostlayers.fitting import Fitting, fit_many
+from ghostlayers.loading import leaves_models_alone
 from ghostlayers.locks import holding
 from ghostlayers.places import check_apart
 from ghostlayers.plan_units import Plan
@@ -43,6 +44,7 @@ DISTANCE_WINDOWS = 2
 """Windows on which the stream's distance from the dense one is measured."""
 
 
+@leaves_models_alone
 def compare(
     model: Any,
     request: Comparison,
