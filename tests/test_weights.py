@@ -350,3 +350,18 @@ def test_bad_numbers_are_refused_where_they_are_met(folder, some_text, value, wh
 def test_a_repair_of_nan_is_not_called_too_large_for_a_type():
     with pytest.raises(NonFiniteError, match="NaN or infinity as weights"):
         rounded_once(torch.tensor([1.0, float("nan")]), torch.float32)
+
+
+def test_offloaded_experts_keep_type_and_digits(tmp_path, byte_tokenizer):
+    """Packed experts are written anew for offloading, in the type that the run computes in."""
+    place = save(build("mixtral"), tmp_path / "model", byte_tokenizer)
+    whole = {key: each.bfloat16() for key, each in tensors_of(place).items()}
+    write(place, whole)
+    loaded = load_model(str(place), RunOptions("float32", "cpu", offload="disk"))
+    out = tmp_path / "out"
+    out.mkdir()
+    checkpoint._write_model(out, surgery.prune_layers(loaded.model, [Span(4, 5)]), torch.bfloat16)
+    kept = {k: v for path in out.glob("*.safetensors") for k, v in load_file(path).items()}
+    assert kept.keys() == {key for key in whole if ".4." not in key[: len("model.layers.4.")]}
+    assert all(torch.equal(each, whole[key]) for key, each in kept.items())
+    assert all(each.dtype == torch.bfloat16 for each in kept.values())

@@ -45,7 +45,7 @@ from ghostlayers.records import check_files as check_files
 from ghostlayers.records import inspect as inspect
 from ghostlayers.report.card import render_card
 from ghostlayers.residency import is_offloaded, offloaded_sets
-from ghostlayers.scratch import Scratch
+from ghostlayers.scratch import Scratch, is_scratch
 from ghostlayers.shown import shared
 from ghostlayers.weights import as_stored, copy_pieces, in_pieces, stored_type, type_in_file
 
@@ -244,7 +244,9 @@ def _read_as_stored(model: Any, stored_dtype: torch.dtype) -> Iterator[dict[str,
 def _type_of_entry(entry: Mapping[str, Any], main: torch.dtype) -> str:
     """The type that an offloaded tensor's file has: the model's own, or one written for the run."""
     own = entry.get("safetensors_file")
-    return _plain(main if own is None else type_in_file(own, entry["weight_name"], main))
+    if own is None or is_scratch(Path(own)):  # in the type that the run computes in
+        return _plain(main)
+    return _plain(type_in_file(own, entry["weight_name"], main))
 
 
 def _plain(dtype: torch.dtype) -> str:

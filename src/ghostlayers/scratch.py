@@ -90,6 +90,11 @@ def tidied() -> Iterator[None]:
             each.cleanup()
 
 
+def is_scratch(file: Path) -> bool:
+    """Whether a file lies in such a folder."""
+    return any(_NAME.fullmatch(each.name) for each in file.parents)
+
+
 def clear_scratch() -> None:
     """Remove the folders that this user's killed processes left."""
     with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
