@@ -82,7 +82,7 @@ def _measure(
         ids = torch.tensor(tokenizer(content, verbose=False)["input_ids"])
         ids = ids[: windows * length].view(windows, length)
         with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits.double()
+            logits = model(input_ids=ids, use_cache=False, return_dict=True).logits.double()
     except Exception as error:
         return {"refuse": f"{type(error).__name__}: {error}"[:300]}
     picked = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])

@@ -62,6 +62,7 @@ def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
         with raised() as interrupts:
             done = False
             try:
+                _check_interpreter()
                 clear_scratch()
                 quieten()
                 _take_any_text()
@@ -137,6 +138,15 @@ def _processes(shared: bool, name: str) -> Iterator[None]:
         yield
     finally:
         parallel.leave()
+
+
+def _check_interpreter() -> None:
+    """Refuse to run without docstrings, which transformers reads while it opens models."""
+    if sys.flags.optimize > 1:
+        raise RecipeError(
+            "Python runs without docstrings (-OO, or PYTHONOPTIMIZE=2), which transformers needs; "
+            "unset it."
+        )
 
 
 def quieten() -> None:

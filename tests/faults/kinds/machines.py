@@ -88,7 +88,7 @@ ODD = [
     Odd("a proxy that is none", {"HTTPS_PROXY": "http://127.0.0.1:1", "HF_HUB_OFFLINE": None}),
     Odd("CUDA_VISIBLE_DEVICES=9", {"CUDA_VISIBLE_DEVICES": "9"}),
     Odd("PYTHONWARNINGS=error", {"PYTHONWARNINGS": "error"}, must="either"),
-    Odd("optimised away", {"PYTHONOPTIMIZE": "2"}),
+    Odd("optimised away", {"PYTHONOPTIMIZE": "2"}, must="refuse"),
     Odd("TERM=dumb", {"TERM": "dumb", "FORCE_COLOR": "0"}),
     Odd("HF_HUB_OFFLINE=x", {"HF_HUB_OFFLINE": "x"}),
     Odd("no PATH", {"PATH": None}),
