@@ -73,6 +73,7 @@ def _measure(
     import torch
     from transformers import AutoTokenizer
 
+    model.config.return_dict = True  # how a model answers is no matter of what
     if drop:
         kept = [each for i, each in enumerate(model.model.layers) if i not in drop]
         model.model.layers = torch.nn.ModuleList(kept)
@@ -82,7 +83,7 @@ def _measure(
         ids = torch.tensor(tokenizer(content, verbose=False)["input_ids"])
         ids = ids[: windows * length].view(windows, length)
         with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False, return_dict=True).logits.double()
+            logits = model(input_ids=ids, use_cache=False).logits.double()
     except Exception as error:
         return {"refuse": f"{type(error).__name__}: {error}"[:300]}
     picked = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])

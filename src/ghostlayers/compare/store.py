@@ -27,6 +27,7 @@ class _Part(Checked):
 
     key: str
     part: dict[str, Any]
+    sha256: str
 
 
 def _damaged(path: Path) -> str:
@@ -118,16 +119,18 @@ class Store:
         path = self._path(key)
         if not path.is_file():
             return None
-        content = check(
-            read_json(path, OutputError, nulls=False), _Part, _damaged(path), OutputError
-        )
+        found = read_json(path, OutputError, nulls=False)
+        content = check(found, _Part, _damaged(path), OutputError)
         if content["key"] != key:
             raise OutputError(f"{_damaged(path)} is another part; delete it to measure it again.")
+        if content["sha256"] != _sum_of(content["part"]):
+            raise OutputError(f"{_damaged(path)} was changed; delete it to measure it again.")
         return content["part"]  # type: ignore[no-any-return]
 
     def put(self, key: str, part: dict[str, Any]) -> dict[str, Any]:
         """Keep a part; return it as it will be read again."""
-        write_whole(self._path(key), to_json({"key": key, "part": part}, indent=None))
+        kept = {"key": key, "part": part, "sha256": _sum_of(part)}
+        write_whole(self._path(key), to_json(kept, indent=None))
         journal.finish(self._unfinished(key))
         return strict(part)  # type: ignore[no-any-return]
 
@@ -209,6 +212,11 @@ def _written(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _sum_of(part: Any) -> str:
+    """By which a part is known to be as it was written."""
+    return hashlib.sha256(json.dumps(strict(part), sort_keys=True).encode()).hexdigest()
 
 
 def _name(key: str) -> str:
