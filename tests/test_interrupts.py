@@ -18,9 +18,17 @@ def masks(process: int) -> dict[str, int]:
     return {line[:6]: int(line[7:], 16) for line in lines if line[:6] in ("SigCgt", "SigIgn")}
 
 
+HEARD = (
+    "import os, signal, sys; [signal.signal(each, signal.SIG_DFL) for each in"
+    " (signal.SIGINT, signal.SIGHUP)]; os.execvp(sys.argv[1], sys.argv[1:])"
+)
+"""Starts a program that hears signals, also where the tests themselves run deaf to them."""
+
+
 def start(*before: str) -> subprocess.Popen[str]:
     """The program, which is to import all that it needs."""
-    command = [*before, sys.executable, "-m", "ghostlayers", "inspect", "no-such-folder"]
+    hearing = [sys.executable, "-c", HEARD, *before]
+    command = [*hearing, sys.executable, "-m", "ghostlayers", "inspect", "no-such-folder"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
