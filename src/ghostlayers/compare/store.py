@@ -12,6 +12,7 @@ from ghostlayers.documents import Checked, brief, check, read_json, strict, to_j
 from ghostlayers.errors import OutputError
 from ghostlayers.files import whole_file, write_whole
 from ghostlayers.outputs import file_hash
+from ghostlayers.shown import shared
 
 REQUEST = "request.json"
 PARTS = "parts"
@@ -47,6 +48,7 @@ class Store:
     """
 
     def __init__(self, folder: Path, request: dict[str, Any], *, overwrite: bool = False) -> None:
+        request = shared(request)  # names for paths; what they hold is told by hashes
         self.folder = folder
         self._new = not folder.exists()
         if folder.exists():

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ghostlayers.errors import NonFiniteError
 from ghostlayers.moments import Moments, residual_energy
 from ghostlayers.repairs.arguments import Arguments
 from ghostlayers.repairs.base import (
@@ -148,6 +149,11 @@ def spherical_kmeans(
 ) -> Float[Tensor, "pieces hidden"]:
     """Unit centroids of the directions of tokens, from well-spread starts (k-means++)."""
     unit = torch.nn.functional.normalize(tokens.float(), dim=1)
+    if not bool(torch.isfinite(unit).all()):
+        raise NonFiniteError(
+            "tokens at the gap have no direction (the stream is zero there, or no number), so that "
+            "they cannot be divided into pieces: look at the model's weights."
+        )
     generator = torch.Generator().manual_seed(seed)
     first = int(torch.randint(len(unit), (1,), generator=generator))
     centroids = unit[first : first + 1]
