@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from ghostlayers import modeling, multimodal, reload_check
+from ghostlayers.configs import without_code
 from ghostlayers.documents import to_json
 from ghostlayers.errors import (
     ModelError,
@@ -36,6 +37,7 @@ from ghostlayers.errors import (
     RecipeError,
     VerificationError,
 )
+from ghostlayers.files import LICENCES
 from ghostlayers.outputs import RECORD as RECORD
 from ghostlayers.outputs import file_hash as file_hash
 from ghostlayers.outputs import hashes, whole_folder
@@ -50,7 +52,6 @@ from ghostlayers.shown import shared
 from ghostlayers.weights import as_stored, copy_pieces, in_pieces, stored_type, type_in_file
 
 CODE = modeling.CODE
-LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 MEMORY_OF_A_RELOAD = 10**9
 """Bytes of weights that the fresh process holds where the model is offloaded here."""
 
@@ -277,21 +278,6 @@ def _complete_config(path: Path, more: dict[str, Any], *, drop_code: bool) -> No
     if isinstance(text, dict):
         content["text_config"] = text | modeling.old_spellings(text)
     _write_json(path, content | modeling.old_spellings(content))
-
-
-FOREIGN = ("auto_map", "custom_pipelines")
-"""Entries that name code in a model's folder, or in a repository on the hub."""
-
-
-def without_code(content: Any) -> Any:
-    """Take out of a config, in place, what names code: none of the base's is in the folder."""
-    if isinstance(content, dict):
-        for name in FOREIGN:
-            content.pop(name, None)
-    for each in content.values() if isinstance(content, dict) else content:
-        if isinstance(each, (dict, list)):
-            without_code(each)
-    return content
 
 
 def _drop_foreign_code(folder: Path) -> None:

@@ -66,18 +66,26 @@ class Part(Checked):
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder whose settings are damaged, or speak of more than its weights can hold.
+    """Refuse a folder whose settings are damaged, those of tokenizer and generation included.
+
+    Raises:
+        ModelError: the message names the entry, what was expected and what was got.
+    """
+    check_settings(folder)
+    for name in BESIDE:
+        if (folder / name).exists():
+            check(read_json(folder / name, ModelError), dict, f"'{folder / name}'", ModelError)
+
+
+def check_settings(folder: Path) -> None:
+    """Refuse a folder whose config is damaged, or speaks of more than its weights can hold.
 
     Raises:
         ModelError: the message names the entry, what was expected and what was got.
     """
     path = folder / "config.json"
-    values = _read(path)
-    for name in BESIDE:
-        if (folder / name).exists():
-            check(read_json(folder / name, ModelError), dict, f"'{folder / name}'", ModelError)
     weights = sum(each.stat().st_size for each in folder.glob("*.safetensors") if each.is_file())
-    check_config(values, f"'{path}'", weights or None)
+    check_config(_read(path), f"'{path}'", weights or None)
 
 
 def _read(path: Path) -> Any:

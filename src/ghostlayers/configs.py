@@ -96,9 +96,24 @@ def say_what_is(model: Any) -> None:
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and hasattr(head, "weight"):
         model.config.tie_word_embeddings = head.weight is embedding.weight
-    vars(model.config).pop("auto_map", None)
-    vars(model.config).pop("custom_pipelines", None)
+    for name in FOREIGN:
+        vars(model.config).pop(name, None)
     answer_in_full(model.config)
+
+
+FOREIGN = ("auto_map", "custom_pipelines")
+"""Entries that name code in a model's folder, or in a repository on the hub."""
+
+
+def without_code(content: Any) -> Any:
+    """Take out of a config, in place, what names code: none of the base's is in the folder."""
+    if isinstance(content, dict):
+        for name in FOREIGN:
+            content.pop(name, None)
+    for each in content.values() if isinstance(content, dict) else content:
+        if isinstance(each, (dict, list)):
+            without_code(each)
+    return content
 
 
 ANSWERS = {"return_dict": True, "output_hidden_states": False, "output_attentions": False}

@@ -18,6 +18,9 @@ STREAMS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+"""Names of files that go wherever a model goes."""
+
 LONGEST_NAME = 255
 """Bytes of a name that disks can hold."""
 

@@ -14,6 +14,7 @@ from ghostlayers import checkpoint
 from ghostlayers.documents import read_json, to_json
 from ghostlayers.errors import ModelError, OutputError
 from ghostlayers.families import PREFIX, Family, find_family
+from ghostlayers.files import LICENCES
 from ghostlayers.modeling import travelling_code
 from ghostlayers.outputs import RECORD
 from ghostlayers.records import check_files, inspect
@@ -39,11 +40,11 @@ SENT = (
     checkpoint.CODE,
     RECORD,
     CARD,
-    *checkpoint.LICENCES,
+    *LICENCES,
 )
 """What belongs to a model. Whatever else somebody put into the folder stays there."""
 
-FOR_PEOPLE = (CARD, *checkpoint.LICENCES)
+FOR_PEOPLE = (CARD, *LICENCES)
 """What may be changed or added: it is read by people alone."""
 
 RUNS = frozenset(

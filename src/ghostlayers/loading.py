@@ -14,9 +14,10 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from ghostlayers import multimodal, offload, quantized
-from ghostlayers.config_file import check_config, check_folder
+from ghostlayers.config_file import check_config, check_folder, check_settings
 from ghostlayers.configs import answer_in_full
 from ghostlayers.errors import GhostlayersError, ModelError, RecipeError, UnsupportedModelError
+from ghostlayers.files import LICENCES
 from ghostlayers.presets import find_preset
 from ghostlayers.quiet import kept_report
 from ghostlayers.recipe import RunOptions
@@ -109,6 +110,8 @@ def load_model(
     try:
         with kept_report() as report:
             place = _locate(path, name, revision, _patterns(options))
+            if place.is_dir():
+                check_folder(place)
             extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
             model, tokenizer, stored = _read(name, place, extra, options, device, packed)
     except GhostlayersError:
@@ -146,6 +149,7 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
         return {}
     try:
         place = _locate(path, name, revision, ["config.json"])
+        check_settings(place)
         config, _ = PreTrainedConfig.get_config_dict(place)
     except GhostlayersError:
         raise
@@ -259,10 +263,7 @@ FILES = (
     "*.tiktoken",
     "*.txt",
     "README.md",
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
-    "USE_POLICY*",
+    *LICENCES,
 )
 """What is fetched of a model on the hub."""
 
@@ -281,16 +282,13 @@ def _locate(path: Path, name: str, revision: str | None, wanted: list[str]) -> P
         if not (path / "config.json").is_file():
             raise ModelError(_no_model(path))
         _refuse_pickles(path)
-        check_folder(path)
         return path
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
             f"'{name}' is neither a model's folder, nor a .gguf file, nor a hub id such as "
             "HuggingFaceTB/SmolLM2-135M."
         )
-    place = _fetch(name, revision, wanted)
-    check_folder(place)
-    return place
+    return _fetch(name, revision, wanted)
 
 
 def _fetch(name: str, revision: str | None, wanted: list[str]) -> Path:

@@ -178,14 +178,19 @@ def draw_from_stream(
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """A text: one document if it is short, else blocks that continue each other."""
+class _OnDisk:
+    """A file."""
 
     path: Path
 
     def size(self) -> int:
         """Bytes on disk."""
         return self.path.stat().st_size
+
+
+@dataclass(frozen=True)
+class TextFile(_OnDisk):
+    """A text: one document if it is short, else blocks that continue each other."""
 
     def documents(self) -> Iterator[Document]:
         """The text, or its blocks in order."""
@@ -238,17 +243,12 @@ RowsOf = Callable[[IO[bytes]], Iterator[tuple[str, Row, bool]]]
 
 
 @dataclass(frozen=True)
-class RowFile:
+class RowFile(_OnDisk):
     """JSON or CSV: one document a row."""
 
-    path: Path
     kind: str
     rows: RowsOf
     text_of: TextOf
-
-    def size(self) -> int:
-        """Bytes on disk."""
-        return self.path.stat().st_size
 
     def documents(self) -> Iterator[Document]:
         """A document for each row."""
@@ -554,15 +554,10 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class ArrowFile:
+class ArrowFile(_OnDisk):
     """An Arrow file, as a stream or for random access; it is mapped, not read."""
 
-    path: Path
     text_of: TextOf
-
-    def size(self) -> int:
-        """Bytes on disk."""
-        return self.path.stat().st_size
 
     def documents(self) -> Iterator[Document]:
         """A document for each row."""
@@ -596,15 +591,10 @@ class ArrowFile:
 
 
 @dataclass(frozen=True)
-class ParquetFile:
+class ParquetFile(_OnDisk):
     """A parquet file: only the columns of text are read, and only the groups of rows wanted."""
 
-    path: Path
     text_of: TextOf
-
-    def size(self) -> int:
-        """Bytes on disk."""
-        return self.path.stat().st_size
 
     def documents(self) -> Iterator[Document]:
         """A document for each row."""

@@ -87,10 +87,8 @@ class Findings:
         for name, tensor in model.named_parameters():
             if tensor.is_meta and name in held and held[name].shape != tensor.shape:
                 shapes.add((name, tuple(held[name].shape), tuple(tensor.shape)))
-        missing, unused = (
-            tuple(sorted(info[f"{each}_keys"])) for each in ("missing", "unexpected")
-        )
-        return cls(missing, unused, tuple(sorted(shapes)))
+        unused = tuple(sorted(info["unexpected_keys"]))
+        return cls(tuple(sorted(info["missing_keys"])), unused, tuple(sorted(shapes)))
 
     def __bool__(self) -> bool:
         return bool(self.missing or self.unused or self.misshapen)
