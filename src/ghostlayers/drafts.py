@@ -65,7 +65,7 @@ def settle(path: Path) -> None:
 def clear(folder: Path) -> None:
     """Remove the drafts of all files in a folder of ours."""
     for each in folder.glob(f".*{MARK}*"):
-        if _OURS.fullmatch(each.name.rpartition(MARK)[2]) and _is_own(each):
+        if _OURS.fullmatch(each.name.rpartition(MARK)[2]) and is_own(each):
             remove(each)
 
 
@@ -74,11 +74,11 @@ def _left(path: Path) -> list[Path]:
     with contextlib.suppress(OSError):
         found = [each for each in folder.iterdir() if each.name.startswith(start)]
         found = [each for each in found if _OURS.fullmatch(each.name[len(start) :])]
-        return sorted(each for each in found if _is_own(each))
+        return sorted(each for each in found if is_own(each))
     return []
 
 
-def _is_own(path: Path) -> bool:
+def is_own(path: Path) -> bool:
     """Whether this user made it; true where users have no numbers."""
     try:
         return not hasattr(os, "geteuid") or path.lstat().st_uid == os.geteuid()
@@ -146,18 +146,18 @@ def flush(path: Path) -> None:
         for each in path.iterdir():
             flush(each)
     with contextlib.suppress(PermissionError):  # folders, on some systems
-        place = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(place)
-        finally:
-            os.close(place)
+        _sync(path)
 
 
 def flush_name(path: Path) -> None:
     """Have the disk hold the name of a file: what its folder says of it."""
     with contextlib.suppress(OSError):  # not every disk can be asked to
-        place = os.open(path.absolute().parent, os.O_RDONLY)
-        try:
-            os.fsync(place)
-        finally:
-            os.close(place)
+        _sync(path.absolute().parent)
+
+
+def _sync(path: Path) -> None:
+    place = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)

@@ -110,3 +110,8 @@ def near_names(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, choices, n=5, cutoff=0.5)
     hint = f"Did you mean {', '.join(near)}? " if near else ""
     return f"{hint}{len(choices):,} names are known."
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its type, if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

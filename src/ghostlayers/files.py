@@ -163,6 +163,19 @@ def write_whole(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8")
 
 
+def at_home(text: str | Path) -> Path:
+    """With ``~`` as the folder it stands for; as it is, where it stands for nobody's."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's raises for unknown users
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is such a path; what can be none is not there."""
+    try:
+        return at_home(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def shown_name(text: str) -> str:
     """A name as others should read it: a path of this machine is its last part.
 

@@ -12,7 +12,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from ghostlayers import checkpoint
 from ghostlayers.documents import read_json, to_json
-from ghostlayers.errors import ModelError, OutputError
+from ghostlayers.errors import ModelError, OutputError, first_line
 from ghostlayers.families import PREFIX, Family, find_family
 from ghostlayers.files import LICENCES
 from ghostlayers.modeling import travelling_code
@@ -132,7 +132,7 @@ def push(
     except LocalTokenNotFoundError as error:
         raise OutputError("not logged in to the hub: run `hf auth login` first.") from error
     except _Refused as error:
-        raise OutputError(f"the hub refused '{repo}': {_first_line(error)}") from error
+        raise OutputError(f"the hub refused '{repo}': {first_line(error)}") from error
     return dataclasses.replace(planned, url=commit.commit_url)
 
 
@@ -208,8 +208,3 @@ def _check_names_no_code(path: Path) -> None:
 def _message(record: dict[str, Any]) -> str:
     removed = len(record["cut"]["removed"])
     return f"Remove {removed} decoder layers, repaired by {record['recipe']['repair']}"
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

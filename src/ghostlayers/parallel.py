@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ghostlayers.errors import DistributedError, GhostlayersError
+from ghostlayers.errors import DistributedError, GhostlayersError, first_line
 from ghostlayers.spans import small_number
 
 T = TypeVar("T")
@@ -147,14 +147,10 @@ def _explained(doing: str, advice: str = "") -> Iterator[None]:
         here = world()
         raise DistributedError(
             f"process {here.rank} of {here.size} on {socket.gethostname()} could not {doing} the "
-            f"others: one of them stopped, or cannot be reached ({_first_line(error)}). Nothing "
-            "was written; start them all again with the same command to go on from what was kept."
-            f"{advice}"
+            f"others: one of them stopped, or cannot be reached ({first_line(error)[:200]}). "
+            "Nothing was written; start them all again with the same command to go on from what "
+            f"was kept.{advice}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def add_up(tensors: Iterable[Tensor]) -> None:

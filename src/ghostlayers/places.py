@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ghostlayers.errors import OutputError
+from ghostlayers.files import at_home, exists
 from ghostlayers.outputs import RECORD
 
 FILES_LOOKED_AT = 20_000
@@ -122,7 +123,7 @@ def paths_of(name: Input) -> Iterator[Path]:
         return
     for each in dict.fromkeys((text, *_split(text, ","), *_split(text, "+"))):
         path = at_home(each)
-        if _exists(path):
+        if exists(path):
             yield path
         elif glob.has_magic(each):
             yield from itertools.islice(_matches(path), FILES_LOOKED_AT)
@@ -140,23 +141,11 @@ def _split(text: str, mark: str) -> list[str]:
     return [part.strip() for whole in text.split(",") for part in whole.split(mark) if part.strip()]
 
 
-def at_home(text: str | Path) -> Path:
-    """With ``~`` as the folder it stands for; as it is, where it stands for nobody's."""
-    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's raises for unknown users
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
 def _cached(name: str) -> Iterator[Path]:
     """Where the hub's files of that name are kept."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     for kind in ("models", "datasets"):
         folder = Path(HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}"
-        if _exists(folder):
+        if exists(folder):
             yield folder

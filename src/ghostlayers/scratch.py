@@ -18,6 +18,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ghostlayers import drafts
+
 START = "ghostlayers-"
 LOCK = ".lock"
 _NAME = re.compile(rf"{START}(reload|plan|offload|demo|draft)-[a-z0-9_]{{8}}({re.escape(LOCK)})?")
@@ -118,8 +120,6 @@ def _clear(folder: Path) -> None:
 def _is_own(path: Path, is_kind: Callable[[int], bool]) -> bool:
     """Whether there is nothing, or something of this kind that is this user's."""
     try:
-        found = path.lstat()
+        return is_kind(path.lstat().st_mode) and drafts.is_own(path)
     except FileNotFoundError:
         return True
-    mine = not hasattr(os, "geteuid") or found.st_uid == os.geteuid()
-    return mine and is_kind(found.st_mode)

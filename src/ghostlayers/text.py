@@ -17,14 +17,15 @@ from random import Random
 from typing import Any, Literal
 
 from ghostlayers.errors import CorpusError, RecipeError, suggest
+from ghostlayers.files import at_home, exists
 from ghostlayers.text_bytes import BLOCK, COMPRESSIONS, WHOLE, check_regular
 from ghostlayers.text_files import (
     FORMATS,
     Document,
     Reader,
     Rows,
+    cause,
     ending_of,
-    first_line,
     open_file,
 )
 from ghostlayers.text_rows import PEEK, TextOfRow, choose_text
@@ -205,7 +206,7 @@ def hub_corpus(data: Any, use: Use = "calibration") -> HubCorpus | None:
     if str(data) in HUB_CORPORA:
         return HUB_CORPORA[str(data)]
     found = _HUB_NAME.fullmatch(str(data))
-    if found is None or _exists(str(data)):
+    if found is None or exists(str(data).strip()):
         return None
     split = found["split"] or {"calibration": "train", "evaluation": "test"}[use]
     return HubCorpus(found["path"], found["config"] or None, {use: split}, None)
@@ -339,27 +340,15 @@ def _in_memory(data: Sequence[str]) -> Reader:
 
 def split_names(listed: str, mark: str) -> list[str]:
     """Names that a mark joins; a mark that belongs to the name of a file joins nothing."""
-    words = [listed] if _exists(listed) else listed.split(mark)
+    words = [listed] if exists(listed.strip()) else listed.split(mark)
     names: list[str] = []
     while words:
-        count = next((n for n in range(len(words), 0, -1) if _exists(mark.join(words[:n]))), 1)
+        count = next(
+            (n for n in range(len(words), 0, -1) if exists(mark.join(words[:n]).strip())), 1
+        )
         names.append(mark.join(words[:count]).strip())
         words = words[count:]
     return names
-
-
-def _exists(name: str) -> bool:
-    try:
-        return _path(name.strip()).exists()
-    except (OSError, ValueError):
-        return False
-
-
-def _path(name: str) -> Path:
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:  # a tilde with no such user
-        return Path(name)
 
 
 def _mix(name: str, names: Sequence[str], wanted: _Wanted) -> Corpus:
@@ -405,7 +394,7 @@ def _load_hub(name: str, entry: HubCorpus, wanted: _Wanted) -> Corpus:
     except Exception as error:  # the hub's client raises many unrelated types
         raise CorpusError(
             f"corpus '{name}' is {entry.path} ({entry.config}, {split}) on the Hugging Face hub, "
-            f"which could not be read: {first_line(error)}. Check the connection, or give a local "
+            f"which could not be read: {cause(error)}. Check the connection, or give a local "
             ".txt, .jsonl or .parquet file."
         ) from error
     source = f"{entry.path} {entry.config} {split}"
@@ -447,8 +436,8 @@ def _source(name: str, files: Sequence[Path]) -> str:
 
 def _saved_to_disk(name: str, wanted: _Wanted) -> Reader | None:
     """What `datasets` saved to a folder, if it is such a one."""
-    folder = _path(name)
-    if not _exists(name) or not folder.is_dir():
+    folder = at_home(name)
+    if not exists(name.strip()) or not folder.is_dir():
         return None
     if (folder / "dataset_dict.json").is_file():
         folder = _split_of(folder, wanted.use)
@@ -460,7 +449,7 @@ def _saved_to_disk(name: str, wanted: _Wanted) -> Reader | None:
         data = load_from_disk(str(folder)).with_format("arrow")
     except Exception as error:  # datasets raises many unrelated types
         raise CorpusError(
-            f"cannot read '{folder}' as a data set saved to disk: {first_line(error)}."
+            f"cannot read '{folder}' as a data set saved to disk: {cause(error)}."
         ) from error
     return Rows(str(folder), len(data), lambda i: data[i].to_pylist()[0], wanted.text_of)
 
@@ -480,10 +469,10 @@ def _split_of(folder: Path, use: Use) -> Path:
 
 
 def _find_files(name: str) -> list[Path]:
-    path = _path(name)
+    path = at_home(name)
     try:
         is_folder = path.is_dir()
-        exists = path.exists()
+        there = path.exists()
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CorpusError(
@@ -492,7 +481,7 @@ def _find_files(name: str) -> list[Path]:
         ) from error
     if is_folder:
         return _files_in(path)
-    if exists:
+    if there:
         check_regular(path)
         if ending_of(path) is None:
             raise CorpusError(f"cannot read '{name}': expected a file in {_known()}.")
@@ -526,7 +515,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 def _matching(pattern: str) -> list[Path]:
     """Files that a pattern names."""
-    expanded = str(_path(pattern))
+    expanded = str(at_home(pattern))
     found = sorted(glob.glob(expanded, recursive=True))  # noqa: PTH207  paths may be absolute
     files = [path for path in map(Path, found) if path.is_file() and ending_of(path)]
     if not files:

@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import IO, Any, NamedTuple, Protocol
 
-from ghostlayers.errors import CorpusError
+from ghostlayers.errors import CorpusError, first_line
 from ghostlayers.text_bytes import (
     BLOCK,
     COMPRESSIONS,
@@ -147,12 +147,12 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, _UNREADABLE) and type(error).__module__ != "pyarrow.lib":
             raise  # our own bug
-        raise CorpusError(f"cannot read '{path}' as {kind}: {first_line(error)}.") from error
+        raise CorpusError(f"cannot read '{path}' as {kind}: {cause(error)}.") from error
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def cause(error: BaseException) -> str:
+    """What an error says, in one line, to stand within a sentence."""
+    return first_line(error).rstrip(".")
 
 
 def draw_from_stream(
@@ -361,7 +361,7 @@ def _json_row(line: bytes, begin: int, where: str) -> tuple[Row, bool]:
             line = line[: _last_character(line)]
         value = _parse(decode(line, begin), whole=whole)
     except ValueError as error:
-        reason = f"{where}: {first_line(error)}"
+        reason = f"{where}: {cause(error)}"
         raise CorpusError(reason if whole else f"{reason}; it is longer than 16 MB") from error
     except RecursionError as error:
         raise CorpusError(f"{where}: it is nested too deeply") from error
@@ -435,7 +435,7 @@ def _next_item(buffer: str, place: int, chunks: Iterator[str], where: str) -> tu
         buffer, place = buffer[place:], 0
         more = next(chunks, "") if len(buffer) < MAX_LINE else ""
         if not more:
-            raise CorpusError(f"{where}: {first_line(reason)}") from reason
+            raise CorpusError(f"{where}: {cause(reason)}") from reason
         buffer += more
 
 
@@ -460,7 +460,7 @@ def _object_rows(
         if isinstance(error, CorpusError):
             raise
         _json_row(line, begin, where)  # JSON lines of which the first is broken
-        raise CorpusError(first_line(error)) from error
+        raise CorpusError(cause(error)) from error
     for number, row in enumerate(_rows_in(_as_row(value, where), where), 1):
         yield f"item {number:,}", row, True
 
@@ -495,7 +495,7 @@ def _next_row(reader: Any) -> list[str] | None:
     try:
         return next(reader, None)
     except csv.Error as error:
-        raise CorpusError(f"line {reader.line_num:,}: {first_line(error)}") from error
+        raise CorpusError(f"line {reader.line_num:,}: {cause(error)}") from error
     finally:
         csv.field_size_limit(before)
 

@@ -24,8 +24,8 @@ from ghostlayers.cli.methods import methods as methods_command
 from ghostlayers.cli.run import make_run
 from ghostlayers.documents import to_json
 from ghostlayers.errors import DistributedError, RecipeError
+from ghostlayers.files import at_home
 from ghostlayers.interrupts import SAID, STATUS, raised
-from ghostlayers.places import at_home
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.quiet import TALKATIVE
 from ghostlayers.recipe import Recipe, RunOptions

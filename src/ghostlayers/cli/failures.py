@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Collection, Iterator
 
-from ghostlayers.errors import GhostlayersError, RecipeError
+from ghostlayers.errors import GhostlayersError, RecipeError, first_line
 
 OUT_OF_MEMORY = (
     "out of memory",
@@ -44,7 +44,7 @@ def explain(error: Exception, options: Collection[str] = LOWER) -> tuple[str, in
     """
     if any(map(is_out_of_memory, _with_causes(error))):
         lower = [advice for name, advice in LOWER.items() if name in options] or [*LOWER.values()]
-        return f"out of memory. Try {', '.join(lower)}. ({_first_line(error)})", 1
+        return f"out of memory. Try {', '.join(lower)}. ({first_line(error)[:300]})", 1
     if isinstance(error, GhostlayersError):
         return str(error), 2 if isinstance(error, RecipeError) else 1
     if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
@@ -67,8 +67,3 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
         seen.add(id(error))
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

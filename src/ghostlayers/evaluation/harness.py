@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from ghostlayers.errors import CorpusError, RecipeError, near_names
+from ghostlayers.errors import CorpusError, RecipeError, first_line, near_names
 from ghostlayers.progress import Advance, Progress
 
 HARNESS_SEEDS = (0, 1234)
@@ -125,7 +125,7 @@ def load_tasks(
                 raise
             except Exception as error:  # data sets, hubs and tasks' own code raise anything
                 raise CorpusError(
-                    f"cannot read task '{name}': {_first_line(error)}. Its documents come from "
+                    f"cannot read task '{name}': {_cause(error)}. Its documents come from "
                     "where its file says, usually the Hugging Face hub: check the connection, or "
                     "give --tasks-path a folder of task files that read local ones."
                 ) from error
@@ -221,7 +221,7 @@ def fenced(*, trusted: bool) -> Iterator[None]:
         yield
     except jinja2.TemplateError as error:
         raise CorpusError(
-            f"a task's template cannot be filled in: {_first_line(error)}. Templates run in a "
+            f"a task's template cannot be filled in: {_cause(error)}. Templates run in a "
             "sandbox and see their document only; --trust-tasks lets them see everything."
         ) from error
     finally:
@@ -290,5 +290,5 @@ def _seeds(seed: int | None) -> tuple[int, int]:
     return HARNESS_SEEDS if seed is None else (seed, seed)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
+def _cause(error: Exception) -> str:
+    return first_line(error)[:300].rstrip(".")
