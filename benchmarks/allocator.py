@@ -2,7 +2,7 @@
 
 python benchmarks/allocator.py MODEL [--tokens 512] [--repeats 8]
 
-Each case runs in a process of its own, as `ghostlayers.allocator` acts on the whole process.
+Each case runs in a process of its own, as `ghostlayers.runtime.allocator` acts on all of it.
 """
 
 import argparse
@@ -29,11 +29,11 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 @torch.no_grad()
 def measure(name: str, tokens: int, repeats: int, *, keep: bool) -> None:
     """Print the milliseconds of each part, and the peak memory."""
-    from ghostlayers.allocator import keep_freed_memory
-    from ghostlayers.evaluation.losses import Reference, sum_losses
-    from ghostlayers.loading import load_model
+    from ghostlayers.model.loading import load_model
+    from ghostlayers.model.stream import LayerwiseModel
     from ghostlayers.recipe import RunOptions
-    from ghostlayers.stream import LayerwiseModel
+    from ghostlayers.runtime.allocator import keep_freed_memory
+    from ghostlayers.statistics.losses import Reference, sum_losses
 
     if keep:
         keep_freed_memory()

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from ghostlayers import cuts
-from ghostlayers.fitting import Fitting, fit_many
+from ghostlayers.calibration import cuts
+from ghostlayers.calibration.fitting import Fitting, fit_many
+from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.preparation import open_model, read_evaluation
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import find_method
@@ -22,9 +23,8 @@ from ghostlayers.repairs.base import Repair, linear
 from ghostlayers.repairs.hadamard import hadamard
 from ghostlayers.repairs.linearpatch import channel_scales
 from ghostlayers.spans import merge_layers, parse_layers
-from ghostlayers.stream import LayerwiseModel
-from ghostlayers.text import load_corpus
-from ghostlayers.tokens import make_windows
+from ghostlayers.text.corpora import load_corpus
+from ghostlayers.text.tokens import make_windows
 
 ORDERS = 10
 

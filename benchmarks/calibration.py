@@ -30,21 +30,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ghostlayers import fitting as fits
-from ghostlayers import scoring, steps
-from ghostlayers.fitting import Fitting
-from ghostlayers.loading import load_model
-from ghostlayers.machine import processor_name
-from ghostlayers.progress import Silent
+from ghostlayers.calibration import fitting as fits
+from ghostlayers.calibration import scoring, steps
+from ghostlayers.calibration.fitting import Fitting
+from ghostlayers.model.loading import load_model
+from ghostlayers.model.stream import LayerwiseModel, find_decoder_layers, micro_batches, sweep
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
-from ghostlayers.scores import ScoreTable
-from ghostlayers.scores.residual import TokenSample, sample_mask, span_residual
-from ghostlayers.selection import candidate_spans, select
+from ghostlayers.runtime.machine import processor_name
+from ghostlayers.runtime.progress import Silent
+from ghostlayers.selection import ScoreTable
+from ghostlayers.selection.choices import candidate_spans, select
+from ghostlayers.selection.residual import TokenSample, sample_mask, span_residual
 from ghostlayers.spans import Span, check_layers, format_layers, merge_layers, parse_layers
-from ghostlayers.stream import LayerwiseModel, find_decoder_layers, micro_batches, sweep
-from ghostlayers.text import load_corpus
-from ghostlayers.tokens import Windows, check_sequence_length, make_windows
+from ghostlayers.text.corpora import load_corpus
+from ghostlayers.text.tokens import Windows, check_sequence_length, make_windows
 
 BARE = "bare"
 RANDOM_VOCABULARY = 32_000

@@ -20,15 +20,16 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ghostlayers import scoring, surgery
-from ghostlayers.fitting import Fitting, fit_gaps
-from ghostlayers.machine import processor_name
-from ghostlayers.moments import Accumulator
+from ghostlayers.calibration import scoring
+from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.model.stream import LayerwiseModel, micro_batches, sweep
 from ghostlayers.repairs import Repair, find_method
-from ghostlayers.selection import candidate_spans
+from ghostlayers.runtime.machine import processor_name
+from ghostlayers.selection.choices import candidate_spans
 from ghostlayers.spans import Span
-from ghostlayers.stream import LayerwiseModel, micro_batches, sweep
-from ghostlayers.tokens import Windows
+from ghostlayers.statistics.moments import Accumulator
+from ghostlayers.surgery import removal
+from ghostlayers.text.tokens import Windows
 
 BASELINE = Path(__file__).with_name("baseline.json")
 SLOWER = 1.25
@@ -75,8 +76,8 @@ def pairs() -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
         Accumulator((("x", 384),), 384).add(x, x, [x])
 
     repair = Repair("none")
-    cut = surgery.prune_layers(dense, GAP, {GAP[0]: repair})
-    ghost = surgery.prune_layers(dense, GAP, fit(GAP, "ghost")())  # type: ignore[arg-type]
+    cut = removal.prune_layers(dense, GAP, {GAP[0]: repair})
+    ghost = removal.prune_layers(dense, GAP, fit(GAP, "ghost")())  # type: ignore[arg-type]
     ids = windows.input_ids[:2]
 
     def forward(which: LlamaForCausalLM) -> Callable[[], object]:

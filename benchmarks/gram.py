@@ -14,17 +14,17 @@ import time
 
 import torch
 
-from ghostlayers import moments
 from ghostlayers.errors import SingularError
-from ghostlayers.loading import load_model
-from ghostlayers.machine import processor_name
-from ghostlayers.moments import Accumulator
+from ghostlayers.model.loading import load_model
+from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.preparation import read_evaluation
-from ghostlayers.products import add_gram, blocks_of_rows, cut
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import FitOptions
 from ghostlayers.repairs.solve import solve_ridge
-from ghostlayers.stream import LayerwiseModel
+from ghostlayers.runtime.machine import processor_name
+from ghostlayers.statistics import moments
+from ghostlayers.statistics.moments import Accumulator
+from ghostlayers.statistics.products import add_gram, blocks_of_rows, cut
 
 ROWS = 2048
 

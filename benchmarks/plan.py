@@ -22,7 +22,7 @@ import torch
 
 import ghostlayers
 from ghostlayers import pipeline
-from ghostlayers.loading import load_model
+from ghostlayers.model.loading import load_model
 from ghostlayers.recipe import RunOptions
 
 REQUESTS: dict[str, dict[str, Any]] = {

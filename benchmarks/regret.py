@@ -16,16 +16,16 @@ from pathlib import Path
 
 import torch
 
-from ghostlayers import cuts, scoring
-from ghostlayers.fitting import Fitting, fit_gaps
+from ghostlayers.calibration import cuts, scoring
+from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.preparation import open_model, read_evaluation
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import find_method
-from ghostlayers.scores.race import run_race
-from ghostlayers.selection import candidate_spans, shortlist
-from ghostlayers.stream import LayerwiseModel
-from ghostlayers.text import load_corpus
-from ghostlayers.tokens import make_windows
+from ghostlayers.selection.choices import candidate_spans, shortlist
+from ghostlayers.statistics.race import run_race
+from ghostlayers.text.corpora import load_corpus
+from ghostlayers.text.tokens import make_windows
 
 SHARES = (0.1, 0.2, 0.3)
 RANKED = 4

@@ -11,13 +11,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from forked import Forks
-from ghostlayers import checkpoint
-from ghostlayers.stream import LayerwiseModel
+from ghostlayers.checkpoint import proof
+from ghostlayers.model.stream import LayerwiseModel
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # small matrices; several threads on busy cores wait for each other
 
-RUN_ALONE, BE_READY = checkpoint._run_alone, checkpoint.be_ready
+RUN_ALONE, BE_READY = proof._run_alone, proof.be_ready
 
 NOUNS = [
     "river",
@@ -178,12 +178,12 @@ def forks() -> Iterator[Forks]:
 def _reload_in_forks(forks: Forks) -> Iterator[None]:
     """Checkpoints are reloaded in forks of one fresh process, unless a test wants its own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_run_alone", forks.run)
-        patch.setattr(checkpoint, "be_ready", lambda: None)
+        patch.setattr(proof, "_run_alone", forks.run)
+        patch.setattr(proof, "be_ready", lambda: None)
         yield
 
 
 @pytest.fixture
 def fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reload in processes that are started for it, as users do."""
-    monkeypatch.setattr(checkpoint, "_run_alone", RUN_ALONE)
+    monkeypatch.setattr(proof, "_run_alone", RUN_ALONE)

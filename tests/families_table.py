@@ -8,9 +8,9 @@ import transformers
 
 import seeing
 from families import FAMILIES, PATTERNED, build
-from ghostlayers.anatomy import Anatomy, anatomy_or_reason
-from ghostlayers.families import REFUSED, REFUSED_IF
-from ghostlayers.multimodal import text_view
+from ghostlayers.model.anatomy import Anatomy, anatomy_or_reason
+from ghostlayers.model.families import REFUSED, REFUSED_IF
+from ghostlayers.model.multimodal import text_view
 
 PATH = Path(__file__).parent.parent / "docs" / "families.md"
 

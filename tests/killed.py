@@ -21,7 +21,7 @@ import torch
 
 import ghostlayers
 from conftest import make_byte_tokenizer, make_documents, make_tiny_llama
-from ghostlayers import journal
+from ghostlayers.calibration import journal
 
 torch.set_num_threads(1)
 MODEL = make_tiny_llama(num_hidden_layers=8)

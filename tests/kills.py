@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from ghostlayers import drafts
+from ghostlayers.runtime import drafts
 
 STEPS = (
     "open", "mkdir", "chmod", "fsync", "ftruncate", "pwrite", "rename", "replace", "unlink", "rmdir"

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 import ghostlayers
 from conftest import make_documents
 from ghostlayers.cli import app
-from ghostlayers.moments import Accumulator
-from ghostlayers.products import add_product, blocks_of_rows, cut
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import ALL
-from ghostlayers.selection import SELECTIONS
+from ghostlayers.selection.choices import SELECTIONS
+from ghostlayers.statistics.moments import Accumulator
+from ghostlayers.statistics.products import add_product, blocks_of_rows, cut
 
 pytestmark = pytest.mark.skipif(
     not torch.accelerator.is_available(), reason="needs an accelerator that torch can see"

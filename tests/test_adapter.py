@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import ghostlayers
 from families import build
-from ghostlayers.adapter import read_adapter, weights_hash
+from ghostlayers.checkpoint.adapter import read_adapter, weights_hash
 from ghostlayers.errors import ModelError, OutputError, RecipeError
 from ghostlayers.recipe import RunOptions
 from test_surgery import logits

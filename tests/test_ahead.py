@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from conftest import make_tiny_llama
-from ghostlayers import ahead
-from ghostlayers.loading import load_model
+from ghostlayers.model import ahead
+from ghostlayers.model.loading import load_model
+from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.recipe import RunOptions
-from ghostlayers.stream import LayerwiseModel
 
 CPU = torch.device("cpu")
 

@@ -51,7 +51,7 @@ def test_freed_tensors_are_used_again() -> None:
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ghostlayers import allocator
+    from ghostlayers.runtime import allocator
 
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not allocator.keep_freed_memory()

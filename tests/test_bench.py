@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 import ghostlayers
 from conftest import make_tiny_llama
 from families import build
-from ghostlayers.allocator import return_freed_memory
 from ghostlayers.cli.app import app
 from ghostlayers.evaluation.bench import (
     Point,
@@ -23,6 +22,7 @@ from ghostlayers.evaluation.bench import (
     operator_share,
 )
 from ghostlayers.report.speed_plot import draw_speed
+from ghostlayers.runtime.allocator import return_freed_memory
 
 
 def point(model: str, prefill: float, decode: float, batch: int = 1) -> Point:

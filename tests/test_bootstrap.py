@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ghostlayers.errors import InputError
-from ghostlayers.evaluation import Answers, bootstrap, paired_bootstrap
+from ghostlayers.evaluation import Answers, paired_bootstrap
+from ghostlayers.statistics import bootstrap
 
 
 def answers(values: list[float], first: int = 0) -> Answers:

@@ -18,16 +18,19 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 import ghostlayers
 from conftest import BE_READY
 from families import build
-from ghostlayers import checkpoint, modeling, surgery
-from ghostlayers.cuts import Cut
+from ghostlayers import modeling
+from ghostlayers.calibration.cuts import Cut
+from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.checkpoint import proof, saving
 from ghostlayers.errors import ModelError
-from ghostlayers.families import find_family
-from ghostlayers.fitting import Fitting, fit_gaps
+from ghostlayers.model.families import find_family
+from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.repairs import ALL, FitOptions, find_method
 from ghostlayers.repairs.base import FROM_KEPT_LAYER, Repair, linear
+from ghostlayers.runtime import outputs
 from ghostlayers.spans import Span
-from ghostlayers.stream import LayerwiseModel
-from ghostlayers.tokens import Windows
+from ghostlayers.surgery import removal
+from ghostlayers.text.tokens import Windows
 
 SPANS = (Span(0, 1), Span(2, 4))
 CHOICES: dict[str, Any] = {
@@ -54,12 +57,12 @@ def repaired(name: str, dtype: torch.dtype = torch.float32) -> Any:
     dense = build(name)
     for parameter in dense.parameters():  # .to() would round the rotary buffers as well
         parameter.data = parameter.data.to(dtype)
-    return surgery.prune_layers(dense, SPANS, deltas)
+    return removal.prune_layers(dense, SPANS, deltas)
 
 
 def write(model: Any, folder: Path) -> Path:
     folder.mkdir(parents=True)
-    checkpoint._write_model(folder, model, model.dtype)
+    saving._write_model(folder, model, model.dtype)
     return folder
 
 
@@ -72,7 +75,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_a_stranger_loads_it_repaired(saved: Any) -> None:
     """In a process that never imports ghostlayers, with trust_remote_code alone."""
     model, folder = saved
-    verification = checkpoint.verify(folder, model)
+    verification = proof.verify(folder, model)
     assert verification.identical
     assert verification.num_tokens == 32
 
@@ -118,7 +121,7 @@ def test_reloaded_cached_generation_is_that_in_memory(saved: Any) -> None:
 
 def test_the_code_in_the_folder_needs_torch_and_transformers_only(saved: Any) -> None:
     _, folder = saved
-    tree = ast.parse((folder / checkpoint.CODE).read_text())
+    tree = ast.parse((folder / saving.CODE).read_text())
     imported = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -225,7 +228,7 @@ def test_the_folder_is_complete(whole: Any) -> None:
     assert record["verification"]["identical"] is True
     assert record["cut"]["removed"] == pruned.removed
     assert record["versions"]["transformers"] == transformers.__version__
-    assert record["files"]["model.safetensors"] == checkpoint.file_hash(out / "model.safetensors")
+    assert record["files"]["model.safetensors"] == outputs.file_hash(out / "model.safetensors")
     assert not [path for path in out.parent.iterdir() if path != out]
     assert len({path.stat().st_mode for path in out.iterdir()}) == 1  # all can be read alike
 
@@ -279,7 +282,7 @@ def test_no_repair_writes_a_stock_checkpoint(
     assert config["model_type"] == "llama"
     assert config["num_hidden_layers"] == 6
     assert "auto_map" not in config
-    assert not (tmp_path / "out" / checkpoint.CODE).exists()
+    assert not (tmp_path / "out" / saving.CODE).exists()
     again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out")
     ids = torch.arange(64)[None] + 60
     with torch.no_grad():
@@ -288,7 +291,7 @@ def test_no_repair_writes_a_stock_checkpoint(
 
 def test_the_code_in_the_folder_is_the_packages_own_source(saved: Any) -> None:
     model, folder = saved
-    code = (folder / checkpoint.CODE).read_text()
+    code = (folder / saving.CODE).read_text()
     assert code.startswith(Path(modeling.__file__).read_text().rstrip())
     assert type(model).__name__ in code.removeprefix(Path(modeling.__file__).read_text())
 
@@ -297,7 +300,7 @@ def test_a_bfloat16_gemma_computed_in_float32_reloads_bit_for_bit(
     byte_tokenizer: Any, tmp_path: Path
 ) -> None:
     """Its embedding scale is a buffer: loading in bfloat16 and widening would leave it rounded."""
-    from ghostlayers.loading import load_model
+    from ghostlayers.model.loading import load_model
     from ghostlayers.recipe import RunOptions
 
     base = build("gemma3_text", vocab_size=256)
@@ -313,10 +316,10 @@ def test_a_bfloat16_gemma_computed_in_float32_reloads_bit_for_bit(
         span: Repair("ghost", linear((0.05 * torch.randn(32, 32, generator=generator)).bfloat16()))
         for span in SPANS
     }
-    model = surgery.prune_layers(loaded.model, SPANS, deltas)
+    model = removal.prune_layers(loaded.model, SPANS, deltas)
     (tmp_path / "out").mkdir()
-    checkpoint._write_model(tmp_path / "out", model, loaded.stored_dtype)
-    assert checkpoint.verify(tmp_path / "out", model).identical
+    saving._write_model(tmp_path / "out", model, loaded.stored_dtype)
+    assert proof.verify(tmp_path / "out", model).identical
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
 
@@ -348,7 +351,7 @@ def test_code_of_the_base_never_travels(
         assert "u/r--" not in path.read_text()
         assert "custom_pipelines" not in path.read_text()
         assert {each.split(".")[0] for each in named.values()} <= {"modeling_ghostlayers"}
-    assert {path.name for path in out.glob("*.py")} <= {checkpoint.CODE}
+    assert {path.name for path in out.glob("*.py")} <= {saving.CODE}
 
 
 @pytest.mark.parametrize("own_head", [True, False])
@@ -359,7 +362,7 @@ def test_the_config_says_whether_the_head_is_the_embedding(
 ) -> None:
     dense = build(name, tie_word_embeddings=not own_head)
     dense.config.tie_word_embeddings = said
-    model = surgery.prune_layers(dense, (Span(1, 2),))
+    model = removal.prune_layers(dense, (Span(1, 2),))
     folder = write(model, tmp_path / "out")
     assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is not own_head
     again = AutoModelForCausalLM.from_pretrained(folder)
@@ -395,7 +398,7 @@ def test_every_operator_trains_in_mixed_precision(
     ids = torch.randint(3, 96, (40, 13), generator=torch.Generator().manual_seed(8))
     windows = Windows(ids, bos=False, available=40, documents=())
     how = Fitting(find_method(repair), FitOptions(ridge=1e-4))
-    model = surgery.prune_layers(dense, spans, fit_gaps(LayerwiseModel(dense), windows, spans, how))
+    model = removal.prune_layers(dense, spans, fit_gaps(LayerwiseModel(dense), windows, spans, how))
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=True)
     model.train()
@@ -443,9 +446,9 @@ def test_every_repair_that_a_checkpoint_can_hold_reloads_as_it_was_measured(
     layerwise = LayerwiseModel(dense)
     how = Fitting(method, FitOptions(ridge=1e-4), stored_dtype=torch.bfloat16)
     repairs = fit_gaps(layerwise, windows, spans, how)
-    built = surgery.prune_layers(dense, spans, repairs, stored_dtype=torch.bfloat16)
+    built = removal.prune_layers(dense, spans, repairs, stored_dtype=torch.bfloat16)
     (tmp_path / "out").mkdir()
-    checkpoint._write_model(tmp_path / "out", built, torch.bfloat16)
+    saving._write_model(tmp_path / "out", built, torch.bfloat16)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     with torch.no_grad():
         want, got = built(token_ids()).logits, again(token_ids()).logits
@@ -469,18 +472,18 @@ def test_a_process_that_waited_proves_a_checkpoint_as_another_does(
     folder = write(model, tmp_path / "out")
     byte_tokenizer.save_pretrained(folder)
     BE_READY()
-    (waiting,) = checkpoint._READY
-    found = checkpoint.verify(folder, model, byte_tokenizer)
+    (waiting,) = proof._READY
+    found = proof.verify(folder, model, byte_tokenizer)
     assert found.identical
-    assert not checkpoint._READY
+    assert not proof._READY
     assert waiting.process.returncode == 0
     assert not Path(waiting.scratch.name).exists()
 
 
 def test_a_process_that_is_never_asked_ends_with_its_parent(tmp_path: Path) -> None:
     program = (
-        "from ghostlayers import checkpoint; checkpoint.be_ready();"
-        "print(checkpoint._READY[0].process.pid, checkpoint._READY[0].scratch.name)"
+        "from ghostlayers import checkpoint; proof.be_ready();"
+        "print(proof._READY[0].process.pid, proof._READY[0].scratch.name)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

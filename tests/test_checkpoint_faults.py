@@ -16,12 +16,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import ghostlayers
-from ghostlayers import checkpoint, drafts
-from ghostlayers.checkpoint import Verification, checkpoint_bytes
+from ghostlayers.checkpoint import proof, records, saving
+from ghostlayers.checkpoint.proof import Verification
+from ghostlayers.checkpoint.saving import checkpoint_bytes
 from ghostlayers.errors import ModelError, NonFiniteError, OutputError, VerificationError
-from ghostlayers.loading import load_model
-from ghostlayers.outputs import check_output
+from ghostlayers.model.loading import load_model
 from ghostlayers.recipe import RunOptions
+from ghostlayers.runtime import drafts
+from ghostlayers.runtime.outputs import check_output
 
 DEAD_PID = 2**22 + 1  # beyond the largest process id that Linux gives
 
@@ -64,7 +66,7 @@ def ours(saved, tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Skip the proof in a fresh process."""
-    monkeypatch.setattr(checkpoint, "verify", lambda *_: Verification(True, 0.0, 32))
+    monkeypatch.setattr(saving, "verify", lambda *_: Verification(True, 0.0, 32))
 
 
 def contents(folder):
@@ -236,7 +238,7 @@ FAULTS = {
 def fault(request, monkeypatch):
     """Something that goes wrong; the exception that comes out."""
     name, replacement, expected = request.param
-    monkeypatch.setattr(checkpoint, name, replacement)
+    monkeypatch.setattr(saving, name, replacement)
     return expected
 
 
@@ -264,7 +266,7 @@ def test_a_failure_leaves_the_older_checkpoint_intact(pruned, ours, fault):
 
 def test_a_full_disk_is_said(pruned, tmp_path, monkeypatch):
     name, replacement, _ = FAULTS["disk full"]
-    monkeypatch.setattr(checkpoint, name, replacement)
+    monkeypatch.setattr(saving, name, replacement)
     with pytest.raises(OutputError) as caught:
         pruned.save(tmp_path / "out")
     assert str(caught.value) == (f"cannot write '{tmp_path / 'out'}': No space left on device.")
@@ -429,7 +431,7 @@ def test_what_was_killed_between_the_two_names_is_put_back(pruned, ours, monkeyp
     def fail(*_):
         raise VerificationError("no")
 
-    monkeypatch.setattr(checkpoint, "verify", fail)
+    monkeypatch.setattr(saving, "verify", fail)
     with pytest.raises(VerificationError):
         pruned.save(ours, overwrite=True)
     assert names(ours.parent) == ["out"]
@@ -455,7 +457,7 @@ def test_a_changed_weight_is_noticed(edited, pruned):
     tensors["model.layers.1.mlp.down_proj.weight"][3] += 1.0
     write_weights(folder, tensors)
     with pytest.raises(VerificationError, match=r"reloads, but its logits differ by \d") as caught:
-        checkpoint.verify(folder, pruned.model)
+        proof.verify(folder, pruned.model)
     assert "nothing was kept" in str(caught.value)
 
 
@@ -466,7 +468,7 @@ def test_a_checkpoint_that_does_not_load_is_noticed(saved, pruned, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", fail)
     with pytest.raises(VerificationError) as caught:
-        checkpoint.verify(saved, pruned.model)
+        proof.verify(saved, pruned.model)
     assert str(caught.value) == (
         "the saved checkpoint does not reload in a fresh process: OSError: no weights"
     )
@@ -477,9 +479,9 @@ def test_logits_that_are_no_numbers_are_noticed(saved, pruned, monkeypatch, logi
     def got(folder, model, ids, text):
         return {"logits": torch.full((1, 32, 256), logits)}, {}
 
-    monkeypatch.setattr(checkpoint, "_ask_fresh_process", got)
+    monkeypatch.setattr(proof, "_ask_fresh_process", got)
     with pytest.raises(NonFiniteError, match="NaN or infinity"):
-        checkpoint.verify(saved, pruned.model)
+        proof.verify(saved, pruned.model)
 
 
 def without_repair(folder, tensors):
@@ -531,7 +533,7 @@ def test_a_folder_without_a_record_is_refused(tmp_path):
 
 
 def test_calibration_documents_are_those_of_the_record(saved, tmp_path, pruned):
-    documents = checkpoint.calibration_documents(saved)
+    documents = records.calibration_documents(saved)
     assert documents == pruned.record["calibration"]["documents"]
     assert documents
-    assert checkpoint.calibration_documents(tmp_path) is None
+    assert records.calibration_documents(tmp_path) is None

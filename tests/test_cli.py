@@ -19,17 +19,18 @@ import torch
 from typer.testing import CliRunner
 
 from conftest import NOUNS, make_documents
-from ghostlayers import PRESETS, Recipe, checkpoint, pipeline
-from ghostlayers.checkpoint import Verification
+from ghostlayers import PRESETS, Recipe, pipeline
+from ghostlayers.checkpoint import saving
+from ghostlayers.checkpoint.proof import Verification
 from ghostlayers.cli import app, screen
 from ghostlayers.errors import ModelError, SpanError
-from ghostlayers.locks import holding
-from ghostlayers.plan_units import Plan
-from ghostlayers.quiet import quiet_imports
+from ghostlayers.plan.units import Plan
 from ghostlayers.repairs import METHODS
-from ghostlayers.selection import SELECTIONS
+from ghostlayers.runtime.locks import holding
+from ghostlayers.runtime.quiet import quiet_imports
+from ghostlayers.selection.choices import SELECTIONS
 from ghostlayers.spans import format_layers
-from ghostlayers.text import document_hash
+from ghostlayers.text.corpora import document_hash
 
 LENGTH = ("--sequence-length", "64")
 SMALL = ("--windows", "12", "--held-out-windows", "2", *LENGTH, "--device", "cpu")
@@ -86,7 +87,7 @@ def _own_signals():
 @pytest.fixture
 def quick(monkeypatch):
     """Skip the proof in a fresh process."""
-    monkeypatch.setattr(checkpoint, "verify", lambda *_: Verification(True, 0.0, 32))
+    monkeypatch.setattr(saving, "verify", lambda *_: Verification(True, 0.0, 32))
 
 
 # Help

@@ -12,11 +12,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ghostlayers
-from ghostlayers import surgery
 from ghostlayers.cli.compare import show
 from ghostlayers.compare import Comparison, compare, engine
 from ghostlayers.compare.bench import short_names
 from ghostlayers.compare.correlate import spearman
+from ghostlayers.compare.files import write_report
 from ghostlayers.compare.plan import expected_jobs
 from ghostlayers.compare.store import REPORT, Store, write_report_file
 from ghostlayers.errors import InputError, OutputError, RecipeError, WindowError
@@ -24,8 +24,8 @@ from ghostlayers.evaluation import evaluate_tasks, open_tasks, tokens_to_answer
 from ghostlayers.pipeline import evaluate
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL
-from ghostlayers.report.write import write_report
 from ghostlayers.spans import format_layers, removed_layers
+from ghostlayers.surgery import removal
 from test_tasks import questions, write_task
 
 CALIBRATION = {
@@ -312,14 +312,14 @@ def test_requests_that_mean_nothing(changes: dict[str, Any], message: str) -> No
 def test_distances_behind_a_cut_are_those_of_hooked_models(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
 ) -> None:
-    from ghostlayers.cuts import stream_distances
-    from ghostlayers.fitting import Fitting, fit_gaps
+    from ghostlayers.calibration.cuts import stream_distances
+    from ghostlayers.calibration.fitting import Fitting, fit_gaps
+    from ghostlayers.model.stream import LayerwiseModel
     from ghostlayers.repairs import find_method
     from ghostlayers.spans import Span
-    from ghostlayers.stream import LayerwiseModel
-    from ghostlayers.tokens import make_windows
+    from ghostlayers.text.tokens import make_windows
 
-    corpus = ghostlayers.text.Corpus("text", tuple(some_text))
+    corpus = ghostlayers.text.corpora.Corpus("text", tuple(some_text))
     windows = make_windows(corpus, byte_tokenizer, sequence_length=64, count=20, seed=0)
     layerwise, span = LayerwiseModel(trained_llama), Span(2, 4)
     fits = fit_gaps(layerwise, windows, [span], Fitting(find_method("ghost")))
@@ -338,7 +338,7 @@ def test_distances_behind_a_cut_are_those_of_hooked_models(
             handle.remove()
         return seen
 
-    dense, cut = streams(trained_llama), streams(surgery.prune_layers(trained_llama, [span], fits))
+    dense, cut = streams(trained_llama), streams(removal.prune_layers(trained_llama, [span], fits))
     for boundary, value in got.items():
         want, far = dense[boundary], cut[boundary - 2] - dense[boundary]
         ratio = far.square().sum(-1) / want.square().sum(-1)

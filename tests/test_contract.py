@@ -19,11 +19,13 @@ from transformers import AutoModel, AutoModelForCausalLM
 import families_table
 import stranger
 from families import FAMILIES, PATTERNED, build
-from ghostlayers import agreement, checkpoint, surgery
+from ghostlayers.checkpoint import saving
 from ghostlayers.errors import UnsupportedModelError
-from ghostlayers.families import PREFIX
+from ghostlayers.model import agreement
+from ghostlayers.model.families import PREFIX
+from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.spans import Span, kept_layers
-from ghostlayers.stream import find_decoder_layers
+from ghostlayers.surgery import removal
 from test_surgery import CUTS, literal_repaired, logits, operators, token_ids
 
 ALLOWED = [
@@ -56,17 +58,17 @@ def cut_of(name: str) -> str:
 @pytest.mark.parametrize(("name", "cut"), ALLOWED)
 def test_a_repaired_cut_is_the_dense_model_with_layers_skipped(name: str, cut: str) -> None:
     dense, spans = build(name), CUTS[cut]
-    repaired = surgery.prune_layers(dense, spans, operators(spans))
+    repaired = removal.prune_layers(dense, spans, operators(spans))
     want = literal_repaired(dense, spans, token_ids())
     assert torch.equal(logits(repaired, token_ids()), want)
-    assert not torch.allclose(logits(surgery.prune_layers(dense, spans), token_ids()), want)
+    assert not torch.allclose(logits(removal.prune_layers(dense, spans), token_ids()), want)
 
 
 @pytest.mark.parametrize(("name", "cut"), ALLOWED)
 def test_the_config_alone_says_what_the_layers_are(name: str, cut: str) -> None:
     """Built anew from the config and filled with the weights, it is the same model."""
     dense, spans = build(name), CUTS[cut]
-    pruned = surgery.prune_layers(dense, spans)
+    pruned = removal.prune_layers(dense, spans)
     assert type(pruned) is type(dense)
     config = type(pruned.config).from_dict(copy.deepcopy(pruned.config.to_dict()))
     anew = type(dense)(config).eval()
@@ -83,7 +85,7 @@ def test_the_config_alone_says_what_the_layers_are(name: str, cut: str) -> None:
 def test_an_empty_cut_is_the_identity(name: str) -> None:
     dense = build(name)
     config = dense.config.to_dict()
-    pruned = surgery.prune_layers(dense, ())
+    pruned = removal.prune_layers(dense, ())
     assert torch.equal(logits(pruned, token_ids()), logits(dense, token_ids()))
     assert dense.config.to_dict() == config
 
@@ -91,13 +93,13 @@ def test_an_empty_cut_is_the_identity(name: str) -> None:
 @pytest.mark.parametrize(("name", "cut"), FORBIDDEN)
 def test_a_cut_that_breaks_a_formula_is_refused(name: str, cut: str) -> None:
     with pytest.raises(UnsupportedModelError, match=r"formula|could not be loaded again"):
-        surgery.prune_layers(build(name), CUTS[cut])
+        removal.prune_layers(build(name), CUTS[cut])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_generation_with_a_cache_samples_and_pads(name: str) -> None:
     spans = CUTS[cut_of(name)]
-    model = surgery.prune_layers(build(name), spans, operators(spans))
+    model = removal.prune_layers(build(name), spans, operators(spans))
     ids = token_ids(length=9)
     options = {
         "attention_mask": torch.ones_like(ids),
@@ -126,7 +128,7 @@ def test_ties_are_kept(name: str) -> None:
         pytest.skip("it has no head of its own")
     tied = dense.get_output_embeddings().weight is dense.get_input_embeddings().weight
     spans = CUTS[cut_of(name)]
-    pruned = surgery.prune_layers(dense, spans, operators(spans))
+    pruned = removal.prune_layers(dense, spans, operators(spans))
     head, embedding = pruned.get_output_embeddings(), pruned.get_input_embeddings()
     assert (head.weight is embedding.weight) == tied
 
@@ -140,9 +142,9 @@ def test_a_model_that_came_from_a_checkpoint_goes_into_one(
     build(name).save_pretrained(tmp_path / "dense")
     dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense").eval()
     spans = CUTS[cut_of(name)]
-    model = surgery.prune_layers(dense, spans, operators(spans) if kind == "repaired" else None)
+    model = removal.prune_layers(dense, spans, operators(spans) if kind == "repaired" else None)
     (tmp_path / "out").mkdir()
-    checkpoint._write_model(tmp_path / "out", model, torch.float32)
+    saving._write_model(tmp_path / "out", model, torch.float32)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     got, want = again.state_dict(), model.state_dict()
     assert got.keys() == want.keys()
@@ -156,10 +158,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
     for name in FAMILIES:
         spans = CUTS[cut_of(name)]
         for kind, repairs in (("repaired", operators(spans)), ("bare", None)):
-            model = surgery.prune_layers(build(name), spans, repairs)
+            model = removal.prune_layers(build(name), spans, repairs)
             path = folder / f"{name}-{kind}"
             path.mkdir()
-            checkpoint._write_model(path, model, torch.float32)
+            saving._write_model(path, model, torch.float32)
     work = tmp_path_factory.mktemp("stranger")
     save_file({"input_ids": token_ids()}, work / "ids")
     environment = {
@@ -184,7 +186,7 @@ def test_a_stranger_loads_it(name: str, kind: str, saved: Any) -> None:
     """In a process that has never heard of this package, with trust_remote_code alone."""
     spans = CUTS[cut_of(name)]
     repairs = operators(spans) if kind == "repaired" else None
-    want = surgery.prune_layers(build(name), spans, repairs)
+    want = removal.prune_layers(build(name), spans, repairs)
     assert_same(name, saved[1][f"{name}-{kind}"], logits(want, token_ids()))
 
 
@@ -232,4 +234,4 @@ def test_what_can_never_be_cut_is_refused_by_name(entry: dict[str, Any], reason:
     for name, value in entry.items():
         setattr(model.config, name, value)
     with pytest.raises(UnsupportedModelError, match=f"type 'llama' cannot be cut: .*{reason}"):
-        surgery.prune_layers(model, (Span(1, 2),))
+        removal.prune_layers(model, (Span(1, 2),))

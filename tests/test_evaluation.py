@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy, softmax
 from families import build
 from ghostlayers.errors import InputError
 from ghostlayers.evaluation import LossSums, evaluate_windows, prefill_seconds
-from ghostlayers.evaluation.losses import sum_losses
-from ghostlayers.tokens import Windows
+from ghostlayers.statistics.losses import sum_losses
+from ghostlayers.text.tokens import Windows
 
 
 def make_windows(count: int = 5, length: int = 11) -> Windows:

@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM
 
 import ghostlayers
 from families import build
-from ghostlayers import surgery
 from ghostlayers.errors import RecipeError, UnsupportedModelError, VerificationError
+from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs.base import Operator, Repair
-from ghostlayers.stock_layer import check_same, check_stock_layer, with_stock_layers
-from ghostlayers.stream import find_decoder_layers
+from ghostlayers.surgery import removal
+from ghostlayers.surgery.stock_layer import check_same, check_stock_layer, with_stock_layers
 from test_surgery import CUTS, fitted, logits, token_ids
 
 PLAIN: dict[str, dict[str, Any]] = {
@@ -39,8 +39,8 @@ def test_a_stock_layer_is_the_operator_bit_for_bit(name: str, cut: str, tmp_path
     dense, spans = plain(name), CUTS[cut]
     check_stock_layer(dense)
     repairs = fitted(dense, "normed", spans)
-    operator = surgery.prune_layers(dense, spans, repairs)
-    bare = surgery.prune_layers(dense, spans)
+    operator = removal.prune_layers(dense, spans, repairs)
+    bare = removal.prune_layers(dense, spans)
     stock = with_stock_layers(bare, spans, repairs, torch.float32)
     kind = "LlamaForCausalLM" if name in {"mistral", "qwen2"} else type(dense).__name__
     assert type(stock).__name__ == kind
@@ -65,8 +65,8 @@ def test_a_stock_layer_in_bfloat16_rounds_once() -> None:
     }
     for parameter in dense.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
-    operator = surgery.prune_layers(dense, spans, repairs)
-    bare = surgery.prune_layers(dense, spans)
+    operator = removal.prune_layers(dense, spans, repairs)
+    bare = removal.prune_layers(dense, spans)
     stock = with_stock_layers(bare, spans, repairs, torch.bfloat16)
     assert check_same(stock, operator) <= 0.05 * float(logits(operator, token_ids()).abs().max())
     assert stock.dtype == torch.bfloat16
@@ -75,7 +75,7 @@ def test_a_stock_layer_in_bfloat16_rounds_once() -> None:
 def test_the_made_layer_shares_the_survivors_and_keeps_ties() -> None:
     dense, spans = build("llama", tie_word_embeddings=True), CUTS["middle"]
     stock = with_stock_layers(
-        surgery.prune_layers(dense, spans), spans, fitted(dense, "normed", spans), torch.float32
+        removal.prune_layers(dense, spans), spans, fitted(dense, "normed", spans), torch.float32
     )
     mine, theirs = find_decoder_layers(stock), find_decoder_layers(dense)
     assert mine[2].mlp.up_proj.weight.data_ptr() == theirs[3].mlp.up_proj.weight.data_ptr()
@@ -87,10 +87,10 @@ def test_another_computation_is_noticed() -> None:
     dense, spans = plain("llama"), CUTS["middle"]
     repairs = fitted(dense, "normed", spans)
     other = {span: Repair("normed", Operator({"normed": torch.eye(32)})) for span in spans}
-    bare = surgery.prune_layers(dense, spans)
+    bare = removal.prune_layers(dense, spans)
     stock = with_stock_layers(bare, spans, other, torch.float32)
     with pytest.raises(VerificationError, match="logits differ by"):
-        check_same(stock, surgery.prune_layers(dense, spans, repairs))
+        check_same(stock, removal.prune_layers(dense, spans, repairs))
 
 
 @pytest.mark.parametrize(

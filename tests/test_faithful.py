@@ -14,33 +14,33 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 import families
 import ghostlayers
 from conftest import make_tiny_llama, train
-from ghostlayers import measuring, steps
-from ghostlayers.anatomy import Anatomy, anatomy_or_reason
+from ghostlayers.calibration import measuring, steps
+from ghostlayers.calibration.fitting import Fitting, fit_gaps, fit_many
+from ghostlayers.calibration.search import Found
 from ghostlayers.errors import InputError, RecipeError, SpanError
-from ghostlayers.features import check_method
-from ghostlayers.fitting import Fitting, fit_gaps, fit_many
+from ghostlayers.model.anatomy import Anatomy, anatomy_or_reason
+from ghostlayers.model.stream import LayerwiseModel, find_decoder_layers
 from ghostlayers.preparation import check_moves, check_request, make_recipe
 from ghostlayers.presets import PRESETS, Preset, find_preset
-from ghostlayers.progress import Silent
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.repairs.base import Repair, linear
 from ghostlayers.repairs.hadamard import TABLES, construction, hadamard
 from ghostlayers.repairs.stack import stack
-from ghostlayers.search import Found
-from ghostlayers.selection import SELECTIONS, find_selection
+from ghostlayers.runtime.progress import Silent
+from ghostlayers.selection.choices import SELECTIONS, find_selection
 from ghostlayers.spans import Span, merge_layers
-from ghostlayers.stream import LayerwiseModel, find_decoder_layers
-from ghostlayers.surgery import prune_layers
-from ghostlayers.tokens import Windows
+from ghostlayers.surgery.features import check_method
+from ghostlayers.surgery.removal import prune_layers
+from ghostlayers.text.tokens import Windows
 
 PUBLISHED = FitOptions(ridge=0.0, absolute_ridge=1e-6)
 
 
 @pytest.fixture(scope="module")
 def windows(byte_tokenizer: Any, some_text: list[str]) -> Windows:
-    corpus = ghostlayers.text.Corpus("text", tuple(some_text))
-    return ghostlayers.tokens.make_windows(
+    corpus = ghostlayers.text.corpora.Corpus("text", tuple(some_text))
+    return ghostlayers.text.tokens.make_windows(
         corpus, byte_tokenizer, sequence_length=64, count=16, seed=0
     )
 
@@ -570,7 +570,7 @@ def test_layers_that_are_named_are_not_chosen_as_a_preset_does() -> None:
 
 
 def test_layers_that_stay_cannot_be_named(trained_llama: Any, byte_tokenizer: Any) -> None:
-    loaded = ghostlayers.loading.from_memory(trained_llama, byte_tokenizer)
+    loaded = ghostlayers.model.loading.from_memory(trained_llama, byte_tokenizer)
     text = {"sequence_length": 64, "windows": 8}
     with pytest.raises(RecipeError, match=r"layers 0,6-7 are .* --keep-layers first:1,last:2"):
         check_request(loaded, Recipe(remove="0,3,6-7", keep_layers="first:1,last:2", **text))
@@ -612,7 +612,7 @@ def test_a_preset_that_a_model_cannot_be_served_with_names_the_nearest(
     family: str, changes: dict[str, int], name: str, byte_tokenizer: Any
 ) -> None:
     model = families.build(family, **changes)
-    loaded = ghostlayers.loading.from_memory(model, byte_tokenizer)
+    loaded = ghostlayers.model.loading.from_memory(model, byte_tokenizer)
     recipe = Recipe.from_dict({"preset": name, "layers": 2, "sequence_length": 32, "windows": 40})
     with pytest.raises(InputError, match=rf"preset '{name}'.*nearest that this model can: ghosted"):
         check_request(loaded, recipe)

@@ -22,26 +22,28 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ghostlayers import journal, parallel, records
+from ghostlayers.calibration import journal
+from ghostlayers.checkpoint import records
+from ghostlayers.checkpoint.card import render_card
 from ghostlayers.cli import options, run, screen
 from ghostlayers.cli.app import prune
 from ghostlayers.cli.compare import read_published
 from ghostlayers.cli.compare import show as show_comparison
+from ghostlayers.compare.files import write_report
 from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.store import Store
-from ghostlayers.config_file import check_config, check_folder
-from ghostlayers.documents import parse_json, parse_yaml, strict, to_json
 from ghostlayers.errors import DistributedError, GhostlayersError, ModelError, RecipeError
-from ghostlayers.gguf_import import GgufFile
-from ghostlayers.loading import load_model
-from ghostlayers.offload import parse_memory
+from ghostlayers.model.config_file import check_config, check_folder
+from ghostlayers.model.gguf_import import GgufFile
+from ghostlayers.model.loading import load_model
+from ghostlayers.model.offload import parse_memory
 from ghostlayers.presets import Preset, find_preset
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import ALL, METHODS, find_method
-from ghostlayers.report.card import render_card
-from ghostlayers.report.write import write_report
-from ghostlayers.selection import SELECTIONS, find_selection, parse_keep
-from ghostlayers.shown import clean, markdown, shared, without_folders
+from ghostlayers.runtime import parallel
+from ghostlayers.runtime.documents import parse_json, parse_yaml, strict, to_json
+from ghostlayers.runtime.shown import clean, markdown, shared, without_folders
+from ghostlayers.selection.choices import SELECTIONS, find_selection, parse_keep
 from ghostlayers.spans import parse_layers
 from test_report import TEXTS, full_results
 

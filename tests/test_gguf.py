@@ -15,6 +15,9 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import ghostlayers
 from families import build
 from gguf_models import IDS, VARIANTS, family
+from ghostlayers.checkpoint import saving
+from ghostlayers.checkpoint.gguf_export import export_gguf
+from ghostlayers.checkpoint.gguf_tokenizer import PATTERNS, merge_scores, splitting_name
 from ghostlayers.errors import (
     GhostlayersError,
     ModelError,
@@ -22,16 +25,9 @@ from ghostlayers.errors import (
     RecipeError,
     UnsupportedModelError,
 )
-from ghostlayers.gguf_export import export_gguf
-from ghostlayers.gguf_families import (
-    GGUF_FAMILIES,
-    check_facts,
-    query_factor,
-    window_entries,
-)
-from ghostlayers.gguf_positions import position_entries, position_tensors
-from ghostlayers.gguf_tokenizer import PATTERNS, merge_scores, splitting_name
-from ghostlayers.loading import load_model
+from ghostlayers.model.gguf_families import GGUF_FAMILIES, check_facts, query_factor, window_entries
+from ghostlayers.model.gguf_positions import position_entries, position_tensors
+from ghostlayers.model.loading import load_model
 from ghostlayers.recipe import RunOptions
 from test_surgery import logits
 
@@ -219,10 +215,9 @@ def test_a_pruned_checkpoint_becomes_a_file(
     repair: str, export: str, trained_llama: Any, byte_tokenizer: Any, some_text: list[str],
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from ghostlayers import checkpoint
-    from ghostlayers.checkpoint import Verification
+    from ghostlayers.checkpoint.proof import Verification
 
-    monkeypatch.setattr(checkpoint, "verify", lambda *_: Verification(True, 0.0, 32))
+    monkeypatch.setattr(saving, "verify", lambda *_: Verification(True, 0.0, 32))
     pruned = ghostlayers.prune(
         trained_llama, layers=2, select="streamline", repair=repair, export=export,
         windows=8, sequence_length=64, held_out_windows=2,
@@ -243,10 +238,9 @@ def test_from_gguf_to_a_smaller_gguf(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from ghostlayers import checkpoint
-    from ghostlayers.checkpoint import Verification
+    from ghostlayers.checkpoint.proof import Verification
 
-    monkeypatch.setattr(checkpoint, "verify", lambda *_: Verification(True, 0.0, 32))
+    monkeypatch.setattr(saving, "verify", lambda *_: Verification(True, 0.0, 32))
     folder = with_a_merge(write(trained_llama, byte_tokenizer, tmp_path / "dense"))
     file = export_gguf(folder, tmp_path / "dense.gguf", pre_tokenizer="gpt-2")
     pruned = ghostlayers.prune(
@@ -539,15 +533,14 @@ def test_what_has_no_place_in_the_format_is_refused(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from ghostlayers import checkpoint
-    from ghostlayers.checkpoint import Verification
+    from ghostlayers.checkpoint.proof import Verification
 
     def refuse(error: type[GhostlayersError], match: str, folder: str, file: str) -> None:
         with pytest.raises(error, match=match):
             export_gguf(tmp_path / folder, tmp_path / file)
         assert not list(tmp_path.glob("*.gguf*"))
 
-    monkeypatch.setattr(checkpoint, "verify", lambda *_: Verification(True, 0.0, 32))
+    monkeypatch.setattr(saving, "verify", lambda *_: Verification(True, 0.0, 32))
     pruned = ghostlayers.prune(
         trained_llama, remove="2-3", windows=8, sequence_length=64, held_out_windows=2,
         tokenizer=byte_tokenizer, data=some_text,

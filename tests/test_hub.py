@@ -12,11 +12,12 @@ import pytest
 from huggingface_hub import ModelCard
 
 import ghostlayers
-from ghostlayers import checkpoint
-from ghostlayers.checkpoint import Verification
+from ghostlayers.checkpoint import saving
+from ghostlayers.checkpoint.hub import push
+from ghostlayers.checkpoint.proof import Verification
 from ghostlayers.errors import ModelError, OutputError
-from ghostlayers.files import shown_name
-from ghostlayers.hub import push
+from ghostlayers.runtime import outputs
+from ghostlayers.runtime.files import shown_name
 
 
 class Hub(ThreadingHTTPServer):
@@ -93,7 +94,7 @@ def folder(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:  # fmt: skip
-    monkeypatch.setattr(checkpoint, "verify", lambda *_: Verification(True, 0.0, 32))
+    monkeypatch.setattr(saving, "verify", lambda *_: Verification(True, 0.0, 32))
     pruned = ghostlayers.prune(
         trained_llama, remove="2-3", windows=8, sequence_length=64, held_out_windows=2,
         tokenizer=byte_tokenizer, data=some_text,
@@ -214,7 +215,7 @@ def list_all_files(folder: Path) -> None:
     paths = [
         each for each in folder.iterdir() if each.name not in {"README.md", "ghostlayers.json"}
     ]
-    record["files"] = {each.name: checkpoint.file_hash(each) for each in paths}
+    record["files"] = {each.name: outputs.file_hash(each) for each in paths}
     (folder / "ghostlayers.json").write_text(json.dumps(record))
 
 

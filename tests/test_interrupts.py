@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ghostlayers.interrupts import SAID, SIGNALS, raised
+from ghostlayers.runtime.interrupts import SAID, SIGNALS, raised
 
 
 def masks(process: int) -> dict[str, int]:

@@ -12,15 +12,15 @@ import torch
 
 import ghostlayers
 from conftest import make_documents, make_tiny_llama
-from ghostlayers import journal
+from ghostlayers.calibration import journal
+from ghostlayers.calibration.fingerprint import model_fingerprint
+from ghostlayers.calibration.journal import keeping
+from ghostlayers.calibration.passes import visit, whole
 from ghostlayers.errors import ResumeError
-from ghostlayers.fingerprint import model_fingerprint
-from ghostlayers.journal import keeping
-from ghostlayers.loading import load_model
-from ghostlayers.passes import visit, whole
+from ghostlayers.model.loading import load_model
+from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.recipe import RunOptions
-from ghostlayers.stream import LayerwiseModel
-from ghostlayers.tokens import Windows
+from ghostlayers.text.tokens import Windows
 
 KILLS = 8
 
@@ -236,7 +236,7 @@ def interrupted(
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal, "SECONDS_BETWEEN", 0.0)
-        patch.setattr("ghostlayers.steps.find_births", interrupt)
+        patch.setattr("ghostlayers.calibration.steps.find_births", interrupt)
         with pytest.raises(KeyboardInterrupt):
             ghostlayers.prune(trained_llama, **given)
     return tmp_path / "kept", given

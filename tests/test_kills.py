@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ghostlayers import journal
+from ghostlayers.calibration import journal
+from ghostlayers.calibration.journal import Journal, KeptPass, keeping
 from ghostlayers.compare.store import Store, write_report_file
 from ghostlayers.errors import OutputError
-from ghostlayers.files import write_whole
-from ghostlayers.journal import Journal, KeptPass, keeping
-from ghostlayers.locks import holding
-from ghostlayers.outputs import RECORD, hashes, unlisted, whole_folder
+from ghostlayers.runtime.files import write_whole
+from ghostlayers.runtime.locks import holding
+from ghostlayers.runtime.outputs import RECORD, hashes, unlisted, whole_folder
 from kills import kills
 
 

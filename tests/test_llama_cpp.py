@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from gguf_models import IDS, VARIANTS, family
-from ghostlayers import surgery
-from ghostlayers.gguf_export import export_gguf
-from ghostlayers.gguf_families import GGUF_FAMILIES
+from ghostlayers.checkpoint.gguf_export import export_gguf
+from ghostlayers.model.gguf_families import GGUF_FAMILIES
 from ghostlayers.spans import Span
+from ghostlayers.surgery import removal
 from test_gguf import with_a_merge, write
 from test_surgery import fitted, logits
 
@@ -56,10 +56,10 @@ def test_a_projection_refitted_with_its_norm_computes_the_same(
     name: str, byte_tokenizer: Any, tmp_path: Path
 ) -> None:
     dense, spans = family(name), (Span(2, 3),)
-    built = surgery.prune_layers(dense, spans, fitted(dense, "refit:1", spans))
+    built = removal.prune_layers(dense, spans, fitted(dense, "refit:1", spans))
     check(built, byte_tokenizer, tmp_path)
     with pytest.raises(AssertionError):
-        check(surgery.prune_layers(dense, spans), byte_tokenizer, tmp_path / "bare", exported=built)
+        check(removal.prune_layers(dense, spans), byte_tokenizer, tmp_path / "bare", exported=built)
 
 
 def test_the_check_sees_a_wrong_file(byte_tokenizer: Any, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from ghostlayers import loading
 from ghostlayers.errors import ModelError, RecipeError
-from ghostlayers.loading import compute_dtype, from_memory, load_model
+from ghostlayers.model import loading
+from ghostlayers.model.loading import compute_dtype, from_memory, load_model
 from ghostlayers.recipe import RunOptions
 
 CPU = RunOptions(device="cpu")

@@ -8,16 +8,16 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div, log_softmax
 
 import ghostlayers
-from ghostlayers import cuts as measuring
-from ghostlayers import fitting as fits
-from ghostlayers import scoring
-from ghostlayers.fitting import Fitting
+from ghostlayers.calibration import cuts as measuring
+from ghostlayers.calibration import fitting as fits
+from ghostlayers.calibration import scoring
+from ghostlayers.calibration.fitting import Fitting
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.repairs.base import Repair, linear
 from ghostlayers.repairs.hadamard import hadamard
-from ghostlayers.scores.births import NormProfile
+from ghostlayers.selection.births import NormProfile
 from ghostlayers.spans import Span
-from ghostlayers.tokens import Windows
+from ghostlayers.text.tokens import Windows
 
 PAPER = FitOptions(ridge=0.0, absolute_ridge=1e-6)
 GAPS = (Span(1, 3), Span(4, 5), Span(6, 7))
@@ -25,8 +25,8 @@ GAPS = (Span(1, 3), Span(4, 5), Span(6, 7))
 
 @pytest.fixture(scope="module")
 def windows(byte_tokenizer: Any, some_text: list[str]) -> Windows:
-    corpus = ghostlayers.text.Corpus("text", tuple(some_text))
-    return ghostlayers.tokens.make_windows(
+    corpus = ghostlayers.text.corpora.Corpus("text", tuple(some_text))
+    return ghostlayers.text.tokens.make_windows(
         corpus, byte_tokenizer, sequence_length=64, count=30, seed=0
     )
 
@@ -180,7 +180,7 @@ def test_losses_are_those_of_the_built_model(
     operators = fits.fit_gaps(layerwise, windows, cut, fitting(stored_dtype=torch.float32))
     few = windows.first(5)
     got = measuring.measure_cuts(layerwise, few, {"cut": operators}, batch_size=2)
-    built = ghostlayers.surgery.prune_layers(layerwise.model, cut, operators)
+    built = ghostlayers.surgery.removal.prune_layers(layerwise.model, cut, operators)
     with torch.no_grad():
         q = built(input_ids=few.input_ids, use_cache=False).logits[:, :-1].flatten(0, 1)
         p = layerwise.model(input_ids=few.input_ids, use_cache=False).logits[:, :-1].flatten(0, 1)

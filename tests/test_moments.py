@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ghostlayers import moments
+from ghostlayers.statistics import moments
 
 
 def tokens(count: int, hidden: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

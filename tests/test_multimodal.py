@@ -19,13 +19,15 @@ import seeing
 from asker import logits_of
 from conftest import make_byte_tokenizer
 from forked import Forks
-from ghostlayers import checkpoint, hub, modeling, multimodal
+from ghostlayers import modeling
+from ghostlayers.checkpoint import hub, proof
 from ghostlayers.cli.app import app
 from ghostlayers.errors import GhostlayersError, ModelError, RecipeError, UnsupportedModelError
+from ghostlayers.model import multimodal
+from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.recipe import RunOptions
 from ghostlayers.spans import Span
-from ghostlayers.stream import LayerwiseModel
-from ghostlayers.surgery import prune_layers
+from ghostlayers.surgery.removal import prune_layers
 
 CUT = [name for name in seeing.FAMILIES if name != "paligemma"]
 PLANTED = (3, 4)
@@ -64,7 +66,7 @@ def asked() -> Iterator[Forks]:
     modules = [f"transformers.models.{kind}.modeling_{kind}" for kind in dict.fromkeys(KINDS)]
     forks = Forks(modules, isolated=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "_run_alone", forks.run)
+        patch.setattr(proof, "_run_alone", forks.run)
         yield forks
     forks.close()
 

@@ -11,14 +11,17 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import ghostlayers
 from conftest import make_tiny_llama
-from ghostlayers import boundaries, checkpoint, estimate, offload, residency, stream
-from ghostlayers.boundaries import BoundaryStore
+from ghostlayers.calibration import boundaries
+from ghostlayers.calibration.boundaries import BoundaryStore
+from ghostlayers.checkpoint import proof, saving
 from ghostlayers.errors import ModelError, RecipeError
-from ghostlayers.loading import load_model
-from ghostlayers.offload import parse_memory
+from ghostlayers.model import offload, residency, stream
+from ghostlayers.model.loading import load_model
+from ghostlayers.model.offload import parse_memory
+from ghostlayers.model.residency import is_offloaded
+from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.plan import probe
 from ghostlayers.recipe import RunOptions
-from ghostlayers.residency import is_offloaded
-from ghostlayers.stream import LayerwiseModel
 
 DISK = RunOptions(offload="disk", dtype="float32")
 NONE = RunOptions(offload="none", dtype="float32")
@@ -78,7 +81,7 @@ def test_an_offloaded_run_writes_the_same_bits(
         assert is_offloaded(pruned.dense.model) == (options is DISK)
         out = tmp_path / options.offload
         out.mkdir()
-        checkpoint._write_model(out, pruned.model, pruned.dense.stored_dtype)
+        saving._write_model(out, pruned.model, pruned.dense.stored_dtype)
         evidence = {name: vars(sums) for name, sums in pruned.evidence.items()}
         found[options.offload] = (tensors_in(out), evidence, pruned.removed)
     one, two = found["none"], found["disk"]
@@ -91,8 +94,8 @@ def test_an_offloaded_run_writes_the_same_bits(
 def test_saved_and_reloaded_from_disk(
     model_folder: Path, tmp_path: Path, some_text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "SHARD_OF_OFFLOADED", 100_000)
-    monkeypatch.setattr(checkpoint, "MEMORY_OF_A_RELOAD", 200_000)
+    monkeypatch.setattr(saving, "SHARD_OF_OFFLOADED", 100_000)
+    monkeypatch.setattr(proof, "MEMORY_OF_A_RELOAD", 200_000)
     pruned = ghostlayers.prune(
         str(model_folder), data=some_text, options=DISK, remove="3-4", repair="ghost", **RUN
     )
@@ -110,7 +113,7 @@ def test_a_repaired_checkpoint_runs_from_disk(
     )
     out = tmp_path / "out"
     out.mkdir()
-    checkpoint._write_model(out, pruned.model, torch.float32)
+    saving._write_model(out, pruned.model, torch.float32)
     device_map = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
     device_map |= {"model.rotary_emb": "cpu"} | {f"model.layers.{i}": "disk" for i in range(6)}
     ids = torch.arange(40)[None] % 256
@@ -257,7 +260,7 @@ def test_an_offloaded_model_is_saved_as_it_is_stored(
     pruned = ghostlayers.prune(
         str(model_folder), data=some_text, options=DISK, remove="3", repair="ghost", **RUN
     )
-    checkpoint._write_model(tmp_path, pruned.model, pruned.dense.stored_dtype)
+    saving._write_model(tmp_path, pruned.model, pruned.dense.stored_dtype)
     before, after = tensors_in(model_folder), tensors_in(tmp_path)
     assert torch.equal(
         after["model.layers.5.mlp.up_proj.weight"], before["model.layers.6.mlp.up_proj.weight"]
@@ -307,5 +310,5 @@ def test_the_probe_times_no_layer_that_was_read_ahead(
         return bring(self, index)
 
     monkeypatch.setattr(residency.Residency, "bring", note)
-    assert estimate._bring_seconds(model) > 0
+    assert probe._bring_seconds(model) > 0
     assert brought == [0, 2, 4]

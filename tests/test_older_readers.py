@@ -17,8 +17,9 @@ from transformers import AutoConfig
 
 import stranger
 from families import FAMILIES, build
-from ghostlayers import checkpoint, surgery
+from ghostlayers.checkpoint import saving
 from ghostlayers.modeling import old_spellings
+from ghostlayers.surgery import removal
 from test_surgery import CUTS, logits, operators, token_ids
 
 OLDER = os.environ.get("GHOSTLAYERS_OLDER_PYTHON", "")
@@ -67,7 +68,7 @@ def with_positions(name: str, kind: str) -> Any:
 
 def cut(dense: Any, name: str, kind: str) -> Any:
     spans = CUTS["first"] if name in {"ernie4_5_moe", "zamba2"} else CUTS["last"]
-    return surgery.prune_layers(dense, spans, operators(spans) if kind == "repaired" else None)
+    return removal.prune_layers(dense, spans, operators(spans) if kind == "repaired" else None)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def cut(dense: Any, name: str, kind: str) -> Any:
 def test_both_spellings_are_one_model_here(name: str, kind: str, form: str, tmp_path: Path) -> None:
     """Older words never change what this version reads, and a second save changes neither."""
     model = cut(with_positions(name, kind), name, form)
-    checkpoint._write_model(tmp_path, model, torch.float32)
+    saving._write_model(tmp_path, model, torch.float32)
     content = json.loads((tmp_path / "config.json").read_text())
     again = AutoConfig.from_pretrained(tmp_path)
     read, had = ({**each.rope_parameters} for each in (again, model.config))
@@ -107,7 +108,7 @@ def read(tmp_path_factory: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]
             model = cut(dense, name, form)
             place = folder / f"{name}-{kind}-{form}"
             place.mkdir()
-            checkpoint._write_model(place, model, torch.float32)
+            saving._write_model(place, model, torch.float32)
             here[place.name] = logits(model, token_ids())
     save_file({"input_ids": token_ids()}, work / "ids")
     ask(folder, work)

@@ -15,9 +15,9 @@ import torch
 
 import together
 from forked import Fork, Forks
-from ghostlayers import parallel
 from ghostlayers.errors import DistributedError
-from ghostlayers.parallel import World
+from ghostlayers.runtime import parallel
+from ghostlayers.runtime.parallel import World
 
 PROGRAM = Path(__file__).with_name("together.py")
 COMMAND = Path(parallel.__file__).with_name("__main__.py")

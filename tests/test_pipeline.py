@@ -147,7 +147,7 @@ def test_evaluation_as_a_library(
     some_text: list[str],
     recoverable: ghostlayers.PrunedModel,
 ) -> None:
-    corpus = ghostlayers.text.Corpus("held out", tuple(some_text))
+    corpus = ghostlayers.text.corpora.Corpus("held out", tuple(some_text))
     (result,) = ghostlayers.evaluate(
         recoverable.model,
         data=corpus,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ghostlayers import locks
 from ghostlayers.errors import OutputError
-from ghostlayers.places import check_apart, paths_of
+from ghostlayers.runtime import locks
+from ghostlayers.runtime.places import check_apart, paths_of
 
 FOLDERS = ("a", "a/b", "a/b/c", "d", "d/e")
 """Of a small world; each holds a file ``f``."""

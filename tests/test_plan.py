@@ -9,17 +9,18 @@ from typer.testing import CliRunner
 
 import ghostlayers
 from families import build
-from ghostlayers import estimate, pipeline, stream
+from ghostlayers import pipeline
+from ghostlayers.calibration.fitting import make_fitting, sums_bytes
 from ghostlayers.cli.app import app
-from ghostlayers.estimate import Speed, layer_flops
-from ghostlayers.fitting import sums_bytes
-from ghostlayers.plan import BACKWARD, Counter, expected_spans, plan_prune
-from ghostlayers.plan_saving import Output
-from ghostlayers.plan_units import Plan, Predicted, Stage
-from ghostlayers.preparation import make_fitting
+from ghostlayers.model import stream
+from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.plan import probe
+from ghostlayers.plan.probe import Speed, layer_flops
+from ghostlayers.plan.saving import Output
+from ghostlayers.plan.stages import BACKWARD, Counter, expected_spans, plan_prune
+from ghostlayers.plan.units import Plan, Predicted, Stage
 from ghostlayers.recipe import Recipe
 from ghostlayers.spans import Span
-from ghostlayers.stream import LayerwiseModel
 
 LAYER_ONLY = Speed(layer=1.0, head=0.0, product=0.0, solution=0.0)
 GIVEN: dict[str, Any] = {
@@ -199,12 +200,12 @@ def test_writing_is_timed_where_the_result_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = tmp_path / "not" / "yet" / "there"
-    assert estimate.writing_seconds(2**20, wanted) == 0.0
-    monkeypatch.setattr(estimate, "WRITTEN_UNNOTICED", 0)
-    monkeypatch.setattr(estimate, "PROBED_BYTES", 2**16)
+    assert probe.writing_seconds(2**20, wanted) == 0.0
+    monkeypatch.setattr(probe, "WRITTEN_UNNOTICED", 0)
+    monkeypatch.setattr(probe, "PROBED_BYTES", 2**16)
     clock = iter((10.0, 10.5))
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    assert estimate.writing_seconds(2**20, wanted) == 0.5 * 16
+    assert probe.writing_seconds(2**20, wanted) == 0.5 * 16
     assert not list(tmp_path.iterdir())  # nothing stays behind
 
 

@@ -5,9 +5,11 @@ from fractions import Fraction
 import pytest
 import torch
 
-from ghostlayers import moments
-from ghostlayers.moments import Accumulator
-from ghostlayers.products import (
+from ghostlayers.repairs import FitOptions
+from ghostlayers.repairs.solve import solve_ridge
+from ghostlayers.statistics import moments
+from ghostlayers.statistics.moments import Accumulator
+from ghostlayers.statistics.products import (
     BITS,
     MOST_PIECES,
     ROWS_PER_BLOCK,
@@ -16,8 +18,6 @@ from ghostlayers.products import (
     cut,
     slow_at_float64,
 )
-from ghostlayers.repairs import FitOptions
-from ghostlayers.repairs.solve import solve_ridge
 
 
 def stream(

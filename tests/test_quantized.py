@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from typer.testing import CliRunner
 
 import ghostlayers
-from ghostlayers import quantized
 from ghostlayers.cli import app
 from ghostlayers.errors import UnsupportedModelError
-from ghostlayers.loading import load_model
+from ghostlayers.model import quantized
+from ghostlayers.model.loading import load_model
 from ghostlayers.recipe import RunOptions
 
 BLOCK = 16

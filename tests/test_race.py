@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ghostlayers.scores.race import FIRST_WINDOWS, Race, run_race, student_quantile
+from ghostlayers.statistics.race import FIRST_WINDOWS, Race, run_race, student_quantile
 
 TIMES = 2000
 

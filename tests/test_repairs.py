@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ghostlayers.calibration.fitting import Fitting
+from ghostlayers.calibration.gathering import HELD_OUT_SHARE, Gatherer, Layout, gathered_features
 from ghostlayers.errors import (
     InputError,
     InsufficientTokensError,
@@ -14,15 +16,13 @@ from ghostlayers.errors import (
     RecipeError,
     SingularError,
 )
-from ghostlayers.fitting import Fitting
-from ghostlayers.gathering import HELD_OUT_SHARE, Gatherer, Layout, gathered_features
 from ghostlayers.modeling import unit_rms
-from ghostlayers.moments import TokenWeight, token_weights
 from ghostlayers.repairs import ALL, METHODS, FitOptions, Repair, condition, find_method
 from ghostlayers.repairs.base import Evidence, Needs
 from ghostlayers.repairs.hadamard import hadamard
 from ghostlayers.repairs.piecewise import PRIORS, choose_prior, common_directions, spherical_kmeans
 from ghostlayers.repairs.solve import RIDGES, choose_ridge, regress, solve_ridge
+from ghostlayers.statistics.moments import TokenWeight, token_weights
 
 HIDDEN = 12
 WIDE = 20

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from ghostlayers.compare.files import RENDERERS
 from ghostlayers.compare.store import REPORT
 from ghostlayers.report.accuracies import DIFFERENCES
 from ghostlayers.report.page import render_page
@@ -32,7 +33,6 @@ from ghostlayers.report.summary import (
 )
 from ghostlayers.report.svg import Scale, fit_scale, tag, write_number
 from ghostlayers.report.tables import tasks_to_csv, to_csv, to_markdown
-from ghostlayers.report.write import RENDERERS
 from ghostlayers.spans import Span
 
 TEXTS = {"wikitext-2": 3.60, "c4": 3.50, "ptb": 4.37}

@@ -19,7 +19,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Trainer, T
 import saver
 import stranger
 from families import build
-from ghostlayers import checkpoint, modeling, surgery
+from ghostlayers import modeling
+from ghostlayers.checkpoint import saving
+from ghostlayers.surgery import removal
 from test_surgery import CUTS, logits, operators, token_ids
 
 NAMES = ("llama", "mixtral", "gemma3_text", "gpt2")
@@ -32,7 +34,7 @@ CLASSES = {
 
 def repaired(name: str) -> Any:
     spans = CUTS["two gaps"]
-    return surgery.prune_layers(build(name), spans, operators(spans))
+    return removal.prune_layers(build(name), spans, operators(spans))
 
 
 @pytest.fixture
@@ -215,7 +217,7 @@ def test_a_push_to_a_hub_sends_the_code(model: Any, monkeypatch: Any, tmp_path: 
 
 def test_what_a_checkpoint_holds_and_what_a_save_holds_are_one(model: Any, tmp_path: Path) -> None:
     (tmp_path / "written").mkdir()
-    checkpoint._write_model(tmp_path / "written", model, torch.float32)
+    saving._write_model(tmp_path / "written", model, torch.float32)
     AutoModelForCausalLM.from_pretrained(tmp_path / "written").save_pretrained(tmp_path / "saved")
     one, other = (
         json.loads((tmp_path / n / "config.json").read_text()) for n in ("written", "saved")

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from ghostlayers import selection
 from ghostlayers.errors import SpanError
-from ghostlayers.scores import Scattered, ScoreTable, SpanScore
-from ghostlayers.scores.births import NormProfile, born_inside
-from ghostlayers.scores.cosine import add_window, block_influence
-from ghostlayers.scores.pairs import empty_pairs
-from ghostlayers.scores.residual import sample_mask, span_residual
+from ghostlayers.selection import Scattered, ScoreTable, SpanScore, choices
+from ghostlayers.selection.births import NormProfile, born_inside
+from ghostlayers.selection.cosine import add_window, block_influence
+from ghostlayers.selection.pairs import empty_pairs
+from ghostlayers.selection.residual import sample_mask, span_residual
 from ghostlayers.spans import Span
 
 
@@ -116,43 +115,43 @@ TABLE = make_table([0.1, 0.9, 0.8, 0.7, 0.2], [0.5, 9.0, 0.3, 0.4, 0.1])
 
 
 def test_streamline_takes_the_most_similar_span() -> None:
-    assert selection.select_streamline(TABLE) == (Span(1, 3),)
+    assert choices.select_streamline(TABLE) == (Span(1, 3),)
 
 
 def test_shortgpt_takes_the_least_influential_layers() -> None:
-    chosen = selection.select("shortgpt", TABLE, 3)
+    chosen = choices.select("shortgpt", TABLE, 3)
     assert chosen == (Span(1, 2), Span(3, 4), Span(5, 6))
-    assert selection.select("shortgpt", TABLE, 3, (0, 1)) == (Span(1, 2), Span(3, 5))
+    assert choices.select("shortgpt", TABLE, 3, (0, 1)) == (Span(1, 2), Span(3, 5))
 
 
 def test_the_shortlist_holds_the_best_of_both_rankings() -> None:
     # All angles are equal in this table, so the first span is the one of least angle.
-    assert selection.shortlist(TABLE, 1) == (Span(0, 2), Span(1, 3), Span(4, 6))
-    assert selection.shortlist(TABLE, 2) == (Span(0, 2), Span(1, 3), Span(2, 4), Span(4, 6))
+    assert choices.shortlist(TABLE, 1) == (Span(0, 2), Span(1, 3), Span(4, 6))
+    assert choices.shortlist(TABLE, 2) == (Span(0, 2), Span(1, 3), Span(2, 4), Span(4, 6))
 
 
 def test_recoverable_takes_the_lowest_measured_loss() -> None:
     table = make_table([0.1, 0.9, 0.8, 0.7, 0.2], [0.5] * 5, [None, 6.0, 3.5, 3.9, None])
-    assert selection.select_recoverable(table) == (Span(2, 4),)
+    assert choices.select_recoverable(table) == (Span(2, 4),)
     with pytest.raises(SpanError, match="no span's loss was measured"):
-        selection.select_recoverable(TABLE)
+        choices.select_recoverable(TABLE)
 
 
 def test_recoverable_takes_the_lowest_loss_whatever_the_residual() -> None:
     residuals = [0.5, 0.5, 0.4, 0.2, 0.1]
     close = make_table([0.9] * 5, residuals, [None, 3.5, 3.505, 3.519, 3.53])
-    assert selection.select_recoverable(close) == (Span(1, 3),)
+    assert choices.select_recoverable(close) == (Span(1, 3),)
 
 
 def test_candidates_include_both_ends_unless_protected() -> None:
-    assert selection.candidate_spans(6, 2) == [Span(i, i + 2) for i in range(5)]
-    assert selection.candidate_spans(6, 2, (1, 1)) == [Span(i, i + 2) for i in (1, 2, 3)]
+    assert choices.candidate_spans(6, 2) == [Span(i, i + 2) for i in range(5)]
+    assert choices.candidate_spans(6, 2, (1, 1)) == [Span(i, i + 2) for i in (1, 2, 3)]
 
 
 @pytest.mark.parametrize(("length", "keep"), [(6, None), (0, None), (5, (1, 1)), (1, (3, 3))])
-def test_spans_that_do_not_fit(length: int, keep: selection.Keep | None) -> None:
+def test_spans_that_do_not_fit(length: int, keep: choices.Keep | None) -> None:
     with pytest.raises(SpanError, match=rf"no span of {length} layers fits into 6 decoder layers"):
-        selection.candidate_spans(6, length, keep)
+        choices.candidate_spans(6, length, keep)
 
 
 def test_what_left_the_race_does_not_win_by_the_windows_it_was_measured_on() -> None:
@@ -160,10 +159,10 @@ def test_what_left_the_race_does_not_win_by_the_windows_it_was_measured_on() -> 
     spans = [dataclasses.replace(s, finished=s.loss != 3.4, behind=(s.loss or 9) - 3.5)
              for s in table.spans]  # fmt: skip
     table = dataclasses.replace(table, spans=tuple(spans))
-    assert selection.select_recoverable(table) == (Span(1, 3),)
+    assert choices.select_recoverable(table) == (Span(1, 3),)
     apart = Scattered((0, 3), 3.45, -0.05, 0.01, finished=False)
     table = dataclasses.replace(table, scattered=apart)
-    assert selection.select_recoverable(table) == (Span(1, 3),)
+    assert choices.select_recoverable(table) == (Span(1, 3),)
     winner = dataclasses.replace(apart, behind=-0.05, finished=True)
     table = dataclasses.replace(table, scattered=winner)
-    assert selection.select_recoverable(table) == (Span(0, 1), Span(3, 4))
+    assert choices.select_recoverable(table) == (Span(0, 1), Span(3, 4))

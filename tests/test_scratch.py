@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from ghostlayers.scratch import LOCK, Scratch, clear_scratch
+from ghostlayers.runtime.scratch import LOCK, Scratch, clear_scratch
 
 
 @pytest.fixture(autouse=True)

@@ -17,26 +17,27 @@ from typer.testing import CliRunner
 
 import families
 import ghostlayers
-from ghostlayers import checkpoint, measuring, scoring, search, steps
-from ghostlayers.checkpoint import Verification
+from ghostlayers.calibration import measuring, scoring, search, steps
+from ghostlayers.calibration.cuts import Cut
+from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.calibration.gradients import layer_gradients
+from ghostlayers.checkpoint import saving
+from ghostlayers.checkpoint.proof import Verification
 from ghostlayers.cli import app
-from ghostlayers.cuts import Cut
 from ghostlayers.errors import SpanError
-from ghostlayers.fitting import Fitting, fit_gaps
-from ghostlayers.gradients import layer_gradients
-from ghostlayers.progress import Silent
+from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.repairs.base import Repair, linear
-from ghostlayers.scores.angular import add_last_tokens
-from ghostlayers.scores.lorp import choose_layers, cluster_layers, locality, number_of_clusters
-from ghostlayers.scores.pairs import empty_pairs
-from ghostlayers.scores.weights import counts, magnitude_importance, taylor_importance
-from ghostlayers.selection import SELECTIONS, eligible_layers, find_selection
+from ghostlayers.runtime.progress import Silent
+from ghostlayers.selection.angular import add_last_tokens
+from ghostlayers.selection.choices import SELECTIONS, eligible_layers, find_selection
+from ghostlayers.selection.lorp import choose_layers, cluster_layers, locality, number_of_clusters
+from ghostlayers.selection.pairs import empty_pairs
+from ghostlayers.selection.weights import counts, magnitude_importance, taylor_importance
 from ghostlayers.spans import Span, merge_layers, removed_layers
-from ghostlayers.stream import LayerwiseModel
-from ghostlayers.surgery import prune_layers
-from ghostlayers.tokens import Windows
+from ghostlayers.surgery.removal import prune_layers
+from ghostlayers.text.tokens import Windows
 
 NAMES = [
     "streamline",
@@ -58,8 +59,8 @@ RIDGE = FitOptions(ridge=0.0, absolute_ridge=1e-6)
 
 @pytest.fixture(scope="module")
 def windows(byte_tokenizer: Any, some_text: list[str]) -> Windows:
-    corpus = ghostlayers.text.Corpus("text", tuple(some_text))
-    return ghostlayers.tokens.make_windows(
+    corpus = ghostlayers.text.corpora.Corpus("text", tuple(some_text))
+    return ghostlayers.text.tokens.make_windows(
         corpus, byte_tokenizer, sequence_length=64, count=16, seed=0
     )
 
@@ -634,7 +635,7 @@ def test_prune_takes_every_selection(
     name: str,
     more: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr(checkpoint, "verify", lambda *_: Verification(True, 0.0, 32))
+    monkeypatch.setattr(saving, "verify", lambda *_: Verification(True, 0.0, 32))
     arguments = [
         *("prune", str(tiny_folder), "-o", str(tmp_path / "out"), "-n", "2", "--select", name),
         *("-d", str(text), "--windows", "8", "--held-out-windows", "2"),

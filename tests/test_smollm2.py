@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import ghostlayers
-from ghostlayers import cuts as measuring
-from ghostlayers import fitting
+from ghostlayers.calibration import cuts as measuring
+from ghostlayers.calibration import fitting
+from ghostlayers.calibration.fitting import make_fitting
 from ghostlayers.demo import walkthrough
 from ghostlayers.demo.model import SHA256, demo_model, file_sha256
 from ghostlayers.demo.reference_text import group_topics, split_topics
-from ghostlayers.preparation import make_fitting
-from ghostlayers.progress import Silent
 from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.runtime.progress import Silent
 from ghostlayers.spans import Span
 
 pytestmark = [

@@ -7,7 +7,7 @@ import torch
 
 from families import FAMILIES, build
 from ghostlayers.errors import NonFiniteError, UnsupportedModelError
-from ghostlayers.stream import LayerwiseModel, check_finite, find_decoder_layers, sweep
+from ghostlayers.model.stream import LayerwiseModel, check_finite, find_decoder_layers, sweep
 
 
 def token_ids(batch: int, length: int = 13, seed: int = 0) -> torch.Tensor:

@@ -10,18 +10,19 @@ import torch
 from torch.nn.functional import linear
 
 from families import build
-from ghostlayers import modeling, surgery
-from ghostlayers.anatomy import anatomy_of
-from ghostlayers.cuts import Cut
+from ghostlayers import modeling
+from ghostlayers.calibration.cuts import Cut
+from ghostlayers.calibration.fitting import Fitting, fit_gaps
 from ghostlayers.errors import InputError, SpanError, UnsupportedModelError
-from ghostlayers.features import check_method
-from ghostlayers.fitting import Fitting, fit_gaps
+from ghostlayers.model.anatomy import anatomy_of
+from ghostlayers.model.stream import LayerwiseModel, find_decoder_layers
 from ghostlayers.repairs import ALL, FitOptions, find_method
 from ghostlayers.repairs.base import FROM_KEPT_LAYER, Repair
 from ghostlayers.repairs.base import linear as linear_map
 from ghostlayers.spans import Span, kept_layers
-from ghostlayers.stream import LayerwiseModel, find_decoder_layers
-from ghostlayers.tokens import Windows
+from ghostlayers.surgery import removal
+from ghostlayers.surgery.features import check_method
+from ghostlayers.text.tokens import Windows
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "bitnet", "gemma3_text")
 
@@ -77,7 +78,7 @@ def handmade(name: str, spans: tuple[Span, ...]) -> Any:
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_a_bare_cut_is_the_handmade_model(name: str, cut: str) -> None:
-    pruned = surgery.prune_layers(build(name), CUTS[cut])
+    pruned = removal.prune_layers(build(name), CUTS[cut])
     want = handmade(name, CUTS[cut])
     assert type(pruned) is type(want)
     assert torch.equal(logits(pruned, token_ids()), logits(want, token_ids()))
@@ -91,7 +92,7 @@ def test_a_bare_cut_is_the_handmade_model(name: str, cut: str) -> None:
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_an_empty_cut_is_the_identity(name: str) -> None:
     dense = build(name)
-    pruned = surgery.prune_layers(dense, ())
+    pruned = removal.prune_layers(dense, ())
     assert torch.equal(logits(pruned, token_ids()), logits(dense, token_ids()))
 
 
@@ -131,10 +132,10 @@ def literal_repaired(dense: Any, spans: tuple[Span, ...], ids: torch.Tensor) -> 
 def test_a_repaired_cut_is_the_dense_model_with_layers_skipped(name: str, cut: str) -> None:
     spans = CUTS[cut]
     dense = build(name)
-    repaired = surgery.prune_layers(dense, spans, operators(spans))
+    repaired = removal.prune_layers(dense, spans, operators(spans))
     want = literal_repaired(dense, spans, token_ids())
     assert torch.equal(logits(repaired, token_ids()), want)
-    assert not torch.allclose(logits(surgery.prune_layers(dense, spans), token_ids()), want)
+    assert not torch.allclose(logits(removal.prune_layers(dense, spans), token_ids()), want)
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -146,7 +147,7 @@ def test_measuring_a_cut_without_building_it_is_the_built_model(cut: str) -> Non
     for layer in range(spans[0].start):
         stream = layerwise.run_layer(layer, batch, stream)
     end = Cut(layerwise, operators(spans)).run(batch, stream)
-    built = surgery.prune_layers(dense, spans, operators(spans))
+    built = removal.prune_layers(dense, spans, operators(spans))
     assert torch.equal(layerwise.logits(batch, end), logits(built, token_ids()))
 
 
@@ -154,7 +155,7 @@ def test_measuring_a_cut_without_building_it_is_the_built_model(cut: str) -> Non
 @pytest.mark.parametrize("repaired", [False, True])
 def test_cached_generation_is_uncached_generation(name: str, repaired: bool) -> None:
     spans = CUTS["two gaps"]
-    model = surgery.prune_layers(build(name), spans, operators(spans) if repaired else None)
+    model = removal.prune_layers(build(name), spans, operators(spans) if repaired else None)
     ids = token_ids(length=9)
     options = {
         "attention_mask": torch.ones_like(ids),
@@ -172,7 +173,7 @@ def test_the_dense_model_is_unchanged_and_shares_its_weights() -> None:
     dense = build("llama")
     config, before = copy.deepcopy(dense.config.to_dict()), logits(dense, token_ids())
     spans = CUTS["middle"]
-    pruned = surgery.prune_layers(dense, spans, operators(spans))
+    pruned = removal.prune_layers(dense, spans, operators(spans))
     assert torch.equal(logits(dense, token_ids()), before)
     assert dense.config.to_dict() == config
     assert len(find_decoder_layers(dense)) == 5
@@ -183,7 +184,7 @@ def test_the_dense_model_is_unchanged_and_shares_its_weights() -> None:
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_ties_are_kept(name: str) -> None:
     dense = build(name, tie_word_embeddings=True)
-    pruned = surgery.prune_layers(dense, CUTS["middle"], operators(CUTS["middle"]))
+    pruned = removal.prune_layers(dense, CUTS["middle"], operators(CUTS["middle"]))
     assert pruned.lm_head.weight is pruned.model.embed_tokens.weight
 
 
@@ -192,23 +193,23 @@ def test_removing_layers_that_write_nothing_changes_nothing() -> None:
     for index in (1, 2):
         dense.model.layers[index].self_attn.o_proj.weight.zero_()
         dense.model.layers[index].mlp.down_proj.weight.zero_()
-    pruned = surgery.prune_layers(dense, CUTS["middle"])
+    pruned = removal.prune_layers(dense, CUTS["middle"])
     assert torch.equal(logits(pruned, token_ids()), logits(dense, token_ids()))
 
 
 def test_a_zero_repair_is_the_bare_cut_exactly_in_bfloat16() -> None:
     dense = build("llama").to(torch.bfloat16)
     span = Span(1, 3)
-    zero = surgery.prune_layers(
+    zero = removal.prune_layers(
         dense, (span,), {span: Repair("ghost", linear_map(torch.zeros(32, 32)))}
     )
-    bare = surgery.prune_layers(dense, (span,))
+    bare = removal.prune_layers(dense, (span,))
     assert torch.equal(logits(zero, token_ids()), logits(bare, token_ids()))
 
 
 def test_operators_are_bare_parameters() -> None:
     spans = CUTS["both ends"]
-    repaired = surgery.prune_layers(build("llama"), spans, operators(spans))
+    repaired = removal.prune_layers(build("llama"), spans, operators(spans))
     names = [name for name, _ in repaired.named_parameters() if "repair" in name]
     assert names == [
         "model.layers.0.repair_before_weight",
@@ -223,22 +224,22 @@ def test_models_that_transformers_does_not_build_so_are_refused() -> None:
     model = build("llama")
     model.config.model_type = "gemma3n_text"
     with pytest.raises(UnsupportedModelError, match="'gemma3n_text' cannot be cut: some of its"):
-        surgery.prune_layers(model, CUTS["middle"])
+        removal.prune_layers(model, CUTS["middle"])
     model.config.model_type = "bert_of_my_own"
     with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM .* as transformers itself"):
-        surgery.prune_layers(model, CUTS["middle"])
+        removal.prune_layers(model, CUTS["middle"])
 
 
 def test_a_repaired_model_is_not_cut_again() -> None:
-    once = surgery.prune_layers(build("llama"), CUTS["middle"], operators(CUTS["middle"]))
+    once = removal.prune_layers(build("llama"), CUTS["middle"], operators(CUTS["middle"]))
     with pytest.raises(UnsupportedModelError, match="removed and repaired before"):
-        surgery.prune_layers(once, (Span(0, 1),))
+        removal.prune_layers(once, (Span(0, 1),))
 
 
 @pytest.mark.parametrize("spans", [(Span(0, 5),), (Span(4, 6),), (Span(1, 3), Span(2, 4))])
 def test_impossible_spans_are_refused(spans: tuple[Span, ...]) -> None:
     with pytest.raises(SpanError):
-        surgery.prune_layers(build("llama"), spans)
+        removal.prune_layers(build("llama"), spans)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +252,7 @@ def test_impossible_spans_are_refused(spans: tuple[Span, ...]) -> None:
 def test_impossible_operators_are_refused(delta: torch.Tensor, message: str) -> None:
     repair = Repair("ghost", linear_map(delta))
     with pytest.raises(InputError, match=message):
-        surgery.prune_layers(build("llama"), CUTS["middle"], {Span(1, 3): repair})
+        removal.prune_layers(build("llama"), CUTS["middle"], {Span(1, 3): repair})
 
 
 def random_windows(count: int = 40, length: int = 13) -> Windows:
@@ -278,7 +279,7 @@ def test_what_is_measured_is_what_is_built(name: str, repair: str, cut: str) -> 
             fitted(dense, repair, spans)
         return
     repairs = fitted(dense, repair, spans)
-    built = surgery.prune_layers(dense, spans, repairs)
+    built = removal.prune_layers(dense, spans, repairs)
     layerwise = LayerwiseModel(dense)
     batch, stream = layerwise.begin(token_ids())
     ready = Cut(layerwise, repairs)
@@ -290,7 +291,7 @@ def test_what_is_measured_is_what_is_built(name: str, repair: str, cut: str) -> 
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
     else:
         assert torch.equal(got, want)
-    bare = logits(surgery.prune_layers(dense, spans), token_ids())
+    bare = logits(removal.prune_layers(dense, spans), token_ids())
     # A scale of the whole stream behind the last layer is undone by the final norm.
     nothing = repair == "none" or (repair == "magnitude" and cut == "last")
     assert nothing == torch.equal(got, bare)
@@ -328,7 +329,7 @@ def test_folds_are_exact_in_other_builds(name: str, repair: str, cut: str) -> No
     if repair == "magnitude":  # norms undo a scale up to their eps, which a large stream drowns
         dense.get_input_embeddings().weight.mul_(300.0)
     repairs = fitted(dense, repair, spans)
-    built = surgery.prune_layers(dense, spans, repairs)
+    built = removal.prune_layers(dense, spans, repairs)
     layerwise = LayerwiseModel(dense)
     batch, stream = layerwise.begin(token_ids())
     want = layerwise.logits(batch, Cut(layerwise, repairs).run(batch, stream, boundary=0))
@@ -337,7 +338,7 @@ def test_folds_are_exact_in_other_builds(name: str, repair: str, cut: str) -> No
         assert all(each.scale != 1.0 for each in repairs.values())
         return
     assert torch.equal(logits(built, token_ids()), want)
-    bare = logits(surgery.prune_layers(dense, spans), token_ids())
+    bare = logits(removal.prune_layers(dense, spans), token_ids())
     assert not torch.allclose(want, bare, atol=1e-4)
 
 
@@ -372,7 +373,7 @@ def test_a_fold_into_experts_is_the_fold_of_their_sum() -> None:
     torch.testing.assert_close(logits(mixed, token_ids()), want, rtol=1e-4, atol=1e-5)
     spans = CUTS["two gaps"]
     one, other = (
-        logits(surgery.prune_layers(each, spans, fitted(each, "replaceme", spans)), token_ids())
+        logits(removal.prune_layers(each, spans, fitted(each, "replaceme", spans)), token_ids())
         for each in (dense, mixed)
     )
     torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
@@ -380,7 +381,7 @@ def test_a_fold_into_experts_is_the_fold_of_their_sum() -> None:
 
 def test_a_write_is_scaled_as_the_stream_receives_it() -> None:
     """Granite halves what its projections write; a fold must write twice as much."""
-    from ghostlayers.anatomy import anatomy_of
+    from ghostlayers.model.anatomy import anatomy_of
 
     assert anatomy_of(build("granite")).write_scale == 0.5
     assert anatomy_of(build("granite", residual_multiplier=1.0)).write_scale == 1.0
@@ -490,6 +491,6 @@ def test_a_basis_that_the_model_has_not_is_refused_before_anything_is_computed(r
 @pytest.mark.parametrize("repair", ["magnitude", "ghost"])
 def test_magnitude_keeps_a_tied_head(repair: str) -> None:
     dense = build("gemma3_text", tie_word_embeddings=True)
-    built = surgery.prune_layers(dense, CUTS["two gaps"], fitted(dense, repair, CUTS["two gaps"]))
+    built = removal.prune_layers(dense, CUTS["two gaps"], fitted(dense, repair, CUTS["two gaps"]))
     assert built.lm_head.weight is built.model.embed_tokens.weight
     assert built.lm_head.weight is dense.lm_head.weight

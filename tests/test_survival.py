@@ -13,7 +13,8 @@ from transformers import (
 )
 
 from families import build
-from ghostlayers import checkpoint, surgery
+from ghostlayers.checkpoint import saving
+from ghostlayers.surgery import removal
 from test_surgery import CUTS, logits, operators, token_ids
 
 NAMES = ("llama", "gemma3_text", "gpt2")
@@ -28,9 +29,7 @@ def folder(
     path = tmp_path_factory.mktemp("repaired") / request.param
     path.mkdir()
     dense = build(request.param, vocab_size=256)
-    checkpoint._write_model(
-        path, surgery.prune_layers(dense, SPANS, operators(SPANS)), torch.float32
-    )
+    saving._write_model(path, removal.prune_layers(dense, SPANS, operators(SPANS)), torch.float32)
     byte_tokenizer.save_pretrained(path)
     return path
 

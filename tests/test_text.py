@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ghostlayers.errors import CorpusError
-from ghostlayers.text import Corpus, document_hash, load_corpus
-from ghostlayers.text_rows import choose_text
+from ghostlayers.text.corpora import Corpus, document_hash, load_corpus
+from ghostlayers.text.rows import choose_text
 
 
 @pytest.fixture(autouse=True)

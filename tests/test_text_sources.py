@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import make_byte_tokenizer, make_documents
-from ghostlayers import text, text_bytes, text_files
 from ghostlayers.errors import CorpusError
-from ghostlayers.text import Corpus, load_corpus
-from ghostlayers.text_rows import is_identifier
+from ghostlayers.text import corpora, files, raw
+from ghostlayers.text.corpora import Corpus, load_corpus
+from ghostlayers.text.rows import is_identifier
 
 DOCUMENTS = [
     "one, with a comma",
@@ -50,12 +50,12 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds so low that small sources are large ones."""
-    monkeypatch.setattr(text, "WHOLE", 4000)
-    monkeypatch.setattr(text_files, "WHOLE", 4000)
-    monkeypatch.setattr(text, "DRAWN", 2000)
-    for module in (text, text_files, text_bytes):
+    monkeypatch.setattr(corpora, "WHOLE", 4000)
+    monkeypatch.setattr(files, "WHOLE", 4000)
+    monkeypatch.setattr(corpora, "DRAWN", 2000)
+    for module in (corpora, files, raw):
         monkeypatch.setattr(module, "BLOCK", 512)
-    monkeypatch.setattr(text_bytes, "_LOOK", 64)
+    monkeypatch.setattr(raw, "_LOOK", 64)
 
 
 def read(data: Any, **more: Any) -> Corpus:
@@ -545,7 +545,7 @@ def test_what_is_read_does_not_grow_with_the_file(
         opened.append(Counted(path.open("rb")))
         return opened[-1]
 
-    monkeypatch.setattr(text_files, "open_bytes", count)
+    monkeypatch.setattr(files, "open_bytes", count)
     corpus = read(path, seed=1, max_characters=2000)
     assert not corpus.complete
     assert sum(each.count for each in opened) < 19_000
@@ -562,7 +562,7 @@ def test_only_some_files_of_a_folder_are_opened(tmp_path: Path, small: None) -> 
 def test_of_a_long_line_the_beginning_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (text_bytes, text_files):
+    for module in (raw, files):
         monkeypatch.setattr(module, "MAX_LINE", 1000)
     path = tmp_path / "a.jsonl"
     long = "é\n" * 2000
@@ -590,11 +590,11 @@ def test_blocks_are_the_text_however_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None, written: str, packed: bool
 ) -> None:
     data = written.encode()
-    found = list(text_bytes.blocks(io.BytesIO(data)))
+    found = list(raw.blocks(io.BytesIO(data)))
     assert b"".join(part for _, part in found) == data
     alone = [
-        text_bytes.block_at(io.BytesIO(data), number, len(data))
-        for number in range(-(-len(data) // text_bytes.BLOCK))
+        raw.block_at(io.BytesIO(data), number, len(data))
+        for number in range(-(-len(data) // raw.BLOCK))
     ]
     assert [each for each in alone if each[1]] == found
     for begin, part in found:
@@ -616,6 +616,6 @@ def test_commas_and_plus_signs_join_what_is_no_file(tmp_path: Path) -> None:
     for name in ("a, b.txt", "c+d.txt"):
         (tmp_path / name).write_text(name)
     names = [str(tmp_path / "a, b.txt"), "c4", str(tmp_path / "c+d.txt")]
-    assert text.split_names(",".join(names), ",") == names
-    assert text.split_names("+".join(names), "+") == names
-    assert text.split_names(names[0], ",") == names[:1]
+    assert corpora.split_names(",".join(names), ",") == names
+    assert corpora.split_names("+".join(names), "+") == names
+    assert corpora.split_names(names[0], ",") == names[:1]

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from families import build
-from ghostlayers import surgery
-from ghostlayers.anatomy import anatomy_of, anatomy_or_reason
-from ghostlayers.cuts import Cut
+from ghostlayers.calibration.cuts import Cut
+from ghostlayers.calibration.fitting import Fitting, fit_gaps, fit_many
 from ghostlayers.errors import InputError
-from ghostlayers.fitting import Fitting, fit_gaps, fit_many
+from ghostlayers.model.anatomy import anatomy_of, anatomy_or_reason
+from ghostlayers.model.stream import LayerwiseModel, find_decoder_layers
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import FitOptions
 from ghostlayers.repairs.through_norm import ChannelSums, Writing, whitened
 from ghostlayers.spans import Span
-from ghostlayers.stream import LayerwiseModel, find_decoder_layers
+from ghostlayers.surgery import removal
 from test_surgery import CUTS, fitted, logits, random_windows, token_ids
 
 NORMED = ("exaone4", "gemma2", "gemma3_text", "glm4", "olmo2", "olmo3")
@@ -159,7 +159,7 @@ def test_what_is_measured_is_what_is_built(name: str, cut: str) -> None:
     dense, spans = build(name), CUTS[cut]
     before = copy.deepcopy(dense.state_dict())
     repairs = fitted(dense, "refit:2", spans)
-    built = surgery.prune_layers(dense, spans, repairs)
+    built = removal.prune_layers(dense, spans, repairs)
     layerwise = LayerwiseModel(dense)
     batch, stream = layerwise.begin(token_ids())
     ready = Cut(layerwise, repairs)
@@ -167,7 +167,7 @@ def test_what_is_measured_is_what_is_built(name: str, cut: str) -> None:
         stream = layerwise.run_layer(layer, batch, stream)
     want = layerwise.logits(batch, ready.run(batch, stream))
     assert torch.equal(logits(built, token_ids()), want)
-    assert not torch.allclose(logits(surgery.prune_layers(dense, spans), token_ids()), want)
+    assert not torch.allclose(logits(removal.prune_layers(dense, spans), token_ids()), want)
     assert type(built) is type(dense)
     assert all(torch.equal(each, before[name]) for name, each in dense.state_dict().items())
 

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from conftest import make_byte_tokenizer, make_documents
-from ghostlayers import tokenizing
 from ghostlayers.errors import CorpusError
-from ghostlayers.tokenizing import tokenize_texts
+from ghostlayers.text import tokenizing
+from ghostlayers.text.tokenizing import tokenize_texts
 
 TRAINING = [
     "\n\n".join(make_documents(60)),

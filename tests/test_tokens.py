@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from ghostlayers import preparation, text, text_bytes, text_files, tokenizing, tokens
+from ghostlayers import preparation
 from ghostlayers.errors import CorpusError, WindowError
 from ghostlayers.recipe import Recipe
-from ghostlayers.text import Corpus, document_hash
-from ghostlayers.tokens import (
+from ghostlayers.text import corpora, files, raw, tokenizing, tokens
+from ghostlayers.text.corpora import Corpus, document_hash
+from ghostlayers.text.tokens import (
     check_sequence_length,
     draw_windows,
     make_windows,
@@ -433,12 +434,12 @@ def test_every_sampling_knows_a_beginning_of_sequence(
 @pytest.fixture
 def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds so low that small sources are large ones."""
-    for module in (text, text_files, preparation):
+    for module in (corpora, files, preparation):
         monkeypatch.setattr(module, "WHOLE", 3000)
-    monkeypatch.setattr(text, "DRAWN", 3000)
-    for module in (text, text_files, text_bytes):
+    monkeypatch.setattr(corpora, "DRAWN", 3000)
+    for module in (corpora, files, raw):
         monkeypatch.setattr(module, "BLOCK", 1024)
-    monkeypatch.setattr(text_bytes, "_LOOK", 128)
+    monkeypatch.setattr(raw, "_LOOK", 128)
     monkeypatch.setattr(tokenizing, "PIECE", 500)
     monkeypatch.setattr(tokenizing, "OVERLAP", 100)
 

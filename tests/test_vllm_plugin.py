@@ -14,7 +14,9 @@ import torch
 from transformers import AutoConfig
 
 from families import build
-from ghostlayers import checkpoint, families, surgery, vllm_plugin
+from ghostlayers.checkpoint import saving, vllm_plugin
+from ghostlayers.model import families
+from ghostlayers.surgery import removal
 from test_surgery import CUTS, operators
 
 SPANS = CUTS["both ends"]
@@ -55,7 +57,7 @@ def test_the_entry_point_leads_to_it() -> None:
 
 
 def test_importing_it_imports_no_vllm() -> None:
-    code = "import sys, ghostlayers.vllm_plugin; sys.exit('vllm' in sys.modules)"
+    code = "import sys, ghostlayers.checkpoint.vllm_plugin; sys.exit('vllm' in sys.modules)"
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
 
 
@@ -67,7 +69,7 @@ def test_every_family_is_registered_once(registry: Registry) -> None:
         "RepairedGPT2LMHeadModel",
         "RepairedMixtralForCausalLM",
     ):
-        assert registry.models[name] == f"ghostlayers.vllm_plugin:{name}"
+        assert registry.models[name] == f"ghostlayers.checkpoint.vllm_plugin:{name}"
     assert registry.models["LlamaForCausalLM"] == ""  # vLLM's own stay its own
 
 
@@ -115,7 +117,7 @@ def test_a_class_belongs_to_the_family_that_brought_it(class_name: str, model_ty
 
 def test_another_process_unpickles_the_config(tmp_path: Path) -> None:
     """As vLLM's engine does; it has loaded no such checkpoint when the config arrives."""
-    repaired = surgery.prune_layers(build("llama"), SPANS, operators(SPANS))
+    repaired = removal.prune_layers(build("llama"), SPANS, operators(SPANS))
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(repaired.config))
     code = (
         "import pickle, sys; c = pickle.load(open(sys.argv[1], 'rb'));"
@@ -139,13 +141,13 @@ def test_another_process_unpickles_the_config(tmp_path: Path) -> None:
     ],
 )
 def test_logit_scale(name: str, changes: dict[str, Any], scale: float) -> None:
-    assert checkpoint.logit_scale(build(name, **changes)) == scale
+    assert saving.logit_scale(build(name, **changes)) == scale
 
 
 def test_vllm_can_read_granites_scale(tmp_path: Path) -> None:
     """Its way through transformers looks for logit_scale only, and would sample too coldly."""
     dense = build("granite", logits_scaling=6.0)
-    repaired = surgery.prune_layers(dense, SPANS, operators(SPANS))
-    checkpoint._write_model(tmp_path, repaired, torch.float32)
+    repaired = removal.prune_layers(dense, SPANS, operators(SPANS))
+    saving._write_model(tmp_path, repaired, torch.float32)
     assert json.loads((tmp_path / "config.json").read_text())["logit_scale"] == 1 / 6
     assert AutoConfig.from_pretrained(tmp_path).logits_scaling == 6.0

@@ -17,8 +17,10 @@ import torch
 
 import ghostlayers
 from conftest import make_byte_tokenizer, make_documents, make_tiny_llama
-from ghostlayers import journal, parallel, passes, pipeline
+from ghostlayers import pipeline
+from ghostlayers.calibration import journal, passes
 from ghostlayers.errors import DistributedError
+from ghostlayers.runtime import parallel
 
 CASES = {
     "whole": {"layers": 3, "select": "recoverable"},
@@ -93,7 +95,7 @@ def crash_in_pass(how: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL if how == "kill" else signal.SIGSTOP)
             yield item
 
-    from ghostlayers import scoring
+    from ghostlayers.calibration import scoring
 
     scoring.visit = visit
 

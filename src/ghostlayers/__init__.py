@@ -8,25 +8,26 @@ Importing the package lets transformers' Auto classes load repaired checkpoints 
 ``trust_remote_code``.
 """
 
-from ghostlayers.interrupts import leave_at_once as _leave_at_once
+from ghostlayers.runtime.interrupts import leave_at_once as _leave_at_once
 
 _leave_at_once()  # in the program itself: the imports below take seconds
 
 from importlib.metadata import version as _version  # noqa: E402
 
-from ghostlayers.quiet import quiet_imports as _quiet_imports  # noqa: E402
+from ghostlayers.runtime.quiet import quiet_imports as _quiet_imports  # noqa: E402
 
 with _quiet_imports():
-    from ghostlayers.adapter import from_adapter, materialize
-    from ghostlayers.checkpoint import Verification, inspect
+    from ghostlayers.checkpoint.adapter import from_adapter, materialize
+    from ghostlayers.checkpoint.proof import Verification
+    from ghostlayers.checkpoint.records import inspect
     from ghostlayers.errors import GhostlayersError
     from ghostlayers.evaluation import EvaluationResult
-    from ghostlayers.families import register_auto_classes as _register_auto_classes
+    from ghostlayers.model.families import register_auto_classes as _register_auto_classes
     from ghostlayers.pipeline import evaluate, prune, score
     from ghostlayers.presets import PRESETS, Preset
     from ghostlayers.pruned import PrunedModel
     from ghostlayers.recipe import Recipe, RunOptions
-    from ghostlayers.scores import ScoreTable, SpanScore
+    from ghostlayers.selection import ScoreTable, SpanScore
     from ghostlayers.spans import Span
 
 __version__ = _version("ghostlayers")

@@ -9,8 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import checkpoint, journal, multimodal, steps, surgery, text, tokens
-from ghostlayers.estimate import probe_blindly
+from ghostlayers.calibration import journal, steps
+from ghostlayers.calibration.fingerprint import run_request
+from ghostlayers.calibration.fitting import make_fitting, sums_bytes, tokens_bytes
+from ghostlayers.calibration.steps import Run
+from ghostlayers.checkpoint import records
+from ghostlayers.checkpoint.record import make_record
 from ghostlayers.evaluation import (
     EvaluationResult,
     LoadedTasks,
@@ -20,30 +24,31 @@ from ghostlayers.evaluation import (
     evaluate_windows,
     open_tasks,
 )
-from ghostlayers.fingerprint import run_request
-from ghostlayers.fitting import sums_bytes, tokens_bytes
-from ghostlayers.loading import LoadedModel, check_causal, leaves_models_alone
-from ghostlayers.parallel import check_same, world
-from ghostlayers.plan import plan_prune, seconds_since_start
-from ghostlayers.plan_saving import CHECKPOINT, Output
-from ghostlayers.plan_units import Plan
+from ghostlayers.model import multimodal
+from ghostlayers.model.loading import LoadedModel, check_causal, leaves_models_alone
+from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.plan.probe import probe_blindly
+from ghostlayers.plan.saving import CHECKPOINT, Output
+from ghostlayers.plan.stages import plan_prune, seconds_since_start
+from ghostlayers.plan.units import Plan
 from ghostlayers.preparation import (
     Documents,
     check_request,
     check_result,
-    make_fitting,
     make_recipe,
     open_model,
     read_calibration,
     read_evaluation,
 )
-from ghostlayers.progress import Progress, Silent
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.record import make_record
-from ghostlayers.scores import ScoreTable
-from ghostlayers.steps import Run
-from ghostlayers.stream import LayerwiseModel
+from ghostlayers.runtime.machine import versions
+from ghostlayers.runtime.parallel import check_same, world
+from ghostlayers.runtime.progress import Progress, Silent
+from ghostlayers.selection import ScoreTable
+from ghostlayers.surgery import removal
+from ghostlayers.surgery.stock_layer import as_stock_layers
+from ghostlayers.text import corpora, tokens
 
 
 @leaves_models_alone
@@ -114,9 +119,9 @@ def prune(
         repairs = found.repairs or steps.fit_repairs(run, layerwise, fit_windows, spans, fitting)
         evidence = steps.measure_evidence(run, layerwise, measured_on, repairs, stored)
         births = steps.find_births(run, layerwise, windows, spans, table)
-    pruned = surgery.prune_layers(dense.model, spans, repairs, stored_dtype=stored)
+    pruned = removal.prune_layers(dense.model, spans, repairs, stored_dtype=stored)
     if recipe.export == "stock-layer":
-        pruned = steps.as_stock_layers(dense.model, pruned, spans, repairs, stored)
+        pruned = as_stock_layers(dense.model, pruned, spans, repairs, stored)
 
     return PrunedModel(
         model=multimodal.whole_of(pruned),
@@ -141,7 +146,7 @@ def prune(
             table=table,
             evidence=evidence,
             measured_on=(corpus.name, measured_on),
-            versions=checkpoint.versions(),
+            versions=versions(),
         ),
     )
 
@@ -263,7 +268,7 @@ def evaluate(
     max_windows: int | None = None,
     bos: tokens.BosPolicy = "auto",
     text_column: str | None = None,
-    separators: Sequence[str] = (text.BLANK_LINE,),
+    separators: Sequence[str] = (corpora.BLANK_LINE,),
     options: RunOptions | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
@@ -291,15 +296,15 @@ def evaluate(
         GhostlayersError: bad input.
     """
     run = Run(options or RunOptions(), progress or Silent())
-    sources = [data] if isinstance(data, (str, Path, text.Corpus)) else list(data)
-    joins = text.one_separator_each(separators, len(sources))
+    sources = [data] if isinstance(data, (str, Path, corpora.Corpus)) else list(data)
+    joins = corpora.one_separator_each(separators, len(sources))
     opened = open_model(model, tokenizer, run.options, revision)
     dense = None if against is None else open_model(against, opened.tokenizer, run.options)
     for each in (opened, dense):
         if each is not None:
             check_causal(each)
     tokens.check_sequence_length(opened.model.config, sequence_length)
-    calibrated_on = checkpoint.calibration_documents(opened.base.name)
+    calibrated_on = records.calibration_documents(opened.base.name)
     results = []
     for source, separator in zip(sources, joins, strict=True):
         corpus, windows = read_evaluation(

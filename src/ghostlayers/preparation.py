@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import multimodal, surgery, text, tokens
-from ghostlayers.anatomy import Anatomy, anatomy_or_reason
 from ghostlayers.errors import (
     CorpusError,
     GhostlayersError,
@@ -18,26 +16,29 @@ from ghostlayers.errors import (
     UnsupportedModelError,
     WindowError,
 )
-from ghostlayers.families import check_config, check_tokenizer, family_of
-from ghostlayers.features import check_fit_tokens, check_method
-from ghostlayers.fitting import Fitting
-from ghostlayers.loading import LoadedModel, from_memory, load_model, read_config
+from ghostlayers.model import multimodal
+from ghostlayers.model.anatomy import Anatomy, anatomy_or_reason
+from ghostlayers.model.families import check_config, check_tokenizer, family_of
+from ghostlayers.model.loading import LoadedModel, from_memory, load_model, read_config
+from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.presets import PRESETS, find_preset
-from ghostlayers.progress import Progress
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.repairs import FitOptions, find_method
-from ghostlayers.selection import (
+from ghostlayers.repairs import find_method
+from ghostlayers.runtime.progress import Progress
+from ghostlayers.selection.choices import (
     candidate_spans,
     check_eligible,
     eligible_layers,
     find_selection,
 )
 from ghostlayers.spans import Span, check_count, check_layers, format_layers, merge_layers
-from ghostlayers.stock_layer import check_stock_layer
-from ghostlayers.stream import LayerwiseModel
-from ghostlayers.text import Corpus
-from ghostlayers.text_bytes import WHOLE
-from ghostlayers.tokens import Windows
+from ghostlayers.surgery import removal
+from ghostlayers.surgery.features import check_fit_tokens, check_method
+from ghostlayers.surgery.stock_layer import check_stock_layer
+from ghostlayers.text import corpora, tokens
+from ghostlayers.text.corpora import Corpus
+from ghostlayers.text.raw import WHOLE
+from ghostlayers.text.tokens import Windows
 
 Documents = str | Path | Sequence[str] | Corpus
 
@@ -131,7 +132,7 @@ def _check(loaded: LoadedModel, recipe: Recipe, *, surgery_follows: bool = True)
         gaps = check_layers(removed, layerwise.num_layers)
         _check_kept(removed, recipe, layerwise.num_layers)
         if surgery_follows:
-            surgery.check_cut(loaded.model, gaps)
+            removal.check_cut(loaded.model, gaps)
     elif recipe.layers is None:
         raise RecipeError("say how many layers to remove (--layers) or which (--remove).")
     else:
@@ -218,7 +219,7 @@ def check_selection(model: Any, recipe: Recipe, num_layers: int) -> None:
     eligible = eligible_layers(choice, num_layers, recipe.kept_edges, keep_first=keep_first)
     check_eligible(choice, eligible, recipe.layers, num_layers, recipe.kept_edges)
     multimodal.check_spans(model, (Span(eligible[0], eligible[0] + 1),))
-    if surgery.loses_any_layer(model, behind=multimodal.fed_layers(model)):
+    if removal.loses_any_layer(model, behind=multimodal.fed_layers(model)):
         return
     raise UnsupportedModelError(
         f"'{recipe.select}' chooses layers one by one, but models of type "
@@ -264,7 +265,7 @@ def read_calibration(
     spare = max(0, wanted - recipe.num_held_out_windows)
     needed = recipe.num_calibration_windows + recipe.num_held_out_windows + spare
     for characters in _budgets(source, needed * recipe.sequence_length):
-        corpus = text.load_corpus(
+        corpus = corpora.load_corpus(
             source,
             use="calibration",
             text_column=recipe.text_column,
@@ -273,7 +274,7 @@ def read_calibration(
             seed=recipe.seed,
             tokenizer=loaded.tokenizer,
         )
-        given = isinstance(source, Corpus) or 4 * characters > text.MAX_CHARACTERS
+        given = isinstance(source, Corpus) or 4 * characters > corpora.MAX_CHARACTERS
         more = not (corpus.complete or given)
         try:
             drawn = tokens.draw_windows(
@@ -300,7 +301,7 @@ def read_calibration(
 
 def _budgets(source: Documents, num_tokens: int) -> Iterator[int]:
     """Characters to read for so many tokens, and more where that is not enough."""
-    characters = text.characters_for(source, num_tokens)
+    characters = corpora.characters_for(source, num_tokens)
     while True:
         yield characters
         characters *= 4
@@ -324,7 +325,7 @@ def read_evaluation(
         WindowError: it is too short.
     """
     for characters in _budgets(source, (max_windows or 0) * sequence_length):
-        limit = text.MAX_CHARACTERS
+        limit = corpora.MAX_CHARACTERS
         if max_windows is not None:
             limit = min(characters, limit)
         corpus = _read_first(source, limit, separator, text_column, tokenizer)
@@ -337,7 +338,7 @@ def read_evaluation(
             progress=progress,
         )
         enough = max_windows is not None and len(windows) >= max_windows
-        if enough or corpus.complete or corpus is source or limit == text.MAX_CHARACTERS:
+        if enough or corpus.complete or corpus is source or limit == corpora.MAX_CHARACTERS:
             break
     return corpus, windows
 
@@ -348,7 +349,7 @@ def _read_first(
     """The first text of a corpus; all of a small file, to tell how many windows it has."""
 
     def read(limit: int) -> Corpus:
-        return text.load_corpus(
+        return corpora.load_corpus(
             source,
             use="evaluation",
             text_column=text_column,
@@ -357,19 +358,8 @@ def _read_first(
             tokenizer=tokenizer,
         )
 
-    if characters < WHOLE and text.hub_corpus(source) is None:
+    if characters < WHOLE and corpora.hub_corpus(source) is None:
         whole = read(WHOLE)
         if whole.complete or whole is source:
             return whole
     return read(characters)
-
-
-def make_fitting(loaded: LoadedModel, recipe: Recipe) -> Fitting:
-    """How the recipe wants gaps fitted."""
-    return Fitting(
-        method=find_method(recipe.repair),
-        options=FitOptions(ridge=recipe.ridge, absolute_ridge=recipe.absolute_ridge),
-        token_weight=None if recipe.token_weight == "auto" else recipe.token_weight,
-        repaired_inputs=recipe.inputs == "repaired",
-        stored_dtype=loaded.stored_dtype,
-    )

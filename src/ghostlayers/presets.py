@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from importlib.resources import files
 from typing import Any
 
-from ghostlayers.documents import Checked, brief, check, parse_yaml
 from ghostlayers.errors import RecipeError, suggest
+from ghostlayers.runtime.documents import Checked, brief, check, parse_yaml
 
 
 class _Shape(Checked):

@@ -5,15 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import adapter, checkpoint, journal
+from ghostlayers.calibration import journal
+from ghostlayers.checkpoint import adapter, proof, saving
 from ghostlayers.evaluation import LossSums
-from ghostlayers.loading import LoadedModel
-from ghostlayers.multimodal import text_view
-from ghostlayers.parallel import by_first
-from ghostlayers.places import check_apart
+from ghostlayers.model.loading import LoadedModel
+from ghostlayers.model.multimodal import text_view
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
-from ghostlayers.scores import ScoreTable
+from ghostlayers.runtime.parallel import by_first
+from ghostlayers.runtime.places import check_apart
+from ghostlayers.selection import ScoreTable
 from ghostlayers.spans import Span, kept_layers, removed_layers
 
 
@@ -63,7 +64,7 @@ class PrunedModel:
         """The kept layers, in the dense model's numbering."""
         return kept_layers(self.spans, self.num_layers)
 
-    def save(self, out: str | Path, *, overwrite: bool = False) -> checkpoint.Verification:
+    def save(self, out: str | Path, *, overwrite: bool = False) -> proof.Verification:
         """Write a checkpoint, and prove in a fresh process that it reloads.
 
         Of several processes the first one does, and the others wait for it.
@@ -74,7 +75,7 @@ class PrunedModel:
         """
         return self._once(
             out,
-            lambda: checkpoint.save_checkpoint(
+            lambda: saving.save_checkpoint(
                 Path(out),
                 text_view(self.model),
                 self.tokenizer,
@@ -86,7 +87,7 @@ class PrunedModel:
             ),
         )
 
-    def save_adapter(self, out: str | Path, *, overwrite: bool = False) -> checkpoint.Verification:
+    def save_adapter(self, out: str | Path, *, overwrite: bool = False) -> proof.Verification:
         """Write only what distinguishes the model from its base: megabytes, see `adapter`.
 
         `ghostlayers.from_adapter` builds the model again, and `ghostlayers.materialize` writes the
@@ -108,9 +109,7 @@ class PrunedModel:
             ),
         )
 
-    def _once(
-        self, out: str | Path, write: Callable[[], checkpoint.Verification]
-    ) -> checkpoint.Verification:
+    def _once(self, out: str | Path, write: Callable[[], proof.Verification]) -> proof.Verification:
         """Write in the first process; then what the run has kept is of no more use."""
         read = [self.dense.base.name, self.recipe.data]
         check_apart({"input": read}, {"output": Path(out)})

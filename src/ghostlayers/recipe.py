@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ghostlayers.documents import brief
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.presets import find_preset
 from ghostlayers.repairs import Method, find_method
-from ghostlayers.scores.cosine import CosineAxis
-from ghostlayers.selection import Choice, find_selection, parse_keep
+from ghostlayers.runtime.documents import brief
+from ghostlayers.selection.choices import Choice, find_selection, parse_keep
+from ghostlayers.selection.cosine import CosineAxis
 from ghostlayers.spans import parse_layers
-from ghostlayers.tokens import BosPolicy, Sampling
+from ghostlayers.text.tokens import BosPolicy, Sampling
 
 Inputs = Literal["repaired", "original"]
 Refit = Literal["all", "none"]

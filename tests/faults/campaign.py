@@ -22,10 +22,14 @@ from faults.zygote import Zygote
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "src"
-IMPORTED = ["ghostlayers.cli.app", "ghostlayers.pipeline", "ghostlayers.checkpoint"]
-IMPORTED += ["ghostlayers.gguf_export", "ghostlayers.gguf_import", "ghostlayers.adapter"]
+IMPORTED = ["ghostlayers.cli.app", "ghostlayers.pipeline", "ghostlayers.checkpoint.saving"]
+IMPORTED += [
+    "ghostlayers.checkpoint.gguf_export",
+    "ghostlayers.model.gguf_import",
+    "ghostlayers.checkpoint.adapter",
+]
 IMPORTED += ["transformers.models.llama.modeling_llama", "datasets", "faults.truth"]
-IMPORTED += ["ghostlayers.compare", "ghostlayers.report.write", "ghostlayers.hub"]
+IMPORTED += ["ghostlayers.compare", "ghostlayers.compare.files", "ghostlayers.checkpoint.hub"]
 MEMORY = 6 << 30
 TEXT = "in/text.txt"
 

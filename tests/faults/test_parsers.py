@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ghostlayers.checkpoint import inspect
+from ghostlayers.checkpoint.records import inspect
 from ghostlayers.cli.app import evaluate, prune
 from ghostlayers.cli.run import read_changes, read_recipe
 from ghostlayers.errors import GhostlayersError

@@ -248,10 +248,10 @@ def perform(request: dict[str, Any]) -> int:
         found = getattr(importlib.import_module(module), name)(**request["argv"])
         Path(request["answer"]).write_text(json.dumps(found))
         return 0
-    from ghostlayers import checkpoint
+    from ghostlayers.checkpoint import proof, saving
 
-    if (reload := request.get("reload")) and hasattr(checkpoint, "_run_alone"):
-        checkpoint._run_alone = lambda *given: run_in(reload, *given)
+    if (reload := request.get("reload")) and hasattr(saving, "_run_alone"):
+        proof._run_alone = lambda *given: run_in(reload, *given)
     sys.argv = ["ghostlayers", *request["argv"]]
     runpy.run_module("ghostlayers", run_name="__main__")
     return 0

@@ -14,7 +14,6 @@ from typing import Annotated, Any, ParamSpec
 
 import typer
 
-from ghostlayers.allocator import keep_freed_memory
 from ghostlayers.cli import options as o
 from ghostlayers.cli.bench import bench as bench_command
 from ghostlayers.cli.claims import claimed
@@ -22,14 +21,15 @@ from ghostlayers.cli.compare import compare as compare_command
 from ghostlayers.cli.failures import explain
 from ghostlayers.cli.methods import methods as methods_command
 from ghostlayers.cli.run import make_run
-from ghostlayers.documents import to_json
 from ghostlayers.errors import DistributedError, RecipeError
-from ghostlayers.files import at_home
-from ghostlayers.interrupts import SAID, STATUS, raised
 from ghostlayers.pruned import PrunedModel
-from ghostlayers.quiet import TALKATIVE
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.scratch import clear_scratch, tidied
+from ghostlayers.runtime.allocator import keep_freed_memory
+from ghostlayers.runtime.documents import to_json
+from ghostlayers.runtime.files import at_home
+from ghostlayers.runtime.interrupts import SAID, STATUS, raised
+from ghostlayers.runtime.quiet import TALKATIVE
+from ghostlayers.runtime.scratch import clear_scratch, tidied
 
 app = typer.Typer(
     name="ghostlayers",
@@ -121,8 +121,8 @@ def _processes(shared: bool, name: str) -> Iterator[None]:
     Raises:
         DistributedError: the others cannot be reached, or the command is for one process.
     """
-    from ghostlayers import parallel
     from ghostlayers.cli import screen
+    from ghostlayers.runtime import parallel
 
     joined = shared and parallel.world().size > 1  # a recipe's command, in `run`
     if joined or not parallel.launched():
@@ -231,12 +231,15 @@ def prune(
 ) -> None:
     """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
     del debug
-    from ghostlayers import checkpoint, journal, parallel, pipeline
-    from ghostlayers.adapter import check_precision
+    from ghostlayers import pipeline
+    from ghostlayers.calibration import journal
+    from ghostlayers.checkpoint import proof, saving
+    from ghostlayers.checkpoint.adapter import check_precision
     from ghostlayers.cli import screen
-    from ghostlayers.outputs import check_output
-    from ghostlayers.plan_saving import Output
+    from ghostlayers.plan.saving import Output
     from ghostlayers.preparation import open_model
+    from ghostlayers.runtime import parallel
+    from ghostlayers.runtime.outputs import check_output
 
     recipe = o.recipe_from(
         preset,
@@ -273,15 +276,15 @@ def prune(
         check_output(output, overwrite=overwrite, needed_bytes=0)
     _check_gguf(gguf, pre_tokenizer, recipe, save, overwrite=overwrite)
     if not plan and save == "checkpoint" and parallel.world().leads:
-        checkpoint.be_ready()
+        proof.be_ready()
     screen.step(f"Loading {model} ...")
     dense = open_model(model, None, options, revision, surgery_follows=True)
     screen.show_expanded(dense.base)
     screen.show_preset(recipe, dense.model.dtype)
     screen.show_basis(dense.model, recipe.repair)
     if gguf is not None:
-        from ghostlayers.gguf_export import check_model
-        from ghostlayers.multimodal import whole_of
+        from ghostlayers.checkpoint.gguf_export import check_model
+        from ghostlayers.model.multimodal import whole_of
 
         check_model(whole_of(dense.model).config, dense.base.name, pre_tokenizer)
     whole, leaves = save == "checkpoint", Output(save, gguf is not None, output)
@@ -290,7 +293,7 @@ def prune(
     if plan:
         screen.show_plan(pipeline.plan(dense, recipe, options=options, output=leaves))
         return
-    needed = checkpoint.checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
+    needed = saving.checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)
     kept = _kept(output, restart=restart)
     pruned = pipeline.prune(
@@ -315,8 +318,9 @@ def prune(
 
 def _kept(output: Path, *, restart: bool) -> Path:
     """Where a run keeps its sums; what an interrupted one kept is used, or thrown away."""
-    from ghostlayers import journal, parallel
+    from ghostlayers.calibration import journal
     from ghostlayers.cli import screen
+    from ghostlayers.runtime import parallel
 
     keep = journal.folder_for(output)
     if restart:
@@ -345,7 +349,7 @@ def _check_gguf(
     if file is None and pre_tokenizer is not None:
         raise RecipeError("--pre-tokenizer is for a GGUF file, but no --gguf FILE is asked for.")
     if file is not None:
-        from ghostlayers.gguf_export import check_exportable, check_target
+        from ghostlayers.checkpoint.gguf_export import check_exportable, check_target
 
         check_target(file, overwrite=overwrite)
         check_exportable(recipe, save)
@@ -360,8 +364,8 @@ def _write_gguf(
     dtype: str = "auto",
     overwrite: bool,
 ) -> None:
+    from ghostlayers.checkpoint.gguf_export import export_gguf
     from ghostlayers.cli import screen
-    from ghostlayers.gguf_export import export_gguf
 
     screen.step(f"Reading {checkpoint} and writing {file} ...")
     export_gguf(
@@ -392,7 +396,7 @@ def materialize(
 ) -> None:
     """Write the whole checkpoint that an adapter describes, and prove that it reloads."""
     del debug
-    from ghostlayers.adapter import materialize as write
+    from ghostlayers.checkpoint.adapter import materialize as write
     from ghostlayers.cli import screen
 
     options = RunOptions(dtype, device)
@@ -450,8 +454,8 @@ def push(
 ) -> None:
     """Share a checkpoint or an adapter on the Hugging Face Hub, with its model card."""
     del debug
+    from ghostlayers.checkpoint.hub import push as send
     from ghostlayers.cli import screen
-    from ghostlayers.hub import push as send
 
     screen.step(f"Checking {folder} ..." if dry_run else f"Sending {folder} to {repo} ...")
     screen.show_upload(send(folder, repo, private=private, message=message, dry_run=dry_run))
@@ -515,9 +519,9 @@ def evaluate(
     from ghostlayers import pipeline
     from ghostlayers.cli import screen, tasks_screen
     from ghostlayers.evaluation import TaskReport, open_tasks
-    from ghostlayers.files import check_can_write
-    from ghostlayers.parallel import launched
     from ghostlayers.preparation import open_model
+    from ghostlayers.runtime.files import check_can_write
+    from ghostlayers.runtime.parallel import launched
 
     check_can_write(json_file)
     corpora, names = o.corpora_in(data, "--data"), o.names_in(tasks, "--tasks")
@@ -595,11 +599,11 @@ def score(
     """Score every layer, and every span of N layers: cosine, residual, loss after repair."""
     del debug, overwrite  # see `claims`
     from ghostlayers import pipeline
+    from ghostlayers.checkpoint.record import table_to_dict
     from ghostlayers.cli import screen
-    from ghostlayers.files import check_can_write
-    from ghostlayers.parallel import world
-    from ghostlayers.record import table_to_dict
     from ghostlayers.report.heatmap import check_can_draw, draw_heatmap
+    from ghostlayers.runtime.files import check_can_write
+    from ghostlayers.runtime.parallel import world
 
     check_can_write(json_file)
     check_can_draw(png)
@@ -652,7 +656,7 @@ def inspect_checkpoint(
 ) -> None:
     """What was removed, kept and repaired in a checkpoint, and on what evidence."""
     del debug
-    from ghostlayers import records
+    from ghostlayers.checkpoint import records
     from ghostlayers.cli import screen
 
     record = records.inspect(checkpoint)
@@ -703,8 +707,8 @@ run = app.command()(
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a result file whole or not at all, in the first process."""
-    from ghostlayers.files import write_whole
-    from ghostlayers.parallel import world
+    from ghostlayers.runtime.files import write_whole
+    from ghostlayers.runtime.parallel import world
 
     if world().leads:
         write_whole(path, to_json(content))

@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ghostlayers.checkpoint import records
 from ghostlayers.cli import options as o
-from ghostlayers.documents import to_json
 from ghostlayers.errors import GhostlayersError, InputError
-from ghostlayers.files import check_can_write, write_whole
 from ghostlayers.recipe import RunOptions
+from ghostlayers.runtime.documents import to_json
+from ghostlayers.runtime.files import check_can_write, write_whole
+from ghostlayers.runtime.machine import versions
 
 if TYPE_CHECKING:
     from ghostlayers.evaluation.bench import Point, Timing
-    from ghostlayers.loading import LoadedModel
+    from ghostlayers.model.loading import LoadedModel
 
 DENSE, CUT = "dense", "cut"
 
@@ -149,11 +151,11 @@ def bare_cut(opened: "LoadedModel", dense: "LoadedModel") -> Any:
 
     A repair that is folded into weights leaves the architecture of the bare cut.
     """
-    from ghostlayers import checkpoint, surgery
     from ghostlayers.spans import merge_layers
+    from ghostlayers.surgery import removal
 
     try:
-        record = checkpoint.inspect(opened.base.name)
+        record = records.inspect(opened.base.name)
     except GhostlayersError:
         return None
     removed, kept = record["cut"]["removed"], record["cut"]["kept"]
@@ -166,7 +168,7 @@ def bare_cut(opened: "LoadedModel", dense: "LoadedModel") -> Any:
         )
     if record["mode"] == "stock" and opened.model.config.num_hidden_layers == len(kept):
         return None
-    return surgery.prune_layers(dense.model, merge_layers(removed))
+    return removal.prune_layers(dense.model, merge_layers(removed))
 
 
 def machine(opened: "LoadedModel") -> dict[str, Any]:
@@ -175,15 +177,14 @@ def machine(opened: "LoadedModel") -> dict[str, Any]:
 
     import torch
 
-    from ghostlayers import checkpoint
-    from ghostlayers.machine import processor_name
+    from ghostlayers.runtime.machine import processor_name
 
     return {
         "processor": processor_name(opened.model.get_input_embeddings().weight.device),
         "threads": torch.get_num_threads(),
         "dtype": str(opened.model.dtype).removeprefix("torch."),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": checkpoint.versions(),
+        "versions": versions(),
     }
 
 

@@ -6,10 +6,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import files, locks, parallel
-from ghostlayers.journal import digest
-from ghostlayers.outputs import check_place
-from ghostlayers.places import base_of, check_apart
+from ghostlayers.calibration.journal import digest
+from ghostlayers.runtime import files, locks, parallel
+from ghostlayers.runtime.outputs import check_place
+from ghostlayers.runtime.places import base_of, check_apart
 
 FOLDERS = {"output": "-o"}
 FILES = {"gguf": "--gguf", "file": "--gguf", "json_file": "--json", "png": "--png"}

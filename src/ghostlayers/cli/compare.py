@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ghostlayers.cli import options as o
-from ghostlayers.documents import brief, read_yaml, strict
 from ghostlayers.errors import RecipeError
 from ghostlayers.recipe import RunOptions
-from ghostlayers.scratch import Scratch
+from ghostlayers.runtime.documents import brief, read_yaml, strict
+from ghostlayers.runtime.scratch import Scratch
 
 if TYPE_CHECKING:
-    from ghostlayers.plan_units import Plan
+    from ghostlayers.plan.units import Plan
     from ghostlayers.report.summary import Entry
 
 PUBLISHED_METRICS = ("acc", "ppl", "loss")
@@ -183,7 +183,7 @@ def compare(
     from ghostlayers.cli import screen
     from ghostlayers.compare import Comparison
     from ghostlayers.compare import compare as run_comparison
-    from ghostlayers.report.write import write_report
+    from ghostlayers.compare.files import write_report
 
     asked = {
         "preset": preset,

@@ -8,10 +8,10 @@ from ghostlayers.cli import screen
 from ghostlayers.demo import walkthrough
 from ghostlayers.demo.model import NAME
 from ghostlayers.demo.walkthrough import PREFILL_TOKENS, PROMPT, Demonstration, DemoRow
-from ghostlayers.outputs import check_output
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import RunOptions
-from ghostlayers.scratch import Scratch
+from ghostlayers.runtime.outputs import check_output
+from ghostlayers.runtime.scratch import Scratch
 
 
 def run_demo(output: Path | None, *, dtype: str = "auto", overwrite: bool = False) -> None:

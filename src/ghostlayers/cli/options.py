@@ -10,10 +10,10 @@ from ghostlayers.errors import RecipeError
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Inputs, Offload, Recipe, Refit, Save, TokenWeight
 from ghostlayers.repairs import METHODS
-from ghostlayers.scores.cosine import CosineAxis
-from ghostlayers.selection import SELECTIONS, Selection
+from ghostlayers.selection.choices import SELECTIONS, Selection
+from ghostlayers.selection.cosine import CosineAxis
 from ghostlayers.spans import small_number
-from ghostlayers.tokens import BosPolicy, Sampling
+from ghostlayers.text.tokens import BosPolicy, Sampling
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Recipe)}
 _PANEL_WHAT = "What to do"
@@ -476,7 +476,7 @@ def names_in(listed: str | None, option: str) -> list[str]:
 
 def corpora_in(listed: str | None, option: str) -> list[str]:
     """The corpora of a comma-separated option, among them files with commas in their names."""
-    from ghostlayers.text import split_names
+    from ghostlayers.text.corpora import split_names
 
     names_in(listed, option)
     return [] if listed is None else [name for name in split_names(listed, ",") if name]

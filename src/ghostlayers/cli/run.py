@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ghostlayers.cli import options as o
-from ghostlayers.documents import brief, parse_yaml, read_json, read_yaml
 from ghostlayers.errors import OutputError, RecipeError, suggest
+from ghostlayers.runtime.documents import brief, parse_yaml, read_json, read_yaml
 
 MOST_RUNS = 10_000
 """Of one recipe: more would take years."""

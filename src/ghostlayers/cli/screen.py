@@ -25,27 +25,27 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ghostlayers import quantized
-from ghostlayers.checkpoint import Verification, mode_of
+from ghostlayers.checkpoint.hub import Upload
+from ghostlayers.checkpoint.proof import Verification, mode_of
+from ghostlayers.checkpoint.record import evidence_row
 from ghostlayers.errors import GhostlayersError
 from ghostlayers.evaluation import EvaluationResult
-from ghostlayers.features import basis_note
-from ghostlayers.files import shown_name
-from ghostlayers.hub import Upload
-from ghostlayers.loading import BaseModel
-from ghostlayers.parallel import World
-from ghostlayers.plan_units import Plan
+from ghostlayers.model import quantized
+from ghostlayers.model.loading import BaseModel
+from ghostlayers.plan.units import Plan
 from ghostlayers.presets import find_preset
-from ghostlayers.progress import Advance
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import CHOOSING, Recipe
-from ghostlayers.record import evidence_row
 from ghostlayers.repairs import find_method
-from ghostlayers.scores import ScoreTable, SpanScore
-from ghostlayers.scores.births import GROWTH, MASSIVE
-from ghostlayers.selection import shortlist
-from ghostlayers.shown import clean, one_line
+from ghostlayers.runtime.files import shown_name
+from ghostlayers.runtime.parallel import World
+from ghostlayers.runtime.progress import Advance
+from ghostlayers.runtime.shown import clean, one_line
+from ghostlayers.selection import ScoreTable, SpanScore
+from ghostlayers.selection.births import GROWTH, MASSIVE
+from ghostlayers.selection.choices import shortlist
 from ghostlayers.spans import Span, format_layers
+from ghostlayers.surgery.features import basis_note
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)

@@ -11,17 +11,16 @@ from typing import Any
 
 import torch
 
-from ghostlayers import checkpoint, quantized, text
+from ghostlayers.calibration.fingerprint import model_fingerprint
+from ghostlayers.calibration.steps import Run
 from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.compare.store import Store
 from ghostlayers.errors import InputError
 from ghostlayers.evaluation import LoadedTasks, open_tasks, tokens_to_answer
 from ghostlayers.evaluation.task_files import listed
-from ghostlayers.features import basis_note, check_fit_tokens, check_method
-from ghostlayers.files import shown_name
-from ghostlayers.fingerprint import model_fingerprint
-from ghostlayers.loading import LoadedModel, check_causal
-from ghostlayers.machine import processor_name
+from ghostlayers.model import quantized
+from ghostlayers.model.loading import LoadedModel, check_causal
+from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.preparation import (
     Documents,
     check_request,
@@ -30,13 +29,15 @@ from ghostlayers.preparation import (
     read_calibration,
     read_evaluation,
 )
-from ghostlayers.progress import Progress, Silent
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import find_method
+from ghostlayers.runtime.files import shown_name
+from ghostlayers.runtime.machine import processor_name, versions
+from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.spans import check_count
-from ghostlayers.steps import Run
-from ghostlayers.stream import LayerwiseModel
-from ghostlayers.tokens import Windows, check_sequence_length, check_tokens
+from ghostlayers.surgery.features import basis_note, check_fit_tokens, check_method
+from ghostlayers.text import corpora
+from ghostlayers.text.tokens import Windows, check_sequence_length, check_tokens
 
 SCHEMA = 1
 
@@ -121,7 +122,7 @@ class Bench:
             "dtype": str(model.dtype),
             "device": str(self.layerwise.device),
             "batch_size": options.batch_size,
-            "versions": checkpoint.versions(),
+            "versions": versions(),
         }
         return self.store.keeping(key, how)
 
@@ -281,12 +282,12 @@ def _read_corpora(
     dense: LoadedModel, request: Comparison, extra: Mapping[str, Documents]
 ) -> dict[str, Windows]:
     recipe = request.calibration
-    separators = text.one_separator_each(request.eval_separators, len(request.eval_data))
+    separators = corpora.one_separator_each(request.eval_separators, len(request.eval_data))
     sources: dict[str, tuple[Documents, str]] = {
         source: (source, joined)
         for source, joined in zip(request.eval_data, separators, strict=True)
     }
-    sources.update({name: (source, text.BLANK_LINE) for name, source in extra.items()})
+    sources.update({name: (source, corpora.BLANK_LINE) for name, source in extra.items()})
     return {
         name: read_evaluation(
             source,
@@ -310,9 +311,9 @@ def header(bench: Bench, command: str | None) -> dict[str, Any]:
     model, config = bench.dense.model, bench.dense.model.config
     return {
         "schema": SCHEMA,
-        "ghostlayers": checkpoint.versions()["ghostlayers"],
+        "ghostlayers": versions()["ghostlayers"],
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "versions": dict(checkpoint.versions()),
+        "versions": dict(versions()),
         "machine": {
             "processor": processor_name(bench.layerwise.device),
             "threads": torch.get_num_threads(),

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
+from ghostlayers.checkpoint.record import repair_row
 from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.tasks import differences, task_row
-from ghostlayers.configs import head_width, kv_heads
 from ghostlayers.evaluation.continuation import continue_text
 from ghostlayers.evaluation.speed import prefill_times
-from ghostlayers.record import repair_row
+from ghostlayers.model.configs import head_width, kv_heads
 from ghostlayers.repairs.base import Method, Repair
 from ghostlayers.report.summary import NOT_SAVABLE
 from ghostlayers.spans import Span, format_layers, removed_layers

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import cuts, steps, surgery
+from ghostlayers.calibration import cuts, steps
+from ghostlayers.calibration.fitting import Fitting, fit_many, make_fitting
 from ghostlayers.compare import cells
 from ghostlayers.compare.bench import Bench, Say, header, prepare
 from ghostlayers.compare.correlate import correlations
@@ -24,21 +25,21 @@ from ghostlayers.compare.plan import (
 from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.tasks import run_tasks
 from ghostlayers.errors import InputError
-from ghostlayers.estimate import probe
 from ghostlayers.evaluation import LossSums
-from ghostlayers.features import check_method
-from ghostlayers.fitting import Fitting, fit_many
-from ghostlayers.loading import leaves_models_alone
-from ghostlayers.locks import holding
-from ghostlayers.places import check_apart
-from ghostlayers.plan_units import Plan
-from ghostlayers.preparation import Documents, make_fitting
-from ghostlayers.progress import Progress
+from ghostlayers.model.loading import leaves_models_alone
+from ghostlayers.plan.probe import probe
+from ghostlayers.plan.units import Plan
+from ghostlayers.preparation import Documents
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import Repair
+from ghostlayers.runtime.locks import holding
+from ghostlayers.runtime.places import check_apart
+from ghostlayers.runtime.progress import Progress
 from ghostlayers.spans import Span, format_layers, removed_layers
-from ghostlayers.tokens import Windows
+from ghostlayers.surgery import removal
+from ghostlayers.surgery.features import check_method
+from ghostlayers.text.tokens import Windows
 
 DISTANCE_WINDOWS = 2
 """Windows on which the stream's distance from the dense one is measured."""
@@ -344,7 +345,7 @@ def _models(
     progress = bench.run.progress
     with progress.stage("Timing and writing", len(fits)) as advance:
         for name, repairs in fits.items():
-            model = surgery.prune_layers(
+            model = removal.prune_layers(
                 bench.dense.model, spans, repairs, stored_dtype=bench.dense.stored_dtype
             )
             shape = cells.runtime_shape(repairs.values())

@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ghostlayers import steps
+from ghostlayers.calibration import steps
+from ghostlayers.calibration.fitting import in_stages, make_fitting
+from ghostlayers.checkpoint.record import table_to_dict
 from ghostlayers.compare.bench import Bench
 from ghostlayers.compare.request import EVERY, Comparison
-from ghostlayers.estimate import Speed
-from ghostlayers.fitting import in_stages
-from ghostlayers.plan import DIVERGENCE, SWEEP, Counter, expected_spans, selection_stages
-from ghostlayers.plan_units import Plan, Stage, prices
-from ghostlayers.preparation import make_fitting
-from ghostlayers.record import table_to_dict
+from ghostlayers.plan.probe import Speed
+from ghostlayers.plan.stages import DIVERGENCE, SWEEP, Counter, expected_spans, selection_stages
+from ghostlayers.plan.units import Plan, Stage, prices
 from ghostlayers.repairs import find_method
 from ghostlayers.spans import Span, format_layers, removed_layers
 

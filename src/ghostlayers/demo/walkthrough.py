@@ -5,24 +5,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ghostlayers import checkpoint, cuts, steps, surgery
+from ghostlayers.calibration import cuts, steps
+from ghostlayers.calibration.fitting import fit_many, make_fitting
+from ghostlayers.calibration.steps import Run
+from ghostlayers.checkpoint.record import make_record
 from ghostlayers.demo.model import LICENCE, NAME, REQUIREMENT, demo_model
 from ghostlayers.demo.reference_text import split_topics
 from ghostlayers.evaluation import LossSums, prefill_seconds
 from ghostlayers.evaluation.continuation import continue_text
-from ghostlayers.fitting import fit_many
-from ghostlayers.loading import LoadedModel, load_model
-from ghostlayers.preparation import check_request, make_fitting, read_calibration
-from ghostlayers.progress import Progress
+from ghostlayers.model.loading import LoadedModel, load_model
+from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.preparation import check_request, read_calibration
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.record import make_record
 from ghostlayers.repairs import Repair, find_method
-from ghostlayers.scores import ScoreTable
+from ghostlayers.runtime.machine import versions
+from ghostlayers.runtime.progress import Progress
+from ghostlayers.selection import ScoreTable
 from ghostlayers.spans import Span
-from ghostlayers.steps import Run
-from ghostlayers.stream import LayerwiseModel
-from ghostlayers.tokens import Windows, make_windows
+from ghostlayers.surgery import removal
+from ghostlayers.text.tokens import Windows, make_windows
 
 PROMPT = "The capital of France is Paris. The city is known for"
 NEW_TOKENS = 32
@@ -131,7 +133,7 @@ def compare(
     )
     models = {"dense": demo.dense.model}
     for name, fits in every.items():
-        models[name] = surgery.prune_layers(demo.dense.model, spans, fits)
+        models[name] = removal.prune_layers(demo.dense.model, spans, fits)
     rows = []
     with demo.run.progress.stage("Timing and writing", len(models)) as advance:
         for name, model in models.items():
@@ -178,7 +180,7 @@ def finish(
         table=table,
         evidence=evidence,
         measured_on=("python-reference-held-out", demo.evaluation),
-        versions=checkpoint.versions(),
+        versions=versions(),
     )
     return PrunedModel(
         model=model,

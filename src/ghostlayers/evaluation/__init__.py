@@ -1,7 +1,5 @@
 """Proof: perplexity, divergence from the dense model, agreement, tasks, speed."""
 
-from ghostlayers.evaluation.bootstrap import Answers, PairedDifference, paired_bootstrap
-from ghostlayers.evaluation.losses import LossSums
 from ghostlayers.evaluation.perplexity import EvaluationResult, evaluate_windows
 from ghostlayers.evaluation.speed import prefill_seconds
 from ghostlayers.evaluation.tasks import (
@@ -14,6 +12,8 @@ from ghostlayers.evaluation.tasks import (
     open_tasks,
     tokens_to_answer,
 )
+from ghostlayers.statistics.bootstrap import Answers, PairedDifference, paired_bootstrap
+from ghostlayers.statistics.losses import LossSums
 
 __all__ = [
     "Answers",

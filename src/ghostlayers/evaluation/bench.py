@@ -13,9 +13,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from ghostlayers.allocator import return_freed_memory
 from ghostlayers.evaluation.speed import synchronise
-from ghostlayers.progress import Progress, Silent
+from ghostlayers.runtime.allocator import return_freed_memory
+from ghostlayers.runtime.progress import Progress, Silent
 
 SAMPLES_A_SECOND = 200
 """How often the process's memory is looked at while a model runs on a processor."""

@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from ghostlayers.errors import CorpusError, RecipeError, first_line, near_names
-from ghostlayers.progress import Advance, Progress
+from ghostlayers.runtime.progress import Advance, Progress
 
 HARNESS_SEEDS = (0, 1234)
 """What the harness starts Python's generator and all others from, so that its prompts come out."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ghostlayers.errors import InputError
-from ghostlayers.evaluation.losses import LossSums, sum_losses
-from ghostlayers.parallel import add_up, world
-from ghostlayers.progress import Progress, Silent
-from ghostlayers.tokens import Windows
+from ghostlayers.runtime.parallel import add_up, world
+from ghostlayers.runtime.progress import Progress, Silent
+from ghostlayers.statistics.losses import LossSums, sum_losses
+from ghostlayers.text.tokens import Windows
 
 LOGITS_AT_ONCE = 2**27
 """Elements of logits that one forward pass may make: half a gigabyte in float32."""

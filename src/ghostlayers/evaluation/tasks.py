@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ghostlayers.errors import CorpusError, DependencyError, ModelError, RecipeError
-from ghostlayers.evaluation.bootstrap import Answers, PairedDifference, paired_bootstrap
 from ghostlayers.evaluation.task_files import check_code
-from ghostlayers.progress import Progress, Silent
+from ghostlayers.runtime.progress import Progress, Silent
+from ghostlayers.statistics.bootstrap import Answers, PairedDifference, paired_bootstrap
 
 MetricName = Literal["acc", "acc_norm"]
 METRICS: tuple[MetricName, ...] = ("acc", "acc_norm")

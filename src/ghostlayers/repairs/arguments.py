@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ghostlayers.errors import RecipeError, suggest
-from ghostlayers.moments import TokenWeight
 from ghostlayers.spans import small_number
+from ghostlayers.statistics.moments import TokenWeight
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ghostlayers import moments as sums
 from ghostlayers.errors import NonFiniteError
 from ghostlayers.modeling import repair_stream
-from ghostlayers.moments import Moments, TokenWeight, residual_energy
+from ghostlayers.statistics import moments as sums
+from ghostlayers.statistics.moments import Moments, TokenWeight, residual_energy
 
 Read = Callable[[str], Tensor]
 """Reads a feature by name, [..., width], at the gap where a repair acts."""

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ghostlayers.moments import Moments
 from ghostlayers.repairs.arguments import Arguments
 from ghostlayers.repairs.base import (
     Evidence,
@@ -27,6 +26,7 @@ from ghostlayers.repairs.base import (
 from ghostlayers.repairs.linearpatch import PER
 from ghostlayers.repairs.ridge import with_ridge
 from ghostlayers.repairs.solve import regress
+from ghostlayers.statistics.moments import Moments
 
 
 def fit_ghost(

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from ghostlayers.errors import RecipeError, suggest
-from ghostlayers.moments import block_slices
 from ghostlayers.repairs.arguments import Arguments
 from ghostlayers.repairs.base import (
     FEATURES,
@@ -35,6 +34,7 @@ from ghostlayers.repairs.base import (
 from ghostlayers.repairs.refit import refit_stages
 from ghostlayers.repairs.ridge import with_ridge
 from ghostlayers.repairs.solve import Solution, regress
+from ghostlayers.statistics.moments import block_slices
 
 FOLDABLE = frozenset({"x", "z", "m", "one"})
 WEAKEST = 0.1

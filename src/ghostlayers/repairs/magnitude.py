@@ -10,10 +10,10 @@ References:
 
 from functools import partial
 
-from ghostlayers.moments import Moments
 from ghostlayers.repairs.arguments import Arguments
 from ghostlayers.repairs.base import Evidence, FitOptions, Method, Needs, Repair
 from ghostlayers.repairs.linearpatch import MEANS, stream_scales
+from ghostlayers.statistics.moments import Moments
 
 
 def fit_magnitude(

@@ -18,7 +18,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ghostlayers.errors import NonFiniteError
-from ghostlayers.moments import Moments, residual_energy
 from ghostlayers.repairs.arguments import Arguments
 from ghostlayers.repairs.base import (
     Evidence,
@@ -34,6 +33,7 @@ from ghostlayers.repairs.joint import fit_joint
 from ghostlayers.repairs.refit import refit_stages
 from ghostlayers.repairs.ridge import with_ridge
 from ghostlayers.repairs.solve import regress, scaled_gram, solve_ridge
+from ghostlayers.statistics.moments import Moments, residual_energy
 
 MOST_PIECES = 4096
 """Each is a matrix of its own and needs tokens of its own."""

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ghostlayers.moments import Moments
 from ghostlayers.repairs.arguments import Arguments
 from ghostlayers.repairs.base import (
     Evidence,
@@ -25,6 +24,7 @@ from ghostlayers.repairs.base import (
     linear_repair,
 )
 from ghostlayers.repairs.hadamard import hadamard
+from ghostlayers.statistics.moments import Moments
 
 SOURCE = "best of its family, for arXiv:2605.15491, theorem 4.1"
 

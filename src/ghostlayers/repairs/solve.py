@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ghostlayers.errors import InsufficientTokensError, NonFiniteError, SingularError
-from ghostlayers.moments import Moments
 from ghostlayers.repairs.base import Evidence, FitOptions
 from ghostlayers.repairs.condition import condition_number
+from ghostlayers.statistics.moments import Moments
 
 RIDGES = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Relative ridges that held-out windows choose from."""

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ghostlayers.modeling import unit_rms
-from ghostlayers.moments import ACCUMULATOR
+from ghostlayers.statistics.moments import ACCUMULATOR
 
 SOLVES = 2
 """Linear solves; what is gathered once more after the last gives the gain."""

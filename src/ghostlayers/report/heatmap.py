@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ghostlayers.errors import OutputError
-from ghostlayers.files import check_can_write, whole_file
-from ghostlayers.scores import ScoreTable
-from ghostlayers.shown import clean
+from ghostlayers.runtime.files import check_can_write, whole_file
+from ghostlayers.runtime.shown import clean
+from ghostlayers.selection import ScoreTable
 
 
 def draw_heatmap(table: ScoreTable, path: Path, *, title: str = "") -> None:

@@ -59,7 +59,7 @@ from ghostlayers.report.summary import (
     selections,
 )
 from ghostlayers.report.words import NOTHING, decimal, percent, whole
-from ghostlayers.shown import clean
+from ghostlayers.runtime.shown import clean
 
 
 @dataclass(frozen=True)

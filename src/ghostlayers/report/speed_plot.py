@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ghostlayers.evaluation.bench import Point
 from ghostlayers.report.heatmap import save_figure
-from ghostlayers.shown import clean
+from ghostlayers.runtime.shown import clean
 
 
 def draw_speed(points: Sequence[Point], path: Path, *, title: str = "") -> None:

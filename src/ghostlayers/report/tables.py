@@ -19,7 +19,7 @@ from ghostlayers.report.summary import (
     summarise,
 )
 from ghostlayers.report.words import NOTHING, decimal, percent, whole
-from ghostlayers.shown import markdown, one_line
+from ghostlayers.runtime.shown import markdown, one_line
 
 MODEL_COLUMNS = (
     "num_parameters",

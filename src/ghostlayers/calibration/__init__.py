@@ -1,0 +1,1 @@
+"""Passes of the calibration windows through a model: scores, fits, losses."""

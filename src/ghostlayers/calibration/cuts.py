@@ -1,0 +1,376 @@
+"""Losses of cut and repaired models, without building any of them.
+
+The dense model runs once; each cut starts from the dense stream before the first layer that it
+changes, and runs the kept layers only.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ghostlayers.calibration.passes import visit
+from ghostlayers.model.stream import (
+    LayerwiseModel,
+    MicroBatch,
+    Stream,
+    Tap,
+    check_finite,
+    micro_batches,
+)
+from ghostlayers.repairs.base import Repair
+from ghostlayers.runtime.progress import Progress
+from ghostlayers.spans import Span
+from ghostlayers.statistics.losses import LossSums, Reference, sum_losses, token_losses
+from ghostlayers.statistics.race import Race, run_race
+from ghostlayers.surgery.features import act, caught, reader, tap_places
+from ghostlayers.surgery.folding import layer_weights
+from ghostlayers.text.tokens import Windows
+
+LOGITS_AT_ONCE = 2**24
+"""Elements of logits made at a time: 64 MB in float32. Fewer would stream a big head too often."""
+
+DENSE = "dense"
+
+
+class Cut:
+    """Removed layers with their repairs, ready to run over the dense model's layers.
+
+    Args:
+        model: the dense model.
+        repairs: one a gap.
+        stored_dtype: in which a checkpoint would hold changed weights; None for the model's own.
+    """
+
+    def __init__(
+        self,
+        model: LayerwiseModel,
+        repairs: Mapping[Span, Repair],
+        stored_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model = model
+        self.repairs = dict(sorted(repairs.items()))
+        dtype = stored_dtype or model.model.dtype
+        self.weights: dict[int, dict[str, Tensor]] = {}
+        for span, repair in self.repairs.items():
+            self.weights.update(layer_weights(model.model, model.layers, span, repair, dtype))
+
+    @property
+    def fork(self) -> int:
+        """The last boundary up to which the cut model equals the dense one."""
+        return self.fork_from({})
+
+    def fork_from(self, base: Mapping[Span, Repair]) -> int:
+        """The last boundary up to which it equals another cut, whose repairs these are."""
+        mine, others = self.repairs.items(), base.items()
+        changed = [
+            span.start - repair.reach
+            for span, repair in (*mine, *others)
+            if self.repairs.get(span) is not repair or base.get(span) is not repair
+        ]
+        return min(changed, default=self.model.num_layers)
+
+    def run(self, batch: MicroBatch, stream: Stream, boundary: int | None = None) -> Stream:
+        """From the stream at the fork (or at another boundary) to the last boundary."""
+        start = self.fork if boundary is None else boundary
+        for _, here in self.walk(batch, stream, start):
+            stream = here
+        return stream
+
+    def walk(
+        self, batch: MicroBatch, stream: Stream, start: int = 0
+    ) -> Iterator[tuple[int, Stream]]:
+        """The stream at every boundary of the dense model, as this cut leaves it.
+
+        A removed layer hands its input on, and a gap's repair acts at its end: boundary ``start``
+        of a gap is the stream that the repair will receive, boundary ``stop`` what it makes of it.
+        """
+        gaps = {layer: span for span in self.repairs for layer in span.layers}
+        found: dict[str, Tensor] = {}
+        yield start, stream
+        for layer in range(start, self.model.num_layers):
+            span = gaps.get(layer)
+            if span is None:
+                wanted = self._taps(gaps.get(layer + 1))
+                stream = self._layer(layer, batch, stream, wanted)
+                found = caught(wanted, stream)
+            elif layer == span.stop - 1:
+                with torch.no_grad():
+                    read = reader(self.model, stream, span, found)
+                    stream = act(self.repairs[span], stream, read)
+            yield layer + 1, stream
+
+    def _taps(self, span: Span | None) -> dict[str, tuple[str, Tap]]:
+        """What the repair of a gap reads of the kept layer before it."""
+        operator = None if span is None else self.repairs[span].operator
+        return {} if operator is None else tap_places(self.model.model, operator.maps)
+
+    def _layer(
+        self, layer: int, batch: MicroBatch, stream: Stream, taps: Mapping[str, tuple[str, Tap]]
+    ) -> Stream:
+        stream = self.model.run_layer(
+            layer, batch, stream, weights=self.weights.get(layer), taps=tuple(taps.values())
+        )
+        check_finite(stream, layer)
+        return stream
+
+
+def unrepaired(spans: "tuple[Span, ...] | list[Span]") -> dict[Span, Repair]:
+    """The bare cut."""
+    return {span: Repair("none") for span in spans}
+
+
+def measure_cuts(
+    model: LayerwiseModel,
+    windows: Windows,
+    cuts: Mapping[str, Mapping[Span, Repair]],
+    *,
+    stored_dtype: torch.dtype | None = None,
+    batch_size: int = 0,
+    divergence: bool = True,
+    progress: Progress | None = None,
+    description: str = "Measuring losses",
+) -> dict[str, LossSums]:
+    """Losses of the dense model and of cut models.
+
+    Args:
+        model: the dense model.
+        windows: held-out windows.
+        cuts: repairs by gap, by name.
+        stored_dtype: see `Cut`.
+        batch_size: windows at a time; 0 chooses.
+        divergence: also compare with the dense model, not only with the text.
+        progress: told of every window.
+        description: of the stage.
+
+    Returns:
+        Loss, divergence from dense and agreement of ``dense`` and of every cut.
+    """
+    ready = {name: Cut(model, repairs, stored_dtype) for name, repairs in cuts.items()}
+    totals = _LossTotals([DENSE, *cuts])
+    visited = visit(
+        model,
+        windows,
+        totals,
+        description=description,
+        batch_size=batch_size,
+        copies=2 + len(cuts),
+        progress=progress,
+    )
+    for _, ids in visited:
+        batch, streams = _cut_streams(model, ids, ready, Cut(model, {}))
+        for window in range(ids.shape[0]):
+            for name, sums in _window_losses(model, batch, streams, window, divergence).items():
+                totals.add(name, sums)
+    return totals.losses()
+
+
+class _LossTotals:
+    """Loss sums by name, as one tensor: a row a model."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._rows = {name: row for row, name in enumerate(names)}
+        self._sums = torch.zeros(len(names), 4, dtype=torch.float64)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `passes.Sums`."""
+        return {"losses": self._sums}
+
+    def add(self, name: str, sums: LossSums) -> None:
+        row = (sums.num_tokens, sums.loss, sums.kl, sums.agreements)
+        self._sums[self._rows[name]] += torch.tensor(row, dtype=torch.float64)
+
+    def losses(self) -> dict[str, LossSums]:
+        rows = self._sums.tolist()
+        found = {name: rows[row] for name, row in self._rows.items()}
+        return {n: LossSums(int(r[0]), r[1], r[2], int(r[3])) for n, r in found.items()}
+
+
+def _cut_streams(
+    model: LayerwiseModel, ids: Tensor, cuts: Mapping[str, Cut], base: Cut
+) -> tuple[MicroBatch, dict[str, Tensor]]:
+    """The stream at the last boundary, of the base and of every cut.
+
+    Each cut starts from the base's stream at the last boundary that both share.
+    """
+    batch, stream = model.begin(ids)
+    places = {name: cut.fork_from(base.repairs) for name, cut in cuts.items()}
+    forks: dict[str, Tensor] = {}
+    for boundary, hidden in base.walk(batch, stream):
+        forks.update({name: hidden for name, place in places.items() if place == boundary})
+        stream = hidden
+    ends = {name: cut.run(batch, forks.pop(name), places[name]) for name, cut in cuts.items()}
+    return batch, {DENSE: stream, **ends}
+
+
+@torch.no_grad()
+def stream_distances(
+    model: LayerwiseModel,
+    windows: Windows,
+    cuts: Mapping[str, Mapping[Span, Repair]],
+    *,
+    stored_dtype: torch.dtype | None = None,
+    batch_size: int = 0,
+) -> dict[str, dict[int, float]]:
+    """How far cut models' streams lie from the dense one behind the first gap.
+
+    Returns:
+        By name and boundary of the dense model, the mean over tokens of ||h - h_dense||^2 /
+        ||h_dense||^2.
+    """
+    ready = {name: Cut(model, repairs, stored_dtype) for name, repairs in cuts.items()}
+    sums: dict[str, dict[int, float]] = {name: {} for name in cuts}
+    tokens = 0
+    for ids in micro_batches(model, windows, batch_size):
+        batch, stream = model.begin(ids)
+        dense = dict(Cut(model, {}).walk(batch, stream))
+        tokens += ids.numel()
+        for name, cut in ready.items():
+            note = _distance_to(dense, sums[name])
+            first = min(cut.repairs).stop
+            for boundary, hidden in cut.walk(batch, dense[cut.fork], cut.fork):
+                inside = any(span.start < boundary < span.stop for span in cut.repairs)
+                if boundary >= first and not inside:
+                    note(boundary, hidden)
+    return {
+        name: {boundary: total / tokens for boundary, total in found.items()}
+        for name, found in sums.items()
+    }
+
+
+def _distance_to(
+    dense: Mapping[int, Stream], found: dict[int, float]
+) -> Callable[[int, Stream], None]:
+    """Adds up squared distances to the dense stream, relative to each token's own norm."""
+
+    def note(boundary: int, hidden: Stream) -> None:
+        want = dense[boundary].double()
+        far = (hidden.double() - want).square().sum(dim=-1)
+        near = want.square().sum(dim=-1).clamp_min(torch.finfo(far.dtype).tiny)
+        found[boundary] = found.get(boundary, 0.0) + float((far / near).sum())
+
+    return note
+
+
+def race_cuts(
+    model: LayerwiseModel,
+    windows: Windows,
+    cuts: Mapping[str, Mapping[Span, Repair]],
+    *,
+    base: Mapping[Span, Repair] | None = None,
+    stored_dtype: torch.dtype | None = None,
+    batch_size: int = 0,
+    progress: Progress | None = None,
+    description: str = "Measuring candidates",
+) -> tuple[Race, Tensor]:
+    """Which of many cuts loses least; see `scores.race`.
+
+    Where all cuts go further than a ``base``, that runs once instead of the dense model, and each
+    starts from it. Other arguments as `measure_cuts`.
+
+    Returns:
+        The race, and the base's own mean loss of every window that any cut was measured on.
+    """
+    trunk = Cut(model, base or {}, stored_dtype)
+    ready = {name: Cut(model, repairs, stored_dtype) for name, repairs in cuts.items()}
+    own: list[Tensor] = []
+
+    def measure(names: Sequence[str], start: int, stop: int) -> dict[str, Tensor]:
+        part = windows.split_at(start)[1].first(stop - start)
+        losses = _WindowLosses([DENSE, *names], len(part))
+        visited = visit(
+            model,
+            part,
+            losses,
+            description=f"{description} ({len(names)} on windows {start + 1}-{stop})",
+            batch_size=batch_size,
+            copies=2 + len(names),
+            progress=progress,
+        )
+        for first, ids in visited:
+            running = {name: ready[name] for name in names}
+            batch, streams = _cut_streams(model, ids, running, trunk)
+            for window in range(ids.shape[0]):
+                for name, each in _window_token_losses(model, batch, streams, window).items():
+                    losses.note(name, first + window, each)
+        found = losses.rows()
+        own.append(found[DENSE])
+        return found
+
+    return run_race(list(cuts), measure, len(windows)), torch.cat(own)
+
+
+class _WindowLosses:
+    """The mean loss of every window, a row a model, filled window by window."""
+
+    def __init__(self, names: Sequence[str], num_windows: int) -> None:
+        self._rows = {name: row for row, name in enumerate(names)}
+        self._losses = torch.zeros(len(names), num_windows, dtype=torch.float64)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `passes.Sums`."""
+        return {"losses": self._losses}
+
+    def note(self, name: str, window: int, losses: Tensor) -> None:
+        self._losses[self._rows[name], window] = losses.double().mean().cpu()
+
+    def rows(self) -> dict[str, Tensor]:
+        return {name: self._losses[row] for name, row in self._rows.items()}
+
+
+def end_losses(model: LayerwiseModel, batch: MicroBatch, stream: Stream) -> Tensor:
+    """Loss in nats at every position, from the stream at the last boundary, [tokens]."""
+    windows = range(batch.input_ids.shape[0])
+    parts = [_window_token_losses(model, batch, {"": stream}, window)[""] for window in windows]
+    return torch.cat(parts)
+
+
+def _window_token_losses(
+    model: LayerwiseModel, batch: MicroBatch, streams: Mapping[str, Tensor], window: int
+) -> dict[str, Tensor]:
+    losses: dict[str, list[Tensor]] = {name: [] for name in streams}
+    for targets, logits in _window_logits(model, batch, streams, window):
+        for name in streams:
+            losses[name].append(token_losses(logits(name), targets))
+    return {name: torch.cat(each) for name, each in losses.items()}
+
+
+def _window_logits(
+    model: LayerwiseModel, batch: MicroBatch, streams: Mapping[str, Tensor], window: int
+) -> Iterator[tuple[Tensor, Callable[[str], Tensor]]]:
+    """For a few positions of one window at a time: the true next tokens, and logits by name."""
+    row = slice(window, window + 1)
+    ids = batch.input_ids[row]
+    one = MicroBatch(ids, None, batch.calls)
+    length = ids.shape[1] - 1
+    step = max(1, LOGITS_AT_ONCE // model.model.config.vocab_size)
+    for start in range(0, length, step):
+        positions = slice(start, min(start + step, length))
+
+        def logits(name: str, positions: slice = positions) -> Tensor:
+            return model.logits(one, streams[name][row], positions)[0]
+
+        yield ids[0, 1:][positions], logits
+
+
+def _window_losses(
+    model: LayerwiseModel,
+    batch: MicroBatch,
+    streams: Mapping[str, Tensor],
+    window: int,
+    divergence: bool,
+) -> dict[str, LossSums]:
+    """Losses of one window, its logits made for a few positions at a time."""
+    totals = {name: LossSums() for name in streams}
+    for targets, logits in _window_logits(model, batch, streams, window):
+        dense = logits(DENSE)
+        reference = Reference.of(dense) if divergence else None
+        for name in streams:
+            if name == DENSE:
+                sums = sum_losses(dense, targets)
+                agreements = sums.num_tokens if divergence else 0  # with itself
+                totals[name] = totals[name] + replace(sums, agreements=agreements)
+            else:
+                totals[name] = totals[name] + sum_losses(logits(name), targets, reference)
+    return totals

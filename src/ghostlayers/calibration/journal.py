@@ -1,0 +1,308 @@
+"""What a long run keeps, so that the same command goes on where it was killed.
+
+A run is a sequence of passes over text, each of which makes sums (`passes.visit`). Which passes
+there are depends on nothing but the request and the sums before, so a pass is known by what it does
+and how often that was done before. While one is under way its sums are written every half minute,
+whole or not at all, with the windows that are in them; run again, the same request finds them,
+passes over what is done, and ends with the same bits: sums continue in the same order, and whatever
+was not kept is computed again.
+
+The files are safetensors. The request they belong to lies beside them, and another one is refused.
+"""
+
+import contextlib
+import hashlib
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ghostlayers.errors import OutputError, ResumeError
+from ghostlayers.runtime import drafts
+from ghostlayers.runtime.documents import check, read_json, strict, to_json
+from ghostlayers.runtime.files import whole_file, write_whole
+from ghostlayers.runtime.locks import holding
+from ghostlayers.runtime.parallel import all_hold, by_first, world
+from ghostlayers.spans import small_number
+
+SECONDS_BETWEEN = 30.0
+"""How much work a killed run loses at most, and how often it writes."""
+
+REQUEST = "request.json"
+
+KEPT = ("*-of-process-*-*.safetensors", "*-of-process-*-*.rows", "*.draft")
+"""What a run keeps beside its request; drafts are of older versions."""
+
+
+class Flushable(Protocol):
+    """A file."""
+
+    def flush(self) -> None:
+        """Have it hold all that was written."""
+
+
+@dataclass
+class Journal:
+    """The kept passes of one run.
+
+    Attributes:
+        folder: where they lie.
+        seconds_between: at least so much work lies between two writes.
+        request: digest of what the sums depend on.
+        resumed: windows that did not have to be visited again.
+    """
+
+    folder: Path
+    seconds_between: float = SECONDS_BETWEEN
+    request: str = ""
+    resumed: int = 0
+    _opened: Counter[str] = field(default_factory=Counter)
+
+    def next_pass(self, description: str) -> "KeptPass":
+        """The record of the pass that begins now."""
+        self._opened[description] += 1
+        return KeptPass(self, self._path(description, self._opened[description]), description)
+
+    def file_for(self, description: str) -> Path:
+        """A file for what the next pass of that description keeps beside its sums."""
+        return self._path(description, self._opened[description] + 1).with_suffix(".rows")
+
+    def _path(self, description: str, number: int) -> Path:
+        here = world()
+        what = re.sub(r"\W+", "-", description).lower()[:60]
+        name = f"{what}-{number}-of-process-{here.rank}-{here.size}"
+        return self.folder / f"{name}.safetensors"
+
+
+@dataclass
+class KeptPass:
+    """The sums of one pass, as far as they are kept.
+
+    There are two files: the sums over this process's share so far, and those over all processes
+    once the pass has ended. A process that has the second may meet one that was killed before it
+    had; then both go on from the first.
+
+    Attributes:
+        journal: whose pass it is.
+        share: the file of this process's sums.
+        description: of the pass; it must be the same when the run goes on.
+        windows_at_once: in a group, as the pass began; 0 if nothing is kept.
+        done: windows, counted from the first, that are in the sums or another process's.
+        merged: the sums are those of all processes.
+    """
+
+    journal: Journal
+    share: Path
+    description: str
+    windows_at_once: int = 0
+    done: int = 0
+    merged: bool = False
+    _began: float = field(default_factory=time.monotonic)
+    _written: float = field(default_factory=time.monotonic)
+
+    @property
+    def whole(self) -> Path:
+        """The file of the sums over all processes."""
+        return self.share.with_suffix(f".all{self.share.suffix}")
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill the sums with what was kept, if anything was.
+
+        Raises:
+            ResumeError: the file is of another pass, or damaged.
+        """
+        self.merged = all_hold(self.whole.is_file())
+        path = self.whole if self.merged else self.share
+        if not path.is_file():
+            return
+        try:
+            with safe_open(path, framework="pt") as file:
+                notes = file.metadata() or {}
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise self._refuse(path, f"cannot be read ({error})") from error
+        shapes = {name: tuple(each.shape) for name, each in tensors.items()}
+        if notes.get("request") != self.journal.request:
+            raise self._refuse(path, "was written by a run of another request beside this one")
+        if notes.get("description") != self.description or shapes != {
+            name: tuple(each.shape) for name, each in found.items()
+        }:
+            raise self._refuse(path, "is of another stage")
+        for name, tensor in tensors.items():
+            tensor.copy_(found[name])
+        numbers = [small_number(notes.get(name, "")) for name in ("windows_at_once", "done")]
+        if numbers[0] is None or numbers[1] is None:
+            raise self._refuse(path, "does not say how far it is")
+        self.windows_at_once, self.done = numbers[0], numbers[1]
+        self.journal.resumed += self.done
+
+    def begin(self, windows_at_once: int, tensors: Mapping[str, Tensor]) -> None:
+        """Go on with groups of so many windows; what was kept of other groups is forgotten."""
+        if self.done and self.windows_at_once != windows_at_once:
+            self.done, self.merged = 0, False
+            for tensor in tensors.values():
+                tensor.zero_()
+        self.windows_at_once = windows_at_once
+
+    @staticmethod
+    def _refuse(path: Path, what: str) -> ResumeError:
+        return ResumeError(
+            f"'{path}' {what}; delete '{path.parent}' to begin anew (or prune with --restart)."
+        )
+
+    def note(
+        self, done: int, tensors: Mapping[str, Tensor], files: Sequence[Flushable] = ()
+    ) -> None:
+        """Count windows as done, and write the sums where enough work has gone into them.
+
+        Files that hold more of them are written to the disk first.
+        """
+        self.done = done
+        if time.monotonic() - self._written >= self.journal.seconds_between:
+            for each in files:
+                each.flush()
+            self._write(self.share, tensors)
+
+    def end(
+        self, done: int, tensors: Mapping[str, Tensor], files: Sequence[Flushable] = ()
+    ) -> None:
+        """All is done, in every process: write the sums, unless they are made again at once."""
+        self.done, self.merged = done, True
+        for each in files:
+            each.flush()
+        if time.monotonic() - self._began >= self.journal.seconds_between / 10:
+            self._write(self.whole, tensors)
+            self.share.unlink(missing_ok=True)
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        notes = {
+            "description": self.description,
+            "request": self.journal.request,
+            "windows_at_once": str(self.windows_at_once),
+            "done": str(self.done),
+        }
+        kept = {name: each.detach().contiguous() for name, each in tensors.items()}
+        try:
+            with whole_file(path) as draft:
+                save_file(kept, draft, metadata=notes)
+        except SafetensorError as error:
+            raise OutputError(f"cannot keep the run's state in '{path}': {error}.") from error
+        self._written = time.monotonic()
+
+
+_CURRENT: ContextVar[Journal | None] = ContextVar("journal", default=None)
+
+
+def current() -> Journal | None:
+    """The journal of the run that is under way, if it keeps one."""
+    return _CURRENT.get()
+
+
+def folder_for(out: Path) -> Path:
+    """Where a run that is to write ``out`` keeps its state."""
+    return out.absolute().parent / f".{out.name}.ghostlayers-run"
+
+
+@contextlib.contextmanager
+def keeping(
+    folder: Path, request: Mapping[str, Any], *, seconds_between: float | None = None
+) -> Iterator[Journal]:
+    """Keep passes in a folder for as long as the context lasts; delete them if it ends well.
+
+    Args:
+        folder: see `folder_for`.
+        request: all that the sums depend on, as plain values.
+        seconds_between: see `Journal`; None for `SECONDS_BETWEEN`.
+
+    Raises:
+        ResumeError: the folder holds the passes of another request.
+        OutputError: it cannot be written.
+    """
+    wanted = strict(json.loads(json.dumps(request, default=str)))
+    pause = SECONDS_BETWEEN if seconds_between is None else seconds_between
+    asked = digest(json.dumps(wanted, sort_keys=True))
+    with contextlib.ExitStack() as stack:
+        by_first(lambda: stack.enter_context(_alone_in(folder)))
+        _open(folder, wanted)
+        token = _CURRENT.set(Journal(folder, pause, asked))
+        try:
+            yield _CURRENT.get()  # type: ignore[misc]
+        finally:
+            _CURRENT.reset(token)
+            if not any(folder.glob("*.safetensors")):  # nothing worth keeping
+                finish(folder)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Be the only run that keeps its state in a folder, without what killed ones left half-done.
+
+    Raises:
+        OutputError: another run is there, or it cannot be written.
+    """
+    with holding(folder):
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise OutputError(f"'{folder}' is no folder, so no state can be kept there; remove it.")
+        drafts.clear(folder)
+        yield
+
+
+def finish(folder: Path) -> None:
+    """Delete what a run kept, as its result is written, and nothing else that lies there."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    ours = [each for pattern in KEPT for each in folder.glob(pattern)]
+    # The request goes last: what is there without one is nobody's.
+    for path in (*ours, folder / REQUEST):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _open(folder: Path, wanted: dict[str, Any]) -> None:
+    path = folder / REQUEST
+    # A run that was killed before it kept any sums left only its request: nothing to mix.
+    if not path.is_file() or not any(folder.glob("*.safetensors")):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot write '{folder}': {error.strerror}.") from error
+        write_whole(path, to_json(wanted))
+        return
+    kept = check(read_json(path, ResumeError), dict[str, Any], f"'{path}'", ResumeError)
+    differing = sorted(key for key in {*kept, *wanted} if kept.get(key) != wanted.get(key))
+    if differing:
+        shown = "; ".join(
+            f"{key}: {_short(kept.get(key))} then, {_short(wanted.get(key))} now"
+            for key in differing[:4]
+        )
+        raise ResumeError(
+            f"'{folder}' holds what an interrupted run of another request kept ({shown}). Repeat "
+            "that request to go on with it, delete the folder (or prune with --restart) to discard "
+            "it, or choose another output."
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def digest(*parts: bytes | str) -> str:
+    """SHA-256 of several parts, as hexadecimal digits."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(len(data).to_bytes(8, "big"))
+        total.update(data)
+    return total.hexdigest()

@@ -1,0 +1,350 @@
+"""Scoring layers and spans of layers: one sweep of a model over the calibration windows."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghostlayers.calibration import journal
+from ghostlayers.calibration.boundaries import BoundaryStore
+from ghostlayers.calibration.cuts import Cut
+from ghostlayers.calibration.fitting import Fitting
+from ghostlayers.calibration.gathering import Gatherer, Layout
+from ghostlayers.calibration.passes import visit
+from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.modeling import norm_eps
+from ghostlayers.repairs import find_method
+from ghostlayers.repairs.base import Repair
+from ghostlayers.runtime.parallel import add_up, world
+from ghostlayers.runtime.progress import Progress, Silent
+from ghostlayers.selection import ScoreTable, SpanScore
+from ghostlayers.selection.angular import add_last_tokens
+from ghostlayers.selection.births import NormProfile, born_inside
+from ghostlayers.selection.cosine import CosineAxis, add_window, block_influence
+from ghostlayers.selection.pairs import empty_pairs
+from ghostlayers.selection.residual import (
+    TOKENS_PER_CHANNEL,
+    TokenSample,
+    sample_mask,
+    span_residual,
+)
+from ghostlayers.spans import Span
+from ghostlayers.surgery.features import feature_widths, stream_feature
+from ghostlayers.text.tokens import Windows
+
+STREAM_FEATURES = frozenset({"x", "norm", "one"})
+"""Features that a sample of the stream alone gives."""
+
+GHOST = find_method("ghost")
+
+
+def measure_scores(
+    model: LayerwiseModel,
+    windows: Windows,
+    spans: Sequence[Span],
+    *,
+    cosine_axis: CosineAxis = "hidden",
+    residuals: bool = True,
+    keep_sample: bool = False,
+    cut: Cut | None = None,
+    seed: int = 0,
+    batch_size: int = 0,
+    progress: Progress | None = None,
+    description: str = "Scoring layers",
+    memo: "Memo | None" = None,
+) -> tuple[ScoreTable, TokenSample | None]:
+    """Score every candidate span from one sweep over the windows.
+
+    Nothing of the stream outlives its micro-batch but sums and the sample.
+
+    Args:
+        model: the dense model.
+        windows: calibration windows.
+        spans: candidates.
+        cosine_axis: see `scores.cosine.add_window`.
+        residuals: also measure how much of each span a linear map replaces.
+        keep_sample: return sampled tokens even without residuals.
+        cut: score this cut and repaired model instead, its boundaries numbered as `Cut.walk` does.
+        seed: chooses the tokens that are sampled, the same for every cut.
+        batch_size: windows at a time; 0 chooses.
+        progress: told of every window.
+        description: of the stage.
+        memo: sweeps of the dense model that were made before, and this one afterwards.
+
+    Returns:
+        The table, and the sampled tokens behind its residuals (None without).
+    """
+    cut = cut or Cut(model, {})
+    key = (windows.input_ids.data_ptr(), tuple(windows.input_ids.shape), cosine_axis, seed)
+    swept = None if memo is None or cut.repairs else memo.get(key)
+    if swept is None:
+        wanted = residuals or keep_sample or memo is not None
+        swept = _sweep_scores(
+            cut, windows, cosine_axis, seed, batch_size, wanted, progress, description
+        )
+        if memo is not None and not cut.repairs:
+            memo[key] = swept
+    table = _score_table(
+        swept.similarity,
+        swept.angular,
+        swept.profile,
+        spans,
+        swept.sample if residuals else None,
+        progress,
+    )
+    return table, swept.sample if residuals or keep_sample else None
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What one sweep over the calibration windows says of every span of any length.
+
+    Attributes:
+        similarity: mean cosine of every pair of boundaries, [boundaries, boundaries].
+        angular: mean angular distance at the last token, [boundaries, boundaries].
+        profile: token norms.
+        sample: sampled tokens at every boundary.
+    """
+
+    similarity: Tensor
+    angular: Tensor
+    profile: NormProfile
+    sample: TokenSample | None
+
+
+Memo = dict[Any, Swept]
+"""Sweeps by what they were made of: one serves every number of layers and every selection."""
+
+
+class _ScoreSums:
+    """What one sweep keeps of every window.
+
+    Args:
+        boundaries: of the model.
+        windows: that will be swept.
+        axis: of the cosine.
+        masks: which tokens are sampled, [windows, sequence]; None for none.
+        sample: where they go.
+    """
+
+    def __init__(
+        self,
+        boundaries: int,
+        windows: Windows,
+        axis: CosineAxis,
+        masks: Tensor | None = None,
+        sample: BoundaryStore | None = None,
+    ) -> None:
+        self._axis, self._masks, self.sample = axis, masks, sample
+        self._length = windows.sequence_length
+        self.cosines, self.angles = (
+            torch.zeros(boundaries, boundaries, dtype=torch.float64) for _ in range(2)
+        )
+        self.counts = torch.zeros(2, dtype=torch.float64)
+        self.norms = torch.zeros(boundaries, len(windows) * self._length)
+        if masks is not None:
+            before = masks.flatten(1).sum(dim=1).cumsum(dim=0)
+            self._places = [0, *before.tolist()]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `passes.Sums`; a sample in a file is one of the `stores`."""
+        kept = {
+            "cosines": self.cosines,
+            "angles": self.angles,
+            "counts": self.counts,
+            "norms": self.norms,
+        }
+        whole = None if self.sample is None else self.sample.tensor
+        return kept if whole is None else {**kept, "sample": whole}
+
+    def stores(self) -> list[BoundaryStore]:
+        """See `passes.FiledSums`."""
+        return [] if self.sample is None or self.sample.tensor is not None else [self.sample]
+
+    def add(self, window: int, streams: Tensor) -> None:
+        """Add one window's stream at every boundary, [boundaries, sequence, hidden]."""
+        boundaries = len(streams)
+        cosines = add_window(empty_pairs(boundaries), streams, self._axis)
+        angles = add_last_tokens(empty_pairs(boundaries), streams[:, -1:])
+        self.cosines += cosines.total
+        self.angles += angles.total
+        self.counts += torch.tensor([cosines.count, angles.count])
+        first = window * self._length
+        self.norms[:, first : first + self._length] = _norms(streams)
+        if self.sample is not None and self._masks is not None:
+            chosen = self._masks[window].nonzero().flatten().to(streams.device)
+            for boundary, rows in enumerate(streams.index_select(1, chosen)):
+                self.sample.write(boundary, int(self._places[window]), rows)
+
+    def swept(self) -> "Swept":
+        """Means over all windows."""
+        cosines, angles = self.counts.tolist()
+        return Swept(
+            self.cosines / max(cosines, 1),
+            self.angles / max(angles, 1),
+            NormProfile(self.norms),
+            None if self.sample is None else TokenSample(self.sample),
+        )
+
+
+def _sweep_scores(
+    cut: Cut,
+    windows: Windows,
+    cosine_axis: CosineAxis,
+    seed: int,
+    batch_size: int,
+    sampled: bool,
+    progress: Progress | None,
+    description: str,
+) -> Swept:
+    """Sums over all windows; nothing of the stream outlives its group of windows but these."""
+    model = cut.model
+    boundaries, hidden = model.num_layers + 1, model.model.config.hidden_size
+    masks = sample = None
+    if sampled:
+        wanted = TOKENS_PER_CHANNEL * hidden
+        generator = torch.Generator().manual_seed(seed)
+        masks = sample_mask(len(windows), windows.sequence_length, wanted, generator)
+        shape = (boundaries, int(masks.sum()), hidden)
+        on_disk, record = model.residency.on_disk, journal.current()
+        path = record.file_for(description) if on_disk and record is not None else None
+        sample = BoundaryStore(
+            shape,
+            model.model.dtype,
+            model.device,
+            on_processor=model.residency.offloaded,
+            on_disk=on_disk,
+            path=path,
+        )
+    sums = _ScoreSums(boundaries, windows, cosine_axis, masks, sample)
+    visited = visit(
+        model,
+        windows,
+        sums,
+        description=description,
+        batch_size=batch_size,
+        elsewhere=boundaries,
+        progress=progress,
+    )
+    for start, ids in visited:
+        _add_group(sums, cut, start, ids)
+    return sums.swept()
+
+
+def _add_group(sums: _ScoreSums, cut: Cut, start: int, ids: Tensor) -> None:
+    """Add a group of windows; a call of its own, so that its streams go before the next come."""
+    for window, streams in _all_boundaries(cut, ids):
+        sums.add(start + window, streams)
+
+
+def measure_norms(model: LayerwiseModel, windows: Windows, *, batch_size: int = 0) -> NormProfile:
+    """Norms of every token at every boundary."""
+    dense = Cut(model, {})
+    sums = _ScoreSums(model.num_layers + 1, windows, "hidden")
+    title = "Looking for massive activations"
+    visited = visit(
+        model,
+        windows,
+        sums,
+        description=title,
+        batch_size=batch_size,
+        elsewhere=model.num_layers + 1,
+    )
+    for start, ids in visited:
+        _add_group(sums, dense, start, ids)
+    return NormProfile(sums.norms)
+
+
+def _norms(streams: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(streams, dim=-1, dtype=torch.float32)
+    return norms.cpu()
+
+
+@torch.no_grad()
+def _all_boundaries(cut: Cut, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each window's stream at every boundary, [boundaries, sequence, hidden].
+
+    The stream of an offloaded model is kept where its layers are: many windows visit one at once.
+    """
+    batch, stream = cut.model.begin(ids)
+    count, length, hidden = stream.shape
+    residency = cut.model.residency
+    store = BoundaryStore(
+        (cut.model.num_layers + 1, count * length, hidden),
+        stream.dtype,
+        stream.device,
+        on_processor=residency.offloaded,
+        on_disk=residency.on_disk,
+    )
+    for boundary, here in cut.walk(batch, stream):
+        store.write(boundary, 0, here.flatten(0, 1))
+    for window in range(count):
+        yield window, store.stretch(window * length, (window + 1) * length)
+
+
+def _score_table(
+    similarity: Tensor,
+    angular: Tensor,
+    profile: NormProfile,
+    spans: Sequence[Span],
+    sample: TokenSample | None,
+    progress: Progress | None,
+) -> ScoreTable:
+    residuals = None if sample is None else _residuals(sample, spans, progress)
+    scores = []
+    for index, span in enumerate(spans):
+        cosine = float(similarity[span.start, span.stop])
+        residual = None if residuals is None else float(residuals[index])
+        score = SpanScore(span, cosine, residual, born_inside(profile, span))
+        scores.append(replace(score, angular=float(angular[span.start, span.stop])))
+    return ScoreTable(
+        num_layers=similarity.shape[0] - 1,
+        similarity=similarity,
+        block_influence=tuple(block_influence(similarity)),
+        spans=tuple(scores),
+        norms=profile,
+        angular=angular,
+    )
+
+
+def _residuals(sample: TokenSample, spans: Sequence[Span], progress: Progress | None) -> Tensor:
+    """How badly a linear map replaces each span, [spans]; several processes share them out."""
+    found, here = torch.zeros(len(spans), dtype=torch.float64), world()
+    with (progress or Silent()).stage("Fitting a map across every span", len(spans)) as advance:
+        for index, span in enumerate(spans):
+            if here.takes(index):
+                source, target = sample.streams[span.start], sample.streams[span.stop]
+                found[index] = span_residual(source, target, sample.held_out().to(source.device))
+            advance(1)
+    add_up([found])
+    return found
+
+
+def fit_sample(
+    model: LayerwiseModel,
+    sample: TokenSample,
+    span: Span,
+    fitting: Fitting,
+    received: TokenSample | None = None,
+) -> Repair:
+    """A repair of one span from sampled tokens alone: good enough to rank spans by their loss.
+
+    Methods that read more than the stream are stood in for by Ghost, which they contain or come
+    near to. ``received`` samples the same tokens of the stream that the gap will really receive,
+    where that is not the dense one.
+    """
+    source, target = (received or sample).streams[span.start], sample.streams[span.stop]
+    method = fitting.method if set(fitting.method.needs.features) <= STREAM_FEATURES else GHOST
+    method = GHOST if method.needs.pieces else method
+    quick = replace(
+        fitting, method=method, options=replace(fitting.options, report_condition=False)
+    )
+    widths = feature_widths(model.model, {"x", *method.needs.features})
+    layout = Layout(widths, 1, len(source), source.dtype, source.device)
+    gatherer = Gatherer(method.needs, layout, token_weight=quick.weighting)
+    names = gatherer.features
+    read = {name: stream_feature(model, name, source, span) for name in names}
+    gatherer.add(0, source, target, read)
+    return quick.fit(gatherer.evidence(norm_eps(model.model.config)), last=True)

@@ -1,0 +1,1 @@
+"""What is saved: written, proved, described, read back and sent."""

@@ -1,0 +1,290 @@
+"""A repaired model as what distinguishes it from its base: spans, operators, refitted projections.
+
+An adapter is megabytes where a checkpoint is gigabytes. It names its base model by a hash of every
+weight, and is not put on any other.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ghostlayers.checkpoint import proof, records, saving
+from ghostlayers.errors import ModelError, RecipeError
+from ghostlayers.model import multimodal
+from ghostlayers.model.loading import DTYPES, LoadedModel, load_model
+from ghostlayers.model.residency import sorted_parameters
+from ghostlayers.model.stream import find_decoder_layers
+from ghostlayers.model.weights import as_stored
+from ghostlayers.recipe import RunOptions
+from ghostlayers.repairs.base import Operator, Repair
+from ghostlayers.runtime.outputs import check_output
+from ghostlayers.runtime.places import base_of, check_apart
+from ghostlayers.spans import Span
+from ghostlayers.surgery import removal
+from ghostlayers.surgery.folding import layer_weights
+from ghostlayers.surgery.stock_layer import as_stock_layers
+
+WEIGHTS = "adapter.safetensors"
+
+SAME_ANSWERS = 0.02
+"""Relative difference of logits up to which a base is the same; bfloat16 differs by less."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What a folder of an adapter holds.
+
+    Attributes:
+        record: its provenance.
+        repairs: operators and scales, one repair a gap; folds are in ``folded``.
+        folded: changed parameters by layer of the base model.
+    """
+
+    record: dict[str, Any]
+    repairs: dict[Span, Repair]
+    folded: dict[int, dict[str, Tensor]]
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The removed layers."""
+        return tuple(Span(start, stop) for start, stop in self.record["cut"]["spans"])
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The type of the base model's weights on disk."""
+        return DTYPES[self.record["base_model"]["stored_dtype"]]
+
+
+def weights_hash(model: Any, stored_dtype: torch.dtype) -> str:
+    """SHA-256 of every parameter's name, shape and bytes in the type they are stored in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted_parameters(model):
+        stored = as_stored(tensor, stored_dtype).cpu().contiguous()
+        digest.update(f"{name} {tuple(stored.shape)} {stored.dtype}".encode())
+        digest.update(stored.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_precision(loaded: LoadedModel, stored_dtype: torch.dtype) -> None:
+    """Refuse a model that computes in a type which rounds its weights on disk.
+
+    Raises:
+        RecipeError: its weights cannot be told from another model's any more.
+    """
+    computes_in = loaded.model.dtype
+    if torch.promote_types(computes_in, stored_dtype) != computes_in:
+        stored, rounded = (str(each).removeprefix("torch.") for each in (stored_dtype, computes_in))
+        raise RecipeError(
+            f"an adapter knows its base by the weights on disk, in {stored}, which {rounded} "
+            f"rounds. Pass --dtype {' or '.join(dict.fromkeys((stored, 'float32')))}."
+        )
+
+
+def answers(model: Any) -> list[float]:
+    """The highest logit after each of some tokens: what config and buffers make of the weights."""
+    logits = proof.logits_of_some_tokens(model)
+    return [round(float(each), 4) for each in logits[0].max(dim=-1).values]
+
+
+def _check_answers(model: Any, known: list[float] | None, name: str) -> None:
+    if known is None:  # an adapter older than this check
+        return
+    found, wanted = torch.tensor(answers(model)), torch.tensor(known)
+    if not (found - wanted).norm() <= SAME_ANSWERS * wanted.norm():
+        raise ModelError(
+            f"'{name}' has the weights that this adapter was made on, but computes something else "
+            "with them: its config.json was changed (rope_theta, a norm's eps, ...)."
+        )
+
+
+def save_adapter(
+    out: Path,
+    dense: LoadedModel,
+    model: Any,
+    repairs: Mapping[Span, Repair],
+    record: dict[str, Any],
+    *,
+    overwrite: bool = False,
+) -> proof.Verification:
+    """Write an adapter, and prove that it makes the same model of the base again.
+
+    Args:
+        out: the folder to make.
+        dense: the base model.
+        model: the repaired one that it must make.
+        repairs: one a gap.
+        record: provenance.
+        overwrite: replace what Ghostlayers made.
+
+    Raises:
+        OutputError: see `outputs.check_output`.
+        RecipeError: see `check_precision`.
+        VerificationError: the rebuilt model differs; nothing is left behind.
+    """
+    stored = dense.stored_dtype
+    check_precision(dense, stored)
+    tensors, gaps = _tensors(dense.model, repairs, stored)
+    base = {
+        **record["base_model"],
+        "sha256": weights_hash(dense.model, stored),
+        "stored_dtype": str(stored).removeprefix("torch."),
+        "answers": answers(dense.model),
+    }
+    record = {**record, "base_model": base, "gaps": gaps, "mode": "adapter"}
+
+    def prove(folder: Path) -> proof.Verification:
+        return proof.compare_logits(_rebuild(dense, _read(folder, record)), model)
+
+    return saving.save_tensors(out, WEIGHTS, tensors, record, prove, overwrite=overwrite)
+
+
+def _tensors(
+    model: Any, repairs: Mapping[Span, Repair], stored_dtype: torch.dtype
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """What is written, by name, and what the record says of it."""
+    tensors: dict[str, Tensor] = {}
+    gaps = []
+    layers = find_decoder_layers(model)
+    for span, repair in repairs.items():
+        operator = repair.operator or Operator()
+        for name, value in operator.parameters.items():
+            tensors[f"operator.{span.start}-{span.stop}.{name}"] = value.to(stored_dtype)
+        for layer, weights in layer_weights(model, layers, span, repair, stored_dtype).items():
+            for name, value in weights.items():
+                tensors[f"layer.{layer}.{name}"] = value.to(stored_dtype)
+        gaps.append(
+            {
+                "span": [span.start, span.stop],
+                "method": repair.method,
+                "operator": list(operator.parameters),
+                "eps": operator.eps,
+                "scale": repair.scale,
+            }
+        )
+    return {name: each.cpu().contiguous() for name, each in tensors.items()}, gaps
+
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """An adapter from its folder.
+
+    Raises:
+        ModelError: the folder holds none, or a damaged one.
+    """
+    record = records.inspect(folder)
+    if record["mode"] != "adapter":
+        raise ModelError(
+            f"'{folder}' holds a whole model, not an adapter: load it with "
+            "AutoModelForCausalLM.from_pretrained."
+        )
+    try:
+        if WEIGHTS not in record["files"]:
+            raise ValueError(f"its record names no {WEIGHTS}")
+        records.check_files(Path(folder), {"files": {WEIGHTS: record["files"][WEIGHTS]}})
+        return _read(Path(folder), record)
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise ModelError(f"'{folder}' is damaged: {error}. Get it again.") from error
+
+
+def _read(folder: Path, record: dict[str, Any]) -> Adapter:
+    tensors = load_file(folder / WEIGHTS)
+    repairs, folded = {}, dict[int, dict[str, Tensor]]()
+    for gap in record["gaps"]:
+        span = Span(*gap["span"])
+        prefix = f"operator.{span.start}-{span.stop}."
+        parameters = {name: tensors[prefix + name] for name in gap["operator"]}
+        operator = Operator(parameters, eps=gap["eps"]) if parameters else None
+        repairs[span] = Repair(gap["method"], operator, scale=gap["scale"])
+    for name, tensor in tensors.items():
+        if name.startswith("layer."):
+            _, layer, path = name.split(".", 2)
+            folded.setdefault(int(layer), {})[path] = tensor
+    return Adapter(record, repairs, folded)
+
+
+def _rebuild(dense: LoadedModel, adapter: Adapter) -> Any:
+    stored = adapter.stored_dtype
+    model = removal.prune_layers(
+        dense.model, adapter.spans, adapter.repairs, stored_dtype=stored, folded=adapter.folded
+    )
+    if adapter.record["recipe"].get("export") == "stock-layer":
+        return as_stock_layers(dense.model, model, adapter.spans, adapter.repairs, stored)
+    return model
+
+
+def open_adapter(
+    folder: str | Path, base: str | Path | None = None, options: RunOptions | None = None
+) -> tuple[Any, LoadedModel, Adapter]:
+    """The repaired model, its base and the adapter; see `from_adapter`."""
+    adapter = read_adapter(folder)
+    known = adapter.record["base_model"]
+    name, revision = (base, None) if base else (known["name"], known["revision"])
+    if base is None and not known["on_hub"] and not Path(name).exists():
+        raise ModelError(
+            f"the adapter was made on '{name}', which is not on this machine. Say where that model "
+            "is now (base=..., or --base on the command line)."
+        )
+    dense = load_model(str(name), options or RunOptions(), revision)
+    check_precision(dense, adapter.stored_dtype)
+    found = weights_hash(dense.model, adapter.stored_dtype)
+    if found != known["sha256"]:
+        raise ModelError(
+            f"'{dense.base.name}' is not the model that this adapter was made on: its weights hash "
+            f"to {found[:12]}..., expected {known['sha256'][:12]}... ({known['name']}, revision "
+            f"{known['revision'] or 'unknown'})."
+        )
+    _check_answers(dense.model, known.get("answers"), dense.base.name)
+    return _rebuild(dense, adapter), dense, adapter
+
+
+def from_adapter(
+    folder: str | Path, base: str | Path | None = None, options: RunOptions | None = None
+) -> Any:
+    """Build the repaired model that an adapter describes.
+
+    Args:
+        folder: the adapter's.
+        base: where the base model is, if not where it was when the adapter was made.
+        options: dtype and device.
+
+    Returns:
+        A transformers model, as `from_pretrained` on the whole checkpoint would give it.
+
+    Raises:
+        ModelError: the base model cannot be found, or is not the one it was made on.
+    """
+    return multimodal.whole_of(open_adapter(folder, base, options)[0])
+
+
+def materialize(
+    folder: str | Path,
+    out: str | Path,
+    base: str | Path | None = None,
+    options: RunOptions | None = None,
+    *,
+    overwrite: bool = False,
+) -> proof.Verification:
+    """Write the whole checkpoint that an adapter describes, and prove that it reloads.
+
+    Arguments as for `from_adapter`; ``out`` is the folder to make.
+
+    Raises:
+        ModelError: see `from_adapter`.
+        OutputError: see `outputs.check_output`.
+    """
+    out = Path(out)
+    check_output(out, overwrite=overwrite, needed_bytes=0)
+    check_apart({"adapter": [folder], "base": [base or base_of(folder)]}, {"output": out})
+    model, dense, adapter = open_adapter(folder, base, options)
+    record = {key: value for key, value in adapter.record.items() if key not in ("gaps", "files")}
+    return saving.save_checkpoint(
+        out, model, dense.tokenizer, record,
+        stored_dtype=adapter.stored_dtype, base_folder=dense.base.folder,
+        processor=dense.processor, overwrite=overwrite,
+    )  # fmt: skip

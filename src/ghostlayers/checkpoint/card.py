@@ -1,0 +1,221 @@
+"""The model card of a pruned checkpoint."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ghostlayers.checkpoint.record import base_title
+from ghostlayers.runtime.files import shown_name
+from ghostlayers.runtime.shown import code, markdown, one_line
+from ghostlayers.spans import format_layers
+
+_NAMES = """
+    afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0 bigcode-openrail-m
+    bigscience-bloom-rail-1.0 bigscience-openrail-m bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear
+    bsl-1.0 c-uda cc cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0
+    cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nd-4.0
+    cc-by-sa-3.0 cc-by-sa-4.0 cc0-1.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0
+    creativeml-openrail-m deepfloyd-if-license ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2
+    gemma gfdl gpl gpl-2.0 gpl-3.0 h-research intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr
+    llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit mpl-2.0 ms-pl ncsa odbl odc-by
+    ofl-1.1 openrail openrail++ osl-3.0 pddl postgresql unknown unlicense wtfpl zlib
+    """
+LICENCES = frozenset(_NAMES.split())
+"""What the hub takes for the name of a licence; any other is ``other``, with a name of its own."""
+
+_TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ base }} without decoder layers {{ removed }} ({{ num_removed }} of {{ num_layers }}), made by
+Ghostlayers {{ version }}{{ how }}.
+
+| | layers |
+|---|---|
+| removed | {{ removed }} |
+| kept | {{ kept }} |
+
+## What it costs
+
+{{ losses }}
+
+## How to load it
+
+{{ loading }}
+
+## How it was made
+
+{{ fits }}
+The recipe, the versions, the hashes of the calibration text and of the weights, and every measured
+candidate are in `ghostlayers.json`.
+
+## Licence
+
+{{ licence }}
+"""
+
+
+def render_card(record: Mapping[str, Any]) -> str:
+    """The card of a record as `checkpoint` writes it into ``ghostlayers.json``."""
+    base = record["base_model"]
+    cut = record["cut"]
+    title = f"{one_line(base_title(base))}, {len(cut['removed'])} layers removed"
+    licence, named = _licence_entries(base["licence"])
+    data = ModelCardData(
+        model_name=title,
+        eval_results=_metrics(record) or None,
+        license=licence,
+        license_name=named,
+        base_model=base["name"] if base["on_hub"] and _HUB_ID.match(base["name"]) else None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["ghostlayers", "layer-pruning", one_line(record["recipe"]["repair"])],
+    )
+    card = ModelCard.from_template(
+        data,
+        template_str=_TEMPLATE,
+        title=markdown(title),
+        base=_base_name(base),
+        removed=format_layers(cut["removed"]),
+        kept=format_layers(cut["kept"]),
+        num_removed=len(cut["removed"]),
+        num_layers=len(cut["removed"]) + len(cut["kept"]),
+        version=markdown(record["versions"].get("ghostlayers", "of an unknown version")),
+        how=_how(record),
+        losses=loss_table(record),
+        loading=_loading(record),
+        fits=_fits(record),
+        licence=_licence(base),
+    )
+    return str(card.content)
+
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?\Z", re.ASCII)
+
+
+def _licence_entries(stated: str | None) -> tuple[str, str | None]:
+    """What the card's header says of the licence, and its name where the hub knows none."""
+    name = one_line(stated or "see-base-model").lower()
+    if name in LICENCES:
+        return name, None
+    named = re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", name) and name != "other"
+    return "other", name if named else "see-base-model"
+
+
+def _metrics(record: Mapping[str, Any]) -> list[EvalResult]:
+    """The repaired model's measurements, as the hub's leaderboards read them."""
+    rows = [row for row in record["evidence"] if row["model"] == "repaired"]
+    if not rows:
+        return []
+    corpus = one_line(shown_name(record["evidence_text"]["corpus"]))
+    measured = {
+        "perplexity": ("Perplexity", rows[0]["perplexity"]),
+        "kl_divergence": ("KL to the dense model (nats a token)", rows[0]["kl_nats"]),
+    }
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=corpus,
+            dataset_name=f"{corpus}, held-out calibration windows",
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for kind, (name, value) in measured.items()
+    ]
+
+
+def _how(record: Mapping[str, Any]) -> str:
+    repair = record["recipe"]["repair"]
+    if repair == "none":
+        return ", not repaired"
+    return f", each gap repaired in closed form by `{code(repair)}`, without training"
+
+
+def loss_table(record: Mapping[str, Any]) -> str:
+    """Loss, divergence and agreement on the held-out calibration windows, as Markdown."""
+    evidence = record["evidence"]
+    if not evidence:
+        return "Not measured (no held-out windows were asked for)."
+    rows = [
+        "| | loss (nats a token) | perplexity | KL to dense (nats) | same next token |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {markdown(row['model'])} | {row['loss_nats']:.3f} | {row['perplexity']:.2f} | "
+            f"{row['kl_nats']:.3f} | {row['greedy_agreement']:.1%} |"
+            for row in evidence
+        ),
+    ]
+    text = record["evidence_text"]
+    note = (
+        f"On {text['windows']} windows of {text['sequence_length']} tokens of "
+        f"`{code(shown_name(text['corpus']))}` "
+        f"that nothing was fitted on ({markdown(text['bos'])}){_decided(record)}."
+    )
+    return "\n".join([*rows, "", note])
+
+
+def _decided(record: Mapping[str, Any]) -> str:
+    """Whether the layers were chosen on these windows, too."""
+    recipe = record["recipe"]
+    chosen = recipe["remove"] is None and recipe["select"].startswith("recoverable")
+    return "; the choice between the best candidates was made on them" if chosen else ""
+
+
+def _loading(record: Mapping[str, Any]) -> str:
+    if record["mode"] == "adapter":
+        return (
+            "An adapter: it holds what distinguishes the model from its base, and needs that base "
+            "and the `ghostlayers` package.\n\n```python\nimport ghostlayers\n\n"
+            'model = ghostlayers.from_adapter("PATH")\n```\n\n'
+            "`ghostlayers materialize PATH -o OUT` writes the whole checkpoint."
+        )
+    if record["mode"] != "custom":
+        opens = record.get("loads_with", "AutoModelForCausalLM")
+        sees = "loads_with" in record
+        reads = "AutoProcessor" if sees else "AutoTokenizer"
+        return (
+            "A stock checkpoint: any engine that runs the base model runs it.\n\n```python\n"
+            f"from transformers import {opens}, {reads}\n\n"
+            f'model = {opens}.from_pretrained("PATH")\n'
+            f'{"processor" if sees else "tokenizer"} = {reads}.from_pretrained("PATH")\n```'
+        )
+    return (
+        "The repairs need code that travels in this folder, or the `ghostlayers` package:\n\n"
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)\n'
+        'tokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)\n'
+        "# or, trusting the installed package instead:  import ghostlayers\n```\n\n"
+        '`vllm serve "PATH" --trust-remote-code` serves it; the flag is not needed where '
+        "`ghostlayers` is installed beside vLLM."
+    )
+
+
+def _fits(record: Mapping[str, Any]) -> str:
+    lines = []
+    for fit in record["repairs"]:
+        start, stop = fit["span"]
+        condition, left = fit["condition_number"], fit["relative_residual"]
+        lines.append(
+            f"- Gap [{start}, {stop}): `{code(fit['method'])}` on {fit['num_tokens']:,} tokens"
+            + ("" if left is None else f" leaves {left:.1%} of the discrepancy")
+            + ("" if condition is None else f" (condition number {condition:.1e})")
+            + "."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _base_name(base: Mapping[str, Any]) -> str:
+    packed, name = base.get("quantized"), markdown(base_title(base))
+    return f"{name} (its weights expanded from {markdown(packed)})" if packed else name
+
+
+def _licence(base: Mapping[str, Any]) -> str:
+    name = markdown(base_title(base))
+    if base["licence"]:
+        return f"That of the base model, {name}: {markdown(base['licence'])}."
+    return f"The base model, {name}, states none in its folder: its terms apply to this one too."

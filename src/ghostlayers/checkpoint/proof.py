@@ -1,0 +1,254 @@
+"""Proving that a checkpoint reloads: in a fresh process, compared with the model in memory."""
+
+import copy
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from ghostlayers import modeling
+from ghostlayers.checkpoint import reload_check
+from ghostlayers.checkpoint.records import calibration_documents as calibration_documents
+from ghostlayers.checkpoint.records import check_files as check_files
+from ghostlayers.checkpoint.records import inspect as inspect
+from ghostlayers.errors import (
+    NonFiniteError,
+    VerificationError,
+)
+from ghostlayers.model import multimodal
+from ghostlayers.model.residency import is_offloaded
+from ghostlayers.runtime.outputs import RECORD as RECORD
+from ghostlayers.runtime.outputs import file_hash as file_hash
+from ghostlayers.runtime.parallel import alone
+from ghostlayers.runtime.scratch import Scratch
+
+MEMORY_OF_A_RELOAD = 10**9
+"""Bytes of weights that the fresh process holds where the model is offloaded here."""
+
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit, relative to the largest logit, that a reload may show.
+
+On a processor the same weights and the same code give the same bits; accelerators may choose other
+kernels in another process."""
+
+
+TOLERANCE_AS_READ = 2e-2
+"""The same in a shorter type, where a reload and the model in memory may sum in another order."""
+
+
+PROBE = "Layers 3-7 went; \u00e9t\u00e9, \u4e2d\u6587, 12,345.\n\tThe rest stays."
+"""Text by which a saved tokenizer is compared with the one in memory."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How a reloaded checkpoint compares with the model in memory.
+
+    Attributes:
+        identical: every logit is equal bit for bit.
+        largest_difference: between two logits.
+        num_tokens: positions compared.
+    """
+
+    identical: bool
+    largest_difference: float
+    num_tokens: int
+
+
+def mode_of(model: Any) -> str:
+    """``custom`` for a checkpoint that carries operators, else ``stock``."""
+    return "custom" if hasattr(model.config, "repaired_boundaries") else "stock"
+
+
+def plain_dtype(dtype: torch.dtype) -> str:
+    """As configs write it: ``bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def verify(
+    folder: Path, model: Any, tokenizer: Any = None, stored_dtype: torch.dtype | None = None
+) -> Verification:
+    """Load a folder in a fresh process, as its readers will, and compare with a model in memory.
+
+    Args:
+        folder: a checkpoint.
+        model: what it must be.
+        tokenizer: what the folder's must be; not compared if not given.
+        stored_dtype: the type of the weights in the folder, in which readers compute unless they
+            say otherwise; the model's own if not given.
+
+    Raises:
+        VerificationError: it does not load, gives other logits (in the type that the model computes
+            in, or in that of the folder), or other tokens.
+    """
+    ids = some_tokens(model)
+    text = "" if tokenizer is None else PROBE
+    answer, types = _ask_fresh_process(folder, model, ids, text)
+    if tokenizer is not None and answer["tokens"].tolist() != tokenizer(text)["input_ids"]:
+        raise VerificationError(
+            "the tokenizer that was saved splits text otherwise than the one in memory; nothing "
+            "was kept. Please report this with the model's name."
+        )
+    if "as_read" in answer and stored_dtype is not None and stored_dtype != model.dtype:
+        twin = _in_types(model, stored_dtype, types)
+        _compare(answer["as_read"], _logits(twin, ids), TOLERANCE_AS_READ)
+    return _compare(answer["logits"], _logits(model, ids))
+
+
+def _in_types(model: Any, main: torch.dtype, types: Mapping[str, str]) -> Any:
+    """The model as its readers have it: every parameter in the type that they got it in."""
+    from transformers.initialization import no_init_weights
+
+    whole, default = multimodal.whole_of(model), torch.get_default_dtype()
+    torch.set_default_dtype(main)
+    try:
+        with no_init_weights(), torch.device(model.get_input_embeddings().weight.device):
+            twin = type(whole)(copy.deepcopy(whole.config))
+    finally:
+        torch.set_default_dtype(default)
+    state = {
+        name: each.to(getattr(torch, types[name].removeprefix("torch."))) if name in types else each
+        for name, each in whole.state_dict().items()
+    }
+    twin.load_state_dict(state, assign=True, strict=False)
+    twin.tie_weights()
+    return multimodal.text_view(twin.eval())
+
+
+def compare_logits(made: Any, model: Any) -> Verification:
+    """Compare two models in memory as `verify` compares a folder.
+
+    Raises:
+        VerificationError: they give other logits.
+    """
+    ids = some_tokens(model)
+    return _compare(_logits(made, ids), _logits(model, ids))
+
+
+def logits_of_some_tokens(model: Any) -> torch.Tensor:
+    """What `verify` compares, [1, tokens, vocabulary]."""
+    return _logits(model, some_tokens(model))
+
+
+def some_tokens(model: Any) -> torch.Tensor:
+    """Token ids for a comparison of logits, [1, 32]."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, model.config.vocab_size, (1, 32), generator=generator)
+
+
+@torch.no_grad()
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    device = model.get_input_embeddings().weight.device
+    logits: torch.Tensor = model(input_ids=ids.to(device), use_cache=False).logits
+    return logits.float().cpu()
+
+
+def _compare(
+    got: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE
+) -> Verification:
+    difference = float((got - expected).abs().max())
+    if not math.isfinite(difference):
+        raise NonFiniteError(
+            "the repaired model gives NaN or infinity instead of logits, so that nothing can be "
+            "proved; nothing was kept. Look for such numbers in the base model's weights, or "
+            "compute in float32."
+        )
+    if not difference <= tolerance * max(1.0, float(expected.abs().max())):
+        raise VerificationError(
+            f"what was saved reloads, but its logits differ by {difference:.3g} from the model in "
+            "memory; nothing was kept. Please report this with the model's name."
+        )
+    return Verification(bool(torch.equal(got, expected)), difference, got.shape[1])
+
+
+def _ask_fresh_process(
+    folder: Path, model: Any, ids: torch.Tensor, text: str
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """What a fresh process finds in the folder, and the types that its parameters have there."""
+    ready = next((each for each in _READY if Path(each.scratch.name).is_dir()), None)
+    _READY.clear()
+    with ready.scratch if ready else Scratch("reload") as scratch:
+        request, answer = Path(scratch, "request.json"), Path(scratch, "answer.safetensors")
+        asked = {
+            "folder": str(folder),
+            "answer": str(answer),
+            "ids": ids[0].tolist(),
+            "text": text,
+            "dtype": plain_dtype(model.dtype),
+            "device": str(model.get_input_embeddings().weight.device),
+            "room": MEMORY_OF_A_RELOAD if is_offloaded(model) else 0,
+            "code": _code_hash(model),
+            "sees": multimodal.whole_of(model) is not model,
+        }
+        request.write_text(json.dumps(asked), encoding="utf-8")
+        if ready:
+            done = ready.answer(request)
+        else:
+            done = _run_alone(reload_check.__file__, [str(request)], _environment(scratch))
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise VerificationError(
+                f"the saved checkpoint does not reload in a fresh process: {reason}"
+            )
+        with safe_open(answer, framework="pt") as file:
+            types = json.loads((file.metadata() or {}).get("types", "{}"))
+        return load_file(answer), types
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A fresh process that has imported all it needs, and waits for a request."""
+
+    scratch: Scratch
+    process: "subprocess.Popen[str]"
+
+    def answer(self, request: Path) -> subprocess.CompletedProcess[str]:
+        out, said = self.process.communicate(f"{request}\n")
+        return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, said)
+
+
+_READY: list[_Ready] = []
+
+
+def be_ready() -> None:
+    """Start the process that will prove a checkpoint: it imports while a run computes.
+
+    It ends with this one, asked or not; of its folder, it needs nothing until it is asked.
+    """
+    scratch = Scratch("reload")
+    process = subprocess.Popen(
+        [sys.executable, "-P", reload_check.__file__], env=_environment(scratch.name), text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    _READY[:] = [_Ready(scratch, process)]  # one that was not asked ends as its input does
+
+
+def _environment(scratch: str) -> dict[str, str]:
+    """Of a process on its own, in which a private module cache leaves no trace."""
+    return {**alone(), "HF_MODULES_CACHE": scratch, "TRANSFORMERS_VERBOSITY": "error"}
+
+
+def _code_hash(model: Any) -> str | None:
+    """Of the one file of code that a checkpoint of the model carries; None if it carries none."""
+    if mode_of(model) == "stock":
+        return None
+    code = modeling.travelling_code(model.config.stock_classes, type(model.config).__module__)
+    return hashlib.sha256(code.encode()).hexdigest()
+
+
+def _run_alone(
+    program: str, arguments: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """A Python program that does not see this package's folder."""
+    command = [sys.executable, "-P", program, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

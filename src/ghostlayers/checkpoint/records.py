@@ -1,0 +1,209 @@
+"""Reading what a checkpoint or an adapter says of itself, and comparing its folder with that."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
+
+from ghostlayers.errors import GhostlayersError, ModelError
+from ghostlayers.runtime.documents import Checked, check, read_json
+from ghostlayers.runtime.outputs import RECORD, file_hash
+
+Layer = Annotated[int, Field(ge=0, lt=100_000)]
+Count = Annotated[int, Field(ge=0, lt=10**18)]
+Text = Annotated[str, StringConstraints(max_length=10_000)]
+Words = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Layers = Annotated[list[Layer], Field(max_length=100_000)]
+Ends = Annotated[list[Layer], Field(min_length=2, max_length=2)]
+
+
+def _stays_inside(name: str) -> str:
+    if "\0" in name or "\\" in name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        raise ValueError("expected the name of a file in the folder")
+    return name
+
+
+FileName = Annotated[str, StringConstraints(max_length=1000), AfterValidator(_stays_inside)]
+Hash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Base(Checked):
+    """Where the model came from."""
+
+    name: Text
+    title: Text | None = None
+    on_hub: bool
+    revision: Text | None
+    licence: Text | None
+    quantized: Text | None = None
+    sha256: Hash | None = None
+    stored_dtype: Literal["float64", "float32", "bfloat16", "float16"] | None = None
+    answers: list[float] | None = None
+
+
+class Cut(Checked):
+    """Which layers went, and which stayed."""
+
+    removed: Layers
+    kept: Layers
+    spans: list[Ends] = Field(default_factory=list)
+
+
+class Fit(Checked):
+    """What the fit of a gap says of itself."""
+
+    span: Ends
+    method: Words
+    num_tokens: Count
+    relative_residual: float | None
+    condition_number: float | None
+    ridge: float | None = None
+
+
+class Evidence(Checked):
+    """Losses of a model on held-out text."""
+
+    model: Words
+    loss_nats: float
+    perplexity: float
+    kl_nats: float
+    greedy_agreement: float
+
+
+class EvidenceText(Checked):
+    """The text of the evidence."""
+
+    corpus: Text
+    windows: Count
+    sequence_length: Count
+    bos: Words
+
+
+class Chosen(Checked):
+    """What of the recipe is told again."""
+
+    remove: Text | None
+    select: Words
+    repair: Words
+    iterative: bool = False
+    export: Words | None = None
+
+
+class Calibration(Checked):
+    """The text that was calibrated on."""
+
+    corpus: Text
+    windows: Count
+    fit_windows: Count
+    sequence_length: Count
+    bos: Words
+    documents: list[Text]
+
+
+class Gap(Checked):
+    """What an adapter holds for a gap."""
+
+    span: Ends
+    method: Words
+    operator: list[Words]
+    eps: float
+    scale: float | None = None
+
+
+class Verified(Checked):
+    """How it was proved."""
+
+    identical: bool
+    largest_difference: float
+    num_tokens: Count
+
+
+class Record(Checked):
+    """The whole of it; what nothing here reads may be anything."""
+
+    base_model: Base
+    cut: Cut
+    repairs: list[Fit]
+    evidence: list[Evidence]
+    evidence_text: EvidenceText | None = None
+    recipe: Chosen
+    calibration: Calibration
+    versions: dict[Words, Words]
+    mode: Words
+    created: Words
+    verification: Verified | None = None
+    files: dict[FileName, Hash] = Field(default_factory=dict)
+    gaps: list[Gap] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Record":
+        if self.evidence and self.evidence_text is None:
+            raise ValueError("it has evidence, but lacks evidence_text")
+        return self
+
+
+def inspect(folder: str | Path) -> dict[str, Any]:
+    """What was removed, kept and repaired in a checkpoint, and on what evidence.
+
+    Args:
+        folder: a checkpoint that Ghostlayers made.
+
+    Returns:
+        Its record: ``base_model``, ``cut``, ``repairs``, ``evidence``, ``scores``, ``recipe``,
+        ``calibration``, ``versions``, ``mode``, ``verification`` and ``files``.
+
+    Raises:
+        ModelError: the folder was not made by Ghostlayers, or its record is damaged.
+    """
+    path = Path(folder) / RECORD
+    if not _is_there(path):
+        raise ModelError(_no_record(Path(folder)))
+    record: dict[str, Any] = check(read_json(path, ModelError), Record, f"'{path}'", ModelError)
+    return record
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something of this name is there, as far as it can be seen."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise ModelError(f"'{path}' cannot be read: {error.strerror or error}.") from error
+
+
+def _no_record(folder: Path) -> str:
+    if not folder.exists():
+        return f"there is no folder '{folder}'."
+    if folder.suffix == ".gguf":
+        return (
+            f"'{folder}' is a GGUF file, which keeps no record of its making. Give the "
+            "checkpoint's folder that it was written from."
+        )
+    return f"'{folder}' holds no {RECORD}: it was not made by Ghostlayers."
+
+
+def check_files(folder: Path, record: dict[str, Any]) -> None:
+    """Refuse files that are not those that a record was written about.
+
+    Raises:
+        ModelError: a file is missing or was changed.
+    """
+    for name, expected in record.get("files", {}).items():
+        path = folder / name
+        try:
+            found = file_hash(path)
+        except OSError as error:
+            raise ModelError(f"'{path}' is missing or cannot be read: {error.strerror}.") from error
+        if found != expected:
+            raise ModelError(
+                f"'{path}' is not the file that its record describes: it was changed after it was "
+                "made, so its measured losses no longer hold. Get it again."
+            )
+
+
+def calibration_documents(folder: str | Path) -> list[str] | None:
+    """Hashes of the documents that a checkpoint was calibrated on; None if it was not."""
+    try:
+        record = inspect(folder)
+    except GhostlayersError:
+        return None
+    return list(record["calibration"]["documents"])

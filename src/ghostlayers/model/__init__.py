@@ -1,0 +1,1 @@
+"""Models: opened, described, run a decoder layer at a time."""

@@ -1,0 +1,160 @@
+"""A model's config.json, looked at before anything is made of it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ghostlayers.errors import ModelError
+from ghostlayers.runtime.documents import Checked, brief, check, read_json, read_text
+
+MOST_BYTES = 2**24
+"""Of a config.json."""
+
+LEAST_BITS = 1
+"""Of a weight on the disk; the densest packing takes more."""
+
+Size = Annotated[int, Field(ge=1, le=2**31)]
+Count = Annotated[int, Field(ge=0, le=2**31)]
+Depth = Annotated[int, Field(ge=1, le=100_000)]
+Type = Literal["float64", "float32", "bfloat16", "float16"]
+
+DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
+NAMES = ("text_config", "llm_config", "language_config")
+"""What families call the number of layers, the width of the stream, and the part with both."""
+
+
+BESIDE = ("generation_config.json", "tokenizer_config.json", "tokenizer.json")
+"""Files of settings that lie beside it, if they are there."""
+
+
+class Part(Checked):
+    """What is checked of a model's config, or of its text part's."""
+
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    dtype: Type | None = None
+    torch_dtype: Type | None = None
+    num_hidden_layers: Depth | dict[str, Any] | None = None  # a checkpoint of ours guards it
+    n_layer: Depth | None = None
+    n_layers: Depth | None = None
+    hidden_size: Size | dict[str, Any] | None = None
+    n_embd: Size | None = None
+    d_model: Size | None = None
+    vocab_size: Size | None = None
+    num_attention_heads: Count | None = None
+    n_head: Count | None = None
+    num_key_value_heads: Count | list[int | None] | None = None
+    intermediate_size: Count | list[int | None] | None = None
+    head_dim: Size | None = None
+    num_experts: Count | None = None
+    num_local_experts: Count | None = None
+    max_position_embeddings: Size | None = None
+    n_positions: Size | None = None
+    tie_word_embeddings: bool | None = None
+    rms_norm_eps: float | None = None
+    layer_norm_eps: float | None = None
+    layer_norm_epsilon: float | None = None
+    rope_theta: float | None = None
+    layer_types: list[str] | None = None
+    return_dict: bool | None = None
+    auto_map: dict[str, Any] | None = None
+    quantization_config: dict[str, Any] | None = None
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder whose settings are damaged, those of tokenizer and generation included.
+
+    Raises:
+        ModelError: the message names the entry, what was expected and what was got.
+    """
+    check_settings(folder)
+    for name in BESIDE:
+        if (folder / name).exists():
+            check(read_json(folder / name, ModelError), dict, f"'{folder / name}'", ModelError)
+
+
+def check_settings(folder: Path) -> None:
+    """Refuse a folder whose config is damaged, or speaks of more than its weights can hold.
+
+    Raises:
+        ModelError: the message names the entry, what was expected and what was got.
+    """
+    path = folder / "config.json"
+    weights = sum(each.stat().st_size for each in folder.glob("*.safetensors") if each.is_file())
+    check_config(_read(path), f"'{path}'", weights or None)
+
+
+def _read(path: Path) -> Any:
+    def refuse(name: str) -> Any:
+        if name == "NaN":  # families write infinities, as limits
+            raise ModelError(f"'{path}' cannot be read: it holds NaN, which is no number.")
+        return float(name)
+
+    text = read_text(path, ModelError, MOST_BYTES)
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError as error:
+        raise ModelError(f"'{path}' cannot be read: its values lie too deep.") from error
+    except ValueError as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"'{path}' cannot be read: {error}.") from error
+
+
+def check_config(values: Any, where: str, weights: int | None = None) -> dict[str, Any]:
+    """Refuse a config that no model can be made of.
+
+    Args:
+        values: the content of the file.
+        where: what messages call it.
+        weights: bytes of the weights beside it, if they are known.
+
+    Returns:
+        The same values.
+
+    Raises:
+        ModelError: the message names the entry, what was expected and what was got.
+    """
+    if not isinstance(values, dict):
+        raise ModelError(
+            f"{where} must hold a model's settings, such as model_type, got {brief(values)}."
+        )
+    text = next((values[name] for name in NAMES if isinstance(values.get(name), dict)), values)
+    for part in (values, text):
+        check(part, Part, where, ModelError)
+    if weights is not None:
+        check_sizes(text, where, 8 * weights // LEAST_BITS)
+    return values
+
+
+def check_sizes(values: Mapping[str, Any], where: str, numbers: int) -> None:
+    """Refuse sizes that would make a model of more numbers than its file can hold.
+
+    No family's layer has fewer numbers than a square of half the width of the stream.
+
+    Args:
+        values: with ``num_hidden_layers``, ``hidden_size`` and ``vocab_size``, as far as they are
+            known, under any family's names.
+        where: what messages call them.
+        numbers: at most so many are in the file.
+
+    Raises:
+        ModelError: with the sizes, and how many numbers there are.
+    """
+    depth, width = (_first(values, names) for names in (DEPTHS, WIDTHS))
+    words = values.get("vocab_size") or 1
+    rows = max(words, _first(values, ("intermediate_size",)), _first(values, ("n_positions",)))
+    if depth * (width * width // 4) > numbers or rows * width > numbers:
+        raise ModelError(
+            f"{where} speaks of {depth:,} layers, {width:,} channels and {rows:,} tokens or inner "
+            f"channels, but the weights can hold {numbers:,} numbers at most: the config was "
+            "changed, or belongs to another model. Get both again."
+        )
+
+
+def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    return next((int(values[name]) for name in names if isinstance(values.get(name), int)), 1)

@@ -1,0 +1,574 @@
+"""Opening a model: a folder, a hub id, a .gguf file, or one already in memory."""
+
+import contextlib
+import functools
+import io
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+
+from ghostlayers.errors import GhostlayersError, ModelError, RecipeError, UnsupportedModelError
+from ghostlayers.model import multimodal, offload, quantized
+from ghostlayers.model.config_file import check_config, check_folder, check_settings
+from ghostlayers.model.configs import answer_in_full
+from ghostlayers.model.residency import is_offloaded, residency_of
+from ghostlayers.model.stream import LayerwiseModel, find_decoder_layers
+from ghostlayers.model.weights import (
+    Findings,
+    Held,
+    check_whole,
+    held_in,
+    main_type,
+    remember_own_types,
+    remember_types,
+    weight_files,
+)
+from ghostlayers.presets import find_preset
+from ghostlayers.recipe import RunOptions
+from ghostlayers.runtime.files import LICENCES
+from ghostlayers.runtime.quiet import kept_report
+from ghostlayers.runtime.shown import one_line
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+SURELY_FITS = 2**30
+"""Bytes of weights that are loaded without asking how much memory is free."""
+
+FAST_ENOUGH = 1.3
+"""A half-precision type is used where it multiplies at least this much faster than float32."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Where a model comes from.
+
+    Attributes:
+        name: folder, hub id or file, as the caller gave it.
+        revision: commit on the hub, if any.
+        licence: as the base model's card or file states it; None if it does not.
+        title: the model's own name, where it states one.
+        folder: where its files lie, if that is a folder.
+        on_hub: the name is an id on the hub.
+        quantized: the format its weights were expanded from; None if they were plain.
+    """
+
+    name: str
+    revision: str | None = None
+    licence: str | None = None
+    title: str | None = None
+    folder: Path | None = None
+    on_hub: bool = False
+    quantized: str | None = None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be measured.
+
+    Attributes:
+        model: a causal language model in evaluation mode, or the text part of a vision-language
+            one (`multimodal.TextView`).
+        tokenizer: its tokenizer.
+        base: where it comes from.
+        stored_dtype: the type that most of its weights have on disk, and will have in a new
+            checkpoint; what has another remembers it (see `weights`).
+        processor: files that a vision-language model has beside its tokenizer, by name.
+    """
+
+    model: Any
+    tokenizer: Any
+    base: BaseModel
+    stored_dtype: torch.dtype
+    processor: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_model(
+    name: str, options: RunOptions, revision: str | None = None, *, expand: bool = True
+) -> LoadedModel:
+    """Open a model by name.
+
+    Args:
+        name: a folder, a hub id, or a ``.gguf`` file.
+        options: dtype, device, and whether the model's own code may run.
+        revision: branch, tag or commit on the hub.
+        expand: turn quantised weights into plain ones, as cutting needs; a GGUF file's always are.
+
+    Raises:
+        ModelError: it cannot be found or read; the message says what was tried.
+        UnsupportedModelError: its weights are quantised in a way that cannot be undone.
+    """
+    path = Path(name).expanduser()
+    packed = read_config(name, revision) if expand else {}
+    quantized.check_quantization(packed)
+    device = _device(options)
+    try:
+        with kept_report() as report:
+            place = _locate(path, name, revision, _patterns(options))
+            if place.is_dir():
+                check_folder(place)
+            extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
+            model, tokenizer, stored = _read(name, place, extra, options, device, packed)
+    except GhostlayersError:
+        raise
+    except Exception as error:  # damaged files raise the unrelated types of many libraries
+        raise ModelError(f"cannot load the model '{name}': {_explain(error, report)}") from error
+    if not is_offloaded(model):
+        model = _place(model, device)
+    answer_in_full(multimodal.whole_of(model).config)
+    answer_in_full(model.config)
+    on_hub = not path.exists()
+    base = BaseModel(
+        name=name,
+        revision=place.name if on_hub else revision,
+        licence=_licence(place),
+        title=_title(place),
+        folder=place if place.is_dir() else None,
+        on_hub=on_hub,
+        quantized=quantized.quantization_method(packed),
+    )
+    processor = multimodal.processor_of(model, place)
+    return LoadedModel(model.eval(), tokenizer, base, stored, processor)
+
+
+def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
+    """A model's config.json, unread by any class; empty for a GGUF file.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    from transformers import PreTrainedConfig
+
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return {}
+    try:
+        place = _locate(path, name, revision, ["config.json"])
+        check_settings(place)
+        config, _ = PreTrainedConfig.get_config_dict(place)
+    except GhostlayersError:
+        raise
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
+    return check_config(dict(config), f"the config of '{name}'")
+
+
+def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
+    """Wrap a model that is in memory already; it is used in its own dtype, where it is."""
+    if tokenizer is None:
+        raise ModelError("a model in memory needs its tokenizer too: pass tokenizer=...")
+    _check_buffers(model)
+    remember_own_types(model)
+    if getattr(model.config, "return_dict", True) is False:
+        raise ModelError(
+            "the model in memory answers in tuples (its config has return_dict=False), but its "
+            "answers are read by name: set model.config.return_dict = True."
+        )
+    name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    folder = Path(name)
+    base = BaseModel(
+        name=name,
+        revision=getattr(model.config, "_commit_hash", None),
+        licence=_licence(folder) if folder.is_dir() else None,
+        folder=folder if folder.is_dir() else None,
+    )
+    tokenizer, processor = multimodal.split_processor(tokenizer)
+    view = multimodal.text_view(model)
+    processor = multimodal.processor_of(view, base.folder) | processor
+    return LoadedModel(view, tokenizer, base, model.dtype, processor)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def leaves_models_alone(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function that evaluates models in memory leave them training, where they were."""
+
+    @functools.wraps(function)
+    def careful(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.nn.Module)]
+        training = [part for each in given for part in each.modules() if part.training]
+        try:
+            return function(*args, **kwargs)
+        finally:
+            for part in training:
+                part.training = True
+
+    return careful
+
+
+CAUSAL_TOKENS = 8
+CAUSAL_TOLERANCE = {torch.float32: 1e-4}
+"""Share of the largest logit that rounding may change; in shorter types a hundred times more."""
+
+
+@torch.no_grad()
+def check_causal(loaded: LoadedModel) -> None:
+    """Refuse a model in which later tokens change what is predicted before them.
+
+    An encoder has decoder layers' names and gives logits, too, and a perplexity that means nothing.
+    One look at a few tokens tells; of an offloaded model, through its first decoder layer only.
+
+    Raises:
+        UnsupportedModelError: the model does not read from left to right.
+    """
+    model = loaded.model
+    first = torch.arange(CAUSAL_TOKENS) % model.config.get_text_config().vocab_size
+    other = first.clone()
+    other[-1] = first[0]
+    seen = _seen(model, torch.stack([first, other]))[:, :-1].double()
+    off = float((seen[0] - seen[1]).abs().max())
+    allowed = CAUSAL_TOLERANCE.get(model.dtype, 1e-2) * float(seen.abs().max())
+    if off > allowed:
+        raise UnsupportedModelError(
+            f"'{loaded.base.name}' ({type(model).__name__}) is no causal language model: a later "
+            "token changes what it gives for those before it, as in an encoder such as BERT, so "
+            "that it has no perplexity. Expected a decoder such as Llama, Qwen or Gemma."
+        )
+
+
+def _seen(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    if is_offloaded(model):
+        layerwise = LayerwiseModel(model)
+        batch, stream = layerwise.begin(ids)
+        return layerwise.run_layer(0, batch, stream)
+    device = model.get_input_embeddings().weight.device
+    logits: torch.Tensor = model(input_ids=ids.to(device), use_cache=False, return_dict=True).logits
+    return logits
+
+
+def _check_buffers(model: Any) -> None:
+    """Refuse a model whose rotary frequencies were rounded: it would not reload as it is."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("inv_freq") and buffer.dtype != torch.float32:
+            kind = str(buffer.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"the model's rotary frequencies ('{name}') were rounded to {kind} by .to() or "
+                f".half(), which no checkpoint keeps; load it with from_pretrained(..., "
+                f"dtype=torch.{kind}) instead."
+            )
+
+
+FILES = (
+    "*.json",
+    "model*.safetensors",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "*.txt",
+    "README.md",
+    *LICENCES,
+)
+"""What is fetched of a model on the hub."""
+
+
+def _patterns(options: RunOptions) -> list[str]:
+    return [*FILES, *(["*.py"] if options.trust_remote_code else [])]
+
+
+def _locate(path: Path, name: str, revision: str | None, wanted: list[str]) -> Path:
+    """The folder or GGUF file of a model; one on the hub is fetched first, and is a folder then."""
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no file '{name}'.")
+        return path
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(_no_model(path))
+        _refuse_pickles(path)
+        return path
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"'{name}' is neither a model's folder, nor a .gguf file, nor a hub id such as "
+            "HuggingFaceTB/SmolLM2-135M."
+        )
+    return _fetch(name, revision, wanted)
+
+
+def _fetch(name: str, revision: str | None, wanted: list[str]) -> Path:
+    """The snapshot of a model on the hub; without a network the one that is on this machine.
+
+    The hub is asked once. transformers would ask for every file that might be there, and without a
+    network repeat each question for half a minute.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    ask: dict[str, Any] = {"revision": revision, "allow_patterns": wanted}
+    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):  # what never changes
+        with contextlib.suppress(LocalEntryNotFoundError):
+            here = Path(snapshot_download(name, local_files_only=True, **ask))
+            if wanted == ["config.json"] or weight_files(here):
+                return here
+    try:
+        return Path(snapshot_download(name, **ask))
+    except LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"cannot load the model '{name}': the hub cannot be reached ({_explain(error)}), and "
+            "the model is not on this machine yet. Check the connection, or give a folder."
+        ) from error
+
+
+def _no_model(folder: Path) -> str:
+    if (folder / "adapter_config.json").is_file():
+        return (
+            f"'{folder}' holds a PEFT adapter, not a model: merge it into its base first "
+            "(merge_and_unload), and save that."
+        )
+    return f"folder '{folder}' holds no config.json: it is not a model's folder."
+
+
+def _refuse_pickles(folder: Path) -> None:
+    if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
+        raise ModelError(
+            f"folder '{folder}' holds pickled weights (.bin) only, which can run code when opened; "
+            "expected .safetensors. Convert it with save_pretrained on a machine you can spare."
+        )
+
+
+def _read(
+    name: str,
+    place: Path,
+    extra: dict[str, Any],
+    options: RunOptions,
+    device: torch.device,
+    packed: dict[str, Any],
+) -> tuple[Any, Any, torch.dtype]:
+    """Model, tokenizer, and the type that the weights have on disk.
+
+    The model is loaded in the type to compute in, not cast afterwards: families keep constants in
+    buffers (Gemma's embedding scale) that would stay rounded.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    if place.is_file():
+        return _read_gguf(name, place, extra, options, device)
+    tokenizer = AutoTokenizer.from_pretrained(place, **extra)
+    held = held_in(place)
+    is_packed = quantized.quantization_method(packed) is not None
+    config = AutoConfig.from_pretrained(place, **extra)
+    named = config.get_text_config().dtype
+    stored = (None if is_packed else main_type(held.values())) or named or torch.float32
+    dtype = compute_dtype(options, stored, device)
+    weights = {**extra, "use_safetensors": True, "dtype": dtype}
+    if _may_not_fit(place, options, device, packed):
+        model = _read_offloaded(name, place, weights, held, config, options, device)
+    else:
+        more = quantized.loading_options(packed, device)
+        model = _open(name, place, held, config, {**weights, **more})
+    if is_packed:
+        return quantized.expand(model, stored), tokenizer, stored
+    remember_types(multimodal.whole_of(model), held, stored)
+    return model, tokenizer, stored
+
+
+def _open(
+    name: str, place: Path, held: Mapping[str, Held], config: Any, weights: dict[str, Any]
+) -> Any:
+    """What transformers makes of a model's files, if that is all of them and nothing else.
+
+    Raises:
+        ModelError: see `weights.check_whole`.
+    """
+    auto = multimodal.auto_class(config)
+    how = {**weights, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = auto.from_pretrained(place, **how)
+    check_whole(name, model, Findings.of(model, info, held), held)
+    return multimodal.text_view(model)
+
+
+def _may_not_fit(
+    place: Path, options: RunOptions, device: torch.device, packed: dict[str, Any]
+) -> bool:
+    """Whether it must be looked at closely where the weights go."""
+    if quantized.quantization_method(packed) is not None:
+        if options.offload in ("cpu", "disk"):
+            raise RecipeError(
+                "--offload needs plain weights, but these are quantised, and are expanded in "
+                "memory; start from the model that was quantised."
+            )
+        return False
+    if options.offload != "auto" or options.max_memory is not None:
+        return options.offload != "none"
+    size = offload.weights_on_disk(place)
+    return device.type != "cpu" or size is None or size > SURELY_FITS
+
+
+def _read_offloaded(
+    name: str,
+    place: Path,
+    weights: dict[str, Any],
+    held: Mapping[str, Held],
+    config: Any,
+    options: RunOptions,
+    device: torch.device,
+) -> Any:
+    """A model whose weights go where there is room for them."""
+    dtype = weights["dtype"]
+    placement = offload.place_weights(config, dtype, options, device)
+    memory = offload.memory_for(placement, config.get_text_config(), dtype, options, device)
+    model = _open(name, place, held, config, {**weights, **offload.loading_options(placement)})
+    residency_of(model, list(find_decoder_layers(model))).memory = memory
+    return model
+
+
+def _read_gguf(
+    name: str, path: Path, extra: dict[str, Any], options: RunOptions, device: torch.device
+) -> tuple[Any, Any, torch.dtype]:
+    """A GGUF file, de-quantised."""
+    import transformers
+    from transformers import AutoConfig, AutoTokenizer
+
+    from ghostlayers.model.gguf_import import check_complete, complete, one_name_table, open_gguf
+
+    if options.offload in ("cpu", "disk"):
+        raise RecipeError(
+            "--offload reads decoder layers from safetensors files as they are needed, but a .gguf "
+            "file is expanded in memory; start from the model that it was made of."
+        )
+    file = open_gguf(path)
+    place, extra = path.parent, {**extra, "gguf_file": path.name}
+    stored = file.dtype
+    weights: dict[str, Any] = {"dtype": compute_dtype(options, stored, device)}
+    # Newer versions keep the weights packed where they can, in layers that cannot be repaired.
+    if hasattr(transformers, "GgufConfig"):
+        weights["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    # De-quantising draws bars that no setting of transformers turns off.
+    with contextlib.redirect_stderr(io.StringIO()), one_name_table():
+        tokenizer = AutoTokenizer.from_pretrained(place, **extra)
+        config = complete(AutoConfig.from_pretrained(place, **extra), file)
+        model = _open(name, place, {}, config, {"config": config, **weights, **extra})
+    check_complete(model, file)
+    return quantized.expand(model, stored), tokenizer, stored
+
+
+def _place(model: Any, device: torch.device) -> Any:
+    try:
+        return model.to(device)
+    except (AssertionError, RuntimeError) as error:  # how torch says that a device is absent
+        raise RecipeError(f"cannot use the device '{device}': {_explain(error)}") from error
+
+
+def _device(options: RunOptions) -> torch.device:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if options.device != "auto":
+        try:
+            device = torch.device(options.device)
+        except RuntimeError as error:
+            raise RecipeError(
+                f"unknown device '{options.device}': {error}".split("\n")[0]
+            ) from error
+        there = {"cpu", "meta", "cpu" if accelerator is None else accelerator.type}
+        if device.type not in there:
+            raise RecipeError(
+                f"device '{options.device}' is not there; this build of torch finds here: "
+                f"{' and '.join(sorted(there - {'meta'}))}."
+            )
+        if not _has_double(device):
+            raise RecipeError(
+                f"device '{options.device}' has no float64, in which losses and sums are taken; "
+                "use --device cpu."
+            )
+        return device
+    if accelerator is None or not _has_double(accelerator):
+        return torch.device("cpu")
+    return accelerator
+
+
+def _has_double(device: torch.device) -> bool:
+    """Apple's graphics processors, for one, have not."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def compute_dtype(options: RunOptions, stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The type to compute in.
+
+    ``auto`` is the checkpoint's own (with a preset, that of its authors' code), except on a
+    processor that multiplies it slower than float32: many have no bfloat16 units and take nine
+    times as long.
+
+    Raises:
+        RecipeError: an unknown name.
+    """
+    if options.dtype != "auto":
+        return dtype_named(options.dtype)
+    if options.preset is not None and find_preset(options.preset).dtype != "auto":
+        stored = dtype_named(find_preset(options.preset).dtype)
+    if device.type != "cpu" or stored == torch.float32:
+        return stored
+    return stored if half_precision_gain(stored) >= FAST_ENOUGH else torch.float32
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The type of a name.
+
+    Raises:
+        RecipeError: there is none of that name.
+    """
+    if name not in DTYPES:
+        raise RecipeError(f"unknown dtype '{name}'; expected auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def half_precision_gain(dtype: torch.dtype) -> float:
+    """How many times faster this processor multiplies matrices in a type than in float32."""
+
+    def seconds(kind: torch.dtype) -> float:
+        left, right = torch.ones(256, 512, dtype=kind), torch.ones(512, 512, dtype=kind)
+        elapsed = []
+        for _ in range(4):
+            start = time.perf_counter()
+            torch.nn.functional.linear(left, right)
+            elapsed.append(time.perf_counter() - start)
+        return statistics.median(elapsed)
+
+    return seconds(torch.float32) / seconds(dtype)
+
+
+def _licence(path: Path) -> str | None:
+    """The licence that the base model's card or GGUF header states."""
+    if path.suffix == ".gguf":
+        return _gguf_text(path, "general.license")
+    from huggingface_hub import ModelCard
+
+    card = path / "README.md"
+    if not card.is_file():
+        return None
+    try:
+        data = ModelCard.load(str(card)).data
+    except Exception:  # a card is optional, and what is wrong with it must not stop a run
+        return None
+    licence = data.get("license")
+    return str(data.get("license_name") or licence) if licence else None
+
+
+def _title(path: Path) -> str | None:
+    return _gguf_text(path, "general.name") if path.suffix == ".gguf" else None
+
+
+def _gguf_text(path: Path, key: str) -> str | None:
+    from ghostlayers.model.gguf_import import open_gguf
+
+    return open_gguf(path).text(key)
+
+
+def _explain(error: Exception, report: Sequence[str] = ()) -> str:
+    text = str(error).strip()
+    if "above report" in text and report:  # it was kept off the screen
+        text = f"its weights do not fit its config: {one_line(' '.join(report))}"
+    if isinstance(error, KeyError):
+        text = f"unknown name {text}"
+    first = " ".join(line.strip() for line in text.splitlines() if line.strip())[:600]
+    if "trust_remote_code" in text:
+        return f"{first} (Ghostlayers: --trust-remote-code lets it run; read the code first.)"
+    return first or type(error).__name__

@@ -1,0 +1,181 @@
+"""Where the weights of decoder layers are while they are not needed.
+
+An offloaded model (accelerate's big-model loading) leaves its decoder layers on disk, or in the
+processor's memory beside an accelerator, and brings the weights of a module in for each call. A
+sweep calls one layer on many windows before the next, so here a layer is brought in whole, once,
+and stays until another is wanted; the next one is fetched meanwhile (`ahead`).
+"""
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghostlayers.model.ahead import Ahead, offloaded_modules, offloading_hook, stretches
+from ghostlayers.model.weights import like
+from ghostlayers.runtime.allocator import return_freed_memory
+
+
+@dataclass
+class Memory:
+    """How much memory a run may take beside its model's resident weights.
+
+    Attributes:
+        limit: bytes that the process may hold in all; None for what is free.
+        spent: bytes of it that weights, code and workspace take.
+    """
+
+    limit: int | None = None
+    spent: int = 0
+
+    @property
+    def left(self) -> int | None:
+        """Bytes for streams and sums; None if nothing limits them."""
+        return None if self.limit is None else max(0, self.limit - self.spent)
+
+
+class Residency:
+    """Which decoder layer of a model is in memory.
+
+    Args:
+        layers: the decoder layers.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self._layers = list(layers)
+        self._held: int | None = None
+        self._hooks: list[tuple[nn.Module, Any]] = []
+        self._ahead = Ahead()
+        self.offloaded = any(map(is_offloaded, layers))
+        self.on_disk = self.offloaded and any(stretches(layer) for layer in layers)
+        self.memory = Memory()
+
+    def is_of(self, layers: Sequence[nn.Module]) -> bool:
+        """Whether these are its layers."""
+        pairs = zip(self._layers, layers, strict=False)
+        return len(self._layers) == len(layers) and all(a is b for a, b in pairs)
+
+    def bring(self, index: int) -> nn.Module:
+        """The layer of that number with its weights in place; the one before it may go."""
+        if not self.offloaded or self._held == index:
+            return self._layers[index]
+        self._let_go()
+        layer = self._layers[index]
+        with self._ahead.in_place_of_files(layer):
+            for module, hook in offloaded_modules(layer):
+                hook.pre_forward(module)
+                hook.offload = False  # its calls find the weights in place
+                self._hooks.append((module, hook))
+        self._held = index
+        if index + 1 < len(self._layers):
+            self._ahead.fetch(self._layers[index + 1])
+        return layer
+
+    def release(self) -> None:
+        """Let the layer in memory go, and the one after it."""
+        self._ahead.drop()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._hooks:
+            self._ahead.wait_for_work()
+        for module, hook in self._hooks:
+            hook.offload = True
+            hook.post_forward(module, None)
+        self._hooks, self._held = [], None
+        return_freed_memory()
+
+
+_KNOWN: "weakref.WeakKeyDictionary[nn.Module, Residency]" = weakref.WeakKeyDictionary()
+
+
+def residency_of(model: Any, layers: Sequence[nn.Module]) -> Residency:
+    """The residency of a model's decoder layers: one a model."""
+    known = _KNOWN.get(model)
+    if known is None or not known.is_of(layers):
+        known = _KNOWN[model] = Residency(layers)
+    return known
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether any weights of a model are elsewhere while they are not used."""
+    return any(True for _ in offloaded_modules(model))
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a module computes, which is not where offloaded weights are."""
+    for parameter in module.parameters():
+        if not parameter.is_meta:
+            return parameter.device
+    hooks = (getattr(each, "_hf_hook", None) for each in module.modules())
+    devices = [d for h in hooks if (d := getattr(h, "execution_device", None)) is not None]
+    return torch.device(devices[0] if devices else "cpu")
+
+
+def keep(module: nn.Module) -> None:
+    """Bring a module's weights in for good, so that they can be changed."""
+    hook = offloading_hook(module)
+    if hook is not None:
+        hook.pre_forward(module)
+        hook.offload = False
+
+
+def sorted_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter by name, one at a time, offloaded ones read from where they are."""
+    for name, _ in sorted(model.named_parameters()):
+        yield name, read_tensor(model, name)
+
+
+def read_tensor(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer by name, read from where it is if it is offloaded."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    own: Tensor = getattr(module, leaf)
+    held = own
+    if own.is_meta:
+        held = module._hf_hook.weights_map[leaf]  # type: ignore[union-attr,index]
+    return like(own, held.detach())
+
+
+@contextlib.contextmanager
+def without_hook(module: nn.Module) -> Iterator[None]:
+    """Take accelerate's hook off a module whose class is about to change, and put it back.
+
+    The hook calls the method of the class that it found, not of the new one.
+    """
+    from accelerate.hooks import add_hook_to_module, remove_hook_from_module
+
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        remove_hook_from_module(module)
+        vars(module).pop("forward", None)
+    yield
+    if hook is not None:
+        add_hook_to_module(module, hook)
+
+
+def shared_maps(model: nn.Module) -> list[Any]:
+    """What hooks know of weights: a copy of the model reads the same."""
+    found: list[Any] = []
+    for module in model.modules():
+        hook = getattr(module, "_hf_hook", None)
+        for name in ("weights_map", "tied_params_map"):
+            each = getattr(hook, name, None)
+            if each is not None:
+                found.append(each)
+    return found
+
+
+def offloaded_sets(model: nn.Module) -> list[Any]:
+    """What holds the offloaded weights of a model, each once."""
+    maps = [hook.weights_map for _, hook in offloaded_modules(model)]
+    return list({id(d): d for each in maps if (d := getattr(each, "dataset", each))}.values())
+
+
+def largest_layer(layers: Sequence[nn.Module]) -> int:
+    """Bytes of the biggest decoder layer in the type that it computes in."""
+    return max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers)

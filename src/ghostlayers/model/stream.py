@@ -1,0 +1,486 @@
+"""The sweep: the residual stream at every layer boundary, one decoder layer at a time.
+
+No knowledge of a model family is needed. Every decoder layer is first replaced by a stub that notes
+the arguments it is called with and hands its hidden states on unchanged; one call of the model then
+tells each layer's own arguments (masks by layer type, rotary embeddings, positions). After that the
+real layers are called one after another with those arguments, which gives the model's own hidden
+states bit for bit, and lets a caller stop early, change the stream, or skip layers.
+
+This is the only file that touches a running model's layers, and it always puts them back.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ghostlayers.errors import NonFiniteError, UnsupportedModelError
+from ghostlayers.model.residency import residency_of
+from ghostlayers.modeling import decoder_layers
+from ghostlayers.runtime.machine import room_for_streams
+from ghostlayers.text.tokens import Windows
+
+TOKENS_PER_BATCH = 1024
+"""Tokens of a micro-batch on a processor, where more only costs memory."""
+
+TOKENS_PER_BATCH_ON_ACCELERATOR = 8192
+"""... and on an accelerator, which needs many to be busy."""
+
+Stream = Float[Tensor, "batch sequence hidden"]
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """The arguments, hidden states aside, with which the model calls one decoder layer."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some windows, and how the model would call each of its layers on them.
+
+    Attributes:
+        input_ids: [batch, sequence].
+        attention_mask: 1 for tokens, 0 for padding, [batch, sequence]; None if nothing is padded.
+        calls: one a decoder layer; of the first part, where there are parts.
+        parts: the windows a few at a time, where a layer cannot compute all of them at once.
+    """
+
+    input_ids: Int[Tensor, "batch sequence"]
+    attention_mask: Int[Tensor, "batch sequence"] | None
+    calls: tuple[LayerCall, ...]
+    parts: "tuple[MicroBatch, ...]" = ()
+
+    def tokens(self, stream: Stream) -> Float[Tensor, "tokens hidden"]:
+        """The stream of all tokens that are not padding, in window order."""
+        if self.attention_mask is None:
+            return stream.flatten(0, 1)
+        return stream[self.attention_mask.bool()]
+
+
+def find_decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of decoder layers: the outermost ModuleList as long as the config says.
+
+    Raises:
+        UnsupportedModelError: the model has no such list.
+    """
+    expected = getattr(model.config, "num_hidden_layers", None)
+    within: Any = getattr(model, "text_part", model)  # a tower may have as many layers
+    found = None if expected is None else decoder_layers(within, expected)
+    if found is not None:
+        return found
+    raise UnsupportedModelError(
+        f"{type(model).__name__} has no list of {expected} decoder layers: expected a decoder-only "
+        "causal language model with one residual stream."
+    )
+
+
+@dataclass
+class Tap:
+    """Catches what goes into a module, or comes out of it, while a layer runs.
+
+    Attributes:
+        output: catch what comes out.
+        value: what was caught last.
+    """
+
+    output: bool = False
+    value: Tensor | None = None
+
+    def caught(self) -> Tensor:
+        """The tensor, once.
+
+        Raises:
+            UnsupportedModelError: the module was not called.
+        """
+        if self.value is None:
+            raise UnsupportedModelError(
+                "a decoder layer never called one of its projections, so the repair cannot read "
+                "what goes through it; take one that needs the stream only, such as ghost."
+            )
+        value, self.value = self.value, None
+        return value
+
+
+Taps = Iterable[tuple[str, Tap]]
+"""Modules of a layer, by path, and what catches their inputs or outputs."""
+
+
+def attach_taps(module: nn.Module, taps: Taps) -> list[Any]:
+    """Attach taps to a module's children; the handles remove them."""
+    handles = []
+    for path, tap in taps:
+        child = module.get_submodule(path)
+
+        def before(_: nn.Module, args: tuple[Any, ...], tap: Tap = tap) -> None:
+            tap.value = args[0]
+
+        def after(_: nn.Module, args: Any, result: Any, tap: Tap = tap) -> None:
+            del args
+            tap.value = result[0] if isinstance(result, tuple) else result
+
+        if tap.output:
+            handles.append(child.register_forward_hook(after))
+        else:
+            handles.append(child.register_forward_pre_hook(before))
+    return handles
+
+
+@contextmanager
+def tapped(module: nn.Module, taps: Taps) -> Iterator[None]:
+    """Attach taps to a module's children for as long as the context lasts."""
+    handles = attach_taps(module, taps)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class LayerwiseModel:
+    """A causal language model whose decoder layers are called one at a time.
+
+    Args:
+        model: any Hugging Face causal language model with one stack of decoder layers. It is put
+            into evaluation mode and otherwise left as it is.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
+        self.layers = find_decoder_layers(model)
+        self.residency = residency_of(model, list(self.layers))
+        self._returns_tuple: bool | None = None
+        accepted = inspect.signature(model.forward).parameters
+        self._keeps_some_logits = "logits_to_keep" in accepted
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layers)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids belong."""
+        return torch.device(self.model.get_input_embeddings().weight.device)
+
+    def layer(self, index: int) -> nn.Module:
+        """A decoder layer with its weights in memory, until another one is asked for."""
+        return self.residency.bring(index)
+
+    def windows_per_call(self, sequence_length: int, batch_size: int = 0) -> int:
+        """How many windows a layer computes at a time."""
+        on_processor = self.device.type == "cpu"
+        tokens = TOKENS_PER_BATCH if on_processor else TOKENS_PER_BATCH_ON_ACCELERATOR
+        return batch_size or max(1, tokens // sequence_length)
+
+    def windows_at_once(
+        self, windows: Windows, batch_size: int = 0, copies: int = 1, elsewhere: int = 0
+    ) -> int:
+        """How many windows pass a layer before the next one is brought in.
+
+        Those of one call, where all layers are in memory. Of an offloaded model as many as there is
+        memory and disk for, so that each layer is brought in as seldom as possible.
+
+        Args:
+            windows: what is visited.
+            batch_size: windows a call; 0 chooses.
+            copies: of the stream, that a caller holds at a time.
+            elsewhere: copies of the stream that a caller keeps where the layers are.
+        """
+        calls = self.windows_per_call(windows.sequence_length, batch_size)
+        left = self.residency.memory.left
+        if not self.residency.offloaded:
+            return calls
+        width = self.model.config.hidden_size * self.model.dtype.itemsize
+        window = windows.sequence_length * width
+        fits = len(windows) if left is None else left // ((copies + 1) * window)
+        if elsewhere:
+            fits = min(
+                fits, room_for_streams(on_disk=self.residency.on_disk) // (elsewhere * window)
+            )
+        return max(1, min(len(windows), int(fits)))
+
+    @torch.no_grad()
+    def begin(
+        self,
+        input_ids: Int[Tensor, "batch sequence"],
+        attention_mask: Int[Tensor, "batch sequence"] | None = None,
+    ) -> tuple[MicroBatch, Stream]:
+        """Record how the model calls its layers on these windows, without running them.
+
+        Returns:
+            The micro-batch, and its residual stream at boundary 0.
+        """
+        input_ids = input_ids.to(self.device)
+        if self._returns_tuple is None:
+            self._ask_one_layer(input_ids[:1, :1])
+        together = self.windows_per_call(input_ids.shape[1])
+        if self.residency.offloaded and len(input_ids) > together:
+            return self._begin_parts(input_ids, attention_mask, together)
+        attention_mask = None if attention_mask is None else attention_mask.to(self.device)
+        stubs = [_Recorder(layer, self._wrap) for layer in self.layers]
+        with self._replaced(stubs):
+            self.model.base_model(
+                input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+            )
+        batch = MicroBatch(input_ids, attention_mask, tuple(stub.call() for stub in stubs))
+        return batch, stubs[0].hidden_states()
+
+    def _begin_parts(
+        self, input_ids: Tensor, attention_mask: Tensor | None, together: int
+    ) -> tuple[MicroBatch, Stream]:
+        masks = (
+            [None] * len(input_ids) if attention_mask is None else attention_mask.split(together)
+        )
+        begun = [
+            self.begin(ids, mask)
+            for ids, mask in zip(input_ids.split(together), masks, strict=False)
+        ]
+        parts = tuple(batch for batch, _ in begun)
+        whole = MicroBatch(input_ids, attention_mask, parts[0].calls, parts)
+        return whole, torch.cat([stream for _, stream in begun])
+
+    def _ask_one_layer(self, input_ids: Tensor) -> None:
+        """Find out on a single token whether layers return tuples; see `_wrap`."""
+        with self._replaced([_Recorder(layer, self._wrap) for layer in self.layers]):
+            self.model.base_model(input_ids=input_ids, use_cache=False)
+
+    @torch.no_grad()
+    def run_layer(
+        self,
+        layer: int,
+        batch: MicroBatch,
+        stream: Stream,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        taps: Taps = (),
+    ) -> Stream:
+        """Run one decoder layer on a stream, as the model would on these windows.
+
+        Args:
+            layer: which.
+            batch: the windows that the stream belongs to.
+            stream: the layer's input.
+            weights: parameters of the layer, by name, to use instead of its own.
+            taps: modules of the layer, by path, whose input or output is wanted.
+        """
+        return self.differentiable_layer(layer, batch, stream, weights=weights, taps=taps)
+
+    def differentiable_layer(
+        self,
+        layer: int,
+        batch: MicroBatch,
+        stream: Stream,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        taps: Taps = (),
+    ) -> Stream:
+        """`run_layer`, recorded for a backward pass where gradients are enabled."""
+        if batch.parts:
+            return self._layer_on_parts(layer, batch, stream, weights, taps)
+        call, module = batch.calls[layer], self.layer(layer)
+        with tapped(module, taps):
+            if weights:
+                output = functional_call(module, dict(weights), (stream, *call.args), call.kwargs)
+            else:
+                output = module(stream, *call.args, **call.kwargs)
+        hidden: Tensor = output[0] if isinstance(output, tuple) else output
+        return hidden
+
+    def _layer_on_parts(
+        self,
+        layer: int,
+        batch: MicroBatch,
+        stream: Stream,
+        weights: Mapping[str, Tensor] | None,
+        taps: Taps,
+    ) -> Stream:
+        """The parts of a batch one after another; what taps catch of them is joined."""
+        outputs, caught = [], []
+        sizes = [len(part.input_ids) for part in batch.parts]
+        taps = list(taps)
+        for part, some in zip(batch.parts, stream.split(sizes), strict=True):
+            outputs.append(self.differentiable_layer(layer, part, some, weights=weights, taps=taps))
+            caught.append([tap.value for _, tap in taps])
+        for (_, tap), values in zip(taps, zip(*caught, strict=True), strict=False):
+            tap.value = None if any(v is None for v in values) else torch.cat(values)
+        return torch.cat(outputs)
+
+    @torch.no_grad()
+    def logits(
+        self, batch: MicroBatch, stream: Stream, positions: slice | None = None
+    ) -> Float[Tensor, "batch positions vocabulary"]:
+        """Everything after the last layer (final norm, head, scaling) on a stream at boundary L.
+
+        Args:
+            batch: the windows that the stream belongs to.
+            stream: hidden states before the final norm.
+            positions: compute the head for these only, where the model can: a head of 262,144
+                words on a long window is gigabytes otherwise.
+        """
+        return self.differentiable_logits(batch, stream, positions)
+
+    def differentiable_logits(
+        self, batch: MicroBatch, stream: Stream, positions: slice | None = None
+    ) -> Float[Tensor, "batch positions vocabulary"]:
+        """`logits`, recorded for a backward pass where gradients are enabled."""
+        stubs: list[nn.Module] = [_Injector(layer, self._wrap, stream) for layer in self.layers]
+        wanted = positions or slice(None)
+        options = {}
+        if self._keeps_some_logits and positions is not None:
+            every = torch.arange(batch.input_ids.shape[1], device=self.device)
+            options["logits_to_keep"] = every[positions]
+        with self._replaced(stubs):
+            logits: Tensor = self.model(
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                use_cache=False,
+                **options,
+            ).logits
+        return logits if options else logits[:, wanted]
+
+    @contextmanager
+    def _replaced(self, stubs: Sequence[nn.Module]) -> Iterator[None]:
+        originals = list(self.layers)
+        try:
+            for index, stub in enumerate(stubs):
+                self.layers[index] = stub
+            yield
+        finally:
+            for index, layer in enumerate(originals):
+                self.layers[index] = layer
+
+    def _wrap(self, layer: nn.Module, hidden: Stream, call: LayerCall) -> Any:
+        """What the model expects a layer to return: a tensor, or a tuple that starts with one.
+
+        Only a real layer knows, so the first stub ever called asks its layer once.
+        """
+        if self._returns_tuple is None:
+            self._returns_tuple = isinstance(layer(hidden, *call.args, **call.kwargs), tuple)
+        return (hidden, None) if self._returns_tuple else hidden
+
+
+class _Stub(nn.Module):
+    """Stands in for a decoder layer and answers every other attribute from it."""
+
+    def __init__(
+        self, layer: nn.Module, wrap: Callable[[nn.Module, Tensor, LayerCall], Any]
+    ) -> None:
+        super().__init__()
+        # A plain tuple hides the layer from nn.Module, so that it is not registered twice.
+        self._real = (layer,)
+        self._wrap = wrap
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._real[0], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden, rest = (
+            (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+        )  # families pass the stream either way
+        call = LayerCall(tuple(rest), kwargs)
+        return self._wrap(self._real[0], self._see(hidden, call), call)
+
+    def _see(self, hidden: Tensor, call: LayerCall) -> Tensor:
+        raise NotImplementedError
+
+
+class _Recorder(_Stub):
+    """Notes its call and hands the stream on."""
+
+    _seen: tuple[Tensor, LayerCall] | None = None
+
+    def _see(self, hidden: Tensor, call: LayerCall) -> Tensor:
+        self._seen = (hidden, call)
+        return hidden
+
+    def call(self) -> LayerCall:
+        return self._require()[1]
+
+    def hidden_states(self) -> Tensor:
+        return self._require()[0]
+
+    def _require(self) -> tuple[Tensor, LayerCall]:
+        if self._seen is None:
+            raise UnsupportedModelError(
+                f"the model never called its {type(self._real[0]).__name__}: expected one call of "
+                "every decoder layer a forward pass."
+            )
+        return self._seen
+
+
+class _Injector(_Stub):
+    """Replaces the stream by the given one, whatever came before."""
+
+    def __init__(self, layer: nn.Module, wrap: Any, stream: Tensor) -> None:
+        super().__init__(layer, wrap)
+        self._stream = (stream,)
+
+    def _see(self, hidden: Tensor, call: LayerCall) -> Tensor:
+        del hidden, call
+        return self._stream[0]
+
+
+def micro_batches(model: LayerwiseModel, windows: Windows, batch_size: int = 0) -> Iterator[Tensor]:
+    """Token ids of a few windows at a time; 0 chooses how many."""
+    yield from windows.input_ids.split(model.windows_at_once(windows, batch_size))
+
+
+def sweep(
+    model: LayerwiseModel,
+    batches: Sequence[MicroBatch],
+    streams: list[Stream],
+    *,
+    start: int = 0,
+    stop: int,
+) -> Iterator[tuple[int, list[Stream]]]:
+    """Carry micro-batches from boundary ``start`` to boundary ``stop``, layer by layer.
+
+    All micro-batches pass layer i before any passes layer i + 1, so each layer's weights are needed
+    once. Give one micro-batch at a time where memory for the stream matters more.
+
+    Args:
+        model: the model to run.
+        batches: as many micro-batches as wanted.
+        streams: their hidden states at boundary ``start``.
+        start: first boundary.
+        stop: last boundary; later layers never run.
+
+    Yields:
+        (boundary, streams) for every boundary from start to stop. Streams handed out are never
+        changed afterwards.
+
+    Raises:
+        NonFiniteError: a layer gave NaN or infinity.
+    """
+    streams = list(streams)
+    yield start, list(streams)
+    for layer in range(start, stop):
+        for index, batch in enumerate(batches):
+            streams[index] = model.run_layer(layer, batch, streams[index])
+            check_finite(streams[index], layer)
+        yield layer + 1, list(streams)
+
+
+def check_finite(stream: Stream, layer: int) -> None:
+    """Refuse a stream with NaN or infinity, naming the layer that wrote it."""
+    if bool(torch.isfinite(stream).all()):
+        return
+    dtype = str(stream.dtype).removeprefix("torch.")
+    advice = (
+        "float16 overflows above 65,504: try --dtype bfloat16 or float32"
+        if stream.dtype is torch.float16
+        else "check the model's weights, or try --dtype float32"
+    )
+    raise NonFiniteError(f"decoder layer {layer} gave NaN or infinity in {dtype}; {advice}.")

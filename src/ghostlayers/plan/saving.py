@@ -1,0 +1,126 @@
+"""What writing the result takes: a checkpoint or an adapter, and the proof that it loads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ghostlayers.model.anatomy import anatomy_of, writers
+from ghostlayers.model.loading import LoadedModel
+from ghostlayers.model.residency import is_offloaded
+from ghostlayers.model.stream import find_decoder_layers
+from ghostlayers.plan.probe import hashing_seconds, writing_seconds
+from ghostlayers.plan.units import Stage
+from ghostlayers.recipe import Recipe, Save
+from ghostlayers.repairs import Method
+from ghostlayers.spans import Span
+from ghostlayers.surgery.features import feature_widths
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a run leaves.
+
+    Attributes:
+        save: a whole checkpoint, or what distinguishes it from its base.
+        gguf: a GGUF file is made of the checkpoint, too.
+        folder: where; beside the files for a while if not given.
+    """
+
+    save: Save = "checkpoint"
+    gguf: bool = False
+    folder: Path | None = None
+
+
+CHECKPOINT = Output()
+
+
+def saving_stages(
+    loaded: LoadedModel,
+    recipe: Recipe,
+    method: Method,
+    spans: Sequence[Span],
+    output: Output,
+    started: float,
+) -> list[Stage]:
+    """What is written after the last repair.
+
+    Args:
+        loaded: the dense model.
+        recipe: the request.
+        method: its repair.
+        spans: the layers that will go.
+        output: what is asked for.
+        started: seconds that starting a process and loading the model take.
+    """
+    model, kind = loaded.model, loaded.stored_dtype.itemsize
+    sizes = [_numbers(layer) for layer in find_decoder_layers(model)]
+    total = sum(each.numel() for each in model.parameters())
+    added = _added(model, method, spans) * kind
+    if output.save == "adapter":
+        return [_adapter(total * kind, added, len(sizes) if is_offloaded(model) else 0, output)]
+    if recipe.export == "stock-layer":
+        added = len(spans) * max(sizes) * kind
+    elif method.form == "fold":
+        added = 0
+    gone = sum(sizes[index] for span in spans for index in span.layers)
+    size = (total - gone) * kind + added
+    kept = len(sizes) - sum(map(len, spans))
+    stages = [_checkpoint(size, kept if is_offloaded(model) else 0, output, started)]
+    return [*stages, _gguf(size, output, max(sizes) * kind)] if output.gguf else stages
+
+
+def _numbers(layer: Any) -> int:
+    return sum(each.numel() for each in layer.parameters())
+
+
+def _added(model: Any, method: Method, spans: Sequence[Span]) -> int:
+    """Numbers of the operators, or of the weights that a fold changes."""
+    if method.form == "fold" and not method.solves:
+        return 0
+    if method.form == "fold" and anatomy_of(model).experts:
+        layer = find_decoder_layers(model)[spans[0].start - 1]
+        return (
+            len(spans)
+            * (1 + len(method.before))
+            * sum(
+                each.numel() for each in writers(layer, f"{anatomy_of(model).mlp_output}.").values()
+            )
+        )
+    hidden = int(model.config.hidden_size)
+    steps = [*(each.needs for each in method.before), method.needs]
+    return len(spans) * sum(
+        sum(feature_widths(model, needs.features).values()) * hidden * max(needs.pieces, default=1)
+        for needs in steps
+    )
+
+
+def _checkpoint(size: int, brought: int, output: Output, started: float) -> Stage:
+    return Stage(
+        "Writing it, and loading it in a fresh process",
+        brought=2 * brought,
+        held=0 if brought else size,  # the fresh process holds it, while this one waits
+        disk=size,
+        fixed=started + writing_seconds(size, output.folder),
+    )
+
+
+def _adapter(base: int, added: int, brought: int, output: Output) -> Stage:
+    """The base's weights are hashed, and the model is made of it again beside it."""
+    return Stage(
+        "Writing the adapter, and making the model of it again",
+        brought=4 * brought,
+        held=2 * added,
+        disk=added,
+        fixed=hashing_seconds(base) + writing_seconds(added, output.folder),
+    )
+
+
+def _gguf(size: int, output: Output, layer: int) -> Stage:
+    """Every tensor is read, written, and read again to prove it."""
+    return Stage(
+        "Writing the GGUF file, and reading it again",
+        held=layer,
+        disk=size,
+        fixed=2 * hashing_seconds(size) + writing_seconds(size, output.folder),
+    )

@@ -1,0 +1,191 @@
+"""Files that appear whole or not at all."""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ghostlayers.errors import OutputError
+from ghostlayers.runtime import drafts, locks
+from ghostlayers.runtime.scratch import Scratch
+
+STREAMS = (Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd"))
+"""Where the system keeps what stands for a device or an open file."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+"""Names of files that go wherever a model goes."""
+
+LONGEST_NAME = 255
+"""Bytes of a name that disks can hold."""
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A draft beside the file, which gets its name when all went well and is removed otherwise.
+
+    What is no regular file, such as a pipe, is written to and never replaced.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            if is_stream(path):
+                draft = Path(stack.enter_context(Scratch("draft"))) / f"draft{path.suffix}"
+                yield draft
+                _pour(draft, path)
+                return
+            draft = drafts.new_file(path)
+            stack.callback(drafts.remove, draft)
+            yield draft
+            _publish(draft, path)
+        except OSError as error:
+            raise OutputError(f"cannot write '{path}': {error.strerror or error}.") from error
+
+
+def _publish(draft: Path, path: Path) -> None:
+    claim = locks.held(path)
+    if claim is not None and not claim.replace:  # somebody may have made it meanwhile
+        check_new(path)
+    draft.chmod(path.stat().st_mode & 0o777 if path.is_file() else 0o666 & ~_umask())
+    drafts.flush(draft)
+    locks.note_made(path, draft)
+    draft.replace(path)
+    drafts.flush_name(path)
+
+
+def _pour(draft: Path, path: Path) -> None:
+    place = os.open(path, os.O_WRONLY | os.O_APPEND)  # a file behind /dev/stdout keeps what it has
+    with draft.open("rb") as source, os.fdopen(place, "wb") as target:
+        shutil.copyfileobj(source, target)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def is_stream(path: Path) -> bool:
+    """Whether it is a device, a pipe, or what stands for an open file: never to be replaced."""
+    if not path.exists():
+        return False
+    return path.absolute().parent in STREAMS or not (path.is_file() or path.is_dir())
+
+
+def check_can_write(path: Path | None) -> None:
+    """Refuse a place where no file can be written, before anything is computed for it.
+
+    Args:
+        path: of a file to come; None for none.
+
+    Raises:
+        OutputError: it is a folder, or lies in none, or where nothing may be written.
+    """
+    if path is None:
+        return
+    folder = path.parent
+    try:
+        if path.is_dir():
+            raise OutputError(f"cannot write '{path}': it is a folder; name a file.")
+        if not folder.is_dir():
+            raise OutputError(f"cannot write '{path}': there is no folder '{folder}'; make it.")
+        if is_stream(path):
+            return
+    except OSError as error:
+        raise OutputError(f"cannot write '{path}': {error.strerror}.") from error
+    check_name(path)
+    if not os.access(folder, os.W_OK) or not takes_files(folder):
+        raise OutputError(f"cannot write '{path}': '{folder}' is not yours to write into.")
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name that a result cannot be given in the end.
+
+    Raises:
+        OutputError: it is too long for a draft beside it, holds control characters, is a link to
+            nothing, or a mount point.
+    """
+    longest = LONGEST_NAME - drafts.LONGEST
+    if len(os.fsencode(path.name)) > longest:
+        raise OutputError(
+            f"cannot write '{path}': its name has {len(os.fsencode(path.name))} bytes, of which "
+            f"at most {longest} can be written; choose a shorter one."
+        )
+    if not str(path).isprintable():
+        raise OutputError(
+            f"cannot write {str(path)!r}: its name holds control characters, which would reach "
+            "screens and pages; choose another."
+        )
+    if not path.name or path.name == "..":
+        raise OutputError(f"cannot write '{path}': it names no file or folder of its own.")
+    if path.is_symlink() and not path.exists():
+        raise OutputError(f"cannot write '{path}': it is a link to nothing; remove it.")
+    if os.path.ismount(path):
+        raise OutputError(
+            f"cannot write '{path}': a disk is mounted there, which cannot be replaced; choose a "
+            "name inside it."
+        )
+
+
+def takes_files(folder: Path) -> bool:
+    """Whether a file can be made in a folder: one is, and is gone at once."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError as error:
+        return error.errno in FULL  # said where the room is counted
+
+
+def check_new(path: Path) -> None:
+    """Refuse a file that is there already; an empty one holds nothing to be lost.
+
+    Raises:
+        OutputError: it is.
+    """
+    if os.path.lexists(path) and not is_stream(path) and (path.is_dir() or path.stat().st_size):
+        raise OutputError(f"'{path}' exists already; choose another name or pass --overwrite.")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+def at_home(text: str | Path) -> Path:
+    """With ``~`` as the folder it stands for; as it is, where it stands for nobody's."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path's raises for unknown users
+
+
+def exists(path: str | Path) -> bool:
+    """Whether there is such a path; what can be none is not there."""
+    try:
+        return at_home(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def shown_name(text: str) -> str:
+    """A name as others should read it: a path of this machine is its last part.
+
+    Several paths joined by ``,`` or ``+``, as corpora are, become several names. What may as well
+    be an id on the hub, ``a/b``, stays.
+    """
+    parts = re.split(r"([,+])", text)
+    return "".join(part if part in {",", "+"} else _last_part(part) for part in parts)
+
+
+def _last_part(path: str) -> str:
+    from_here = path.startswith(("/", "~", "./", "../")) or Path(path).is_absolute()
+    return Path(path).name or path if from_here else path

@@ -1,0 +1,39 @@
+"""What a measurement was made on."""
+
+import platform
+import shutil
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+import torch
+
+SHARE_OF_FREE = 0.5
+"""Of the disk or of the memory, that streams may take for a while."""
+
+
+def processor_name(device: torch.device | None = None) -> str:
+    """The accelerator's or the processor's own name, as far as the system tells it."""
+    if device is not None and device.type != "cpu":
+        ask = getattr(torch.get_device_module(device), "get_device_name", None)
+        return str(ask(device)) if ask is not None else device.type
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def room_for_streams(*, on_disk: bool) -> int:
+    """Bytes that streams may take on the disk of temporary files, or in the processor's memory."""
+    temporary = tempfile.gettempdir()
+    free = shutil.disk_usage(temporary).free if on_disk else psutil.virtual_memory().available
+    return int(SHARE_OF_FREE * free)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made a checkpoint."""
+    packages = ("ghostlayers", "torch", "transformers", "safetensors")
+    return {"python": platform.python_version(), **{p: metadata.version(p) for p in packages}}

@@ -1,5 +1,0 @@
-"""Criteria that say how much a layer, or a span of layers, matters: pure functions of streams."""
-
-from ghostlayers.scores.table import Scattered, ScoreTable, SpanScore, Step
-
-__all__ = ["Scattered", "ScoreTable", "SpanScore", "Step"]

@@ -1,0 +1,1 @@
+"""Removing decoder layers and inserting repairs."""

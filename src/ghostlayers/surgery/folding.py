@@ -1,0 +1,87 @@
+"""The weights of a kept layer after repairs were folded into them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghostlayers.model.anatomy import Anatomy, anatomy_of, is_transposed, mapped_writers, writers
+from ghostlayers.model.residency import residency_of
+from ghostlayers.repairs.base import Fold, Repair, rounded_once
+from ghostlayers.spans import Span
+
+
+def folded_weights(
+    anatomy: Anatomy, layer: Any, folds: Iterable[Fold], stored_dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Changed parameters of a layer by name, in its own type, rounded once to the stored one."""
+    if anatomy.experts:
+        total = torch.stack([fold.delta for fold in folds]).sum(dim=0)
+        mapped = mapped_writers(anatomy, layer, total / anatomy.write_scale)
+        return {n: rounded_once(each, stored_dtype) for n, each in mapped.items()}
+    deltas: dict[str, Tensor] = {}
+    for fold in folds:
+        path = anatomy.mlp_output
+        delta = fold.delta / anatomy.write_scale
+        transposed = is_transposed(layer.get_submodule(path))
+        _add(deltas, f"{path}.weight", delta if transposed else delta.T)
+        if fold.bias is not None:
+            _add(deltas, f"{path}.bias", fold.bias / anatomy.write_scale)
+        if fold.gain is not None:
+            assert anatomy.mlp_post_norm is not None
+            name = f"{anatomy.mlp_post_norm}.weight"
+            own = layer.get_parameter(name)
+            _add(deltas, name, fold.gain - anatomy.gain_offset - own.detach().to(fold.gain))
+    changed = {}
+    for name, delta in deltas.items():
+        own = layer.get_parameter(name).detach()
+        whole = own.double() + delta.to(own.device)
+        changed[name] = rounded_once(whole, stored_dtype).to(own.dtype)
+    return changed
+
+
+def _add(deltas: dict[str, Tensor], name: str, delta: Tensor) -> None:
+    deltas[name] = deltas[name] + delta if name in deltas else delta
+
+
+def layer_weights(
+    model: Any, layers: Any, span: Span, repair: Repair, stored_dtype: torch.dtype
+) -> dict[int, dict[str, Tensor]]:
+    """Changed parameters of the kept layers before one gap, by layer of the original model."""
+    if not repair.folds:
+        return {}
+    anatomy = anatomy_of(model)
+    changed = {}
+    for back in sorted({fold.layers_back for fold in repair.folds}):
+        folds = [fold for fold in repair.folds if fold.layers_back == back]
+        index = span.start - back
+        layer = residency_of(model, layers).bring(index)
+        changed[index] = folded_weights(anatomy, layer, folds, stored_dtype)
+    return changed
+
+
+def scaled_writes(anatomy: Anatomy, layer: Any, scale: float) -> dict[str, Tensor]:
+    """Parameters of a layer whose writes into the stream are divided by a scale."""
+    if anatomy.post_norms:  # the norm in front of the stream has the last word
+        return {
+            f"{path}.weight": _scale_gain(layer, f"{path}.weight", scale, anatomy.gain_offset)
+            for path in anatomy.post_norms
+        }
+    changed, paths = {}, [anatomy.attention_output]
+    if anatomy.experts:
+        changed = {n: each / scale for n, each in writers(layer).items()}
+    else:
+        paths.append(anatomy.mlp_output)
+    for path in paths:
+        assert path is not None
+        projection = layer.get_submodule(path)
+        changed[f"{path}.weight"] = projection.weight.detach() / scale
+        if projection.bias is not None:
+            changed[f"{path}.bias"] = projection.bias.detach() / scale
+    return changed
+
+
+def _scale_gain(layer: Any, name: str, scale: float, offset: float) -> Tensor:
+    stored: Tensor = layer.get_parameter(name).detach()
+    return (offset + stored) / scale - offset

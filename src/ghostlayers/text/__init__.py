@@ -1,0 +1,1 @@
+"""Text to tokens: corpora, their files and rows, tokenising, windows."""
