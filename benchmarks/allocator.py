@@ -29,15 +29,15 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 @torch.no_grad()
 def measure(name: str, tokens: int, repeats: int, *, keep: bool) -> None:
     """Print the milliseconds of each part, and the peak memory."""
+    from ghostlayers.model.dense import DenseModel
     from ghostlayers.model.loading import load_model
-    from ghostlayers.model.stream import LayerwiseModel
     from ghostlayers.recipe import RunOptions
     from ghostlayers.runtime.allocator import keep_freed_memory
     from ghostlayers.statistics.losses import Reference, sum_losses
 
     if keep:
         keep_freed_memory()
-    model = LayerwiseModel(load_model(name, RunOptions(dtype="float32", device="cpu")).model)
+    model = DenseModel(load_model(name, RunOptions(dtype="float32", device="cpu")).model)
     ids = torch.randint(0, model.model.config.vocab_size, (1, tokens))
     batch, stream = model.begin(ids)
     some = slice(0, min(tokens, 341))

@@ -15,7 +15,6 @@ import torch
 
 from ghostlayers.calibration import cuts
 from ghostlayers.calibration.fitting import Fitting, fit_many
-from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.preparation import open_model, read_evaluation
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import find_method
@@ -57,13 +56,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
     dense = open_model(arguments.model, None, RunOptions())
-    model = LayerwiseModel(dense.model)
+    model = dense
     (span,) = merge_layers(parse_layers(arguments.remove))
     windows = make_windows(
         load_corpus(arguments.data, use="calibration"), dense.tokenizer,
         sequence_length=arguments.length, count=arguments.windows, seed=0,
     )  # fmt: skip
-    own = hadamard(dense.model.config.hidden_size)
+    own = hadamard(dense.network.config.hidden_size)
     named = {"own": own}
     for seed in range(ORDERS):
         order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))

@@ -33,8 +33,9 @@ from torch.nn import functional as F  # noqa: N812
 from ghostlayers.calibration import fitting as fits
 from ghostlayers.calibration import scoring, steps
 from ghostlayers.calibration.fitting import Fitting
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
-from ghostlayers.model.stream import LayerwiseModel, find_decoder_layers, micro_batches, sweep
+from ghostlayers.model.stream import find_decoder_layers, micro_batches, sweep
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.runtime.machine import processor_name
@@ -206,7 +207,7 @@ class Case:
 @torch.no_grad()
 def run_bare(bench: Bench) -> Outcome:
     """All windows through the base model, without head and without cache."""
-    for ids in micro_batches(LayerwiseModel(bench.model), bench.windows, bench.batch_size):
+    for ids in micro_batches(DenseModel(bench.model), bench.windows, bench.batch_size):
         bench.model.base_model(input_ids=ids.to(bench.device), use_cache=False)
     return Outcome(((0, bench.num_layers, len(bench.windows)),))
 
@@ -221,7 +222,7 @@ def elapsed_shares(bench: Bench) -> tuple[float, ...]:
         wait_for(bench.device)
         ticks.append(time.perf_counter())
 
-    batches = list(micro_batches(LayerwiseModel(bench.model), bench.windows, bench.batch_size))
+    batches = list(micro_batches(DenseModel(bench.model), bench.windows, bench.batch_size))
     passes = math.ceil(SHARE_BATCHES / len(batches))
     shares: list[list[float]] = []
     with ExitStack() as hooks:
@@ -281,7 +282,7 @@ def loss_work(bench: Bench, spans: Sequence[Span]) -> tuple[Pass, ...]:
 def run_score(bench: Bench, *, residuals: bool) -> Outcome:
     """Scores of every candidate span."""
     table, _ = scoring.measure_scores(
-        LayerwiseModel(bench.model),
+        DenseModel(bench.model),
         bench.windows,
         candidate_spans(bench.num_layers, bench.layers),
         residuals=residuals,
@@ -305,7 +306,7 @@ def run_recoverable(bench: Bench) -> Outcome:
     """The default selection, whole."""
     found = steps.choose_spans(
         bench.run,
-        LayerwiseModel(bench.model),
+        DenseModel(bench.model),
         bench.windows,
         bench.held_out,
         bench.recipe("recoverable"),
@@ -324,7 +325,7 @@ def run_recoverable(bench: Bench) -> Outcome:
 def run_fit(bench: Bench, spans: tuple[Span, ...], *, repaired: bool) -> Outcome:
     """Repairs of given gaps."""
     fitting = bench.fitting(repaired=repaired)
-    steps.fit_repairs(bench.run, LayerwiseModel(bench.model), bench.fit_windows, spans, fitting)
+    steps.fit_repairs(bench.run, DenseModel(bench.model), bench.fit_windows, spans, fitting)
     return Outcome(fit_work(bench, spans, repaired=repaired and len(spans) > 1))
 
 
@@ -333,7 +334,7 @@ def run_select_and_fit(bench: Bench, selection: str, spans: tuple[Span, ...]) ->
 
     What the selection takes is only noted.
     """
-    model = LayerwiseModel(bench.model)
+    model = DenseModel(bench.model)
     fitting = bench.fitting()
     found = steps.choose_spans(
         bench.run, model, bench.windows, bench.held_out, bench.recipe(selection), fitting
@@ -477,7 +478,7 @@ def check_operators(bench: Bench, operators: Mapping[Span, Tensor]) -> str:
         repaired_inputs=False,
         stored_dtype=torch.float64,
     )
-    ours = fits.fit_gaps(LayerwiseModel(bench.model), bench.fit_windows, list(operators), same)
+    ours = fits.fit_gaps(DenseModel(bench.model), bench.fit_windows, list(operators), same)
     worst = 0.0
     for span, theirs in operators.items():
         delta = ours[span].delta
@@ -593,7 +594,7 @@ def open_model(args: argparse.Namespace) -> tuple[Any, Any]:
 
     logging.disable_progress_bar()
     loaded = load_model(args.model, RunOptions(dtype=args.dtype, device=args.device))
-    return loaded.model, loaded.tokenizer
+    return loaded.network, loaded.tokenizer
 
 
 def read_windows(args: argparse.Namespace, config: Any, tokenizer: Any) -> Windows:
@@ -1090,11 +1091,11 @@ class SampleRow:
 @torch.no_grad()
 def all_streams(bench: Bench) -> Tensor:
     """The stream of every token at every boundary, [boundaries, windows, sequence, hidden]."""
-    model = LayerwiseModel(bench.model)
+    model = DenseModel(bench.model)
     shape = (*bench.windows.input_ids.shape, bench.model.config.hidden_size)
     streams = torch.empty(bench.num_layers + 1, *shape, dtype=bench.model.dtype)
     done = 0
-    for ids in micro_batches(LayerwiseModel(bench.model), bench.windows, bench.batch_size):
+    for ids in micro_batches(DenseModel(bench.model), bench.windows, bench.batch_size):
         batch, stream = model.begin(ids)
         rows = slice(done, done + ids.shape[0])
         for boundary, (hidden,) in sweep(model, [batch], [stream], stop=bench.num_layers):

@@ -22,7 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ghostlayers.calibration import scoring
 from ghostlayers.calibration.fitting import Fitting, fit_gaps
-from ghostlayers.model.stream import LayerwiseModel, micro_batches, sweep
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.stream import micro_batches, sweep
 from ghostlayers.repairs import Repair, find_method
 from ghostlayers.runtime.machine import processor_name
 from ghostlayers.selection.choices import candidate_spans
@@ -57,7 +58,7 @@ def windows_of(count: int) -> Windows:
 def pairs() -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
     """By name: what is measured, and what it is measured by."""
     dense = small_model()
-    model, windows = LayerwiseModel(dense), windows_of(12)
+    model, windows = DenseModel(dense), windows_of(12)
     spans = candidate_spans(model.num_layers, 4)
 
     def bare() -> None:
@@ -76,8 +77,8 @@ def pairs() -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
         Accumulator((("x", 384),), 384).add(x, x, [x])
 
     repair = Repair("none")
-    cut = removal.prune_layers(dense, GAP, {GAP[0]: repair})
-    ghost = removal.prune_layers(dense, GAP, fit(GAP, "ghost")())  # type: ignore[arg-type]
+    cut = removal.prune_layers(DenseModel(dense), GAP, {GAP[0]: repair})
+    ghost = removal.prune_layers(DenseModel(dense), GAP, fit(GAP, "ghost")())  # type: ignore[arg-type]
     ids = windows.input_ids[:2]
 
     def forward(which: LlamaForCausalLM) -> Callable[[], object]:

@@ -15,8 +15,8 @@ import time
 import torch
 
 from ghostlayers.errors import SingularError
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
-from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.preparation import read_evaluation
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import FitOptions
@@ -76,7 +76,7 @@ def time_products(device: torch.device) -> None:
 
 
 @torch.no_grad()
-def streams(model: LayerwiseModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def streams(model: DenseModel, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Before and behind the middle third."""
     start, stop = model.num_layers // 3, 2 * model.num_layers // 3
     before, after = [], []
@@ -158,7 +158,7 @@ def main() -> None:
             arguments.data, loaded.tokenizer, separator="\n\n", text_column=None,
             sequence_length=512, max_windows=16, bos="auto",
         )  # fmt: skip
-        compare_repairs(*streams(LayerwiseModel(loaded.model), windows.input_ids))
+        compare_repairs(*streams(loaded, windows.input_ids))
 
 
 if __name__ == "__main__":

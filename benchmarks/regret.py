@@ -18,7 +18,6 @@ import torch
 
 from ghostlayers.calibration import cuts, scoring
 from ghostlayers.calibration.fitting import Fitting, fit_gaps
-from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.preparation import open_model, read_evaluation
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import find_method
@@ -35,7 +34,7 @@ RANKED = 4
 def measure(arguments: argparse.Namespace) -> None:
     """Losses of all candidates, window by window."""
     dense = open_model(arguments.model, None, RunOptions())
-    model = LayerwiseModel(dense.model)
+    model = dense
     few, many = arguments.windows
     corpus = load_corpus(arguments.data, use="calibration")
     windows = make_windows(

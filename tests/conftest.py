@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from forked import Forks
 from ghostlayers.checkpoint import proof
-from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.model.dense import DenseModel
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # small matrices; several threads on busy cores wait for each other
@@ -148,9 +148,9 @@ def trained_llama(byte_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 @pytest.fixture(scope="session")
-def layerwise(trained_llama: LlamaForCausalLM) -> LayerwiseModel:
+def layerwise(trained_llama: LlamaForCausalLM) -> DenseModel:
     """The trained Llama, a layer at a time."""
-    return LayerwiseModel(trained_llama)
+    return DenseModel(trained_llama)
 
 
 @pytest.fixture(scope="session")

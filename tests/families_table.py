@@ -8,7 +8,8 @@ import transformers
 
 import seeing
 from families import FAMILIES, PATTERNED, build
-from ghostlayers.model.anatomy import Anatomy, anatomy_or_reason
+from ghostlayers.model.anatomy import Anatomy
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.families import REFUSED, REFUSED_IF
 from ghostlayers.model.multimodal import text_view
 
@@ -85,7 +86,7 @@ def seeing_row(name: str) -> str:
 
 def folds_of(model: Any) -> str:
     """What repairs fold into."""
-    anatomy = anatomy_or_reason(model)
+    anatomy = DenseModel(model).anatomy_or_reason
     if isinstance(anatomy, Anatomy) and anatomy.mlp_post_norm:
         folds = f"`{anatomy.mlp_output}` with its norm"
     elif isinstance(anatomy, Anatomy) and not anatomy.post_norms:

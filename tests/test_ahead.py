@@ -12,8 +12,8 @@ from torch import nn
 
 from conftest import make_tiny_llama
 from ghostlayers.model import ahead
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
-from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.recipe import RunOptions
 
 CPU = torch.device("cpu")
@@ -64,13 +64,11 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
 
 
 @pytest.fixture
-def model(tmp_path: Path, byte_tokenizer: Any) -> LayerwiseModel:
+def model(tmp_path: Path, byte_tokenizer: Any) -> DenseModel:
     """Four layers on disk."""
     make_tiny_llama(num_hidden_layers=4).save_pretrained(tmp_path)
     byte_tokenizer.save_pretrained(tmp_path)
-    return LayerwiseModel(
-        load_model(str(tmp_path), RunOptions(offload="disk", dtype="float32")).model
-    )
+    return DenseModel(load_model(str(tmp_path), RunOptions(offload="disk", dtype="float32")).model)
 
 
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -81,21 +79,21 @@ def in_place(layer: nn.Module) -> bool:
     return not any(each.is_meta for each in layer.parameters())
 
 
-def one_pass(model: LayerwiseModel) -> torch.Tensor:
+def one_pass(model: DenseModel) -> torch.Tensor:
     batch, stream = model.begin(torch.arange(2 * 16).view(2, 16))
     for layer in range(model.num_layers):
         stream = model.run_layer(layer, batch, stream)
     return stream
 
 
-def test_nothing_is_copied_where_the_processor_computes(model: LayerwiseModel) -> None:
+def test_nothing_is_copied_where_the_processor_computes(model: DenseModel) -> None:
     assert ahead.streams_of(CPU) is None
     one_pass(model)
     assert not model.residency._ahead._copies
 
 
 def test_layers_come_from_their_copies(
-    model: LayerwiseModel, streams: Streams, monkeypatch: pytest.MonkeyPatch
+    model: DenseModel, streams: Streams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each but the first; what is handed over is the very tensor that was copied."""
     copied: list[int] = []
@@ -114,7 +112,7 @@ def test_layers_come_from_their_copies(
     assert threading.get_ident() not in streams.threads
 
 
-def test_a_pass_gives_the_same_bits(model: LayerwiseModel, streams: Streams) -> None:
+def test_a_pass_gives_the_same_bits(model: DenseModel, streams: Streams) -> None:
     found = one_pass(model), one_pass(model)
     assert "copied" in streams.notes
     model.residency.release()
@@ -126,9 +124,7 @@ def test_a_pass_gives_the_same_bits(model: LayerwiseModel, streams: Streams) -> 
     assert torch.equal(found[1], plain)
 
 
-def test_memory_goes_back_only_after_its_work_is_done(
-    model: LayerwiseModel, streams: Streams
-) -> None:
+def test_memory_goes_back_only_after_its_work_is_done(model: DenseModel, streams: Streams) -> None:
     held: list[bool] = []
     streams.when_waiting = lambda: held.append(in_place(model.layers[1]))
     for index in range(3):
@@ -137,7 +133,7 @@ def test_memory_goes_back_only_after_its_work_is_done(
     assert not in_place(model.layers[1])
 
 
-def test_another_layer_than_the_expected_one(model: LayerwiseModel, streams: Streams) -> None:
+def test_another_layer_than_the_expected_one(model: DenseModel, streams: Streams) -> None:
     expected = weights(model.residency.bring(3))
     model.residency.bring(0)  # and layer 1 is fetched
     found = weights(model.residency.bring(3))
@@ -147,7 +143,7 @@ def test_another_layer_than_the_expected_one(model: LayerwiseModel, streams: Str
 
 
 def test_a_layer_that_finds_no_room_is_brought_in_the_usual_way(
-    model: LayerwiseModel, streams: Streams, monkeypatch: pytest.MonkeyPatch
+    model: DenseModel, streams: Streams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(module: nn.Module, hook: Any) -> dict[str, torch.Tensor]:
         raise torch.OutOfMemoryError("no room")
@@ -157,21 +153,21 @@ def test_a_layer_that_finds_no_room_is_brought_in_the_usual_way(
     assert torch.equal(one_pass(model), expected)
 
 
-def test_a_released_model_holds_nothing(model: LayerwiseModel, streams: Streams) -> None:
+def test_a_released_model_holds_nothing(model: DenseModel, streams: Streams) -> None:
     model.residency.bring(0)
     model.residency.release()
     assert not model.residency._ahead._copies
     assert all(each.is_meta for layer in model.layers for each in layer.parameters())
 
 
-def test_hooks_read_files_again_afterwards(model: LayerwiseModel, streams: Streams) -> None:
+def test_hooks_read_files_again_afterwards(model: DenseModel, streams: Streams) -> None:
     hooks = [hook for _, hook in ahead.offloaded_modules(model.layers)]
     before = [hook.weights_map for hook in hooks]
     one_pass(model)
     assert all(hook.weights_map is each for hook, each in zip(hooks, before, strict=True))
 
 
-def test_tied_weights_are_left_to_the_hook(model: LayerwiseModel, streams: Streams) -> None:
+def test_tied_weights_are_left_to_the_hook(model: DenseModel, streams: Streams) -> None:
     module = model.layers[1].get_submodule("mlp.up_proj")
     hook = ahead.offloading_hook(module)
     assert set(ahead._copy(module, hook)) == {"weight"}

@@ -23,8 +23,8 @@ from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fitting import Fitting, fit_gaps
 from ghostlayers.checkpoint import proof, saving
 from ghostlayers.errors import ModelError
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.families import find_family
-from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.repairs import ALL, FitOptions, find_method
 from ghostlayers.repairs.base import FROM_KEPT_LAYER, Repair, linear
 from ghostlayers.runtime import outputs
@@ -57,7 +57,7 @@ def repaired(name: str, dtype: torch.dtype = torch.float32) -> Any:
     dense = build(name)
     for parameter in dense.parameters():  # .to() would round the rotary buffers as well
         parameter.data = parameter.data.to(dtype)
-    return removal.prune_layers(dense, SPANS, deltas)
+    return removal.prune_layers(DenseModel(dense), SPANS, deltas)
 
 
 def write(model: Any, folder: Path) -> Path:
@@ -310,13 +310,13 @@ def test_a_bfloat16_gemma_computed_in_float32_reloads_bit_for_bit(
     base.save_pretrained(tmp_path / "base")
     byte_tokenizer.save_pretrained(tmp_path / "base")
     loaded = load_model(str(tmp_path / "base"), RunOptions(dtype="float32", device="cpu"))
-    assert (loaded.stored_dtype, loaded.model.dtype) == (torch.bfloat16, torch.float32)
+    assert (loaded.stored_dtype, loaded.network.dtype) == (torch.bfloat16, torch.float32)
     generator = torch.Generator().manual_seed(4)
     deltas = {
         span: Repair("ghost", linear((0.05 * torch.randn(32, 32, generator=generator)).bfloat16()))
         for span in SPANS
     }
-    model = removal.prune_layers(loaded.model, SPANS, deltas)
+    model = removal.prune_layers(loaded, SPANS, deltas)
     (tmp_path / "out").mkdir()
     saving._write_model(tmp_path / "out", model, loaded.stored_dtype)
     assert proof.verify(tmp_path / "out", model).identical
@@ -362,7 +362,7 @@ def test_the_config_says_whether_the_head_is_the_embedding(
 ) -> None:
     dense = build(name, tie_word_embeddings=not own_head)
     dense.config.tie_word_embeddings = said
-    model = removal.prune_layers(dense, (Span(1, 2),))
+    model = removal.prune_layers(DenseModel(dense), (Span(1, 2),))
     folder = write(model, tmp_path / "out")
     assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is not own_head
     again = AutoModelForCausalLM.from_pretrained(folder)
@@ -398,7 +398,9 @@ def test_every_operator_trains_in_mixed_precision(
     ids = torch.randint(3, 96, (40, 13), generator=torch.Generator().manual_seed(8))
     windows = Windows(ids, bos=False, available=40, documents=())
     how = Fitting(find_method(repair), FitOptions(ridge=1e-4))
-    model = removal.prune_layers(dense, spans, fit_gaps(LayerwiseModel(dense), windows, spans, how))
+    model = removal.prune_layers(
+        DenseModel(dense), spans, fit_gaps(DenseModel(dense), windows, spans, how)
+    )
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=True)
     model.train()
@@ -443,10 +445,10 @@ def test_every_repair_that_a_checkpoint_can_hold_reloads_as_it_was_measured(
         return  # refused: see test_surgery.py
     ids = torch.randint(3, 96, (40, 13), generator=torch.Generator().manual_seed(8))
     windows = Windows(ids, bos=False, available=40, documents=())
-    layerwise = LayerwiseModel(dense)
+    layerwise = DenseModel(dense)
     how = Fitting(method, FitOptions(ridge=1e-4), stored_dtype=torch.bfloat16)
     repairs = fit_gaps(layerwise, windows, spans, how)
-    built = removal.prune_layers(dense, spans, repairs, stored_dtype=torch.bfloat16)
+    built = removal.prune_layers(DenseModel(dense, stored_dtype=torch.bfloat16), spans, repairs)
     (tmp_path / "out").mkdir()
     saving._write_model(tmp_path / "out", built, torch.bfloat16)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)

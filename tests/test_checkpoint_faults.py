@@ -509,7 +509,7 @@ def test_an_intact_copy_loads(edited):
     write_weights(folder, tensors)
     loaded = load_model(str(folder), RunOptions(device="cpu"))
     repair = next(name for name in tensors if ".repair_" in name)
-    assert torch.equal(loaded.model.state_dict()[repair], tensors[repair])
+    assert torch.equal(loaded.network.state_dict()[repair], tensors[repair])
 
 
 # Records

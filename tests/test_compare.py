@@ -314,14 +314,14 @@ def test_distances_behind_a_cut_are_those_of_hooked_models(
 ) -> None:
     from ghostlayers.calibration.cuts import stream_distances
     from ghostlayers.calibration.fitting import Fitting, fit_gaps
-    from ghostlayers.model.stream import LayerwiseModel
+    from ghostlayers.model.dense import DenseModel
     from ghostlayers.repairs import find_method
     from ghostlayers.spans import Span
     from ghostlayers.text.tokens import make_windows
 
     corpus = ghostlayers.text.corpora.Corpus("text", tuple(some_text))
     windows = make_windows(corpus, byte_tokenizer, sequence_length=64, count=20, seed=0)
-    layerwise, span = LayerwiseModel(trained_llama), Span(2, 4)
+    layerwise, span = DenseModel(trained_llama), Span(2, 4)
     fits = fit_gaps(layerwise, windows, [span], Fitting(find_method("ghost")))
     got = stream_distances(layerwise, windows.first(2), {"ghost": fits})["ghost"]
     assert sorted(got) == [4, 5, 6, 7, 8]
@@ -338,7 +338,10 @@ def test_distances_behind_a_cut_are_those_of_hooked_models(
             handle.remove()
         return seen
 
-    dense, cut = streams(trained_llama), streams(removal.prune_layers(trained_llama, [span], fits))
+    dense, cut = (
+        streams(trained_llama),
+        streams(removal.prune_layers(DenseModel(trained_llama), [span], fits)),
+    )
     for boundary, value in got.items():
         want, far = dense[boundary], cut[boundary - 2] - dense[boundary]
         ratio = far.square().sum(-1) / want.square().sum(-1)

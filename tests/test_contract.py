@@ -22,6 +22,7 @@ from families import FAMILIES, PATTERNED, build
 from ghostlayers.checkpoint import saving
 from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.model import agreement
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.families import PREFIX
 from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.spans import Span, kept_layers
@@ -58,17 +59,19 @@ def cut_of(name: str) -> str:
 @pytest.mark.parametrize(("name", "cut"), ALLOWED)
 def test_a_repaired_cut_is_the_dense_model_with_layers_skipped(name: str, cut: str) -> None:
     dense, spans = build(name), CUTS[cut]
-    repaired = removal.prune_layers(dense, spans, operators(spans))
+    repaired = removal.prune_layers(DenseModel(dense), spans, operators(spans))
     want = literal_repaired(dense, spans, token_ids())
     assert torch.equal(logits(repaired, token_ids()), want)
-    assert not torch.allclose(logits(removal.prune_layers(dense, spans), token_ids()), want)
+    assert not torch.allclose(
+        logits(removal.prune_layers(DenseModel(dense), spans), token_ids()), want
+    )
 
 
 @pytest.mark.parametrize(("name", "cut"), ALLOWED)
 def test_the_config_alone_says_what_the_layers_are(name: str, cut: str) -> None:
     """Built anew from the config and filled with the weights, it is the same model."""
     dense, spans = build(name), CUTS[cut]
-    pruned = removal.prune_layers(dense, spans)
+    pruned = removal.prune_layers(DenseModel(dense), spans)
     assert type(pruned) is type(dense)
     config = type(pruned.config).from_dict(copy.deepcopy(pruned.config.to_dict()))
     anew = type(dense)(config).eval()
@@ -85,7 +88,7 @@ def test_the_config_alone_says_what_the_layers_are(name: str, cut: str) -> None:
 def test_an_empty_cut_is_the_identity(name: str) -> None:
     dense = build(name)
     config = dense.config.to_dict()
-    pruned = removal.prune_layers(dense, ())
+    pruned = removal.prune_layers(DenseModel(dense), ())
     assert torch.equal(logits(pruned, token_ids()), logits(dense, token_ids()))
     assert dense.config.to_dict() == config
 
@@ -128,7 +131,7 @@ def test_ties_are_kept(name: str) -> None:
         pytest.skip("it has no head of its own")
     tied = dense.get_output_embeddings().weight is dense.get_input_embeddings().weight
     spans = CUTS[cut_of(name)]
-    pruned = removal.prune_layers(dense, spans, operators(spans))
+    pruned = removal.prune_layers(DenseModel(dense), spans, operators(spans))
     head, embedding = pruned.get_output_embeddings(), pruned.get_input_embeddings()
     assert (head.weight is embedding.weight) == tied
 
@@ -142,7 +145,9 @@ def test_a_model_that_came_from_a_checkpoint_goes_into_one(
     build(name).save_pretrained(tmp_path / "dense")
     dense = AutoModelForCausalLM.from_pretrained(tmp_path / "dense").eval()
     spans = CUTS[cut_of(name)]
-    model = removal.prune_layers(dense, spans, operators(spans) if kind == "repaired" else None)
+    model = removal.prune_layers(
+        DenseModel(dense), spans, operators(spans) if kind == "repaired" else None
+    )
     (tmp_path / "out").mkdir()
     saving._write_model(tmp_path / "out", model, torch.float32)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
@@ -234,4 +239,4 @@ def test_what_can_never_be_cut_is_refused_by_name(entry: dict[str, Any], reason:
     for name, value in entry.items():
         setattr(model.config, name, value)
     with pytest.raises(UnsupportedModelError, match=f"type 'llama' cannot be cut: .*{reason}"):
-        removal.prune_layers(model, (Span(1, 2),))
+        removal.prune_layers(DenseModel(model), (Span(1, 2),))

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 import ghostlayers
 from families import build
 from ghostlayers.errors import RecipeError, UnsupportedModelError, VerificationError
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs.base import Operator, Repair
@@ -39,8 +40,8 @@ def test_a_stock_layer_is_the_operator_bit_for_bit(name: str, cut: str, tmp_path
     dense, spans = plain(name), CUTS[cut]
     check_stock_layer(dense)
     repairs = fitted(dense, "normed", spans)
-    operator = removal.prune_layers(dense, spans, repairs)
-    bare = removal.prune_layers(dense, spans)
+    operator = removal.prune_layers(DenseModel(dense), spans, repairs)
+    bare = removal.prune_layers(DenseModel(dense), spans)
     stock = with_stock_layers(bare, spans, repairs, torch.float32)
     kind = "LlamaForCausalLM" if name in {"mistral", "qwen2"} else type(dense).__name__
     assert type(stock).__name__ == kind
@@ -65,8 +66,8 @@ def test_a_stock_layer_in_bfloat16_rounds_once() -> None:
     }
     for parameter in dense.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
-    operator = removal.prune_layers(dense, spans, repairs)
-    bare = removal.prune_layers(dense, spans)
+    operator = removal.prune_layers(DenseModel(dense), spans, repairs)
+    bare = removal.prune_layers(DenseModel(dense), spans)
     stock = with_stock_layers(bare, spans, repairs, torch.bfloat16)
     assert check_same(stock, operator) <= 0.05 * float(logits(operator, token_ids()).abs().max())
     assert stock.dtype == torch.bfloat16
@@ -75,7 +76,10 @@ def test_a_stock_layer_in_bfloat16_rounds_once() -> None:
 def test_the_made_layer_shares_the_survivors_and_keeps_ties() -> None:
     dense, spans = build("llama", tie_word_embeddings=True), CUTS["middle"]
     stock = with_stock_layers(
-        removal.prune_layers(dense, spans), spans, fitted(dense, "normed", spans), torch.float32
+        removal.prune_layers(DenseModel(dense), spans),
+        spans,
+        fitted(dense, "normed", spans),
+        torch.float32,
     )
     mine, theirs = find_decoder_layers(stock), find_decoder_layers(dense)
     assert mine[2].mlp.up_proj.weight.data_ptr() == theirs[3].mlp.up_proj.weight.data_ptr()
@@ -87,10 +91,10 @@ def test_another_computation_is_noticed() -> None:
     dense, spans = plain("llama"), CUTS["middle"]
     repairs = fitted(dense, "normed", spans)
     other = {span: Repair("normed", Operator({"normed": torch.eye(32)})) for span in spans}
-    bare = removal.prune_layers(dense, spans)
+    bare = removal.prune_layers(DenseModel(dense), spans)
     stock = with_stock_layers(bare, spans, other, torch.float32)
     with pytest.raises(VerificationError, match="logits differ by"):
-        check_same(stock, removal.prune_layers(dense, spans, repairs))
+        check_same(stock, removal.prune_layers(DenseModel(dense), spans, repairs))
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from ghostlayers.calibration import measuring, steps
 from ghostlayers.calibration.fitting import Fitting, fit_gaps, fit_many
 from ghostlayers.calibration.search import Found
 from ghostlayers.errors import InputError, RecipeError, SpanError
-from ghostlayers.model.anatomy import Anatomy, anatomy_or_reason
-from ghostlayers.model.stream import LayerwiseModel, find_decoder_layers
+from ghostlayers.model.anatomy import Anatomy
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.preparation import check_moves, check_request, make_recipe
 from ghostlayers.presets import PRESETS, Preset, find_preset
 from ghostlayers.recipe import Recipe, RunOptions
@@ -78,7 +79,7 @@ def choose(model: Any, windows: Windows, **choices: Any) -> Found:
     )
     scored, held_out = windows.split_at(8)
     run = steps.Run(RunOptions(batch_size=3), Silent())
-    return steps.choose_spans(run, LayerwiseModel(model), scored, held_out, recipe, fitting)
+    return steps.choose_spans(run, DenseModel(model), scored, held_out, recipe, fitting)
 
 
 @torch.no_grad()
@@ -155,14 +156,14 @@ def test_linearpatch_averages_the_ratios_of_windows(
 ) -> None:
     span = Span(3, 6)
     fitting = Fitting(find_method(f"{name}:mean=ratios"))
-    repair = fit_gaps(LayerwiseModel(dense), windows, [span], fitting, batch_size=5)[span]
+    repair = fit_gaps(DenseModel(dense), windows, [span], fitting, batch_size=5)[span]
     h = streams_of(dense, windows.input_ids)
     want = literal_patch(h[span.start], h[span.stop], rotated=name.endswith("hadamard"))
     assert repair.delta is not None
     torch.testing.assert_close(
         repair.delta.double(), want - torch.eye(len(want)), rtol=1e-5, atol=1e-6
     )
-    totals = fit_gaps(LayerwiseModel(dense), windows, [span], Fitting(find_method(name)))[span]
+    totals = fit_gaps(DenseModel(dense), windows, [span], Fitting(find_method(name)))[span]
     assert totals.delta is not None
     assert not torch.allclose(totals.delta, repair.delta, atol=1e-6)
 
@@ -192,14 +193,14 @@ def test_the_official_stack_is_one_operator_after_the_other(dense: Any, windows:
     how = Fitting(
         find_method("ghost:per=layer"), PUBLISHED, token_weight="uniform", repaired_inputs=False
     )
-    repairs = fit_gaps(LayerwiseModel(dense), windows, gaps, how)
+    repairs = fit_gaps(DenseModel(dense), windows, gaps, how)
     assert tuple(repairs) == gaps
-    mine = logits_of(prune_layers(dense, gaps, repairs), ids)
+    mine = logits_of(prune_layers(DenseModel(dense), gaps, repairs), ids)
     torch.testing.assert_close(
         mine, logits_of(literal_ghosts(dense, ids, removed), ids), rtol=1e-3, atol=2e-3
     )
     text = Fitting(find_method("ghost"), PUBLISHED, token_weight="uniform", repaired_inputs=False)
-    one = fit_gaps(LayerwiseModel(dense), windows, gaps, text)
+    one = fit_gaps(DenseModel(dense), windows, gaps, text)
     torch.testing.assert_close(one[Span(1, 2)].delta, repairs[Span(1, 2)].delta)
     assert not torch.allclose(one[Span(3, 6)].delta, repairs[Span(3, 6)].delta, atol=1e-3)
 
@@ -207,7 +208,7 @@ def test_the_official_stack_is_one_operator_after_the_other(dense: Any, windows:
 def test_one_run_of_layers_gets_one_operator_in_the_code_too(dense: Any, windows: Windows) -> None:
     span = Span(3, 6)
     both = {name: Fitting(find_method(name), PUBLISHED) for name in ("ghost", "ghost:per=layer")}
-    repairs = fit_many(LayerwiseModel(dense), windows, [span], both)
+    repairs = fit_many(DenseModel(dense), windows, [span], both)
     text, code = (each[span].delta for each in repairs.values())
     assert text is not None
     assert torch.equal(text, code)
@@ -352,7 +353,7 @@ def test_prune_and_comps_loop_is_theirs(dense: Any, windows: Windows, select: st
     for span, repair in found.repairs.items():
         want = np.prod([scales[layer] for layer in span.layers])
         assert repair.scale == pytest.approx(want, rel=1e-5)
-    mine = prune_layers(dense, found.spans, found.repairs)
+    mine = prune_layers(DenseModel(dense), found.spans, found.repairs)
     torch.testing.assert_close(
         logits_of(mine, ids), logits_of(theirs.model, ids), rtol=1e-3, atol=1e-3
     )
@@ -365,7 +366,7 @@ def test_iterated_magnitude_follows_the_scales(dense: Any, windows: Windows) -> 
         refit="none", repair="magnitude:mean=ratios",
     )  # fmt: skip
     assert found.table is not None
-    model, first = LayerwiseModel(dense), found.table.steps[0].layer
+    model, first = DenseModel(dense), found.table.steps[0].layer
     recipe = Recipe(layers=1, select="magnitude:norms:unprotected")
     ground = measuring.Ground(
         model, windows, windows, recipe, Fitting(find_method("magnitude")), 0, Silent()
@@ -404,14 +405,14 @@ def test_scores_change_with_the_repair_or_are_refused(family: str) -> None:
     """Every score, on every family, after one removed layer: repaired and not."""
     model = families.build(family)
     layers = len(find_decoder_layers(model))
-    layerwise, gap = LayerwiseModel(model), Span(layers - 2, layers - 1)
+    layerwise, gap = DenseModel(model), Span(layers - 2, layers - 1)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 96, (2, 16), generator=generator)
     some = Windows(ids, False, 2, ())
     for name in CHANGES:
         method = find_method(name)
         try:
-            check_method(model, method, [gap])
+            check_method(DenseModel(model), method, [gap])
             repair = planted(model, name, gap)
         except InputError:
             continue
@@ -435,12 +436,12 @@ def planted(model: Any, name: str, gap: Span) -> Repair | None:
         return Repair(name, scale=1.25)
     if name == "ghost":
         return Repair(name, linear(0.1 * torch.ones(32, 32, dtype=torch.float64)))
-    anatomy = anatomy_or_reason(model)
+    anatomy = DenseModel(model).anatomy_or_reason
     if not isinstance(anatomy, Anatomy):
         return None
     ids = torch.randint(3, 96, (32, 16), generator=torch.Generator().manual_seed(1))
     windows = Windows(ids, False, 32, ())
-    return fit_gaps(LayerwiseModel(model), windows, [gap], Fitting(find_method(name)))[gap]
+    return fit_gaps(DenseModel(model), windows, [gap], Fitting(find_method(name)))[gap]
 
 
 # ReplaceMe
@@ -490,8 +491,8 @@ def test_replaceme_is_theirs(dense: Any, windows: Windows, name: str) -> None:
     projection = theirs.model.layers[span.start - 1].mlp.down_proj
     projection.weight.data = transform.T @ projection.weight
     del theirs.model.layers[span.start : span.stop]
-    repairs = fit_gaps(LayerwiseModel(dense), windows, [span], Fitting(find_method(name)))
-    mine = prune_layers(dense, [span], repairs)
+    repairs = fit_gaps(DenseModel(dense), windows, [span], Fitting(find_method(name)))
+    mine = prune_layers(DenseModel(dense), [span], repairs)
     torch.testing.assert_close(logits_of(mine, ids), logits_of(theirs, ids), rtol=2e-3, atol=2e-3)
 
 
@@ -509,7 +510,7 @@ def test_a_fit_is_the_same_alone_and_beside_others(dense: Any, windows: Windows)
     names = [f"{n}{m}" for n in ("magnitude", "linearpatch-diag", "linearpatch-hadamard")
              for m in ("", ":mean=ratios")]  # fmt: skip
     for spans in ([Span(3, 5)], [Span(2, 3), Span(5, 6)]):
-        model = LayerwiseModel(dense)
+        model = DenseModel(dense)
         together = fit_many(model, windows, spans, {n: Fitting(find_method(n)) for n in names})
         for name in names:
             alone = fit_gaps(model, windows, spans, Fitting(find_method(name)))

@@ -110,7 +110,7 @@ def test_the_type_of_a_file_is_chosen(kind: str, byte_tokenizer: Any, tmp_path: 
     assert loaded.stored_dtype == getattr(torch, kind)
     # Small bfloat16 numbers are in all three types.
     expected = logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), IDS)
-    torch.testing.assert_close(logits(loaded.model, IDS), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(loaded.network, IDS), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_numbers_beyond_a_type_are_refused(byte_tokenizer: Any, tmp_path: Path) -> None:
@@ -151,7 +151,9 @@ def test_a_file_is_read_as_what_it_says(
     folder = with_a_merge(write(model, byte_tokenizer, tmp_path / "model"))
     file = export_gguf(folder, tmp_path / "model.gguf", pre_tokenizer="gpt-2")
     loaded = load_model(str(file), RunOptions(dtype="float32", device="cpu"))
-    torch.testing.assert_close(logits(loaded.model, IDS), logits(model, IDS), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        logits(loaded.network, IDS), logits(model, IDS), rtol=1e-5, atol=1e-5
+    )
     assert loaded.stored_dtype == torch.float32
 
 
@@ -191,7 +193,7 @@ def test_the_type_of_a_file_is_kept(
     loaded = load_model(str(file), RunOptions(dtype="float32", device="cpu"))
     assert loaded.stored_dtype == dtype
     want = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    torch.testing.assert_close(logits(loaded.model, IDS), logits(want, IDS), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(loaded.network, IDS), logits(want, IDS), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -17,8 +17,8 @@ from ghostlayers.calibration.fingerprint import model_fingerprint
 from ghostlayers.calibration.journal import keeping
 from ghostlayers.calibration.passes import visit, whole
 from ghostlayers.errors import ResumeError
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
-from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.recipe import RunOptions
 from ghostlayers.text.tokens import Windows
 
@@ -83,7 +83,7 @@ def visit_some(
     folder: Path, *, stop_after: int | None = None, batch_size: int = 1, description: str = "Sums"
 ) -> tuple[Total, int]:
     """Add up windows, perhaps only some of them before an interruption."""
-    windows, model = some_windows(), LayerwiseModel(make_tiny_llama())
+    windows, model = some_windows(), DenseModel(make_tiny_llama())
     sums, visited = Total(len(windows)), 0
     with keeping(folder, {"what": "a test"}, seconds_between=0.0):
         handed = visit(model, windows, sums, description=description, batch_size=batch_size)

@@ -13,6 +13,7 @@ import torch
 
 from gguf_models import IDS, VARIANTS, family
 from ghostlayers.checkpoint.gguf_export import export_gguf
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.gguf_families import GGUF_FAMILIES
 from ghostlayers.spans import Span
 from ghostlayers.surgery import removal
@@ -56,10 +57,15 @@ def test_a_projection_refitted_with_its_norm_computes_the_same(
     name: str, byte_tokenizer: Any, tmp_path: Path
 ) -> None:
     dense, spans = family(name), (Span(2, 3),)
-    built = removal.prune_layers(dense, spans, fitted(dense, "refit:1", spans))
+    built = removal.prune_layers(DenseModel(dense), spans, fitted(dense, "refit:1", spans))
     check(built, byte_tokenizer, tmp_path)
     with pytest.raises(AssertionError):
-        check(removal.prune_layers(dense, spans), byte_tokenizer, tmp_path / "bare", exported=built)
+        check(
+            removal.prune_layers(DenseModel(dense), spans),
+            byte_tokenizer,
+            tmp_path / "bare",
+            exported=built,
+        )
 
 
 def test_the_check_sees_a_wrong_file(byte_tokenizer: Any, tmp_path: Path) -> None:

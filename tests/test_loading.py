@@ -224,7 +224,7 @@ def test_code_of_a_known_family_is_not_needed_and_does_not_run(folder):
     escaped = plant_code(folder)
     edit(folder / "config.json", auto_map=MODEL_MAP)
     loaded = load_model(str(folder), CPU)
-    assert type(loaded.model) is transformers.LlamaForCausalLM
+    assert type(loaded.network) is transformers.LlamaForCausalLM
     assert not escaped.exists()
 
 
@@ -235,7 +235,7 @@ def test_trusted_code_runs(folder, tmp_path, monkeypatch):
     escaped = plant_code(folder)
     edit(folder / "config.json", model_type="own", auto_map=MODEL_MAP)
     loaded = load_model(str(folder), dataclasses.replace(CPU, trust_remote_code=True))
-    assert type(loaded.model).__name__ == "OwnForCausalLM"
+    assert type(loaded.network).__name__ == "OwnForCausalLM"
     assert escaped.exists()
 
 
@@ -244,14 +244,14 @@ def test_trusted_code_runs(folder, tmp_path, monkeypatch):
 
 def test_a_folder_is_opened_ready_to_be_measured(tiny_folder):
     loaded = load_model(str(tiny_folder), CPU)
-    assert not loaded.model.training
+    assert not loaded.network.training
     assert loaded.stored_dtype == torch.float32
     assert loaded.base.name == str(tiny_folder)
     assert loaded.base.folder == tiny_folder
     assert not loaded.base.on_hub
     assert loaded.base.revision is None
     stored = load_file(tiny_folder / "model.safetensors")
-    for name, tensor in loaded.model.state_dict().items():
+    for name, tensor in loaded.network.state_dict().items():
         assert name == "lm_head.weight" or torch.equal(tensor, stored[name]), name
 
 
@@ -284,21 +284,21 @@ def test_half_precision_on_disk_is_remembered(half_folder, monkeypatch, gain, co
     monkeypatch.setattr(loading, "half_precision_gain", lambda dtype: gain)
     loaded = load_model(str(half_folder), CPU)
     assert loaded.stored_dtype == torch.bfloat16
-    assert {each.dtype for each in loaded.model.parameters()} == {computed}
+    assert {each.dtype for each in loaded.network.parameters()} == {computed}
 
 
 def test_widened_weights_keep_their_values(half_folder):
     loaded = load_model(str(half_folder), RunOptions(dtype="float32", device="cpu"))
     stored = load_file(half_folder / "model.safetensors")["model.norm.weight"]
     assert stored.dtype == torch.bfloat16
-    assert torch.equal(loaded.model.model.norm.weight, stored.float())
+    assert torch.equal(loaded.network.model.norm.weight, stored.float())
 
 
 def test_narrowing_leaves_buffers_in_float32(folder):
     loaded = load_model(str(folder), RunOptions(dtype="bfloat16", device="cpu"))
     assert loaded.stored_dtype == torch.float32
-    assert {each.dtype for each in loaded.model.parameters()} == {torch.bfloat16}
-    assert loaded.model.model.rotary_emb.inv_freq.dtype == torch.float32
+    assert {each.dtype for each in loaded.network.parameters()} == {torch.bfloat16}
+    assert loaded.network.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
 # The type to compute in
@@ -372,7 +372,7 @@ def test_a_model_in_memory_needs_its_tokenizer(tiny_llama):
 
 def test_a_model_in_memory_is_used_as_it_is(tiny_llama, byte_tokenizer):
     loaded = from_memory(tiny_llama, byte_tokenizer)
-    assert loaded.model is tiny_llama
+    assert loaded.network is tiny_llama
     assert loaded.tokenizer is byte_tokenizer
     assert loaded.stored_dtype == torch.float32
     assert loaded.base.name == "LlamaForCausalLM"

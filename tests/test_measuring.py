@@ -86,7 +86,7 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 
 def test_ghost_as_published_on_trained_weights(layerwise: Any, windows: Windows) -> None:
     got = fits.fit_gaps(layerwise, windows, GAPS, fitting(), batch_size=7)
-    streams = literal_streams(layerwise.model, windows.input_ids)
+    streams = literal_streams(layerwise.network, windows.input_ids)
     for span in GAPS:
         want = literal_ghost(streams[span.start], streams[span.stop])
         assert relative_error(got[span].delta, want) < 1e-6
@@ -98,7 +98,7 @@ def test_linearpatch_as_published_on_trained_weights(
 ) -> None:
     method = find_method(name)
     got = fits.fit_gaps(layerwise, windows, GAPS, fitting(method=method), batch_size=7)
-    streams = literal_streams(layerwise.model, windows.input_ids).double()
+    streams = literal_streams(layerwise.network, windows.input_ids).double()
     h = hadamard(48) if name == "linearpatch-hadamard" else torch.eye(48).double()
     for span in GAPS:
         xh, yh = streams[span.start] @ h, streams[span.stop] @ h
@@ -109,10 +109,10 @@ def test_linearpatch_as_published_on_trained_weights(
 
 def test_later_gaps_are_fitted_on_the_repaired_stream(layerwise: Any, windows: Windows) -> None:
     got = fits.fit_gaps(layerwise, windows, GAPS, fitting(repaired_inputs=True), batch_size=7)
-    dense = literal_streams(layerwise.model, windows.input_ids)
+    dense = literal_streams(layerwise.network, windows.input_ids)
     done: dict[Span, Tensor] = {}
     for span in GAPS:
-        repaired = literal_streams(layerwise.model, windows.input_ids, done)
+        repaired = literal_streams(layerwise.network, windows.input_ids, done)
         done[span] = literal_ghost(repaired[span.start], dense[span.stop])
         assert relative_error(got[span].delta, done[span]) < 1e-5
     original = fits.fit_gaps(layerwise, windows, GAPS, fitting())
@@ -132,7 +132,7 @@ def test_fits_do_not_depend_on_the_batch_size(layerwise: Any, windows: Windows) 
 def test_scores_are_those_of_stored_streams(layerwise: Any, windows: Windows) -> None:
     spans = [Span(i, i + 2) for i in range(7)]
     table, sample = scoring.measure_scores(layerwise, windows, spans, batch_size=7)
-    streams = literal_streams(layerwise.model, windows.input_ids)
+    streams = literal_streams(layerwise.network, windows.input_ids)
     for score in table.spans:
         cosines = cosine_similarity(streams[score.span.start], streams[score.span.stop], dim=-1)
         assert score.cosine == pytest.approx(float(cosines.mean()), abs=1e-5)
@@ -149,7 +149,7 @@ def test_the_published_cosine_is_over_tokens(layerwise: Any, windows: Windows) -
     table, _ = scoring.measure_scores(
         layerwise, windows, spans, cosine_axis="tokens", residuals=False, batch_size=7
     )
-    streams = literal_streams(layerwise.model, windows.input_ids).unflatten(1, (30, 64))
+    streams = literal_streams(layerwise.network, windows.input_ids).unflatten(1, (30, 64))
     for score in table.spans:
         a, b = streams[score.span.start], streams[score.span.stop]
         samples = [cosine_similarity(a[i : i + 1], b[i : i + 1]).mean() for i in range(30)]
@@ -168,7 +168,7 @@ def test_the_residual_of_a_span_is_that_of_its_sampled_tokens(
     m = torch.linalg.lstsq(x[~held_out], (y - x)[~held_out], driver="gelsd").solution
     error = (y - x - x @ m).square().sum(1) / y.square().sum(1)
     assert table.spans[0].residual == pytest.approx(float(error[held_out].mean()), rel=1e-2)
-    whole = literal_streams(layerwise.model, windows.input_ids)
+    whole = literal_streams(layerwise.network, windows.input_ids)
     positions = {tuple(row) for row in whole[2].tolist()}
     assert all(tuple(row) in positions for row in sample.streams[2][:20].tolist())
 
@@ -180,10 +180,10 @@ def test_losses_are_those_of_the_built_model(
     operators = fits.fit_gaps(layerwise, windows, cut, fitting(stored_dtype=torch.float32))
     few = windows.first(5)
     got = measuring.measure_cuts(layerwise, few, {"cut": operators}, batch_size=2)
-    built = ghostlayers.surgery.removal.prune_layers(layerwise.model, cut, operators)
+    built = ghostlayers.surgery.removal.prune_layers(layerwise, cut, operators)
     with torch.no_grad():
         q = built(input_ids=few.input_ids, use_cache=False).logits[:, :-1].flatten(0, 1)
-        p = layerwise.model(input_ids=few.input_ids, use_cache=False).logits[:, :-1].flatten(0, 1)
+        p = layerwise.network(input_ids=few.input_ids, use_cache=False).logits[:, :-1].flatten(0, 1)
     targets = few.input_ids[:, 1:].flatten()
     assert got["dense"].loss_nats == pytest.approx(float(cross_entropy(p, targets)), rel=1e-5)
     assert got["cut"].loss_nats == pytest.approx(float(cross_entropy(q, targets)), rel=1e-5)
@@ -223,7 +223,7 @@ def test_ghost_beats_the_patch_and_the_patch_the_cut(layerwise: Any, windows: Wi
 def test_norms_without_scores(layerwise: Any, windows: Windows) -> None:
     profile = scoring.measure_norms(layerwise, windows.first(3), batch_size=2)
     assert isinstance(profile, NormProfile)
-    want = literal_streams(layerwise.model, windows.first(3).input_ids).norm(dim=-1)
+    want = literal_streams(layerwise.network, windows.first(3).input_ids).norm(dim=-1)
     torch.testing.assert_close(profile.norms, want, rtol=1e-4, atol=1e-4)
 
 
@@ -231,7 +231,7 @@ def test_a_race_measures_the_same_losses_and_gives_up_the_hopeless(
     layerwise: Any, windows: Windows
 ) -> None:
     good, ruin = Span(3, 5), Span(4, 6)
-    ruined = -0.9 * torch.eye(layerwise.model.config.hidden_size).double()
+    ruined = -0.9 * torch.eye(layerwise.network.config.hidden_size).double()
     cuts = {
         "good": measuring.unrepaired([good]),
         "ruin": {ruin: Repair("ghost", linear(ruined))},

@@ -24,7 +24,7 @@ from ghostlayers.checkpoint import hub, proof
 from ghostlayers.cli.app import app
 from ghostlayers.errors import GhostlayersError, ModelError, RecipeError, UnsupportedModelError
 from ghostlayers.model import multimodal
-from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe import RunOptions
 from ghostlayers.spans import Span
 from ghostlayers.surgery.removal import prune_layers
@@ -127,7 +127,7 @@ def ask(forks: Forks, folder: Path, questions: dict[str, Any], scratch: Path) ->
 def test_the_sweep_is_the_whole_model(name: str) -> None:
     """On text: a layer at a time, and not through the tower, which has as many layers."""
     model = seeing.build(name)
-    layerwise = LayerwiseModel(multimodal.text_view(model))
+    layerwise = DenseModel(multimodal.text_view(model))
     ids = torch.arange(10, 40)[None]
     batch, stream = layerwise.begin(ids)
     for layer in range(layerwise.num_layers):
@@ -384,8 +384,10 @@ def test_operators_act_in_memory() -> None:
 
     view = multimodal.text_view(seeing.build("llava"))
     span = Span(2, 3)
-    plain = prune_layers(view, (span,))
-    repaired = prune_layers(view, (span,), {span: Repair("test", linear(0.5 * torch.eye(32)))})
+    plain = prune_layers(DenseModel(view), (span,))
+    repaired = prune_layers(
+        DenseModel(view), (span,), {span: Repair("test", linear(0.5 * torch.eye(32)))}
+    )
     ids = torch.arange(10, 20)[None]
     assert not torch.equal(repaired(input_ids=ids).logits, plain(input_ids=ids).logits)
 

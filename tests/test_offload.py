@@ -16,10 +16,10 @@ from ghostlayers.calibration.boundaries import BoundaryStore
 from ghostlayers.checkpoint import proof, saving
 from ghostlayers.errors import ModelError, RecipeError
 from ghostlayers.model import offload, residency, stream
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
 from ghostlayers.model.offload import parse_memory
 from ghostlayers.model.residency import is_offloaded
-from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.plan import probe
 from ghostlayers.recipe import RunOptions
 
@@ -78,7 +78,7 @@ def test_an_offloaded_run_writes_the_same_bits(
         pruned = ghostlayers.prune(
             str(model_folder), data=some_text, options=options, **RUN, **choices
         )
-        assert is_offloaded(pruned.dense.model) == (options is DISK)
+        assert is_offloaded(pruned.dense.network) == (options is DISK)
         out = tmp_path / options.offload
         out.mkdir()
         saving._write_model(out, pruned.model, pruned.dense.stored_dtype)
@@ -149,13 +149,13 @@ def test_streams_in_a_file_take_half_of_what_is_free(
     """Fewer windows visit a layer together then, and the scores are the same."""
     found = []
     groups: list[int] = []
-    begin = LayerwiseModel.begin
+    begin = DenseModel.begin
 
     def note(self: Any, ids: torch.Tensor, *rest: Any) -> Any:
         groups.append(len(ids))
         return begin(self, ids, *rest)
 
-    monkeypatch.setattr(LayerwiseModel, "begin", note)
+    monkeypatch.setattr(DenseModel, "begin", note)
     for room in (boundaries.room_for_streams(on_disk=True), 3 * 9 * 64 * 64 * 4):
         groups.clear()
         monkeypatch.setattr(stream, "room_for_streams", lambda *, on_disk, room=room: room)
@@ -171,7 +171,7 @@ def test_streams_in_a_file_take_half_of_what_is_free(
 
 
 def test_every_layer_is_brought_in_once_a_pass(model_folder: Path) -> None:
-    model = LayerwiseModel(load_model(str(model_folder), DISK).model)
+    model = DenseModel(load_model(str(model_folder), DISK).model)
     brought: list[int] = []
     bring = residency.Residency.bring
 
@@ -301,7 +301,7 @@ def test_a_stream_in_a_file_is_the_one_in_memory(dtype: torch.dtype) -> None:
 def test_the_probe_times_no_layer_that_was_read_ahead(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = LayerwiseModel(load_model(str(model_folder), DISK).model)
+    model = DenseModel(load_model(str(model_folder), DISK).model)
     brought: list[int] = []
     bring = residency.Residency.bring
 

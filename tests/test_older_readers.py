@@ -18,6 +18,7 @@ from transformers import AutoConfig
 import stranger
 from families import FAMILIES, build
 from ghostlayers.checkpoint import saving
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.modeling import old_spellings
 from ghostlayers.surgery import removal
 from test_surgery import CUTS, logits, operators, token_ids
@@ -68,7 +69,9 @@ def with_positions(name: str, kind: str) -> Any:
 
 def cut(dense: Any, name: str, kind: str) -> Any:
     spans = CUTS["first"] if name in {"ernie4_5_moe", "zamba2"} else CUTS["last"]
-    return removal.prune_layers(dense, spans, operators(spans) if kind == "repaired" else None)
+    return removal.prune_layers(
+        DenseModel(dense), spans, operators(spans) if kind == "repaired" else None
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from ghostlayers import pipeline
 from ghostlayers.calibration.fitting import make_fitting, sums_bytes
 from ghostlayers.cli.app import app
 from ghostlayers.model import stream
-from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.plan import probe
 from ghostlayers.plan.probe import Speed, layer_flops
 from ghostlayers.plan.saving import Output
@@ -75,19 +75,19 @@ def _check_layers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ran = 0.0
-    real = LayerwiseModel.differentiable_layer  # which `run_layer` calls, too
+    real = DenseModel.differentiable_layer  # which `run_layer` calls, too
 
     def counted(self: Any, index: int, batch: Any, hidden: Any, *more: Any, **named: Any) -> Any:
         nonlocal ran
         ran += hidden.shape[0] * (BACKWARD if torch.is_grad_enabled() else 1)
         return real(self, index, batch, hidden, *more, **named)
 
-    monkeypatch.setattr(LayerwiseModel, "differentiable_layer", counted)
+    monkeypatch.setattr(DenseModel, "differentiable_layer", counted)
     pruned = ghostlayers.prune(model, tokenizer=byte_tokenizer, data=some_text, **GIVEN, **choices)
     loaded = pruned.dense
     planned = plan_prune(
         loaded,
-        LayerwiseModel(model),
+        DenseModel(model),
         Recipe(**GIVEN, **choices),
         LAYER_ONLY,
         started=0.0,
@@ -99,7 +99,7 @@ def _check_layers(
 def counter(model: Any, byte_tokenizer: Any, **choices: Any) -> Counter:
     recipe = Recipe(**{"layers": 3, **GIVEN, **choices})
     loaded = pipeline.open_model(model, byte_tokenizer, ghostlayers.RunOptions())
-    return Counter(LayerwiseModel(model), recipe, make_fitting(loaded, recipe))
+    return Counter(DenseModel(model), recipe, make_fitting(loaded, recipe))
 
 
 def test_memory_of_a_fit_grows_with_the_square_of_its_features(
@@ -127,7 +127,7 @@ def test_a_fit_takes_no_more_than_the_stream_and_a_few_matrices(
 def test_processes_share_windows_but_not_solving(trained_llama: Any, byte_tokenizer: Any) -> None:
     recipe = Recipe(layers=3, **GIVEN)
     loaded = pipeline.open_model(trained_llama, byte_tokenizer, ghostlayers.RunOptions())
-    model = LayerwiseModel(trained_llama)
+    model = DenseModel(trained_llama)
 
     def seconds(speed: Speed, processes: int) -> float:
         return plan_prune(
@@ -143,7 +143,7 @@ def test_arithmetic_of_a_layer(trained_llama: Any) -> None:
     """Against torch's own counter, to the share of norms and rotations."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = LayerwiseModel(trained_llama)
+    model = DenseModel(trained_llama)
     batch, hidden = model.begin(torch.arange(64)[None])
     with FlopCounterMode(display=False) as counted, stream.torch.no_grad():
         model.run_layer(0, batch, hidden)

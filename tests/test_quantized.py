@@ -108,7 +108,7 @@ def test_weights_are_what_the_numbers_say(
     name, folder, meant = packed
     loaded = load_model(str(folder), OPTIONS)
     assert loaded.base.quantized == name.split(",")[0]
-    weights = dict(loaded.model.named_parameters())
+    weights = dict(loaded.network.named_parameters())
     assert len(meant) >= 7
     tolerance = 0.02 if "8 bits" in name else 1e-5  # its own product rounds the activations too
     for key, want in meant.items():

@@ -25,7 +25,7 @@ from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.proof import Verification
 from ghostlayers.cli import app
 from ghostlayers.errors import SpanError
-from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.repairs.base import Repair, linear
@@ -71,7 +71,7 @@ def ghost(**changes: Any) -> Fitting:
 
 
 def choose(
-    model: LayerwiseModel, windows: Windows, select: str, layers: int = 3, **more: Any
+    model: DenseModel, windows: Windows, select: str, layers: int = 3, **more: Any
 ) -> tuple[list[int], Any]:
     """What a selection removes, of 12 windows with 4 held out."""
     fitting = more.pop("fitting", ghost())
@@ -162,7 +162,7 @@ def test_angles_are_those_of_the_last_tokens(layerwise: Any, windows: Windows) -
     table, _ = scoring.measure_scores(
         layerwise, windows, [Span(i, i + 3) for i in range(6)], residuals=False, batch_size=5
     )
-    last = literal_streams(layerwise.model, windows.input_ids)[:, :, -1].double()
+    last = literal_streams(layerwise.network, windows.input_ids)[:, :, -1].double()
     for score in table.spans:
         a, b = last[score.span.start], last[score.span.stop]
         want = torch.arccos(cosine_similarity(a, b, dim=-1)).mean() / math.pi
@@ -178,7 +178,7 @@ def test_right_angles_are_a_half_and_small_ones_are_not_lost() -> None:
 
 
 def test_angular_takes_the_span_of_least_angle(layerwise: Any, windows: Windows) -> None:
-    last = literal_streams(layerwise.model, windows.input_ids[:12])[:, :, -1].double()
+    last = literal_streams(layerwise.network, windows.input_ids[:12])[:, :, -1].double()
     angles = [
         float(torch.arccos(cosine_similarity(last[i], last[i + 3], dim=-1)).mean())
         for i in range(6)
@@ -233,7 +233,7 @@ def test_taylor_is_that_of_plain_autograd(layerwise: Any, windows: Windows, norm
     name = "taylor:unprotected" + ":norms" * norms
     removed, table = choose(layerwise, windows, name, search_windows=7)
     ids = windows.input_ids[:7]
-    want = literal_taylor(layerwise.model, ids, ("proj", "norm") if norms else ("proj",))
+    want = literal_taylor(layerwise.network, ids, ("proj", "norm") if norms else ("proj",))
     assert list(table.importance) == pytest.approx(want, rel=1e-4)
     assert removed == sorted(sorted(range(8), key=lambda i: want[i])[:3])
 
@@ -241,9 +241,9 @@ def test_taylor_is_that_of_plain_autograd(layerwise: Any, windows: Windows, norm
 def test_taylor_sees_through_repairs(layerwise: Any, windows: Windows) -> None:
     spans = (Span(2, 4), Span(5, 6))
     repairs = fit_gaps(layerwise, windows, spans, ghost())
-    built = prune_layers(layerwise.model, spans, repairs)
+    built = prune_layers(layerwise, spans, repairs)
     want = literal_taylor(built, windows.input_ids[:3], ("proj",))
-    layerwise.model.requires_grad_(False)
+    layerwise.network.requires_grad_(False)
     got = {
         layer: taylor_importance(p for n, p in pairs.items() if counts(n, p[0]))
         for layer, pairs in layer_gradients(Cut(layerwise, repairs), windows.first(3), batch_size=2)
@@ -287,7 +287,7 @@ def brute_greedy(model: Any, ids: Tensor, count: int) -> tuple[list[int], list[f
     for _ in range(count):
         found = {}
         for layer in set(range(8)) - set(removed):
-            built = prune_layers(model, merge_layers([*removed, layer]))
+            built = prune_layers(DenseModel(model), merge_layers([*removed, layer]))
             found[layer] = literal_loss(built, ids)
         best = min(found, key=lambda layer: found[layer])
         removed.append(best)
@@ -297,7 +297,7 @@ def brute_greedy(model: Any, ids: Tensor, count: int) -> tuple[list[int], list[f
 
 def test_greedy_perplexity_is_that_of_built_models(layerwise: Any, windows: Windows) -> None:
     removed, table = choose(layerwise, windows, "perplexity", search_windows=7)
-    order, losses = brute_greedy(layerwise.model, windows.input_ids[:7], 3)
+    order, losses = brute_greedy(layerwise.network, windows.input_ids[:7], 3)
     assert [step.layer for step in table.steps] == order
     assert [step.loss for step in table.steps] == pytest.approx(losses, rel=1e-5)
     assert removed == sorted(order)
@@ -306,7 +306,7 @@ def test_greedy_perplexity_is_that_of_built_models(layerwise: Any, windows: Wind
 def test_one_shot_perplexity_measures_every_layer_once(layerwise: Any, windows: Windows) -> None:
     removed, table = choose(layerwise, windows, "perplexity:one-shot", search_windows=7)
     ids = windows.input_ids[:7]
-    want = [literal_loss(prune_layers(layerwise.model, [Span(i, i + 1)]), ids) for i in range(8)]
+    want = [literal_loss(prune_layers(layerwise, [Span(i, i + 1)]), ids) for i in range(8)]
     assert list(table.importance) == pytest.approx(want, rel=1e-5)
     assert removed == sorted(sorted(range(8), key=lambda i: want[i])[:3])
 
@@ -385,7 +385,7 @@ def test_lorp_never_takes_the_first_and_the_last_layer(layerwise: Any, windows: 
     assert choose(layerwise, windows, "lorp", layers=6)[0] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(SpanError, match="only 6 of the model's 8 decoder layers are eligible"):
         choose(layerwise, windows, "lorp", layers=7)
-    streams = literal_streams(layerwise.model, windows.input_ids[:12])
+    streams = literal_streams(layerwise.network, windows.input_ids[:12])
     s = torch.tensor(
         [
             [float(cosine_similarity(a, b, dim=-1).mean()) for b in streams[:-1]]
@@ -410,7 +410,7 @@ def literal_score(model: Any, ids: Tensor, deltas: dict[Span, Tensor], name: str
 
 @pytest.mark.parametrize("name", ["shortgpt", "streamline", "angular"])
 def test_iterated_scores_are_those_of_hooks(layerwise: Any, windows: Windows, name: str) -> None:
-    model, scored, fit = layerwise.model, windows.input_ids[:12], windows.input_ids[:10]
+    model, scored, fit = layerwise.network, windows.input_ids[:12], windows.input_ids[:10]
     removed, deltas = [], {}
     for _ in range(4):
         score = literal_score(model, scored, deltas, name)
@@ -424,7 +424,7 @@ def test_iterated_scores_are_those_of_hooks(layerwise: Any, windows: Windows, na
 def test_iterated_perplexity_skips_a_layer_of_the_repaired_model(
     layerwise: Any, windows: Windows
 ) -> None:
-    model, few = layerwise.model, windows.input_ids[:7]
+    model, few = layerwise.network, windows.input_ids[:7]
     removed, losses, deltas = [], [], {}
     for _ in range(3):
         left = set(range(8)) - set(removed)
@@ -458,7 +458,7 @@ def test_greedy_recoverable_is_that_of_hooks(
 ) -> None:
     for module in (scoring, measuring):  # 3 windows then give exactly the sample
         monkeypatch.setattr(module, "TOKENS_PER_CHANNEL", 4)
-    model, few, fit = layerwise.model, windows.input_ids[:3], windows.input_ids[:10]
+    model, few, fit = layerwise.network, windows.input_ids[:3], windows.input_ids[:10]
     held_out = windows.input_ids[12:]
     dense = literal_streams(model, few)
     removed, losses, deltas = [], [], {}
@@ -473,7 +473,7 @@ def test_greedy_recoverable_is_that_of_hooks(
             one = literal_ghost(now[gap.start], dense[gap.stop])
             others = {span: delta for span, delta in deltas.items() if span in spans}
             repairs = {s: Repair("ghost", linear(d)) for s, d in {**others, gap: one}.items()}
-            found[layer] = literal_loss(prune_layers(model, spans, repairs), held_out)
+            found[layer] = literal_loss(prune_layers(DenseModel(model), spans, repairs), held_out)
         removed.append(min(found, key=lambda layer: found[layer]))
         losses.append(found[removed[-1]])
         deltas = literal_fit(model, fit, removed)
@@ -516,7 +516,7 @@ def random_windows(count: int = 16, length: int = 12) -> Windows:
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_selection_works_on_every_family(family: str, name: str) -> None:
-    model = LayerwiseModel(families.build(family))
+    model = DenseModel(families.build(family))
     fitting = Fitting(find_method("ghost"))
     removed, table = choose(model, random_windows(), name, layers=2, fitting=fitting)
     assert len(removed) == len(set(removed)) == 2
@@ -528,7 +528,7 @@ def test_every_selection_works_on_every_family(family: str, name: str) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "mixtral", "falcon"])
 @pytest.mark.parametrize("name", ["angular", "lorp", "perplexity", "taylor:unprotected"])
 def test_selections_need_no_family_data(family: str, name: str) -> None:
-    model = LayerwiseModel(families.build(family))
+    model = DenseModel(families.build(family))
     removed, _ = choose(model, random_windows(), name, layers=2, fitting=Fitting(GHOST))
     assert len(removed) == 2
 
@@ -539,7 +539,7 @@ GHOST = find_method("ghost")
 @pytest.mark.parametrize("name", ITERATED)
 @pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
 def test_every_score_can_be_iterated(family: str, name: str) -> None:
-    model = LayerwiseModel(families.build(family))
+    model = DenseModel(families.build(family))
     how = {"fitting": Fitting(GHOST), **moving(name)}
     removed, table = choose(model, random_windows(), name, layers=3, iterative=True, **how)
     assert len(set(removed)) == 3

@@ -7,7 +7,8 @@ import torch
 
 from families import FAMILIES, build
 from ghostlayers.errors import NonFiniteError, UnsupportedModelError
-from ghostlayers.model.stream import LayerwiseModel, check_finite, find_decoder_layers, sweep
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.stream import check_finite, find_decoder_layers, sweep
 
 
 def token_ids(batch: int, length: int = 13, seed: int = 0) -> torch.Tensor:
@@ -37,7 +38,7 @@ def own_boundaries(model: Any, ids: torch.Tensor, mask: Any = None) -> tuple[lis
 @pytest.mark.parametrize("name", FAMILIES)
 def test_sweep_is_the_models_own_forward(name: str) -> None:
     model = build(name)
-    layerwise = LayerwiseModel(model)
+    layerwise = DenseModel(model)
     before = list(layerwise.layers)
     inputs = [token_ids(3), token_ids(3, seed=1), token_ids(1, seed=2)]  # the last one is smaller
     begun = [layerwise.begin(ids) for ids in inputs]
@@ -55,7 +56,7 @@ def test_sweep_is_the_models_own_forward(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma3_text", "gpt2", "bloom"])
 def test_sweep_with_padding(name: str) -> None:
     model = build(name)
-    layerwise = LayerwiseModel(model)
+    layerwise = DenseModel(model)
     ids, mask = token_ids(2), torch.ones(2, 13, dtype=torch.long)
     mask[1, :4] = 0
     batch, stream = layerwise.begin(ids, mask)
@@ -68,7 +69,7 @@ def test_sweep_with_padding(name: str) -> None:
 
 def test_layers_after_the_stop_and_the_head_never_run() -> None:
     model = build("llama")
-    layerwise = LayerwiseModel(model)
+    layerwise = DenseModel(model)
     ran: list[str] = []
     for name, module in model.named_modules():
         if name in ("model.layers.2", "model.layers.3", "model.layers.4", "lm_head"):
@@ -79,7 +80,7 @@ def test_layers_after_the_stop_and_the_head_never_run() -> None:
 
 
 def test_a_sweep_can_start_in_the_middle_and_leaves_streams_alone() -> None:
-    layerwise = LayerwiseModel(build("llama"))
+    layerwise = DenseModel(build("llama"))
     batch, stream = layerwise.begin(token_ids(2))
     whole = dict(sweep(layerwise, [batch], [stream], stop=5))
     copies = {boundary: streams[0].clone() for boundary, streams in whole.items()}
@@ -90,7 +91,7 @@ def test_a_sweep_can_start_in_the_middle_and_leaves_streams_alone() -> None:
 
 
 def test_logits_of_some_positions() -> None:
-    layerwise = LayerwiseModel(build("llama"))
+    layerwise = DenseModel(build("llama"))
     batch, stream = layerwise.begin(token_ids(1))
     *_, (_, (last,)) = sweep(layerwise, [batch], [stream], stop=5)
     whole = layerwise.logits(batch, last)
@@ -99,7 +100,7 @@ def test_logits_of_some_positions() -> None:
 
 def test_layers_come_back_when_the_model_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("llama")
-    layerwise = LayerwiseModel(model)
+    layerwise = DenseModel(model)
     before = list(layerwise.layers)
     monkeypatch.setattr(model.model.norm, "forward", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -110,7 +111,7 @@ def test_layers_come_back_when_the_model_fails(monkeypatch: pytest.MonkeyPatch) 
 def test_nan_is_refused_by_layer_and_dtype() -> None:
     model = build("llama")
     model.model.layers[3].mlp.down_proj.weight[0, 0] = float("nan")
-    layerwise = LayerwiseModel(model)
+    layerwise = DenseModel(model)
     batch, stream = layerwise.begin(token_ids(1))
     with pytest.raises(NonFiniteError, match=r"decoder layer 3 gave NaN or infinity in float32"):
         list(sweep(layerwise, [batch], [stream], stop=5))
@@ -122,4 +123,4 @@ def test_a_model_without_decoder_layers_is_refused() -> None:
     model = build("llama")
     model.config.num_hidden_layers = 4
     with pytest.raises(UnsupportedModelError, match="has no list of 4 decoder layers"):
-        LayerwiseModel(model)
+        DenseModel(model)

@@ -14,8 +14,8 @@ from ghostlayers import modeling
 from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fitting import Fitting, fit_gaps
 from ghostlayers.errors import InputError, SpanError, UnsupportedModelError
-from ghostlayers.model.anatomy import anatomy_of
-from ghostlayers.model.stream import LayerwiseModel, find_decoder_layers
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.repairs import ALL, FitOptions, find_method
 from ghostlayers.repairs.base import FROM_KEPT_LAYER, Repair
 from ghostlayers.repairs.base import linear as linear_map
@@ -92,7 +92,7 @@ def test_a_bare_cut_is_the_handmade_model(name: str, cut: str) -> None:
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_an_empty_cut_is_the_identity(name: str) -> None:
     dense = build(name)
-    pruned = removal.prune_layers(dense, ())
+    pruned = removal.prune_layers(DenseModel(dense), ())
     assert torch.equal(logits(pruned, token_ids()), logits(dense, token_ids()))
 
 
@@ -132,22 +132,24 @@ def literal_repaired(dense: Any, spans: tuple[Span, ...], ids: torch.Tensor) -> 
 def test_a_repaired_cut_is_the_dense_model_with_layers_skipped(name: str, cut: str) -> None:
     spans = CUTS[cut]
     dense = build(name)
-    repaired = removal.prune_layers(dense, spans, operators(spans))
+    repaired = removal.prune_layers(DenseModel(dense), spans, operators(spans))
     want = literal_repaired(dense, spans, token_ids())
     assert torch.equal(logits(repaired, token_ids()), want)
-    assert not torch.allclose(logits(removal.prune_layers(dense, spans), token_ids()), want)
+    assert not torch.allclose(
+        logits(removal.prune_layers(DenseModel(dense), spans), token_ids()), want
+    )
 
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_measuring_a_cut_without_building_it_is_the_built_model(cut: str) -> None:
     spans = CUTS[cut]
     dense = build("gemma3_text")
-    layerwise = LayerwiseModel(dense)
+    layerwise = DenseModel(dense)
     batch, stream = layerwise.begin(token_ids())
     for layer in range(spans[0].start):
         stream = layerwise.run_layer(layer, batch, stream)
     end = Cut(layerwise, operators(spans)).run(batch, stream)
-    built = removal.prune_layers(dense, spans, operators(spans))
+    built = removal.prune_layers(DenseModel(dense), spans, operators(spans))
     assert torch.equal(layerwise.logits(batch, end), logits(built, token_ids()))
 
 
@@ -173,7 +175,7 @@ def test_the_dense_model_is_unchanged_and_shares_its_weights() -> None:
     dense = build("llama")
     config, before = copy.deepcopy(dense.config.to_dict()), logits(dense, token_ids())
     spans = CUTS["middle"]
-    pruned = removal.prune_layers(dense, spans, operators(spans))
+    pruned = removal.prune_layers(DenseModel(dense), spans, operators(spans))
     assert torch.equal(logits(dense, token_ids()), before)
     assert dense.config.to_dict() == config
     assert len(find_decoder_layers(dense)) == 5
@@ -184,7 +186,7 @@ def test_the_dense_model_is_unchanged_and_shares_its_weights() -> None:
 @pytest.mark.parametrize("name", SUPPORTED)
 def test_ties_are_kept(name: str) -> None:
     dense = build(name, tie_word_embeddings=True)
-    pruned = removal.prune_layers(dense, CUTS["middle"], operators(CUTS["middle"]))
+    pruned = removal.prune_layers(DenseModel(dense), CUTS["middle"], operators(CUTS["middle"]))
     assert pruned.lm_head.weight is pruned.model.embed_tokens.weight
 
 
@@ -193,7 +195,7 @@ def test_removing_layers_that_write_nothing_changes_nothing() -> None:
     for index in (1, 2):
         dense.model.layers[index].self_attn.o_proj.weight.zero_()
         dense.model.layers[index].mlp.down_proj.weight.zero_()
-    pruned = removal.prune_layers(dense, CUTS["middle"])
+    pruned = removal.prune_layers(DenseModel(dense), CUTS["middle"])
     assert torch.equal(logits(pruned, token_ids()), logits(dense, token_ids()))
 
 
@@ -201,9 +203,9 @@ def test_a_zero_repair_is_the_bare_cut_exactly_in_bfloat16() -> None:
     dense = build("llama").to(torch.bfloat16)
     span = Span(1, 3)
     zero = removal.prune_layers(
-        dense, (span,), {span: Repair("ghost", linear_map(torch.zeros(32, 32)))}
+        DenseModel(dense), (span,), {span: Repair("ghost", linear_map(torch.zeros(32, 32)))}
     )
-    bare = removal.prune_layers(dense, (span,))
+    bare = removal.prune_layers(DenseModel(dense), (span,))
     assert torch.equal(logits(zero, token_ids()), logits(bare, token_ids()))
 
 
@@ -224,16 +226,16 @@ def test_models_that_transformers_does_not_build_so_are_refused() -> None:
     model = build("llama")
     model.config.model_type = "gemma3n_text"
     with pytest.raises(UnsupportedModelError, match="'gemma3n_text' cannot be cut: some of its"):
-        removal.prune_layers(model, CUTS["middle"])
+        removal.prune_layers(DenseModel(model), CUTS["middle"])
     model.config.model_type = "bert_of_my_own"
     with pytest.raises(UnsupportedModelError, match=r"LlamaForCausalLM .* as transformers itself"):
-        removal.prune_layers(model, CUTS["middle"])
+        removal.prune_layers(DenseModel(model), CUTS["middle"])
 
 
 def test_a_repaired_model_is_not_cut_again() -> None:
     once = removal.prune_layers(build("llama"), CUTS["middle"], operators(CUTS["middle"]))
     with pytest.raises(UnsupportedModelError, match="removed and repaired before"):
-        removal.prune_layers(once, (Span(0, 1),))
+        removal.prune_layers(DenseModel(once), (Span(0, 1),))
 
 
 @pytest.mark.parametrize("spans", [(Span(0, 5),), (Span(4, 6),), (Span(1, 3), Span(2, 4))])
@@ -262,9 +264,9 @@ def random_windows(count: int = 40, length: int = 13) -> Windows:
 
 def fitted(dense: Any, name: str, spans: tuple[Span, ...]) -> dict[Span, Repair]:
     method = find_method(name)
-    check_method(dense, method, spans)
+    check_method(DenseModel(dense), method, spans)
     how = Fitting(method, FitOptions(ridge=1e-4), token_weight="relative")
-    return fit_gaps(LayerwiseModel(dense), random_windows(), spans, how)
+    return fit_gaps(DenseModel(dense), random_windows(), spans, how)
 
 
 @pytest.mark.parametrize("cut", ["middle", "last", "two gaps"])
@@ -279,8 +281,8 @@ def test_what_is_measured_is_what_is_built(name: str, repair: str, cut: str) -> 
             fitted(dense, repair, spans)
         return
     repairs = fitted(dense, repair, spans)
-    built = removal.prune_layers(dense, spans, repairs)
-    layerwise = LayerwiseModel(dense)
+    built = removal.prune_layers(DenseModel(dense), spans, repairs)
+    layerwise = DenseModel(dense)
     batch, stream = layerwise.begin(token_ids())
     ready = Cut(layerwise, repairs)
     for layer in range(ready.fork):
@@ -291,7 +293,7 @@ def test_what_is_measured_is_what_is_built(name: str, repair: str, cut: str) -> 
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
     else:
         assert torch.equal(got, want)
-    bare = logits(removal.prune_layers(dense, spans), token_ids())
+    bare = logits(removal.prune_layers(DenseModel(dense), spans), token_ids())
     # A scale of the whole stream behind the last layer is undone by the final norm.
     nothing = repair == "none" or (repair == "magnitude" and cut == "last")
     assert nothing == torch.equal(got, bare)
@@ -320,7 +322,7 @@ def test_folds_are_exact_in_other_builds(name: str, repair: str, cut: str) -> No
     """
     dense, spans = build(name), CUTS[cut]
     mixed = {"lfm2", "jamba", "qwen3_next"}
-    experts = {name} if anatomy_of(dense).experts else set()
+    experts = {name} if DenseModel(dense).anatomy.experts else set()
     lacking = {"joint:x+phi": {"opt"} | experts, "joint:x+o+z": mixed, "magnitude": mixed}
     if name in lacking.get(repair, set()):
         with pytest.raises(InputError, match=r"its MLP is not a module|not known through which"):
@@ -329,8 +331,8 @@ def test_folds_are_exact_in_other_builds(name: str, repair: str, cut: str) -> No
     if repair == "magnitude":  # norms undo a scale up to their eps, which a large stream drowns
         dense.get_input_embeddings().weight.mul_(300.0)
     repairs = fitted(dense, repair, spans)
-    built = removal.prune_layers(dense, spans, repairs)
-    layerwise = LayerwiseModel(dense)
+    built = removal.prune_layers(DenseModel(dense), spans, repairs)
+    layerwise = DenseModel(dense)
     batch, stream = layerwise.begin(token_ids())
     want = layerwise.logits(batch, Cut(layerwise, repairs).run(batch, stream, boundary=0))
     if repair == "magnitude":
@@ -338,7 +340,7 @@ def test_folds_are_exact_in_other_builds(name: str, repair: str, cut: str) -> No
         assert all(each.scale != 1.0 for each in repairs.values())
         return
     assert torch.equal(logits(built, token_ids()), want)
-    bare = logits(removal.prune_layers(dense, spans), token_ids())
+    bare = logits(removal.prune_layers(DenseModel(dense), spans), token_ids())
     assert not torch.allclose(want, bare, atol=1e-4)
 
 
@@ -373,7 +375,10 @@ def test_a_fold_into_experts_is_the_fold_of_their_sum() -> None:
     torch.testing.assert_close(logits(mixed, token_ids()), want, rtol=1e-4, atol=1e-5)
     spans = CUTS["two gaps"]
     one, other = (
-        logits(removal.prune_layers(each, spans, fitted(each, "replaceme", spans)), token_ids())
+        logits(
+            removal.prune_layers(DenseModel(each), spans, fitted(each, "replaceme", spans)),
+            token_ids(),
+        )
         for each in (dense, mixed)
     )
     torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
@@ -381,12 +386,11 @@ def test_a_fold_into_experts_is_the_fold_of_their_sum() -> None:
 
 def test_a_write_is_scaled_as_the_stream_receives_it() -> None:
     """Granite halves what its projections write; a fold must write twice as much."""
-    from ghostlayers.model.anatomy import anatomy_of
 
-    assert anatomy_of(build("granite")).write_scale == 0.5
-    assert anatomy_of(build("granite", residual_multiplier=1.0)).write_scale == 1.0
+    assert DenseModel(build("granite")).anatomy.write_scale == 0.5
+    assert DenseModel(build("granite", residual_multiplier=1.0)).anatomy.write_scale == 1.0
     half = build("granite").to(torch.bfloat16)
-    assert anatomy_of(half).write_scale == 0.5
+    assert DenseModel(half).anatomy.write_scale == 0.5
 
 
 @pytest.mark.parametrize("repair", ["ghost", "refit:2", "joint:x+z", "joint:x+o+z", "replaceme"])
@@ -394,7 +398,7 @@ def test_repairs_bring_the_stream_nearer(repair: str) -> None:
     """Random weights: on the fit windows the mean distance at the end of the gap shrinks."""
     dense, spans = build("llama"), CUTS["last"]
     repairs = fitted(dense, repair, spans)
-    layerwise = LayerwiseModel(dense)
+    layerwise = DenseModel(dense)
     batch, stream = layerwise.begin(random_windows().input_ids)
     dense_end = stream
     for layer in range(layerwise.num_layers):
@@ -462,7 +466,7 @@ def test_the_residual_told_is_what_the_repaired_stream_leaves(repair: str) -> No
     """Stages act one after another; the residual of the last, as a share of the whole gap."""
     dense, span = build("llama"), Span(3, 5)
     (fit,) = (repairs := fitted(dense, repair, (span,))).values()
-    layerwise = LayerwiseModel(dense)
+    layerwise = DenseModel(dense)
     batch, stream = layerwise.begin(random_windows().input_ids)
     bare = dict(Cut(layerwise, {}).walk(batch, stream))
     ready = Cut(layerwise, repairs)
@@ -484,13 +488,15 @@ def test_a_repair_that_needs_a_layer_before_the_gap_refuses_a_cut_at_layer_0() -
 def test_a_basis_that_the_model_has_not_is_refused_before_anything_is_computed(repair: str) -> None:
     model = SimpleNamespace(config=SimpleNamespace(hidden_size=92, model_type="llama"))
     with pytest.raises(InputError, match=r"order 92 .* such as 88 and 96"):
-        check_method(model, find_method(repair))
-    check_method(model, find_method("ghost"))
+        check_method(DenseModel(model), find_method(repair))
+    check_method(DenseModel(model), find_method("ghost"))
 
 
 @pytest.mark.parametrize("repair", ["magnitude", "ghost"])
 def test_magnitude_keeps_a_tied_head(repair: str) -> None:
     dense = build("gemma3_text", tie_word_embeddings=True)
-    built = removal.prune_layers(dense, CUTS["two gaps"], fitted(dense, repair, CUTS["two gaps"]))
+    built = removal.prune_layers(
+        DenseModel(dense), CUTS["two gaps"], fitted(dense, repair, CUTS["two gaps"])
+    )
     assert built.lm_head.weight is built.model.embed_tokens.weight
     assert built.lm_head.weight is dense.lm_head.weight

@@ -14,6 +14,7 @@ from transformers import (
 
 from families import build
 from ghostlayers.checkpoint import saving
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.surgery import removal
 from test_surgery import CUTS, logits, operators, token_ids
 
@@ -29,7 +30,9 @@ def folder(
     path = tmp_path_factory.mktemp("repaired") / request.param
     path.mkdir()
     dense = build(request.param, vocab_size=256)
-    saving._write_model(path, removal.prune_layers(dense, SPANS, operators(SPANS)), torch.float32)
+    saving._write_model(
+        path, removal.prune_layers(DenseModel(dense), SPANS, operators(SPANS)), torch.float32
+    )
     byte_tokenizer.save_pretrained(path)
     return path
 

@@ -11,8 +11,8 @@ from families import build
 from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fitting import Fitting, fit_gaps, fit_many
 from ghostlayers.errors import InputError
-from ghostlayers.model.anatomy import anatomy_of, anatomy_or_reason
-from ghostlayers.model.stream import LayerwiseModel, find_decoder_layers
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import FitOptions
 from ghostlayers.repairs.through_norm import ChannelSums, Writing, whitened
@@ -81,7 +81,7 @@ def test_a_channel_to_which_nothing_should_be_written_gets_nothing() -> None:
 def literal(dense: Any, span: Span, ridge: float) -> tuple[torch.Tensor, torch.Tensor, float]:
     """V, c and what is left, from hooks and stored activations, relative token weights."""
     layer = find_decoder_layers(dense)[span.start - 1]
-    norm = layer.get_submodule(anatomy_of(dense).mlp_post_norm or "")
+    norm = layer.get_submodule(DenseModel(dense).anatomy.mlp_post_norm or "")
     seen: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -141,7 +141,7 @@ def test_a_refit_through_the_norm_is_the_literal_recipe(name: str) -> None:
 def test_the_residual_told_is_what_the_repaired_stream_leaves(name: str, repair: str) -> None:
     dense, span = build(name), Span(3, 5)
     (fit,) = (repairs := fitted(dense, repair, (span,))).values()
-    layerwise = LayerwiseModel(dense)
+    layerwise = DenseModel(dense)
     batch, stream = layerwise.begin(random_windows().input_ids)
     bare = dict(Cut(layerwise, {}).walk(batch, stream))
     ready = Cut(layerwise, repairs)
@@ -159,15 +159,17 @@ def test_what_is_measured_is_what_is_built(name: str, cut: str) -> None:
     dense, spans = build(name), CUTS[cut]
     before = copy.deepcopy(dense.state_dict())
     repairs = fitted(dense, "refit:2", spans)
-    built = removal.prune_layers(dense, spans, repairs)
-    layerwise = LayerwiseModel(dense)
+    built = removal.prune_layers(DenseModel(dense), spans, repairs)
+    layerwise = DenseModel(dense)
     batch, stream = layerwise.begin(token_ids())
     ready = Cut(layerwise, repairs)
     for layer in range(ready.fork):
         stream = layerwise.run_layer(layer, batch, stream)
     want = layerwise.logits(batch, ready.run(batch, stream))
     assert torch.equal(logits(built, token_ids()), want)
-    assert not torch.allclose(logits(removal.prune_layers(dense, spans), token_ids()), want)
+    assert not torch.allclose(
+        logits(removal.prune_layers(DenseModel(dense), spans), token_ids()), want
+    )
     assert type(built) is type(dense)
     assert all(torch.equal(each, before[name]) for name, each in dense.state_dict().items())
 
@@ -176,7 +178,7 @@ def test_fitted_beside_others_it_is_what_it_is_alone() -> None:
     dense, spans = build("gemma3_text"), CUTS["two gaps"]
     names = ("ghost", "refit:1", "refit:2:ridge=auto", "none")
     fittings = {name: Fitting(find_method(name), FitOptions(ridge=1e-4)) for name in names}
-    layerwise = LayerwiseModel(dense)
+    layerwise = DenseModel(dense)
     together = fit_many(layerwise, random_windows(), spans, fittings)
     for name, fitting in fittings.items():
         alone = fit_gaps(layerwise, random_windows(), spans, fitting, batch_size=3)
@@ -192,7 +194,7 @@ def test_fitted_beside_others_it_is_what_it_is_alone() -> None:
 def test_a_norm_that_is_not_the_last_word_is_found_out() -> None:
     """A layer that changes the norm's output, or adds to what comes into it."""
     dense = build("gemma3_text")
-    assert anatomy_of(dense).mlp_post_norm == "post_feedforward_layernorm"
+    assert DenseModel(dense).anatomy.mlp_post_norm == "post_feedforward_layernorm"
 
     def doubled(_: Any, __: Any, output: torch.Tensor) -> torch.Tensor:
         return 2.0 * output
@@ -201,7 +203,7 @@ def test_a_norm_that_is_not_the_last_word_is_found_out() -> None:
         changed = copy.deepcopy(dense)
         for layer in changed.model.layers:
             layer.get_submodule(place).register_forward_hook(doubled)
-        found = anatomy_or_reason(changed)
+        found = DenseModel(changed).anatomy_or_reason
         assert not isinstance(found, str)
         assert found.mlp_post_norm is None
         with pytest.raises(InputError, match=r"no linear map can be folded into it"):

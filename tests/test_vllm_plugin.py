@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from families import build
 from ghostlayers.checkpoint import saving, vllm_plugin
 from ghostlayers.model import families
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.surgery import removal
 from test_surgery import CUTS, operators
 
@@ -147,7 +148,7 @@ def test_logit_scale(name: str, changes: dict[str, Any], scale: float) -> None:
 def test_vllm_can_read_granites_scale(tmp_path: Path) -> None:
     """Its way through transformers looks for logit_scale only, and would sample too coldly."""
     dense = build("granite", logits_scaling=6.0)
-    repaired = removal.prune_layers(dense, SPANS, operators(SPANS))
+    repaired = removal.prune_layers(DenseModel(dense), SPANS, operators(SPANS))
     saving._write_model(tmp_path, repaired, torch.float32)
     assert json.loads((tmp_path / "config.json").read_text())["logit_scale"] == 1 / 6
     assert AutoConfig.from_pretrained(tmp_path).logits_scaling == 6.0

@@ -14,6 +14,7 @@ from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.adapter import weights_hash
 from ghostlayers.errors import ModelError, NonFiniteError, UnsupportedModelError
 from ghostlayers.model import weights
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import check_causal, from_memory, load_model
 from ghostlayers.pipeline import evaluate
 from ghostlayers.recipe import RunOptions
@@ -151,7 +152,7 @@ def test_lost_experts_are_named(tmp_path, byte_tokenizer):
 def test_an_edited_guard_does_not_lose_the_operators(tmp_path, trained_llama, byte_tokenizer):
     span, hidden = Span(1, 2), trained_llama.config.hidden_size
     repair = Repair("ghost", Operator({"weight": torch.eye(hidden) * 0.1}))
-    pruned = removal.prune_layers(trained_llama, [span], {span: repair})
+    pruned = removal.prune_layers(DenseModel(trained_llama), [span], {span: repair})
     place = save(pruned, tmp_path / "out", byte_tokenizer)
     content = json.loads((place / "config.json").read_text())
     count = content["num_hidden_layers"]["value"]
@@ -183,7 +184,7 @@ def test_each_tensor_is_stored_in_the_type_of_its_file(folder, tmp_path, byte_to
     for computed in ("float32", "bfloat16"):
         loaded = load_model(str(folder), RunOptions(computed, "cpu"))
         assert loaded.stored_dtype == torch.bfloat16
-        pruned = removal.prune_layers(loaded.model, [Span(1, 2)])
+        pruned = removal.prune_layers(loaded, [Span(1, 2)])
         out = tmp_path / computed
         out.mkdir()
         saving._write_model(out, pruned, loaded.stored_dtype)
@@ -211,7 +212,7 @@ def test_packed_and_renamed_tensors_keep_type_and_digits_too(
     }
     write(place, whole)
     loaded = load_model(str(place), RunOptions(computed, "cpu"))
-    pruned = removal.prune_layers(loaded.model, [Span(4, 5)])
+    pruned = removal.prune_layers(loaded, [Span(4, 5)])
     (out := tmp_path / "out").mkdir()
     saving._write_model(out, pruned, loaded.stored_dtype)
     kept = tensors_of(out)
@@ -225,9 +226,9 @@ def test_a_stock_layers_model_keeps_types(folder, tmp_path):
     whole = {k: each if "norm" in k else each.bfloat16() for k, each in tensors_of(folder).items()}
     write(folder, whole)
     loaded = load_model(str(folder), CPU)
-    hidden = loaded.model.config.hidden_size
+    hidden = loaded.network.config.hidden_size
     repair = Repair("normed", Operator({"normed": torch.eye(hidden) * 0.1}))
-    bare = removal.prune_layers(loaded.model, [Span(1, 2)])
+    bare = removal.prune_layers(loaded, [Span(1, 2)])
     made = with_stock_layers(bare, [Span(1, 2)], {Span(1, 2): repair}, torch.bfloat16)
     (out := tmp_path / "out").mkdir()
     saving._write_model(out, made, torch.bfloat16)
@@ -362,7 +363,7 @@ def test_offloaded_experts_keep_type_and_digits(tmp_path, byte_tokenizer):
     loaded = load_model(str(place), RunOptions("float32", "cpu", offload="disk"))
     out = tmp_path / "out"
     out.mkdir()
-    saving._write_model(out, removal.prune_layers(loaded.model, [Span(4, 5)]), torch.bfloat16)
+    saving._write_model(out, removal.prune_layers(loaded, [Span(4, 5)]), torch.bfloat16)
     kept = {k: v for path in out.glob("*.safetensors") for k, v in load_file(path).items()}
     assert kept.keys() == {key for key in whole if ".4." not in key[: len("model.layers.4.")]}
     assert all(torch.equal(each, whole[key]) for key, each in kept.items())

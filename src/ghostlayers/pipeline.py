@@ -25,8 +25,8 @@ from ghostlayers.evaluation import (
     open_tasks,
 )
 from ghostlayers.model import multimodal
-from ghostlayers.model.loading import LoadedModel, check_causal, leaves_models_alone
-from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.loading import check_causal, leaves_models_alone
 from ghostlayers.plan.probe import probe_blindly
 from ghostlayers.plan.saving import CHECKPOINT, Output
 from ghostlayers.plan.stages import plan_prune, seconds_since_start
@@ -95,53 +95,52 @@ def prune(
     run = Run(_options_for(recipe, options), progress or Silent())
     dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
     started = seconds_since_start()
-    layerwise = check_result(dense, recipe)
+    check_result(dense, recipe)
     corpus, windows, held_out = read_calibration(dense, recipe, data, progress=run.progress)
     check_causal(dense)
     if show_text is not None:
         show_text(windows.preview)
     fitting = make_fitting(dense, recipe)
     measured_on = held_out.first(recipe.num_held_out_windows)
-    stored = dense.stored_dtype
     if show_plan is not None:
         output = output or Output(folder=None if keep is None else Path(keep).parent)
-        show_plan(_plan(dense, layerwise, recipe, run.options, started, output))
+        show_plan(_plan(dense, recipe, run.options, started, output))
 
     with _keeping(keep, dense, recipe, windows.joined_with(held_out), run.options):
-        found = steps.choose_spans(run, layerwise, windows, held_out, recipe, fitting)
+        found = steps.choose_spans(run, dense, windows, held_out, recipe, fitting)
         spans, table = found.spans, found.table
         check_same("choice of layers", spans)
         fit_windows = windows.first(recipe.num_fit_windows)
-        layerwise.residency.memory.spent += sums_bytes(layerwise, fitting, spans)
-        layerwise.residency.memory.spent += tokens_bytes(
-            layerwise, fitting, fit_windows.input_ids.numel(), spans
+        dense.residency.memory.spent += sums_bytes(dense, fitting, spans)
+        dense.residency.memory.spent += tokens_bytes(
+            dense, fitting, fit_windows.input_ids.numel(), spans
         )
-        repairs = found.repairs or steps.fit_repairs(run, layerwise, fit_windows, spans, fitting)
-        evidence = steps.measure_evidence(run, layerwise, measured_on, repairs, stored)
-        births = steps.find_births(run, layerwise, windows, spans, table)
-    pruned = removal.prune_layers(dense.model, spans, repairs, stored_dtype=stored)
+        repairs = found.repairs or steps.fit_repairs(run, dense, fit_windows, spans, fitting)
+        evidence = steps.measure_evidence(run, dense, measured_on, repairs)
+        births = steps.find_births(run, dense, windows, spans, table)
+    pruned = removal.prune_layers(dense, spans, repairs)
     if recipe.export == "stock-layer":
-        pruned = as_stock_layers(dense.model, pruned, spans, repairs, stored)
+        pruned = as_stock_layers(dense, pruned, spans, repairs)
 
     return PrunedModel(
         model=multimodal.whole_of(pruned),
         dense=dense,
         recipe=recipe,
         spans=spans,
-        num_layers=layerwise.num_layers,
+        num_layers=dense.num_layers,
         repairs=repairs,
         table=table,
         evidence=evidence,
         births=births,
         kept_in=None if keep is None else Path(keep),
-        record=multimodal.described(dense.model)
+        record=multimodal.described(dense.network)
         | make_record(
             base=dense.base,
             recipe=recipe,
             corpus=corpus,
             windows=windows,
             spans=spans,
-            num_layers=layerwise.num_layers,
+            num_layers=dense.num_layers,
             repairs=repairs,
             table=table,
             evidence=evidence,
@@ -179,22 +178,20 @@ def plan(
     options = _options_for(recipe, options)
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
     started = seconds_since_start()
-    layerwise = check_result(dense, recipe)
-    return _plan(dense, layerwise, recipe, options, started, output)
+    check_result(dense, recipe)
+    return _plan(dense, recipe, options, started, output)
 
 
 def _plan(
-    dense: LoadedModel,
-    layerwise: LayerwiseModel,
+    dense: DenseModel,
     recipe: Recipe,
     options: RunOptions,
     started: float,
     output: Output | None,
 ) -> Plan:
-    speed = probe_blindly(layerwise, recipe.sequence_length, options.batch_size)
+    speed = probe_blindly(dense, recipe.sequence_length, options.batch_size)
     return plan_prune(
         dense,
-        layerwise,
         recipe,
         speed,
         started=started,
@@ -206,7 +203,7 @@ def _plan(
 @contextlib.contextmanager
 def _keeping(
     folder: str | Path | None,
-    loaded: LoadedModel,
+    loaded: DenseModel,
     recipe: Recipe,
     windows: tokens.Windows,
     options: RunOptions,
@@ -248,13 +245,13 @@ def score(
     recipe = make_recipe(recipe, choices)
     run = Run(_options_for(recipe, options), progress or Silent())
     dense = open_model(model, tokenizer, run.options, revision)
-    layerwise = check_request(dense, recipe, surgery_follows=False)
+    check_request(dense, recipe, surgery_follows=False)
     _, windows, held_out = read_calibration(dense, recipe, data, progress=run.progress)
     check_causal(dense)
     if show_text is not None:
         show_text(windows.preview)
     fitting = make_fitting(dense, recipe)
-    return steps.measure_table(run, layerwise, windows, held_out, recipe, fitting, residuals=True)
+    return steps.measure_table(run, dense, windows, held_out, recipe, fitting, residuals=True)
 
 
 @leaves_models_alone
@@ -303,7 +300,7 @@ def evaluate(
     for each in (opened, dense):
         if each is not None:
             check_causal(each)
-    tokens.check_sequence_length(opened.model.config, sequence_length)
+    tokens.check_sequence_length(opened.network.config, sequence_length)
     calibrated_on = records.calibration_documents(opened.base.name)
     results = []
     for source, separator in zip(sources, joins, strict=True):
@@ -317,13 +314,13 @@ def evaluate(
             bos=bos,
             progress=run.progress,
         )
-        tokens.check_tokens(opened.model, opened.tokenizer, windows)
+        tokens.check_tokens(opened.network, opened.tokenizer, windows)
         results.append(
             evaluate_windows(
-                opened.model,
+                opened.network,
                 windows,
                 corpus=corpus.name,
-                against=None if dense is None else dense.model,
+                against=None if dense is None else dense.network,
                 batch_size=run.options.batch_size or 8,
                 complete=corpus.complete,
                 calibration=calibrated_on,
@@ -376,7 +373,7 @@ def evaluate_on_tasks(
             check_causal(each)
     ours, *theirs = [
         evaluate_tasks(
-            each.model,
+            each.network,
             each.tokenizer,
             tasks,
             limit=limit,

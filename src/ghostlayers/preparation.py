@@ -17,10 +17,10 @@ from ghostlayers.errors import (
     WindowError,
 )
 from ghostlayers.model import multimodal
-from ghostlayers.model.anatomy import Anatomy, anatomy_or_reason
+from ghostlayers.model.anatomy import Anatomy
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.families import check_config, check_tokenizer, family_of
-from ghostlayers.model.loading import LoadedModel, from_memory, load_model, read_config
-from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.model.loading import from_memory, load_model, read_config
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import find_method
@@ -63,13 +63,13 @@ def open_model(
     revision: str | None = None,
     *,
     surgery_follows: bool = False,
-) -> LoadedModel:
+) -> DenseModel:
     """Open a model by name, or wrap one that is in memory.
 
     With ``surgery_follows``, a family that cannot be cut is refused from its config alone, before
     gigabytes of weights are read, and quantised weights are expanded.
     """
-    if isinstance(model, LoadedModel):
+    if isinstance(model, DenseModel):
         return model
     if isinstance(model, (str, Path)):
         if surgery_follows:
@@ -85,9 +85,7 @@ def _check_config(name: str, revision: str | None) -> None:
             check_config(part)
 
 
-def check_request(
-    loaded: LoadedModel, recipe: Recipe, *, surgery_follows: bool = True
-) -> LayerwiseModel:
+def check_request(loaded: DenseModel, recipe: Recipe, *, surgery_follows: bool = True) -> None:
     """Refuse what cannot work with this model.
 
     Args:
@@ -102,11 +100,11 @@ def check_request(
         InputError: the repair cannot handle the model's hidden size.
     """
     if surgery_follows:
-        family_of(loaded.model)
+        family_of(loaded.network)
         check_tokenizer(loaded.tokenizer)
-        _refuse_quantized(multimodal.whole_of(loaded.model))
+        _refuse_quantized(multimodal.whole_of(loaded.network))
     try:
-        return _check(loaded, recipe, surgery_follows=surgery_follows)
+        _check(loaded, recipe, surgery_follows=surgery_follows)
     except (UnsupportedModelError, InputError) as error:
         ours = isinstance(error, (SpanError, RecipeError, WindowError, CorpusError))
         if recipe.preset is None or ours or recipe.layers is None:
@@ -114,32 +112,31 @@ def check_request(
         raise type(error)(_beside_preset(loaded, recipe, error)) from error
 
 
-def check_result(loaded: LoadedModel, recipe: Recipe) -> LayerwiseModel:
+def check_result(loaded: DenseModel, recipe: Recipe) -> None:
     """`check_request`, where a checkpoint is to be made of what comes out.
 
     Raises:
         RecipeError: the model has no place for the repair.
     """
     form = find_method(recipe.repair).form
-    multimodal.check_recipe(loaded.model, form, recipe.export, recipe.repair)
-    return check_request(loaded, recipe)
+    multimodal.check_recipe(loaded.network, form, recipe.export, recipe.repair)
+    check_request(loaded, recipe)
 
 
-def _check(loaded: LoadedModel, recipe: Recipe, *, surgery_follows: bool = True) -> LayerwiseModel:
-    layerwise = LayerwiseModel(loaded.model)
+def _check(loaded: DenseModel, recipe: Recipe, *, surgery_follows: bool = True) -> None:
     removed = recipe.removed()
     if removed is not None:
-        gaps = check_layers(removed, layerwise.num_layers)
-        _check_kept(removed, recipe, layerwise.num_layers)
+        gaps = check_layers(removed, loaded.num_layers)
+        _check_kept(removed, recipe, loaded.num_layers)
         if surgery_follows:
-            removal.check_cut(loaded.model, gaps)
+            removal.check_cut(loaded, gaps)
     elif recipe.layers is None:
         raise RecipeError("say how many layers to remove (--layers) or which (--remove).")
     else:
-        check_count(recipe.layers, layerwise.num_layers)
+        check_count(recipe.layers, loaded.num_layers)
         if surgery_follows:
-            check_selection(loaded.model, recipe, layerwise.num_layers)
-    tokens.check_sequence_length(loaded.model.config, recipe.sequence_length)
+            check_selection(loaded, recipe, loaded.num_layers)
+    tokens.check_sequence_length(loaded.network.config, recipe.sequence_length)
     method = find_method(recipe.repair)
     if surgery_follows and not method.savable:
         raise RecipeError(
@@ -147,11 +144,10 @@ def _check(loaded: LoadedModel, recipe: Recipe, *, surgery_follows: bool = True)
             "measures it. To save: ghost, normed, joint:x+z, joint:x+norm, piecewise or refit."
         )
     if recipe.export == "stock-layer" and surgery_follows:
-        check_stock_layer(loaded.model)
+        check_stock_layer(loaded.network)
     spans = () if removed is None else merge_layers(removed)
-    check_method(loaded.model, method, spans)
-    check_fit_tokens(loaded.model, method, recipe.num_fit_windows * recipe.sequence_length)
-    return layerwise
+    check_method(loaded, method, spans)
+    check_fit_tokens(loaded, method, recipe.num_fit_windows * recipe.sequence_length)
 
 
 def _check_kept(removed: Sequence[int], recipe: Recipe, num_layers: int) -> None:
@@ -164,7 +160,7 @@ def _check_kept(removed: Sequence[int], recipe: Recipe, num_layers: int) -> None
         )
 
 
-def _beside_preset(loaded: LoadedModel, recipe: Recipe, error: GhostlayersError) -> str:
+def _beside_preset(loaded: DenseModel, recipe: Recipe, error: GhostlayersError) -> str:
     """What is wrong with a method on a model, and the nearest one that goes."""
     assert recipe.preset is not None
     mine = find_preset(recipe.preset)
@@ -179,7 +175,7 @@ def _beside_preset(loaded: LoadedModel, recipe: Recipe, error: GhostlayersError)
     return f"preset '{mine.name}': {error}"
 
 
-def check_moves(model: Any, recipe: Recipe) -> None:
+def check_moves(model: DenseModel, recipe: Recipe) -> None:
     """Refuse an iterated selection whose scores would stay as they are on this model.
 
     Raises:
@@ -188,7 +184,7 @@ def check_moves(model: Any, recipe: Recipe) -> None:
     choice, method = find_selection(recipe.select), find_method(recipe.repair)
     if not recipe.iterative or not (choice.scores_only_weights and method.scales):
         return
-    anatomy = anatomy_or_reason(model)
+    anatomy = model.anatomy_or_reason
     if isinstance(anatomy, Anatomy) and anatomy.post_norms and "norms" not in choice.flags:
         raise RecipeError(
             f"'{recipe.select}' cannot be iterated with '{recipe.repair}' on this model: the scale "
@@ -197,7 +193,7 @@ def check_moves(model: Any, recipe: Recipe) -> None:
         )
 
 
-def check_selection(model: Any, recipe: Recipe, num_layers: int) -> None:
+def check_selection(model: DenseModel, recipe: Recipe, num_layers: int) -> None:
     """Refuse what a selection cannot choose, before anything is computed for it.
 
     Args:
@@ -218,8 +214,8 @@ def check_selection(model: Any, recipe: Recipe, num_layers: int) -> None:
         return
     eligible = eligible_layers(choice, num_layers, recipe.kept_edges, keep_first=keep_first)
     check_eligible(choice, eligible, recipe.layers, num_layers, recipe.kept_edges)
-    multimodal.check_spans(model, (Span(eligible[0], eligible[0] + 1),))
-    if removal.loses_any_layer(model, behind=multimodal.fed_layers(model)):
+    multimodal.check_spans(model.network, (Span(eligible[0], eligible[0] + 1),))
+    if removal.loses_any_layer(model, behind=multimodal.fed_layers(model.network)):
         return
     raise UnsupportedModelError(
         f"'{recipe.select}' chooses layers one by one, but models of type "
@@ -239,7 +235,7 @@ def _refuse_quantized(model: Any) -> None:
 
 
 def read_calibration(
-    loaded: LoadedModel,
+    loaded: DenseModel,
     recipe: Recipe,
     data: Documents | None = None,
     race_windows: int | None = None,
@@ -295,7 +291,7 @@ def read_calibration(
             raise
         if not more or sum(map(len, drawn)) >= needed:
             break
-    tokens.check_tokens(loaded.model, loaded.tokenizer, *drawn)
+    tokens.check_tokens(loaded.network, loaded.tokenizer, *drawn)
     return corpus, *drawn
 
 

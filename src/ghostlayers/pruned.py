@@ -8,7 +8,7 @@ from typing import Any
 from ghostlayers.calibration import journal
 from ghostlayers.checkpoint import adapter, proof, saving
 from ghostlayers.evaluation import LossSums
-from ghostlayers.model.loading import LoadedModel
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
@@ -38,7 +38,7 @@ class PrunedModel:
     """
 
     model: Any
-    dense: LoadedModel
+    dense: DenseModel
     recipe: Recipe
     spans: tuple[Span, ...]
     num_layers: int

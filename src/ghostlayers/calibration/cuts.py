@@ -11,14 +11,8 @@ import torch
 from torch import Tensor
 
 from ghostlayers.calibration.passes import visit
-from ghostlayers.model.stream import (
-    LayerwiseModel,
-    MicroBatch,
-    Stream,
-    Tap,
-    check_finite,
-    micro_batches,
-)
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.stream import MicroBatch, Stream, Tap, check_finite, micro_batches
 from ghostlayers.repairs.base import Repair
 from ghostlayers.runtime.progress import Progress
 from ghostlayers.spans import Span
@@ -40,21 +34,14 @@ class Cut:
     Args:
         model: the dense model.
         repairs: one a gap.
-        stored_dtype: in which a checkpoint would hold changed weights; None for the model's own.
     """
 
-    def __init__(
-        self,
-        model: LayerwiseModel,
-        repairs: Mapping[Span, Repair],
-        stored_dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, model: DenseModel, repairs: Mapping[Span, Repair]) -> None:
         self.model = model
         self.repairs = dict(sorted(repairs.items()))
-        dtype = stored_dtype or model.model.dtype
         self.weights: dict[int, dict[str, Tensor]] = {}
         for span, repair in self.repairs.items():
-            self.weights.update(layer_weights(model.model, model.layers, span, repair, dtype))
+            self.weights.update(layer_weights(model, span, repair))
 
     @property
     def fork(self) -> int:
@@ -104,7 +91,7 @@ class Cut:
     def _taps(self, span: Span | None) -> dict[str, tuple[str, Tap]]:
         """What the repair of a gap reads of the kept layer before it."""
         operator = None if span is None else self.repairs[span].operator
-        return {} if operator is None else tap_places(self.model.model, operator.maps)
+        return {} if operator is None else tap_places(self.model, operator.maps)
 
     def _layer(
         self, layer: int, batch: MicroBatch, stream: Stream, taps: Mapping[str, tuple[str, Tap]]
@@ -122,11 +109,10 @@ def unrepaired(spans: "tuple[Span, ...] | list[Span]") -> dict[Span, Repair]:
 
 
 def measure_cuts(
-    model: LayerwiseModel,
+    model: DenseModel,
     windows: Windows,
     cuts: Mapping[str, Mapping[Span, Repair]],
     *,
-    stored_dtype: torch.dtype | None = None,
     batch_size: int = 0,
     divergence: bool = True,
     progress: Progress | None = None,
@@ -138,7 +124,6 @@ def measure_cuts(
         model: the dense model.
         windows: held-out windows.
         cuts: repairs by gap, by name.
-        stored_dtype: see `Cut`.
         batch_size: windows at a time; 0 chooses.
         divergence: also compare with the dense model, not only with the text.
         progress: told of every window.
@@ -147,7 +132,7 @@ def measure_cuts(
     Returns:
         Loss, divergence from dense and agreement of ``dense`` and of every cut.
     """
-    ready = {name: Cut(model, repairs, stored_dtype) for name, repairs in cuts.items()}
+    ready = {name: Cut(model, repairs) for name, repairs in cuts.items()}
     totals = _LossTotals([DENSE, *cuts])
     visited = visit(
         model,
@@ -188,7 +173,7 @@ class _LossTotals:
 
 
 def _cut_streams(
-    model: LayerwiseModel, ids: Tensor, cuts: Mapping[str, Cut], base: Cut
+    model: DenseModel, ids: Tensor, cuts: Mapping[str, Cut], base: Cut
 ) -> tuple[MicroBatch, dict[str, Tensor]]:
     """The stream at the last boundary, of the base and of every cut.
 
@@ -206,11 +191,10 @@ def _cut_streams(
 
 @torch.no_grad()
 def stream_distances(
-    model: LayerwiseModel,
+    model: DenseModel,
     windows: Windows,
     cuts: Mapping[str, Mapping[Span, Repair]],
     *,
-    stored_dtype: torch.dtype | None = None,
     batch_size: int = 0,
 ) -> dict[str, dict[int, float]]:
     """How far cut models' streams lie from the dense one behind the first gap.
@@ -219,7 +203,7 @@ def stream_distances(
         By name and boundary of the dense model, the mean over tokens of ||h - h_dense||^2 /
         ||h_dense||^2.
     """
-    ready = {name: Cut(model, repairs, stored_dtype) for name, repairs in cuts.items()}
+    ready = {name: Cut(model, repairs) for name, repairs in cuts.items()}
     sums: dict[str, dict[int, float]] = {name: {} for name in cuts}
     tokens = 0
     for ids in micro_batches(model, windows, batch_size):
@@ -254,12 +238,11 @@ def _distance_to(
 
 
 def race_cuts(
-    model: LayerwiseModel,
+    model: DenseModel,
     windows: Windows,
     cuts: Mapping[str, Mapping[Span, Repair]],
     *,
     base: Mapping[Span, Repair] | None = None,
-    stored_dtype: torch.dtype | None = None,
     batch_size: int = 0,
     progress: Progress | None = None,
     description: str = "Measuring candidates",
@@ -272,8 +255,8 @@ def race_cuts(
     Returns:
         The race, and the base's own mean loss of every window that any cut was measured on.
     """
-    trunk = Cut(model, base or {}, stored_dtype)
-    ready = {name: Cut(model, repairs, stored_dtype) for name, repairs in cuts.items()}
+    trunk = Cut(model, base or {})
+    ready = {name: Cut(model, repairs) for name, repairs in cuts.items()}
     own: list[Tensor] = []
 
     def measure(names: Sequence[str], start: int, stop: int) -> dict[str, Tensor]:
@@ -319,7 +302,7 @@ class _WindowLosses:
         return {name: self._losses[row] for name, row in self._rows.items()}
 
 
-def end_losses(model: LayerwiseModel, batch: MicroBatch, stream: Stream) -> Tensor:
+def end_losses(model: DenseModel, batch: MicroBatch, stream: Stream) -> Tensor:
     """Loss in nats at every position, from the stream at the last boundary, [tokens]."""
     windows = range(batch.input_ids.shape[0])
     parts = [_window_token_losses(model, batch, {"": stream}, window)[""] for window in windows]
@@ -327,7 +310,7 @@ def end_losses(model: LayerwiseModel, batch: MicroBatch, stream: Stream) -> Tens
 
 
 def _window_token_losses(
-    model: LayerwiseModel, batch: MicroBatch, streams: Mapping[str, Tensor], window: int
+    model: DenseModel, batch: MicroBatch, streams: Mapping[str, Tensor], window: int
 ) -> dict[str, Tensor]:
     losses: dict[str, list[Tensor]] = {name: [] for name in streams}
     for targets, logits in _window_logits(model, batch, streams, window):
@@ -337,14 +320,14 @@ def _window_token_losses(
 
 
 def _window_logits(
-    model: LayerwiseModel, batch: MicroBatch, streams: Mapping[str, Tensor], window: int
+    model: DenseModel, batch: MicroBatch, streams: Mapping[str, Tensor], window: int
 ) -> Iterator[tuple[Tensor, Callable[[str], Tensor]]]:
     """For a few positions of one window at a time: the true next tokens, and logits by name."""
     row = slice(window, window + 1)
     ids = batch.input_ids[row]
     one = MicroBatch(ids, None, batch.calls)
     length = ids.shape[1] - 1
-    step = max(1, LOGITS_AT_ONCE // model.model.config.vocab_size)
+    step = max(1, LOGITS_AT_ONCE // model.network.config.vocab_size)
     for start in range(0, length, step):
         positions = slice(start, min(start + step, length))
 
@@ -355,7 +338,7 @@ def _window_logits(
 
 
 def _window_losses(
-    model: LayerwiseModel,
+    model: DenseModel,
     batch: MicroBatch,
     streams: Mapping[str, Tensor],
     window: int,

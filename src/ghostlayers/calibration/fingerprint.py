@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ghostlayers.calibration.journal import digest
-from ghostlayers.model.loading import LoadedModel
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime.machine import versions
 from ghostlayers.runtime.parallel import world
@@ -23,7 +23,7 @@ WEIGHTS = ("*.safetensors", "*.gguf")
 
 
 def run_request(
-    loaded: LoadedModel, recipe: Recipe, windows: Windows, options: RunOptions
+    loaded: DenseModel, recipe: Recipe, windows: Windows, options: RunOptions
 ) -> dict[str, Any]:
     """All that the sums of a run depend on.
 
@@ -35,8 +35,8 @@ def run_request(
         "recipe": recipe.to_dict(),
         "model": model_fingerprint(loaded),
         "text": digest(str(tuple(ids.shape)), ids.contiguous().numpy().tobytes()),
-        "dtype": str(loaded.model.dtype),
-        "device": torch.device(loaded.model.device).type,
+        "dtype": str(loaded.network.dtype),
+        "device": torch.device(loaded.network.device).type,
         "batch_size": options.batch_size,
         "offload": [options.offload, options.max_memory],
         "processes": world().size,
@@ -44,17 +44,17 @@ def run_request(
     }
 
 
-def model_fingerprint(loaded: LoadedModel) -> str:
+def model_fingerprint(loaded: DenseModel) -> str:
     """A digest of a model's weights, in a second or two whatever their size.
 
     Of files it takes names, sizes and blocks at many places; of a model in memory names, shapes
     and some numbers of every weight. Another training step changes nearly all of these.
     """
-    config = _config_text(loaded.model.config)
+    config = _config_text(loaded.network.config)
     files = _weight_files(loaded.base.folder or Path(loaded.base.name))
     if files:
         return digest(config, *(_file_digest(path) for path in files))
-    return digest(config, *_weight_digests(loaded.model))
+    return digest(config, *_weight_digests(loaded.network))
 
 
 def _config_text(config: Any) -> str:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ghostlayers.calibration.gathering import Gatherer, Layout, gathered_features
 from ghostlayers.calibration.passes import share, visit, whole
-from ghostlayers.model.loading import LoadedModel
-from ghostlayers.model.stream import LayerwiseModel, MicroBatch, Stream, Tap, check_finite
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.stream import MicroBatch, Stream, Tap, check_finite
 from ghostlayers.modeling import norm_eps
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import find_method
@@ -97,7 +97,7 @@ class Fitting:
         return by_first(lambda: self.method.fit(evidence, self.options).rounded(self.stored_dtype))
 
 
-def sums_bytes(model: LayerwiseModel, fitting: Fitting, spans: Sequence[Span]) -> int:
+def sums_bytes(model: DenseModel, fitting: Fitting, spans: Sequence[Span]) -> int:
     """Memory that a fit takes beside weights and streams: see `MATRICES_OF_A_FIT`."""
     method = fitting.method
     spans = parts_of(method, spans)
@@ -105,8 +105,8 @@ def sums_bytes(model: LayerwiseModel, fitting: Fitting, spans: Sequence[Span]) -
     width = 0
     for needs in (method.needs, *(stage.needs for stage in method.before)):
         names = {"x", *gathered_features(needs)}
-        width = max(width, sum(feature_widths(model.model, names).values()))
-    hidden = int(model.model.config.hidden_size)
+        width = max(width, sum(feature_widths(model, names).values()))
+    hidden = int(model.hidden_size)
     gathered = (2 if method.needs.held_out else 1) * (1 + sum(method.needs.pieces) * gaps)
     solving = MATRICES_OF_A_FIT * width * width
     return moments.ACCUMULATOR.itemsize * (
@@ -115,18 +115,18 @@ def sums_bytes(model: LayerwiseModel, fitting: Fitting, spans: Sequence[Span]) -
 
 
 def tokens_bytes(
-    model: LayerwiseModel, fitting: Fitting, num_tokens: int, spans: Sequence[Span]
+    model: DenseModel, fitting: Fitting, num_tokens: int, spans: Sequence[Span]
 ) -> int:
     """Memory that a fit by descent takes, which sees all tokens again and again."""
     if not fitting.method.needs.tokens:
         return 0
-    hidden = int(model.model.config.hidden_size)
+    hidden = int(model.hidden_size)
     gaps = len(spans) if _one_sweep(model, fitting, len(spans)) else 1
-    return gaps * KEPT_OF_A_TOKEN * num_tokens * hidden * int(model.model.dtype.itemsize)
+    return gaps * KEPT_OF_A_TOKEN * num_tokens * hidden * int(model.dtype.itemsize)
 
 
 def fit_gaps(
-    model: LayerwiseModel,
+    model: DenseModel,
     windows: Windows,
     spans: Sequence[Span],
     fitting: Fitting,
@@ -153,7 +153,7 @@ def fit_gaps(
 
 
 def fit_many(
-    model: LayerwiseModel,
+    model: DenseModel,
     windows: Windows,
     spans: Sequence[Span],
     fittings: Mapping[str, Fitting],
@@ -198,7 +198,7 @@ def parts_of(method: Method, spans: Sequence[Span]) -> Sequence[Span]:
 
 
 def _fit_together(
-    model: LayerwiseModel,
+    model: DenseModel,
     windows: Windows,
     spans: Sequence[Span],
     fittings: Mapping[str, Fitting],
@@ -210,7 +210,7 @@ def _fit_together(
     return _Walk(model, windows, spans, fittings, batch_size).fit(progress)
 
 
-def _one_sweep(model: LayerwiseModel, fitting: Fitting, gaps: int) -> bool:
+def _one_sweep(model: DenseModel, fitting: Fitting, gaps: int) -> bool:
     """Whether a single sweep over the dense stream gathers all that a method needs."""
     method = fitting.method
     if method.name == "none":
@@ -219,13 +219,13 @@ def _one_sweep(model: LayerwiseModel, fitting: Fitting, gaps: int) -> bool:
     return alone and not in_stages(model, method) and not method.needs.pieces
 
 
-def in_stages(model: LayerwiseModel, method: Method) -> bool:
+def in_stages(model: DenseModel, method: Method) -> bool:
     """Whether a fit goes over the kept layers before a gap several times."""
-    return bool(method.before) or refits_through_norm(model.model, method)
+    return bool(method.before) or refits_through_norm(model, method)
 
 
 def _fit_in_one_sweep(
-    model: LayerwiseModel,
+    model: DenseModel,
     windows: Windows,
     spans: Sequence[Span],
     fittings: Mapping[str, Fitting],
@@ -283,17 +283,17 @@ class _Gathered:
 
 
 def layout_of(
-    model: LayerwiseModel, windows: Windows, needs: Needs, span: Span, back: int = 1
+    model: DenseModel, windows: Windows, needs: Needs, span: Span, back: int = 1
 ) -> Layout:
     """What will come to a gap; ``z``, ``m`` and ``o`` from the layer so many before it."""
     names = {"x", *gathered_features(needs)}
     from_removed = names & {"phi"}
-    widths = feature_widths(model.model, names - from_removed, max(0, span.start - back))
+    widths = feature_widths(model, names - from_removed, max(0, span.start - back))
     return Layout(
-        widths | feature_widths(model.model, from_removed, span.start),
+        widths | feature_widths(model, from_removed, span.start),
         len(windows),
         windows.sequence_length,
-        model.model.dtype,
+        model.dtype,
         model.device,
     )
 
@@ -305,16 +305,16 @@ def _needs_by_weight(fittings: Sequence[Fitting]) -> dict[TokenWeight, Needs]:
     }
 
 
-def _evidence(model: LayerwiseModel, gatherer: Gatherer, span: Span, back: int = 1) -> Evidence:
+def _evidence(model: DenseModel, gatherer: Gatherer, span: Span, back: int = 1) -> Evidence:
     output = None
     if {"z", "m"} & set(gatherer.features):
-        output = mlp_output_of(model.model, model.layer(span.start - back))
-    return gatherer.evidence(norm_eps(model.model.config), output)
+        output = mlp_output_of(model, model.layer(span.start - back))
+    return gatherer.evidence(norm_eps(model.network.config), output)
 
 
 @torch.no_grad()
 def _gather_dense(
-    model: LayerwiseModel,
+    model: DenseModel,
     first: int,
     ids: Tensor,
     spans: Sequence[Span],
@@ -327,7 +327,7 @@ def _gather_dense(
     )
     before: dict[Span, tuple[Tensor, dict[str, Tensor]]] = {}
     stop = max(span.stop for span in spans)
-    taps = tap_places(model.model, names)
+    taps = tap_places(model, names)
     caught_now: dict[str, Tensor] = {}
     for boundary in range(stop + 1):
         for span in spans:
@@ -346,7 +346,7 @@ def _gather_dense(
 
 
 def _features(
-    model: LayerwiseModel,
+    model: DenseModel,
     names: Sequence[str],
     batch: MicroBatch,
     stream: Stream,
@@ -393,7 +393,7 @@ class _Walk:
 
     def __init__(
         self,
-        model: LayerwiseModel,
+        model: DenseModel,
         windows: Windows,
         spans: Sequence[Span],
         fittings: Mapping[str, Fitting],
@@ -446,7 +446,7 @@ class _Walk:
                 repair = self._fit_one(fitting, source, span)
             self.repairs[name][span] = repair
             if not last and fitting.repaired_inputs:
-                self.tracks[name] = self._repaired(source, span, repair, fitting)
+                self.tracks[name] = self._repaired(source, span, repair)
             advance(1)
 
     def _shared_evidence(self, forks: _Track, span: Span) -> Callable[[TokenWeight], Evidence]:
@@ -476,7 +476,7 @@ class _Walk:
         """All stages of one method at one gap, each on the stream that the ones before it left."""
         done = Repair(fitting.method.name)
         whole = left = 0.0
-        through_norm = refits_through_norm(self.model.model, fitting.method)
+        through_norm = refits_through_norm(self.model, fitting.method)
         fit = self._fit_stage_through_norm if through_norm else self._fit_stage
         for stage in fitting.method.stages(span.start - source.boundary):
             repair, energy = fit(fitting, stage, source, span, done)
@@ -500,9 +500,9 @@ class _Walk:
         self, fitting: Fitting, stage: Stage, source: _Track, span: Span, done: Repair
     ) -> tuple[Repair, float]:
         """The same for a projection behind which a norm stands; see `through_norm`."""
-        there, _ = mlp_output_of(self.model.model, self.model.layer(span.start - stage.back))
+        there, _ = mlp_output_of(self.model, self.model.layer(span.start - stage.back))
         before = there.double()  # a copy: the layer may be taken out again
-        writing = Writing(before, norm_eps(self.model.model.config))
+        writing = Writing(before, norm_eps(self.model.network.config))
         repair = Repair(fitting.method.name)
         for step in range(SOLVES + 1):
             needs = stage.needs if step < SOLVES else None
@@ -530,15 +530,15 @@ class _Walk:
         where: "tuple[_Track, Span, Repair]",
     ) -> "_WritingSums":
         source, span, done = where
-        stored, kind = fitting.stored_dtype, fitting.weighting
+        kind = fitting.weighting
         sums = _WritingSums(ChannelSums(writing.weight.shape[1], self.model.device))
         if needs is not None:
             layout = layout_of(self.model, self.windows, needs, span, stage.back)
             sums = replace(sums, gatherer=Gatherer(needs, layout, token_weight=kind))
-        places = writing_places(self.model.model)
+        places = writing_places(self.model)
 
         def fill() -> None:
-            for index, x, found in self._at_gap(source, span, places, stage.back, done, stored):
+            for index, x, found in self._at_gap(source, span, places, stage.back, done):
                 tokens = self.batches[index].tokens
                 target = tokens(self.dense.streams[index]).float()
                 change = target - tokens(x).float()
@@ -557,8 +557,8 @@ class _Walk:
     def _gather(
         self, fitting: Fitting, stage: Stage, source: _Track, span: Span, done: Repair
     ) -> Gatherer:
-        needs, stored = stage.needs, fitting.stored_dtype
-        centroids = self._centroids(needs, source, span, done, stored) if needs.pieces else {}
+        needs = stage.needs
+        centroids = self._centroids(needs, source, span, done) if needs.pieces else {}
         gatherer = Gatherer(
             needs,
             layout_of(self.model, self.windows, needs, span, stage.back),
@@ -567,10 +567,10 @@ class _Walk:
             share=stage.share,
         )
         names = gathered_features(needs)
-        taps = tap_places(self.model.model, names)
+        taps = tap_places(self.model, names)
 
         def fill() -> None:
-            for index, x, found in self._at_gap(source, span, taps, stage.back, done, stored):
+            for index, x, found in self._at_gap(source, span, taps, stage.back, done):
                 batch = self.batches[index]
                 with torch.no_grad():
                     read = _features(self.model, names, batch, x, found, span)
@@ -588,11 +588,10 @@ class _Walk:
         taps: Mapping[str, tuple[str, Tap]],
         back: int,
         done: Repair,
-        stored_dtype: torch.dtype,
     ) -> Iterator[tuple[int, Stream, dict[str, Tensor]]]:
         """The stream in front of the gap with the folds so far, and what layer -back computed."""
         model = self.model
-        changed = layer_weights(model.model, model.layers, span, done, stored_dtype)
+        changed = layer_weights(model, span, done)
         for index, batch in enumerate(self.batches):
             stream = source.streams[index]
             found: dict[str, Tensor] = {}
@@ -606,30 +605,30 @@ class _Walk:
             yield index, stream, found
 
     def _centroids(
-        self, needs: Needs, source: _Track, span: Span, done: Repair, stored_dtype: torch.dtype
+        self, needs: Needs, source: _Track, span: Span, done: Repair
     ) -> dict[int, Tensor]:
         layout = layout_of(self.model, self.windows, needs, span)
         shape = (layout.num_sampled, layout.widths["x"])
         sample = torch.zeros(shape, dtype=layout.dtype, device=layout.device)
-        for index, x, _ in self._at_gap(source, span, {}, 1, done, stored_dtype):
+        for index, x, _ in self._at_gap(source, span, {}, 1, done):
             rows = sample[self.firsts[index] * layout.window_tokens :][: x[..., 0].numel()]
             rows.copy_(self.batches[index].tokens(x)[: len(rows)])
         add_up([sample])
         return {count: common_directions(sample, count) for count in needs.pieces}
 
     @torch.no_grad()
-    def _repaired(self, source: _Track, span: Span, repair: Repair, fitting: Fitting) -> _Track:
+    def _repaired(self, source: _Track, span: Span, repair: Repair) -> _Track:
         """The stream behind the gap, where the next kept layer will read it."""
         names = () if repair.operator is None else tuple(repair.operator.maps)
-        taps = tap_places(self.model.model, names)
+        taps = tap_places(self.model, names)
         streams = [
             act(repair, x, reader(self.model, x, span, found))
-            for _, x, found in self._at_gap(source, span, taps, 1, repair, fitting.stored_dtype)
+            for _, x, found in self._at_gap(source, span, taps, 1, repair)
         ]
         return _Track(streams, span.stop)
 
 
-def make_fitting(loaded: LoadedModel, recipe: Recipe) -> Fitting:
+def make_fitting(loaded: DenseModel, recipe: Recipe) -> Fitting:
     """How the recipe wants gaps fitted."""
     return Fitting(
         method=find_method(recipe.repair),

@@ -15,7 +15,8 @@ from torch import Tensor
 from ghostlayers.calibration.cuts import LOGITS_AT_ONCE, Cut
 from ghostlayers.calibration.passes import share
 from ghostlayers.errors import NonFiniteError
-from ghostlayers.model.stream import LayerwiseModel, MicroBatch, Stream
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.stream import MicroBatch, Stream
 from ghostlayers.repairs.base import Repair
 from ghostlayers.runtime.parallel import add_up, world
 from ghostlayers.runtime.progress import Progress, Silent
@@ -79,14 +80,14 @@ def layer_gradients(
             advance(len(windows))
 
 
-def head_gradient(model: LayerwiseModel, batch: MicroBatch, stream: Stream) -> Stream:
+def head_gradient(model: DenseModel, batch: MicroBatch, stream: Stream) -> Stream:
     """Gradient of the summed loss by the stream at the last boundary.
 
     The sum, not the mean: a mean over many tokens would underflow in float16.
     """
     result = torch.zeros_like(stream)
     length = batch.input_ids.shape[1] - 1
-    step = max(1, LOGITS_AT_ONCE // model.model.config.vocab_size)
+    step = max(1, LOGITS_AT_ONCE // model.network.config.vocab_size)
     for window in range(batch.input_ids.shape[0]):
         row = slice(window, window + 1)
         one = MicroBatch(batch.input_ids[row], None, batch.calls)
@@ -128,9 +129,7 @@ def _through_layer(
     return before
 
 
-def _through_repair(
-    model: LayerwiseModel, span: Span, repair: Repair, x: Stream, g: Stream
-) -> Stream:
+def _through_repair(model: DenseModel, span: Span, repair: Repair, x: Stream, g: Stream) -> Stream:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         y = act(repair, x, reader(model, x, span, {}))

@@ -21,8 +21,7 @@ from ghostlayers.calibration.fitting import COPIES_IN_A_SWEEP, Fitting, fit_gaps
 from ghostlayers.calibration.gathering import Gatherer
 from ghostlayers.calibration.gradients import layer_gradients
 from ghostlayers.calibration.passes import visit
-from ghostlayers.model.anatomy import anatomy_of
-from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.modeling import norm_eps
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
@@ -56,7 +55,7 @@ class Ground:
         memo: sweeps of the dense model that were made before.
     """
 
-    model: LayerwiseModel
+    model: DenseModel
     windows: Windows
     held_out: Windows
     recipe: Recipe
@@ -83,7 +82,7 @@ class Ground:
     @property
     def enough_to_fit(self) -> Windows:
         """The search windows, and as many more as give the tokens that a sampled fit wants."""
-        wanted = TOKENS_PER_CHANNEL * self.model.model.config.hidden_size
+        wanted = TOKENS_PER_CHANNEL * self.model.hidden_size
         filled = -(-wanted // self.windows.sequence_length)
         return self.windows.first(max(self.recipe.num_search_windows, filled))
 
@@ -99,7 +98,7 @@ class Ground:
 
     def cut(self, repairs: Mapping[Span, Repair]) -> Cut:
         """The model with these gaps, as its checkpoint would be."""
-        return Cut(self.model, repairs, self.fitting.stored_dtype)
+        return Cut(self.model, repairs)
 
     @property
     def fit_windows(self) -> Windows:
@@ -145,7 +144,7 @@ class Ground:
                     gatherer.add(first, batch.tokens(before), batch.tokens(here), found)
                     break
                 before = here
-        evidence = gatherer.evidence(norm_eps(self.model.model.config))
+        evidence = gatherer.evidence(norm_eps(self.model.network.config))
         # Neighbours are multiplied before they are rounded.
         return dataclasses.replace(self.fitting, stored_dtype=torch.float64).fit(
             evidence, last=True
@@ -216,7 +215,7 @@ def scattered_layers(ground: Ground, table: ScoreTable) -> tuple[int, ...]:
     influence = table.block_influence
     layers = sorted(ground.eligible, key=lambda layer: influence[layer])[:count]
     alone = len(merge_layers(layers)) == 1 or len(layers) < count
-    return () if alone or not loses_any_layer(ground.model.model) else tuple(sorted(layers))
+    return () if alone or not loses_any_layer(ground.model) else tuple(sorted(layers))
 
 
 def measure_importance(ground: Ground, cut: Cut) -> tuple[float, ...]:
@@ -263,7 +262,7 @@ def _magnitude(cut: Cut, layer: int, norms: bool) -> float:
     scale = math.prod(each.scale for span, each in cut.repairs.items() if span.start > layer)
     if scale != 1.0:
         model = cut.model
-        weights |= scaled_writes(anatomy_of(model.model), model.layer(layer), 1.0 / scale)
+        weights |= scaled_writes(model.anatomy, model.layer(layer), 1.0 / scale)
     return magnitude_importance(
         weight.detach() for name, weight in weights.items() if counts(name, weight, norms=norms)
     )
@@ -350,7 +349,6 @@ def _add_losses(
         ground.held_out,
         candidates,
         base=base,
-        stored_dtype=ground.fitting.stored_dtype,
         batch_size=ground.batch_size,
         progress=ground.progress,
         description="Racing candidates after repair",

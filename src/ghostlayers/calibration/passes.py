@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ghostlayers.calibration import journal
 from ghostlayers.calibration.boundaries import BoundaryStore
-from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.runtime.parallel import add_up, from_first, world
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.text.tokens import Windows
@@ -38,7 +38,7 @@ def _stores(sums: Sums) -> list[BoundaryStore]:
 
 
 def visit(
-    model: LayerwiseModel,
+    model: DenseModel,
     windows: Windows,
     sums: Sums,
     *,
@@ -98,9 +98,7 @@ def visit(
             kept.end(len(windows), sums.tensors(), _stores(sums))
 
 
-def share(
-    model: LayerwiseModel, windows: Windows, batch_size: int = 0
-) -> Iterator[tuple[int, Tensor]]:
+def share(model: DenseModel, windows: Windows, batch_size: int = 0) -> Iterator[tuple[int, Tensor]]:
     """This process's groups of windows: (number of the first window, token ids)."""
     here = world()
     size = from_first(model.windows_at_once(windows, batch_size))

@@ -13,7 +13,7 @@ from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fitting import Fitting
 from ghostlayers.calibration.gathering import Gatherer, Layout
 from ghostlayers.calibration.passes import visit
-from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.modeling import norm_eps
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import Repair
@@ -41,7 +41,7 @@ GHOST = find_method("ghost")
 
 
 def measure_scores(
-    model: LayerwiseModel,
+    model: DenseModel,
     windows: Windows,
     spans: Sequence[Span],
     *,
@@ -201,7 +201,7 @@ def _sweep_scores(
 ) -> Swept:
     """Sums over all windows; nothing of the stream outlives its group of windows but these."""
     model = cut.model
-    boundaries, hidden = model.num_layers + 1, model.model.config.hidden_size
+    boundaries, hidden = model.num_layers + 1, model.hidden_size
     masks = sample = None
     if sampled:
         wanted = TOKENS_PER_CHANNEL * hidden
@@ -212,7 +212,7 @@ def _sweep_scores(
         path = record.file_for(description) if on_disk and record is not None else None
         sample = BoundaryStore(
             shape,
-            model.model.dtype,
+            model.dtype,
             model.device,
             on_processor=model.residency.offloaded,
             on_disk=on_disk,
@@ -239,7 +239,7 @@ def _add_group(sums: _ScoreSums, cut: Cut, start: int, ids: Tensor) -> None:
         sums.add(start + window, streams)
 
 
-def measure_norms(model: LayerwiseModel, windows: Windows, *, batch_size: int = 0) -> NormProfile:
+def measure_norms(model: DenseModel, windows: Windows, *, batch_size: int = 0) -> NormProfile:
     """Norms of every token at every boundary."""
     dense = Cut(model, {})
     sums = _ScoreSums(model.num_layers + 1, windows, "hidden")
@@ -323,7 +323,7 @@ def _residuals(sample: TokenSample, spans: Sequence[Span], progress: Progress | 
 
 
 def fit_sample(
-    model: LayerwiseModel,
+    model: DenseModel,
     sample: TokenSample,
     span: Span,
     fitting: Fitting,
@@ -341,10 +341,10 @@ def fit_sample(
     quick = replace(
         fitting, method=method, options=replace(fitting.options, report_condition=False)
     )
-    widths = feature_widths(model.model, {"x", *method.needs.features})
+    widths = feature_widths(model, {"x", *method.needs.features})
     layout = Layout(widths, 1, len(source), source.dtype, source.device)
     gatherer = Gatherer(method.needs, layout, token_weight=quick.weighting)
     names = gatherer.features
     read = {name: stream_feature(model, name, source, span) for name in names}
     gatherer.add(0, source, target, read)
-    return quick.fit(gatherer.evidence(norm_eps(model.model.config)), last=True)
+    return quick.fit(gatherer.evidence(norm_eps(model.network.config)), last=True)

@@ -71,7 +71,7 @@ def iterate(ground: Ground, count: int) -> Found:
             repairs = ground.refit(removed)
     assert first is not None
     table = dataclasses.replace(first, steps=tuple(steps))
-    stored = ground.fitting.stored_dtype
+    stored = ground.model.stored_dtype
     settled = {span: each.rounded(stored) for span, each in stack(repairs).items()}
     return Found(merge_layers(removed), table, settled if frozen else None)
 
@@ -163,7 +163,6 @@ def search_recoverable(ground: Ground, count: int) -> Found:
                 for layer in tried
             },
             base=repairs,
-            stored_dtype=ground.fitting.stored_dtype,
             batch_size=ground.batch_size,
             progress=ground.progress,
             description=f"Racing {len(tried)} layers (step {len(steps) + 1} of {count})",

@@ -7,13 +7,11 @@ filled in.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
 from ghostlayers.calibration import cuts, scoring, search
 from ghostlayers.calibration import fitting as fits
 from ghostlayers.calibration.fitting import Fitting
 from ghostlayers.calibration.measuring import Ground, measure
-from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import Repair
 from ghostlayers.runtime.progress import Progress
@@ -43,7 +41,7 @@ class Run:
 
 def measure_table(
     run: Run,
-    model: LayerwiseModel,
+    model: DenseModel,
     windows: Windows,
     held_out: Windows,
     recipe: Recipe,
@@ -58,7 +56,7 @@ def measure_table(
 
 def _ground(
     run: Run,
-    model: LayerwiseModel,
+    model: DenseModel,
     windows: Windows,
     held_out: Windows,
     recipe: Recipe,
@@ -77,13 +75,13 @@ def _measure(ground: Ground, *, residuals: bool) -> ScoreTable:
         # The repair needs a kept layer before the gap.
         spans = [span for span in spans if span.start] or spans
     if contiguous:
-        spans = removal.allowed_cuts(ground.model.model, spans)
+        spans = removal.allowed_cuts(ground.model, spans)
     return measure(ground, spans, residuals=residuals)[0]
 
 
 def choose_spans(
     run: Run,
-    model: LayerwiseModel,
+    model: DenseModel,
     windows: Windows,
     held_out: Windows,
     recipe: Recipe,
@@ -110,7 +108,7 @@ def choose_spans(
 
 def fit_repairs(
     run: Run,
-    model: LayerwiseModel,
+    model: DenseModel,
     windows: Windows,
     spans: tuple[Span, ...],
     fitting: Fitting,
@@ -128,10 +126,9 @@ def fit_repairs(
 
 def measure_evidence(
     run: Run,
-    model: LayerwiseModel,
+    model: DenseModel,
     held_out: Windows,
     repairs: Mapping[Span, Repair],
-    stored_dtype: torch.dtype | None = None,
 ) -> dict[str, LossSums]:
     """Losses of the dense, the cut and the repaired model on windows that nothing was fitted on."""
     if len(held_out) == 0:
@@ -143,7 +140,6 @@ def measure_evidence(
         model,
         held_out,
         models,
-        stored_dtype=stored_dtype,
         batch_size=run.options.batch_size,
         progress=run.progress,
         description="Measuring what it costs",
@@ -152,7 +148,7 @@ def measure_evidence(
 
 def find_births(
     run: Run,
-    model: LayerwiseModel,
+    model: DenseModel,
     windows: Windows,
     spans: tuple[Span, ...],
     table: ScoreTable | None,

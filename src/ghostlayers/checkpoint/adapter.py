@@ -18,9 +18,9 @@ from torch import Tensor
 from ghostlayers.checkpoint import proof, records, saving
 from ghostlayers.errors import ModelError, RecipeError
 from ghostlayers.model import multimodal
-from ghostlayers.model.loading import DTYPES, LoadedModel, load_model
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.loading import DTYPES, load_model
 from ghostlayers.model.residency import sorted_parameters
-from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.model.weights import as_stored
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs.base import Operator, Repair
@@ -72,13 +72,13 @@ def weights_hash(model: Any, stored_dtype: torch.dtype) -> str:
     return digest.hexdigest()
 
 
-def check_precision(loaded: LoadedModel, stored_dtype: torch.dtype) -> None:
+def check_precision(loaded: DenseModel, stored_dtype: torch.dtype) -> None:
     """Refuse a model that computes in a type which rounds its weights on disk.
 
     Raises:
         RecipeError: its weights cannot be told from another model's any more.
     """
-    computes_in = loaded.model.dtype
+    computes_in = loaded.network.dtype
     if torch.promote_types(computes_in, stored_dtype) != computes_in:
         stored, rounded = (str(each).removeprefix("torch.") for each in (stored_dtype, computes_in))
         raise RecipeError(
@@ -106,7 +106,7 @@ def _check_answers(model: Any, known: list[float] | None, name: str) -> None:
 
 def save_adapter(
     out: Path,
-    dense: LoadedModel,
+    dense: DenseModel,
     model: Any,
     repairs: Mapping[Span, Repair],
     record: dict[str, Any],
@@ -130,12 +130,12 @@ def save_adapter(
     """
     stored = dense.stored_dtype
     check_precision(dense, stored)
-    tensors, gaps = _tensors(dense.model, repairs, stored)
+    tensors, gaps = _tensors(dense, repairs)
     base = {
         **record["base_model"],
-        "sha256": weights_hash(dense.model, stored),
+        "sha256": weights_hash(dense.network, stored),
         "stored_dtype": str(stored).removeprefix("torch."),
-        "answers": answers(dense.model),
+        "answers": answers(dense.network),
     }
     record = {**record, "base_model": base, "gaps": gaps, "mode": "adapter"}
 
@@ -146,19 +146,18 @@ def save_adapter(
 
 
 def _tensors(
-    model: Any, repairs: Mapping[Span, Repair], stored_dtype: torch.dtype
+    model: DenseModel, repairs: Mapping[Span, Repair]
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """What is written, by name, and what the record says of it."""
     tensors: dict[str, Tensor] = {}
     gaps = []
-    layers = find_decoder_layers(model)
     for span, repair in repairs.items():
         operator = repair.operator or Operator()
         for name, value in operator.parameters.items():
-            tensors[f"operator.{span.start}-{span.stop}.{name}"] = value.to(stored_dtype)
-        for layer, weights in layer_weights(model, layers, span, repair, stored_dtype).items():
+            tensors[f"operator.{span.start}-{span.stop}.{name}"] = value.to(model.stored_dtype)
+        for layer, weights in layer_weights(model, span, repair).items():
             for name, value in weights.items():
-                tensors[f"layer.{layer}.{name}"] = value.to(stored_dtype)
+                tensors[f"layer.{layer}.{name}"] = value.to(model.stored_dtype)
         gaps.append(
             {
                 "span": [span.start, span.stop],
@@ -208,19 +207,16 @@ def _read(folder: Path, record: dict[str, Any]) -> Adapter:
     return Adapter(record, repairs, folded)
 
 
-def _rebuild(dense: LoadedModel, adapter: Adapter) -> Any:
-    stored = adapter.stored_dtype
-    model = removal.prune_layers(
-        dense.model, adapter.spans, adapter.repairs, stored_dtype=stored, folded=adapter.folded
-    )
+def _rebuild(dense: DenseModel, adapter: Adapter) -> Any:
+    model = removal.prune_layers(dense, adapter.spans, adapter.repairs, folded=adapter.folded)
     if adapter.record["recipe"].get("export") == "stock-layer":
-        return as_stock_layers(dense.model, model, adapter.spans, adapter.repairs, stored)
+        return as_stock_layers(dense, model, adapter.spans, adapter.repairs)
     return model
 
 
 def open_adapter(
     folder: str | Path, base: str | Path | None = None, options: RunOptions | None = None
-) -> tuple[Any, LoadedModel, Adapter]:
+) -> tuple[Any, DenseModel, Adapter]:
     """The repaired model, its base and the adapter; see `from_adapter`."""
     adapter = read_adapter(folder)
     known = adapter.record["base_model"]
@@ -232,14 +228,15 @@ def open_adapter(
         )
     dense = load_model(str(name), options or RunOptions(), revision)
     check_precision(dense, adapter.stored_dtype)
-    found = weights_hash(dense.model, adapter.stored_dtype)
+    found = weights_hash(dense.network, adapter.stored_dtype)
     if found != known["sha256"]:
         raise ModelError(
             f"'{dense.base.name}' is not the model that this adapter was made on: its weights hash "
             f"to {found[:12]}..., expected {known['sha256'][:12]}... ({known['name']}, revision "
             f"{known['revision'] or 'unknown'})."
         )
-    _check_answers(dense.model, known.get("answers"), dense.base.name)
+    dense.stored_dtype = adapter.stored_dtype
+    _check_answers(dense.network, known.get("answers"), dense.base.name)
     return _rebuild(dense, adapter), dense, adapter
 
 

@@ -27,6 +27,7 @@ from ghostlayers.errors import (
     VerificationError,
 )
 from ghostlayers.model.configs import head_width, kv_heads
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.families import PREFIX
 from ghostlayers.model.gguf_families import (
     Entry,
@@ -37,7 +38,7 @@ from ghostlayers.model.gguf_families import (
     window_entries,
 )
 from ghostlayers.model.gguf_positions import position_entries
-from ghostlayers.model.loading import DTYPES, LoadedModel, dtype_named, load_model, read_config
+from ghostlayers.model.loading import DTYPES, dtype_named, load_model, read_config
 from ghostlayers.model.multimodal import check_gguf
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import find_method
@@ -179,7 +180,7 @@ def _check(folder: Path, out: Path, *, overwrite: bool) -> None:
 def _write(
     path: Path,
     folder: Path,
-    loaded: LoadedModel,
+    loaded: DenseModel,
     row: GgufFamily,
     dtype: torch.dtype,
     content: dict[str, Any],
@@ -187,7 +188,7 @@ def _write(
     progress: Progress,
 ) -> dict[str, str]:
     """Write the file, a tensor at a time; return the hash of each, by name."""
-    model, config = loaded.model, loaded.model.config
+    model, config = loaded.network, loaded.network.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[row.architecture])
     writer.add_name(one_line(loaded.base.title or Path(loaded.base.name).name))
     if told := _description(folder):

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ghostlayers.model.loading import BaseModel
+from ghostlayers.model.dense import BaseModel
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
 from ghostlayers.runtime.files import shown_name

@@ -280,20 +280,20 @@ def prune(
     screen.step(f"Loading {model} ...")
     dense = open_model(model, None, options, revision, surgery_follows=True)
     screen.show_expanded(dense.base)
-    screen.show_preset(recipe, dense.model.dtype)
-    screen.show_basis(dense.model, recipe.repair)
+    screen.show_preset(recipe, dense.network.dtype)
+    screen.show_basis(dense.network, recipe.repair)
     if gguf is not None:
         from ghostlayers.checkpoint.gguf_export import check_model
         from ghostlayers.model.multimodal import whole_of
 
-        check_model(whole_of(dense.model).config, dense.base.name, pre_tokenizer)
+        check_model(whole_of(dense.network).config, dense.base.name, pre_tokenizer)
     whole, leaves = save == "checkpoint", Output(save, gguf is not None, output)
     if not whole:
         check_precision(dense, dense.stored_dtype)
     if plan:
         screen.show_plan(pipeline.plan(dense, recipe, options=options, output=leaves))
         return
-    needed = saving.checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
+    needed = saving.checkpoint_bytes(dense.network, dense.stored_dtype) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)
     kept = _kept(output, restart=restart)
     pruned = pipeline.prune(

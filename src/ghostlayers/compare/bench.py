@@ -19,8 +19,8 @@ from ghostlayers.errors import InputError
 from ghostlayers.evaluation import LoadedTasks, open_tasks, tokens_to_answer
 from ghostlayers.evaluation.task_files import listed
 from ghostlayers.model import quantized
-from ghostlayers.model.loading import LoadedModel, check_causal
-from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.loading import check_causal
 from ghostlayers.preparation import (
     Documents,
     check_request,
@@ -71,7 +71,6 @@ class Bench:
     Attributes:
         request: what is compared.
         dense: the model.
-        layerwise: the model, a layer at a time.
         run: how, and who is told.
         scored: calibration windows.
         held_out: further ones, that choose and that warn.
@@ -86,8 +85,7 @@ class Bench:
     """
 
     request: Comparison
-    dense: LoadedModel
-    layerwise: LayerwiseModel
+    dense: DenseModel
     run: Run
     scored: Windows
     held_out: Windows
@@ -117,10 +115,10 @@ class Bench:
 
     def keeping(self, key: str) -> AbstractContextManager[None]:
         """Keep the passes of a part that is being measured: see `Store.keeping`."""
-        options, model = self.run.options, self.dense.model
+        options, model = self.run.options, self.dense.network
         how = {
             "dtype": str(model.dtype),
-            "device": str(self.layerwise.device),
+            "device": str(self.dense.device),
             "batch_size": options.batch_size,
             "versions": versions(),
         }
@@ -177,28 +175,29 @@ def prepare(
     recipe = dataclasses.replace(
         request.calibration, layers=1, remove=None, repair="ghost"
     )  # the numbers of layers are checked with their selections below
-    check_sequence_length(dense.model.config, request.window_length, "--eval-length")
+    check_sequence_length(dense.network.config, request.window_length, "--eval-length")
     kept: tuple[str, ...] = ()
     skipped: tuple[dict[str, Any], ...] = ()
     if request.presets:
-        layerwise = _check_presets(dense, request)
+        _check_presets(dense, request)
         grounds = {name: _read_ground(dense, request, name, data) for name in request.presets}
         first = next(iter(grounds.values()))
         text_hash, scored, held_out = first.text_hash, first.scored, first.held_out
     else:
-        layerwise, grounds = check_request(dense, recipe), {}
-        _check_selections(dense, request, layerwise.num_layers)
+        check_request(dense, recipe)
+        grounds = {}
+        _check_selections(dense, request, dense.num_layers)
         kept, skipped = _possible_repairs(dense, request)
         corpus, scored, held_out = read_calibration(
             dense, recipe, data, _race_windows(request), run.progress
         )
         text_hash = corpus.sha256()
     used = kept or [request.preset_recipe(each, request.layers[0]).repair for each in grounds]
-    for note in filter(None, (basis_note(dense.model, find_method(name)) for name in used)):
+    for note in filter(None, (basis_note(dense, find_method(name)) for name in used)):
         if say is not None:
             say(note)
     corpora = _read_corpora(dense, request, eval_data or {})
-    check_tokens(dense.model, dense.tokenizer, *corpora.values())
+    check_tokens(dense.network, dense.tokenizer, *corpora.values())
     check_causal(dense)
     identity = {
         "request": request.to_dict(),
@@ -208,7 +207,7 @@ def prepare(
     }
     store = Store(out, identity, overwrite=overwrite)
     return Bench(
-        request, dense, layerwise, run, scored, held_out, corpora, kept, skipped, opened,
+        request, dense, run, scored, held_out, corpora, kept, skipped, opened,
         0 if opened is None else tokens_to_answer(opened, dense.tokenizer, request.limit),
         store, say or _ignore, grounds,
     )  # fmt: skip
@@ -225,32 +224,29 @@ def _race_windows(request: Comparison) -> int:
     return max(asked, default=0)
 
 
-def _check_presets(dense: LoadedModel, request: Comparison) -> LayerwiseModel:
+def _check_presets(dense: DenseModel, request: Comparison) -> None:
     """Refuse methods that this model cannot serve, before anything is computed."""
-    checked = [
-        check_request(dense, request.preset_recipe(name, layers))
-        for name in request.presets
-        for layers in request.layers
-    ]
-    return checked[0]
+    for name in request.presets:
+        for layers in request.layers:
+            check_request(dense, request.preset_recipe(name, layers))
 
 
 def _read_ground(
-    dense: LoadedModel, request: Comparison, name: str, data: Documents | None
+    dense: DenseModel, request: Comparison, name: str, data: Documents | None
 ) -> "Ground":
     recipe = request.preset_recipe(name, request.layers[0])
     corpus, scored, held_out = read_calibration(dense, recipe, data)
     return Ground(corpus.name, corpus.sha256(), scored, held_out)
 
 
-def _check_selections(dense: LoadedModel, request: Comparison, num_layers: int) -> None:
+def _check_selections(dense: DenseModel, request: Comparison, num_layers: int) -> None:
     for layers in request.layers:
         check_count(layers, num_layers)
         for select in request.select:
             if select == EVERY:
                 request.every_span(num_layers, layers)
             else:
-                check_selection(dense.model, request.cell_recipe(layers, select), num_layers)
+                check_selection(dense, request.cell_recipe(layers, select), num_layers)
 
 
 def _ignore(text: str) -> None:
@@ -258,7 +254,7 @@ def _ignore(text: str) -> None:
 
 
 def _possible_repairs(
-    dense: LoadedModel, request: Comparison
+    dense: DenseModel, request: Comparison
 ) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
     """Repairs whose features the model has; one that was asked for by name must be among them."""
     recipe = request.calibration
@@ -267,8 +263,8 @@ def _possible_repairs(
     for name in request.repair_names():
         method = find_method(name)
         try:
-            check_method(dense.model, method)
-            check_fit_tokens(dense.model, method, num_tokens)
+            check_method(dense, method)
+            check_fit_tokens(dense, method, num_tokens)
         except InputError as error:
             if request.named(name):
                 raise
@@ -279,7 +275,7 @@ def _possible_repairs(
 
 
 def _read_corpora(
-    dense: LoadedModel, request: Comparison, extra: Mapping[str, Documents]
+    dense: DenseModel, request: Comparison, extra: Mapping[str, Documents]
 ) -> dict[str, Windows]:
     recipe = request.calibration
     separators = corpora.one_separator_each(request.eval_separators, len(request.eval_data))
@@ -308,22 +304,22 @@ def _hash_windows(windows: Windows) -> str:
 
 def header(bench: Bench, command: str | None) -> dict[str, Any]:
     """Model, protocol and machine, as they stand at the head of the results."""
-    model, config = bench.dense.model, bench.dense.model.config
+    model, config = bench.dense.network, bench.dense.network.config
     return {
         "schema": SCHEMA,
         "ghostlayers": versions()["ghostlayers"],
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": dict(versions()),
         "machine": {
-            "processor": processor_name(bench.layerwise.device),
+            "processor": processor_name(bench.dense.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "device": str(bench.layerwise.device),
+            "device": str(bench.dense.device),
             "dtype": str(model.dtype).removeprefix("torch."),
         },
         "model": {
             "name": bench.dense.base.title or Path(bench.dense.base.name).name,
-            "num_layers": bench.layerwise.num_layers,
+            "num_layers": bench.dense.num_layers,
             "hidden_size": config.hidden_size,
             "num_parameters": sum(each.numel() for each in model.parameters()),
             "licence": bench.dense.base.licence,

@@ -112,7 +112,7 @@ def _compare(
     bench: Bench, show_plan: Callable[[Plan], bool] | None, command: str | None
 ) -> dict[str, Any]:
     request = bench.request
-    speed = probe(bench.layerwise, bench.scored)
+    speed = probe(bench.dense, bench.scored)
     plan = plan_presets if request.presets else plan_comparison
     if show_plan is not None and not show_plan(plan(bench, speed)):
         bench.store.forget()
@@ -159,11 +159,11 @@ def _preset_part(bench: Bench, name: str, recipe: Recipe) -> dict[str, Any]:
     with bench.keeping(key):
         start = time.monotonic()
         found = steps.choose_spans(
-            dataclasses.replace(run, memo=None), bench.layerwise, ground.scored, ground.held_out,
+            dataclasses.replace(run, memo=None), bench.dense, ground.scored, ground.held_out,
             recipe, fitting,
         )  # fmt: skip
         repairs = found.repairs or steps.fit_repairs(
-            run, bench.layerwise, ground.scored.first(recipe.num_fit_windows), found.spans, fitting
+            run, bench.dense, ground.scored.first(recipe.num_fit_windows), found.spans, fitting
         )
         seconds = time.monotonic() - start
         here = dataclasses.replace(bench, scored=ground.scored, held_out=ground.held_out)
@@ -180,14 +180,14 @@ def _dense(bench: Bench) -> dict[str, Any]:
     bench.say("Measuring the dense model")
     losses = {
         name: cuts.measure_cuts(
-            bench.layerwise, windows, {}, batch_size=bench.run.options.batch_size,
+            bench.dense, windows, {}, batch_size=bench.run.options.batch_size,
             divergence=True, progress=bench.run.progress,
             description=f"Dense on {bench.labels[name]}",
         )[cuts.DENSE]
         for name, windows in bench.corpora.items()
     }  # fmt: skip
-    model = cells.describe_model(bench.dense.model, bench.dense.tokenizer, bench.request)
-    tasks = _tasks(bench, "dense", "dense", bench.dense.model)
+    model = cells.describe_model(bench.dense.network, bench.dense.tokenizer, bench.request)
+    tasks = _tasks(bench, "dense", "dense", bench.dense.network)
     return bench.store.put("dense", {"losses": _rows(losses), "model": model, "tasks": tasks})
 
 
@@ -230,7 +230,7 @@ def _measure_cut(bench: Bench, spans: tuple[Span, ...], wanted: Sequence[str]) -
     start = time.monotonic()
     fittings = {name: _fitting(bench, name) for name in names}
     fits = fit_many(
-        bench.layerwise, bench.fit_windows, spans, fittings,
+        bench.dense, bench.fit_windows, spans, fittings,
         batch_size=bench.run.options.batch_size, progress=bench.run.progress,
     )  # fmt: skip
     seconds = time.monotonic() - start
@@ -249,8 +249,8 @@ def _measured(
     losses = _losses(bench, fits)
     held_out = _held_out(bench, fits)
     distances = cuts.stream_distances(
-        bench.layerwise, bench.held_out.first(DISTANCE_WINDOWS), fits,
-        stored_dtype=bench.dense.stored_dtype, batch_size=bench.run.options.batch_size,
+        bench.dense, bench.held_out.first(DISTANCE_WINDOWS), fits,
+        batch_size=bench.run.options.batch_size,
     ) if len(bench.held_out) else {name: {} for name in fits}  # fmt: skip
     models = _models(bench, spans, fits, key)
     return {
@@ -279,7 +279,7 @@ def _fitting_names(
     names, skipped = [], []
     for name in wanted:
         try:
-            check_method(bench.dense.model, find_method(name), spans)
+            check_method(bench.dense, find_method(name), spans)
         except InputError as error:
             skipped.append({"repair": name, "reason": str(error)})
             continue
@@ -301,10 +301,9 @@ def _measure(
     bench: Bench, corpus: str, windows: Windows, models: Mapping[str, Mapping[Span, Repair]]
 ) -> dict[str, Any]:
     losses = cuts.measure_cuts(
-        bench.layerwise,
+        bench.dense,
         windows,
         models,
-        stored_dtype=bench.dense.stored_dtype,
         batch_size=bench.run.options.batch_size,
         progress=bench.run.progress,
         description=f"{len(models)} repairs on {bench.labels.get(corpus, corpus)}",
@@ -345,9 +344,7 @@ def _models(
     progress = bench.run.progress
     with progress.stage("Timing and writing", len(fits)) as advance:
         for name, repairs in fits.items():
-            model = removal.prune_layers(
-                bench.dense.model, spans, repairs, stored_dtype=bench.dense.stored_dtype
-            )
+            model = removal.prune_layers(bench.dense, spans, repairs)
             shape = cells.runtime_shape(repairs.values())
             known = timed.get(shape)
             described = cells.describe_model(model, bench.dense.tokenizer, bench.request, known)

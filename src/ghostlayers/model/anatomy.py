@@ -6,7 +6,6 @@ families; whether they mean the same is tried on the model itself: a changed wei
 layer's output as the product that it is.
 """
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,8 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ghostlayers.errors import UnsupportedModelError
-from ghostlayers.model.stream import LayerwiseModel, Stream, Tap, find_decoder_layers
+from ghostlayers.model.stream import LayerwiseModel, Stream, Tap
 from ghostlayers.modeling import norm_eps, unit_rms
 
 MLP_OUTPUTS = (
@@ -104,31 +102,9 @@ class Anatomy:
     packed_inputs_first: bool = False
 
 
-_KNOWN: "weakref.WeakKeyDictionary[nn.Module, Anatomy | str]" = weakref.WeakKeyDictionary()
-
-
-def anatomy_of(model: Any) -> Anatomy:
-    """The anatomy of a model's decoder layers, probed once.
-
-    Raises:
-        UnsupportedModelError: the layers are built in another way; the message says how.
-    """
-    found = anatomy_or_reason(model)
-    if isinstance(found, str):
-        raise UnsupportedModelError(f"{type(model).__name__}: {found}.")
-    return found
-
-
-def anatomy_or_reason(model: Any) -> Anatomy | str:
+def examine(model: LayerwiseModel) -> Anatomy | str:
     """The anatomy of a model's decoder layers, or why it is not known."""
-    known = _KNOWN.get(model)
-    if known is None:
-        known = _KNOWN[model] = _examine(model)
-    return known
-
-
-def _examine(model: Any) -> Anatomy | str:
-    layers = list(find_decoder_layers(model))
+    layers = list(model.layers)
     mlp_output = _shared_path(layers, MLP_OUTPUTS)
     if mlp_output is None:
         return _examine_experts(model, layers) or (
@@ -153,7 +129,7 @@ def _examine(model: Any) -> Anatomy | str:
     return Anatomy(*paths, write_scale=float(scales.pop()))
 
 
-def _examine_experts(model: Any, layers: Sequence[nn.Module]) -> Anatomy | None:
+def _examine_experts(model: LayerwiseModel, layers: Sequence[nn.Module]) -> Anatomy | None:
     """The anatomy where, in some layers at least, an MLP's output is a sum over experts."""
     module = _shared_path(layers, MLP_MODULES)
     if module is None or not all(writers(layer, f"{module}.") for layer in layers):
@@ -244,13 +220,13 @@ def _gain_offset(norm: nn.Module) -> float:
 class _Probe:
     """A few tokens in front of a decoder layer."""
 
-    def __init__(self, model: Any, index: int) -> None:
-        self.config = model.config
+    def __init__(self, model: LayerwiseModel, index: int) -> None:
+        self.config = model.network.config
         self.index = index
-        self.layerwise = LayerwiseModel(model)
-        ids = torch.arange(PROBE_TOKENS)[None] % model.config.vocab_size
-        self.batch, self.stream = self.layerwise.begin(ids)
-        self.layer = self.layerwise.layer(index)
+        self.model = model
+        ids = torch.arange(PROBE_TOKENS)[None] % self.config.vocab_size
+        self.batch, self.stream = model.begin(ids)
+        self.layer = model.layer(index)
 
     def norm_before(self, mlp: str | None) -> str | None:
         """The norm whose output is the MLP's input."""
@@ -258,7 +234,7 @@ class _Probe:
         if mlp is None:
             return None
         taps = {mlp: Tap(), **{path: Tap(output=True) for path in norms}}
-        self.layerwise.run_layer(self.index, self.batch, self.stream, taps=taps.items())
+        self.model.run_layer(self.index, self.batch, self.stream, taps=taps.items())
         given = taps[mlp].value
         for path in norms:
             made = taps[path].value
@@ -269,7 +245,7 @@ class _Probe:
     def write_scale(self, path: str) -> float | str:
         """By how much the stream changes when the projection's output does: 1 in most families."""
         tap = Tap()
-        before = self.layerwise.run_layer(self.index, self.batch, self.stream, taps=[(path, tap)])
+        before = self.model.run_layer(self.index, self.batch, self.stream, taps=[(path, tap)])
         effect, product = self._push(path, tap.caught(), before)
         scale = float((effect * product).sum() / product.square().sum())
         rest = float((effect - scale * product).norm() / effect.norm().clamp_min(1e-30))
@@ -286,7 +262,7 @@ class _Probe:
             return False
         taps = {"given": Tap(output=True), "taken": Tap(), "made": Tap(output=True)}
         places = zip((path, norm, norm), taps.values(), strict=True)
-        before = self.layerwise.run_layer(self.index, self.batch, self.stream, taps=[*places])
+        before = self.model.run_layer(self.index, self.batch, self.stream, taps=[*places])
         found = {name: tap.caught().flatten(0, -2).float() for name, tap in taps.items()}
         if not torch.equal(found["given"], found["taken"]):
             return False
@@ -298,7 +274,7 @@ class _Probe:
         change = torch.randn(gain.shape, generator=generator).to(gain)
         # Large beside the stream, so that rounding of the sum does not drown it.
         change *= 10.0 * before.float().square().mean().sqrt().to(gain)
-        after = self.layerwise.run_layer(
+        after = self.model.run_layer(
             self.index, self.batch, self.stream, weights={f"{norm}.weight": gain + change}
         )
         effect = (after.float() - before.float()).flatten(0, -2)
@@ -316,7 +292,7 @@ class _Probe:
         # Large beside the stream, so that rounding of the sum does not drown it.
         size = 10.0 * float(before.float().norm() / product.norm().clamp_min(1e-30))
         changed = {f"{path}.weight": weight + size * change}
-        after = self.layerwise.run_layer(self.index, self.batch, self.stream, weights=changed)
+        after = self.model.run_layer(self.index, self.batch, self.stream, weights=changed)
         return (after.float() - before.float()).flatten(0, -2), size * product
 
     def sum_scale(self, anatomy: Anatomy) -> float | None:
@@ -330,7 +306,7 @@ class _Probe:
         if any(each.shape[-1 if anatomy.packed_inputs_first else -2] != hidden for each in packed):
             return None
         tap, taken = Tap(output=True), self.stream
-        before = self.layerwise.run_layer(
+        before = self.model.run_layer(
             self.index, self.batch, taken, taps=[(anatomy.mlp_output, tap)]
         )
         written = tap.caught().flatten(0, -2).double()
@@ -340,7 +316,7 @@ class _Probe:
         # Large beside the stream, so that rounding of the sum does not drown it.
         size = 10.0 * float(before.double().norm() / product.norm().clamp_min(1e-30))
         changed = mapped_writers(anatomy, self.layer, size * change)
-        after = self.layerwise.run_layer(self.index, self.batch, taken, weights=changed)
+        after = self.model.run_layer(self.index, self.batch, taken, weights=changed)
         effect = (after.double() - before.double()).flatten(0, -2)
         scale = float((effect * product).sum() / product.square().sum()) / size
         rest = float((effect - scale * size * product).norm() / effect.norm().clamp_min(1e-30))

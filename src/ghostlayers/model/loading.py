@@ -7,7 +7,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,8 +17,8 @@ from ghostlayers.errors import GhostlayersError, ModelError, RecipeError, Unsupp
 from ghostlayers.model import multimodal, offload, quantized
 from ghostlayers.model.config_file import check_config, check_folder, check_settings
 from ghostlayers.model.configs import answer_in_full
-from ghostlayers.model.residency import is_offloaded, residency_of
-from ghostlayers.model.stream import LayerwiseModel, find_decoder_layers
+from ghostlayers.model.dense import BaseModel, DenseModel
+from ghostlayers.model.residency import Memory, is_offloaded
 from ghostlayers.model.weights import (
     Findings,
     Held,
@@ -44,53 +44,9 @@ FAST_ENOUGH = 1.3
 """A half-precision type is used where it multiplies at least this much faster than float32."""
 
 
-@dataclass(frozen=True)
-class BaseModel:
-    """Where a model comes from.
-
-    Attributes:
-        name: folder, hub id or file, as the caller gave it.
-        revision: commit on the hub, if any.
-        licence: as the base model's card or file states it; None if it does not.
-        title: the model's own name, where it states one.
-        folder: where its files lie, if that is a folder.
-        on_hub: the name is an id on the hub.
-        quantized: the format its weights were expanded from; None if they were plain.
-    """
-
-    name: str
-    revision: str | None = None
-    licence: str | None = None
-    title: str | None = None
-    folder: Path | None = None
-    on_hub: bool = False
-    quantized: str | None = None
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model ready to be measured.
-
-    Attributes:
-        model: a causal language model in evaluation mode, or the text part of a vision-language
-            one (`multimodal.TextView`).
-        tokenizer: its tokenizer.
-        base: where it comes from.
-        stored_dtype: the type that most of its weights have on disk, and will have in a new
-            checkpoint; what has another remembers it (see `weights`).
-        processor: files that a vision-language model has beside its tokenizer, by name.
-    """
-
-    model: Any
-    tokenizer: Any
-    base: BaseModel
-    stored_dtype: torch.dtype
-    processor: Mapping[str, str] = field(default_factory=dict)
-
-
 def load_model(
     name: str, options: RunOptions, revision: str | None = None, *, expand: bool = True
-) -> LoadedModel:
+) -> DenseModel:
     """Open a model by name.
 
     Args:
@@ -113,13 +69,12 @@ def load_model(
             if place.is_dir():
                 check_folder(place)
             extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
-            model, tokenizer, stored = _read(name, place, extra, options, device, packed)
+            read = _read(name, place, extra, options, device, packed)
     except GhostlayersError:
         raise
     except Exception as error:  # damaged files raise the unrelated types of many libraries
         raise ModelError(f"cannot load the model '{name}': {_explain(error, report)}") from error
-    if not is_offloaded(model):
-        model = _place(model, device)
+    model = read.network if is_offloaded(read.network) else _place(read.network, device)
     answer_in_full(multimodal.whole_of(model).config)
     answer_in_full(model.config)
     on_hub = not path.exists()
@@ -133,7 +88,14 @@ def load_model(
         quantized=quantized.quantization_method(packed),
     )
     processor = multimodal.processor_of(model, place)
-    return LoadedModel(model.eval(), tokenizer, base, stored, processor)
+    return DenseModel(
+        model,
+        read.tokenizer,
+        base,
+        stored_dtype=read.stored_dtype,
+        processor=processor,
+        memory=read.memory,
+    )
 
 
 def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
@@ -158,7 +120,7 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     return check_config(dict(config), f"the config of '{name}'")
 
 
-def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
+def from_memory(model: Any, tokenizer: Any) -> DenseModel:
     """Wrap a model that is in memory already; it is used in its own dtype, where it is."""
     if tokenizer is None:
         raise ModelError("a model in memory needs its tokenizer too: pass tokenizer=...")
@@ -180,7 +142,7 @@ def from_memory(model: Any, tokenizer: Any) -> LoadedModel:
     tokenizer, processor = multimodal.split_processor(tokenizer)
     view = multimodal.text_view(model)
     processor = multimodal.processor_of(view, base.folder) | processor
-    return LoadedModel(view, tokenizer, base, model.dtype, processor)
+    return DenseModel(view, tokenizer, base, processor=processor)
 
 
 P = ParamSpec("P")
@@ -209,7 +171,7 @@ CAUSAL_TOLERANCE = {torch.float32: 1e-4}
 
 
 @torch.no_grad()
-def check_causal(loaded: LoadedModel) -> None:
+def check_causal(loaded: DenseModel) -> None:
     """Refuse a model in which later tokens change what is predicted before them.
 
     An encoder has decoder layers' names and gives logits, too, and a perplexity that means nothing.
@@ -218,11 +180,11 @@ def check_causal(loaded: LoadedModel) -> None:
     Raises:
         UnsupportedModelError: the model does not read from left to right.
     """
-    model = loaded.model
+    model = loaded.network
     first = torch.arange(CAUSAL_TOKENS) % model.config.get_text_config().vocab_size
     other = first.clone()
     other[-1] = first[0]
-    seen = _seen(model, torch.stack([first, other]))[:, :-1].double()
+    seen = _seen(loaded, torch.stack([first, other]))[:, :-1].double()
     off = float((seen[0] - seen[1]).abs().max())
     allowed = CAUSAL_TOLERANCE.get(model.dtype, 1e-2) * float(seen.abs().max())
     if off > allowed:
@@ -233,13 +195,12 @@ def check_causal(loaded: LoadedModel) -> None:
         )
 
 
-def _seen(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    if is_offloaded(model):
-        layerwise = LayerwiseModel(model)
-        batch, stream = layerwise.begin(ids)
-        return layerwise.run_layer(0, batch, stream)
-    device = model.get_input_embeddings().weight.device
-    logits: torch.Tensor = model(input_ids=ids.to(device), use_cache=False, return_dict=True).logits
+def _seen(model: DenseModel, ids: torch.Tensor) -> torch.Tensor:
+    if model.residency.offloaded:
+        batch, stream = model.begin(ids)
+        return model.run_layer(0, batch, stream)
+    ids = ids.to(model.device)
+    logits: torch.Tensor = model.network(input_ids=ids, use_cache=False, return_dict=True).logits
     return logits
 
 
@@ -332,6 +293,16 @@ def _refuse_pickles(folder: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What the files of a model give, before it is placed."""
+
+    network: Any
+    tokenizer: Any
+    stored_dtype: torch.dtype
+    memory: Memory | None = None
+
+
 def _read(
     name: str,
     place: Path,
@@ -339,8 +310,8 @@ def _read(
     options: RunOptions,
     device: torch.device,
     packed: dict[str, Any],
-) -> tuple[Any, Any, torch.dtype]:
-    """Model, tokenizer, and the type that the weights have on disk.
+) -> _Read:
+    """Network and tokenizer, and the type that the weights have on disk.
 
     The model is loaded in the type to compute in, not cast afterwards: families keep constants in
     buffers (Gemma's embedding scale) that would stay rounded.
@@ -357,15 +328,16 @@ def _read(
     stored = (None if is_packed else main_type(held.values())) or named or torch.float32
     dtype = compute_dtype(options, stored, device)
     weights = {**extra, "use_safetensors": True, "dtype": dtype}
+    memory = None
     if _may_not_fit(place, options, device, packed):
-        model = _read_offloaded(name, place, weights, held, config, options, device)
+        model, memory = _read_offloaded(name, place, weights, held, config, options, device)
     else:
         more = quantized.loading_options(packed, device)
         model = _open(name, place, held, config, {**weights, **more})
     if is_packed:
-        return quantized.expand(model, stored), tokenizer, stored
+        return _Read(quantized.expand(model, stored), tokenizer, stored)
     remember_types(multimodal.whole_of(model), held, stored)
-    return model, tokenizer, stored
+    return _Read(model, tokenizer, stored, memory)
 
 
 def _open(
@@ -408,19 +380,18 @@ def _read_offloaded(
     config: Any,
     options: RunOptions,
     device: torch.device,
-) -> Any:
+) -> tuple[Any, Memory]:
     """A model whose weights go where there is room for them."""
     dtype = weights["dtype"]
     placement = offload.place_weights(config, dtype, options, device)
     memory = offload.memory_for(placement, config.get_text_config(), dtype, options, device)
     model = _open(name, place, held, config, {**weights, **offload.loading_options(placement)})
-    residency_of(model, list(find_decoder_layers(model))).memory = memory
-    return model
+    return model, memory
 
 
 def _read_gguf(
     name: str, path: Path, extra: dict[str, Any], options: RunOptions, device: torch.device
-) -> tuple[Any, Any, torch.dtype]:
+) -> _Read:
     """A GGUF file, de-quantised."""
     import transformers
     from transformers import AutoConfig, AutoTokenizer
@@ -445,7 +416,7 @@ def _read_gguf(
         config = complete(AutoConfig.from_pretrained(place, **extra), file)
         model = _open(name, place, {}, config, {"config": config, **weights, **extra})
     check_complete(model, file)
-    return quantized.expand(model, stored), tokenizer, stored
+    return _Read(quantized.expand(model, stored), tokenizer, stored)
 
 
 def _place(model: Any, device: torch.device) -> Any:

@@ -7,8 +7,7 @@ and stays until another is wanted; the next one is fetched meanwhile (`ahead`).
 """
 
 import contextlib
-import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,21 +42,17 @@ class Residency:
 
     Args:
         layers: the decoder layers.
+        memory: how much a run may take beside them.
     """
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Iterable[nn.Module], memory: Memory | None = None) -> None:
         self._layers = list(layers)
         self._held: int | None = None
         self._hooks: list[tuple[nn.Module, Any]] = []
         self._ahead = Ahead()
-        self.offloaded = any(map(is_offloaded, layers))
-        self.on_disk = self.offloaded and any(stretches(layer) for layer in layers)
-        self.memory = Memory()
-
-    def is_of(self, layers: Sequence[nn.Module]) -> bool:
-        """Whether these are its layers."""
-        pairs = zip(self._layers, layers, strict=False)
-        return len(self._layers) == len(layers) and all(a is b for a, b in pairs)
+        self.offloaded = any(map(is_offloaded, self._layers))
+        self.on_disk = self.offloaded and any(stretches(layer) for layer in self._layers)
+        self.memory = memory or Memory()
 
     def bring(self, index: int) -> nn.Module:
         """The layer of that number with its weights in place; the one before it may go."""
@@ -88,17 +83,6 @@ class Residency:
             hook.post_forward(module, None)
         self._hooks, self._held = [], None
         return_freed_memory()
-
-
-_KNOWN: "weakref.WeakKeyDictionary[nn.Module, Residency]" = weakref.WeakKeyDictionary()
-
-
-def residency_of(model: Any, layers: Sequence[nn.Module]) -> Residency:
-    """The residency of a model's decoder layers: one a model."""
-    known = _KNOWN.get(model)
-    if known is None or not known.is_of(layers):
-        known = _KNOWN[model] = Residency(layers)
-    return known
 
 
 def is_offloaded(model: nn.Module) -> bool:

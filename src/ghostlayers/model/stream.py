@@ -19,9 +19,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
+from transformers import PreTrainedModel
 
 from ghostlayers.errors import NonFiniteError, UnsupportedModelError
-from ghostlayers.model.residency import residency_of
+from ghostlayers.model.residency import Memory, Residency
 from ghostlayers.modeling import decoder_layers
 from ghostlayers.runtime.machine import room_for_streams
 from ghostlayers.text.tokens import Windows
@@ -149,16 +150,17 @@ class LayerwiseModel:
     """A causal language model whose decoder layers are called one at a time.
 
     Args:
-        model: any Hugging Face causal language model with one stack of decoder layers. It is put
+        network: any Hugging Face causal language model with one stack of decoder layers. It is put
             into evaluation mode and otherwise left as it is.
+        memory: how much a run may take beside the weights that stay in memory.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = model.eval()
-        self.layers = find_decoder_layers(model)
-        self.residency = residency_of(model, list(self.layers))
+    def __init__(self, network: Any, memory: Memory | None = None) -> None:
+        self.network: PreTrainedModel = network.eval()
+        self.layers = find_decoder_layers(network)
+        self.residency = Residency(self.layers, memory)
         self._returns_tuple: bool | None = None
-        accepted = inspect.signature(model.forward).parameters
+        accepted = inspect.signature(network.forward).parameters
         self._keeps_some_logits = "logits_to_keep" in accepted
 
     @property
@@ -169,7 +171,19 @@ class LayerwiseModel:
     @property
     def device(self) -> torch.device:
         """Where token ids belong."""
-        return torch.device(self.model.get_input_embeddings().weight.device)
+        weight: Any = self.network.get_input_embeddings().weight
+        return torch.device(weight.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the stream."""
+        dtype: torch.dtype = self.network.dtype
+        return dtype
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the stream."""
+        return int(self.network.config.hidden_size)
 
     def layer(self, index: int) -> nn.Module:
         """A decoder layer with its weights in memory, until another one is asked for."""
@@ -199,7 +213,7 @@ class LayerwiseModel:
         left = self.residency.memory.left
         if not self.residency.offloaded:
             return calls
-        width = self.model.config.hidden_size * self.model.dtype.itemsize
+        width = self.hidden_size * self.dtype.itemsize
         window = windows.sequence_length * width
         fits = len(windows) if left is None else left // ((copies + 1) * window)
         if elsewhere:
@@ -228,7 +242,7 @@ class LayerwiseModel:
         attention_mask = None if attention_mask is None else attention_mask.to(self.device)
         stubs = [_Recorder(layer, self._wrap) for layer in self.layers]
         with self._replaced(stubs):
-            self.model.base_model(
+            self.network.base_model(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False
             )
         batch = MicroBatch(input_ids, attention_mask, tuple(stub.call() for stub in stubs))
@@ -251,7 +265,7 @@ class LayerwiseModel:
     def _ask_one_layer(self, input_ids: Tensor) -> None:
         """Find out on a single token whether layers return tuples; see `_wrap`."""
         with self._replaced([_Recorder(layer, self._wrap) for layer in self.layers]):
-            self.model.base_model(input_ids=input_ids, use_cache=False)
+            self.network.base_model(input_ids=input_ids, use_cache=False)
 
     @torch.no_grad()
     def run_layer(
@@ -339,7 +353,7 @@ class LayerwiseModel:
             every = torch.arange(batch.input_ids.shape[1], device=self.device)
             options["logits_to_keep"] = every[positions]
         with self._replaced(stubs):
-            logits: Tensor = self.model(
+            logits: Tensor = self.network(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
                 use_cache=False,

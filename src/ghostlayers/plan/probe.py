@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from ghostlayers.evaluation.speed import synchronise
-from ghostlayers.model.stream import LayerwiseModel, micro_batches
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.stream import micro_batches
 from ghostlayers.statistics.moments import ACCUMULATOR
 from ghostlayers.text.tokens import Windows
 
@@ -51,17 +52,17 @@ class Speed:
     bring: float = 0.0
 
 
-def probe_blindly(model: LayerwiseModel, sequence_length: int, batch_size: int = 0) -> Speed:
+def probe_blindly(model: DenseModel, sequence_length: int, batch_size: int = 0) -> Speed:
     """`probe` on random tokens, before any text is read."""
     count = model.windows_per_call(sequence_length, batch_size)
     generator = torch.Generator().manual_seed(0)
-    words = model.model.config.get_text_config().vocab_size
+    words = model.network.config.get_text_config().vocab_size
     ids = torch.randint(0, words, (count, sequence_length), generator=generator)
     return probe(model, Windows(ids, bos=False, available=count, documents=()), batch_size)
 
 
 @torch.no_grad()
-def probe(model: LayerwiseModel, windows: Windows, batch_size: int = 0) -> Speed:
+def probe(model: DenseModel, windows: Windows, batch_size: int = 0) -> Speed:
     """Time a few layers, the head, a float64 product and a small system on one micro-batch."""
     ids = next(micro_batches(model, windows, batch_size))
     batch, stream = model.begin(ids)
@@ -80,7 +81,7 @@ def probe(model: LayerwiseModel, windows: Windows, batch_size: int = 0) -> Speed
         logits = model.logits(batch, end, slice(0, min(128, ids.shape[1])))
         logits.float().log_softmax(dim=-1).sum()
 
-    width, device = min(PROBED_WIDTH, model.model.config.hidden_size), stream.device
+    width, device = min(PROBED_WIDTH, model.hidden_size), stream.device
     block = torch.ones(PROBED_ROWS, width, dtype=ACCUMULATOR, device=device)
     system = torch.eye(width, dtype=ACCUMULATOR, device=device) * 2
     share = min(128, ids.shape[1]) / ids.shape[1]
@@ -94,7 +95,7 @@ def probe(model: LayerwiseModel, windows: Windows, batch_size: int = 0) -> Speed
     )
 
 
-def _bring_seconds(model: LayerwiseModel) -> float:
+def _bring_seconds(model: DenseModel) -> float:
     times = []
     # Every other layer: the one behind each is fetched already.
     for index in range(0, min(2 * PROBED_LAYERS, model.num_layers), 2):
@@ -147,14 +148,14 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return statistics.median(times)
 
 
-def layer_flops(model: LayerwiseModel, sequence_length: int) -> int:
+def layer_flops(model: DenseModel, sequence_length: int) -> int:
     """Of one window through one decoder layer: two a weight and token, and its attention."""
     weights = sum(each.numel() for each in model.layers[0].parameters())
-    hidden = model.model.config.hidden_size
+    hidden = model.hidden_size
     return int(2 * weights * sequence_length + 2 * 2 * sequence_length**2 * hidden // 2)
 
 
-def head_flops(model: LayerwiseModel, sequence_length: int) -> int:
+def head_flops(model: DenseModel, sequence_length: int) -> int:
     """Of one window through the head."""
-    config = model.model.config.get_text_config()
+    config = model.network.config.get_text_config()
     return int(2 * config.hidden_size * config.vocab_size * sequence_length)

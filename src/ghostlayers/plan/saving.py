@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ghostlayers.model.anatomy import anatomy_of, writers
-from ghostlayers.model.loading import LoadedModel
+from ghostlayers.model.anatomy import writers
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.plan.probe import hashing_seconds, writing_seconds
@@ -36,7 +36,7 @@ CHECKPOINT = Output()
 
 
 def saving_stages(
-    loaded: LoadedModel,
+    loaded: DenseModel,
     recipe: Recipe,
     method: Method,
     spans: Sequence[Span],
@@ -53,10 +53,10 @@ def saving_stages(
         output: what is asked for.
         started: seconds that starting a process and loading the model take.
     """
-    model, kind = loaded.model, loaded.stored_dtype.itemsize
+    model, kind = loaded.network, loaded.stored_dtype.itemsize
     sizes = [_numbers(layer) for layer in find_decoder_layers(model)]
     total = sum(each.numel() for each in model.parameters())
-    added = _added(model, method, spans) * kind
+    added = _added(loaded, method, spans) * kind
     if output.save == "adapter":
         return [_adapter(total * kind, added, len(sizes) if is_offloaded(model) else 0, output)]
     if recipe.export == "stock-layer":
@@ -74,20 +74,18 @@ def _numbers(layer: Any) -> int:
     return sum(each.numel() for each in layer.parameters())
 
 
-def _added(model: Any, method: Method, spans: Sequence[Span]) -> int:
+def _added(model: DenseModel, method: Method, spans: Sequence[Span]) -> int:
     """Numbers of the operators, or of the weights that a fold changes."""
     if method.form == "fold" and not method.solves:
         return 0
-    if method.form == "fold" and anatomy_of(model).experts:
-        layer = find_decoder_layers(model)[spans[0].start - 1]
+    if method.form == "fold" and model.anatomy.experts:
+        layer = model.layers[spans[0].start - 1]
         return (
             len(spans)
             * (1 + len(method.before))
-            * sum(
-                each.numel() for each in writers(layer, f"{anatomy_of(model).mlp_output}.").values()
-            )
+            * sum(each.numel() for each in writers(layer, f"{model.anatomy.mlp_output}.").values())
         )
-    hidden = int(model.config.hidden_size)
+    hidden = model.hidden_size
     steps = [*(each.needs for each in method.before), method.needs]
     return len(spans) * sum(
         sum(feature_widths(model, needs.features).values()) * hidden * max(needs.pieces, default=1)

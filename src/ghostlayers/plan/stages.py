@@ -22,8 +22,7 @@ from ghostlayers.calibration.fitting import (
     tokens_bytes,
 )
 from ghostlayers.calibration.gathering import gathered_features
-from ghostlayers.model.loading import LoadedModel
-from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.plan.probe import Speed
 from ghostlayers.plan.saving import CHECKPOINT, Output, saving_stages
 from ghostlayers.plan.units import Plan, Stage, prices
@@ -72,7 +71,7 @@ SOLUTIONS_OF_A_FIT = 5.0
 class Counter:
     """Counts the units of stages for one model and recipe."""
 
-    model: LayerwiseModel
+    model: DenseModel
     recipe: Recipe
     fitting: Fitting
 
@@ -84,7 +83,7 @@ class Counter:
     @property
     def hidden(self) -> int:
         """Channels of the stream."""
-        return int(self.model.model.config.hidden_size)
+        return int(self.model.hidden_size)
 
     @property
     def tokens(self) -> int:
@@ -113,7 +112,7 @@ class Counter:
 
     def stream(self, windows: float) -> int:
         """Bytes of the residual stream of windows at one boundary."""
-        return int(windows * self.tokens * self.hidden * self.model.model.dtype.itemsize)
+        return int(windows * self.tokens * self.hidden * self.model.dtype.itemsize)
 
     # Stages
 
@@ -121,7 +120,7 @@ class Counter:
         """Cosines of every pair of boundaries, and a sample of the stream."""
         pairs = (self.depth + 1) ** 2 * self.hidden * self.tokens * windows * PAIR_COST
         sample = self.sampled_tokens(windows) * self.hidden * (self.depth + 1) if sampled else 0
-        bytes_of_sample = sample * self.model.model.dtype.itemsize
+        bytes_of_sample = sample * self.model.dtype.itemsize
         in_file = self.model.residency.on_disk
         boundaries = self.depth + 1
         file = (
@@ -202,7 +201,7 @@ class Counter:
         method, windows = self.fitting.method, self.recipe.num_fit_windows
         spans = parts_of(method, spans)
         tokens, stop = windows * self.tokens, spans[-1].stop
-        width = sum(feature_widths(self.model.model, gathered_features(method.needs)).values())
+        width = sum(feature_widths(self.model, gathered_features(method.needs)).values())
         pieces = sum(method.needs.pieces)
         products = tokens * (width * (width + 1) / 2 * 1.15 + width * self.hidden)
         products += tokens * self.hidden**2 * 1.6 if pieces else 0
@@ -210,7 +209,7 @@ class Counter:
         between = spans[-1].start - spans[0].stop if walked else 0
         staged, through_norm = (
             in_stages(self.model, method),
-            refits_through_norm(self.model.model, method),
+            refits_through_norm(self.model, method),
         )
         stages = 1 + len(method.before)
         # A stage is a pass over the kept layers that the method reads or changes.
@@ -325,8 +324,7 @@ def _iterative(counter: Counter, count: int) -> Stage:
 
 
 def plan_prune(
-    loaded: LoadedModel,
-    model: LayerwiseModel,
+    model: DenseModel,
     recipe: Recipe,
     speed: Speed,
     *,
@@ -337,8 +335,7 @@ def plan_prune(
     """What `pipeline.prune` and saving its result will take.
 
     Args:
-        loaded: the model.
-        model: the same, a layer at a time.
+        model: the dense model.
         recipe: the request.
         speed: as probed on this machine.
         started: seconds that this process took to start and load the model, as one that loads the
@@ -346,7 +343,7 @@ def plan_prune(
         output: what is written of the result and proved; None for nothing.
         processes: that share the windows.
     """
-    counter = Counter(model, recipe, make_fitting(loaded, recipe))
+    counter = Counter(model, recipe, make_fitting(model, recipe))
     spans = expected_spans(recipe, model.num_layers)
     stages = [*selection_stages(counter)]
     if recipe.refit == "all":  # what is fitted once was fitted while layers were chosen
@@ -356,8 +353,8 @@ def plan_prune(
         stages.append(counter.sweep(NORM_WINDOWS, sampled=False, name=NORMS))
     if output is not None:
         method = counter.fitting.method
-        stages += saving_stages(loaded, recipe, method, spans, output, started)
-    here = prices(loaded, model, speed, recipe.sequence_length, processes)
+        stages += saving_stages(model, recipe, method, spans, output, started)
+    here = prices(model, speed, recipe.sequence_length, processes)
     return Plan(tuple(here.of(stage) for stage in stages))
 
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from ghostlayers.model.loading import LoadedModel
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.offload import workspace
-from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.plan.probe import Speed, head_flops, layer_flops
 
 
@@ -136,9 +135,7 @@ class Prices:
         )
 
 
-def prices(
-    loaded: LoadedModel, model: LayerwiseModel, speed: Speed, sequence_length: int, processes: int
-) -> Prices:
+def prices(model: DenseModel, speed: Speed, sequence_length: int, processes: int) -> Prices:
     """What units of a plan take for this model on this machine."""
     held = int(psutil.Process().memory_info().rss)
     if model.device.type != "cpu":
@@ -148,6 +145,6 @@ def prices(
         layer_flops=layer_flops(model, sequence_length),
         head_flops=head_flops(model, sequence_length),
         held_now=held,
-        workspace=workspace(loaded.model.config, loaded.model.dtype, model.device),
+        workspace=workspace(model.config, model.dtype, model.device),
         processes=processes,
     )

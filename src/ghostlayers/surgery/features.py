@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from ghostlayers.errors import InputError, WindowError
-from ghostlayers.model.anatomy import Anatomy, anatomy_of, anatomy_or_reason, row_map, writers
-from ghostlayers.model.stream import LayerwiseModel, Stream, Tap, find_decoder_layers, tapped
+from ghostlayers.model.anatomy import Anatomy, row_map, writers
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.stream import Stream, Tap, tapped
 from ghostlayers.modeling import norm_eps, unit_rms
 from ghostlayers.repairs.base import FEATURES, FROM_KEPT_LAYER, Method, Repair
 from ghostlayers.repairs.hadamard import construction, hadamard
 from ghostlayers.spans import Span
 
 
-def check_method(model: Any, method: Method, spans: Iterable[Span] = ()) -> None:
+def check_method(model: DenseModel, method: Method, spans: Iterable[Span] = ()) -> None:
     """Refuse a repair that needs what the model does not have.
 
     Args:
@@ -28,7 +29,7 @@ def check_method(model: Any, method: Method, spans: Iterable[Span] = ()) -> None
         InputError: the message names the repair, the feature and what works instead.
     """
     if method.needs.basis:
-        hadamard(model.config.hidden_size)
+        hadamard(model.hidden_size)
     wanted = [name for name in method.features if name in FROM_KEPT_LAYER or name == "phi"]
     for name in wanted:
         reason = _missing(model, name, through_norm=method.through_norm)
@@ -47,9 +48,9 @@ def check_method(model: Any, method: Method, spans: Iterable[Span] = ()) -> None
             )
 
 
-def basis_note(model: Any, method: Method) -> str | None:
+def basis_note(model: DenseModel, method: Method) -> str | None:
     """What to say of a Hadamard basis that is not the authors' own; None where there is nothing."""
-    size = int(model.config.hidden_size)
+    size = int(model.hidden_size)
     if not method.needs.basis or construction(size) != "Paley":
         return None
     return (
@@ -58,31 +59,31 @@ def basis_note(model: Any, method: Method) -> str | None:
     )
 
 
-def _or_refit(model: Any) -> str:
-    anatomy = anatomy_or_reason(model)
+def _or_refit(model: DenseModel) -> str:
+    anatomy = model.anatomy_or_reason
     fits = isinstance(anatomy, Anatomy) and anatomy.mlp_post_norm
     return ", or refit, which fits that norm too" if fits else ""
 
 
-def refits_through_norm(model: Any, method: Method) -> bool:
+def refits_through_norm(model: DenseModel, method: Method) -> bool:
     """Whether a method's stages fit a projection together with the norm behind it."""
     if not method.through_norm:
         return False
-    anatomy = anatomy_or_reason(model)
+    anatomy = model.anatomy_or_reason
     return isinstance(anatomy, Anatomy) and anatomy.mlp_post_norm is not None
 
 
-def _missing(model: Any, name: str, *, through_norm: bool = False) -> str | None:
+def _missing(model: DenseModel, name: str, *, through_norm: bool = False) -> str | None:
     """Why a model lacks a feature; None if it has it."""
-    anatomy = anatomy_or_reason(model)
+    anatomy = model.anatomy_or_reason
     if isinstance(anatomy, str):
         return anatomy
     if name in FROM_KEPT_LAYER and anatomy.post_norms:
         if through_norm and anatomy.mlp_post_norm:
             return None
         return (
-            f"models of type '{model.config.model_type}' put a norm between that projection and "
-            "the stream, so no linear map can be folded into it"
+            f"models of type '{model.network.config.model_type}' put a norm between that "
+            "projection and the stream, so no linear map can be folded into it"
         )
     if name == "o" and anatomy.attention_output is None:
         return "it is not known through which projection its attention writes"
@@ -91,16 +92,16 @@ def _missing(model: Any, name: str, *, through_norm: bool = False) -> str | None
     return None
 
 
-def _reads_the_norm_alone(model: Any, anatomy: Anatomy) -> bool:
+def _reads_the_norm_alone(model: DenseModel, anatomy: Anatomy) -> bool:
     if anatomy.mlp is None or anatomy.mlp_norm is None:
         return False
-    mlp = find_decoder_layers(model)[0].get_submodule(anatomy.mlp)
+    mlp = model.layers[0].get_submodule(anatomy.mlp)
     given = inspect.signature(mlp.forward).parameters.values()
     return sum(each.default is inspect.Parameter.empty for each in given) == 1
 
 
-def _check_scaling(model: Any, method: Method) -> None:
-    anatomy = anatomy_or_reason(model)
+def _check_scaling(model: DenseModel, method: Method) -> None:
+    anatomy = model.anatomy_or_reason
     reason = anatomy if isinstance(anatomy, str) else None
     if isinstance(anatomy, Anatomy) and not anatomy.post_norms and not anatomy.attention_output:
         reason = "it is not known through which projection its attention writes"
@@ -111,24 +112,24 @@ def _check_scaling(model: Any, method: Method) -> None:
         )
 
 
-def feature_widths(model: Any, names: Iterable[str], layer: int = 0) -> dict[str, int]:
+def feature_widths(model: DenseModel, names: Iterable[str], layer: int = 0) -> dict[str, int]:
     """Columns of each of the features, those of a layer's projections as in the given layer."""
     return {name: _width(model, name, layer) for name in names}
 
 
-def _width(model: Any, name: str, layer: int) -> int:
+def _width(model: DenseModel, name: str, layer: int) -> int:
     if name == "one":
         return 1
     if name not in {"z", "phi", "o"}:
-        return int(model.config.hidden_size)
-    anatomy = anatomy_of(model)
+        return int(model.hidden_size)
+    anatomy = model.anatomy
     if anatomy.experts and name == "z":
-        return int(model.config.hidden_size)
+        return int(model.hidden_size)
     path = anatomy.attention_output if name == "o" else anatomy.mlp_output
-    return row_map(find_decoder_layers(model)[layer].get_submodule(path or "")).shape[0]
+    return row_map(model.layers[layer].get_submodule(path or "")).shape[0]
 
 
-def check_fit_tokens(model: Any, method: Method, num_tokens: int) -> None:
+def check_fit_tokens(model: DenseModel, method: Method, num_tokens: int) -> None:
     """Refuse to fit more unknowns a channel than there are calibration tokens.
 
     Raises:
@@ -148,12 +149,12 @@ def check_fit_tokens(model: Any, method: Method, num_tokens: int) -> None:
         )
 
 
-def tap_places(model: Any, names: Iterable[str]) -> dict[str, tuple[str, Tap]]:
+def tap_places(model: DenseModel, names: Iterable[str]) -> dict[str, tuple[str, Tap]]:
     """For features that the last kept layer computes: the module's path, and a tap."""
     wanted = FROM_KEPT_LAYER & set(names)
     if not wanted:
         return {}
-    anatomy = anatomy_of(model)
+    anatomy = model.anatomy
     places = {
         "z": (anatomy.mlp_output, Tap(output=anatomy.experts)),
         "m": (anatomy.mlp_output, Tap(output=True)),
@@ -162,9 +163,9 @@ def tap_places(model: Any, names: Iterable[str]) -> dict[str, tuple[str, Tap]]:
     return {name: places[name] for name in sorted(wanted)}
 
 
-def writing_places(model: Any) -> dict[str, tuple[str, Tap]]:
+def writing_places(model: DenseModel) -> dict[str, tuple[str, Tap]]:
     """Where an MLP writes through a norm: the projection's input z, and the norm's output."""
-    anatomy = anatomy_of(model)
+    anatomy = model.anatomy
     assert anatomy.mlp_post_norm is not None
     return {
         "z": (anatomy.mlp_output, Tap()),
@@ -172,15 +173,15 @@ def writing_places(model: Any) -> dict[str, tuple[str, Tap]]:
     }
 
 
-def stream_feature(model: LayerwiseModel, name: str, stream: Stream, span: Span) -> Tensor:
+def stream_feature(model: DenseModel, name: str, stream: Stream, span: Span) -> Tensor:
     """A feature that can be computed from the stream before the gap."""
     if name == "x":
         return stream
     if name == "one":
         return stream.new_ones(*stream.shape[:-1], 1)
     if name == "norm":
-        return unit_rms(stream, norm_eps(model.model.config))
-    return first_removed_activations(model.layer(span.start), anatomy_of(model.model), stream)
+        return unit_rms(stream, norm_eps(model.network.config))
+    return first_removed_activations(model.layer(span.start), model.anatomy, stream)
 
 
 def first_removed_activations(layer: Any, anatomy: Anatomy, stream: Stream) -> Tensor:
@@ -195,15 +196,15 @@ def first_removed_activations(layer: Any, anatomy: Anatomy, stream: Stream) -> T
     return tap.caught()
 
 
-def mlp_output_of(model: Any, layer: Any) -> tuple[Tensor, Tensor | None]:
+def mlp_output_of(model: DenseModel, layer: Any) -> tuple[Tensor, Tensor | None]:
     """A layer's MLP output projection as a row map [z, hidden], and its bias.
 
     With experts there is no one projection: z is their sum, which is written as it is.
     """
-    anatomy = anatomy_of(model)
+    anatomy = model.anatomy
     if anatomy.experts:
         some = next(iter(writers(layer).values()))
-        return torch.eye(model.config.hidden_size, dtype=some.dtype, device=some.device), None
+        return torch.eye(model.hidden_size, dtype=some.dtype, device=some.device), None
     projection = layer.get_submodule(anatomy.mlp_output)
     return row_map(projection), None if projection.bias is None else projection.bias.detach()
 
@@ -214,7 +215,7 @@ def caught(taps: Mapping[str, tuple[str, Tap]], stream: Stream) -> dict[str, Ten
 
 
 def reader(
-    model: LayerwiseModel, stream: Stream, span: Span, found: Mapping[str, Tensor]
+    model: DenseModel, stream: Stream, span: Span, found: Mapping[str, Tensor]
 ) -> Callable[[str], Tensor]:
     """Reads features at a gap: tapped ones, or computed from the stream."""
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ghostlayers.model.anatomy import Anatomy, anatomy_of, is_transposed, mapped_writers, writers
-from ghostlayers.model.residency import residency_of
+from ghostlayers.model.anatomy import Anatomy, is_transposed, mapped_writers, writers
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.repairs.base import Fold, Repair, rounded_once
 from ghostlayers.spans import Span
 
@@ -45,19 +45,16 @@ def _add(deltas: dict[str, Tensor], name: str, delta: Tensor) -> None:
     deltas[name] = deltas[name] + delta if name in deltas else delta
 
 
-def layer_weights(
-    model: Any, layers: Any, span: Span, repair: Repair, stored_dtype: torch.dtype
-) -> dict[int, dict[str, Tensor]]:
+def layer_weights(model: DenseModel, span: Span, repair: Repair) -> dict[int, dict[str, Tensor]]:
     """Changed parameters of the kept layers before one gap, by layer of the original model."""
     if not repair.folds:
         return {}
-    anatomy = anatomy_of(model)
     changed = {}
     for back in sorted({fold.layers_back for fold in repair.folds}):
         folds = [fold for fold in repair.folds if fold.layers_back == back]
         index = span.start - back
-        layer = residency_of(model, layers).bring(index)
-        changed[index] = folded_weights(anatomy, layer, folds, stored_dtype)
+        layer = model.layer(index)
+        changed[index] = folded_weights(model.anatomy, layer, folds, model.stored_dtype)
     return changed
 
 

@@ -16,11 +16,11 @@ from ghostlayers import modeling
 from ghostlayers.errors import InputError, UnsupportedModelError
 from ghostlayers.model import multimodal, residency
 from ghostlayers.model.agreement import check_agreement
-from ghostlayers.model.anatomy import anatomy_of
 from ghostlayers.model.configs import say_what_is, slice_config
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.families import Family, family_of
-from ghostlayers.model.residency import execution_device, residency_of
-from ghostlayers.model.stream import LayerwiseModel, attach_taps, find_decoder_layers
+from ghostlayers.model.residency import execution_device
+from ghostlayers.model.stream import attach_taps, find_decoder_layers
 from ghostlayers.repairs.base import Operator, Repair, rounded_once
 from ghostlayers.spans import Span, check_layers, kept_layers, pruned_boundary
 from ghostlayers.surgery.features import caught, reader, tap_places
@@ -31,11 +31,10 @@ LAYER_NUMBERS = ("layer_idx", "layer_id")
 
 
 def prune_layers(
-    model: Any,
+    model: DenseModel,
     spans: Sequence[Span],
     repairs: Mapping[Span, Repair] | None = None,
     *,
-    stored_dtype: torch.dtype | None = None,
     folded: Mapping[int, Mapping[str, Tensor]] | None = None,
 ) -> Any:
     """A new model without the layers of the spans, repaired at the given gaps.
@@ -45,29 +44,26 @@ def prune_layers(
     repair changes.
 
     Args:
-        model: a causal language model of a supported family; unchanged.
+        model: of a supported family; unchanged.
         spans: the layers to remove, in the model's own numbering.
         repairs: what to change at each gap. Where they all fold into existing weights, the result
             is a stock model.
-        stored_dtype: the type that changed weights are rounded to once; the model's own if not
-            given.
         folded: changed parameters by layer, where they are known, instead of the repairs' folds.
 
     Raises:
         SpanError: the spans overlap, do not exist, or leave no layer.
         UnsupportedModelError: the family is not supported.
     """
-    family = family_of(model)
-    layers = find_decoder_layers(model)
+    family = family_of(model.network)
     if spans:
-        check_layers([layer for span in spans for layer in span.layers], len(layers))
-    multimodal.check_spans(model, spans)
+        check_layers([layer for span in spans for layer in span.layers], model.num_layers)
+    multimodal.check_spans(model.network, spans)
     repairs = dict(sorted((repairs or {}).items()))
     pruned = share_weights(model)
-    changed = _changed_weights(model, layers, repairs, stored_dtype or model.dtype, folded or {})
+    changed = _changed_weights(model, repairs, folded or {})
     for index, weights in changed.items():
         _replace_weights(find_decoder_layers(pruned)[index], weights)
-    kept = kept_layers(spans, len(layers))
+    kept = kept_layers(spans, model.num_layers)
     _keep_layers(find_decoder_layers(pruned), kept)
     before = dict(vars(pruned.config))
     slice_config(pruned.config, kept)
@@ -88,7 +84,7 @@ def prune_layers(
     return pruned
 
 
-def check_cut(model: Any, spans: Sequence[Span]) -> None:
+def check_cut(model: DenseModel, spans: Sequence[Span]) -> None:
     """Refuse a cut that a checkpoint could not hold, without computing anything.
 
     Raises:
@@ -98,7 +94,7 @@ def check_cut(model: Any, spans: Sequence[Span]) -> None:
     prune_layers(model, spans)
 
 
-def loses_any_layer(model: Any, behind: int = 0) -> bool:
+def loses_any_layer(model: DenseModel, behind: int = 0) -> bool:
     """Whether any layers can go: without its first one, every other layer has another number.
 
     Args:
@@ -112,7 +108,7 @@ def loses_any_layer(model: Any, behind: int = 0) -> bool:
     return True
 
 
-def allowed_cuts(model: Any, spans: Sequence[Span]) -> list[Span]:
+def allowed_cuts(model: DenseModel, spans: Sequence[Span]) -> list[Span]:
     """Those of the spans that may go alone.
 
     Raises:
@@ -134,27 +130,24 @@ def allowed_cuts(model: Any, spans: Sequence[Span]) -> list[Span]:
 
 
 def _changed_weights(
-    model: Any,
-    layers: Any,
+    model: DenseModel,
     repairs: Mapping[Span, Repair],
-    stored_dtype: torch.dtype,
     folded: Mapping[int, Mapping[str, Tensor]],
 ) -> dict[int, dict[str, Tensor]]:
     """Changed parameters by layer of the original model: folds, and writes divided by scales."""
     changed: dict[int, dict[str, Tensor]] = {}
-    resident = residency_of(model, layers)
     for span, repair in repairs.items():
-        changed.update(layer_weights(model, layers, span, repair, stored_dtype))
+        changed.update(layer_weights(model, span, repair))
     for index, weights in folded.items():
-        own = resident.bring(index)
+        own = model.layer(index)
         changed[index] = {n: each.to(own.get_parameter(n)) for n, each in weights.items()}
     removed = {layer for span in repairs for layer in span.layers}
     scale = 1.0
-    for index in range(len(layers)):
+    for index in range(model.num_layers):
         scale *= math.prod(each.scale for span, each in repairs.items() if span.stop == index)
         if scale != 1.0 and index not in removed:
-            scaled = scaled_writes(anatomy_of(model), resident.bring(index), scale)
-            rounded = {n: rounded_once(each, stored_dtype) for n, each in scaled.items()}
+            scaled = scaled_writes(model.anatomy, model.layer(index), scale)
+            rounded = {n: rounded_once(each, model.stored_dtype) for n, each in scaled.items()}
             changed.setdefault(index, {}).update(rounded)
     return changed
 
@@ -169,17 +162,16 @@ def _replace_weights(layer: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _hook_operator(
-    dense: Any, pruned: Any, spans: Sequence[Span], span: Span, operator: Operator
+    model: DenseModel, pruned: Any, spans: Sequence[Span], span: Span, operator: Operator
 ) -> None:
     """Let an operator that no checkpoint can hold act in memory, through hooks."""
     layers = find_decoder_layers(pruned)
     boundary = pruned_boundary(span, spans)
-    layerwise = LayerwiseModel(dense)
     if boundary == 0:
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             stream = args[0] if args else kwargs["hidden_states"]
-            fixed = operator.apply(stream, reader(layerwise, stream, span, {}))
+            fixed = operator.apply(stream, reader(model, stream, span, {}))
             return (
                 ((fixed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": fixed})
             )
@@ -187,23 +179,24 @@ def _hook_operator(
         layers[0].register_forward_pre_hook(enter, with_kwargs=True)
         return
     layer = layers[boundary - 1]
-    taps = tap_places(dense, operator.maps)
+    taps = tap_places(model, operator.maps)
     attach_taps(layer, tuple(taps.values()))
 
     def leave(_: nn.Module, args: Any, output: Any) -> Any:
         del args
         stream = output[0] if isinstance(output, tuple) else output
-        fixed = operator.apply(stream, reader(layerwise, stream, span, caught(taps, stream)))
+        fixed = operator.apply(stream, reader(model, stream, span, caught(taps, stream)))
         return (fixed, *output[1:]) if isinstance(output, tuple) else fixed
 
     layer.register_forward_hook(leave)
 
 
-def share_weights(model: Any) -> Any:
-    """A copy of the model's structure whose tensors are those of the original."""
-    residency_of(model, list(find_decoder_layers(model))).release()
-    shared = [*model.parameters(), *model.buffers(), *residency.shared_maps(model)]
-    return copy.deepcopy(model, {id(each): each for each in shared})
+def share_weights(model: DenseModel) -> Any:
+    """A copy of the network's structure whose tensors are those of the original."""
+    model.residency.release()
+    network = model.network
+    shared = [*network.parameters(), *network.buffers(), *residency.shared_maps(network)]
+    return copy.deepcopy(network, {id(each): each for each in shared})
 
 
 def _keep_layers(layers: nn.ModuleList, kept: Sequence[int]) -> None:

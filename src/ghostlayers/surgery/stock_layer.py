@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ghostlayers.errors import UnsupportedModelError, VerificationError
 from ghostlayers.model.configs import slides
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.families import find_family
 from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.model.weights import like
@@ -236,14 +237,13 @@ def check_same(model: Any, operator_model: Any) -> float:
 
 
 def as_stock_layers(
-    dense: Any,
+    dense: DenseModel,
     operator_model: Any,
     spans: tuple[Span, ...],
     repairs: Mapping[Span, Repair],
-    stored_dtype: torch.dtype,
 ) -> Any:
     """The repaired model with its operators written as ordinary decoder layers, and compared."""
     bare = removal.prune_layers(dense, spans)
-    model = with_stock_layers(bare, spans, repairs, stored_dtype)
+    model = with_stock_layers(bare, spans, repairs, dense.stored_dtype)
     check_same(model, operator_model)
     return model
