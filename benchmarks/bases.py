@@ -15,6 +15,7 @@ import torch
 
 from ghostlayers.calibration import cuts
 from ghostlayers.calibration.fitting import Fitting, fit_many
+from ghostlayers.calibration.passes import Runner
 from ghostlayers.preparation import open_model, read_evaluation
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import find_method
@@ -71,13 +72,13 @@ def main() -> None:
     models["none"] = cuts.unrepaired([span])
     plain = Fitting(find_method("linearpatch-diag"))
     ghost = replace(plain, method=find_method("ghost"))
-    models |= fit_many(model, windows, [span], {"diagonal": plain, "ghost": ghost})
+    models |= fit_many(Runner(model), windows, [span], {"diagonal": plain, "ghost": ghost})
     for name in arguments.eval.split(","):
         _, text = read_evaluation(
             name, dense.tokenizer, separator=" " if "ptb" in name else "\n\n", text_column=None,
             sequence_length=arguments.length, max_windows=arguments.max_windows, bos="auto",
         )  # fmt: skip
-        losses = cuts.measure_cuts(model, text, models, divergence=False)
+        losses = cuts.measure_cuts(Runner(model), text, models, divergence=False)
         found = {n: each.loss_nats for n, each in losses.items()}
         orders = [loss for n, loss in found.items() if n.startswith("order")]
         print(

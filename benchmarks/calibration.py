@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ghostlayers.calibration import fitting as fits
-from ghostlayers.calibration import scoring, steps
+from ghostlayers.calibration import scoring
 from ghostlayers.calibration.fitting import Fitting
+from ghostlayers.calibration.passes import Runner
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
 from ghostlayers.model.stream import find_decoder_layers, micro_batches, sweep
@@ -282,11 +283,10 @@ def loss_work(bench: Bench, spans: Sequence[Span]) -> tuple[Pass, ...]:
 def run_score(bench: Bench, *, residuals: bool) -> Outcome:
     """Scores of every candidate span."""
     table, _ = scoring.measure_scores(
-        DenseModel(bench.model),
+        Runner(DenseModel(bench.model), bench.batch_size),
         bench.windows,
         candidate_spans(bench.num_layers, bench.layers),
         residuals=residuals,
-        batch_size=bench.batch_size,
     )
     notes = [describe_selection(name, table, bench.layers) for name in ("streamline", "shortgpt")]
     return Outcome(select_work(bench), notes=tuple(notes))
@@ -478,7 +478,7 @@ def check_operators(bench: Bench, operators: Mapping[Span, Tensor]) -> str:
         repaired_inputs=False,
         stored_dtype=torch.float64,
     )
-    ours = fits.fit_gaps(DenseModel(bench.model), bench.fit_windows, list(operators), same)
+    ours = fits.fit_gaps(Runner(DenseModel(bench.model)), bench.fit_windows, list(operators), same)
     worst = 0.0
     for span, theirs in operators.items():
         delta = ours[span].delta

@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ghostlayers.calibration import scoring
 from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.calibration.passes import Runner
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import micro_batches, sweep
 from ghostlayers.repairs import Repair, find_method
@@ -68,7 +69,7 @@ def pairs() -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
                 pass
 
     def fit(gaps: tuple[Span, ...], name: str) -> Callable[[], object]:
-        return lambda: fit_gaps(model, windows, gaps, Fitting(find_method(name)))
+        return lambda: fit_gaps(Runner(model), windows, gaps, Fitting(find_method(name)))
 
     x = torch.randn(2048, 384)
     wide = x.double()
@@ -87,7 +88,7 @@ def pairs() -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
     return {
         "scores, of bare forwards": (
             lambda: scoring.measure_scores(
-                model, windows, spans, cosine_axis="hidden", residuals=False
+                Runner(model), windows, spans, cosine_axis="hidden", residuals=False
             ),
             bare,
         ),

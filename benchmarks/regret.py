@@ -18,6 +18,7 @@ import torch
 
 from ghostlayers.calibration import cuts, scoring
 from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.calibration.passes import Runner
 from ghostlayers.preparation import open_model, read_evaluation
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import find_method
@@ -61,7 +62,7 @@ def measure(arguments: argparse.Namespace) -> None:
 def one_case(model, calibration, held_out, texts, count):
     """Candidates of one length with their scores and losses."""
     spans = candidate_spans(model.num_layers, count)
-    table, _ = scoring.measure_scores(model, calibration, spans)
+    table, _ = scoring.measure_scores(Runner(model), calibration, spans)
     ranked = shortlist(table)
     ranked = {*ranked, *(s.span for s in sorted(table.spans, key=lambda s: -s.cosine)[:RANKED])}
     ranked |= {s.span for s in sorted(table.spans, key=lambda s: s.angular)[:RANKED]}
@@ -70,13 +71,13 @@ def one_case(model, calibration, held_out, texts, count):
     low = sorted(range(model.num_layers), key=lambda layer: influence[layer])[:count]
     spans = sorted(ranked)
     fitting = Fitting(find_method("ghost"), repaired_inputs=False)
-    repairs = fit_gaps(model, calibration, spans, fitting)
+    repairs = fit_gaps(Runner(model), calibration, spans, fitting)
     named = {str(span): {span: repairs[span]} for span in spans}
     # What ShortGPT would take, with Ghost in its gaps.
     from ghostlayers.spans import merge_layers
 
     gaps = merge_layers(low)
-    named["shortgpt"] = fit_gaps(model, calibration, gaps, Fitting(find_method("ghost")))
+    named["shortgpt"] = fit_gaps(Runner(model), calibration, gaps, Fitting(find_method("ghost")))
     scores = {str(s.span): s for s in table.spans}
     return {
         "scores": {

@@ -21,6 +21,7 @@ from families import build
 from ghostlayers import modeling
 from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.calibration.passes import Runner
 from ghostlayers.checkpoint import proof, saving
 from ghostlayers.errors import ModelError
 from ghostlayers.model.dense import DenseModel
@@ -399,7 +400,7 @@ def test_every_operator_trains_in_mixed_precision(
     windows = Windows(ids, bos=False, available=40, documents=())
     how = Fitting(find_method(repair), FitOptions(ridge=1e-4))
     model = removal.prune_layers(
-        DenseModel(dense), spans, fit_gaps(DenseModel(dense), windows, spans, how)
+        DenseModel(dense), spans, fit_gaps(Runner(DenseModel(dense)), windows, spans, how)
     )
     for parameter in model.parameters():
         parameter.requires_grad_(requires_grad=True)
@@ -447,7 +448,7 @@ def test_every_repair_that_a_checkpoint_can_hold_reloads_as_it_was_measured(
     windows = Windows(ids, bos=False, available=40, documents=())
     layerwise = DenseModel(dense)
     how = Fitting(method, FitOptions(ridge=1e-4), stored_dtype=torch.bfloat16)
-    repairs = fit_gaps(layerwise, windows, spans, how)
+    repairs = fit_gaps(Runner(layerwise), windows, spans, how)
     built = removal.prune_layers(DenseModel(dense, stored_dtype=torch.bfloat16), spans, repairs)
     (tmp_path / "out").mkdir()
     saving._write_model(tmp_path / "out", built, torch.bfloat16)

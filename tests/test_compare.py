@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ghostlayers
+from ghostlayers.calibration.passes import Runner
 from ghostlayers.cli.compare import show
 from ghostlayers.compare import Comparison, compare, engine
 from ghostlayers.compare.bench import short_names
@@ -322,8 +323,8 @@ def test_distances_behind_a_cut_are_those_of_hooked_models(
     corpus = ghostlayers.text.corpora.Corpus("text", tuple(some_text))
     windows = make_windows(corpus, byte_tokenizer, sequence_length=64, count=20, seed=0)
     layerwise, span = DenseModel(trained_llama), Span(2, 4)
-    fits = fit_gaps(layerwise, windows, [span], Fitting(find_method("ghost")))
-    got = stream_distances(layerwise, windows.first(2), {"ghost": fits})["ghost"]
+    fits = fit_gaps(Runner(layerwise), windows, [span], Fitting(find_method("ghost")))
+    got = stream_distances(Runner(layerwise), windows.first(2), {"ghost": fits})["ghost"]
     assert sorted(got) == [4, 5, 6, 7, 8]
 
     def streams(model: Any) -> list[torch.Tensor]:

@@ -16,6 +16,7 @@ import ghostlayers
 from conftest import make_tiny_llama, train
 from ghostlayers.calibration import measuring, steps
 from ghostlayers.calibration.fitting import Fitting, fit_gaps, fit_many
+from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import Found
 from ghostlayers.errors import InputError, RecipeError, SpanError
 from ghostlayers.model.anatomy import Anatomy
@@ -156,14 +157,14 @@ def test_linearpatch_averages_the_ratios_of_windows(
 ) -> None:
     span = Span(3, 6)
     fitting = Fitting(find_method(f"{name}:mean=ratios"))
-    repair = fit_gaps(DenseModel(dense), windows, [span], fitting, batch_size=5)[span]
+    repair = fit_gaps(Runner(DenseModel(dense), 5), windows, [span], fitting)[span]
     h = streams_of(dense, windows.input_ids)
     want = literal_patch(h[span.start], h[span.stop], rotated=name.endswith("hadamard"))
     assert repair.delta is not None
     torch.testing.assert_close(
         repair.delta.double(), want - torch.eye(len(want)), rtol=1e-5, atol=1e-6
     )
-    totals = fit_gaps(DenseModel(dense), windows, [span], Fitting(find_method(name)))[span]
+    totals = fit_gaps(Runner(DenseModel(dense)), windows, [span], Fitting(find_method(name)))[span]
     assert totals.delta is not None
     assert not torch.allclose(totals.delta, repair.delta, atol=1e-6)
 
@@ -193,14 +194,14 @@ def test_the_official_stack_is_one_operator_after_the_other(dense: Any, windows:
     how = Fitting(
         find_method("ghost:per=layer"), PUBLISHED, token_weight="uniform", repaired_inputs=False
     )
-    repairs = fit_gaps(DenseModel(dense), windows, gaps, how)
+    repairs = fit_gaps(Runner(DenseModel(dense)), windows, gaps, how)
     assert tuple(repairs) == gaps
     mine = logits_of(prune_layers(DenseModel(dense), gaps, repairs), ids)
     torch.testing.assert_close(
         mine, logits_of(literal_ghosts(dense, ids, removed), ids), rtol=1e-3, atol=2e-3
     )
     text = Fitting(find_method("ghost"), PUBLISHED, token_weight="uniform", repaired_inputs=False)
-    one = fit_gaps(DenseModel(dense), windows, gaps, text)
+    one = fit_gaps(Runner(DenseModel(dense)), windows, gaps, text)
     torch.testing.assert_close(one[Span(1, 2)].delta, repairs[Span(1, 2)].delta)
     assert not torch.allclose(one[Span(3, 6)].delta, repairs[Span(3, 6)].delta, atol=1e-3)
 
@@ -208,7 +209,7 @@ def test_the_official_stack_is_one_operator_after_the_other(dense: Any, windows:
 def test_one_run_of_layers_gets_one_operator_in_the_code_too(dense: Any, windows: Windows) -> None:
     span = Span(3, 6)
     both = {name: Fitting(find_method(name), PUBLISHED) for name in ("ghost", "ghost:per=layer")}
-    repairs = fit_many(DenseModel(dense), windows, [span], both)
+    repairs = fit_many(Runner(DenseModel(dense)), windows, [span], both)
     text, code = (each[span].delta for each in repairs.values())
     assert text is not None
     assert torch.equal(text, code)
@@ -441,7 +442,7 @@ def planted(model: Any, name: str, gap: Span) -> Repair | None:
         return None
     ids = torch.randint(3, 96, (32, 16), generator=torch.Generator().manual_seed(1))
     windows = Windows(ids, False, 32, ())
-    return fit_gaps(DenseModel(model), windows, [gap], Fitting(find_method(name)))[gap]
+    return fit_gaps(Runner(DenseModel(model)), windows, [gap], Fitting(find_method(name)))[gap]
 
 
 # ReplaceMe
@@ -491,7 +492,7 @@ def test_replaceme_is_theirs(dense: Any, windows: Windows, name: str) -> None:
     projection = theirs.model.layers[span.start - 1].mlp.down_proj
     projection.weight.data = transform.T @ projection.weight
     del theirs.model.layers[span.start : span.stop]
-    repairs = fit_gaps(DenseModel(dense), windows, [span], Fitting(find_method(name)))
+    repairs = fit_gaps(Runner(DenseModel(dense)), windows, [span], Fitting(find_method(name)))
     mine = prune_layers(DenseModel(dense), [span], repairs)
     torch.testing.assert_close(logits_of(mine, ids), logits_of(theirs, ids), rtol=2e-3, atol=2e-3)
 
@@ -511,9 +512,11 @@ def test_a_fit_is_the_same_alone_and_beside_others(dense: Any, windows: Windows)
              for m in ("", ":mean=ratios")]  # fmt: skip
     for spans in ([Span(3, 5)], [Span(2, 3), Span(5, 6)]):
         model = DenseModel(dense)
-        together = fit_many(model, windows, spans, {n: Fitting(find_method(n)) for n in names})
+        together = fit_many(
+            Runner(model), windows, spans, {n: Fitting(find_method(n)) for n in names}
+        )
         for name in names:
-            alone = fit_gaps(model, windows, spans, Fitting(find_method(name)))
+            alone = fit_gaps(Runner(model), windows, spans, Fitting(find_method(name)))
             for span in spans:
                 assert together[name][span].scale == alone[span].scale
                 both = together[name][span].delta, alone[span].delta

@@ -12,6 +12,7 @@ from ghostlayers.calibration import cuts as measuring
 from ghostlayers.calibration import fitting as fits
 from ghostlayers.calibration import scoring
 from ghostlayers.calibration.fitting import Fitting
+from ghostlayers.calibration.passes import Runner
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.repairs.base import Repair, linear
 from ghostlayers.repairs.hadamard import hadamard
@@ -85,7 +86,7 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 
 
 def test_ghost_as_published_on_trained_weights(layerwise: Any, windows: Windows) -> None:
-    got = fits.fit_gaps(layerwise, windows, GAPS, fitting(), batch_size=7)
+    got = fits.fit_gaps(Runner(layerwise, 7), windows, GAPS, fitting())
     streams = literal_streams(layerwise.network, windows.input_ids)
     for span in GAPS:
         want = literal_ghost(streams[span.start], streams[span.stop])
@@ -97,7 +98,7 @@ def test_linearpatch_as_published_on_trained_weights(
     layerwise: Any, windows: Windows, name: str
 ) -> None:
     method = find_method(name)
-    got = fits.fit_gaps(layerwise, windows, GAPS, fitting(method=method), batch_size=7)
+    got = fits.fit_gaps(Runner(layerwise, 7), windows, GAPS, fitting(method=method))
     streams = literal_streams(layerwise.network, windows.input_ids).double()
     h = hadamard(48) if name == "linearpatch-hadamard" else torch.eye(48).double()
     for span in GAPS:
@@ -108,22 +109,22 @@ def test_linearpatch_as_published_on_trained_weights(
 
 
 def test_later_gaps_are_fitted_on_the_repaired_stream(layerwise: Any, windows: Windows) -> None:
-    got = fits.fit_gaps(layerwise, windows, GAPS, fitting(repaired_inputs=True), batch_size=7)
+    got = fits.fit_gaps(Runner(layerwise, 7), windows, GAPS, fitting(repaired_inputs=True))
     dense = literal_streams(layerwise.network, windows.input_ids)
     done: dict[Span, Tensor] = {}
     for span in GAPS:
         repaired = literal_streams(layerwise.network, windows.input_ids, done)
         done[span] = literal_ghost(repaired[span.start], dense[span.stop])
         assert relative_error(got[span].delta, done[span]) < 1e-5
-    original = fits.fit_gaps(layerwise, windows, GAPS, fitting())
+    original = fits.fit_gaps(Runner(layerwise), windows, GAPS, fitting())
     assert relative_error(original[GAPS[1]].delta, got[GAPS[1]].delta) > 1e-2
 
 
 def test_fits_do_not_depend_on_the_batch_size(layerwise: Any, windows: Windows) -> None:
     for repaired in (False, True):
         how = fitting(repaired_inputs=repaired, token_weight="relative", options=FitOptions())
-        one = fits.fit_gaps(layerwise, windows, GAPS, how, batch_size=1)
-        many = fits.fit_gaps(layerwise, windows, GAPS, how, batch_size=30)
+        one = fits.fit_gaps(Runner(layerwise, 1), windows, GAPS, how)
+        many = fits.fit_gaps(Runner(layerwise, 30), windows, GAPS, how)
         for span in GAPS:
             assert relative_error(one[span].delta, many[span].delta) < 1e-3  # float32 streams
             assert one[span].num_tokens == many[span].num_tokens == 30 * 64
@@ -131,7 +132,7 @@ def test_fits_do_not_depend_on_the_batch_size(layerwise: Any, windows: Windows) 
 
 def test_scores_are_those_of_stored_streams(layerwise: Any, windows: Windows) -> None:
     spans = [Span(i, i + 2) for i in range(7)]
-    table, sample = scoring.measure_scores(layerwise, windows, spans, batch_size=7)
+    table, sample = scoring.measure_scores(Runner(layerwise, 7), windows, spans)
     streams = literal_streams(layerwise.network, windows.input_ids)
     for score in table.spans:
         cosines = cosine_similarity(streams[score.span.start], streams[score.span.stop], dim=-1)
@@ -147,7 +148,7 @@ def test_scores_are_those_of_stored_streams(layerwise: Any, windows: Windows) ->
 def test_the_published_cosine_is_over_tokens(layerwise: Any, windows: Windows) -> None:
     spans = [Span(i, i + 2) for i in range(7)]
     table, _ = scoring.measure_scores(
-        layerwise, windows, spans, cosine_axis="tokens", residuals=False, batch_size=7
+        Runner(layerwise, 7), windows, spans, cosine_axis="tokens", residuals=False
     )
     streams = literal_streams(layerwise.network, windows.input_ids).unflatten(1, (30, 64))
     for score in table.spans:
@@ -161,7 +162,7 @@ def test_the_residual_of_a_span_is_that_of_its_sampled_tokens(
     layerwise: Any, windows: Windows
 ) -> None:
     span = Span(2, 5)
-    table, sample = scoring.measure_scores(layerwise, windows, [span])
+    table, sample = scoring.measure_scores(Runner(layerwise), windows, [span])
     assert sample is not None
     x, y = sample.streams[2].double(), sample.streams[5].double()
     held_out = sample.held_out()
@@ -177,9 +178,9 @@ def test_the_residual_of_a_span_is_that_of_its_sampled_tokens(
 def test_losses_are_those_of_the_built_model(
     layerwise: Any, windows: Windows, cut: tuple[Span, ...]
 ) -> None:
-    operators = fits.fit_gaps(layerwise, windows, cut, fitting(stored_dtype=torch.float32))
+    operators = fits.fit_gaps(Runner(layerwise), windows, cut, fitting(stored_dtype=torch.float32))
     few = windows.first(5)
-    got = measuring.measure_cuts(layerwise, few, {"cut": operators}, batch_size=2)
+    got = measuring.measure_cuts(Runner(layerwise, 2), few, {"cut": operators})
     built = ghostlayers.surgery.removal.prune_layers(layerwise, cut, operators)
     with torch.no_grad():
         q = built(input_ids=few.input_ids, use_cache=False).logits[:, :-1].flatten(0, 1)
@@ -200,9 +201,9 @@ def test_logits_in_pieces_give_the_same_losses(
     layerwise: Any, windows: Windows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuts = {"cut": measuring.unrepaired([Span(2, 4)])}
-    whole = measuring.measure_cuts(layerwise, windows.first(2), cuts)
+    whole = measuring.measure_cuts(Runner(layerwise), windows.first(2), cuts)
     monkeypatch.setattr(measuring, "LOGITS_AT_ONCE", 10 * 256)
-    pieces = measuring.measure_cuts(layerwise, windows.first(2), cuts)
+    pieces = measuring.measure_cuts(Runner(layerwise), windows.first(2), cuts)
     for name in whole:
         assert pieces[name].loss_nats == pytest.approx(whole[name].loss_nats, rel=1e-6)
         assert pieces[name].num_tokens == whole[name].num_tokens
@@ -213,15 +214,15 @@ def test_ghost_beats_the_patch_and_the_patch_the_cut(layerwise: Any, windows: Wi
     cuts = {"none": measuring.unrepaired([span])}
     for name in ("linearpatch-diag", "ghost"):
         how = Fitting(find_method(name))
-        cuts[name] = fits.fit_gaps(layerwise, windows.first(24), [span], how)
-    losses = measuring.measure_cuts(layerwise, windows.split_at(24)[1], cuts)
+        cuts[name] = fits.fit_gaps(Runner(layerwise), windows.first(24), [span], how)
+    losses = measuring.measure_cuts(Runner(layerwise), windows.split_at(24)[1], cuts)
     assert losses["dense"].loss_nats < losses["ghost"].loss_nats
     assert losses["ghost"].loss_nats < losses["linearpatch-diag"].loss_nats
     assert losses["ghost"].kl_nats < losses["none"].kl_nats / 2
 
 
 def test_norms_without_scores(layerwise: Any, windows: Windows) -> None:
-    profile = scoring.measure_norms(layerwise, windows.first(3), batch_size=2)
+    profile = scoring.measure_norms(Runner(layerwise, 2), windows.first(3))
     assert isinstance(profile, NormProfile)
     want = literal_streams(layerwise.network, windows.first(3).input_ids).norm(dim=-1)
     torch.testing.assert_close(profile.norms, want, rtol=1e-4, atol=1e-4)
@@ -237,9 +238,9 @@ def test_a_race_measures_the_same_losses_and_gives_up_the_hopeless(
         "ruin": {ruin: Repair("ghost", linear(ruined))},
     }
     few = windows.first(8)
-    race, own = measuring.race_cuts(layerwise, few, cuts, batch_size=2)
-    whole = measuring.measure_cuts(layerwise, few, cuts)
-    first = measuring.measure_cuts(layerwise, few.first(4), cuts)
+    race, own = measuring.race_cuts(Runner(layerwise, 2), few, cuts)
+    whole = measuring.measure_cuts(Runner(layerwise), few, cuts)
+    first = measuring.measure_cuts(Runner(layerwise), few.first(4), cuts)
     assert race.best == "good"
     assert race.left == {"ruin"}
     assert len(own) == len(race.losses["good"]) == len(race.losses["ruin"]) == 4
@@ -247,7 +248,7 @@ def test_a_race_measures_the_same_losses_and_gives_up_the_hopeless(
     assert float(race.losses["good"].mean()) == pytest.approx(first["good"].loss_nats, rel=1e-5)
     assert race.behind("good") == (0.0, 0.0)
     close = {"good": cuts["good"], "same": measuring.unrepaired([good])}
-    race, own = measuring.race_cuts(layerwise, few, close, batch_size=3)
+    race, own = measuring.race_cuts(Runner(layerwise, 3), few, close)
     assert len(own) == len(race.losses["same"]) == 8
     assert float(race.losses["same"].mean()) == pytest.approx(whole["good"].loss_nats, rel=1e-5)
     assert race.best == "good"  # the first of equal ones

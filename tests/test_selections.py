@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 import families
 import ghostlayers
-from ghostlayers.calibration import measuring, scoring, search, steps
+from ghostlayers.calibration import measuring, scoring, search
 from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fitting import Fitting, fit_gaps
 from ghostlayers.calibration.gradients import layer_gradients
+from ghostlayers.calibration.passes import Runner
 from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.proof import Verification
 from ghostlayers.cli import app
@@ -160,7 +161,7 @@ def literal_influence(model: Any, ids: Tensor, deltas: dict[Span, Tensor]) -> li
 
 def test_angles_are_those_of_the_last_tokens(layerwise: Any, windows: Windows) -> None:
     table, _ = scoring.measure_scores(
-        layerwise, windows, [Span(i, i + 3) for i in range(6)], residuals=False, batch_size=5
+        Runner(layerwise, 5), windows, [Span(i, i + 3) for i in range(6)], residuals=False
     )
     last = literal_streams(layerwise.network, windows.input_ids)[:, :, -1].double()
     for score in table.spans:
@@ -240,7 +241,7 @@ def test_taylor_is_that_of_plain_autograd(layerwise: Any, windows: Windows, norm
 
 def test_taylor_sees_through_repairs(layerwise: Any, windows: Windows) -> None:
     spans = (Span(2, 4), Span(5, 6))
-    repairs = fit_gaps(layerwise, windows, spans, ghost())
+    repairs = fit_gaps(Runner(layerwise), windows, spans, ghost())
     built = prune_layers(layerwise, spans, repairs)
     want = literal_taylor(built, windows.input_ids[:3], ("proj",))
     layerwise.network.requires_grad_(False)
@@ -494,7 +495,7 @@ def test_greedy_candidates_lie_low_or_beside_a_gap() -> None:
 
 
 def test_a_cut_starts_from_what_it_shares(layerwise: Any, windows: Windows) -> None:
-    first = fit_gaps(layerwise, windows, (Span(1, 2), Span(5, 6)), ghost())
+    first = fit_gaps(Runner(layerwise), windows, (Span(1, 2), Span(5, 6)), ghost())
     grown = {Span(1, 2): first[Span(1, 2)], Span(4, 6): first[Span(5, 6)]}
     assert Cut(layerwise, grown).fork_from(first) == 4
     assert Cut(layerwise, first).fork_from(first) == 8

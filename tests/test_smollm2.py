@@ -14,6 +14,7 @@ import ghostlayers
 from ghostlayers.calibration import cuts as measuring
 from ghostlayers.calibration import fitting
 from ghostlayers.calibration.fitting import make_fitting
+from ghostlayers.calibration.passes import Runner
 from ghostlayers.demo import walkthrough
 from ghostlayers.demo.model import SHA256, demo_model, file_sha256
 from ghostlayers.demo.reference_text import group_topics, split_topics
@@ -66,7 +67,7 @@ def test_ghost_recovers_most_and_linearpatch_little(
 ) -> None:
     spans, _ = chosen
     cuts = {"cut": measuring.unrepaired(spans), **fitted}
-    losses = measuring.measure_cuts(demo.dense, demo.evaluation.first(4), cuts)
+    losses = measuring.measure_cuts(Runner(demo.dense), demo.evaluation.first(4), cuts)
     excess = {name: sums.loss_nats - losses["dense"].loss_nats for name, sums in losses.items()}
     assert 0 < excess["Ghost"] < 0.7 * excess["cut"]
     assert excess["Ghost"] < excess["LinearPatch"] < excess["cut"]
@@ -80,9 +81,9 @@ def test_across_a_birth_balanced_weights_are_better_than_relative_and_uniform_on
     for weight in ("uniform", "relative", "balanced"):
         recipe = Recipe(**{**RECIPE.to_dict(), "token_weight": weight})
         cuts[weight] = fitting.fit_gaps(
-            demo.dense, demo.scored, [span], make_fitting(demo.dense, recipe)
+            Runner(demo.dense), demo.scored, [span], make_fitting(demo.dense, recipe)
         )
-    losses = measuring.measure_cuts(demo.dense, demo.held_out.first(2), cuts)
+    losses = measuring.measure_cuts(Runner(demo.dense), demo.held_out.first(2), cuts)
     assert losses["relative"].loss_nats < losses["uniform"].loss_nats
     assert losses["balanced"].loss_nats < losses["relative"].loss_nats - 0.2
 

@@ -13,6 +13,7 @@ from families import build
 from ghostlayers import modeling
 from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.calibration.passes import Runner
 from ghostlayers.errors import InputError, SpanError, UnsupportedModelError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import find_decoder_layers
@@ -266,7 +267,7 @@ def fitted(dense: Any, name: str, spans: tuple[Span, ...]) -> dict[Span, Repair]
     method = find_method(name)
     check_method(DenseModel(dense), method, spans)
     how = Fitting(method, FitOptions(ridge=1e-4), token_weight="relative")
-    return fit_gaps(DenseModel(dense), random_windows(), spans, how)
+    return fit_gaps(Runner(DenseModel(dense)), random_windows(), spans, how)
 
 
 @pytest.mark.parametrize("cut", ["middle", "last", "two gaps"])

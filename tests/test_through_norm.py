@@ -10,6 +10,7 @@ import torch
 from families import build
 from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fitting import Fitting, fit_gaps, fit_many
+from ghostlayers.calibration.passes import Runner
 from ghostlayers.errors import InputError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import find_decoder_layers
@@ -179,9 +180,9 @@ def test_fitted_beside_others_it_is_what_it_is_alone() -> None:
     names = ("ghost", "refit:1", "refit:2:ridge=auto", "none")
     fittings = {name: Fitting(find_method(name), FitOptions(ridge=1e-4)) for name in names}
     layerwise = DenseModel(dense)
-    together = fit_many(layerwise, random_windows(), spans, fittings)
+    together = fit_many(Runner(layerwise), random_windows(), spans, fittings)
     for name, fitting in fittings.items():
-        alone = fit_gaps(layerwise, random_windows(), spans, fitting, batch_size=3)
+        alone = fit_gaps(Runner(layerwise, 3), random_windows(), spans, fitting)
         for span in spans:
             one, other = alone[span], together[name][span]
             assert one.relative_residual == pytest.approx(other.relative_residual, rel=1e-6)

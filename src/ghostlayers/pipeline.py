@@ -1,20 +1,11 @@
-"""The map: text -> tokens -> scores -> layers that go -> closed-form repair -> surgery -> proof.
+"""What people ask for: prune, plan and score, a few verbs of a `Study` each, and evaluate."""
 
-Each line of `prune` is one of these steps.
-"""
-
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostlayers.calibration import journal, steps
-from ghostlayers.calibration.fingerprint import run_request
-from ghostlayers.calibration.fitting import make_fitting, sums_bytes, tokens_bytes
-from ghostlayers.calibration.steps import Run
 from ghostlayers.checkpoint import records
-from ghostlayers.checkpoint.record import make_record
 from ghostlayers.evaluation import (
     EvaluationResult,
     LoadedTasks,
@@ -24,30 +15,23 @@ from ghostlayers.evaluation import (
     evaluate_windows,
     open_tasks,
 )
-from ghostlayers.model import multimodal
-from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import check_causal, leaves_models_alone
-from ghostlayers.plan.probe import probe_blindly
 from ghostlayers.plan.saving import CHECKPOINT, Output
-from ghostlayers.plan.stages import plan_prune, seconds_since_start
+from ghostlayers.plan.stages import seconds_since_start
 from ghostlayers.plan.units import Plan
 from ghostlayers.preparation import (
     Documents,
-    check_request,
+    check_asked,
     check_result,
     make_recipe,
     open_model,
-    read_calibration,
     read_evaluation,
 )
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.runtime.machine import versions
-from ghostlayers.runtime.parallel import check_same, world
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.selection import ScoreTable
-from ghostlayers.surgery import removal
-from ghostlayers.surgery.stock_layer import as_stock_layers
+from ghostlayers.study import Study, plan_run
 from ghostlayers.text import corpora, tokens
 
 
@@ -92,67 +76,18 @@ def prune(
         GhostlayersError: bad input or numbers; see `ghostlayers.errors`.
     """
     recipe = make_recipe(recipe, choices)
-    run = Run(_options_for(recipe, options), progress or Silent())
-    dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
-    started = seconds_since_start()
+    options = dataclasses.replace(options or RunOptions(), preset=recipe.preset)
+    dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
     check_result(dense, recipe)
-    corpus, windows, held_out = read_calibration(dense, recipe, data, progress=run.progress)
-    check_causal(dense)
+    study = Study.open(dense, recipe, data=data, options=options, progress=progress)
     if show_text is not None:
-        show_text(windows.preview)
-    fitting = make_fitting(dense, recipe)
-    measured_on = held_out.first(recipe.num_held_out_windows)
+        show_text(study.windows.preview)
     if show_plan is not None:
-        output = output or Output(folder=None if keep is None else Path(keep).parent)
-        show_plan(_plan(dense, recipe, run.options, started, output))
-
-    with _keeping(keep, dense, recipe, windows.joined_with(held_out), run.options):
-        found = steps.choose_spans(run, dense, windows, held_out, recipe, fitting)
-        spans, table = found.spans, found.table
-        check_same("choice of layers", spans)
-        fit_windows = windows.first(recipe.num_fit_windows)
-        dense.residency.memory.spent += sums_bytes(dense, fitting, spans)
-        dense.residency.memory.spent += tokens_bytes(
-            dense, fitting, fit_windows.input_ids.numel(), spans
-        )
-        repairs = found.repairs or steps.fit_repairs(run, dense, fit_windows, spans, fitting)
-        evidence = steps.measure_evidence(run, dense, measured_on, repairs)
-        births = steps.find_births(run, dense, windows, spans, table)
-    pruned = removal.prune_layers(dense, spans, repairs)
-    if recipe.export == "stock-layer":
-        pruned = as_stock_layers(dense, pruned, spans, repairs)
-
-    return PrunedModel(
-        model=multimodal.whole_of(pruned),
-        dense=dense,
-        recipe=recipe,
-        spans=spans,
-        num_layers=dense.num_layers,
-        repairs=repairs,
-        table=table,
-        evidence=evidence,
-        births=births,
-        kept_in=None if keep is None else Path(keep),
-        record=multimodal.described(dense.network)
-        | make_record(
-            base=dense.base,
-            recipe=recipe,
-            corpus=corpus,
-            windows=windows,
-            spans=spans,
-            num_layers=dense.num_layers,
-            repairs=repairs,
-            table=table,
-            evidence=evidence,
-            measured_on=(corpus.name, measured_on),
-            versions=versions(),
-        ),
-    )
-
-
-def _options_for(recipe: Recipe, options: RunOptions | None) -> RunOptions:
-    """A preset's type, too, unless the caller names one."""
-    return dataclasses.replace(options or RunOptions(), preset=recipe.preset)
+        folder = None if keep is None else Path(keep).parent
+        show_plan(study.plan(output or Output(folder=folder)))
+    with study.keeping(keep) as kept:
+        cut = kept.choose()
+        return kept.build(cut, kept.fit(cut)[recipe.repair])
 
 
 def plan(
@@ -175,50 +110,10 @@ def plan(
         GhostlayersError: a request that cannot work.
     """
     recipe = make_recipe(recipe, choices)
-    options = _options_for(recipe, options)
+    options = dataclasses.replace(options or RunOptions(), preset=recipe.preset)
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
-    started = seconds_since_start()
     check_result(dense, recipe)
-    return _plan(dense, recipe, options, started, output)
-
-
-def _plan(
-    dense: DenseModel,
-    recipe: Recipe,
-    options: RunOptions,
-    started: float,
-    output: Output | None,
-) -> Plan:
-    speed = probe_blindly(dense, recipe.sequence_length, options.batch_size)
-    return plan_prune(
-        dense,
-        recipe,
-        speed,
-        started=started,
-        output=output,
-        processes=world().size,
-    )
-
-
-@contextlib.contextmanager
-def _keeping(
-    folder: str | Path | None,
-    loaded: DenseModel,
-    recipe: Recipe,
-    windows: tokens.Windows,
-    options: RunOptions,
-) -> Iterator[None]:
-    """Keep a run's passes in a folder, if there is one; check that all processes run the same."""
-    if folder is None and world().size == 1:  # nobody asks what the run is
-        yield
-        return
-    request = run_request(loaded, recipe, windows, options)
-    check_same("request", request)
-    if folder is None:
-        yield
-        return
-    with journal.keeping(Path(folder), request):
-        yield
+    return plan_run(dense, recipe, options, seconds_since_start(), output)
 
 
 @leaves_models_alone
@@ -243,15 +138,20 @@ def score(
         GhostlayersError: bad input or numbers.
     """
     recipe = make_recipe(recipe, choices)
-    run = Run(_options_for(recipe, options), progress or Silent())
-    dense = open_model(model, tokenizer, run.options, revision)
-    check_request(dense, recipe, surgery_follows=False)
-    _, windows, held_out = read_calibration(dense, recipe, data, progress=run.progress)
-    check_causal(dense)
+    check_asked(recipe)
+    study = Study.open(
+        model,
+        recipe,
+        tokenizer=tokenizer,
+        data=data,
+        options=options,
+        revision=revision,
+        surgery_follows=False,
+        progress=progress,
+    )
     if show_text is not None:
-        show_text(windows.preview)
-    fitting = make_fitting(dense, recipe)
-    return steps.measure_table(run, dense, windows, held_out, recipe, fitting, residuals=True)
+        show_text(study.windows.preview)
+    return study.scores()
 
 
 @leaves_models_alone
@@ -292,11 +192,11 @@ def evaluate(
     Raises:
         GhostlayersError: bad input.
     """
-    run = Run(options or RunOptions(), progress or Silent())
+    options, progress = options or RunOptions(), progress or Silent()
     sources = [data] if isinstance(data, (str, Path, corpora.Corpus)) else list(data)
     joins = corpora.one_separator_each(separators, len(sources))
-    opened = open_model(model, tokenizer, run.options, revision)
-    dense = None if against is None else open_model(against, opened.tokenizer, run.options)
+    opened = open_model(model, tokenizer, options, revision)
+    dense = None if against is None else open_model(against, opened.tokenizer, options)
     for each in (opened, dense):
         if each is not None:
             check_causal(each)
@@ -312,7 +212,7 @@ def evaluate(
             sequence_length=sequence_length,
             max_windows=max_windows,
             bos=bos,
-            progress=run.progress,
+            progress=progress,
         )
         tokens.check_tokens(opened.network, opened.tokenizer, windows)
         results.append(
@@ -321,10 +221,10 @@ def evaluate(
                 windows,
                 corpus=corpus.name,
                 against=None if dense is None else dense.network,
-                batch_size=run.options.batch_size or 8,
+                batch_size=options.batch_size or 8,
                 complete=corpus.complete,
                 calibration=calibrated_on,
-                progress=run.progress,
+                progress=progress,
             )
         )
     return results
@@ -363,11 +263,11 @@ def evaluate_on_tasks(
     Raises:
         GhostlayersError: bad input, or lm-evaluation-harness is not installed.
     """
-    run = Run(options or RunOptions(), progress or Silent())
+    options, progress = options or RunOptions(), progress or Silent()
     if not isinstance(tasks, LoadedTasks):
         tasks = open_tasks(tasks, tasks_path=tasks_path, trust_tasks=trust_tasks, seed=seed)
-    opened = open_model(model, tokenizer, run.options, revision)
-    dense = None if against is None else open_model(against, opened.tokenizer, run.options)
+    opened = open_model(model, tokenizer, options, revision)
+    dense = None if against is None else open_model(against, opened.tokenizer, options)
     for each in (opened, dense):
         if each is not None:
             check_causal(each)
@@ -377,8 +277,8 @@ def evaluate_on_tasks(
             each.tokenizer,
             tasks,
             limit=limit,
-            batch_size=run.options.batch_size or 8,
-            progress=run.progress,
+            batch_size=options.batch_size or 8,
+            progress=progress,
         )
         for each in (opened, dense)
         if each is not None

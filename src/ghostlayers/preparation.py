@@ -85,6 +85,30 @@ def _check_config(name: str, revision: str | None) -> None:
             check_config(part)
 
 
+def check_model(loaded: DenseModel, recipe: Recipe, *, surgery_follows: bool = True) -> None:
+    """Refuse a model that cannot be cut at all, or that is too short for the windows.
+
+    Raises:
+        UnsupportedModelError: the family cannot be cut.
+        WindowError: the windows are longer than the model's positions.
+    """
+    if surgery_follows:
+        family_of(loaded.network)
+        check_tokenizer(loaded.tokenizer)
+        _refuse_quantized(multimodal.whole_of(loaded.network))
+    tokens.check_sequence_length(loaded.config, recipe.sequence_length)
+
+
+def check_asked(recipe: Recipe) -> None:
+    """Refuse a recipe that does not say what goes.
+
+    Raises:
+        RecipeError: neither a number of layers nor their names.
+    """
+    if recipe.layers is None and recipe.remove is None:
+        raise RecipeError("say how many layers to remove (--layers) or which (--remove).")
+
+
 def check_request(loaded: DenseModel, recipe: Recipe, *, surgery_follows: bool = True) -> None:
     """Refuse what cannot work with this model.
 
@@ -99,10 +123,8 @@ def check_request(loaded: DenseModel, recipe: Recipe, *, surgery_follows: bool =
         WindowError: the windows are longer than the model's positions.
         InputError: the repair cannot handle the model's hidden size.
     """
-    if surgery_follows:
-        family_of(loaded.network)
-        check_tokenizer(loaded.tokenizer)
-        _refuse_quantized(multimodal.whole_of(loaded.network))
+    check_asked(recipe)
+    check_model(loaded, recipe, surgery_follows=surgery_follows)
     try:
         _check(loaded, recipe, surgery_follows=surgery_follows)
     except (UnsupportedModelError, InputError) as error:
@@ -130,13 +152,11 @@ def _check(loaded: DenseModel, recipe: Recipe, *, surgery_follows: bool = True) 
         _check_kept(removed, recipe, loaded.num_layers)
         if surgery_follows:
             removal.check_cut(loaded, gaps)
-    elif recipe.layers is None:
-        raise RecipeError("say how many layers to remove (--layers) or which (--remove).")
     else:
+        assert recipe.layers is not None
         check_count(recipe.layers, loaded.num_layers)
         if surgery_follows:
             check_selection(loaded, recipe, loaded.num_layers)
-    tokens.check_sequence_length(loaded.network.config, recipe.sequence_length)
     method = find_method(recipe.repair)
     if surgery_follows and not method.savable:
         raise RecipeError(

@@ -10,11 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ghostlayers.calibration.passes import visit
+from ghostlayers.calibration.passes import Pass, Runner
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import MicroBatch, Stream, Tap, check_finite, micro_batches
 from ghostlayers.repairs.base import Repair
-from ghostlayers.runtime.progress import Progress
 from ghostlayers.spans import Span
 from ghostlayers.statistics.losses import LossSums, Reference, sum_losses, token_losses
 from ghostlayers.statistics.race import Race, run_race
@@ -42,6 +41,12 @@ class Cut:
         self.weights: dict[int, dict[str, Tensor]] = {}
         for span, repair in self.repairs.items():
             self.weights.update(layer_weights(model, span, repair))
+
+    @property
+    def kept_layers(self) -> int:
+        """Decoder layers that run behind the fork."""
+        removed = sum(map(len, self.repairs))
+        return self.model.num_layers - self.fork - removed
 
     @property
     def fork(self) -> int:
@@ -109,46 +114,74 @@ def unrepaired(spans: "tuple[Span, ...] | list[Span]") -> dict[Span, Repair]:
 
 
 def measure_cuts(
-    model: DenseModel,
+    runner: Runner,
     windows: Windows,
     cuts: Mapping[str, Mapping[Span, Repair]],
     *,
-    batch_size: int = 0,
     divergence: bool = True,
-    progress: Progress | None = None,
-    description: str = "Measuring losses",
+    title: str = "Measuring losses",
 ) -> dict[str, LossSums]:
     """Losses of the dense model and of cut models.
 
     Args:
-        model: the dense model.
+        runner: of the dense model.
         windows: held-out windows.
         cuts: repairs by gap, by name.
-        batch_size: windows at a time; 0 chooses.
         divergence: also compare with the dense model, not only with the text.
-        progress: told of every window.
-        description: of the stage.
+        title: of the pass.
 
     Returns:
         Loss, divergence from dense and agreement of ``dense`` and of every cut.
     """
+    model = runner.model
     ready = {name: Cut(model, repairs) for name, repairs in cuts.items()}
     totals = _LossTotals([DENSE, *cuts])
-    visited = visit(
-        model,
-        windows,
-        totals,
-        description=description,
-        batch_size=batch_size,
-        copies=2 + len(cuts),
-        progress=progress,
+    declared = loss_pass(
+        model, len(windows), [cut.kept_layers for cut in ready.values()], divergence, title
     )
-    for _, ids in visited:
+    for _, ids in runner.visit(declared, windows, totals):
         batch, streams = _cut_streams(model, ids, ready, Cut(model, {}))
         for window in range(ids.shape[0]):
             for name, sums in _window_losses(model, batch, streams, window, divergence).items():
                 totals.add(name, sums)
     return totals.losses()
+
+
+DIVERGENCE = 1.6
+"""A head whose predictions are compared with the dense model's, in heads that only give a loss.
+
+Measured: ``benchmarks/plan.py`` compares planned with real seconds.
+"""
+
+
+def loss_pass(
+    model: DenseModel,
+    windows: int,
+    behind: Sequence[float],
+    divergence: bool,
+    title: str,
+    *,
+    key: str = "losses",
+) -> Pass:
+    """The pass of `measure_cuts` and of a lap of `race_cuts`.
+
+    Args:
+        model: the dense model, which runs whole.
+        windows: that it visits.
+        behind: for every cut, layers that run from where it leaves the dense model.
+        divergence: also compare with the dense model.
+        title: on the screen.
+        key: in the journal.
+    """
+    heads = 1 + len(behind) * (DIVERGENCE if divergence else 1.0)
+    return Pass(
+        key,
+        title,
+        windows,
+        layers=windows * (model.num_layers + sum(behind)),
+        heads=windows * heads,
+        copies=2 + len(behind),
+    )
 
 
 class _LossTotals:
@@ -172,6 +205,18 @@ class _LossTotals:
         return {n: LossSums(int(r[0]), r[1], r[2], int(r[3])) for n, r in found.items()}
 
 
+def measure_evidence(
+    runner: Runner, held_out: Windows, repairs: Mapping[Span, Repair]
+) -> dict[str, LossSums]:
+    """Losses of the dense, the cut and the repaired model on windows that nothing was fitted on."""
+    if len(held_out) == 0:
+        return {}
+    models = {"cut": unrepaired(list(repairs))}
+    if any(repair.changes_something for repair in repairs.values()):
+        models["repaired"] = dict(repairs)
+    return measure_cuts(runner, held_out, models, title="Measuring what it costs")
+
+
 def _cut_streams(
     model: DenseModel, ids: Tensor, cuts: Mapping[str, Cut], base: Cut
 ) -> tuple[MicroBatch, dict[str, Tensor]]:
@@ -191,11 +236,7 @@ def _cut_streams(
 
 @torch.no_grad()
 def stream_distances(
-    model: DenseModel,
-    windows: Windows,
-    cuts: Mapping[str, Mapping[Span, Repair]],
-    *,
-    batch_size: int = 0,
+    runner: Runner, windows: Windows, cuts: Mapping[str, Mapping[Span, Repair]]
 ) -> dict[str, dict[int, float]]:
     """How far cut models' streams lie from the dense one behind the first gap.
 
@@ -203,10 +244,11 @@ def stream_distances(
         By name and boundary of the dense model, the mean over tokens of ||h - h_dense||^2 /
         ||h_dense||^2.
     """
+    model = runner.model
     ready = {name: Cut(model, repairs) for name, repairs in cuts.items()}
     sums: dict[str, dict[int, float]] = {name: {} for name in cuts}
     tokens = 0
-    for ids in micro_batches(model, windows, batch_size):
+    for ids in micro_batches(model, windows, runner.batch_size):
         batch, stream = model.begin(ids)
         dense = dict(Cut(model, {}).walk(batch, stream))
         tokens += ids.numel()
@@ -238,14 +280,12 @@ def _distance_to(
 
 
 def race_cuts(
-    model: DenseModel,
+    runner: Runner,
     windows: Windows,
     cuts: Mapping[str, Mapping[Span, Repair]],
     *,
     base: Mapping[Span, Repair] | None = None,
-    batch_size: int = 0,
-    progress: Progress | None = None,
-    description: str = "Measuring candidates",
+    title: str = "Measuring candidates",
 ) -> tuple[Race, Tensor]:
     """Which of many cuts loses least; see `scores.race`.
 
@@ -255,6 +295,7 @@ def race_cuts(
     Returns:
         The race, and the base's own mean loss of every window that any cut was measured on.
     """
+    model = runner.model
     trunk = Cut(model, base or {})
     ready = {name: Cut(model, repairs) for name, repairs in cuts.items()}
     own: list[Tensor] = []
@@ -262,16 +303,15 @@ def race_cuts(
     def measure(names: Sequence[str], start: int, stop: int) -> dict[str, Tensor]:
         part = windows.split_at(start)[1].first(stop - start)
         losses = _WindowLosses([DENSE, *names], len(part))
-        visited = visit(
+        declared = loss_pass(
             model,
-            part,
-            losses,
-            description=f"{description} ({len(names)} on windows {start + 1}-{stop})",
-            batch_size=batch_size,
-            copies=2 + len(names),
-            progress=progress,
+            len(part),
+            [ready[name].kept_layers for name in names],
+            False,
+            f"{title} ({len(names)} on windows {start + 1}-{stop})",
+            key=f"race on {start + 1}-{stop}",
         )
-        for first, ids in visited:
+        for first, ids in runner.visit(declared, part, losses):
             running = {name: ready[name] for name in names}
             batch, streams = _cut_streams(model, ids, running, trunk)
             for window in range(ids.shape[0]):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ghostlayers.calibration.gathering import Gatherer, Layout, gathered_features
-from ghostlayers.calibration.passes import share, visit, whole
+from ghostlayers.calibration.passes import Pass, Runner
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import MicroBatch, Stream, Tap, check_finite
 from ghostlayers.modeling import norm_eps
@@ -35,7 +35,7 @@ from ghostlayers.repairs.piecewise import common_directions
 from ghostlayers.repairs.stack import stack
 from ghostlayers.repairs.through_norm import SOLVES, ChannelSums, Writing, whitened
 from ghostlayers.runtime.parallel import add_up, by_first
-from ghostlayers.runtime.progress import Advance, Progress, Silent
+from ghostlayers.runtime.progress import Advance
 from ghostlayers.spans import Span, removed_layers
 from ghostlayers.statistics import moments
 from ghostlayers.statistics.moments import TokenWeight
@@ -126,58 +126,56 @@ def tokens_bytes(
 
 
 def fit_gaps(
-    model: DenseModel,
-    windows: Windows,
-    spans: Sequence[Span],
-    fitting: Fitting,
-    *,
-    batch_size: int = 0,
-    progress: Progress | None = None,
+    runner: Runner, windows: Windows, spans: Sequence[Span], fitting: Fitting
 ) -> dict[Span, Repair]:
     """Fit one repair a gap.
 
     Args:
-        model: the dense model.
+        runner: of the dense model.
         windows: what to fit on.
         spans: the gaps, in order.
         fitting: how.
-        batch_size: windows at a time; 0 chooses.
-        progress: told of every window.
 
     Raises:
         NumericalError: the fit is impossible.
     """
-    return fit_many(model, windows, spans, {"": fitting}, batch_size=batch_size, progress=progress)[
-        ""
-    ]
+    return fit_many(runner, windows, spans, {"": fitting})[""]
 
 
 def fit_many(
-    model: DenseModel,
+    runner: Runner,
     windows: Windows,
     spans: Sequence[Span],
     fittings: Mapping[str, Fitting],
-    *,
-    batch_size: int = 0,
-    progress: Progress | None = None,
 ) -> dict[str, dict[Span, Repair]]:
     """Fit several repairs of the same cut, sharing all that they can; arguments as `fit_gaps`.
 
     Evidence that several methods want of the same stream is gathered once. A method that cannot be
     fitted stops them all: check it beforehand with `features.check_method`.
     """
-    progress = progress or Silent()
+    model, num_tokens = runner.model, windows.input_ids.numel()
+    size = sum(
+        sums_bytes(model, each, spans) + tokens_bytes(model, each, num_tokens, spans)
+        for each in fittings.values()
+    )
+    with model.residency.memory.taking(size):
+        return _fit_many(runner, windows, spans, fittings)
+
+
+def _fit_many(
+    runner: Runner, windows: Windows, spans: Sequence[Span], fittings: Mapping[str, Fitting]
+) -> dict[str, dict[Span, Repair]]:
     found: dict[str, dict[Span, Repair]] = {}
     for per_layer in (False, True):
         these = {n: f for n, f in fittings.items() if stacks(f.method, spans) == per_layer}
         if not these:
             continue
         if not per_layer:
-            found |= _fit_together(model, windows, spans, these, batch_size, progress)
+            found |= _fit_together(runner, windows, spans, these)
             continue
         exact = {name: replace(f, stored_dtype=torch.float64) for name, f in these.items()}
         parts = parts_of(next(iter(these.values())).method, spans)
-        single = _fit_together(model, windows, parts, exact, batch_size, progress)
+        single = _fit_together(runner, windows, parts, exact)
         found |= {
             name: {span: each.rounded(these[name].stored_dtype) for span, each in whole.items()}
             for name, whole in ((name, stack(repairs)) for name, repairs in single.items())
@@ -198,16 +196,14 @@ def parts_of(method: Method, spans: Sequence[Span]) -> Sequence[Span]:
 
 
 def _fit_together(
-    model: DenseModel,
+    runner: Runner,
     windows: Windows,
     spans: Sequence[Span],
     fittings: Mapping[str, Fitting],
-    batch_size: int,
-    progress: Progress,
 ) -> dict[str, dict[Span, Repair]]:
-    if all(_one_sweep(model, each, len(spans)) for each in fittings.values()):
-        return _fit_in_one_sweep(model, windows, spans, fittings, batch_size, progress)
-    return _Walk(model, windows, spans, fittings, batch_size).fit(progress)
+    if all(_one_sweep(runner.model, each, len(spans)) for each in fittings.values()):
+        return _fit_in_one_sweep(runner, windows, spans, fittings)
+    return _Walk(runner, windows, spans, fittings).fit()
 
 
 def _one_sweep(model: DenseModel, fitting: Fitting, gaps: int) -> bool:
@@ -225,13 +221,12 @@ def in_stages(model: DenseModel, method: Method) -> bool:
 
 
 def _fit_in_one_sweep(
-    model: DenseModel,
+    runner: Runner,
     windows: Windows,
     spans: Sequence[Span],
     fittings: Mapping[str, Fitting],
-    batch_size: int,
-    progress: Progress,
 ) -> dict[str, dict[Span, Repair]]:
+    model = runner.model
     gathered = _Gathered(
         {
             kind: {
@@ -241,16 +236,8 @@ def _fit_in_one_sweep(
             for kind, needs in _needs_by_weight(list(fittings.values())).items()
         }
     )
-    visited = visit(
-        model,
-        windows,
-        gathered,
-        description="Gathering moments",
-        batch_size=batch_size,
-        copies=COPIES_IN_A_SWEEP,
-        progress=progress,
-    )
-    for first, ids in visited:
+    declared = Pass("moments", "Gathering moments", len(windows), copies=COPIES_IN_A_SWEEP)
+    for first, ids in runner.visit(declared, windows, gathered):
         _gather_dense(model, first, ids, spans, gathered.by_weight)
     gatherers = gathered.by_weight
     found = {
@@ -393,19 +380,19 @@ class _Walk:
 
     def __init__(
         self,
-        model: DenseModel,
+        runner: Runner,
         windows: Windows,
         spans: Sequence[Span],
         fittings: Mapping[str, Fitting],
-        batch_size: int,
     ) -> None:
-        self.model, self.windows, self.spans = model, windows, spans
+        self.runner, self.model = runner, runner.model
+        self.windows, self.spans = windows, spans
         self.fittings = dict(fittings)
         self.batches: list[MicroBatch] = []
         self.firsts: list[int] = []
         dense: list[Stream] = []
-        for first, ids in share(model, windows, batch_size):
-            batch, stream = model.begin(ids)
+        for first, ids in runner.share(windows):
+            batch, stream = self.model.begin(ids)
             self.batches.append(batch)
             self.firsts.append(first)
             dense.append(stream)
@@ -413,11 +400,11 @@ class _Walk:
         self.tracks: dict[str, _Track] = {}
         self.repairs: dict[str, dict[Span, Repair]] = {name: {} for name in fittings}
 
-    def fit(self, progress: Progress) -> dict[str, dict[Span, Repair]]:
+    def fit(self) -> dict[str, dict[Span, Repair]]:
         """One gap after another."""
         between = sum(after.start - before.stop for before, after in pairwise(self.spans))
         steps = self.spans[-1].stop + len(self.fittings) * (between + len(self.spans))
-        with progress.stage("Fitting gap after gap", steps) as advance:
+        with self.runner.progress.stage("Fitting gap after gap", steps) as advance:
             for index, span in enumerate(self.spans):
                 self._fit_gap(index, span, advance)
         return self.repairs
@@ -551,7 +538,7 @@ class _Walk:
                         self.firsts[index], torch.zeros_like(wanted), wanted, features, weights
                     )
 
-        whole(sums, fill, description=f"Fitting the gap {span}", windows=len(self.windows))
+        self.runner.whole(f"gap {span}", len(self.windows), sums, fill)
         return sums
 
     def _gather(
@@ -577,7 +564,7 @@ class _Walk:
                 target = batch.tokens(self.dense.streams[index])
                 gatherer.add(self.firsts[index], batch.tokens(x), target, read)
 
-        whole(gatherer, fill, description=f"Fitting the gap {span}", windows=len(self.windows))
+        self.runner.whole(f"gap {span}", len(self.windows), gatherer, fill)
         return gatherer
 
     @torch.no_grad()
@@ -628,10 +615,10 @@ class _Walk:
         return _Track(streams, span.stop)
 
 
-def make_fitting(loaded: DenseModel, recipe: Recipe) -> Fitting:
-    """How the recipe wants gaps fitted."""
+def make_fitting(loaded: DenseModel, recipe: Recipe, repair: str | None = None) -> Fitting:
+    """How the recipe wants gaps fitted, with another repair than its own if one is named."""
     return Fitting(
-        method=find_method(recipe.repair),
+        method=find_method(recipe.repair if repair is None else repair),
         options=FitOptions(ridge=recipe.ridge, absolute_ridge=recipe.absolute_ridge),
         token_weight=None if recipe.token_weight == "auto" else recipe.token_weight,
         repaired_inputs=recipe.inputs == "repaired",

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from ghostlayers.calibration.cuts import LOGITS_AT_ONCE, Cut
-from ghostlayers.calibration.passes import share
+from ghostlayers.calibration.passes import Pass, Runner
 from ghostlayers.errors import NonFiniteError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import MicroBatch, Stream
 from ghostlayers.repairs.base import Repair
 from ghostlayers.runtime.parallel import add_up, world
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.spans import Span
 from ghostlayers.surgery.features import act, reader
 from ghostlayers.text.tokens import Windows
@@ -28,20 +27,13 @@ Gradients = dict[str, tuple[Tensor, Tensor]]
 """A layer's weights, and the gradients of the summed loss by them, by name."""
 
 
-def layer_gradients(
-    cut: Cut,
-    windows: Windows,
-    *,
-    batch_size: int = 0,
-    progress: Progress | None = None,
-) -> Iterator[tuple[int, Gradients]]:
+def layer_gradients(runner: Runner, cut: Cut, windows: Windows) -> Iterator[tuple[int, Gradients]]:
     """Gradients of the loss, summed over all predicted tokens, by the weights of each kept layer.
 
     Args:
+        runner: of the dense model.
         cut: the model, with what was removed and repaired.
         windows: few windows; the loss is that of the true next token, in nats.
-        batch_size: windows at a time; 0 chooses.
-        progress: told of every window and layer.
 
     Yields:
         (layer, gradients) from the last kept layer to the first.
@@ -52,12 +44,12 @@ def layer_gradients(
     model = cut.model
     gaps = {layer: span for span in cut.repairs for layer in span.layers}
     total = len(windows) * (2 * model.num_layers + 1)
-    title = "One backward pass (gradient checkpointing: every layer runs again)"
-    with (progress or Silent()).stage(title, total) as advance:
+    title = backward_pass(model, len(windows), windows.sequence_length).title
+    with runner.progress.stage(title, total) as advance:
         batches: list[MicroBatch] = []
         streams: list[list[Stream]] = []
         gradients: list[Stream] = []
-        for _, ids in share(model, windows, batch_size):
+        for _, ids in runner.share(windows):
             batch, first = model.begin(ids)
             batches.append(batch)
             streams.append([each for _, each in cut.walk(batch, first)])
@@ -78,6 +70,24 @@ def layer_gradients(
                 _check_finite(found, layer)
                 yield layer, found
             advance(len(windows))
+
+
+BACKWARD = 3.0
+"""A layer's forward pass again and its backward pass (twice as much), in forward passes."""
+
+
+def backward_pass(model: DenseModel, windows: int, length: int) -> Pass:
+    """The pass of `layer_gradients` over so many windows of a length."""
+    streams = model.num_layers + 2
+    return Pass(
+        "gradients",
+        "One backward pass (gradient checkpointing: every layer runs again)",
+        windows,
+        layers=windows * model.num_layers * (1 + BACKWARD),
+        heads=windows * BACKWARD,
+        copies=streams,
+        held=windows * streams * length * model.hidden_size * model.dtype.itemsize,
+    )
 
 
 def head_gradient(model: DenseModel, batch: MicroBatch, stream: Stream) -> Stream:

@@ -1,8 +1,8 @@
 """What a long run keeps, so that the same command goes on where it was killed.
 
-A run is a sequence of passes over text, each of which makes sums (`passes.visit`). Which passes
-there are depends on nothing but the request and the sums before, so a pass is known by what it does
-and how often that was done before. While one is under way its sums are written every half minute,
+A run is a sequence of passes over text, each of which makes sums (`passes.Runner`). Which passes
+there are depends on nothing but the request and the sums before, so a pass is known by its key and
+by how many of that key came before. While one is under way its sums are written every half minute,
 whole or not at all, with the windows that are in them; run again, the same request finds them,
 passes over what is done, and ends with the same bits: sums continue in the same order, and whatever
 was not kept is computed again.
@@ -17,7 +17,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,18 +66,18 @@ class Journal:
     resumed: int = 0
     _opened: Counter[str] = field(default_factory=Counter)
 
-    def next_pass(self, description: str) -> "KeptPass":
-        """The record of the pass that begins now."""
-        self._opened[description] += 1
-        return KeptPass(self, self._path(description, self._opened[description]), description)
+    def next_pass(self, key: str) -> "KeptPass":
+        """The record of the pass of that key that begins now."""
+        self._opened[key] += 1
+        return KeptPass(self, self._path(key, self._opened[key]), key)
 
-    def file_for(self, description: str) -> Path:
-        """A file for what the next pass of that description keeps beside its sums."""
-        return self._path(description, self._opened[description] + 1).with_suffix(".rows")
+    def file_for(self, key: str) -> Path:
+        """A file for what the next pass of that key keeps beside its sums."""
+        return self._path(key, self._opened[key] + 1).with_suffix(".rows")
 
-    def _path(self, description: str, number: int) -> Path:
+    def _path(self, key: str, number: int) -> Path:
         here = world()
-        what = re.sub(r"\W+", "-", description).lower()[:60]
+        what = re.sub(r"\W+", "-", key).lower()[:60]
         name = f"{what}-{number}-of-process-{here.rank}-{here.size}"
         return self.folder / f"{name}.safetensors"
 
@@ -94,7 +93,7 @@ class KeptPass:
     Attributes:
         journal: whose pass it is.
         share: the file of this process's sums.
-        description: of the pass; it must be the same when the run goes on.
+        key: of the pass; it must be the same when the run goes on.
         windows_at_once: in a group, as the pass began; 0 if nothing is kept.
         done: windows, counted from the first, that are in the sums or another process's.
         merged: the sums are those of all processes.
@@ -102,7 +101,7 @@ class KeptPass:
 
     journal: Journal
     share: Path
-    description: str
+    key: str
     windows_at_once: int = 0
     done: int = 0
     merged: bool = False
@@ -133,7 +132,7 @@ class KeptPass:
         shapes = {name: tuple(each.shape) for name, each in tensors.items()}
         if notes.get("request") != self.journal.request:
             raise self._refuse(path, "was written by a run of another request beside this one")
-        if notes.get("description") != self.description or shapes != {
+        if notes.get("key") != self.key or shapes != {
             name: tuple(each.shape) for name, each in found.items()
         }:
             raise self._refuse(path, "is of another stage")
@@ -185,7 +184,7 @@ class KeptPass:
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
         notes = {
-            "description": self.description,
+            "key": self.key,
             "request": self.journal.request,
             "windows_at_once": str(self.windows_at_once),
             "done": str(self.done),
@@ -197,14 +196,6 @@ class KeptPass:
         except SafetensorError as error:
             raise OutputError(f"cannot keep the run's state in '{path}': {error}.") from error
         self._written = time.monotonic()
-
-
-_CURRENT: ContextVar[Journal | None] = ContextVar("journal", default=None)
-
-
-def current() -> Journal | None:
-    """The journal of the run that is under way, if it keeps one."""
-    return _CURRENT.get()
 
 
 def folder_for(out: Path) -> Path:
@@ -233,11 +224,9 @@ def keeping(
     with contextlib.ExitStack() as stack:
         by_first(lambda: stack.enter_context(_alone_in(folder)))
         _open(folder, wanted)
-        token = _CURRENT.set(Journal(folder, pause, asked))
         try:
-            yield _CURRENT.get()  # type: ignore[misc]
+            yield Journal(folder, pause, asked)
         finally:
-            _CURRENT.reset(token)
             if not any(folder.glob("*.safetensors")):  # nothing worth keeping
                 finish(folder)
 

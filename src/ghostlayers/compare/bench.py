@@ -1,10 +1,11 @@
 """What all cells of a comparison share: the model, the windows, the protocol."""
 
+import contextlib
 import dataclasses
 import datetime
+import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from ghostlayers.calibration.fingerprint import model_fingerprint
-from ghostlayers.calibration.steps import Run
+from ghostlayers.calibration.passes import Runner
 from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.compare.store import Store
 from ghostlayers.errors import InputError
@@ -20,21 +21,20 @@ from ghostlayers.evaluation import LoadedTasks, open_tasks, tokens_to_answer
 from ghostlayers.evaluation.task_files import listed
 from ghostlayers.model import quantized
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.model.loading import check_causal
 from ghostlayers.preparation import (
     Documents,
     check_request,
     check_selection,
     open_model,
-    read_calibration,
     read_evaluation,
 )
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import find_method
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.runtime.machine import processor_name, versions
-from ghostlayers.runtime.progress import Progress, Silent
+from ghostlayers.runtime.progress import Progress
 from ghostlayers.spans import check_count
+from ghostlayers.study import Study
 from ghostlayers.surgery.features import basis_note, check_fit_tokens, check_method
 from ghostlayers.text import corpora
 from ghostlayers.text.tokens import Windows, check_sequence_length, check_tokens
@@ -48,32 +48,12 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Ground:
-    """The text that one method of several is calibrated on.
-
-    Attributes:
-        corpus: its name.
-        text_hash: of all of it.
-        scored: calibration windows.
-        held_out: further ones.
-    """
-
-    corpus: str
-    text_hash: str
-    scored: Windows
-    held_out: Windows
-
-
-@dataclass(frozen=True)
 class Bench:
     """Everything that all cells share.
 
     Attributes:
         request: what is compared.
-        dense: the model.
-        run: how, and who is told.
-        scored: calibration windows.
-        held_out: further ones, that choose and that warn.
+        study: the model and the calibration text; of presets, the first one's.
         corpora: evaluation windows by name.
         repairs: names that the model has what they need for.
         skipped: the others, with the reason.
@@ -81,14 +61,12 @@ class Bench:
         task_tokens: about how many tokens a model reads to answer them.
         store: finished parts.
         say: told what is done and what comes next.
-        grounds: the text of every preset, where methods are compared by their own choices.
+        presets: the same model with the text of every preset, where methods are compared by their
+            own choices.
     """
 
     request: Comparison
-    dense: DenseModel
-    run: Run
-    scored: Windows
-    held_out: Windows
+    study: Study
     corpora: dict[str, Windows]
     repairs: tuple[str, ...]
     skipped: tuple[dict[str, Any], ...]
@@ -96,7 +74,17 @@ class Bench:
     task_tokens: int
     store: Store
     say: Say
-    grounds: Mapping[str, Ground] = dataclasses.field(default_factory=dict)
+    presets: Mapping[str, Study] = dataclasses.field(default_factory=dict)
+
+    @property
+    def dense(self) -> DenseModel:
+        """The dense model."""
+        return self.study.dense
+
+    @property
+    def runner(self) -> Runner:
+        """Runs it."""
+        return self.study.runner
 
     def answers_tasks(self, repair: str) -> bool:
         """Whether the models of a repair answer the tasks."""
@@ -105,24 +93,27 @@ class Bench:
     @property
     def calibrated_on(self) -> set[str]:
         """Hashes of the documents that any repair was fitted on."""
-        texts = [each.scored for each in self.grounds.values()] or [self.scored]
-        return {document for text in texts for document in text.documents}
+        studies = list(self.presets.values()) or [self.study]
+        return {document for study in studies for document in study.windows.documents}
 
     @property
     def fit_windows(self) -> Windows:
         """Windows that repairs are fitted on."""
-        return self.scored.first(self.request.calibration.num_fit_windows)
+        return self.study.windows.first(self.request.calibration.num_fit_windows)
 
-    def keeping(self, key: str) -> AbstractContextManager[None]:
-        """Keep the passes of a part that is being measured: see `Store.keeping`."""
-        options, model = self.run.options, self.dense.network
+    @contextlib.contextmanager
+    def keeping(self, key: str, study: Study | None = None) -> "Iterator[Bench]":
+        """The same bench, which keeps the passes of a part: see `Store.keeping`."""
+        study = study or self.study
         how = {
-            "dtype": str(model.dtype),
+            "dtype": str(self.dense.dtype),
             "device": str(self.dense.device),
-            "batch_size": options.batch_size,
+            "batch_size": self.runner.batch_size,
             "versions": versions(),
         }
-        return self.store.keeping(key, how)
+        with self.store.keeping(key, how) as journal:
+            runner = dataclasses.replace(study.runner, journal=journal)
+            yield dataclasses.replace(self, study=dataclasses.replace(study, runner=runner))
 
     @property
     def labels(self) -> dict[str, str]:
@@ -132,7 +123,7 @@ class Bench:
     @property
     def warning_windows(self) -> Windows:
         """Held-out windows that tell whether a repair is worse than none."""
-        return self.held_out.first(WARNING_WINDOWS)
+        return self.study.held_out.first(WARNING_WINDOWS)
 
 
 def _open_tasks(request: Comparison, say: Say | None, *, trust_tasks: bool) -> LoadedTasks:
@@ -167,49 +158,48 @@ def prepare(
     trust_tasks: bool = False,
 ) -> Bench:
     """Open and check everything; arguments as `compare.compare`."""
-    run = Run(options or RunOptions(), progress or Silent(), memo={})
+    options = options or RunOptions()
     opened = _open_tasks(request, say, trust_tasks=trust_tasks) if request.tasks else None
-    dense = open_model(model, tokenizer, run.options, revision, surgery_follows=True)
+    dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
     if dense.base.quantized and say is not None:
         say(f"The model's weights were {quantized.expanded(dense.base.quantized)}")
-    recipe = dataclasses.replace(
-        request.calibration, layers=1, remove=None, repair="ghost"
-    )  # the numbers of layers are checked with their selections below
-    check_sequence_length(dense.network.config, request.window_length, "--eval-length")
+    check_sequence_length(dense.config, request.window_length, "--eval-length")
     kept: tuple[str, ...] = ()
     skipped: tuple[dict[str, Any], ...] = ()
+    open_study = functools.partial(Study.open, dense, data=data, options=options, progress=progress)
+    studies: dict[str, Study] = {}
     if request.presets:
         _check_presets(dense, request)
-        grounds = {name: _read_ground(dense, request, name, data) for name in request.presets}
-        first = next(iter(grounds.values()))
-        text_hash, scored, held_out = first.text_hash, first.scored, first.held_out
+        for name in request.presets:
+            recipe = request.preset_recipe(name, request.layers[0])
+            studies[name] = open_study(recipe)
+        study = next(iter(studies.values()))
     else:
+        # The numbers of layers are checked with their selections.
+        recipe = dataclasses.replace(request.calibration, layers=1, remove=None, repair="ghost")
         check_request(dense, recipe)
-        grounds = {}
         _check_selections(dense, request, dense.num_layers)
         kept, skipped = _possible_repairs(dense, request)
-        corpus, scored, held_out = read_calibration(
-            dense, recipe, data, _race_windows(request), run.progress
-        )
-        text_hash = corpus.sha256()
-    used = kept or [request.preset_recipe(each, request.layers[0]).repair for each in grounds]
+        # Any of the selections may race on the held-out windows that one of them asks for.
+        race = max(1, _race_windows(request))
+        study = open_study(recipe, select="recoverable", race_windows=race)
+    used = kept or [request.preset_recipe(each, request.layers[0]).repair for each in studies]
     for note in filter(None, (basis_note(dense, find_method(name)) for name in used)):
         if say is not None:
             say(note)
-    corpora = _read_corpora(dense, request, eval_data or {})
-    check_tokens(dense.network, dense.tokenizer, *corpora.values())
-    check_causal(dense)
+    texts = _read_corpora(dense, request, eval_data or {})
+    check_tokens(dense.network, dense.tokenizer, *texts.values())
     identity = {
         "request": request.to_dict(),
         "model": model_fingerprint(dense),
-        "calibration": [each.text_hash for each in grounds.values()] or text_hash,
-        "evaluation": {name: _hash_windows(each) for name, each in corpora.items()},
+        "calibration": [each.corpus.sha256() for each in studies.values()] or study.corpus.sha256(),
+        "evaluation": {name: _hash_windows(each) for name, each in texts.items()},
     }
     store = Store(out, identity, overwrite=overwrite)
     return Bench(
-        request, dense, run, scored, held_out, corpora, kept, skipped, opened,
+        request, study, texts, kept, skipped, opened,
         0 if opened is None else tokens_to_answer(opened, dense.tokenizer, request.limit),
-        store, say or _ignore, grounds,
+        store, say or _ignore, studies,
     )  # fmt: skip
 
 
@@ -229,14 +219,6 @@ def _check_presets(dense: DenseModel, request: Comparison) -> None:
     for name in request.presets:
         for layers in request.layers:
             check_request(dense, request.preset_recipe(name, layers))
-
-
-def _read_ground(
-    dense: DenseModel, request: Comparison, name: str, data: Documents | None
-) -> "Ground":
-    recipe = request.preset_recipe(name, request.layers[0])
-    corpus, scored, held_out = read_calibration(dense, recipe, data)
-    return Ground(corpus.name, corpus.sha256(), scored, held_out)
 
 
 def _check_selections(dense: DenseModel, request: Comparison, num_layers: int) -> None:
@@ -331,7 +313,7 @@ def header(bench: Bench, command: str | None) -> dict[str, Any]:
         "presets": {
             name: {
                 **bench.request.preset_recipe(name, bench.request.layers[0]).to_dict(),
-                "data": shown_name(bench.grounds[name].corpus),
+                "data": shown_name(bench.presets[name].corpus.name),
             }
             for name in bench.request.presets
         },

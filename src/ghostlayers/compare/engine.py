@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostlayers.calibration import cuts, steps
-from ghostlayers.calibration.fitting import Fitting, fit_many, make_fitting
+from ghostlayers.calibration import cuts
+from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.compare import cells
 from ghostlayers.compare.bench import Bench, Say, header, prepare
 from ghostlayers.compare.correlate import correlations
@@ -104,7 +104,7 @@ def compare(
             progress, say, trust_tasks,
         )  # fmt: skip
         if show_text is not None:
-            show_text(bench.scored.preview)
+            show_text(bench.study.windows.preview)
         return _compare(bench, show_plan, command)
 
 
@@ -112,7 +112,7 @@ def _compare(
     bench: Bench, show_plan: Callable[[Plan], bool] | None, command: str | None
 ) -> dict[str, Any]:
     request = bench.request
-    speed = probe(bench.dense, bench.scored)
+    speed = probe(bench.dense, bench.study.windows)
     plan = plan_presets if request.presets else plan_comparison
     if show_plan is not None and not show_plan(plan(bench, speed)):
         bench.store.forget()
@@ -154,21 +154,13 @@ def _preset_part(bench: Bench, name: str, recipe: Recipe) -> dict[str, Any]:
     if done is not None:
         return done
     bench.say(f"{recipe.layers} layers as {name}")
-    ground, run = bench.grounds[name], bench.run
-    fitting = make_fitting(bench.dense, recipe)
-    with bench.keeping(key):
+    with bench.keeping(key, dataclasses.replace(bench.presets[name], recipe=recipe)) as here:
         start = time.monotonic()
-        found = steps.choose_spans(
-            dataclasses.replace(run, memo=None), bench.dense, ground.scored, ground.held_out,
-            recipe, fitting,
-        )  # fmt: skip
-        repairs = found.repairs or steps.fit_repairs(
-            run, bench.dense, ground.scored.first(recipe.num_fit_windows), found.spans, fitting
-        )
+        cut = here.study.choose()
+        repairs = here.study.fit(cut)
         seconds = time.monotonic() - start
-        here = dataclasses.replace(bench, scored=ground.scored, held_out=ground.held_out)
-        part = _measured(here, found.spans, {recipe.repair: repairs}, seconds, [], key)
-    part["spans"] = [[span.start, span.stop] for span in found.spans]
+        part = _measured(here, cut.spans, repairs, seconds, [], key)
+    part["spans"] = [[span.start, span.stop] for span in cut.spans]
     return bench.store.put(key, part)
 
 
@@ -180,9 +172,7 @@ def _dense(bench: Bench) -> dict[str, Any]:
     bench.say("Measuring the dense model")
     losses = {
         name: cuts.measure_cuts(
-            bench.dense, windows, {}, batch_size=bench.run.options.batch_size,
-            divergence=True, progress=bench.run.progress,
-            description=f"Dense on {bench.labels[name]}",
+            bench.runner, windows, {}, title=f"Dense on {bench.labels[name]}"
         )[cuts.DENSE]
         for name, windows in bench.corpora.items()
     }  # fmt: skip
@@ -200,7 +190,7 @@ def _tasks(bench: Bench, key: str, repair: str, model: Any) -> list[dict[str, An
     done = bench.store.get(name)
     if done is None:
         rows = run_tasks(
-            model, bench.dense.tokenizer, bench.tasks, request.limit, bench.run.progress
+            model, bench.dense.tokenizer, bench.tasks, request.limit, bench.runner.progress
         )
         done = bench.store.put(name, {"rows": rows})
     found: list[dict[str, Any]] = done["rows"]
@@ -218,8 +208,8 @@ def _cut(bench: Bench, spans: tuple[Span, ...], members: Sequence[Cell]) -> dict
     done = bench.store.get(key)
     if done is not None:
         return done
-    with bench.keeping(key):
-        part = _measure_cut(bench, spans, wanted)
+    with bench.keeping(key) as here:
+        part = _measure_cut(here, spans, wanted)
     return bench.store.put(key, part)
 
 
@@ -228,11 +218,7 @@ def _measure_cut(bench: Bench, spans: tuple[Span, ...], wanted: Sequence[str]) -
     if not names:
         return {"fit_seconds": 0.0, "skipped": skipped, "repairs": {}}
     start = time.monotonic()
-    fittings = {name: _fitting(bench, name) for name in names}
-    fits = fit_many(
-        bench.dense, bench.fit_windows, spans, fittings,
-        batch_size=bench.run.options.batch_size, progress=bench.run.progress,
-    )  # fmt: skip
+    fits = bench.study.fit(ChosenCut(bench.study.recipe, spans), names)
     seconds = time.monotonic() - start
     return _measured(bench, spans, fits, seconds, skipped, str(spans))
 
@@ -248,10 +234,10 @@ def _measured(
     """All that is told of the repairs of one cut; ``key`` names what their models answer."""
     losses = _losses(bench, fits)
     held_out = _held_out(bench, fits)
-    distances = cuts.stream_distances(
-        bench.dense, bench.held_out.first(DISTANCE_WINDOWS), fits,
-        batch_size=bench.run.options.batch_size,
-    ) if len(bench.held_out) else {name: {} for name in fits}  # fmt: skip
+    held = bench.study.held_out.first(DISTANCE_WINDOWS)
+    distances: dict[str, dict[int, float]] = {name: {} for name in fits}
+    if len(held):
+        distances = cuts.stream_distances(bench.runner, held, fits)
     models = _models(bench, spans, fits, key)
     return {
         "fit_seconds": seconds,
@@ -287,11 +273,6 @@ def _fitting_names(
     return names, skipped
 
 
-def _fitting(bench: Bench, name: str) -> Fitting:
-    recipe = dataclasses.replace(bench.request.calibration, layers=1, remove=None, repair=name)
-    return make_fitting(bench.dense, recipe)
-
-
 def _losses(bench: Bench, fits: Mapping[str, Mapping[Span, Repair]]) -> dict[str, dict[str, Any]]:
     """By corpus and repair."""
     return {name: _measure(bench, name, each, fits) for name, each in bench.corpora.items()}
@@ -300,20 +281,14 @@ def _losses(bench: Bench, fits: Mapping[str, Mapping[Span, Repair]]) -> dict[str
 def _measure(
     bench: Bench, corpus: str, windows: Windows, models: Mapping[str, Mapping[Span, Repair]]
 ) -> dict[str, Any]:
-    losses = cuts.measure_cuts(
-        bench.dense,
-        windows,
-        models,
-        batch_size=bench.run.options.batch_size,
-        progress=bench.run.progress,
-        description=f"{len(models)} repairs on {bench.labels.get(corpus, corpus)}",
-    )
+    title = f"{len(models)} repairs on {bench.labels.get(corpus, corpus)}"
+    losses = cuts.measure_cuts(bench.runner, windows, models, title=title)
     return _rows(losses)
 
 
 def _held_out(bench: Bench, fits: Mapping[str, Mapping[Span, Repair]]) -> dict[str, float]:
     """Losses on windows that nothing was fitted on; warns of repairs that are worse than none."""
-    if not len(bench.held_out):
+    if not len(bench.study.held_out):
         return {}
     spans = tuple(next(iter(fits.values())))
     models = {**fits, "none": cuts.unrepaired(spans)}
@@ -341,7 +316,7 @@ def _models(
     """
     found: dict[str, Any] = {}
     timed: dict[Any, dict[str, Any]] = {}
-    progress = bench.run.progress
+    progress = bench.runner.progress
     with progress.stage("Timing and writing", len(fits)) as advance:
         for name, repairs in fits.items():
             model = removal.prune_layers(bench.dense, spans, repairs)

@@ -1,10 +1,10 @@
 """Which cuts a comparison makes, and how long they will take."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ghostlayers.calibration import steps
 from ghostlayers.calibration.fitting import in_stages, make_fitting
 from ghostlayers.checkpoint.record import table_to_dict
 from ghostlayers.compare.bench import Bench
@@ -75,17 +75,13 @@ def _choose_one(
     if done is None:
         bench.say(f"Choosing {layers} layers by {select}")
         recipe = bench.request.cell_recipe(layers, select)
-        with bench.keeping(key):
-            found = steps.choose_spans(
-                bench.run, bench.dense, bench.scored, bench.held_out, recipe,
-                make_fitting(bench.dense, recipe),
-            )  # fmt: skip
-            spans, table = found.spans, found.table
+        with bench.keeping(key, dataclasses.replace(bench.study, recipe=recipe)) as here:
+            cut = here.study.choose()
         done = bench.store.put(
             key,
             {
-                "spans": [[span.start, span.stop] for span in spans],
-                "table": None if table is None else table_to_dict(table),
+                "spans": [[span.start, span.stop] for span in cut.spans],
+                "table": None if cut.table is None else table_to_dict(cut.table),
             },
         )
     return tuple(Span(start, stop) for start, stop in done["spans"]), done["table"]

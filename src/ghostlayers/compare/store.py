@@ -138,7 +138,7 @@ class Store:
         return strict(part)  # type: ignore[no-any-return]
 
     @contextlib.contextmanager
-    def keeping(self, key: str, how: dict[str, Any]) -> Iterator[None]:
+    def keeping(self, key: str, how: dict[str, Any]) -> Iterator[journal.Journal]:
         """Keep the passes of an unfinished part until it is `put`.
 
         Args:
@@ -148,8 +148,8 @@ class Store:
         Raises:
             ResumeError: they were made in another way.
         """
-        with journal.keeping(self._unfinished(key), {"part": key, **how}):
-            yield
+        with journal.keeping(self._unfinished(key), {"part": key, **how}) as kept:
+            yield kept
 
     def _unfinished(self, key: str) -> Path:
         return self._path(key).with_suffix(".unfinished")

@@ -31,6 +31,15 @@ class Memory:
     limit: int | None = None
     spent: int = 0
 
+    @contextlib.contextmanager
+    def taking(self, size: int) -> Iterator[None]:
+        """Count bytes as taken for as long as the context lasts."""
+        self.spent += size
+        try:
+            yield
+        finally:
+            self.spent -= size
+
     @property
     def left(self) -> int | None:
         """Bytes for streams and sums; None if nothing limits them."""

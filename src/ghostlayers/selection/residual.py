@@ -47,9 +47,14 @@ class TokenSample:
 
     streams: "Rows"
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens at each boundary."""
+        return int(self.streams.shape[1])
+
     def held_out(self) -> Bool[Tensor, " tokens"]:
         """Which tokens measure the fit instead of taking part in it."""
-        return torch.arange(self.streams.shape[1]) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+        return torch.arange(self.num_tokens) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
 
 def sample_mask(

@@ -5,8 +5,10 @@ windows that do not overlap. Where a tokenizer puts a beginning-of-sequence toke
 each window starts with one and holds one token less of text: such models fall apart without it.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -63,6 +65,12 @@ class Windows:
     def sequence_length(self) -> int:
         """Tokens a window, the beginning-of-sequence token included."""
         return self.input_ids.shape[1]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the token ids and their shape."""
+        shape = str(tuple(self.input_ids.shape)).encode()
+        return hashlib.sha256(shape + self.input_ids.contiguous().numpy().tobytes()).hexdigest()
 
     def describe_bos(self) -> str:
         """The policy in words, to stand beside every perplexity."""

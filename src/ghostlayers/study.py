@@ -1,0 +1,299 @@
+"""`Study`: one dense model and one text, opened once; everything else is a verb on it."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ghostlayers.calibration import journal, scoring, search
+from ghostlayers.calibration.cuts import measure_cuts, measure_evidence, unrepaired
+from ghostlayers.calibration.fingerprint import run_request
+from ghostlayers.calibration.fitting import fit_many, make_fitting
+from ghostlayers.calibration.measuring import Repairs, Selector, measure
+from ghostlayers.calibration.passes import Runner
+from ghostlayers.calibration.search import ChosenCut
+from ghostlayers.checkpoint.record import make_record
+from ghostlayers.model import multimodal
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.loading import check_causal
+from ghostlayers.plan.probe import probe_blindly
+from ghostlayers.plan.saving import CHECKPOINT, Output
+from ghostlayers.plan.stages import plan_prune, seconds_since_start
+from ghostlayers.plan.units import Plan
+from ghostlayers.preparation import (
+    Documents,
+    check_model,
+    check_request,
+    check_result,
+    make_recipe,
+    open_model,
+    read_calibration,
+    read_evaluation,
+)
+from ghostlayers.pruned import PrunedModel
+from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.repairs import find_method
+from ghostlayers.runtime.machine import versions
+from ghostlayers.runtime.parallel import check_same, world
+from ghostlayers.runtime.progress import Progress, Silent
+from ghostlayers.selection import ScoreTable
+from ghostlayers.spans import Span
+from ghostlayers.statistics.losses import LossSums
+from ghostlayers.surgery import removal
+from ghostlayers.surgery.stock_layer import as_stock_layers
+from ghostlayers.text.corpora import BLANK_LINE, Corpus
+from ghostlayers.text.tokens import Windows
+
+
+@dataclass(frozen=True)
+class Study:
+    """One dense model and one text; nothing in it changes.
+
+    >>> study = Study.open("HuggingFaceTB/SmolLM2-135M", data="c4", windows=128)  # doctest: +SKIP
+    >>> cut = study.choose("recoverable", layers=7)  # doctest: +SKIP
+    >>> repairs = study.fit(cut, ["ghost", "joint:x+z:ridge=auto"])  # doctest: +SKIP
+    >>> losses = study.losses(cut, repairs, on="wikitext2")  # doctest: +SKIP
+    >>> study.build(cut, repairs["ghost"]).save("smaller")  # doctest: +SKIP
+
+    Attributes:
+        runner: runs the model over windows.
+        recipe: what its verbs do unless they are told otherwise.
+        options: how the model was opened and runs.
+        corpus: the calibration text.
+        windows: of it, for scores, searches and fits.
+        held_out: further ones, which nothing is fitted on.
+        started: seconds that this process took until the model was open.
+        kept_in: where a run keeps what it has done; see `keeping`.
+    """
+
+    runner: Runner
+    recipe: Recipe
+    options: RunOptions
+    corpus: Corpus
+    windows: Windows
+    held_out: Windows
+    started: float = 0.0
+    kept_in: Path | None = None
+
+    @classmethod
+    def open(
+        cls,
+        model: Any,
+        recipe: Recipe | None = None,
+        *,
+        tokenizer: Any = None,
+        data: Documents | None = None,
+        options: RunOptions | None = None,
+        revision: str | None = None,
+        surgery_follows: bool = True,
+        progress: Progress | None = None,
+        **choices: Any,
+    ) -> "Study":
+        """Open a model and read its calibration text.
+
+        Args:
+            model: a folder, a hub id, a ``.gguf`` file, or a causal language model in memory.
+            recipe: what to do; its fields can also be given by name, such as ``windows=128``.
+            tokenizer: for a model in memory.
+            data: calibration text instead of the recipe's: documents, or a name or path.
+            options: how to run.
+            revision: of a model on the hub.
+            surgery_follows: layers will be removed, so the family must be one that can be cut.
+            progress: told of every pass.
+            choices: fields of the recipe.
+
+        Raises:
+            GhostlayersError: bad input; what cannot work is refused before any text is read.
+        """
+        recipe = make_recipe(recipe, choices)
+        options = dataclasses.replace(options or RunOptions(), preset=recipe.preset)
+        dense = open_model(model, tokenizer, options, revision, surgery_follows=surgery_follows)
+        started, progress = seconds_since_start(), progress or Silent()
+        check_model(dense, recipe, surgery_follows=surgery_follows)
+        text = read_calibration(dense, recipe, data, progress=progress)
+        check_causal(dense)
+        runner = Runner(dense, options.batch_size, progress, sweeps={})
+        return cls(runner, recipe, options, *text, started)
+
+    @property
+    def dense(self) -> DenseModel:
+        """The dense model."""
+        return self.runner.model
+
+    def with_choices(self, **choices: Any) -> "Study":
+        """The same with other choices: fields of the recipe that do not change the text.
+
+        Raises:
+            GhostlayersError: what cannot work with this model.
+        """
+        given = {name: value for name, value in choices.items() if value is not None}
+        if "layers" in given or "remove" in given:  # one of the two: the other's is no longer asked
+            given = {"layers": None, "remove": None, **given}
+        recipe = make_recipe(self.recipe, given)
+        study = dataclasses.replace(self, recipe=recipe)
+        check_request(self.dense, recipe, surgery_follows=False)
+        return study
+
+    def scores(self, **choices: Any) -> ScoreTable:
+        """Score every layer, and every contiguous span of ``layers`` layers.
+
+        What only some selections need is measured when ``select`` says so: losses after repair of
+        the shortlist of ``recoverable``, or the importance of every layer.
+        """
+        selector = self.with_choices(**choices).selector
+        return measure(selector, selector.candidates, residuals=True)[0]
+
+    def choose(self, select: Any = None, **choices: Any) -> ChosenCut:
+        """The layers to remove, by a selection, or as named (``remove="20-22"``)."""
+        chosen = search.choose(self.with_choices(select=select, **choices).selector)
+        check_same("choice of layers", chosen.spans)
+        return chosen
+
+    def fit(self, cut: ChosenCut, repairs: Sequence[Any] = ()) -> dict[str, Repairs]:
+        """Fit repairs of one cut from one sweep.
+
+        Args:
+            cut: the layers that go.
+            repairs: names such as ``ghost:rank=64``, or objects; the recipe's own if none is given.
+
+        Returns:
+            A repair for every gap, by name.
+        """
+        names = repairs or [cut.recipe.repair]
+        if cut.repairs is not None and not repairs:  # settled while layers were chosen
+            return {cut.recipe.repair: cut.repairs}
+        fittings = {
+            find_method(name).name: make_fitting(self.dense, cut.recipe, name) for name in names
+        }
+        windows = self.windows.first(cut.recipe.num_fit_windows)
+        return fit_many(self.runner, windows, cut.spans, fittings)
+
+    def losses(
+        self,
+        cut: ChosenCut,
+        repairs: Mapping[str, Mapping[Span, Any]] | None = None,
+        *,
+        on: Documents | Windows | None = None,
+        max_windows: int | None = None,
+    ) -> dict[str, LossSums]:
+        """Losses of the dense, the cut and every repaired model; no model is built.
+
+        Args:
+            cut: the layers that go.
+            repairs: as `fit` returns them.
+            on: text to measure on, or windows of one; the held-out windows of the calibration text
+                if not given.
+            max_windows: the first so many windows of that text.
+        """
+        if on is None:
+            windows = self.held_out.first(cut.recipe.num_held_out_windows)
+        else:
+            windows = on if isinstance(on, Windows) else self._read(on, max_windows)
+        return measure_cuts(self.runner, windows, {"cut": unrepaired(cut.spans), **(repairs or {})})
+
+    def build(self, cut: ChosenCut, repairs: Repairs | None = None) -> PrunedModel:
+        """The cut model with its repairs, and the evidence for it; nothing is written.
+
+        Args:
+            cut: the layers that go.
+            repairs: one a gap, as `fit` returns them by name; none leaves the bare cut.
+        """
+        repairs = repairs or unrepaired(cut.spans)
+        method = next(iter(repairs.values())).method
+        if method != find_method(cut.recipe.repair).name:
+            cut = dataclasses.replace(cut, recipe=dataclasses.replace(cut.recipe, repair=method))
+            check_result(self.dense, cut.recipe)
+        return _build(self, cut, repairs)
+
+    def plan(self, output: Output | None = CHECKPOINT) -> Plan:
+        """What the recipe will take on this machine: the same passes, priced instead of run."""
+        return plan_run(self.dense, self.recipe, self.options, self.started, output)
+
+    @contextlib.contextmanager
+    def keeping(self, folder: str | Path | None) -> "Iterator[Study]":
+        """The same study, which keeps its passes in a folder: the same calls go on from there.
+
+        Several processes are checked to run the same.
+        """
+        if folder is None and world().size == 1:  # nobody asks what the run is
+            yield self
+            return
+        text = self.windows.joined_with(self.held_out)
+        request = run_request(self.dense, self.recipe, text, self.options)
+        check_same("request", request)
+        if folder is None:
+            yield self
+            return
+        with journal.keeping(Path(folder), request) as kept:
+            runner = dataclasses.replace(self.runner, journal=kept)
+            yield dataclasses.replace(self, runner=runner, kept_in=Path(folder))
+
+    @property
+    def selector(self) -> Selector:
+        """The recipe's selection, and what it is measured on."""
+        fitting = make_fitting(self.dense, self.recipe)
+        return Selector(self.runner, self.windows, self.held_out, self.recipe, fitting)
+
+    def _read(self, source: Documents, max_windows: int | None) -> Windows:
+        recipe = self.recipe
+        _, windows = read_evaluation(
+            source,
+            self.dense.tokenizer,
+            separator=BLANK_LINE,
+            text_column=recipe.text_column,
+            sequence_length=recipe.sequence_length,
+            max_windows=max_windows,
+            bos=recipe.bos,
+            progress=self.runner.progress,
+        )
+        return windows
+
+
+def plan_run(
+    dense: DenseModel,
+    recipe: Recipe,
+    options: RunOptions,
+    started: float,
+    output: Output | None,
+) -> Plan:
+    """What pruning a model by a recipe takes on this machine, after a probe of a second or two."""
+    speed = probe_blindly(dense, recipe.sequence_length, options.batch_size)
+    return plan_prune(dense, recipe, speed, started=started, output=output, processes=world().size)
+
+
+def _build(study: Study, cut: ChosenCut, repairs: Repairs) -> PrunedModel:
+    dense, recipe = study.dense, cut.recipe
+    held_out = study.held_out.first(recipe.num_held_out_windows)
+    evidence = measure_evidence(study.runner, held_out, repairs)
+    births = scoring.find_births(study.runner, study.windows, cut.spans, cut.table)
+    pruned = removal.prune_layers(dense, cut.spans, repairs)
+    if recipe.export == "stock-layer":
+        pruned = as_stock_layers(dense, pruned, cut.spans, repairs)
+    record = make_record(
+        base=dense.base,
+        recipe=recipe,
+        corpus=study.corpus,
+        windows=study.windows,
+        spans=cut.spans,
+        num_layers=dense.num_layers,
+        repairs=repairs,
+        table=cut.table,
+        evidence=evidence,
+        measured_on=(study.corpus.name, held_out),
+        versions=versions(),
+    )
+    return PrunedModel(
+        model=multimodal.whole_of(pruned),
+        dense=dense,
+        recipe=recipe,
+        spans=cut.spans,
+        num_layers=dense.num_layers,
+        repairs=repairs,
+        table=cut.table,
+        evidence=evidence,
+        births=births,
+        record=multimodal.described(dense.network) | record,
+        kept_in=study.kept_in,
+    )
