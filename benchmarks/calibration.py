@@ -31,16 +31,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from ghostlayers.calibration import fitting as fits
-from ghostlayers.calibration import scoring
-from ghostlayers.calibration.fitting import Fitting
+from ghostlayers.calibration import scoring, search
+from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.calibration.measuring import Selector
 from ghostlayers.calibration.passes import Runner
+from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
 from ghostlayers.model.stream import find_decoder_layers, micro_batches, sweep
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.runtime.machine import processor_name
-from ghostlayers.runtime.progress import Silent
 from ghostlayers.selection import ScoreTable
 from ghostlayers.selection.choices import candidate_spans, select
 from ghostlayers.selection.residual import TokenSample, sample_mask, span_residual
@@ -108,9 +109,14 @@ class Bench:
         return where
 
     @property
-    def run(self) -> steps.Run:
+    def runner(self) -> Runner:
         """How this package runs: in silence, with these batches."""
-        return steps.Run(RunOptions(batch_size=self.batch_size), Silent())
+        return Runner(DenseModel(self.model), self.batch_size)
+
+    def choose(self, selection: str) -> ChosenCut:
+        """What a selection takes, repairs fitted as by default."""
+        recipe, fitting = self.recipe(selection), self.fitting()
+        return search.choose(Selector(self.runner, self.windows, self.held_out, recipe, fitting))
 
     def recipe(self, selection: str) -> Recipe:
         """The recipe that selects so, everything else as it is by default."""
@@ -283,7 +289,7 @@ def loss_work(bench: Bench, spans: Sequence[Span]) -> tuple[Pass, ...]:
 def run_score(bench: Bench, *, residuals: bool) -> Outcome:
     """Scores of every candidate span."""
     table, _ = scoring.measure_scores(
-        Runner(DenseModel(bench.model), bench.batch_size),
+        bench.runner,
         bench.windows,
         candidate_spans(bench.num_layers, bench.layers),
         residuals=residuals,
@@ -304,14 +310,7 @@ def describe_layers(name: str, spans: Sequence[Span]) -> str:
 
 def run_recoverable(bench: Bench) -> Outcome:
     """The default selection, whole."""
-    found = steps.choose_spans(
-        bench.run,
-        DenseModel(bench.model),
-        bench.windows,
-        bench.held_out,
-        bench.recipe("recoverable"),
-        bench.fitting(),
-    )
+    found = bench.choose("recoverable")
     assert found.table is not None
     measured = [score.span for score in found.table.spans if score.loss is not None]
     notes = (
@@ -325,7 +324,7 @@ def run_recoverable(bench: Bench) -> Outcome:
 def run_fit(bench: Bench, spans: tuple[Span, ...], *, repaired: bool) -> Outcome:
     """Repairs of given gaps."""
     fitting = bench.fitting(repaired=repaired)
-    steps.fit_repairs(bench.run, DenseModel(bench.model), bench.fit_windows, spans, fitting)
+    fit_gaps(bench.runner, bench.fit_windows, spans, fitting)
     return Outcome(fit_work(bench, spans, repaired=repaired and len(spans) > 1))
 
 
@@ -334,12 +333,8 @@ def run_select_and_fit(bench: Bench, selection: str, spans: tuple[Span, ...]) ->
 
     What the selection takes is only noted.
     """
-    model = DenseModel(bench.model)
-    fitting = bench.fitting()
-    found = steps.choose_spans(
-        bench.run, model, bench.windows, bench.held_out, bench.recipe(selection), fitting
-    )
-    steps.fit_repairs(bench.run, model, bench.fit_windows, spans, fitting)
+    found = bench.choose(selection)
+    fit_gaps(bench.runner, bench.fit_windows, spans, bench.fitting())
     work = (*select_work(bench), *fit_work(bench, spans, repaired=len(spans) > 1))
     return Outcome(work, notes=(describe_layers(selection, found.spans),))
 

@@ -14,22 +14,22 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 import families
 import ghostlayers
 from conftest import make_tiny_llama, train
-from ghostlayers.calibration import measuring, steps
+from ghostlayers.calibration import measuring, search
 from ghostlayers.calibration.fitting import Fitting, fit_gaps, fit_many
+from ghostlayers.calibration.measuring import Selector
 from ghostlayers.calibration.passes import Runner
-from ghostlayers.calibration.search import Found
+from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.errors import InputError, RecipeError, SpanError
 from ghostlayers.model.anatomy import Anatomy
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.preparation import check_moves, check_request, make_recipe
 from ghostlayers.presets import PRESETS, Preset, find_preset
-from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.repairs.base import Repair, linear
 from ghostlayers.repairs.hadamard import TABLES, construction, hadamard
 from ghostlayers.repairs.stack import stack
-from ghostlayers.runtime.progress import Silent
 from ghostlayers.selection.choices import SELECTIONS, find_selection
 from ghostlayers.spans import Span, merge_layers
 from ghostlayers.surgery.features import check_method
@@ -72,15 +72,15 @@ def without_eps(model: Any) -> Any:
     return model
 
 
-def choose(model: Any, windows: Windows, **choices: Any) -> Found:
+def choose(model: Any, windows: Windows, **choices: Any) -> ChosenCut:
     """What is removed of eight windows, four of them held out."""
     recipe = Recipe(windows=8, fit_windows=8, search_windows=8, sequence_length=64, **choices)
     fitting = Fitting(
         find_method(recipe.repair), PUBLISHED, token_weight="uniform", repaired_inputs=False
     )
     scored, held_out = windows.split_at(8)
-    run = steps.Run(RunOptions(batch_size=3), Silent())
-    return steps.choose_spans(run, DenseModel(model), scored, held_out, recipe, fitting)
+    runner = Runner(DenseModel(model), batch_size=3)
+    return search.choose(Selector(runner, scored, held_out, recipe, fitting))
 
 
 @torch.no_grad()
@@ -369,12 +369,11 @@ def test_iterated_magnitude_follows_the_scales(dense: Any, windows: Windows) -> 
     assert found.table is not None
     model, first = DenseModel(dense), found.table.steps[0].layer
     recipe = Recipe(layers=1, select="magnitude:norms:unprotected")
-    ground = measuring.Ground(
-        model, windows, windows, recipe, Fitting(find_method("magnitude")), 0, Silent()
-    )
+    fitting = Fitting(find_method("magnitude"))
+    selector = Selector(Runner(model), windows, windows, recipe, fitting)
     gap = {Span(first, first + 1): Repair("magnitude", scale=2.0)}
-    bare = measuring.measure_importance(ground, ground.cut({}))
-    scaled = measuring.measure_importance(ground, ground.cut(gap))
+    bare = measuring.measure_importance(selector, selector.cut({}))
+    scaled = measuring.measure_importance(selector, selector.cut(gap))
     before = [layer for layer in range(8) if layer < first]
     assert all(scaled[layer] > bare[layer] for layer in before)
     assert all(scaled[layer] == bare[layer] for layer in range(first + 1, 8))
@@ -425,9 +424,9 @@ def test_scores_change_with_the_repair_or_are_refused(family: str) -> None:
                 check_moves(model, recipe)
             except RecipeError:
                 continue
-            ground = measuring.Ground(layerwise, some, some, recipe, Fitting(method), 0, Silent())
-            bare = measuring.measure_importance(ground, ground.cut({gap: Repair("none")}))
-            repaired = measuring.measure_importance(ground, ground.cut({gap: repair}))
+            selector = Selector(Runner(layerwise), some, some, recipe, Fitting(method))
+            bare = measuring.measure_importance(selector, selector.cut({gap: Repair("none")}))
+            repaired = measuring.measure_importance(selector, selector.cut({gap: repair}))
             assert repaired != bare, (family, name, select)
 
 

@@ -19,6 +19,7 @@ FLOORS = [
     {"surgery"},
     {"calibration", "checkpoint", "preparation"},
     {"plan", "pruned"},
+    {"study"},
     {"compare", "demo", "pipeline"},
     {"cli"},
     {"__main__"},

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import ghostlayers
 from conftest import make_documents, make_tiny_llama
 from ghostlayers.calibration import journal
 from ghostlayers.calibration.fingerprint import model_fingerprint
-from ghostlayers.calibration.journal import keeping
-from ghostlayers.calibration.passes import visit, whole
+from ghostlayers.calibration.journal import Journal, keeping
+from ghostlayers.calibration.passes import Pass, Runner
 from ghostlayers.errors import ResumeError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
@@ -80,14 +81,14 @@ def some_windows(count: int = 6, length: int = 16) -> Windows:
 
 
 def visit_some(
-    folder: Path, *, stop_after: int | None = None, batch_size: int = 1, description: str = "Sums"
+    folder: Path, *, stop_after: int | None = None, batch_size: int = 1
 ) -> tuple[Total, int]:
     """Add up windows, perhaps only some of them before an interruption."""
     windows, model = some_windows(), DenseModel(make_tiny_llama())
     sums, visited = Total(len(windows)), 0
-    with keeping(folder, {"what": "a test"}, seconds_between=0.0):
-        handed = visit(model, windows, sums, description=description, batch_size=batch_size)
-        for first, ids in handed:
+    with keeping(folder, {"what": "a test"}, seconds_between=0.0) as journal:
+        runner = Runner(model, batch_size, journal=journal)
+        for first, ids in runner.visit(Pass("sums", "Sums"), windows, sums):
             if visited == stop_after:
                 raise KeyboardInterrupt
             sums.total += ids.sum()
@@ -109,7 +110,7 @@ def test_windows_that_are_in_the_sums_are_not_visited_again(
     assert float(sums.total) == float(some_windows().input_ids.sum())
 
 
-def test_other_groups_of_windows_begin_anew(tmp_path: Path) -> None:
+def test_a_pass_goes_on_with_the_groups_that_it_began_with(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     with pytest.raises(KeyboardInterrupt):
         visit_some(folder, stop_after=3)
@@ -117,7 +118,7 @@ def test_other_groups_of_windows_begin_anew(tmp_path: Path) -> None:
     notes = json.loads((folder / "request.json").read_text())
     assert notes == {"what": "a test"}
     sums, visited = visit_some(folder, batch_size=2)
-    assert visited in (3, 6)  # the groups it began with, or all of them anew
+    assert visited == 3
     assert sums.seen.tolist() == [1] * 6
     assert not kept.exists()
 
@@ -130,6 +131,11 @@ def test_a_finished_pass_is_not_made_again(tmp_path: Path) -> None:
     assert sums.seen.tolist() == [1] * 6
 
 
+def keep_whole(journal: Journal, sums: Total, fill: Callable[[], None] = lambda: None) -> None:
+    """A pass of three windows that is kept as a whole."""
+    Runner(DenseModel(make_tiny_llama()), journal=journal).whole("all", 3, sums, fill)
+
+
 def test_a_pass_kept_whole_is_not_filled_again(tmp_path: Path) -> None:
     filled = []
     for _ in range(2):
@@ -139,8 +145,8 @@ def test_a_pass_kept_whole_is_not_filled_again(tmp_path: Path) -> None:
             sums.seen += 1
             filled.append(1)
 
-        with keeping(tmp_path / "kept", {}, seconds_between=0.0):
-            whole(sums, fill, description="All", windows=3)
+        with keeping(tmp_path / "kept", {}, seconds_between=0.0) as journal:
+            keep_whole(journal, sums, fill)
         assert sums.seen.tolist() == [1, 1, 1]
     assert filled == [1]
 
@@ -156,13 +162,13 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_sums_of_other_shapes_are_refused(tmp_path: Path) -> None:
     sums = Total(3)
-    with keeping(tmp_path / "kept", {}, seconds_between=0.0):
-        whole(sums, lambda: None, description="All", windows=3)
+    with keeping(tmp_path / "kept", {}, seconds_between=0.0) as journal:
+        keep_whole(journal, sums)
     with (
-        keeping(tmp_path / "kept", {}, seconds_between=0.0),
+        keeping(tmp_path / "kept", {}, seconds_between=0.0) as journal,
         pytest.raises(ResumeError, match="another stage"),
     ):
-        whole(Total(4), lambda: None, description="All", windows=3)
+        keep_whole(journal, Total(4))
 
 
 def test_another_request_is_refused_and_says_what_differs(tmp_path: Path) -> None:
@@ -186,14 +192,14 @@ def test_a_run_that_was_killed_at_once_is_in_nobodys_way(tmp_path: Path) -> None
 
 def test_sums_of_two_runs_at_the_same_time_are_not_mixed(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
-    with keeping(folder, {"what": "a test"}, seconds_between=0.0):
-        whole(Total(3), lambda: None, description="All", windows=3)
+    with keeping(folder, {"what": "a test"}, seconds_between=0.0) as journal:
+        keep_whole(journal, Total(3))
     (folder / "request.json").write_text('{"what": "another"}')
     with (
-        keeping(folder, {"what": "another"}),
+        keeping(folder, {"what": "another"}) as journal,
         pytest.raises(ResumeError, match="written by a run of another request"),
     ):
-        whole(Total(3), lambda: None, description="All", windows=3)
+        keep_whole(journal, Total(3))
 
 
 def test_nothing_worth_keeping_leaves_nothing(tmp_path: Path) -> None:
@@ -236,7 +242,7 @@ def interrupted(
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal, "SECONDS_BETWEEN", 0.0)
-        patch.setattr("ghostlayers.calibration.steps.find_births", interrupt)
+        patch.setattr("ghostlayers.calibration.scoring.find_births", interrupt)
         with pytest.raises(KeyboardInterrupt):
             ghostlayers.prune(trained_llama, **given)
     return tmp_path / "kept", given

@@ -21,13 +21,14 @@ from ghostlayers.calibration import measuring, scoring, search
 from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fitting import Fitting, fit_gaps
 from ghostlayers.calibration.gradients import layer_gradients
+from ghostlayers.calibration.measuring import Selector
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.proof import Verification
 from ghostlayers.cli import app
 from ghostlayers.errors import SpanError
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.repairs.base import Repair, linear
 from ghostlayers.runtime.progress import Silent
@@ -79,9 +80,8 @@ def choose(
     recipe = Recipe(
         layers=layers, select=select, windows=12, sequence_length=windows.sequence_length, **more
     )
-    run = steps.Run(RunOptions(batch_size=5), Silent())
     scored, held_out = windows.split_at(12)
-    found = steps.choose_spans(run, model, scored, held_out, recipe, fitting)
+    found = search.choose(Selector(Runner(model, batch_size=5), scored, held_out, recipe, fitting))
     return removed_layers(found.spans), found.table
 
 
@@ -247,7 +247,9 @@ def test_taylor_sees_through_repairs(layerwise: Any, windows: Windows) -> None:
     layerwise.network.requires_grad_(False)
     got = {
         layer: taylor_importance(p for n, p in pairs.items() if counts(n, p[0]))
-        for layer, pairs in layer_gradients(Cut(layerwise, repairs), windows.first(3), batch_size=2)
+        for layer, pairs in layer_gradients(
+            Runner(layerwise, 2), Cut(layerwise, repairs), windows.first(3)
+        )
     }
     assert sorted(got) == [0, 1, 4, 6, 7]
     assert [got[layer] / (3 * 63) for layer in sorted(got)] == pytest.approx(want, rel=1e-3)
@@ -568,8 +570,8 @@ def test_searches_do_not_depend_on_the_batch_size(layerwise: Any, windows: Windo
     one = choose(layerwise, windows, "perplexity")[1].steps
     scored, held_out = windows.split_at(12)
     recipe = Recipe(layers=3, select="perplexity", windows=12, sequence_length=64)
-    run = steps.Run(RunOptions(batch_size=1), Silent())
-    table = steps.choose_spans(run, layerwise, scored, held_out, recipe, ghost()).table
+    runner = Runner(layerwise, batch_size=1)
+    table = search.choose(Selector(runner, scored, held_out, recipe, ghost())).table
     assert table is not None
     assert [step.layer for step in table.steps] == [step.layer for step in one]
     assert [s.loss for s in table.steps] == pytest.approx([s.loss for s in one], rel=1e-5)
@@ -597,8 +599,8 @@ def test_progress_reaches_its_end(layerwise: Any, windows: Windows, name: str) -
     progress = Counted()
     recipe = Recipe(layers=2, select=name, windows=12, sequence_length=64)
     scored, held_out = windows.split_at(12)
-    run = steps.Run(RunOptions(), progress)
-    steps.choose_spans(run, layerwise, scored, held_out, recipe, ghost())
+    runner = Runner(layerwise, progress=progress)
+    search.choose(Selector(runner, scored, held_out, recipe, ghost()))
     assert progress.stages
     assert all(total == done for _, total, done in progress.stages), progress.stages
     titles = " ".join(title for title, _, _ in progress.stages)

@@ -11,16 +11,15 @@ import pytest
 import torch
 
 import ghostlayers
-from ghostlayers.calibration import cuts as measuring
-from ghostlayers.calibration import fitting
-from ghostlayers.calibration.fitting import make_fitting
-from ghostlayers.calibration.passes import Runner
+from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.demo import walkthrough
 from ghostlayers.demo.model import SHA256, demo_model, file_sha256
 from ghostlayers.demo.reference_text import group_topics, split_topics
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime.progress import Silent
 from ghostlayers.spans import Span
+from ghostlayers.study import Study
+from ghostlayers.text.tokens import Windows
 
 pytestmark = [
     pytest.mark.smollm2,
@@ -35,18 +34,13 @@ RECIPE = Recipe(layers=7, windows=10, held_out_windows=2, sequence_length=256)
 
 
 @pytest.fixture(scope="module")
-def demo() -> walkthrough.Demonstration:
+def demo() -> tuple[Study, Windows]:
     return walkthrough.prepare(RunOptions(), Silent(), RECIPE)
 
 
 @pytest.fixture(scope="module")
-def chosen(demo: walkthrough.Demonstration) -> Any:
-    return walkthrough.choose(demo)
-
-
-@pytest.fixture(scope="module")
-def fitted(demo: walkthrough.Demonstration, chosen: Any) -> Any:
-    return walkthrough.fit_both(demo, chosen[0])
+def chosen(demo: tuple[Study, Windows]) -> ChosenCut:
+    return demo[0].choose()
 
 
 def test_the_file_is_the_expected_one() -> None:
@@ -54,7 +48,7 @@ def test_the_file_is_the_expected_one() -> None:
 
 
 def test_recoverable_avoids_the_birth_that_the_cosine_walks_into(chosen: Any) -> None:
-    spans, table = chosen
+    spans, table = chosen.spans, chosen.table
     assert spans == (Span(12, 19),)
     born = [each.span.start for each in table.spans if each.birth]
     assert born == [5, 6, 7, 8, 9, 10, 11]  # the first token's norm explodes inside layer 11
@@ -63,40 +57,36 @@ def test_recoverable_avoids_the_birth_that_the_cosine_walks_into(chosen: Any) ->
 
 
 def test_ghost_recovers_most_and_linearpatch_little(
-    demo: walkthrough.Demonstration, chosen: Any, fitted: Any
+    demo: tuple[Study, Windows], chosen: ChosenCut
 ) -> None:
-    spans, _ = chosen
-    cuts = {"cut": measuring.unrepaired(spans), **fitted}
-    losses = measuring.measure_cuts(Runner(demo.dense), demo.evaluation.first(4), cuts)
+    study, evaluation = demo
+    fits = study.fit(chosen, ["linearpatch-diag", "ghost"])
+    losses = study.losses(chosen, fits, on=evaluation.first(4))
     excess = {name: sums.loss_nats - losses["dense"].loss_nats for name, sums in losses.items()}
-    assert 0 < excess["Ghost"] < 0.7 * excess["cut"]
-    assert excess["Ghost"] < excess["LinearPatch"] < excess["cut"]
+    assert 0 < excess["ghost"] < 0.7 * excess["cut"]
+    assert excess["ghost"] < excess["linearpatch-diag"] < excess["cut"]
 
 
 def test_across_a_birth_balanced_weights_are_better_than_relative_and_uniform_ones(
-    demo: walkthrough.Demonstration,
+    demo: tuple[Study, Windows],
 ) -> None:
-    span = Span(9, 16)
-    cuts = {}
-    for weight in ("uniform", "relative", "balanced"):
-        recipe = Recipe(**{**RECIPE.to_dict(), "token_weight": weight})
-        cuts[weight] = fitting.fit_gaps(
-            Runner(demo.dense), demo.scored, [span], make_fitting(demo.dense, recipe)
-        )
-    losses = measuring.measure_cuts(Runner(demo.dense), demo.held_out.first(2), cuts)
+    study, _ = demo
+    cut = study.choose(remove="9-15", layers=None)
+    names = {each: f"ghost:weight={each}" for each in ("uniform", "relative", "balanced")}
+    fits = study.fit(cut, list(names.values()))
+    found = study.losses(cut, fits)
+    losses = {weight: found[name] for weight, name in names.items()}
     assert losses["relative"].loss_nats < losses["uniform"].loss_nats
     assert losses["balanced"].loss_nats < losses["relative"].loss_nats - 0.2
 
 
 @pytest.fixture(scope="module")
-def checkpoint(
-    demo: walkthrough.Demonstration, chosen: Any, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
+def checkpoint(demo: tuple[Study, Windows], tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("smollm2") / "out"
     text = list(split_topics()[0].documents)
     pruned = ghostlayers.prune(
-        demo.dense.network,
-        tokenizer=demo.dense.tokenizer,
+        demo[0].dense.network,
+        tokenizer=demo[0].dense.tokenizer,
         data=text,
         remove="12-18",
         windows=12,
@@ -107,13 +97,13 @@ def checkpoint(
 
 
 def test_the_checkpoint_reloads_bit_for_bit_and_generates(
-    demo: walkthrough.Demonstration, checkpoint: Any
+    demo: tuple[Study, Windows], checkpoint: Any
 ) -> None:
     pruned, out, verification = checkpoint
     assert verification.identical
     again = _load(out, pruned.model.dtype)
-    text = walkthrough.continue_prompt(demo, again)
-    assert text == walkthrough.continue_prompt(demo, pruned.model)
+    text = walkthrough.continue_prompt(demo[0].dense, again)
+    assert text == walkthrough.continue_prompt(demo[0].dense, pruned.model)
     assert len(text.split()) > 5
 
 
