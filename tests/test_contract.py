@@ -96,13 +96,13 @@ def test_an_empty_cut_is_the_identity(name: str) -> None:
 @pytest.mark.parametrize(("name", "cut"), FORBIDDEN)
 def test_a_cut_that_breaks_a_formula_is_refused(name: str, cut: str) -> None:
     with pytest.raises(UnsupportedModelError, match=r"formula|could not be loaded again"):
-        removal.prune_layers(build(name), CUTS[cut])
+        removal.prune_layers(DenseModel(build(name)), CUTS[cut])
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_generation_with_a_cache_samples_and_pads(name: str) -> None:
     spans = CUTS[cut_of(name)]
-    model = removal.prune_layers(build(name), spans, operators(spans))
+    model = removal.prune_layers(DenseModel(build(name)), spans, operators(spans))
     ids = token_ids(length=9)
     options = {
         "attention_mask": torch.ones_like(ids),
@@ -163,7 +163,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
     for name in FAMILIES:
         spans = CUTS[cut_of(name)]
         for kind, repairs in (("repaired", operators(spans)), ("bare", None)):
-            model = removal.prune_layers(build(name), spans, repairs)
+            model = removal.prune_layers(DenseModel(build(name)), spans, repairs)
             path = folder / f"{name}-{kind}"
             path.mkdir()
             saving._write_model(path, model, torch.float32)
@@ -191,7 +191,7 @@ def test_a_stranger_loads_it(name: str, kind: str, saved: Any) -> None:
     """In a process that has never heard of this package, with trust_remote_code alone."""
     spans = CUTS[cut_of(name)]
     repairs = operators(spans) if kind == "repaired" else None
-    want = removal.prune_layers(build(name), spans, repairs)
+    want = removal.prune_layers(DenseModel(build(name)), spans, repairs)
     assert_same(name, saved[1][f"{name}-{kind}"], logits(want, token_ids()))
 
 

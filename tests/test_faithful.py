@@ -421,7 +421,7 @@ def test_scores_change_with_the_repair_or_are_refused(family: str) -> None:
         for select in ("magnitude", "magnitude:norms"):
             try:
                 recipe = Recipe(layers=2, select=select, iterative=True, repair=name)
-                check_moves(model, recipe)
+                check_moves(layerwise, recipe)
             except RecipeError:
                 continue
             selector = Selector(Runner(layerwise), some, some, recipe, Fitting(method))

@@ -8,17 +8,20 @@ import torch
 from typer.testing import CliRunner
 
 import ghostlayers
+from conftest import make_tiny_llama
 from families import build
 from ghostlayers import pipeline
-from ghostlayers.calibration.fitting import make_fitting, sums_bytes
+from ghostlayers.calibration.fitting import sums_bytes
+from ghostlayers.calibration.gradients import BACKWARD
+from ghostlayers.calibration.passes import Pass
 from ghostlayers.cli.app import app
 from ghostlayers.model import stream
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.plan import probe
 from ghostlayers.plan.probe import Speed, layer_flops
 from ghostlayers.plan.saving import Output
-from ghostlayers.plan.stages import BACKWARD, Counter, expected_spans, plan_prune
-from ghostlayers.plan.units import Plan, Predicted, Stage
+from ghostlayers.plan.stages import Expected, expected_spans, plan_prune
+from ghostlayers.plan.units import Plan, Predicted, Prices
 from ghostlayers.recipe import Recipe
 from ghostlayers.spans import Span
 
@@ -84,10 +87,8 @@ def _check_layers(
 
     monkeypatch.setattr(DenseModel, "differentiable_layer", counted)
     pruned = ghostlayers.prune(model, tokenizer=byte_tokenizer, data=some_text, **GIVEN, **choices)
-    loaded = pruned.dense
     planned = plan_prune(
-        loaded,
-        DenseModel(model),
+        pruned.dense,
         Recipe(**GIVEN, **choices),
         LAYER_ONLY,
         started=0.0,
@@ -96,42 +97,34 @@ def _check_layers(
     assert planned.seconds == pytest.approx(ran, rel=0.35)
 
 
-def counter(model: Any, byte_tokenizer: Any, **choices: Any) -> Counter:
-    recipe = Recipe(**{"layers": 3, **GIVEN, **choices})
-    loaded = pipeline.open_model(model, byte_tokenizer, ghostlayers.RunOptions())
-    return Counter(DenseModel(model), recipe, make_fitting(loaded, recipe))
+def expected(model: Any, **choices: Any) -> Expected:
+    return Expected.of(DenseModel(model), Recipe(**{"layers": 3, **GIVEN, **choices}))
 
 
-def test_memory_of_a_fit_grows_with_the_square_of_its_features(
-    trained_llama: Any, byte_tokenizer: Any
-) -> None:
+def test_memory_of_a_fit_grows_with_the_square_of_its_features(trained_llama: Any) -> None:
     spans = (Span(3, 6),)
-    narrow = counter(trained_llama, byte_tokenizer, repair="ghost")
-    wide = counter(trained_llama, byte_tokenizer, repair="joint:x+z")
+    narrow = expected(trained_llama, repair="ghost")
+    wide = expected(trained_llama, repair="joint:x+z")
     assert wide.fit(spans).held > narrow.fit(spans).held
     width = 48 + 96
-    assert wide.fit(spans).held > sums_bytes(wide.model, wide.fitting, spans)
+    assert wide.fit(spans).held >= sums_bytes(wide.model, wide.fitting, spans)
     assert wide.fit(spans).solutions > narrow.fit(spans).solutions * (width / 48) ** 2
 
 
-def test_a_fit_takes_no_more_than_the_stream_and_a_few_matrices(
-    trained_llama: Any, byte_tokenizer: Any
-) -> None:
+def test_a_fit_takes_no_more_than_the_stream_and_a_few_matrices(trained_llama: Any) -> None:
     """Sums of features x features and features x hidden, solving's copies, and streams."""
-    found = counter(trained_llama, byte_tokenizer, repair="ghost").fit((Span(3, 6),)).held
+    found = expected(trained_llama, repair="ghost").fit((Span(3, 6),)).held
     hidden = trained_llama.config.hidden_size
-    window = 64 * hidden * 4
-    assert found <= (2 + 4 + 4) * hidden**2 * 8 + 6 * window
+    assert found <= (2 + 4 + 4) * hidden**2 * 8
 
 
-def test_processes_share_windows_but_not_solving(trained_llama: Any, byte_tokenizer: Any) -> None:
+def test_processes_share_windows_but_not_solving(trained_llama: Any) -> None:
     recipe = Recipe(layers=3, **GIVEN)
-    loaded = pipeline.open_model(trained_llama, byte_tokenizer, ghostlayers.RunOptions())
     model = DenseModel(trained_llama)
 
     def seconds(speed: Speed, processes: int) -> float:
         return plan_prune(
-            loaded, model, recipe, speed, started=0.0, output=None, processes=processes
+            model, recipe, speed, started=0.0, output=None, processes=processes
         ).seconds
 
     assert seconds(LAYER_ONLY, 4) == pytest.approx(seconds(LAYER_ONLY, 1) / 4)
@@ -151,10 +144,12 @@ def test_arithmetic_of_a_layer(trained_llama: Any) -> None:
 
 
 def test_stages_add_up() -> None:
-    one = Stage("one", layers=2, heads=1, held=10, disk=5, fixed=1.0)
-    two = Stage("two", layers=3, products=7, held=20, disk=5, fixed=2.0)
-    both = one + two
-    assert both == Stage("one", layers=5, heads=1, products=7, held=20, disk=10, fixed=3.0)
+    one = Pass("one", "One", layers=2, heads=1, held=10, disk=5, fixed=1.0)
+    two = Pass("two", "Two", layers=3, products=7, held=20, disk=5, fixed=2.0)
+    here = Prices(DenseModel(make_tiny_llama()), 8, Speed(1.0, 1.0, 1.0), held_now=0)
+    first, second, both = here.of(one), here.of(two), here.together("both", [one, two])
+    assert (both.seconds, both.flops) == (16.0, first.flops + second.flops)
+    assert (both.memory, both.disk) == (second.memory, 10)
     plan = Plan((Predicted("a", 1.0, 10.0, 5, 2), Predicted("b", 2.0, 5.0, 9, 0)))
     assert (plan.seconds, plan.flops, plan.memory, plan.disk) == (3.0, 15.0, 9, 2)
     assert Plan().memory == 0

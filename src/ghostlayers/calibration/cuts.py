@@ -156,7 +156,7 @@ Measured: ``benchmarks/plan.py`` compares planned with real seconds.
 
 def loss_pass(
     model: DenseModel,
-    windows: int,
+    windows: float,
     behind: Sequence[float],
     divergence: bool,
     title: str,

@@ -125,6 +125,61 @@ def tokens_bytes(
     return gaps * KEPT_OF_A_TOKEN * num_tokens * hidden * int(model.dtype.itemsize)
 
 
+SOLUTIONS_OF_A_FIT = 5.0
+"""Solving with its condition number, in Cholesky factorisations of the same width.
+
+Measured: ``benchmarks/plan.py`` compares planned with real seconds.
+"""
+
+
+def fit_pass(
+    model: DenseModel, spans: Sequence[Span], fitting: Fitting, windows: int, length: int
+) -> Pass:
+    """What `fit_many` does for one fitting: layers, moments, solving, and what it holds.
+
+    Args:
+        model: the dense model.
+        spans: the gaps.
+        fitting: how.
+        windows: that it is fitted on.
+        length: tokens of each.
+    """
+    method = fitting.method
+    spans = parts_of(method, spans)
+    gathered = tuple(feature_widths(model, gathered_features(method.needs)).items())
+    width, pieces = sum(size for _, size in gathered), sum(method.needs.pieces)
+    products = moments.products_of_a_token(gathered, model.hidden_size)
+    if pieces:  # every token is in the moments of one piece, too
+        products += moments.products_of_a_token((("x", model.hidden_size),), model.hidden_size)
+    staged, stages = in_stages(model, method), 1 + len(method.before)
+    solves = stages * (SOLVES if refits_through_norm(model, method) else 1)
+    walked = len(spans) > 1 and fitting.repaired_inputs
+    streams = 3 if walked or pieces or staged else 0
+    stream = length * model.hidden_size * model.dtype.itemsize
+    return Pass(
+        "moments",
+        "Fitting the repairs",
+        windows,
+        layers=windows * _layers_of_a_fit(model, spans, fitting),
+        products=windows * length * products * len(spans) * solves,
+        solutions=len(spans) * (solves + pieces) * SOLUTIONS_OF_A_FIT * width**3 / 3,
+        copies=COPIES_IN_A_SWEEP,
+        held=sums_bytes(model, fitting, spans)
+        + tokens_bytes(model, fitting, windows * length, spans)
+        + windows * streams * stream,
+    )
+
+
+def _layers_of_a_fit(model: DenseModel, spans: Sequence[Span], fitting: Fitting) -> int:
+    """Decoder layers that a window passes: up to the last gap, and again from gap to gap."""
+    method = fitting.method
+    between = spans[-1].start - spans[0].stop if len(spans) > 1 and fitting.repaired_inputs else 0
+    # A stage is a pass over the kept layers that the method reads or changes.
+    passes = (1 + len(method.before)) * (SOLVES + 1 if refits_through_norm(model, method) else 1)
+    again = len(spans) * passes * method.reach if in_stages(model, method) else 0
+    return spans[-1].stop + between + again
+
+
 def fit_gaps(
     runner: Runner, windows: Windows, spans: Sequence[Span], fitting: Fitting
 ) -> dict[Span, Repair]:

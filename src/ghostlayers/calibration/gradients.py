@@ -78,15 +78,14 @@ BACKWARD = 3.0
 
 def backward_pass(model: DenseModel, windows: int, length: int) -> Pass:
     """The pass of `layer_gradients` over so many windows of a length."""
-    streams = model.num_layers + 2
     return Pass(
         "gradients",
         "One backward pass (gradient checkpointing: every layer runs again)",
         windows,
         layers=windows * model.num_layers * (1 + BACKWARD),
         heads=windows * BACKWARD,
-        copies=streams,
-        held=windows * streams * length * model.hidden_size * model.dtype.itemsize,
+        copies=2,
+        held=windows * model.num_layers * length * model.hidden_size * model.dtype.itemsize,
     )
 
 

@@ -199,7 +199,6 @@ def sweep_pass(
     boundaries, on_disk = model.num_layers + 1, model.residency.on_disk
     tokens = min(TOKENS_PER_CHANNEL * model.hidden_size, windows * length) if sampled else 0
     sample = tokens * model.hidden_size * boundaries * model.dtype.itemsize
-    stream = length * model.hidden_size * model.dtype.itemsize
     return Pass(
         "sweep",
         title,
@@ -207,7 +206,7 @@ def sweep_pass(
         layers=windows * model.num_layers,
         products=boundaries**2 * model.hidden_size * length * windows * PAIR_COST,
         elsewhere=boundaries,
-        held=boundaries * stream + (0 if on_disk else sample),
+        held=0 if on_disk else sample,
         disk=sample if on_disk else 0,
     )
 

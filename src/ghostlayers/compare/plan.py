@@ -2,17 +2,21 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from ghostlayers.calibration.fitting import in_stages, make_fitting
+from ghostlayers.calibration.cuts import loss_pass
+from ghostlayers.calibration.fitting import in_stages
+from ghostlayers.calibration.passes import Pass
+from ghostlayers.calibration.scoring import SWEEP
 from ghostlayers.checkpoint.record import table_to_dict
 from ghostlayers.compare.bench import Bench
 from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.plan.probe import Speed
-from ghostlayers.plan.stages import DIVERGENCE, SWEEP, Counter, expected_spans, selection_stages
-from ghostlayers.plan.units import Plan, Stage, prices
+from ghostlayers.plan.stages import Expected, expected_spans
+from ghostlayers.plan.units import Plan, prices
 from ghostlayers.repairs import find_method
+from ghostlayers.selection.choices import find_selection
 from ghostlayers.spans import Span, format_layers, removed_layers
 
 TIMED_PASSES = 5.0
@@ -38,6 +42,10 @@ def choose(bench: Bench) -> tuple[dict[tuple[Span, ...], list[Cell]], dict[str, 
     chosen: dict[tuple[Span, ...], list[Cell]] = {}
     tables: dict[str, Any] = {}
     for layers in sorted(set(bench.request.layers)):
+        # A sweep that keeps a sample of the stream serves those that need none, too.
+        for select in sorted(bench.request.select, key=_needs_no_sample):
+            if select != EVERY:
+                _choose_one(bench, layers, select)
         for select in bench.request.select:
             if select == EVERY:
                 for span in bench.request.every_span(bench.dense.num_layers, layers):
@@ -55,6 +63,10 @@ def choose(bench: Bench) -> tuple[dict[tuple[Span, ...], list[Cell]], dict[str, 
                 spans, _ = _choose_one(bench, layers, select)
                 _add(chosen, Cell(layers, select, spans, ("ghost",)))
     return chosen, tables
+
+
+def _needs_no_sample(select: str) -> bool:
+    return select == EVERY or "residuals" not in find_selection(select).selection.needs
 
 
 def _measured(table: Mapping[str, Any]) -> int:
@@ -130,133 +142,129 @@ def cut_key(spans: Sequence[Span], names: Sequence[str]) -> str:
 
 def plan_comparison(bench: Bench, speed: Speed) -> Plan:
     """What a comparison takes in all, before anything is chosen: a stage a line."""
-    request, depth = bench.request, bench.dense.num_layers
-    recipe = request.calibration
-    stages = [_choosing(bench), _dense_stage(bench)]
-    windows = sum(map(len, bench.corpora.values())) + len(bench.warning_windows)
-    fitted = Stage("Fitting the repairs")
-    measured = Stage("Losses of every repair on every text")
-    timed = Stage("Speed and continuations")
-    answered = Stage("Tasks") + _answering(bench, depth, 1)
-    for spans, names in expected_jobs(bench):
-        one_fit, losses, forwards, answers = _cut_stages(bench, spans, names, windows, depth)
-        fitted, measured, timed = fitted + one_fit, measured + losses, timed + forwards
-        answered += answers
-    here = prices(bench.dense, speed, recipe.sequence_length, 1)
-    shown = [*stages, fitted, measured, timed, *([answered] if bench.tasks else [])]
-    return Plan(tuple(here.of(stage) for stage in shown))
+    request = bench.request
+    jobs = expected_jobs(bench)
+    here = prices(bench.dense, speed, request.calibration.sequence_length)
+    lines: list[tuple[str, list[Pass]]] = [
+        ("Scores and searches", _choosing(bench)),
+        ("Measuring the dense model", [_dense_pass(bench)]),
+        ("Fitting the repairs", [each for job in jobs for each in _fits(bench, *job)]),
+        ("Losses of every repair on every text", [_losses(bench, *job) for job in jobs]),
+        ("Speed and continuations", [_timing(bench, *job) for job in jobs]),
+    ]
+    if bench.tasks:
+        answers = [_answering(bench, bench.dense.num_layers, 1)]
+        lines.append(("Tasks", answers + [_answers(bench, *job) for job in jobs]))
+    return Plan(tuple(here.together(title, passes) for title, passes in lines))
 
 
 def plan_presets(bench: Bench, speed: Speed) -> Plan:
     """What methods by their own choices take: a stage a method, all numbers of layers together."""
     request, depth = bench.request, bench.dense.num_layers
-    windows = sum(map(len, bench.corpora.values()))
-    told = []
+    lines = []
     for name in request.presets:
-        total = Stage(name)
+        passes: list[Pass] = []
         for layers in request.layers:
             recipe = request.preset_recipe(name, layers)
-            counter = Counter(bench.dense, recipe, make_fitting(bench.dense, recipe))
-            spans = expected_spans(recipe, depth)
-            fits = [counter.fit(spans)] if recipe.refit == "all" else []
-            for stage in (*selection_stages(counter), *fits):
-                total += stage
+            expected, spans = Expected.of(bench.dense, recipe), expected_spans(recipe, depth)
+            passes += [each for _, some in expected.selection() for each in some]
+            passes += [expected.fit(spans)] if recipe.refit == "all" else []
             # Evaluation windows have a length of their own.
-            share = windows * request.window_length / recipe.sequence_length
+            share = _windows(bench) * request.window_length / recipe.sequence_length
             behind = depth - layers - spans[0].start
-            total += Stage("", share * (depth + behind), share * (1 + DIVERGENCE))
-        here = prices(bench.dense, speed, recipe.sequence_length, 1)
-        told.append(here.of(total))
-    dense = prices(bench.dense, speed, request.window_length, 1)
-    return Plan((dense.of(_dense_stage(bench)), *told))
+            passes.append(loss_pass(bench.dense, share, [behind], True, name))
+        here = prices(bench.dense, speed, recipe.sequence_length)
+        lines.append(here.together(name, passes))
+    dense = prices(bench.dense, speed, request.window_length)
+    return Plan((dense.of(_dense_pass(bench)), *lines))
 
 
-def _answering(bench: Bench, depth: int, models: int) -> Stage:
+def _windows(bench: Bench) -> int:
+    """Windows of all evaluation texts."""
+    return sum(map(len, bench.corpora.values()))
+
+
+def _answering(bench: Bench, depth: int, models: int) -> Pass:
     """Models of some decoder layers on the tasks, whose tokens cost what those of windows do."""
     windows = models * bench.task_tokens / bench.request.window_length
-    return Stage("", windows * depth, windows)
+    return Pass("tasks", "Tasks", windows, layers=windows * depth, heads=windows)
 
 
-def _counter(bench: Bench, layers: int, select: str, repair: str = "ghost") -> Counter:
+def _expected(bench: Bench, layers: int, select: str, repair: str = "ghost") -> Expected:
     # Every span is no selection; what a cut costs does not depend on who chose it.
     recipe = bench.request.cell_recipe(layers, "streamline" if select == EVERY else select)
-    return Counter(bench.dense, recipe, make_fitting(bench.dense, replace(recipe, repair=repair)))
+    return Expected.of(bench.dense, dataclasses.replace(recipe, repair=repair))
 
 
-def _choosing(bench: Bench) -> Stage:
+def _choosing(bench: Bench) -> list[Pass]:
     """Every selection at every number of layers; sweeps on the same windows are shared."""
     request = bench.request
-    counts = [*request.layers, *request.yardsticks]
-    total = Stage("Scores and searches")
-    swept: set[Stage] = set()
+    passes: dict[Pass | int, Pass] = {}
     for select in [each for each in request.select if each != EVERY]:
-        for layers in counts:
-            for stage in selection_stages(_counter(bench, layers, select)):
-                if stage in swept:
-                    continue
-                if stage.name == SWEEP:
-                    swept.add(stage)
-                total += stage
-    return total
+        for layers in (*request.layers, *request.yardsticks):
+            for _, some in _expected(bench, layers, select).selection():
+                for each in some:
+                    passes[each if each.title == SWEEP else len(passes)] = each
+    return list(passes.values())
 
 
-def _dense_stage(bench: Bench) -> Stage:
-    windows = sum(map(len, bench.corpora.values()))
-    return Stage("Measuring the dense model", windows * bench.dense.num_layers, windows)
+def _dense_pass(bench: Bench) -> Pass:
+    return loss_pass(bench.dense, _windows(bench), [], True, "Measuring the dense model")
 
 
-def _cut_stages(
-    bench: Bench, spans: tuple[Span, ...], names: Sequence[str], windows: int, depth: int
-) -> tuple[Stage, Stage, Stage, Stage]:
-    removed = sum(map(len, spans))
-    start = spans[0].start
-    one_fit = _fits(bench, spans, names)
-    repairs, behind = len(names) + 1, depth - removed - start + 1
-    losses = Stage("", windows * (depth + repairs * behind), windows * (1 + DIVERGENCE * repairs))
-    forwards = _forwards_beside(bench) * len(names)
-    timed = Stage("", forwards * (depth - removed), forwards * 0.1)
-    answering = sum(map(bench.answers_tasks, names))
-    return one_fit, losses, timed, _answering(bench, depth - removed, answering)
+def _losses(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Pass:
+    """Every repair of a cut, and the bare cut on a few windows, on every text."""
+    behind = bench.dense.num_layers - sum(map(len, spans)) - spans[0].start + 1
+    windows = _windows(bench) + len(bench.warning_windows)
+    return loss_pass(bench.dense, windows, [behind] * (len(names) + 1), True, "Losses")
 
 
-def _fits(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Stage:
+def _timing(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Pass:
+    """Whole forward passes of one window that every repair's speed and continuation take."""
+    request = bench.request
+    forwards = TIMED_PASSES * TIMED_SHARE if request.speed else 0.0
+    forwards += request.new_tokens / TOKENS_A_PASS if request.prompt else 0.0
+    forwards *= len(names)
+    kept = bench.dense.num_layers - sum(map(len, spans))
+    return Pass("timing", "Timing and writing", forwards, layers=forwards * kept)
+
+
+def _answers(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Pass:
+    kept = bench.dense.num_layers - sum(map(len, spans))
+    return _answering(bench, kept, sum(map(bench.answers_tasks, names)))
+
+
+def _fits(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> list[Pass]:
     """One sweep gathers what most want; a repair with stages changes the stream, and sums alone."""
-    removed = sum(map(len, spans))
-    shared, alone, solutions, again = Stage(""), 0.0, 0.0, 0.0
-    unstaged = _counter(bench, removed, bench.request.select[0]).fit(spans).layers
+    removed, select = sum(map(len, spans)), bench.request.select[0]
+    bare = _expected(bench, removed, select).fit(spans)
+    shared = dataclasses.replace(bare, products=0.0, solutions=0.0)
+    alone: list[Pass] = []
     for name in names:
-        fit = _counter(bench, removed, bench.request.select[0], name).fit(spans)
-        solutions += fit.solutions
+        fit = _expected(bench, removed, select, name).fit(spans)
         if in_stages(bench.dense, find_method(name)):
-            alone += fit.products
-            again += fit.layers - unstaged
-        elif fit.products >= shared.products:
-            shared = fit
-    if not shared.layers:  # the cut is swept once for those with stages, too
-        shared = replace(_counter(bench, removed, bench.request.select[0]).fit(spans), products=0.0)
-    return replace(
-        shared,
-        solutions=solutions,
-        products=shared.products + alone,
-        layers=shared.layers + again,
-    )
+            alone.append(dataclasses.replace(fit, layers=fit.layers - bare.layers))
+            continue
+        solutions = shared.solutions + fit.solutions
+        shared = dataclasses.replace(max(shared, fit, key=_products), solutions=solutions)
+    return [shared, *alone]
+
+
+def _products(declared: Pass) -> float:
+    return declared.products
 
 
 def say_estimate(bench: Bench, speed: Speed, jobs: Jobs, *, chosen: bool) -> None:
     """Predicted minutes of what is not done yet."""
-    depth = bench.dense.num_layers
-    windows = sum(map(len, bench.corpora.values())) + len(bench.warning_windows)
-    stages = [] if chosen else [_choosing(bench), _dense_stage(bench), _answering(bench, depth, 1)]
-    for spans, names in jobs:
-        if not chosen or bench.store.get(cut_key(spans, names)) is None:
-            stages.extend(_cut_stages(bench, spans, names, windows, depth))
-    here = prices(bench.dense, speed, bench.request.calibration.sequence_length, 1)
-    total = sum(here.of(stage).seconds for stage in stages)
+    passes: list[Pass] = []
+    if not chosen:
+        passes = [*_choosing(bench), _dense_pass(bench)]
+        passes.append(_answering(bench, bench.dense.num_layers, 1))
+    for job in jobs:
+        if not chosen or bench.store.get(cut_key(*job)) is None:
+            passes += [*_fits(bench, *job), _losses(bench, *job), _timing(bench, *job)]
+            passes.append(_answers(bench, *job))
+    here = prices(bench.dense, speed, bench.request.calibration.sequence_length)
+    total = here.together("", passes).seconds
     bound = "" if chosen else "at most "
     bench.say(f"About {bound}{max(1, round(total / 60))} minutes to go on this machine.")
-
-
-def _forwards_beside(bench: Bench) -> float:
-    """Whole forward passes of one window that a repair's speed and continuation take."""
-    forwards = TIMED_PASSES * TIMED_SHARE if bench.request.speed else 0.0
-    return forwards + (bench.request.new_tokens / TOKENS_A_PASS if bench.request.prompt else 0.0)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ghostlayers.calibration.passes import Pass
 from ghostlayers.model.anatomy import writers
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.plan.probe import hashing_seconds, writing_seconds
-from ghostlayers.plan.units import Stage
 from ghostlayers.recipe import Recipe, Save
 from ghostlayers.repairs import Method
 from ghostlayers.spans import Span
@@ -35,14 +35,14 @@ class Output:
 CHECKPOINT = Output()
 
 
-def saving_stages(
+def saving_passes(
     loaded: DenseModel,
     recipe: Recipe,
     method: Method,
     spans: Sequence[Span],
     output: Output,
     started: float,
-) -> list[Stage]:
+) -> list[Pass]:
     """What is written after the last repair.
 
     Args:
@@ -93,9 +93,11 @@ def _added(model: DenseModel, method: Method, spans: Sequence[Span]) -> int:
     )
 
 
-def _checkpoint(size: int, brought: int, output: Output, started: float) -> Stage:
-    return Stage(
+def _checkpoint(size: int, brought: int, output: Output, started: float) -> Pass:
+    return Pass(
+        "saving",
         "Writing it, and loading it in a fresh process",
+        copies=0,
         brought=2 * brought,
         held=0 if brought else size,  # the fresh process holds it, while this one waits
         disk=size,
@@ -103,10 +105,12 @@ def _checkpoint(size: int, brought: int, output: Output, started: float) -> Stag
     )
 
 
-def _adapter(base: int, added: int, brought: int, output: Output) -> Stage:
+def _adapter(base: int, added: int, brought: int, output: Output) -> Pass:
     """The base's weights are hashed, and the model is made of it again beside it."""
-    return Stage(
+    return Pass(
+        "saving",
         "Writing the adapter, and making the model of it again",
+        copies=0,
         brought=4 * brought,
         held=2 * added,
         disk=added,
@@ -114,10 +118,12 @@ def _adapter(base: int, added: int, brought: int, output: Output) -> Stage:
     )
 
 
-def _gguf(size: int, output: Output, layer: int) -> Stage:
+def _gguf(size: int, output: Output, layer: int) -> Pass:
     """Every tensor is read, written, and read again to prove it."""
-    return Stage(
+    return Pass(
+        "saving",
         "Writing the GGUF file, and reading it again",
+        copies=0,
         held=layer,
         disk=size,
         fixed=2 * hashing_seconds(size) + writing_seconds(size, output.folder),

@@ -1,54 +1,16 @@
-"""The units of a plan: what its stages count, and what that comes to in time and memory."""
+"""What passes come to in time and memory on this machine."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import psutil
 import torch
 
+from ghostlayers.calibration.passes import Pass
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.offload import workspace
 from ghostlayers.plan.probe import Speed, head_flops, layer_flops
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One line of a plan.
-
-    Attributes:
-        name: what is done.
-        layers: windows through one decoder layer.
-        heads: windows through the head.
-        products: multiply-adds of sums, in float64.
-        solutions: multiply-adds of solving, in float64.
-        brought: decoder layers brought in from where they lie; 0 if all are in memory.
-        held: bytes beside weights and workspace, at its peak.
-        disk: bytes on disk, files for a while among them.
-        fixed: seconds that none of these explain, such as starting a process.
-    """
-
-    name: str
-    layers: float = 0.0
-    heads: float = 0.0
-    products: float = 0.0
-    solutions: float = 0.0
-    brought: float = 0.0
-    held: int = 0
-    disk: int = 0
-    fixed: float = 0.0
-
-    def __add__(self, other: "Stage") -> "Stage":
-        """Both, under this one's name."""
-        return Stage(
-            self.name,
-            self.layers + other.layers,
-            self.heads + other.heads,
-            self.products + other.products,
-            self.solutions + other.solutions,
-            self.brought + other.brought,
-            max(self.held, other.held),
-            self.disk + other.disk,
-            self.fixed + other.fixed,
-        )
+from ghostlayers.runtime.machine import room_for_streams
 
 
 @dataclass(frozen=True)
@@ -99,52 +61,82 @@ class Plan:
 
 @dataclass(frozen=True)
 class Prices:
-    """What units of a plan take here.
+    """What passes of one model take here.
 
     Attributes:
+        model: the dense model.
+        length: tokens of a window.
         speed: as probed.
-        layer_flops: of one window through one layer.
-        head_flops: of one window through the head.
         held_now: bytes that the process holds already.
-        workspace: bytes that a micro-batch takes while a layer runs.
         processes: that share the windows.
     """
 
+    model: DenseModel
+    length: int
     speed: Speed
-    layer_flops: int
-    head_flops: int
     held_now: int
-    workspace: int
     processes: int = 1
 
-    def of(self, stage: Stage) -> Predicted:
-        """A stage's price."""
-        shared = stage.layers * self.speed.layer + stage.heads * self.speed.head
-        shared += stage.products * self.speed.product
-        seconds = shared / self.processes + stage.solutions * self.speed.solution + stage.fixed
+    def of(self, declared: Pass) -> Predicted:
+        """A pass's price."""
+        speed = self.speed
+        shared = declared.layers * speed.layer + declared.heads * speed.head
+        shared += declared.products * speed.product
+        seconds = shared / self.processes + declared.solutions * speed.solution + declared.fixed
         # The next layer is read while one computes, but copied into place by itself.
-        seconds += stage.brought * self.speed.bring
-        flops = stage.layers * self.layer_flops + stage.heads * self.head_flops
-        flops += 2 * (stage.products + stage.solutions)
+        seconds += self._brought(declared) * speed.bring
+        flops = declared.layers * layer_flops(self.model, self.length)
+        flops += declared.heads * head_flops(self.model, self.length)
+        flops += 2 * (declared.products + declared.solutions)
+        on_disk = self.model.residency.on_disk
+        space = workspace(self.model.config, self.model.dtype, self.model.device)
+        elsewhere = declared.elsewhere * self._stream
+        held = declared.held + declared.copies * self._stream + (0 if on_disk else elsewhere)
         return Predicted(
-            stage.name,
+            declared.title,
             seconds,
             flops,
-            self.held_now + self.workspace + stage.held,
-            stage.disk,
+            self.held_now + space + held,
+            declared.disk + (int(elsewhere * self._at_once(declared)) if on_disk else 0),
         )
 
+    def together(self, title: str, passes: Iterable[Pass]) -> Predicted:
+        """The price of several passes as one line."""
+        lines = [self.of(each) for each in passes]
+        return Predicted(
+            title,
+            sum(line.seconds for line in lines),
+            sum(line.flops for line in lines),
+            max((line.memory for line in lines), default=0),
+            sum(line.disk for line in lines),
+        )
 
-def prices(model: DenseModel, speed: Speed, sequence_length: int, processes: int) -> Prices:
-    """What units of a plan take for this model on this machine."""
+    @property
+    def _stream(self) -> int:
+        """Bytes of the residual stream of a window at one boundary."""
+        return self.length * self.model.hidden_size * self.model.dtype.itemsize
+
+    def _brought(self, declared: Pass) -> float:
+        """Decoder layers of an offloaded model that a pass brings in."""
+        if not self.model.residency.offloaded or not declared.windows:
+            return declared.brought or 0.0
+        groups = max(1.0, -(-declared.windows // self._at_once(declared)))
+        return declared.layers / declared.windows * groups
+
+    def _at_once(self, declared: Pass) -> float:
+        """Windows that pass a layer of an offloaded model together: see `windows_at_once`."""
+        left, most = self.model.residency.memory.left, declared.windows or 1.0
+        if left is not None:
+            most = min(most, left // ((declared.copies + 1) * self._stream))
+        if declared.elsewhere:
+            room = room_for_streams(on_disk=self.model.residency.on_disk)
+            most = min(most, room // (declared.elsewhere * self._stream))
+        return max(1.0, most)
+
+
+def prices(model: DenseModel, speed: Speed, sequence_length: int, processes: int = 1) -> Prices:
+    """What passes take for this model on this machine."""
     held = int(psutil.Process().memory_info().rss)
     if model.device.type != "cpu":
         held = torch.get_device_module(model.device).memory_allocated()
-    return Prices(
-        speed=speed,
-        layer_flops=layer_flops(model, sequence_length),
-        head_flops=head_flops(model, sequence_length),
-        held_now=held,
-        workspace=workspace(model.config, model.dtype, model.device),
-        processes=processes,
-    )
+    return Prices(model, sequence_length, speed, held, processes)
