@@ -62,6 +62,7 @@ def test_public_names_are_pinned() -> None:
         "ScoreTable",
         "Span",
         "SpanScore",
+        "Study",
         "Verification",
         "evaluate",
         "from_adapter",

@@ -29,6 +29,7 @@ with _quiet_imports():
     from ghostlayers.recipe import Recipe, RunOptions
     from ghostlayers.selection import ScoreTable, SpanScore
     from ghostlayers.spans import Span
+    from ghostlayers.study import Study
 
 __version__ = _version("ghostlayers")
 
@@ -43,6 +44,7 @@ __all__ = [
     "ScoreTable",
     "Span",
     "SpanScore",
+    "Study",
     "Verification",
     "evaluate",
     "from_adapter",
