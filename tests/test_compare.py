@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ghostlayers
+from ghostlayers import study
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.cli.compare import show
 from ghostlayers.compare import Comparison, compare, engine
@@ -186,9 +187,9 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(
     with pytest.raises(KeyboardInterrupt):
         run(trained_llama, byte_tokenizer, some_text, texts, tmp_path / "out")
     fitted: list[int] = []
-    many = engine.fit_many
+    many = study.fit_many
     monkeypatch.setattr(engine, "_cut", real)
-    monkeypatch.setattr(engine, "fit_many", lambda *a, **k: fitted.append(1) or many(*a, **k))
+    monkeypatch.setattr(study, "fit_many", lambda *a, **k: fitted.append(1) or many(*a, **k))
     again = run(trained_llama, byte_tokenizer, some_text, texts, tmp_path / "out")
     cuts = len({each["removed"] for each in whole["cells"]} - {"none"})
     assert len(fitted) == cuts - 2

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import ghostlayers
 from conftest import make_tiny_llama
-from ghostlayers.calibration import boundaries
 from ghostlayers.calibration.boundaries import BoundaryStore
 from ghostlayers.checkpoint import proof, saving
 from ghostlayers.errors import ModelError, RecipeError
@@ -22,6 +21,7 @@ from ghostlayers.model.offload import parse_memory
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.plan import probe
 from ghostlayers.recipe import RunOptions
+from ghostlayers.runtime import machine
 
 DISK = RunOptions(offload="disk", dtype="float32")
 NONE = RunOptions(offload="none", dtype="float32")
@@ -156,7 +156,7 @@ def test_streams_in_a_file_take_half_of_what_is_free(
         return begin(self, ids, *rest)
 
     monkeypatch.setattr(DenseModel, "begin", note)
-    for room in (boundaries.room_for_streams(on_disk=True), 3 * 9 * 64 * 64 * 4):
+    for room in (machine.room_for_streams(on_disk=True), 3 * 9 * 64 * 64 * 4):
         groups.clear()
         monkeypatch.setattr(stream, "room_for_streams", lambda *, on_disk, room=room: room)
         table = ghostlayers.score(

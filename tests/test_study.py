@@ -68,7 +68,7 @@ def test_losses_on_other_text_are_those_of_the_built_model(
         study.build(cut, fits["ghost"]).model, tokenizer=byte_tokenizer, data=[some_text[:20]],
         sequence_length=64, max_windows=2,
     )  # fmt: skip
-    assert found.loss_nats == pytest.approx(built.loss_nats, abs=1e-5)
+    assert found.loss_nats == pytest.approx(built.sums.loss_nats, abs=1e-5)
 
 
 def test_scores_are_those_of_the_command(
