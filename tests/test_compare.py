@@ -495,7 +495,7 @@ def test_every_span_is_a_cut_of_its_own_in_the_plan() -> None:
             eval_data=["a"], **changes,
         )  # fmt: skip
         bench: Any = SimpleNamespace(
-            request=wanted, layerwise=SimpleNamespace(num_layers=6), repairs=("none", "ghost")
+            request=wanted, dense=SimpleNamespace(num_layers=6), repairs=("none", "ghost")
         )
         return expected_jobs(bench)
 

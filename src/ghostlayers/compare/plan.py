@@ -43,9 +43,9 @@ def choose(bench: Bench) -> tuple[dict[tuple[Span, ...], list[Cell]], dict[str, 
     tables: dict[str, Any] = {}
     for layers in sorted(set(bench.request.layers)):
         # A sweep that keeps a sample of the stream serves those that need none, too.
-        for select in sorted(bench.request.select, key=_needs_no_sample):
-            if select != EVERY:
-                _choose_one(bench, layers, select)
+        selects = [select for select in bench.request.select if select != EVERY]
+        for select in sorted(selects, key=lambda each: _needs_no_sample(bench, layers, each)):
+            _choose_one(bench, layers, select)
         for select in bench.request.select:
             if select == EVERY:
                 for span in bench.request.every_span(bench.dense.num_layers, layers):
@@ -65,8 +65,9 @@ def choose(bench: Bench) -> tuple[dict[tuple[Span, ...], list[Cell]], dict[str, 
     return chosen, tables
 
 
-def _needs_no_sample(select: str) -> bool:
-    return select == EVERY or "residuals" not in find_selection(select).selection.needs
+def _needs_no_sample(bench: Bench, layers: int, select: str) -> bool:
+    choice = find_selection(bench.request.cell_recipe(layers, select).select)
+    return "residuals" not in choice.selection.needs
 
 
 def _measured(table: Mapping[str, Any]) -> int:
