@@ -29,7 +29,6 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 @torch.no_grad()
 def measure(name: str, tokens: int, repeats: int, *, keep: bool) -> None:
     """Print the milliseconds of each part, and the peak memory."""
-    from ghostlayers.model.dense import DenseModel
     from ghostlayers.model.loading import load_model
     from ghostlayers.recipe import RunOptions
     from ghostlayers.runtime.allocator import keep_freed_memory
@@ -37,8 +36,8 @@ def measure(name: str, tokens: int, repeats: int, *, keep: bool) -> None:
 
     if keep:
         keep_freed_memory()
-    model = DenseModel(load_model(name, RunOptions(dtype="float32", device="cpu")).model)
-    ids = torch.randint(0, model.model.config.vocab_size, (1, tokens))
+    model = load_model(name, RunOptions(dtype="float32", device="cpu"))
+    ids = torch.randint(0, model.network.config.vocab_size, (1, tokens))
     batch, stream = model.begin(ids)
     some = slice(0, min(tokens, 341))
     logits = model.logits(batch, stream, some)[0]

@@ -68,7 +68,7 @@ def model(tmp_path: Path, byte_tokenizer: Any) -> DenseModel:
     """Four layers on disk."""
     make_tiny_llama(num_hidden_layers=4).save_pretrained(tmp_path)
     byte_tokenizer.save_pretrained(tmp_path)
-    return DenseModel(load_model(str(tmp_path), RunOptions(offload="disk", dtype="float32")).model)
+    return load_model(str(tmp_path), RunOptions(offload="disk", dtype="float32"))
 
 
 def weights(module: nn.Module) -> dict[str, torch.Tensor]:

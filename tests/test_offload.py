@@ -171,7 +171,7 @@ def test_streams_in_a_file_take_half_of_what_is_free(
 
 
 def test_every_layer_is_brought_in_once_a_pass(model_folder: Path) -> None:
-    model = DenseModel(load_model(str(model_folder), DISK).model)
+    model = load_model(str(model_folder), DISK)
     brought: list[int] = []
     bring = residency.Residency.bring
 
@@ -193,13 +193,13 @@ def test_every_layer_is_brought_in_once_a_pass(model_folder: Path) -> None:
 
 
 def test_embeddings_norm_and_head_stay(model_folder: Path) -> None:
-    model = load_model(str(model_folder), DISK).model
+    model = load_model(str(model_folder), DISK).network
     elsewhere = {name for name, each in model.named_parameters() if each.is_meta}
     assert elsewhere == {n for n, _ in model.named_parameters() if n.startswith("model.layers.")}
 
 
 def test_what_fits_stays(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not is_offloaded(load_model(str(model_folder), RunOptions()).model)
+    assert not is_offloaded(load_model(str(model_folder), RunOptions()).network)
     size = offload.weights_on_disk(model_folder)
     assert size is not None
 
@@ -301,7 +301,7 @@ def test_a_stream_in_a_file_is_the_one_in_memory(dtype: torch.dtype) -> None:
 def test_the_probe_times_no_layer_that_was_read_ahead(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = DenseModel(load_model(str(model_folder), DISK).model)
+    model = load_model(str(model_folder), DISK)
     brought: list[int] = []
     bring = residency.Residency.bring
 

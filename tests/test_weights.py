@@ -71,7 +71,7 @@ def test_a_whole_model_of_every_family_passes_and_a_damaged_one_does_not(
     rng = random.Random(name)
     model = build(name)
     place = save(model, tmp_path / "model", byte_tokenizer)
-    opened = load_model(str(place), CPU).model
+    opened = load_model(str(place), CPU).network
     found, wanted = opened.state_dict(), model.state_dict()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     whole = tensors_of(place)
@@ -88,7 +88,7 @@ def test_a_whole_model_of_every_family_passes_and_a_damaged_one_does_not(
 def assert_refused_or_same(folder, wanted):
     """What a family does without, such as a tied head, may be gone if nothing changes."""
     try:
-        opened = load_model(str(folder), CPU).model
+        opened = load_model(str(folder), CPU).network
     except ModelError:
         return
     found = opened.state_dict()
@@ -298,7 +298,7 @@ def test_the_files_say_the_type_not_the_config(folder):
 def test_an_adapter_knows_its_base_by_all_digits(folder):
     """Computed in whatever type, the hash is of what lies on disk."""
     hashes = {
-        weights_hash(load_model(str(folder), RunOptions(kind, "cpu")).model, torch.float32)
+        weights_hash(load_model(str(folder), RunOptions(kind, "cpu")).network, torch.float32)
         for kind in ("float32", "bfloat16", "float16")
     }
     assert len(hashes) == 1
