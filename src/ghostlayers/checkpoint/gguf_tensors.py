@@ -103,7 +103,7 @@ def file_tensors(model: Any, row: GgufFamily, dtype: torch.dtype) -> list[FileTe
             changes += _conversions(config, row, part)
             one = FileTensor(new, sources, changes, torch.float32)
             found.append(one if _exact(config, row, one, model) else _with_type(one, dtype))
-    for name, tensor in position_tensors(config, model.network.rotary_emb).items():
+    for name, tensor in position_tensors(config, model.model.rotary_emb).items():
         found.append(FileTensor(name, (), (), torch.float32, tensor))
     return found
 

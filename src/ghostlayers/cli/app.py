@@ -280,8 +280,8 @@ def prune(
     screen.step(f"Loading {model} ...")
     dense = open_model(model, None, options, revision, surgery_follows=True)
     screen.show_expanded(dense.base)
-    screen.show_preset(recipe, dense.network.dtype)
-    screen.show_basis(dense.network, recipe.repair)
+    screen.show_preset(recipe, dense.dtype)
+    screen.show_basis(dense, recipe.repair)
     if gguf is not None:
         from ghostlayers.checkpoint.gguf_export import check_model
         from ghostlayers.model.multimodal import whole_of

@@ -31,7 +31,7 @@ from ghostlayers.checkpoint.record import evidence_row
 from ghostlayers.errors import GhostlayersError
 from ghostlayers.evaluation import EvaluationResult
 from ghostlayers.model import quantized
-from ghostlayers.model.dense import BaseModel
+from ghostlayers.model.dense import BaseModel, DenseModel
 from ghostlayers.plan.units import Plan
 from ghostlayers.presets import find_preset
 from ghostlayers.pruned import PrunedModel
@@ -82,7 +82,7 @@ def show_text(preview: str) -> None:
     say(dim(f"Calibration text: {one_line(preview)}"))
 
 
-def show_basis(model: Any, repair: str) -> None:
+def show_basis(model: DenseModel, repair: str) -> None:
     """Whether a Hadamard basis is not the authors' own."""
     note = basis_note(model, find_method(repair))
     if note is not None:
