@@ -33,7 +33,7 @@ from ghostlayers.compare.files import write_report
 from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.store import Store
 from ghostlayers.errors import DistributedError, GhostlayersError, ModelError, RecipeError
-from ghostlayers.model.config_file import check_config, check_folder
+from ghostlayers.model.config_file import TokenizerSettings, check_config, check_folder
 from ghostlayers.model.gguf_import import GgufFile
 from ghostlayers.model.loading import load_model
 from ghostlayers.model.offload import parse_memory
@@ -41,7 +41,7 @@ from ghostlayers.presets import Preset, find_preset
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import ALL, METHODS, find_method
 from ghostlayers.runtime import parallel
-from ghostlayers.runtime.documents import parse_json, parse_yaml, strict, to_json
+from ghostlayers.runtime.documents import check, parse_json, parse_yaml, strict, to_json
 from ghostlayers.runtime.shown import clean, markdown, shared, without_folders
 from ghostlayers.selection.choices import SELECTIONS, find_selection, parse_keep
 from ghostlayers.spans import parse_layers
@@ -573,3 +573,22 @@ def test_a_model_that_does_not_fit_its_config_is_told_by_tensor(
         load_model(str(folder), RunOptions(device="cpu"))
     assert "above report" not in str(caught.value)
     assert "mlp" in str(caught.value)
+
+
+NO_FLAG = st.text() | st.floats(allow_nan=False).map(lambda x: x + 0.5) | st.just({})
+
+
+@pytest.mark.parametrize(
+    "name", ["return_dict", "use_cache", "output_hidden_states", "output_attentions"]
+)
+@given(value=NO_FLAG)
+def test_flags_of_a_config_are_flags(name: str, value: Any) -> None:
+    with pytest.raises(ModelError, match=name):
+        check_config({"model_type": "llama", name: value}, "the config")
+
+
+@pytest.mark.parametrize("name", ["model_max_length", "add_bos_token", "model_input_names"])
+@given(value=st.text() | st.dictionaries(st.text(), st.integers()))
+def test_entries_that_a_tokenizer_computes_with_are_of_their_type(name: str, value: Any) -> None:
+    with pytest.raises(ModelError, match=name):
+        check({name: value}, TokenizerSettings, "the tokenizer's config", ModelError)

@@ -248,11 +248,13 @@ def perform(request: dict[str, Any]) -> int:
         found = getattr(importlib.import_module(module), name)(**request["argv"])
         Path(request["answer"]).write_text(json.dumps(found))
         return 0
-    from ghostlayers.checkpoint import proof, saving
+    from ghostlayers.checkpoint import proof
+    from ghostlayers.runtime import interrupts
 
-    if (reload := request.get("reload")) and hasattr(saving, "_run_alone"):
+    if (reload := request.get("reload")) and hasattr(proof, "_run_alone"):
         proof._run_alone = lambda *given: run_in(reload, *given)
     sys.argv = ["ghostlayers", *request["argv"]]
+    interrupts.leave_at_once()  # as the program does before it imports anything
     runpy.run_module("ghostlayers", run_name="__main__")
     return 0
 

@@ -235,7 +235,8 @@ def be_ready() -> None:
 
 def _environment(scratch: str) -> dict[str, str]:
     """Of a process on its own, in which a private module cache leaves no trace."""
-    return {**alone(), "HF_MODULES_CACHE": scratch, "TRANSFORMERS_VERBOSITY": "error"}
+    here = {"HF_MODULES_CACHE": scratch, "TMPDIR": scratch}  # and nothing lies elsewhere
+    return {**alone(), **here, "TRANSFORMERS_VERBOSITY": "error"}
 
 
 def _code_hash(model: Any) -> str | None:

@@ -27,10 +27,6 @@ NAMES = ("text_config", "llm_config", "language_config")
 """What families call the number of layers, the width of the stream, and the part with both."""
 
 
-BESIDE = ("generation_config.json", "tokenizer_config.json", "tokenizer.json")
-"""Files of settings that lie beside it, if they are there."""
-
-
 class Part(Checked):
     """What is checked of a model's config, or of its text part's."""
 
@@ -61,8 +57,32 @@ class Part(Checked):
     rope_theta: float | None = None
     layer_types: list[str] | None = None
     return_dict: bool | None = None
+    use_cache: bool | None = None
+    output_hidden_states: bool | int | list[int] | None = None
+    output_attentions: bool | int | list[int] | None = None
     auto_map: dict[str, Any] | None = None
     quantization_config: dict[str, Any] | None = None
+
+
+class TokenizerSettings(Checked):
+    """What is checked of a tokenizer_config.json: entries that code computes with."""
+
+    model_max_length: float | None = None
+    tokenizer_class: str | None = None
+    padding_side: str | None = None
+    truncation_side: str | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
+    clean_up_tokenization_spaces: bool | None = None
+    model_input_names: list[str] | None = None
+
+
+BESIDE: dict[str, Any] = {
+    "generation_config.json": dict,
+    "tokenizer_config.json": TokenizerSettings,
+    "tokenizer.json": dict,
+}
+"""Files of settings that lie beside it, if they are there, and what they must hold."""
 
 
 def check_folder(folder: Path) -> None:
@@ -72,9 +92,9 @@ def check_folder(folder: Path) -> None:
         ModelError: the message names the entry, what was expected and what was got.
     """
     check_settings(folder)
-    for name in BESIDE:
+    for name, shape in BESIDE.items():
         if (folder / name).exists():
-            check(read_json(folder / name, ModelError), dict, f"'{folder / name}'", ModelError)
+            check(read_json(folder / name, ModelError), shape, f"'{folder / name}'", ModelError)
 
 
 def check_settings(folder: Path) -> None:
