@@ -28,7 +28,7 @@ from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
 from ghostlayers.runtime.progress import Advance, Progress
 from ghostlayers.selection import Scattered, ScoreTable, SpanScore
-from ghostlayers.selection.choices import Choice, eligible_layers, find_selection, shortlist
+from ghostlayers.selection.choices import Selection, eligible_layers, find_selection, shortlist
 from ghostlayers.selection.residual import TOKENS_PER_CHANNEL, TokenSample
 from ghostlayers.selection.weights import counts, magnitude_importance, taylor_importance
 from ghostlayers.spans import Span, merge_layers
@@ -66,7 +66,7 @@ class Ground:
     memo: scoring.Memo | None = None
 
     @property
-    def choice(self) -> Choice:
+    def choice(self) -> Selection:
         """The selection."""
         return find_selection(self.recipe.select)
 
@@ -222,10 +222,10 @@ def scattered_layers(ground: Ground, table: ScoreTable) -> tuple[int, ...]:
 def measure_importance(ground: Ground, cut: Cut) -> tuple[float, ...]:
     """One number a layer, the lowest of which goes first; infinite for removed layers."""
     norms = "norms" in ground.choice.flags
-    name = ground.choice.name
-    if name == "magnitude":
+    needs = ground.choice.needs
+    if "weights" in needs:
         found = {layer: _magnitude(cut, layer, norms) for layer in _kept(cut)}
-    elif name == "taylor":
+    elif "gradients" in needs:
         steps = layer_gradients(
             cut, ground.few, batch_size=ground.batch_size, progress=ground.progress
         )

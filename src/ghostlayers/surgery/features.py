@@ -11,12 +11,13 @@ from ghostlayers.errors import InputError, WindowError
 from ghostlayers.model.anatomy import Anatomy, anatomy_of, anatomy_or_reason, row_map, writers
 from ghostlayers.model.stream import LayerwiseModel, Stream, Tap, find_decoder_layers, tapped
 from ghostlayers.modeling import norm_eps, unit_rms
-from ghostlayers.repairs.base import FEATURES, FROM_KEPT_LAYER, Method, Repair
+from ghostlayers.repairs.base import FEATURES, FROM_KEPT_LAYER, Repair
 from ghostlayers.repairs.hadamard import construction, hadamard
+from ghostlayers.repairs.method import RepairMethod
 from ghostlayers.spans import Span
 
 
-def check_method(model: Any, method: Method, spans: Iterable[Span] = ()) -> None:
+def check_method(model: Any, method: RepairMethod, spans: Iterable[Span] = ()) -> None:
     """Refuse a repair that needs what the model does not have.
 
     Args:
@@ -47,7 +48,7 @@ def check_method(model: Any, method: Method, spans: Iterable[Span] = ()) -> None
             )
 
 
-def basis_note(model: Any, method: Method) -> str | None:
+def basis_note(model: Any, method: RepairMethod) -> str | None:
     """What to say of a Hadamard basis that is not the authors' own; None where there is nothing."""
     size = int(model.config.hidden_size)
     if not method.needs.basis or construction(size) != "Paley":
@@ -64,7 +65,7 @@ def _or_refit(model: Any) -> str:
     return ", or refit, which fits that norm too" if fits else ""
 
 
-def refits_through_norm(model: Any, method: Method) -> bool:
+def refits_through_norm(model: Any, method: RepairMethod) -> bool:
     """Whether a method's stages fit a projection together with the norm behind it."""
     if not method.through_norm:
         return False
@@ -99,7 +100,7 @@ def _reads_the_norm_alone(model: Any, anatomy: Anatomy) -> bool:
     return sum(each.default is inspect.Parameter.empty for each in given) == 1
 
 
-def _check_scaling(model: Any, method: Method) -> None:
+def _check_scaling(model: Any, method: RepairMethod) -> None:
     anatomy = anatomy_or_reason(model)
     reason = anatomy if isinstance(anatomy, str) else None
     if isinstance(anatomy, Anatomy) and not anatomy.post_norms and not anatomy.attention_output:
@@ -128,7 +129,7 @@ def _width(model: Any, name: str, layer: int) -> int:
     return row_map(find_decoder_layers(model)[layer].get_submodule(path or "")).shape[0]
 
 
-def check_fit_tokens(model: Any, method: Method, num_tokens: int) -> None:
+def check_fit_tokens(model: Any, method: RepairMethod, num_tokens: int) -> None:
     """Refuse to fit more unknowns a channel than there are calibration tokens.
 
     Raises:
