@@ -11,38 +11,21 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.spans import small_number
 
-MOST = 100_000
-"""Of a whole number, unless its field says otherwise: far above what can be of use."""
 
-
-def argument(
-    default: Any,
-    *,
-    placed: bool = False,
-    what: str = "",
-    note: str = "",
-    least: float | None = None,
-    most: float = MOST,
-) -> Any:
+def argument(default: Any, **says: Any) -> Any:
     """A field that says how it is written; a plain one does where nothing is to be said.
 
     Args:
         default: its value where the text names none.
-        placed: it is written by its value alone, as the 2 of ``refit:2``.
-        what: what messages call it, such as ``the number of layers``; its name if empty.
-        note: what another value than the default does, for reports.
-        least: the least number; 1 for whole ones and 0 for others, if None.
-        most: the largest whole number.
+        says: ``placed``, ``what``, ``note``, ``least`` and ``most`` of `Argument`.
     """
-    says = {"placed": placed, "what": what, "note": note, "least": least, "most": most}
-    return dataclasses.field(default=default, metadata=says)
+    return dataclasses.field(default=default, metadata={"argument": says})
 
 
 @dataclass(frozen=True)
@@ -51,31 +34,36 @@ class Argument:
 
     Attributes:
         name: of its field.
+        default: its value where the text names none; `dataclasses.MISSING` if it must.
         kind: type of its values beside words: bool, int, float or str; None for words alone.
         words: texts that a value may be.
-        default: its value where the text names none; `dataclasses.MISSING` if it must.
-        placed: its value alone is written.
-        what: what messages call it.
-        note: what another value than the default does.
-        least: the least number.
-        most: the largest whole number.
+        placed: it is written by its value alone, as the 2 of ``refit:2``.
+        what: what messages call it, such as ``the number of layers``; its name if empty.
+        note: what another value than the default does, for help and reports.
+        least: the least number; 1 for whole ones and 0 for others, if None.
+        most: the largest whole number, far above what can be of use.
     """
 
     name: str
+    default: Any
     kind: type | None
     words: tuple[str, ...]
-    default: Any
-    placed: bool
-    what: str
-    note: str
-    least: float
-    most: float
+    placed: bool = False
+    what: str = ""
+    note: str = ""
+    least: float | None = None
+    most: int = 100_000
 
     @property
     def key(self) -> str:
         """Its name in text; what is true by default is named by ``no-``."""
         name = self.name.replace("_", "-")
         return f"no-{name}" if self.default is True else name
+
+    @property
+    def bound(self) -> float:
+        """The least number that it may be."""
+        return (1 if self.kind is int else 0) if self.least is None else self.least
 
     def read(self, text: str) -> Any:
         """The value that a text stands for; the text itself where it stands for none."""
@@ -95,16 +83,16 @@ class Argument:
             return _plain(value)
         if value == self.default:
             return ""
-        return self.key if type(value) is bool else f"{self.key}={_plain(value)}"
+        return self.key if isinstance(value, bool) else f"{self.key}={_plain(value)}"
 
     def allows(self, value: Any) -> bool:
         """Whether a value may be given."""
         if value is self.default or (isinstance(value, str) and value in self.words):
             return True
         if self.kind is float:
-            return type(value) in (int, float) and self.least <= value < math.inf
+            return type(value) in (int, float) and self.bound <= value < math.inf
         if self.kind is int:
-            return type(value) is int and self.least <= value <= self.most
+            return type(value) is int and self.bound <= value <= self.most
         if self.kind is str:
             return isinstance(value, str) and bool(_TEXT.fullmatch(value))
         return type(value) is self.kind
@@ -114,8 +102,8 @@ class Argument:
         """What a value must be, in words."""
         kinds = {
             bool: "true or false",
-            int: f"a whole number from {self.least:,g} to {self.most:,}",
-            float: f"a number >= {self.least:g} (and finite)",
+            int: f"a whole number from {self.bound:,g} to {self.most:,}",
+            float: f"a number >= {self.bound:g} (and finite)",
             str: "text without ':' and '='",
         }
         *others, last = [*self.words, *([kinds[self.kind]] if self.kind else [])]
@@ -141,21 +129,10 @@ def arguments_of(cls: type) -> tuple[Argument, ...]:
 
 
 def _argument(field: "dataclasses.Field[Any]", hint: Any) -> Argument:
-    says = field.metadata
     parts = _alternatives(hint)
     kind = next((each for each in parts if each in (bool, int, float, str)), None)
-    least = says.get("least")
-    return Argument(
-        field.name,
-        kind,
-        tuple(each for each in parts if isinstance(each, str)),
-        field.default,
-        says.get("placed", False),
-        says.get("what") or field.name.replace("_", "-"),
-        says.get("note", ""),
-        (1 if kind is int else 0) if least is None else least,
-        says.get("most", MOST),
-    )
+    words = tuple(each for each in parts if isinstance(each, str))
+    return Argument(field.name, field.default, kind, words, **field.metadata.get("argument", {}))
 
 
 def _alternatives(hint: Any) -> list[Any]:
@@ -190,14 +167,13 @@ class WithArguments:
             value = getattr(self, each.name)
             if not each.allows(value):
                 raise RecipeError(
-                    f"'{str(self)[:60]}': {each.what} must be {each.expected}, got "
-                    f"'{str(value)[:60]}'."
+                    f"'{str(self)[:60]}': {each.what or each.key} must be {each.expected}, got "
+                    f"'{_plain(value)[:60]}'."
                 )
 
     def __str__(self) -> str:
-        values = ((each, getattr(self, each.name)) for each in arguments_of(type(self)))
-        parts = [each.written(value) for each, value in values]
-        return ":".join([self.keyword, *filter(None, parts)])
+        values = [each.written(getattr(self, each.name)) for each in arguments_of(type(self))]
+        return ":".join([self.keyword, *filter(None, values)])
 
     @classmethod
     def summary(cls) -> str:
@@ -206,7 +182,7 @@ class WithArguments:
 
     def explain(self) -> str:
         """What it does, its arguments included, in one sentence."""
-        given = [e for e in arguments_of(type(self)) if e.written(getattr(self, e.name))]
+        given = [e for e in arguments_of(type(self)) if getattr(self, e.name) != e.default]
         notes = [each.note for each in given if each.note]
         text = self.summary()
         return f"{text.removesuffix('.')}, {', '.join(notes)}." if notes else text
@@ -229,6 +205,7 @@ def parse(cls: type[Named], text: str, kind: str) -> Named:
     arguments = arguments_of(cls)
     known = {each.key: each for each in arguments if not each.placed}
     places = [each for each in arguments if each.placed]
+    words = [*known, *(word for each in places for word in each.words)]
     values: dict[str, Any] = {}
     for part in text.split(":")[1:]:
         key, equals, value = (each.strip() for each in part.partition("="))
@@ -238,17 +215,12 @@ def parse(cls: type[Named], text: str, kind: str) -> Named:
         if named is not None and (named.kind is bool) != bool(equals):
             values[named.name] = named.read(value) if equals else named.default is not True
         elif places and not equals:
-            placed = places.pop(0)
-            values[placed.name] = placed.read(key)
+            place = places.pop(0)
+            values[place.name] = place.read(key)
         else:
-            words = [*known, *(word for each in arguments if each.placed for word in each.words)]
             hint = suggest(key, words) if words else "It takes none."
             raise RecipeError(f"'{text}': unknown argument '{key}'. {hint}")
-    _check_given(arguments, values, text)
-    return cls(**values)
-
-
-def _check_given(arguments: Sequence[Argument], values: Mapping[str, Any], text: str) -> None:
     for each in arguments:
         if each.default is MISSING and each.name not in values:
-            raise RecipeError(f"'{text}' lacks {each.what}: {each.expected}.")
+            raise RecipeError(f"'{text}' lacks {each.what or each.key}: {each.expected}.")
+    return cls(**values)

@@ -194,16 +194,6 @@ def linear(delta: Tensor, bias: Tensor | None = None) -> Operator:
     return Operator({"weight": delta.T.contiguous(), **extra})
 
 
-def linear_repair(name: str, delta: Tensor, sums: Moments) -> Repair:
-    """X -> x + x M, and what M leaves of the discrepancy; ``sums`` are moments of x alone."""
-    return Repair(
-        name,
-        linear(delta),
-        num_tokens=sums.num_tokens,
-        relative_residual=relative_residual(sums, delta),
-    )
-
-
 @dataclass(frozen=True)
 class Needs:
     """What has to be gathered at a gap before a method can be fitted.
@@ -344,6 +334,23 @@ def _select(
         columns.append(column)
         blocks.append((name, width))
     return sums.transform(before, torch.cat(columns, dim=1), tuple(blocks))
+
+
+def linear_repair(
+    name: str, evidence: Evidence, delta: Tensor, bias: Tensor | None = None
+) -> Repair:
+    """X -> x + x M (+ b), and what is left of the discrepancy.
+
+    Args:
+        name: of the method, with its arguments.
+        evidence: of x, and with a bias of the constant; more features do no harm.
+        delta: M, [hidden, hidden].
+        bias: b, [hidden].
+    """
+    sums = evidence.select(("x",) if bias is None else ("x", "one")).moments
+    whole = delta if bias is None else torch.cat([delta, bias[None]])
+    left = relative_residual(sums, whole)
+    return Repair(name, linear(delta, bias), num_tokens=sums.num_tokens, relative_residual=left)
 
 
 def relative_residual(moments: Moments, delta: Float[Tensor, "features hidden"]) -> float:

@@ -67,7 +67,7 @@ class LinearPatchDiagonal(RepairMethod):
     def fit(self, evidence: Evidence, options: FitOptions) -> Repair:
         del options
         delta = torch.diag(stream_scales(evidence, self.mean) - 1.0)
-        return linear_repair(self.name, delta, evidence.select(("x",)).moments)
+        return linear_repair(self.name, evidence, delta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,4 +94,4 @@ class LinearPatchHadamard(LinearPatchDiagonal):
         assert scales is not None
         basis = hadamard(len(scales)).to(scales.device)
         delta = (basis * (scales - 1.0)) @ basis.T
-        return linear_repair(self.name, delta, evidence.select(("x",)).moments)
+        return linear_repair(self.name, evidence, delta)

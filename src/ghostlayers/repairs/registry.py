@@ -78,11 +78,8 @@ class Registry(Generic[Named]):
         """
         if not isinstance(given, self.base):
             return given  # type: ignore[return-value]
-        text, cls = str(given), type(given)
-        known = self.own.get(given.keyword) or self._loaded.get(given.keyword)
-        if known is None and self._entries(given.keyword):
-            known = self.class_of(given.keyword)
-        if known is cls:
+        text, known = str(given), self._known(given.keyword)
+        if known is type(given):
             return text
         if known is not None:
             raise RecipeError(
@@ -94,21 +91,23 @@ class Registry(Generic[Named]):
         return carried
 
     def class_of(self, keyword: str) -> type[Named]:
-        """The class of a keyword; another package is asked only for what is not ours.
+        """The class of a keyword; other packages are asked only for what is not ours.
 
         Raises:
             RecipeError: there is none, or it cannot be loaded.
         """
-        known = self.own.get(keyword) or self._loaded.get(keyword)
-        if known is not None:
-            return known
-        entries = self._entries(keyword)
-        if not entries:
+        known = self._known(keyword)
+        if known is None:
             names = {*self.own, *(each.name for each in self._entries())}
-            raise RecipeError(f"unknown {self.kind} '{keyword}'. {suggest(keyword, names)}")
-        cls = self._load(entries)
-        self._loaded[keyword] = cls
-        return cls
+            hint = f" {_OF_A_CLASS}" if keyword[:1].isupper() else ""
+            raise RecipeError(f"unknown {self.kind} '{keyword}'. {suggest(keyword, names)}{hint}")
+        return known
+
+    def _known(self, keyword: str) -> type[Named] | None:
+        known = self.own.get(keyword) or self._loaded.get(keyword)
+        if known is None and (entries := self._entries(keyword)):
+            known = self._loaded[keyword] = self._load(entries)
+        return known
 
     def outside(self) -> list[Outside]:
         """What other packages add, those that cannot be used included."""
@@ -148,6 +147,12 @@ class Registry(Generic[Named]):
                 "must be called the same."
             )
         return cls
+
+
+_OF_A_CLASS = (
+    "The name of a class of your own leads nowhere: give an object of it, or install a package "
+    "that names it by an entry point."
+)
 
 
 def _package(entry: EntryPoint) -> str:

@@ -40,8 +40,8 @@ class Restricted(RepairMethod):
 
     def fit(self, evidence: Evidence, options: FitOptions) -> Repair:
         del options
-        sums = evidence.select(("x",)).moments
-        return linear_repair(self.name, self.best(sums), sums)
+        chosen = evidence.select(("x",))
+        return linear_repair(self.name, chosen, self.best(chosen.moments))
 
 
 @dataclass(frozen=True)

@@ -56,14 +56,14 @@ def check_eligible(
     which = f" ({layers[0]} to {layers[-1]})" if layers else ""
     if keep is not None:
         raise SpanError(
-            f"cannot remove {count} layers by '{choice.text}': only {len(layers)} of the model's "
+            f"cannot remove {count} layers by '{choice}': only {len(layers)} of the model's "
             f"{num_layers} decoder layers are eligible{which}, since --keep-layers keeps the first "
             f"{keep[0]} and the last {keep[1]}. Keep fewer, or remove fewer."
         )
     protected = "unprotected" in set(choice.arguments) - choice.flags
     hint = f"; '{choice.name}:unprotected' may remove any" if protected else ""
     raise SpanError(
-        f"cannot remove {count} layers by '{choice.text}': only {len(layers)} of the model's "
+        f"cannot remove {count} layers by '{choice}': only {len(layers)} of the model's "
         f"{num_layers} decoder layers are eligible{which}, the others are protected. Remove "
         f"fewer, or choose another selection{hint}."
     )

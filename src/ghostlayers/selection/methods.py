@@ -54,11 +54,6 @@ class Selection(WithArguments, ABC):
         """
 
     @property
-    def text(self) -> str:
-        """As on the command line."""
-        return str(self)
-
-    @property
     def name(self) -> str:
         """Its keyword."""
         return self.keyword
