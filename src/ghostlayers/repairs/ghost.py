@@ -1,9 +1,4 @@
-r"""Ghosted Layers: the unconstrained least-squares map across a gap.
-
-References:
-    Yun, Jo, Karimireddy, Lee, *Ghosted Layers*, arXiv:2605.15491: W* = I + M*,
-    M* = argmin ||X M - D||_F^2, solved there as (X'X + 1e-6 I) M = X'D in float64.
-"""
+"""The unconstrained linear map across a gap."""
 
 from dataclasses import dataclass, replace
 
@@ -28,21 +23,24 @@ from ghostlayers.statistics.moments import Moments
 
 @dataclass(frozen=True, kw_only=True)
 class Ghost(LeastSquares):
-    r"""Ghosted Layers: the best unconstrained linear map of the stream.
+    """Ghosted Layers: the best unconstrained linear map of the stream.
 
-    y = x + x M (+ b), M* = argmin ||X M - D||_W^2, damped as the options say. With unit token
-    weights, ridge 0 and absolute ridge 1e-6 this is the paper's operator. Token weights 1/||y||^2
-    keep a few tokens of enormous norm from taking the whole fit: across the layer in which such a
-    massive activation is born, no linear map can create it, and an unweighted fit spends itself on
-    trying. One operator a gap is what the paper says; its released code does so for one run of
-    layers, and fits one for every removed layer where these lie apart.
+    y = x + x M (+ b), M = argmin ||X M - D||_W^2. With uniform token weights, ridge 0 and absolute
+    ridge 1e-6 this is the paper's operator. Weights 1/||y||^2 keep a few tokens of enormous norm
+    from taking the whole fit: across the layer in which such a massive activation is born, no
+    linear map can create it, and an unweighted fit spends itself on trying.
 
     Cost: one product of hidden x hidden a token; 2 rank x hidden with a rank.
 
     Attributes:
         affine: also fit a bias.
         rank: of the best map of that rank in the fit's own metric (reduced-rank regression).
-        per: one operator a ``gap``, or for every removed ``layer``.
+        per: one operator a ``gap``, as the paper says, or for every removed ``layer``, as its
+            released code does where layers lie apart.
+
+    References:
+        Yun, Jo, Karimireddy, Lee, *Ghosted Layers*, arXiv:2605.15491: W* = I + M*,
+        M* = argmin ||X M - D||_F^2, solved there as (X'X + 1e-6 I) M = X'D in float64.
     """
 
     keyword = "ghost"

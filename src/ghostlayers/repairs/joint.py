@@ -1,14 +1,4 @@
-r"""One regression on several features: y = x + sum of f B_f.
-
-[x, z] contains Ghost and `refit`; [x, m] contains Ghost and ReplaceMe. Where the last kept layer's
-MLP writes straight into the stream, x W + z B = (x + z B W^-1) W: B folds into that layer's output
-projection and the operator of Ghost is all that is left to run. What W nearly suppresses cannot be
-given back by a fold that half precision survives, so B gives up those directions. Features of the
-stream alone (x, norm) are stored as they are. ``normed`` is the regression on x / rms(x) alone.
-
-References:
-    ours.
-"""
+"""One regression on several features, folded where that is exact."""
 
 from dataclasses import dataclass, replace
 
@@ -46,7 +36,11 @@ worse than no repair (5.04 nats against 3.96 so)."""
 class Joint(LeastSquares):
     """One regression on several features at once, named behind the colon.
 
-    y = x + sum of f B_f, all B from one regression; folded where that is exact.
+    y = x + sum of f B_f. [x, z] contains Ghost and `Refit`; [x, m] contains Ghost and ReplaceMe.
+    Where the last kept layer's MLP writes straight into the stream, x W + z B = (x + z B W^-1) W:
+    B folds into that layer's output projection and the operator of Ghost is all that is left to
+    run. What W nearly suppresses cannot be given back by a fold that half precision survives, so B
+    gives up those directions. Features of the stream alone (x, norm) are stored as they are.
 
     Cost: one product for every feature that does not fold.
 
@@ -54,6 +48,9 @@ class Joint(LeastSquares):
         terms: the features f, joined by ``+``; put into the order of `FEATURES`, which gives one
             text to one result.
         refit: the kept layers refit, ..., 2 before the gap are refitted first, as `Refit` does.
+
+    References:
+        ours.
     """
 
     keyword = "joint"
@@ -124,7 +121,10 @@ class Normed(LeastSquares):
 
     y = x + norm(x) M, norm(x) = x / rms(x).
 
-    Cost: one product of hidden x hidden a token; as an ordinary decoder layer, half of one.
+    Cost: one product of hidden x hidden a token.
+
+    References:
+        ours.
     """
 
     keyword = "normed"

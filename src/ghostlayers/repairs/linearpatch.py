@@ -1,12 +1,4 @@
-r"""LinearPatch: one positive scale a channel, in the stream's basis or in a Hadamard basis.
-
-References:
-    Chen et al., *A Simple Linear Patch Revives Layer-Pruned LLMs*, arXiv:2505.24680:
-    x -> x H diag(d) H', d_k the ratio of the mean absolute values after and before the cut in the
-    rotated basis. With H = I the diagonal form. The ratio is of means over all tokens, as the
-    paper's formula reads; ``mean=ratios`` averages the ratios of single windows, as the released
-    code does. ``per=layer`` fits one operator for every removed layer where these lie apart.
-"""
+"""One positive scale a channel, in the stream's basis or in a Hadamard basis."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -44,13 +36,17 @@ def stream_scales(evidence: Evidence, mean: Mean) -> Float[Tensor, " hidden"]:
 class LinearPatchDiagonal(RepairMethod):
     """LinearPatch: one scale for each channel.
 
-    M = diag(d) - I.
+    M = diag(d) - I, d_k the ratio of the mean absolute values after and before the cut.
 
     Cost: one product of hidden x hidden a token.
 
     Attributes:
-        mean: of the ratios; ``totals`` as the paper's formula reads, ``ratios`` as its code does.
+        mean: ``totals`` for the ratio of means over all tokens, as the paper's formula reads;
+            ``ratios`` for the mean of single windows' ratios, as the released code does.
         per: one operator a ``gap``, or for every removed ``layer``.
+
+    References:
+        Chen et al., *A Simple Linear Patch Revives Layer-Pruned LLMs*, arXiv:2505.24680.
     """
 
     keyword = "linearpatch-diag"

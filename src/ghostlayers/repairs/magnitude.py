@@ -1,12 +1,4 @@
-r"""Prune&Comp's magnitude compensation: one scale for the whole stream.
-
-References:
-    *Prune&Comp*, arXiv:2507.18212: s is the mean over channels of mean |y_k| / mean |x_k|. The
-    paper multiplies the embeddings and every write before the cut by s, which a tied head would
-    feel; dividing every write *after* the cut by s is the same to all later norms and leaves the
-    head alone. The ratio is of means over all tokens; ``mean=ratios`` averages the ratios of
-    single windows, as the released code does.
-"""
+"""One scale for the whole stream."""
 
 from dataclasses import dataclass
 
@@ -21,13 +13,18 @@ from ghostlayers.statistics.moments import Moments
 class Magnitude(RepairMethod):
     """Prune&Comp: one number rescales the whole stream, folded into weights.
 
-    Y = s x, s the mean channel ratio of absolute values.
+    y = s x, s the mean over channels of mean |y_k| / mean |x_k|. The paper multiplies the
+    embeddings and every write before the cut by s, which a tied head would feel; dividing every
+    write *after* the cut by s is the same to all later norms and leaves the head alone.
 
     Cost: none at run time.
 
     Attributes:
-        mean: ``totals`` for the ratio of means over all tokens, ``ratios`` for the mean of the
-            ratios of single windows, as the released code does.
+        mean: ``totals`` for the ratio of means over all tokens; ``ratios`` for the mean of single
+            windows' ratios, as the released code does.
+
+    References:
+        *Prune&Comp*, arXiv:2507.18212.
     """
 
     keyword = "magnitude"

@@ -1,13 +1,4 @@
-r"""Several Ghost operators, each for the tokens nearest to one direction: one product a token.
-
-The tokens are grouped by the direction of their stream (spherical k-means), every channel taken in
-units of what it usually is of a direction: few channels of a real stream are most of its length,
-and would decide alone. Each group's map is shrunk towards the map of all tokens by a prior worth a
-number of tokens, so that a small group cannot overfit.
-
-References:
-    ours; Dhillon & Modha, Machine Learning 42 (2001) for spherical k-means.
-"""
+"""Several Ghost operators, each for the tokens nearest to one direction."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,9 +29,12 @@ SMALLEST_USUAL = 1e-3
 
 @dataclass(frozen=True)
 class Piecewise(LeastSquares):
-    r"""Several Ghost operators, each for the tokens of one group.
+    """Several Ghost operators, each for the tokens of one group.
 
-    M_k = argmin ||X_k M - D_k||^2 + (prior / N) ||X (M - M_all)||^2.
+    M_k = argmin ||X_k M - D_k||^2 + (prior / N) ||X (M - M_all)||^2. The tokens are grouped by the
+    direction of their stream (spherical k-means), every channel taken in units of what it usually
+    is of a direction: few channels of a real stream are most of its length, and would decide
+    alone. The prior keeps a small group from overfitting.
 
     Cost: one product of hidden x hidden a token; K matrices of that size in memory.
 
@@ -49,6 +43,9 @@ class Piecewise(LeastSquares):
         prior: its worth in tokens; ``auto`` lets held-out windows choose.
         z: the z term of ``joint:x+z`` is folded into the last kept layer first.
         refit: the kept layers refit, ..., 2 before the gap are refitted first, as `Refit` does.
+
+    References:
+        ours; Dhillon & Modha, Machine Learning 42 (2001) for spherical k-means.
     """
 
     keyword = "piecewise"

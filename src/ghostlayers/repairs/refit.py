@@ -1,13 +1,4 @@
-r"""New output projections of kept layers before the gap: no operator, no cost at run time.
-
-The last kept layer writes z W_down into the stream. Writing z (W_down + B) instead, B the
-least-squares map from z to the discrepancy, folds the repair into a weight that is there anyway.
-With k layers, each in turn, from the first, takes an equal share of what is left, on the stream
-that the ones before it wrote. Where a norm stands behind the projection, `through_norm` fits both.
-
-References:
-    ours; k = 1 contains ReplaceMe (arXiv:2505.02819), whose B is W_down T.
-"""
+"""New output projections of kept layers before the gap."""
 
 from dataclasses import dataclass
 
@@ -21,12 +12,19 @@ from ghostlayers.repairs.solve import regress
 class Refit(LeastSquares):
     """A new output projection for the last kept MLP (refit:3: for the last three).
 
-    B = argmin ||z B - D||_W^2, with a bias where the projection has one.
+    The last kept layer writes z W_down into the stream. Writing z (W_down + B) instead,
+    B = argmin ||z B - D||_W^2 (with a bias where the projection has one), folds the repair into a
+    weight that is there anyway. With k layers, each in turn, from the first, takes an equal share
+    of what is left, on the stream that the ones before it wrote. Where a norm stands behind the
+    projection, `through_norm` fits both.
 
     Cost: none at run time.
 
     Attributes:
-        count: kept layers before the gap that are refitted.
+        count: k, kept layers before the gap that are refitted.
+
+    References:
+        ours; k = 1 contains ReplaceMe (arXiv:2505.02819), whose B is W_down T.
     """
 
     keyword = "refit"

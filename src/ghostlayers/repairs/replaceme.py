@@ -1,13 +1,4 @@
-r"""ReplaceMe: a linear map of the last kept MLP's output, folded into its output projection.
-
-References:
-    Shopkhoev et al., *ReplaceMe*, arXiv:2505.02819: y = (x - m) + m T with m the MLP output of the
-    last kept layer. T by least squares in closed form, or by Adam on a cosine distance, which the
-    paper finds stronger: from the identity, 10 epochs over all tokens in batches of 1,024 at a rate
-    of 1e-4, the mean of 1 - cos(m T, y - (x - m)), or with ``accurate`` that of
-    1 - cos((x - m) + m T, y). ``cosine-from-ls`` is ours: the second objective, from the
-    least-squares map, at ten times the rate.
-"""
+"""A linear map of the last kept MLP's output, folded into its output projection."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,14 +50,20 @@ FROM_LEAST_SQUARES = Descent(rate=1e-3, epochs=20, whole=True)
 class ReplaceMe(LeastSquares):
     """ReplaceMe: a linear map of the last kept MLP's output, folded into its weights.
 
-    T - I = argmin ||m (T - I) - D||_W^2, or T by Adam on a cosine distance.
+    y = (x - m) + m T with m the MLP output of the last kept layer: T by least squares in closed
+    form, or by Adam on a cosine distance, which the paper finds stronger: from the identity, 10
+    epochs over all tokens in batches of 1,024 at a rate of 1e-4.
 
     Cost: none at run time; a descent keeps every token of the fit windows.
 
     Attributes:
-        objective: ``ls`` for least squares; ``cosine`` from the identity, as published;
-            ``cosine-from-ls`` from the least-squares map, ours.
-        accurate: the cosine is that of the whole stream.
+        objective: ``ls``, ||m (T - I) - D||_W^2; ``cosine``, the mean of 1 - cos(m T, y - (x - m));
+            ``cosine-from-ls``, ours, the accurate one from the least-squares map, at ten times
+            the rate.
+        accurate: that of 1 - cos((x - m) + m T, y).
+
+    References:
+        Shopkhoev et al., *ReplaceMe*, arXiv:2505.02819.
     """
 
     keyword = "replaceme"

@@ -1,14 +1,4 @@
-r"""The best operators of restricted families, for the paper's theorem.
-
-LinearPatch's scales come from ratios of absolute values, not from a fit, so a comparison with an
-unconstrained fit confounds the family with the way its member was chosen. Here each family gets its
-own least-squares optimum: diagonal; H diag H' in a Hadamard basis; symmetric (which both are); and
-one scaled rotation.
-
-References:
-    Ghosted Layers, arXiv:2605.15491, theorem 4.1 (the best operator is not symmetric); Schoenemann,
-    Psychometrika 31 (1966) for the orthogonal Procrustes problem.
-"""
+"""The best operators of restricted families, for the paper's theorem."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -25,9 +15,16 @@ from ghostlayers.statistics.moments import Moments
 
 @dataclass(frozen=True)
 class Restricted(RepairMethod):
-    """The best linear map of a family, y = x + x M.
+    """The best linear map of a family, y = x + x M, by least squares.
+
+    LinearPatch's scales come from ratios of absolute values, not from a fit, so a comparison with
+    an unconstrained fit confounds the family with the way its member was chosen. Here each family
+    gets its own optimum.
 
     Cost: one product of hidden x hidden a token.
+
+    References:
+        Ghosted Layers, arXiv:2605.15491, theorem 4.1 (the best operator is not symmetric).
     """
 
     source = "best of its family, for arXiv:2605.15491, theorem 4.1"
@@ -99,7 +96,10 @@ class Symmetric(Restricted):
 class Procrustes(Restricted):
     """The best rotation, with one scale.
 
-    Y = s X Q, Q orthogonal: U V' of the singular value decomposition of X'Y, s = tr S / tr G.
+    y = s x Q, Q orthogonal: U V' of the singular value decomposition of X'Y, s = tr S / tr G.
+
+    References:
+        Schoenemann, Psychometrika 31 (1966).
     """
 
     keyword = "procrustes"
