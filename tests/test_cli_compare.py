@@ -79,7 +79,7 @@ def test_compare_goes_on_in_its_own_folder_and_refuses_anothers(tiny_folder: Any
     ("arguments", "code", "message"),
     [
         (("--repair", "gost"), 2, "unknown repair 'gost'. Did you mean 'ghost'?"),
-        (("--repair", "ghost:rank=x"), 2, "rank must be a whole number from 1, got 'x'"),
+        (("--repair", "ghost:rank=x"), 2, "rank must be a whole number from 1 to 100,000, got 'x'"),
         (("-n", "two"), 2, "--layers: expected whole numbers such as 3,5,7, got 'two'"),
         (("-n", "60"), 1, "cannot remove 60 of 6 decoder layers"),
         (("--eval-data", "absent.txt"), 1, "no corpus and no file is called 'absent.txt'"),

@@ -115,7 +115,7 @@ TABLE = make_table([0.1, 0.9, 0.8, 0.7, 0.2], [0.5, 9.0, 0.3, 0.4, 0.1])
 
 
 def test_streamline_takes_the_most_similar_span() -> None:
-    assert choices.select_streamline(TABLE) == (Span(1, 3),)
+    assert choices.select("streamline", TABLE, 2) == (Span(1, 3),)
 
 
 def test_shortgpt_takes_the_least_influential_layers() -> None:
@@ -132,15 +132,15 @@ def test_the_shortlist_holds_the_best_of_both_rankings() -> None:
 
 def test_recoverable_takes_the_lowest_measured_loss() -> None:
     table = make_table([0.1, 0.9, 0.8, 0.7, 0.2], [0.5] * 5, [None, 6.0, 3.5, 3.9, None])
-    assert choices.select_recoverable(table) == (Span(2, 4),)
+    assert choices.select("recoverable", table, 2) == (Span(2, 4),)
     with pytest.raises(SpanError, match="no span's loss was measured"):
-        choices.select_recoverable(TABLE)
+        choices.select("recoverable", TABLE, 2)
 
 
 def test_recoverable_takes_the_lowest_loss_whatever_the_residual() -> None:
     residuals = [0.5, 0.5, 0.4, 0.2, 0.1]
     close = make_table([0.9] * 5, residuals, [None, 3.5, 3.505, 3.519, 3.53])
-    assert choices.select_recoverable(close) == (Span(1, 3),)
+    assert choices.select("recoverable", close, 2) == (Span(1, 3),)
 
 
 def test_candidates_include_both_ends_unless_protected() -> None:
@@ -159,10 +159,10 @@ def test_what_left_the_race_does_not_win_by_the_windows_it_was_measured_on() -> 
     spans = [dataclasses.replace(s, finished=s.loss != 3.4, behind=(s.loss or 9) - 3.5)
              for s in table.spans]  # fmt: skip
     table = dataclasses.replace(table, spans=tuple(spans))
-    assert choices.select_recoverable(table) == (Span(1, 3),)
+    assert choices.select("recoverable", table, 2) == (Span(1, 3),)
     apart = Scattered((0, 3), 3.45, -0.05, 0.01, finished=False)
     table = dataclasses.replace(table, scattered=apart)
-    assert choices.select_recoverable(table) == (Span(1, 3),)
+    assert choices.select("recoverable", table, 2) == (Span(1, 3),)
     winner = dataclasses.replace(apart, behind=-0.05, finished=True)
     table = dataclasses.replace(table, scattered=winner)
-    assert choices.select_recoverable(table) == (Span(0, 1), Span(3, 4))
+    assert choices.select("recoverable", table, 2) == (Span(0, 1), Span(3, 4))

@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.presets import find_preset
-from ghostlayers.repairs import Method, find_method
+from ghostlayers.repairs import REPAIR_REGISTRY, RepairMethod, find_method
 from ghostlayers.runtime.documents import brief
-from ghostlayers.selection.choices import Choice, find_selection, parse_keep
+from ghostlayers.selection.choices import Selection, find_selection, parse_keep
 from ghostlayers.selection.cosine import CosineAxis
+from ghostlayers.selection.methods import SELECTION_REGISTRY
 from ghostlayers.spans import parse_layers
 from ghostlayers.text.tokens import BosPolicy, Sampling
 
@@ -48,12 +49,13 @@ class Recipe:
     Attributes:
         layers: how many decoder layers to remove.
         remove: which to remove instead, such as ``10-12,14``.
-        select: how to choose them.
+        select: how to choose them: a name, or an object such as ``Recoverable(greedy=True)``.
         iterative: choose one layer at a time, each on the model that is repaired so far.
         refit: what an iterated choice does with its repairs: ``all`` fits every gap anew after each
             layer, to the dense model's stream; ``none`` fits one repair across the layer that goes,
             in the model as it is then, and leaves it alone (Prune&Comp, arXiv:2507.18212).
-        repair: how to repair each gap.
+        repair: how to repair each gap: a name, or an object such as ``Ghost(rank=64)``, whose text
+            is what the recipe holds.
         data: named corpus, file or folder; None for documents given in memory.
         text_column: the column that holds the text.
         separator: joins the documents.
@@ -114,6 +116,8 @@ class Recipe:
     preset: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "select", SELECTION_REGISTRY.text_of(self.select))
+        object.__setattr__(self, "repair", REPAIR_REGISTRY.text_of(self.repair))
         _check_types(self)
         if self.preset is not None:
             find_preset(self.preset)
@@ -146,7 +150,7 @@ class Recipe:
     def num_race_windows(self) -> int:
         """Held-out windows that candidates may be measured on, those of the losses included."""
         choice = find_selection(self.select)
-        if self.remove is not None or "held-out losses" not in choice.selection.needs:
+        if self.remove is not None or "held-out losses" not in choice.needs:
             return self.num_held_out_windows
         if self.race_windows is not None:
             return max(self.race_windows, self.num_held_out_windows)
@@ -285,7 +289,7 @@ def check_export(export: str, repair: str) -> None:
         )
 
 
-def unmoved_score(choice: Choice, method: Method) -> str:
+def unmoved_score(choice: Selection, method: RepairMethod) -> str:
     """Why every step of an iterated selection would find the same scores; empty if it would not."""
     if choice.scores_only_weights and not method.writes_weights:
         return (
@@ -356,6 +360,6 @@ def _check_numbers(recipe: Recipe) -> None:
         parse_keep(recipe.keep_layers)
     if not 0 <= recipe.seed < 2**63:
         raise RecipeError(f"'seed' must lie in [0, 2**63), got {brief(recipe.seed)}.")
-    by_loss = "held-out losses" in find_selection(recipe.select).selection.needs
+    by_loss = "held-out losses" in find_selection(recipe.select).needs
     if by_loss and recipe.remove is None and recipe.num_held_out_windows < 1:
         raise RecipeError("'recoverable' measures losses: 'held_out_windows' must be at least 1.")

@@ -22,15 +22,8 @@ from ghostlayers.model.stream import MicroBatch, Stream, Tap, check_finite
 from ghostlayers.modeling import norm_eps
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import find_method
-from ghostlayers.repairs.base import (
-    Evidence,
-    FitOptions,
-    Fold,
-    Method,
-    Needs,
-    Repair,
-    Stage,
-)
+from ghostlayers.repairs.base import Evidence, FitOptions, Fold, Needs, Repair
+from ghostlayers.repairs.method import Fit, RepairMethod, Stage
 from ghostlayers.repairs.piecewise import common_directions
 from ghostlayers.repairs.stack import stack
 from ghostlayers.repairs.through_norm import SOLVES, ChannelSums, Writing, whitened
@@ -77,7 +70,7 @@ class Fitting:
         stored_dtype: repairs are rounded to it once, as the checkpoint will hold them.
     """
 
-    method: Method
+    method: RepairMethod
     options: FitOptions = field(default_factory=FitOptions)
     token_weight: TokenWeight | None = None
     repaired_inputs: bool = True
@@ -88,13 +81,14 @@ class Fitting:
         """How much each token counts."""
         return self.method.named_weight or self.token_weight or self.method.token_weight
 
-    def fit(self, evidence: Evidence, *, last: bool = False) -> Repair:
+    def fit(self, evidence: Evidence, by: Fit | None = None, *, last: bool = False) -> Repair:
         """Solve, and round the operator as it will be stored; every process gets the first's.
 
-        The ``last`` fit of an evidence may use it up.
+        A stage is fitted ``by`` its own fit. The ``last`` fit of an evidence may use it up.
         """
         evidence = replace(evidence, expendable=last)
-        return by_first(lambda: self.method.fit(evidence, self.options).rounded(self.stored_dtype))
+        fit = by or self.method.fit
+        return by_first(lambda: fit(evidence, self.options).rounded(self.stored_dtype))
 
 
 def sums_bytes(model: DenseModel, fitting: Fitting, spans: Sequence[Span]) -> int:
@@ -238,12 +232,12 @@ def _fit_many(
     return {name: found[name] for name in fittings}
 
 
-def stacks(method: Method, spans: Sequence[Span]) -> bool:
+def stacks(method: RepairMethod, spans: Sequence[Span]) -> bool:
     """Whether every removed layer gets an operator of its own: where they lie apart, if at all."""
     return method.per_layer and len(spans) > 1
 
 
-def parts_of(method: Method, spans: Sequence[Span]) -> Sequence[Span]:
+def parts_of(method: RepairMethod, spans: Sequence[Span]) -> Sequence[Span]:
     """What gets an operator of its own: every gap, or every removed layer."""
     if not stacks(method, spans):
         return spans
@@ -270,7 +264,7 @@ def _one_sweep(model: DenseModel, fitting: Fitting, gaps: int) -> bool:
     return alone and not in_stages(model, method) and not method.needs.pieces
 
 
-def in_stages(model: DenseModel, method: Method) -> bool:
+def in_stages(model: DenseModel, method: RepairMethod) -> bool:
     """Whether a fit goes over the kept layers before a gap several times."""
     return bool(method.before) or refits_through_norm(model, method)
 
@@ -426,10 +420,6 @@ class _WritingSums:
         return gathered | {"channels": self.channels.sums}
 
 
-def _with_fit(fitting: Fitting, stage: Stage) -> Fitting:
-    return replace(fitting, method=replace(fitting.method, fit=stage.fit))
-
-
 class _Walk:
     """Carries the dense stream and the repaired ones from gap to gap."""
 
@@ -535,7 +525,7 @@ class _Walk:
         """One stage's repair, and the energy of the whole discrepancy before it."""
         gathered = self._gather(fitting, stage, source, span, done)
         evidence = _evidence(self.model, gathered, span, stage.back)
-        repair = _with_fit(fitting, stage).fit(evidence, last=True)
+        repair = fitting.fit(evidence, stage.fit, last=True)
         return repair, evidence.moments.target_energy / stage.share**2
 
     def _fit_stage_through_norm(
@@ -552,7 +542,7 @@ class _Walk:
             if sums.gatherer is None:
                 break
             evidence = sums.gatherer.evidence(writing.eps)
-            repair = _with_fit(fitting, stage).fit(evidence, last=True)
+            repair = fitting.fit(evidence, stage.fit, last=True)
             weight = whitened(
                 repair.folds[0].delta, sums.channels.power, evidence.moments.total_weight
             )

@@ -28,7 +28,7 @@ from ghostlayers.repairs import Repair
 from ghostlayers.runtime.progress import Advance, Silent
 from ghostlayers.selection import Scattered, ScoreTable, SpanScore
 from ghostlayers.selection.choices import (
-    Choice,
+    Selection,
     candidate_spans,
     eligible_layers,
     find_selection,
@@ -70,7 +70,7 @@ class Selector:
         return self.runner.model
 
     @property
-    def choice(self) -> Choice:
+    def choice(self) -> Selection:
         """The selection."""
         return find_selection(self.recipe.select)
 
@@ -226,10 +226,10 @@ def scattered_layers(selector: Selector, table: ScoreTable) -> tuple[int, ...]:
 def measure_importance(selector: Selector, cut: Cut) -> tuple[float, ...]:
     """One number a layer, the lowest of which goes first; infinite for removed layers."""
     norms = "norms" in selector.choice.flags
-    name = selector.choice.name
-    if name == "magnitude":
+    needs = selector.choice.needs
+    if "weights" in needs:
         found = {layer: _magnitude(cut, layer, norms) for layer in _kept(cut)}
-    elif name == "taylor":
+    elif "gradients" in needs:
         steps = layer_gradients(selector.runner, cut, selector.few)
         tokens = len(selector.few) * (selector.few.sequence_length - 1)
         found = {

@@ -18,13 +18,7 @@ from ghostlayers.calibration.measuring import (
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs.stack import stack
 from ghostlayers.selection import ScoreTable, Step
-from ghostlayers.selection.choices import (
-    SPAN_RULES,
-    Choice,
-    check_eligible,
-    select,
-    select_lowest,
-)
+from ghostlayers.selection.choices import Selection, check_eligible, select
 from ghostlayers.selection.residual import TokenSample
 from ghostlayers.spans import Span, check_layers, merge_layers
 
@@ -105,16 +99,12 @@ def iterate(selector: Selector, count: int) -> ChosenCut:
     return ChosenCut(selector.recipe, merge_layers(removed), table, settled if frozen else None)
 
 
-def _next_step(choice: Choice, table: ScoreTable) -> Step:
+def _next_step(choice: Selection, table: ScoreTable) -> Step:
     """The layer that a selection removes first, of those in the table's spans."""
-    if choice.name in SPAN_RULES:
-        (span,) = SPAN_RULES[choice.name](table)
-        losses = {each.span: each.loss for each in table.spans}
-        return Step(span.start, losses[span])
-    scores = table.block_influence if choice.name == "shortgpt" else table.importance
-    layers = [each.span.start for each in table.spans]
-    (span,) = select_lowest(scores, layers, 1)
-    return Step(span.start, scores[span.start] if choice.name == "perplexity" else None)
+    (span,) = choice.choose(table, [each.span.start for each in table.spans], 1)
+    if choice.name == "perplexity":
+        return Step(span.start, table.importance[span.start])
+    return Step(span.start, next(each.loss for each in table.spans if each.span == span))
 
 
 def search_perplexity(selector: Selector, count: int) -> ChosenCut:

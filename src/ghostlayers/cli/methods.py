@@ -1,10 +1,12 @@
-"""`ghostlayers methods`: the published methods that presets reproduce."""
+"""`ghostlayers methods`: the published methods that presets reproduce, and what packages add."""
 
 from typing import Annotated
 
 import typer
 
 from ghostlayers.presets import PRESETS, Preset, find_preset
+from ghostlayers.repairs import REPAIR_REGISTRY
+from ghostlayers.selection.methods import SELECTION_REGISTRY
 
 
 def methods(
@@ -25,6 +27,18 @@ def methods(
         for point in each.differs:
             screen.say("  ", screen.dim(f"differs: {point}"))
     screen.say("--preset NAME takes every choice of one; ghostlayers methods NAME lists them.")
+    _show_added()
+
+
+def _show_added() -> None:
+    """What other packages add, each with its package; what cannot be used with the reason."""
+    from ghostlayers.cli import screen
+
+    for registry in (REPAIR_REGISTRY, SELECTION_REGISTRY):
+        for added in registry.outside():
+            screen.say(screen.bold(added.name), f": a {registry.kind} of {added.package}")
+            problem = f"cannot be used: {added.problem}" if added.problem else ""
+            screen.say("  ", added.summary, screen.dim(problem))
 
 
 def _summary(preset: Preset) -> str:

@@ -12,7 +12,8 @@ from ghostlayers.compare.tasks import differences, task_row
 from ghostlayers.evaluation.continuation import continue_text
 from ghostlayers.evaluation.speed import prefill_times
 from ghostlayers.model.configs import head_width, kv_heads
-from ghostlayers.repairs.base import Method, Repair
+from ghostlayers.repairs.base import Repair
+from ghostlayers.repairs.method import RepairMethod
 from ghostlayers.report.summary import NOT_SAVABLE
 from ghostlayers.spans import Span, format_layers, removed_layers
 
@@ -71,7 +72,7 @@ def runtime_shape(repairs: Iterable[Repair]) -> tuple[Any, ...]:
     return tuple(shapes)
 
 
-def checkpoint_kind(method: Method, repairs: Iterable[Repair]) -> str:
+def checkpoint_kind(method: RepairMethod, repairs: Iterable[Repair]) -> str:
     """In what form the repaired model could be saved."""
     if not method.savable:
         return NOT_SAVABLE

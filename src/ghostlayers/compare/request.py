@@ -10,9 +10,12 @@ from pydantic import Field, StringConstraints
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe
-from ghostlayers.repairs import ALL, find_method
+from ghostlayers.repairs import ALL, REPAIR_REGISTRY, find_method
+from ghostlayers.repairs.arguments import WithArguments
+from ghostlayers.repairs.registry import Registry
 from ghostlayers.runtime.documents import Checked, brief, check
 from ghostlayers.selection.choices import candidate_spans, find_selection
+from ghostlayers.selection.methods import SELECTION_REGISTRY
 from ghostlayers.spans import Span
 from ghostlayers.text.corpora import BLANK_LINE, one_separator_each
 
@@ -77,6 +80,8 @@ class Comparison:
     calibration: Recipe = field(default_factory=lambda: Recipe(select=EACH_CELL_ITS_OWN))
 
     def __post_init__(self) -> None:
+        for key, registry in METHODS_IN.items():
+            object.__setattr__(self, key, tuple(map(registry.text_of, getattr(self, key))))
         if not self.layers or any(count < 1 for count in self.layers):
             raise RecipeError("'layers' must name at least one number of layers, each at least 1.")
         for name in self.presets:
@@ -157,8 +162,9 @@ class Comparison:
 
     def cell_recipe(self, layers: int, select: str) -> Recipe:
         """The recipe that chooses the layers of a cell."""
-        name = select.removesuffix(ITERATIVE)
-        iterative = self.calibration.iterative or name != select
+        alone = not select.endswith(ITERATIVE)
+        name = select if alone else select.removesuffix(ITERATIVE)
+        iterative = self.calibration.iterative or not alone
         repair = self.calibration.repair
         if iterative and find_selection(name).scores_only_weights:
             moves = [each for each in self.repair_names() if find_method(each).writes_weights]
@@ -191,6 +197,8 @@ class Comparison:
         for key, value in values.items():
             if key in own:
                 mine[key] = _tuple(value) if key in LISTS else value
+                if key in METHODS_IN:
+                    mine[key] = tuple(map(METHODS_IN[key].text_of, mine[key]))
             elif key in shared:
                 recipe[key] = value
             elif key != "calibration":
@@ -254,8 +262,16 @@ LISTS = frozenset(
 )
 
 
+METHODS_IN: Mapping[str, Registry[Any]] = {
+    "select": SELECTION_REGISTRY,
+    "repair": REPAIR_REGISTRY,
+    "task_repair": REPAIR_REGISTRY,
+}
+"""Keys that take objects, too, whose text the request holds."""
+
+
 def _tuple(value: Any) -> tuple[Any, ...]:
-    if isinstance(value, (str, int)):
+    if isinstance(value, (str, int, WithArguments)):
         return (value,)
     if isinstance(value, Sequence):
         return tuple(value)

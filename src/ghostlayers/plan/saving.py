@@ -12,7 +12,7 @@ from ghostlayers.model.residency import is_offloaded
 from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.plan.probe import hashing_seconds, writing_seconds
 from ghostlayers.recipe import Recipe, Save
-from ghostlayers.repairs import Method
+from ghostlayers.repairs import RepairMethod
 from ghostlayers.spans import Span
 from ghostlayers.surgery.features import feature_widths
 
@@ -38,7 +38,7 @@ CHECKPOINT = Output()
 def saving_passes(
     loaded: DenseModel,
     recipe: Recipe,
-    method: Method,
+    method: RepairMethod,
     spans: Sequence[Span],
     output: Output,
     started: float,
@@ -74,7 +74,7 @@ def _numbers(layer: Any) -> int:
     return sum(each.numel() for each in layer.parameters())
 
 
-def _added(model: DenseModel, method: Method, spans: Sequence[Span]) -> int:
+def _added(model: DenseModel, method: RepairMethod, spans: Sequence[Span]) -> int:
     """Numbers of the operators, or of the weights that a fold changes."""
     if method.form == "fold" and not method.solves:
         return 0

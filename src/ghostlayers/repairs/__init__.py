@@ -1,39 +1,60 @@
-"""Closed-form repairs of a gap, one method a file: each a pure function of what was gathered there.
+"""Closed-form repairs of a gap, one a file: each a pure function of what was gathered there.
 
-To add one: write its file, add its row here, and its row in ``tests/test_repairs.py``.
+To add one: write its class, name it in `METHODS` here, and in ``tests/test_repairs.py``. Another
+package adds its own by an entry point of the group ``ghostlayers.repairs``: ``docs/extending.md``.
 """
 
-from collections.abc import Callable
+from ghostlayers.repairs.arguments import argument
+from ghostlayers.repairs.base import (
+    Evidence,
+    FitOptions,
+    Fold,
+    Needs,
+    Operator,
+    Repair,
+    linear,
+    linear_repair,
+)
+from ghostlayers.repairs.ghost import Ghost
+from ghostlayers.repairs.joint import Joint, Normed
+from ghostlayers.repairs.linearpatch import LinearPatchDiagonal, LinearPatchHadamard
+from ghostlayers.repairs.magnitude import Magnitude
+from ghostlayers.repairs.method import LeastSquares, RepairMethod, Stage
+from ghostlayers.repairs.none import NoRepair
+from ghostlayers.repairs.piecewise import Piecewise
+from ghostlayers.repairs.refit import Refit
+from ghostlayers.repairs.registry import Registry
+from ghostlayers.repairs.replaceme import ReplaceMe
+from ghostlayers.repairs.restricted import Diagonal, Hadamard, Procrustes, Symmetric
+from ghostlayers.repairs.solve import regress
 
-from ghostlayers.errors import RecipeError, suggest
-from ghostlayers.repairs.arguments import Arguments
-from ghostlayers.repairs.base import FitOptions, Method, Repair
-from ghostlayers.repairs.ghost import make_ghost
-from ghostlayers.repairs.joint import make_joint, make_normed
-from ghostlayers.repairs.linearpatch import make_linearpatch
-from ghostlayers.repairs.magnitude import make_magnitude
-from ghostlayers.repairs.none import make_none
-from ghostlayers.repairs.piecewise import make_piecewise
-from ghostlayers.repairs.refit import make_refit
-from ghostlayers.repairs.replaceme import make_replaceme
-from ghostlayers.repairs.restricted import make_restricted
-
-METHODS: dict[str, Callable[[Arguments], Method]] = {
-    "none": make_none,
-    "magnitude": make_magnitude,
-    "linearpatch-diag": make_linearpatch,
-    "linearpatch-hadamard": make_linearpatch,
-    "diagonal": make_restricted,
-    "hadamard": make_restricted,
-    "symmetric": make_restricted,
-    "procrustes": make_restricted,
-    "replaceme": make_replaceme,
-    "refit": make_refit,
-    "ghost": make_ghost,
-    "normed": make_normed,
-    "joint": make_joint,
-    "piecewise": make_piecewise,
+METHODS: dict[str, type[RepairMethod]] = {
+    each.keyword: each
+    for each in (
+        NoRepair,
+        Magnitude,
+        LinearPatchDiagonal,
+        LinearPatchHadamard,
+        Diagonal,
+        Hadamard,
+        Symmetric,
+        Procrustes,
+        ReplaceMe,
+        Refit,
+        Ghost,
+        Normed,
+        Joint,
+        Piecewise,
+    )
 }
+"""Our classes by keyword."""
+
+REPAIR_REGISTRY: Registry[RepairMethod] = Registry(
+    "repair",
+    RepairMethod,  # type: ignore[type-abstract]
+    METHODS,
+)
+"""Ours, and those of other packages."""
 
 ALL: tuple[str, ...] = (
     "none",
@@ -70,16 +91,47 @@ ALL: tuple[str, ...] = (
 """What ``--repair all`` compares."""
 
 
-def find_method(name: str) -> Method:
-    """The method of this name, its arguments included: ``ghost``, ``joint:x+z``, ``refit:2``.
+def find_method(given: str | RepairMethod) -> RepairMethod:
+    """The repair that a text names, its arguments included: ``ghost``, ``joint:x+z``, ``refit:2``.
+
+    Args:
+        given: the text, or an object, which is given back.
 
     Raises:
         RecipeError: there is none; the message names near ones. Or its arguments mean nothing.
     """
-    arguments = Arguments(name)
-    if arguments.name not in METHODS:
-        raise RecipeError(f"unknown repair '{arguments.name}'. {suggest(arguments.name, METHODS)}")
-    return METHODS[arguments.name](arguments)
+    return REPAIR_REGISTRY.find(given)
 
 
-__all__ = ["ALL", "METHODS", "FitOptions", "Method", "Repair", "find_method"]
+__all__ = [
+    "ALL",
+    "METHODS",
+    "Diagonal",
+    "Evidence",
+    "FitOptions",
+    "Fold",
+    "Ghost",
+    "Hadamard",
+    "Joint",
+    "LeastSquares",
+    "LinearPatchDiagonal",
+    "LinearPatchHadamard",
+    "Magnitude",
+    "Needs",
+    "NoRepair",
+    "Normed",
+    "Operator",
+    "Piecewise",
+    "Procrustes",
+    "Refit",
+    "Repair",
+    "RepairMethod",
+    "ReplaceMe",
+    "Stage",
+    "Symmetric",
+    "argument",
+    "find_method",
+    "linear",
+    "linear_repair",
+    "regress",
+]

@@ -1,125 +1,226 @@
-"""Arguments that ride on a name: ``ghost:rank=64``, ``joint:x+z``, ``perplexity:one-shot``."""
+"""Methods as text and back: ``ghost:rank=64`` is ``Ghost(rank=64)``.
 
+The fields of a frozen dataclass are its arguments. One that is true or false is written as its name
+(``ghost:affine``), one that stands at a place of its own as its value (``refit:2``), any other as
+``name=value``. What has its default is left out, but for what stands at a place.
+"""
+
+import dataclasses
+import inspect
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+import re
+import types
+import typing
+from dataclasses import MISSING, dataclass
+from typing import Any, ClassVar, Literal, TypeVar
 
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.spans import small_number
-from ghostlayers.statistics.moments import TokenWeight
+
+
+def argument(default: Any, **says: Any) -> Any:
+    """A field that says how it is written; a plain one does where nothing is to be said.
+
+    Args:
+        default: its value where the text names none.
+        says: ``placed``, ``what``, ``note``, ``least`` and ``most`` of `Argument`.
+    """
+    return dataclasses.field(default=default, metadata={"argument": says})
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """How one repair is fitted, where its name says so.
+class Argument:
+    """An argument of a class, as text and messages see it.
 
     Attributes:
-        ridge: relative ridge, ``auto``, or None for the recipe's.
-        weight: how much each token counts, or None for the recipe's.
+        name: of its field.
+        default: its value where the text names none; `dataclasses.MISSING` if it must.
+        kind: type of its values beside words: bool, int, float or str; None for words alone.
+        words: texts that a value may be.
+        placed: it is written by its value alone, as the 2 of ``refit:2``.
+        what: what messages call it, such as ``the number of layers``; its name if empty.
+        note: what another value than the default does, for help and reports.
+        least: the least number; 1 for whole ones and 0 for others, if None.
+        most: the largest whole number, far above what can be of use.
     """
 
-    ridge: float | Literal["auto"] | None = None
-    weight: TokenWeight | None = None
+    name: str
+    default: Any
+    kind: type | None
+    words: tuple[str, ...]
+    placed: bool = False
+    what: str = ""
+    note: str = ""
+    least: float | None = None
+    most: int = 100_000
+
+    @property
+    def key(self) -> str:
+        """Its name in text; what is true by default is named by ``no-``."""
+        name = self.name.replace("_", "-")
+        return f"no-{name}" if self.default is True else name
+
+    @property
+    def bound(self) -> float:
+        """The least number that it may be."""
+        return (1 if self.kind is int else 0) if self.least is None else self.least
+
+    def read(self, text: str) -> Any:
+        """The value that a text stands for; the text itself where it stands for none."""
+        if text in self.words or self.kind not in (int, float):
+            return text
+        if self.kind is int:
+            number = small_number(text)
+            return text if number is None else number
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    def written(self, value: Any) -> str:
+        """The text of a value; empty where nothing needs to be said."""
+        if self.placed:
+            return _plain(value)
+        if value == self.default:
+            return ""
+        return self.key if isinstance(value, bool) else f"{self.key}={_plain(value)}"
+
+    def allows(self, value: Any) -> bool:
+        """Whether a value may be given."""
+        if value is self.default or (isinstance(value, str) and value in self.words):
+            return True
+        if self.kind is float:
+            return type(value) in (int, float) and self.bound <= value < math.inf
+        if self.kind is int:
+            return type(value) is int and self.bound <= value <= self.most
+        if self.kind is str:
+            return isinstance(value, str) and bool(_TEXT.fullmatch(value))
+        return type(value) is self.kind
+
+    @property
+    def expected(self) -> str:
+        """What a value must be, in words."""
+        kinds = {
+            bool: "true or false",
+            int: f"a whole number from {self.bound:,g} to {self.most:,}",
+            float: f"a number >= {self.bound:g} (and finite)",
+            str: "text without ':' and '='",
+        }
+        *others, last = [*self.words, *([kinds[self.kind]] if self.kind else [])]
+        return f"{', '.join(others)} or {last}" if others else last
 
 
-class Arguments:
-    """The parts behind a method's name, each taken once.
+_TEXT = re.compile(r"(?!\s)[^:=\x00-\x1f]+(?<!\s)")
+
+
+def _plain(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    text = f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    return re.sub(r"e([+-])0", r"e\1", text)
+
+
+def arguments_of(cls: type) -> tuple[Argument, ...]:
+    """The arguments of a class, its own before those that it inherits."""
+    hints = typing.get_type_hints(cls)
+    fields = {each.name: each for each in dataclasses.fields(cls)}
+    names = [name for kind in cls.__mro__ for name in inspect.get_annotations(kind)]
+    return tuple(_argument(fields[n], hints[n]) for n in dict.fromkeys(names) if n in fields)
+
+
+def _argument(field: "dataclasses.Field[Any]", hint: Any) -> Argument:
+    parts = _alternatives(hint)
+    kind = next((each for each in parts if each in (bool, int, float, str)), None)
+    words = tuple(each for each in parts if isinstance(each, str))
+    return Argument(field.name, field.default, kind, words, **field.metadata.get("argument", {}))
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """The types and words that a hint allows."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [each for part in typing.get_args(hint) for each in _alternatives(part)]
+    return list(typing.get_args(hint)) if typing.get_origin(hint) is Literal else [hint]
+
+
+@dataclass(frozen=True)
+class WithArguments:
+    """What can be written as text: a keyword, and arguments behind it.
+
+    Attributes:
+        keyword: what its text begins with; the name of the class, if it has no other.
+    """
+
+    keyword: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        """Name a class that names itself nothing."""
+        if "keyword" not in cls.__dict__:
+            cls.keyword = cls.__name__
+
+    def __post_init__(self) -> None:
+        """Refuse values that an argument cannot have.
+
+        Raises:
+            RecipeError: one is of another type, or beyond its bounds.
+        """
+        for each in arguments_of(type(self)):
+            value = getattr(self, each.name)
+            if not each.allows(value):
+                raise RecipeError(
+                    f"'{str(self)[:60]}': {each.what or each.key} must be {each.expected}, got "
+                    f"'{_plain(value)[:60]}'."
+                )
+
+    def __str__(self) -> str:
+        values = [each.written(getattr(self, each.name)) for each in arguments_of(type(self))]
+        return ":".join([self.keyword, *filter(None, values)])
+
+    @classmethod
+    def summary(cls) -> str:
+        """What it does, in one sentence: the first line of its docstring."""
+        return (cls.__doc__ or "").strip().partition("\n")[0]
+
+    def explain(self) -> str:
+        """What it does, its arguments included, in one sentence."""
+        given = [e for e in arguments_of(type(self)) if getattr(self, e.name) != e.default]
+        notes = [each.note for each in given if each.note]
+        text = self.summary()
+        return f"{text.removesuffix('.')}, {', '.join(notes)}." if notes else text
+
+
+Named = TypeVar("Named", bound=WithArguments)
+
+
+def parse(cls: type[Named], text: str, kind: str) -> Named:
+    """An object of a class from its text, such as ``ghost:affine:rank=64``.
 
     Args:
-        text: the whole name, such as ``ghost:affine:rank=64``.
+        cls: the class of that keyword.
+        text: the keyword, and arguments behind it.
         kind: what is named, for messages.
+
+    Raises:
+        RecipeError: an argument that the class does not know, or a value that it cannot have.
     """
-
-    def __init__(self, text: str, kind: str = "repair") -> None:
-        self.text = text
-        self.name, *parts = [part.strip() for part in text.split(":")]
-        self._words = [part for part in parts if "=" not in part]
-        pairs = [part.split("=", 1) for part in parts if "=" in part]
-        self._values = {key.strip(): value.strip() for key, value in pairs}
-        if len(self._values) < len(pairs) or "" in parts:
+    arguments = arguments_of(cls)
+    known = {each.key: each for each in arguments if not each.placed}
+    places = [each for each in arguments if each.placed]
+    words = [*known, *(word for each in places for word in each.words)]
+    values: dict[str, Any] = {}
+    for part in text.split(":")[1:]:
+        key, equals, value = (each.strip() for each in part.partition("="))
+        named = known.get(key)
+        if not key or (named is not None and named.name in values):
             raise RecipeError(f"cannot read the {kind} '{text}': expected name:argument:key=value.")
-        self._known: list[str] = []
-
-    def word(self, default: str | None = None) -> str | None:
-        """The next argument that is not a pair."""
-        return self._words.pop(0) if self._words else default
-
-    def flag(self, name: str) -> bool:
-        """Whether a word is among the arguments."""
-        self._known.append(name)
-        if name not in self._words:
-            return False
-        self._words.remove(name)
-        return True
-
-    def value(self, name: str) -> str | None:
-        """The value of a pair."""
-        self._known.append(name)
-        return self._values.pop(name, None)
-
-    def choice(self, name: str, allowed: Sequence[str]) -> str:
-        """The value of a pair that takes one of a few words; the first where it is not given.
-
-        Raises:
-            RecipeError: it is another word.
-        """
-        word = self.value(name)
-        if word is None:
-            return allowed[0]
-        if word not in allowed:
-            raise RecipeError(
-                f"'{self.text}': {name} must be {' or '.join(allowed)}, not '{word}'."
-            )
-        return word
-
-    def whole_number(self, text: str | None, what: str, most: int = 100_000) -> int | None:
-        """A positive whole number, up to a bound that is far above what can be of use.
-
-        Raises:
-            RecipeError: it is something else.
-        """
-        if text is None:
-            return None
-        number = small_number(text)
-        if not number or number > most:
-            up = f" to {most:,}" if text.isdecimal() and number != 0 else ""
-            raise RecipeError(
-                f"'{self.text[:60]}': {what} must be a whole number from 1{up}, got '{text[:60]}'."
-            )
-        return number
-
-    def ridge(self) -> "Tuning":
-        """The pairs that every least-squares repair takes: ``ridge`` and ``weight``."""
-        weight = self.value("weight")
-        if weight is not None and weight not in get_args(TokenWeight):
-            raise RecipeError(
-                f"'{self.text}': weight must be {', '.join(get_args(TokenWeight))}, not '{weight}'."
-            )
-        return Tuning(self._ridge(), weight)  # type: ignore[arg-type]
-
-    def _ridge(self) -> "float | Literal['auto'] | None":
-        text = self.value("ridge")
-        if text is None or text == "auto":
-            return text  # type: ignore[return-value]
-        try:
-            number = float(text)
-        except ValueError:
-            number = -1.0
-        if not 0.0 <= number < math.inf:
-            raise RecipeError(
-                f"'{self.text}': ridge must be auto or a number >= 0 (and finite), not '{text}'."
-            )
-        return number
-
-    def finish(self) -> None:
-        """Refuse what nobody took.
-
-        Raises:
-            RecipeError: an argument that the method does not know.
-        """
-        left = [*self._words, *self._values]
-        if not left:
-            return
-        hint = suggest(left[0], self._known) if self._known else "It takes none."
-        raise RecipeError(f"'{self.text}': unknown argument '{left[0]}'. {hint}")
+        if named is not None and (named.kind is bool) != bool(equals):
+            values[named.name] = named.read(value) if equals else named.default is not True
+        elif places and not equals:
+            place = places.pop(0)
+            values[place.name] = place.read(key)
+        else:
+            hint = suggest(key, words) if words else "It takes none."
+            raise RecipeError(f"'{text}': unknown argument '{key}'. {hint}")
+    for each in arguments:
+        if each.default is MISSING and each.name not in values:
+            raise RecipeError(f"'{text}' lacks {each.what or each.key}: {each.expected}.")
+    return cls(**values)

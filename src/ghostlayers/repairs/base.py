@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -11,7 +10,7 @@ from torch import Tensor
 from ghostlayers.errors import NonFiniteError
 from ghostlayers.modeling import repair_stream
 from ghostlayers.statistics import moments as sums
-from ghostlayers.statistics.moments import Moments, TokenWeight, residual_energy
+from ghostlayers.statistics.moments import Moments, residual_energy
 
 Read = Callable[[str], Tensor]
 """Reads a feature by name, [..., width], at the gap where a repair acts."""
@@ -19,10 +18,10 @@ Read = Callable[[str], Tensor]
 FEATURES: dict[str, str] = {
     "x": "the stream before the gap",
     "norm": "x / rms(x), without gains",
-    "m": "MLP output of the last kept layer before the gap",
-    "z": "input of that MLP's output projection; with experts, their sum",
-    "o": "input of that layer's attention output projection",
-    "phi": "MLP hidden activations that the first removed layer computes from its norm of x",
+    "m": "the MLP output of the last kept layer before the gap",
+    "z": "the input of the last kept MLP's output projection (with experts, their sum)",
+    "o": "the input of the last kept attention's output projection",
+    "phi": "the MLP hidden activations that the first removed layer computes from its norm of x",
     "one": "a constant",
 }
 """What a repair can regress on."""
@@ -195,16 +194,6 @@ def linear(delta: Tensor, bias: Tensor | None = None) -> Operator:
     return Operator({"weight": delta.T.contiguous(), **extra})
 
 
-def linear_repair(name: str, delta: Tensor, sums: Moments) -> Repair:
-    """X -> x + x M, and what M leaves of the discrepancy; ``sums`` are moments of x alone."""
-    return Repair(
-        name,
-        linear(delta),
-        num_tokens=sums.num_tokens,
-        relative_residual=relative_residual(sums, delta),
-    )
-
-
 @dataclass(frozen=True)
 class Needs:
     """What has to be gathered at a gap before a method can be fitted.
@@ -347,88 +336,21 @@ def _select(
     return sums.transform(before, torch.cat(columns, dim=1), tuple(blocks))
 
 
-Form = Literal["fold", "norm map", "operator"]
-"""What a fit gives: changes of existing weights; a map of norm(x) alone; any map of the stream."""
+def linear_repair(
+    name: str, evidence: Evidence, delta: Tensor, bias: Tensor | None = None
+) -> Repair:
+    """X -> x + x M (+ b), and what is left of the discrepancy.
 
-Fit = Callable[[Evidence, FitOptions], Repair]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A change of a kept layer that is fitted and made before the method's own fit.
-
-    Attributes:
-        fit: only the folds of its result are used.
-        needs: what its evidence must hold.
-        back: which layer computes the features and is changed; 1 is the last kept one.
-        share: of the discrepancy that is its target.
+    Args:
+        name: of the method, with its arguments.
+        evidence: of x, and with a bias of the constant; more features do no harm.
+        delta: M, [hidden, hidden].
+        bias: b, [hidden].
     """
-
-    fit: Fit
-    needs: Needs
-    back: int = 1
-    share: float = 1.0
-
-
-@dataclass(frozen=True)
-class Method:
-    """A row of the table of repairs, with its arguments.
-
-    Attributes:
-        name: as on the command line, arguments included.
-        source: the paper it comes from.
-        fit: from evidence to a repair.
-        needs: what the evidence must hold.
-        before: stages that come first, each on the stream that the ones before it left.
-        savable: a checkpoint can hold its result.
-        token_weight: how much each token counts where the caller leaves it open.
-        named_weight: the same, where the repair's own name says so.
-        solves: it solves for as many unknowns a channel as it has features, so it needs at least
-            as many tokens.
-        scales: its result is a scale, which every later layer's writes are divided by.
-        form: of its result, which decides how it can be exported.
-        through_norm: its stages can fit a projection with a norm behind it, too (`through_norm`).
-        stacks: its result is a linear map of the stream alone, so that two of them, one after the
-            other, are one.
-        writes_weights: its result changes weights that stay, and not only the stream.
-        per_layer: where the removed layers lie apart, one operator for every one of them, one after
-            the other, instead of one for every gap.
-    """
-
-    name: str
-    source: str
-    fit: Fit
-    needs: Needs = Needs()
-    before: tuple[Stage, ...] = ()
-    savable: bool = True
-    token_weight: TokenWeight = "balanced"
-    named_weight: TokenWeight | None = None
-    solves: bool = False
-    scales: bool = False
-    form: Form = "operator"
-    through_norm: bool = False
-    stacks: bool = False
-    writes_weights: bool = False
-    per_layer: bool = False
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """What any of its stages regresses on."""
-        wanted = {
-            n for needs in (self.needs, *(s.needs for s in self.before)) for n in needs.features
-        }
-        return tuple(name for name in FEATURES if name in wanted)
-
-    @property
-    def reach(self) -> int:
-        """Kept layers before the gap that it reads or changes."""
-        own = 1 if FROM_KEPT_LAYER & set(self.needs.features) else 0
-        return max([own, *(stage.back for stage in self.before)])
-
-    def stages(self, available: int) -> tuple[Stage, ...]:
-        """All stages where so many kept layers lie before the gap, the method's own fit last."""
-        before = (stage for stage in self.before if stage.back <= available)
-        return (*before, Stage(self.fit, self.needs))
+    sums = evidence.select(("x",) if bias is None else ("x", "one")).moments
+    whole = delta if bias is None else torch.cat([delta, bias[None]])
+    left = relative_residual(sums, whole)
+    return Repair(name, linear(delta, bias), num_tokens=sums.num_tokens, relative_residual=left)
 
 
 def relative_residual(moments: Moments, delta: Float[Tensor, "features hidden"]) -> float:

@@ -1,39 +1,27 @@
-r"""One regression on several features: y = x + sum of f B_f.
+"""One regression on several features, folded where that is exact."""
 
-[x, z] contains Ghost and `refit`; [x, m] contains Ghost and ReplaceMe. Where the last kept layer's
-MLP writes straight into the stream, x W + z B = (x + z B W^-1) W: B folds into that layer's output
-projection and the operator of Ghost is all that is left to run. What W nearly suppresses cannot be
-given back by a fold that half precision survives, so B gives up those directions. Features of the
-stream alone (x, norm) are stored as they are. ``normed`` is the regression on x / rms(x) alone.
-
-References:
-    ours.
-"""
-
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ghostlayers.errors import RecipeError, suggest
-from ghostlayers.repairs.arguments import Arguments
+from ghostlayers.repairs.arguments import argument
 from ghostlayers.repairs.base import (
     FEATURES,
     FROM_KEPT_LAYER,
     Evidence,
     FitOptions,
     Fold,
-    Method,
     Needs,
     Operator,
     Repair,
     linear,
     relative_residual,
 )
+from ghostlayers.repairs.method import LeastSquares, Stage
 from ghostlayers.repairs.refit import refit_stages
-from ghostlayers.repairs.ridge import with_ridge
-from ghostlayers.repairs.solve import Solution, regress
+from ghostlayers.repairs.solve import regress
 from ghostlayers.statistics.moments import block_slices
 
 FOLDABLE = frozenset({"x", "z", "m", "one"})
@@ -44,42 +32,109 @@ SmolLM2's cut of layers 12-18 fits a W whose smallest is 1e-4: in bfloat16 the e
 worse than no repair (5.04 nats against 3.96 so)."""
 
 
-def fit_joint(
-    evidence: Evidence, options: FitOptions, *, features: tuple[str, ...], name: str
-) -> Repair:
-    """All maps from one regression, folded where that is exact."""
-    chosen = evidence.select(features)
-    folds_away = bool(FROM_KEPT_LAYER & set(features)) and set(features) <= FOLDABLE
-    solution = regress(chosen, options, overwrite=chosen.expendable and not folds_away)
-    places = block_slices(chosen.moments.blocks)
-    maps = {feature: solution.weight[places[feature]] for feature in features}
-    if folds_away:
+@dataclass(frozen=True)
+class Joint(LeastSquares):
+    """One regression on several features at once, named behind the colon.
+
+    y = x + sum of f B_f. [x, z] contains Ghost and `Refit`; [x, m] contains Ghost and ReplaceMe.
+    Where the last kept layer's MLP writes straight into the stream, x W + z B = (x + z B W^-1) W:
+    B folds into that layer's output projection and the operator of Ghost is all that is left to
+    run. What W nearly suppresses cannot be given back by a fold that half precision survives, so B
+    gives up those directions. Features of the stream alone (x, norm) are stored as they are.
+
+    Cost: one product for every feature that does not fold.
+
+    Attributes:
+        terms: the features f, joined by ``+``; put into the order of `FEATURES`, which gives one
+            text to one result.
+        refit: the kept layers refit, ..., 2 before the gap are refitted first, as `Refit` does.
+
+    References:
+        ours.
+    """
+
+    keyword = "joint"
+
+    terms: str = argument("x+z", placed=True)
+    refit: int = argument(1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        asked = [part.strip() for part in self.terms.split("+")]
+        for part in asked:
+            if part not in FEATURES:
+                raise RecipeError(f"'{self}': unknown feature '{part}'. {suggest(part, FEATURES)}")
+        if len(set(asked)) < len(asked):
+            raise RecipeError(f"'{self}' names a feature twice.")
+        object.__setattr__(self, "terms", "+".join(name for name in FEATURES if name in asked))
+
+    @property
+    def regressors(self) -> tuple[str, ...]:
+        """The features that it regresses on."""
+        return tuple(self.terms.split("+"))
+
+    @property
+    def folds_away(self) -> bool:
+        """Whether all that needs more than the stream folds into the last kept layer."""
+        features = set(self.regressors)
+        return bool(FROM_KEPT_LAYER & features) and features <= FOLDABLE
+
+    @property
+    def gathers(self) -> Needs:
+        constant = ("one",) if "m" in self.regressors else ()
+        return Needs(tuple(dict.fromkeys((*self.regressors, *constant))))
+
+    @property
+    def before(self) -> tuple[Stage, ...]:
+        return refit_stages(self.refit, self.ridge)
+
+    @property
+    def savable(self) -> bool:
+        return self.folds_away or set(self.regressors) <= {"x", "norm", "one"}
+
+    @property
+    def writes_weights(self) -> bool:
+        return bool(self.before) or self.folds_away
+
+    def solve(self, evidence: Evidence, options: FitOptions) -> Repair:
+        chosen = evidence.select(self.regressors)
+        solution = regress(chosen, options, overwrite=chosen.expendable and not self.folds_away)
+        places = block_slices(chosen.moments.blocks)
+        maps = {name: solution.weight[places[name]] for name in self.regressors}
+        if not self.folds_away:
+            return solution.repair(self.name, _stored(maps, evidence.eps))
         carried, inverse = _foldable(maps)
         operator, folds = _fold(maps, inverse, evidence)
         weight = torch.cat([carried[name] for name, _ in chosen.moments.blocks])
-        residual = relative_residual(chosen.moments, weight)
-        solution = replace(solution, weight=weight, relative_residual=residual)
-    else:
-        operator, folds = _stored(maps, evidence.eps), ()
-    return _repair(name, operator, folds, chosen, solution)
+        left = relative_residual(chosen.moments, weight)
+        return replace(solution, relative_residual=left).repair(self.name, operator, folds)
+
+    def explain(self) -> str:
+        *others, last = [FEATURES[name] for name in self.regressors]
+        named = f"{', '.join(others)} and {last}" if others else last
+        return f"One regression on {named}."
 
 
-def _repair(
-    name: str,
-    operator: Operator | None,
-    folds: tuple[Fold, ...],
-    chosen: Evidence,
-    solution: Solution,
-) -> Repair:
-    return Repair(
-        name,
-        operator,
-        folds,
-        num_tokens=chosen.moments.num_tokens,
-        relative_residual=solution.relative_residual,
-        condition_number=solution.condition_number,
-        ridge=solution.ridge,
-    )
+@dataclass(frozen=True)
+class Normed(LeastSquares):
+    """A linear map of the normalised stream, added to the stream.
+
+    y = x + norm(x) M, norm(x) = x / rms(x).
+
+    Cost: one product of hidden x hidden a token.
+
+    References:
+        ours.
+    """
+
+    keyword = "normed"
+    form = "norm map"
+    gathers = Needs(("norm",))
+
+    def solve(self, evidence: Evidence, options: FitOptions) -> Repair:
+        chosen = evidence.select(("norm",))
+        solution = regress(chosen, options, overwrite=chosen.expendable)
+        return solution.repair(self.name, _stored({"norm": solution.weight}, evidence.eps))
 
 
 def _foldable(maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -132,42 +187,3 @@ def _stored(maps: dict[str, Tensor], eps: float) -> Operator:
         parameters["bias"] = maps["one"][0]
     others = {name: each for name, each in maps.items() if name not in {"x", "norm", "one"}}
     return Operator(parameters, others, eps)
-
-
-def make_joint(arguments: Arguments) -> Method:
-    """``joint:x+z`` and the like; ``joint`` alone is ``joint:x+z``.
-
-    ``refit=k`` first refits the kept layers k, ..., 2 before the gap as `refit` does.
-    """
-    word = arguments.word("x+z")
-    ridge = arguments.ridge()
-    refitted = arguments.whole_number(arguments.value("refit"), "refit")
-    arguments.finish()
-    assert word is not None
-    asked = [part.strip() for part in word.split("+")]
-    for part in asked:
-        if part not in FEATURES:
-            raise RecipeError(
-                f"'{arguments.text}': unknown feature '{part}'. {suggest(part, FEATURES)}"
-            )
-    features = tuple(name for name in FEATURES if name in asked)  # one order for one result
-    if len(set(asked)) < len(asked):
-        raise RecipeError(f"'{arguments.text}' names a feature twice.")
-    fit = partial(fit_joint, features=features, name=arguments.text)
-    stored = set(features) <= {"x", "norm", "one"} or set(features) <= FOLDABLE
-    needs = Needs(tuple(dict.fromkeys([*features, *(["one"] if "m" in features else [])])))
-    before = refit_stages(refitted or 1)
-    writes = bool(before) or (bool(FROM_KEPT_LAYER & set(features)) and set(features) <= FOLDABLE)
-    method = Method(
-        arguments.text, "ours", fit, needs, before, savable=stored, writes_weights=writes
-    )
-    return with_ridge(method, ridge)
-
-
-def make_normed(arguments: Arguments) -> Method:
-    """``normed``: x + norm(x) M."""
-    ridge = arguments.ridge()
-    arguments.finish()
-    fit = partial(fit_joint, features=("norm",), name=arguments.text)
-    method = Method(arguments.text, "ours", fit, Needs(("norm",)), form="norm map")
-    return with_ridge(method, ridge)

@@ -1,34 +1,53 @@
-r"""Prune&Comp's magnitude compensation: one scale for the whole stream.
+"""One scale for the whole stream."""
 
-References:
-    *Prune&Comp*, arXiv:2507.18212: s is the mean over channels of mean |y_k| / mean |x_k|. The
-    paper multiplies the embeddings and every write before the cut by s, which a tied head would
-    feel; dividing every write *after* the cut by s is the same to all later norms and leaves the
-    head alone. The ratio is of means over all tokens; ``mean=ratios`` averages the ratios of
-    single windows, as the released code does.
-"""
+from dataclasses import dataclass
 
-from functools import partial
-
-from ghostlayers.repairs.arguments import Arguments
-from ghostlayers.repairs.base import Evidence, FitOptions, Method, Needs, Repair
-from ghostlayers.repairs.linearpatch import MEANS, stream_scales
+from ghostlayers.repairs.arguments import argument
+from ghostlayers.repairs.base import Evidence, FitOptions, Needs, Repair
+from ghostlayers.repairs.linearpatch import Mean, stream_scales
+from ghostlayers.repairs.method import RepairMethod
 from ghostlayers.statistics.moments import Moments
 
 
-def fit_magnitude(
-    evidence: Evidence, options: FitOptions, *, mean: str = MEANS[0], name: str = "magnitude"
-) -> Repair:
-    """Y = s x, s the mean channel ratio of absolute values."""
-    del options
-    sums = evidence.moments
-    scale = float(stream_scales(evidence, mean).mean())
-    return Repair(
-        name,
-        scale=scale,
-        num_tokens=sums.num_tokens,
-        relative_residual=_residual(evidence.select(("x",)).moments, scale),
-    )
+@dataclass(frozen=True, kw_only=True)
+class Magnitude(RepairMethod):
+    """Prune&Comp: one number rescales the whole stream, folded into weights.
+
+    y = s x, s the mean over channels of mean |y_k| / mean |x_k|. The paper multiplies the
+    embeddings and every write before the cut by s, which a tied head would feel; dividing every
+    write *after* the cut by s is the same to all later norms and leaves the head alone.
+
+    Cost: none at run time.
+
+    Attributes:
+        mean: ``totals`` for the ratio of means over all tokens; ``ratios`` for the mean of single
+            windows' ratios, as the released code does.
+
+    References:
+        *Prune&Comp*, arXiv:2507.18212.
+    """
+
+    keyword = "magnitude"
+    source = "Prune&Comp, arXiv:2507.18212"
+    form = "fold"
+    scales = True
+    stacks = True
+
+    mean: Mean = argument("totals", note="with the mean of single windows' ratios")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(("x",), ratios=self.mean == "ratios")
+
+    def fit(self, evidence: Evidence, options: FitOptions) -> Repair:
+        del options
+        scale = float(stream_scales(evidence, self.mean).mean())
+        return Repair(
+            self.name,
+            scale=scale,
+            num_tokens=evidence.moments.num_tokens,
+            relative_residual=_residual(evidence.select(("x",)).moments, scale),
+        )
 
 
 def _residual(sums: Moments, scale: float) -> float:
@@ -38,19 +57,3 @@ def _residual(sums: Moments, scale: float) -> float:
     step = scale - 1.0
     left = sums.target_energy - 2 * step * float(sums.cross.trace())
     return max(0.0, left + step * step * float(sums.gram.trace())) / sums.target_energy
-
-
-def make_magnitude(arguments: Arguments) -> Method:
-    """``magnitude``, ``magnitude:mean=ratios``."""
-    mean = arguments.choice("mean", MEANS)
-    arguments.finish()
-    return Method(
-        arguments.text,
-        "Prune&Comp, arXiv:2507.18212",
-        partial(fit_magnitude, mean=mean, name=arguments.text),
-        Needs(("x",), ratios=mean == "ratios"),
-        scales=True,
-        form="fold",
-        stacks=True,
-        writes_weights=True,
-    )

@@ -1,21 +1,26 @@
 """No repair: the bare cut, for comparison."""
 
-from ghostlayers.repairs.arguments import Arguments
-from ghostlayers.repairs.base import Evidence, FitOptions, Method, Needs, Repair
+from dataclasses import dataclass
+
+from ghostlayers.repairs.base import Evidence, FitOptions, Needs, Repair
+from ghostlayers.repairs.method import RepairMethod
 
 
-def fit_none(evidence: Evidence, options: FitOptions) -> Repair:
-    """Leave the stream as it is: the next layer receives what it was never trained on."""
-    del options
-    sums = evidence.moments
-    return Repair(
-        "none",
-        num_tokens=sums.num_tokens,
-        relative_residual=1.0 if sums.target_energy else 0.0,
-    )
+@dataclass(frozen=True)
+class NoRepair(RepairMethod):
+    """The layers are gone and nothing is done about it.
 
+    y = x: the next layer receives what it was never trained on.
+    """
 
-def make_none(arguments: Arguments) -> Method:
-    """``none``, without arguments."""
-    arguments.finish()
-    return Method("none", "the bare cut", fit_none, Needs(features=()), form="fold")
+    keyword = "none"
+    source = "the bare cut"
+    form = "fold"
+    writes_weights = False
+    needs = Needs(features=())
+
+    def fit(self, evidence: Evidence, options: FitOptions) -> Repair:
+        del options
+        sums = evidence.moments
+        left = 1.0 if sums.target_energy else 0.0
+        return Repair(self.name, num_tokens=sums.num_tokens, relative_residual=left)

@@ -1,44 +1,25 @@
-r"""Several Ghost operators, each for the tokens nearest to one direction: one product a token.
-
-The tokens are grouped by the direction of their stream (spherical k-means), every channel taken in
-units of what it usually is of a direction: few channels of a real stream are most of its length,
-and would decide alone. Each group's map is shrunk towards the map of all tokens by a prior worth a
-number of tokens, so that a small group cannot overfit.
-
-References:
-    ours; Dhillon & Modha, Machine Learning 42 (2001) for spherical k-means.
-"""
+"""Several Ghost operators, each for the tokens nearest to one direction."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ghostlayers.errors import NonFiniteError
-from ghostlayers.repairs.arguments import Arguments
-from ghostlayers.repairs.base import (
-    Evidence,
-    FitOptions,
-    Method,
-    Needs,
-    Operator,
-    Pieces,
-    Repair,
-    Stage,
-)
-from ghostlayers.repairs.joint import fit_joint
+from ghostlayers.repairs.arguments import argument
+from ghostlayers.repairs.base import Evidence, FitOptions, Needs, Operator, Pieces, Repair
+from ghostlayers.repairs.joint import Joint
+from ghostlayers.repairs.method import LeastSquares, Stage
 from ghostlayers.repairs.refit import refit_stages
-from ghostlayers.repairs.ridge import with_ridge
 from ghostlayers.repairs.solve import regress, scaled_gram, solve_ridge
 from ghostlayers.statistics.moments import Moments, residual_energy
 
 MOST_PIECES = 4096
 """Each is a matrix of its own and needs tokens of its own."""
 
-PRIOR_TOKENS = 2000.0
 PRIORS = (500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16000.0, 32000.0, 64000.0)
 """Priors that held-out windows choose from, in tokens."""
 
@@ -46,46 +27,61 @@ ROUNDS = 25
 SMALLEST_USUAL = 1e-3
 
 
-def fit_piecewise(
-    evidence: Evidence,
-    options: FitOptions,
-    *,
-    count: int,
-    prior: float | None = PRIOR_TOKENS,
-    name: str = "piecewise",
-) -> Repair:
-    r"""M_k = argmin ||X_k M - D_k||^2 + (prior / N) ||X (M - M_all)||^2.
+@dataclass(frozen=True)
+class Piecewise(LeastSquares):
+    """Several Ghost operators, each for the tokens of one group.
 
-    Args:
-        evidence: with the moments of ``count`` pieces.
-        options: of the solve.
-        count: number of pieces.
-        prior: its worth in tokens; None to let held-out windows choose.
-        name: of the repair.
+    M_k = argmin ||X_k M - D_k||^2 + (prior / N) ||X (M - M_all)||^2. The tokens are grouped by the
+    direction of their stream (spherical k-means), every channel taken in units of what it usually
+    is of a direction: few channels of a real stream are most of its length, and would decide
+    alone. The prior keeps a small group from overfitting.
+
+    Cost: one product of hidden x hidden a token; K matrices of that size in memory.
+
+    Attributes:
+        count: K, number of groups.
+        prior: its worth in tokens; ``auto`` lets held-out windows choose.
+        z: the z term of ``joint:x+z`` is folded into the last kept layer first.
+        refit: the kept layers refit, ..., 2 before the gap are refitted first, as `Refit` does.
+
+    References:
+        ours; Dhillon & Modha, Machine Learning 42 (2001) for spherical k-means.
     """
-    pieces = evidence.pieces[count]
-    chosen = evidence.select(("x",))
-    solution = regress(chosen, options)
-    if solution.ridge is not None:
-        options = replace(options, ridge=solution.ridge)
-    if prior is None:
-        prior = choose_prior(pieces, chosen, options)
-    weights = solve_pieces(pieces.moments, chosen.moments, solution.weight, prior, options)
-    left = sum(map(residual_energy, pieces.moments, weights))
-    whole = chosen.moments
-    return Repair(
-        name,
-        Operator(
-            {
-                "centroids": pieces.centroids.double(),
-                "pieces": torch.stack([weight.T for weight in weights]).contiguous(),
-            }
-        ),
-        num_tokens=whole.num_tokens,
-        relative_residual=left / whole.target_energy if whole.target_energy else 0.0,
-        condition_number=solution.condition_number,
-        ridge=solution.ridge,
-    )
+
+    keyword = "piecewise"
+
+    count: int = argument(8, placed=True, what="the number of pieces", most=MOST_PIECES)
+    prior: int | Literal["auto"] = argument(2000, most=10**9)
+    z: bool = argument(False)
+    refit: int = argument(1)
+
+    @property
+    def gathers(self) -> Needs:
+        return Needs(("x",), pieces=(self.count,), held_out=self.prior == "auto")
+
+    @property
+    def before(self) -> tuple[Stage, ...]:
+        refitted = refit_stages(self.refit, self.ridge)
+        first = Joint("x+z", ridge=self.ridge)
+        return (*refitted, Stage(first.fit, first.needs)) if self.z else refitted
+
+    def solve(self, evidence: Evidence, options: FitOptions) -> Repair:
+        pieces = evidence.pieces[self.count]
+        chosen = evidence.select(("x",))
+        solution = regress(chosen, options)
+        if solution.ridge is not None:
+            options = replace(options, ridge=solution.ridge)
+        prior = self.prior if self.prior != "auto" else choose_prior(pieces, chosen, options)
+        whole = chosen.moments
+        weights = solve_pieces(pieces.moments, whole, solution.weight, prior, options)
+        left = sum(map(residual_energy, pieces.moments, weights))
+        residual = left / whole.target_energy if whole.target_energy else 0.0
+        maps = torch.stack([weight.T for weight in weights]).contiguous()
+        operator = Operator({"centroids": pieces.centroids.double(), "pieces": maps})
+        return replace(solution, relative_residual=residual).repair(self.name, operator)
+
+    def explain(self) -> str:
+        return self.summary().replace("Several", str(self.count))
 
 
 def choose_prior(
@@ -189,29 +185,3 @@ def common_directions(
     usual = unit.square().mean(dim=0).sqrt()
     usual = usual.clamp_min(SMALLEST_USUAL * usual.mean())  # a channel that is always zero
     return spherical_kmeans(unit / usual, count) * (usual.mean() / usual)
-
-
-def make_piecewise(arguments: Arguments) -> Method:
-    """``piecewise:K``; ``prior=N`` is the prior's worth in tokens, ``auto`` lets windows choose.
-
-    With ``z``, the z term of ``joint:x+z`` is folded into the last kept layer first; with
-    ``refit=k``, the layers before that one are refitted too.
-    """
-    folded = arguments.flag("z")
-    refitted = arguments.whole_number(arguments.value("refit"), "refit")
-    count = arguments.whole_number(arguments.word("8"), "the number of pieces", MOST_PIECES)
-    asked = arguments.value("prior")
-    prior = (
-        None if asked == "auto" else arguments.whole_number(asked, "prior", 10**9) or PRIOR_TOKENS
-    )
-    ridge = arguments.ridge()
-    arguments.finish()
-    assert count is not None
-    fit = partial(fit_piecewise, count=count, prior=prior, name=arguments.text)
-    before = refit_stages(refitted or 1)
-    if folded:
-        first = partial(fit_joint, features=("x", "z"), name="joint:x+z")
-        before = (*before, Stage(first, Needs(("x", "z"))))
-    needs = Needs(("x",), pieces=(count,), held_out=prior is None)
-    method = Method(arguments.text, "ours", fit, needs, before, writes_weights=bool(before))
-    return with_ridge(method, ridge)

@@ -1,39 +1,26 @@
-r"""ReplaceMe: a linear map of the last kept MLP's output, folded into its output projection.
-
-References:
-    Shopkhoev et al., *ReplaceMe*, arXiv:2505.02819: y = (x - m) + m T with m the MLP output of the
-    last kept layer. T by least squares in closed form, or by Adam on a cosine distance, which the
-    paper finds stronger: from the identity, 10 epochs over all tokens in batches of 1,024 at a rate
-    of 1e-4, the mean of 1 - cos(m T, y - (x - m)), or with ``accurate`` that of
-    1 - cos((x - m) + m T, y). ``cosine-from-ls`` is ours: the second objective, from the
-    least-squares map, at ten times the rate.
-"""
+"""A linear map of the last kept MLP's output, folded into its output projection."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ghostlayers.errors import RecipeError
-from ghostlayers.repairs.arguments import Arguments
+from ghostlayers.repairs.arguments import argument
 from ghostlayers.repairs.base import (
     Evidence,
     FitOptions,
     Fold,
-    Method,
     Needs,
     Repair,
     Tokens,
     relative_residual,
 )
-from ghostlayers.repairs.ridge import with_ridge
+from ghostlayers.repairs.method import LeastSquares
 from ghostlayers.repairs.solve import regress
-
-SOURCE = "ReplaceMe, arXiv:2505.02819"
-OURS = "ours, after ReplaceMe, arXiv:2505.02819"
 
 BATCH = 1024
 """Tokens a step of Adam."""
@@ -59,36 +46,67 @@ ACCURATE = Descent(rate=1e-4, epochs=10, whole=True)
 FROM_LEAST_SQUARES = Descent(rate=1e-3, epochs=20, whole=True)
 
 
-def fit_replaceme(evidence: Evidence, options: FitOptions, *, name: str = "replaceme") -> Repair:
-    """T - I = argmin ||m (T - I) - D||_W^2."""
-    chosen = evidence.select(("m",))
-    solution = regress(chosen, options)
-    return Repair(
-        name,
-        folds=(_folded(evidence, solution.weight),),
-        num_tokens=chosen.moments.num_tokens,
-        relative_residual=solution.relative_residual,
-        condition_number=solution.condition_number,
-        ridge=solution.ridge,
-    )
+@dataclass(frozen=True)
+class ReplaceMe(LeastSquares):
+    """ReplaceMe: a linear map of the last kept MLP's output, folded into its weights.
 
+    y = (x - m) + m T with m the MLP output of the last kept layer: T by least squares in closed
+    form, or by Adam on a cosine distance, which the paper finds stronger: from the identity, 10
+    epochs over all tokens in batches of 1,024 at a rate of 1e-4.
 
-def fit_cosine(
-    evidence: Evidence, options: FitOptions, *, how: Descent, solved: bool, name: str
-) -> Repair:
-    """T by Adam on a cosine distance, from the identity or from the least-squares map."""
-    assert evidence.tokens is not None
-    chosen = evidence.select(("m",)).moments
-    start = torch.zeros_like(chosen.cross)
-    if solved:
-        start = regress(evidence.select(("m",)), options).weight
-    step = descend_cosine(evidence.tokens, start, how)
-    return Repair(
-        name,
-        folds=(_folded(evidence, step),),
-        num_tokens=chosen.num_tokens,
-        relative_residual=relative_residual(chosen, step),
-    )
+    Cost: none at run time; a descent keeps every token of the fit windows.
+
+    Attributes:
+        objective: ``ls``, ||m (T - I) - D||_W^2; ``cosine``, the mean of 1 - cos(m T, y - (x - m));
+            ``cosine-from-ls``, ours, the accurate one from the least-squares map, at ten times
+            the rate.
+        accurate: that of 1 - cos((x - m) + m T, y).
+
+    References:
+        Shopkhoev et al., *ReplaceMe*, arXiv:2505.02819.
+    """
+
+    keyword = "replaceme"
+    source = "ReplaceMe, arXiv:2505.02819 (cosine-from-ls: ours)"
+    token_weight = "uniform"
+    form = "fold"
+
+    objective: Literal["ls", "cosine", "cosine-from-ls"] = argument("ls", placed=True)
+    accurate: bool = argument(False, note="on the whole stream")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.accurate and self.objective != "cosine":
+            raise RecipeError(f"'{self}': accurate is for the objective cosine alone.")
+        if not self.solves and (self.ridge, self.weight) != (None, None):
+            raise RecipeError(f"'{self}': the objective cosine solves nothing, and takes no ridge.")
+
+    @property
+    def gathers(self) -> Needs:
+        return Needs(("m",), tokens=self.objective != "ls")
+
+    @property
+    def solves(self) -> bool:
+        return self.objective != "cosine"
+
+    def solve(self, evidence: Evidence, options: FitOptions) -> Repair:
+        chosen = evidence.select(("m",))
+        if self.objective == "ls":
+            solution = regress(chosen, options)
+            return solution.repair(self.name, folds=(_folded(evidence, solution.weight),))
+        assert evidence.tokens is not None
+        if self.solves:
+            start, how = regress(chosen, options).weight, FROM_LEAST_SQUARES
+        else:
+            start = torch.zeros_like(chosen.moments.cross)
+            how = ACCURATE if self.accurate else PUBLISHED
+        step = descend_cosine(evidence.tokens, start, how)
+        return Repair(
+            self.name,
+            folds=(_folded(evidence, step),),
+            num_tokens=chosen.moments.num_tokens,
+            relative_residual=relative_residual(chosen.moments, step),
+        )
 
 
 def _folded(evidence: Evidence, step: Tensor) -> Fold:
@@ -125,32 +143,3 @@ def _batches(count: int, epochs: int) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
     for _ in range(epochs):
         yield from torch.randperm(count, generator=generator).split(BATCH)
-
-
-def make_replaceme(arguments: Arguments) -> Method:
-    """``replaceme`` (least squares), ``replaceme:cosine[:accurate]``, ``:cosine-from-ls``."""
-    objective = arguments.word("ls")
-    if objective not in {"ls", "cosine", "cosine-from-ls"}:
-        raise RecipeError(
-            f"'{arguments.text}': expected ls, cosine or cosine-from-ls, got '{objective}'."
-        )
-    accurate = objective == "cosine" and arguments.flag("accurate")
-    ridge = arguments.ridge() if objective != "cosine" else None
-    arguments.finish()
-    solved = objective == "cosine-from-ls"
-    how = FROM_LEAST_SQUARES if solved else ACCURATE if accurate else PUBLISHED
-    fit = (
-        partial(fit_replaceme, name=arguments.text)
-        if objective == "ls"
-        else partial(fit_cosine, how=how, solved=solved, name=arguments.text)
-    )
-    method = Method(
-        arguments.text,
-        OURS if solved else SOURCE,
-        fit,
-        Needs(("m",), tokens=objective != "ls"),
-        token_weight="uniform",
-        form="fold",
-        writes_weights=True,
-    )
-    return method if ridge is None else with_ridge(method, ridge)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ghostlayers.errors import InsufficientTokensError, NonFiniteError, SingularError
-from ghostlayers.repairs.base import Evidence, FitOptions
+from ghostlayers.repairs.base import Evidence, FitOptions, Fold, Operator, Repair
 from ghostlayers.repairs.condition import condition_number
 from ghostlayers.statistics.moments import Moments
 
@@ -27,12 +27,28 @@ class Solution:
         relative_residual: on the fit tokens, with the fit's weights.
         condition_number: None unless asked for.
         ridge: the one that was chosen; None if it was given.
+        num_tokens: that it was fitted on.
     """
 
     weight: Float[Tensor, "features hidden"]
     relative_residual: float
     condition_number: float | None
     ridge: float | None = None
+    num_tokens: int = 0
+
+    def repair(
+        self, name: str, operator: Operator | None = None, folds: tuple[Fold, ...] = ()
+    ) -> Repair:
+        """What was made of it, with what the fit says about itself."""
+        return Repair(
+            name,
+            operator,
+            folds,
+            num_tokens=self.num_tokens,
+            relative_residual=self.relative_residual,
+            condition_number=self.condition_number,
+            ridge=self.ridge,
+        )
 
 
 def regress(evidence: Evidence, options: FitOptions, *, overwrite: bool = False) -> Solution:
@@ -61,7 +77,7 @@ def regress(evidence: Evidence, options: FitOptions, *, overwrite: bool = False)
     weight = _solved(factor, scale, moments)
     condition = condition_number(factor) if options.report_condition else None
     left = _left_over(moments, diagonal, weight, options)
-    return Solution(weight, left, condition, chosen)
+    return Solution(weight, left, condition, chosen, moments.num_tokens)
 
 
 def solve_ridge(moments: Moments, options: FitOptions) -> Float[Tensor, "features hidden"]:

@@ -34,7 +34,6 @@ from ghostlayers.report.figures import (
     trade_panels,
 )
 from ghostlayers.report.glossary import (
-    REPAIRS,
     WORDS,
     explain_repair,
     explain_selection,
@@ -592,7 +591,7 @@ def _glossary(scene: Scene) -> Content | None:
     ]
     return Content(
         glossary=[
-            ("Repairs", [("dense", REPAIRS["dense"]), *repairs]),
+            ("Repairs", [("dense", explain_repair("dense")), *repairs]),
             ("Selections", chosen),
             ("Words", list(WORDS.items())),
         ]

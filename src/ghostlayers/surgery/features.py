@@ -12,12 +12,13 @@ from ghostlayers.model.anatomy import Anatomy, row_map, writers
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import Stream, Tap, tapped
 from ghostlayers.modeling import norm_eps, unit_rms
-from ghostlayers.repairs.base import FEATURES, FROM_KEPT_LAYER, Method, Repair
+from ghostlayers.repairs.base import FEATURES, FROM_KEPT_LAYER, Repair
 from ghostlayers.repairs.hadamard import construction, hadamard
+from ghostlayers.repairs.method import RepairMethod
 from ghostlayers.spans import Span
 
 
-def check_method(model: DenseModel, method: Method, spans: Iterable[Span] = ()) -> None:
+def check_method(model: DenseModel, method: RepairMethod, spans: Iterable[Span] = ()) -> None:
     """Refuse a repair that needs what the model does not have.
 
     Args:
@@ -48,7 +49,7 @@ def check_method(model: DenseModel, method: Method, spans: Iterable[Span] = ()) 
             )
 
 
-def basis_note(model: DenseModel, method: Method) -> str | None:
+def basis_note(model: DenseModel, method: RepairMethod) -> str | None:
     """What to say of a Hadamard basis that is not the authors' own; None where there is nothing."""
     size = int(model.hidden_size)
     if not method.needs.basis or construction(size) != "Paley":
@@ -65,7 +66,7 @@ def _or_refit(model: DenseModel) -> str:
     return ", or refit, which fits that norm too" if fits else ""
 
 
-def refits_through_norm(model: DenseModel, method: Method) -> bool:
+def refits_through_norm(model: DenseModel, method: RepairMethod) -> bool:
     """Whether a method's stages fit a projection together with the norm behind it."""
     if not method.through_norm:
         return False
@@ -100,7 +101,7 @@ def _reads_the_norm_alone(model: DenseModel, anatomy: Anatomy) -> bool:
     return sum(each.default is inspect.Parameter.empty for each in given) == 1
 
 
-def _check_scaling(model: DenseModel, method: Method) -> None:
+def _check_scaling(model: DenseModel, method: RepairMethod) -> None:
     anatomy = model.anatomy_or_reason
     reason = anatomy if isinstance(anatomy, str) else None
     if isinstance(anatomy, Anatomy) and not anatomy.post_norms and not anatomy.attention_output:
@@ -129,7 +130,7 @@ def _width(model: DenseModel, name: str, layer: int) -> int:
     return row_map(model.layers[layer].get_submodule(path or "")).shape[0]
 
 
-def check_fit_tokens(model: DenseModel, method: Method, num_tokens: int) -> None:
+def check_fit_tokens(model: DenseModel, method: RepairMethod, num_tokens: int) -> None:
     """Refuse to fit more unknowns a channel than there are calibration tokens.
 
     Raises:
