@@ -1,5 +1,7 @@
 """One sentence for every repair and selection, for a reader who has not read the code."""
 
+from collections.abc import Sequence
+
 REPAIRS = {
     "dense": "The original model, nothing removed.",
     "none": "The layers are gone and nothing is done about it.",
@@ -81,6 +83,19 @@ def explain_repair(name: str) -> str:
 def explain_selection(name: str) -> str:
     """How a selection chooses; empty for an unknown one."""
     return SELECTIONS.get(name.split(":")[0], "")
+
+
+def explain(repairs: Sequence[str], selections: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What the names of a comparison mean, and the words of its page, by heading."""
+    known = {
+        "Repairs": {name: explain_repair(name) for name in ("dense", *repairs)},
+        "Selections": {name: explain_selection(name) for name in selections},
+        "Words": WORDS,
+    }
+    return {
+        heading: {term: text for term, text in terms.items() if text}
+        for heading, terms in known.items()
+    }
 
 
 def _listed(items: list[str]) -> str:
