@@ -151,22 +151,14 @@ def _subtitle(results: Results) -> str:
     return " · ".join([*(text.format(value) for text, value in facts if value), shown])
 
 
-def _bars(entries: Sequence[Entry]) -> list[float | None]:
-    """The excess losses as shares of the largest."""
-    worst = max((entry.excess or 0.0 for entry in entries), default=0.0)
-    return [
-        None if worst <= 0 or entry.excess is None else max(entry.excess, 0.0) / worst
-        for entry in entries
-    ]
-
-
 def _table(
     grid: Grid, entries: Sequence[Entry], caption: str, kind: Callable[[Entry], str]
 ) -> Table:
     head, rows = grid
+    worst = max((entry.excess or 0.0 for entry in entries), default=0.0)
     lines = [
-        Line(texts, kind(entry), share)
-        for texts, entry, share in zip(rows, entries, _bars(entries), strict=True)
+        Line(texts, kind(entry), max(entry.excess or 0.0, 0.0) / worst if worst > 0 else None)
+        for texts, entry in zip(rows, entries, strict=True)
     ]
     mark = head.index(OF_GHOST) if OF_GHOST in head else None
     return Table(head, lines, caption, head.index(ABOVE), mark)

@@ -22,27 +22,12 @@ from ghostlayers.report.words import NOTHING, decimal, percent, whole
 from ghostlayers.runtime.shown import markdown, one_line
 
 MODEL_COLUMNS = (
-    "num_parameters",
-    "added_parameters",
-    "prefill_ms",
-    "prefill_spread_ms",
-    "prefill_tokens",
-    "kv_bytes_per_token",
-    "checkpoint",
-    "fit_seconds",
-    "worse_than_none",
+    *("num_parameters", "added_parameters", "prefill_ms", "prefill_spread_ms", "prefill_tokens"),
+    *("kv_bytes_per_token", "checkpoint", "fit_seconds", "worse_than_none"),
 )
 CELL_COLUMNS = (
-    "layers",
-    "select",
-    "repair",
-    "removed",
-    "corpus",
-    "num_tokens",
-    "loss_nats",
-    "perplexity",
-    "kl_nats",
-    "greedy_agreement",
+    *("layers", "select", "repair", "removed", "corpus"),
+    *("num_tokens", "loss_nats", "perplexity", "kl_nats", "greedy_agreement"),
 )
 
 ABOVE = "above dense"
