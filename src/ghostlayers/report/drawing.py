@@ -148,7 +148,7 @@ def to_svg(axes: "Axes", label: str) -> Markup:
         # The page's font may have letters that matplotlib's lacks.
         warnings.filterwarnings("ignore", message="Glyph|Matplotlib currently does not support")
         none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        axes.get_figure(root=True).savefig(written, format="svg", metadata=none)  # type: ignore[union-attr]
+        axes.figure.savefig(written, format="svg", metadata=none)  # type: ignore[union-attr]
     svg = re.sub(r'<\?xml.*?\?>|<!DOCTYPE.*?>| xmlns(:xlink)?="[^"]*"', "", written.getvalue(),
                  flags=re.DOTALL)  # fmt: skip
     root = ElementTree.fromstring(clean(svg.replace("xlink:href", "href")))  # noqa: S314  our own
@@ -170,9 +170,9 @@ def _tidy(element: ElementTree.Element, prefix: str) -> None:
         _, number, title = name.split(" ", 2)
         if number:
             attributes["data-r"] = number
-        told = ElementTree.Element("title")
-        told.text = title
-        element.insert(0, told)
+        shown = ElementTree.Element("title")
+        shown.text = title
+        element.insert(0, shown)
     elif element.tag == "path" and name:  # a marker, used elsewhere
         attributes["id"] = prefix + name
     attributes.pop("clip-path", None)
