@@ -50,6 +50,12 @@ MARKERS = ("o●", "s■", "D◆", "^▲", "v▼", "X✖", "o○", "s□")
 HOLLOW = 6
 """The first marker that is not filled."""
 
+DASHES: tuple[Any, ...] = (
+    *("-", (0, (3, 1.3)), (0, (4, 1.3, 1, 1.3)), "-"),
+    *((0, (6, 1.3)), (0, (5, 1, 1, 1)), (0, (2, 1)), "-"),
+)
+"""Of the lines with those markers: one that lies on another lets it be seen."""
+
 WIDTH = 420.0
 LINE = 16.0
 """Of a picture, and the height of a line of its text, in points."""
@@ -112,7 +118,7 @@ class Style:
             (LIGHT["page"], colour, 2.0) if place >= HOLLOW else (colour, LIGHT["page"], 0.8)
         )
         marker = {"marker": MARKERS[place][0], "ms": size, "mfc": inside, "mec": edge}
-        return {"color": colour, "mew": width, "lw": 2.2, **marker}
+        return {"color": colour, "mew": width, "lw": 2.2, "ls": DASHES[place], **marker}
 
 
 def new_axes(
