@@ -14,6 +14,7 @@ from ghostlayers.runtime.scratch import Scratch
 
 if TYPE_CHECKING:
     from ghostlayers.plan.units import Plan
+    from ghostlayers.report.results import Results
     from ghostlayers.report.summary import Entry
 
 PUBLISHED_METRICS = ("acc", "ppl", "loss")
@@ -300,18 +301,20 @@ def command_line() -> str:
 def show(results: Mapping[str, Any]) -> None:
     """One table a number of layers and selection, best first."""
     from ghostlayers.cli import screen
+    from ghostlayers.report.results import read_results
     from ghostlayers.report.summary import at_cut, cuts_of, summarise
 
-    entries = summarise(results)
+    found = read_results(results)
+    entries = summarise(found)
     dense = next((each.loss for each in entries if each.key.is_dense), None)
-    if results.get("presets"):
+    if found.presets:
         show_methods(entries, dense)
         return
     columns = ("repair", "loss", "x Ghost", "KL", "added", "prefill", "saved as")
     for layers, select in sorted(cuts_of(entries)):
-        found = at_cut(entries, (layers, select))
-        title = f"{layers} layers by {select}: {found[0].removed} (dense {_figure(dense)})"
-        screen.table(columns, [_row(each) for each in found], title)
+        models = at_cut(entries, (layers, select))
+        title = f"{layers} layers by {select}: {models[0].removed} (dense {_figure(dense)})"
+        screen.table(columns, [_row(entry) for entry in models], title)
     if entries:
         screen.say(
             screen.dim(
@@ -319,8 +322,8 @@ def show(results: Mapping[str, Any]) -> None:
                 "Ghost's on the same cut; KL: divergence from dense."
             )
         )
-    show_accuracies(results)
-    show_correlations(results)
+    show_accuracies(found)
+    show_correlations(found)
 
 
 def show_methods(entries: Sequence["Entry"], dense: float | None) -> None:
@@ -342,12 +345,12 @@ def show_methods(entries: Sequence["Entry"], dense: float | None) -> None:
     )
 
 
-def show_accuracies(results: Mapping[str, Any]) -> None:
+def show_accuracies(results: "Results") -> None:
     """What each model answered, and whether a repair differs from Ghost beyond chance."""
     from ghostlayers.cli import screen
     from ghostlayers.report.accuracies import mean_rows
 
-    tasks = list(dict.fromkeys(str(row["task"]) for row in results.get("tasks") or []))
+    tasks = list(dict.fromkeys(row.task for row in results.tasks))
     if not tasks:
         return
     rows = [[title, *figures] for title, *figures in mean_rows(results)]
@@ -364,13 +367,13 @@ def show_accuracies(results: Mapping[str, Any]) -> None:
 def _row(entry: "Entry") -> list[str]:
     model = entry.model
     return [
-        entry.key.repair + (" (worse than none)" if model["worse_than_none"] else ""),
+        entry.key.repair + (" (worse than none)" if model.worse_than_none else ""),
         _figure(entry.loss),
         _figure(entry.of_ghost, 2),
         _figure(entry.kl),
-        f"{model['added_parameters'] / 1e6:.2f} M",
-        "" if model["prefill_ms"] is None else f"{model['prefill_ms']:.0f} ms",
-        model["checkpoint"],
+        f"{(model.added_parameters or 0) / 1e6:.2f} M",
+        "" if model.prefill_ms is None else f"{model.prefill_ms:.0f} ms",
+        model.checkpoint or "",
     ]
 
 
@@ -378,18 +381,18 @@ def _figure(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def show_correlations(results: Mapping[str, Any]) -> None:
+def show_correlations(results: "Results") -> None:
     """How well scores ranked the spans, where every span was measured."""
     from ghostlayers.cli import screen
 
     rows = [
         [
-            f"{each['layers']} layers, {each['repair']}",
-            each["score"],
-            f"{each['spearman']:.2f}",
-            str(each["spans"]),
+            f"{row.layers} layers, {row.repair}",
+            row.score,
+            _figure(row.spearman, 2),
+            str(row.spans),
         ]
-        for each in results.get("correlations", [])
+        for row in results.correlations
     ]
     if rows:
         screen.table(("spans ranked by loss", "score", "Spearman", "spans"), rows)

@@ -124,6 +124,7 @@ def describe(varied: Mapping[str, Any]) -> str:
 def summarise(runs: Sequence[RecipeRun]) -> None:
     """For several comparisons: the mean loss of every cell, side by side."""
     from ghostlayers.cli import screen
+    from ghostlayers.report.results import read_results
     from ghostlayers.report.summary import summarise as summarise_results
 
     folders = {describe(each.varied): each.arguments.get("output") for each in runs}
@@ -131,7 +132,10 @@ def summarise(runs: Sequence[RecipeRun]) -> None:
     if len(runs) < 2 or not all(path.is_file() for path in files.values()):
         return
     tables = {
-        name: {each.key: each.loss for each in summarise_results(read_json(path, OutputError))}
+        name: {
+            entry.key: entry.loss
+            for entry in summarise_results(read_results(read_json(path, OutputError), f"'{path}'"))
+        }
         for name, path in files.items()
     }
     cells = sorted({cell for table in tables.values() for cell in table})

@@ -30,6 +30,7 @@ from ghostlayers.preparation import (
 )
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import find_method
+from ghostlayers.report.results import SCHEMA
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.runtime.machine import processor_name, versions
 from ghostlayers.runtime.progress import Progress
@@ -38,8 +39,6 @@ from ghostlayers.study import Study
 from ghostlayers.surgery.features import basis_note, check_fit_tokens, check_method
 from ghostlayers.text import corpora
 from ghostlayers.text.tokens import Windows, check_sequence_length, check_tokens
-
-SCHEMA = 1
 
 WARNING_WINDOWS = 4
 """Held-out windows that tell whether a repair is worse than none."""

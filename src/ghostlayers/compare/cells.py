@@ -1,8 +1,8 @@
 """What is told of one model of a comparison, and how the results are put together."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,16 +14,20 @@ from ghostlayers.evaluation.speed import prefill_times
 from ghostlayers.model.configs import head_width, kv_heads
 from ghostlayers.repairs.base import Repair
 from ghostlayers.repairs.method import RepairMethod
-from ghostlayers.report.summary import NOT_SAVABLE
+from ghostlayers.report.results import read_results
+from ghostlayers.report.summary import NOT_SAVABLE, STOCK
 from ghostlayers.spans import Span, format_layers, removed_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SPEED_KEYS = ("prefill_ms", "prefill_spread_ms", "prefill_tokens")
 REPEATS = 5
 
 
 def describe_model(
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     request: Comparison,
     speed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -37,24 +41,26 @@ def describe_model(
     """
     config = model.config
     cached = 2 * config.num_hidden_layers * kv_heads(config) * head_width(config)
-    found: dict[str, Any] = {
-        "num_parameters": sum(each.numel() for each in model.parameters()),
+    described: dict[str, Any] = {
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "kv_bytes_per_token": cached * model.dtype.itemsize,
         "added_parameters": 0,
-        "checkpoint": "stock",
+        "checkpoint": STOCK,
         **(speed or measure_speed(model, request)),
     }
     if request.prompt:
-        found["continuation"] = continue_text(model, tokenizer, request.prompt, request.new_tokens)
-    return found
+        described["continuation"] = continue_text(
+            model, tokenizer, request.prompt, request.new_tokens
+        )
+    return described
 
 
-def measure_speed(model: Any, request: Comparison) -> dict[str, Any]:
+def measure_speed(model: "PreTrainedModel", request: Comparison) -> dict[str, Any]:
     """Milliseconds to read a prompt of one window: median, and spread between the quartiles."""
     if not request.speed:
         return dict.fromkeys(SPEED_KEYS)
     length = request.window_length
-    times = [1000 * each for each in prefill_times(model, length, REPEATS)]
+    times = [1000 * seconds for seconds in prefill_times(model, length, REPEATS)]
     low, _, high = statistics.quantiles(times, n=4)
     return dict(zip(SPEED_KEYS, (statistics.median(times), high - low, length), strict=True))
 
@@ -68,7 +74,7 @@ def runtime_shape(repairs: Iterable[Repair]) -> tuple[Any, ...]:
             shapes.append(())
             continue
         both = [*operator.parameters.items(), *operator.maps.items()]
-        shapes.append(tuple(sorted((name, tuple(each.shape)) for name, each in both)))
+        shapes.append(tuple(sorted((name, tuple(tensor.shape)) for name, tensor in both)))
     return tuple(shapes)
 
 
@@ -76,7 +82,7 @@ def checkpoint_kind(method: RepairMethod, repairs: Iterable[Repair]) -> str:
     """In what form the repaired model could be saved."""
     if not method.savable:
         return NOT_SAVABLE
-    return "custom" if any(each.operator is not None for each in repairs) else "stock"
+    return "custom" if any(repair.operator is not None for repair in repairs) else STOCK
 
 
 def describe_gap(span: Span, repair: Repair) -> dict[str, Any]:
@@ -86,8 +92,8 @@ def describe_gap(span: Span, repair: Repair) -> dict[str, Any]:
 
 def describe_operators(repairs: Mapping[Span, Repair]) -> list[dict[str, Any]]:
     """What is told of the maps M of a cut, of those repairs that are one."""
-    found = (describe_operator(span, repair) for span, repair in repairs.items())
-    return [each for each in found if each is not None]
+    rows = (describe_operator(span, repair) for span, repair in repairs.items())
+    return [row for row in rows if row is not None]
 
 
 def describe_operator(span: Span, repair: Repair) -> dict[str, Any] | None:
@@ -107,6 +113,17 @@ def describe_operator(span: Span, repair: Repair) -> dict[str, Any] | None:
     }
 
 
+DENSE_NAME = {"layers": 0, "select": "", "repair": "dense", "removed": "none"}
+MODEL_KEYS = (
+    "held_out_loss_nats",
+    "worse_than_none",
+    "gaps",
+    "boundary_residual",
+    "fit_seconds",
+)
+"""What a cut's part holds of a model beside its description."""
+
+
 def assemble(
     header: dict[str, Any],
     labels: Mapping[str, str],
@@ -115,7 +132,7 @@ def assemble(
     members: Sequence[Sequence[Any]],
     tables: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The results: one object a cell and corpus under ``cells``, one a cell under ``models``.
+    """The results as `Results` holds them, as plain values.
 
     Args:
         header: model, protocol, machine.
@@ -124,53 +141,50 @@ def assemble(
         parts: one a cut.
         members: the cells of each cut.
         tables: scores by number of layers.
+
+    Raises:
+        OutputError: a part does not fit the schema.
     """
-    nothing = {"layers": 0, "select": "", "repair": "dense", "removed": "none"}
-    cells = _loss_cells(nothing, dense["losses"], labels)
-    models: list[dict[str, Any]] = [{**nothing, **dense["model"]}]
-    operators: list[dict[str, Any]] = []
+    measured: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = [(DENSE_NAME, dense)]
     skipped = list(header.pop("skipped"))
-    answered: list[tuple[Mapping[str, Any], Any]] = [(nothing, dense["tasks"])]
     for part, group in zip(parts, members, strict=True):
-        for member in group:
-            for repair in member.repairs:
-                name = {
-                    "layers": member.layers,
-                    "select": member.select,
-                    "repair": repair,
-                    "removed": format_layers(removed_layers(member.spans)),
-                }
-                found = part["repairs"].get(repair)
-                if found is None:
-                    reasons = [each for each in part["skipped"] if each["repair"] == repair]
-                    skipped.extend({**name, **each} for each in reasons)
-                    continue
-                cells.extend(_loss_cells(name, found["losses"], labels))
-                if found["tasks"]:
-                    answered.append((name, found["tasks"]))
-                keys = ("held_out_loss_nats", "worse_than_none", "gaps", "boundary_residual")
-                models.append(
-                    {
-                        **name,
-                        **found["model"],
-                        **{key: found[key] for key in keys},
-                        "fit_seconds": part["fit_seconds"],
-                    }
-                )
-                operators.extend({**name, **each} for each in found["operators"])
-    return {
+        for name in _names(group):
+            model = part["repairs"].get(name["repair"])
+            if model is not None:
+                measured.append((name, {**model, "fit_seconds": part["fit_seconds"]}))
+                continue
+            reasons = [row for row in part["skipped"] if row["repair"] == name["repair"]]
+            skipped.extend({**name, **row} for row in reasons)
+    answered = [(name, part["tasks"]) for name, part in measured if part["tasks"]]
+    results = {
         **header,
-        "cells": cells,
-        "models": models,
+        "cells": [
+            {**name, "corpus": labels[corpus], **values}
+            for name, part in measured
+            for corpus, values in part["losses"].items()
+        ],
+        "models": [
+            {**name, **part["model"], **{key: part[key] for key in MODEL_KEYS if key in part}}
+            for name, part in measured
+        ],
         "scores": dict(tables),
-        "operators": operators,
+        "operators": [
+            {**name, **row} for name, part in measured for row in part.get("operators", ())
+        ],
         "tasks": [task_row(name, row) for name, rows in answered for row in rows],
         "comparisons": list(differences(answered)),
         "skipped": skipped,
     }
+    return read_results(results).to_dict()
 
 
-def _loss_cells(
-    name: Mapping[str, Any], losses: Mapping[str, Any], labels: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    return [{**name, "corpus": labels[corpus], **values} for corpus, values in losses.items()]
+def _names(members: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    """What the rows of the results call the models of one cut."""
+    for member in members:
+        for repair in member.repairs:
+            yield {
+                "layers": member.layers,
+                "select": member.select,
+                "repair": repair,
+                "removed": format_layers(removed_layers(member.spans)),
+            }

@@ -1,12 +1,13 @@
 """What a comparison's models answered: accuracies and their differences, as words in a grid."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from ghostlayers.report.summary import Key, Results, key_of, mean_accuracy, number
+from ghostlayers.report.results import Difference, Results
+from ghostlayers.report.rows import Accuracy, Key
+from ghostlayers.report.summary import mean_accuracy
 from ghostlayers.report.words import NOTHING, decimal, percent
 
-Grid = tuple[tuple[str, ...], list[tuple[str, ...]]]
+Grid = tuple[Sequence[str], Sequence[Sequence[str]]]
 """The names of the columns, and the rows."""
 
 DIFFERENCES = ("model", "against", "metric", "difference, points", "95% interval", "p", "verdict")
@@ -18,13 +19,10 @@ def title_of(key: Key) -> str:
     return "dense" if key.is_dense else f"{key.repair} · {key.select}, {key.layers} removed"
 
 
-def accuracy_grid(results: Results) -> Grid | None:
-    """A model a row, a task a column, the mean at the end; None where no tasks were answered."""
-    rows = results.get("tasks") or []
-    if not rows:
-        return None
-    names = list(dict.fromkeys(str(row["task"]) for row in rows))
-    done = {(key_of(row), str(row["task"])): row for row in rows}
+def accuracy_grid(results: Results) -> Grid:
+    """A model a row, a task a column, the mean at the end."""
+    names = list(dict.fromkeys(row.task for row in results.tasks))
+    done = {(row.key, row.task): row for row in results.tasks}
     means = mean_accuracy(results)
     body = [
         (
@@ -37,50 +35,50 @@ def accuracy_grid(results: Results) -> Grid | None:
     return ("model", *names, "mean"), body
 
 
-def _accuracy(row: Mapping[str, Any] | None) -> str:
+def _accuracy(row: Accuracy | None) -> str:
     """Length-normalised accuracy, then plain accuracy, where both exist."""
     if row is None:
         return NOTHING
-    texts = []
-    for name in ("acc_norm", "acc"):
-        value, error = number(row.get(name)), number(row.get(f"{name}_stderr"))
-        if value is not None:
-            texts.append(f"{100 * value:.1f}" + ("" if error is None else f" ± {100 * error:.1f}"))
+    texts = [
+        f"{100 * value:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+        for value, error in ((row.acc_norm, row.acc_norm_stderr), (row.acc, row.acc_stderr))
+        if value is not None
+    ]
     return " | ".join(texts) or NOTHING
 
 
 def mean_rows(results: Results) -> list[tuple[str, ...]]:
     """A model a row: its mean accuracy, then what separates it from Ghost on the same cut."""
+    metrics = {row.metric for row in results.comparisons}
+    metric = "acc_norm" if "acc_norm" in metrics else "acc"
     differences = {
-        (key_of(row["a"]), str(row.get("metric"))): _difference(row)
-        for row in results.get("comparisons") or []
+        row.a.key: _difference(row) for row in results.comparisons if row.metric == metric
     }
-    metric = "acc_norm" if any(name == "acc_norm" for _, name in differences) else "acc"
     means = mean_accuracy(results)
     rows: list[tuple[str, ...]] = []
-    for key in dict.fromkeys(map(key_of, results.get("tasks") or [])):
-        *_, gap, interval, _, verdict = differences.get((key, metric), ("",) * len(DIFFERENCES))
+    for key in dict.fromkeys(row.key for row in results.tasks):
+        *_, gap, interval, _, verdict = differences.get(key, ("",) * len(DIFFERENCES))
         rows.append((title_of(key), percent(means.get(key), 1), gap, interval, verdict))
     return rows
 
 
 def difference_rows(results: Results) -> list[tuple[str, ...]]:
     """The rows under `DIFFERENCES`: every repair against Ghost on the same cut, pair by pair."""
-    return [_difference(row) for row in results.get("comparisons") or []]
+    return [_difference(row) for row in results.comparisons]
 
 
-def _difference(row: Mapping[str, Any]) -> tuple[str, ...]:
-    low, high = number(row.get("low")), number(row.get("high"))
-    unsure = low is None or high is None or low <= 0 <= high
-    gap, error = number(row.get("difference")), number(row.get("stderr"))
-    shown = NOTHING if gap is None else f"{100 * gap:+.1f}"
-    interval = NOTHING if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
+def _difference(row: Difference) -> tuple[str, ...]:
+    known = row.low is not None and row.high is not None
+    unsure = row.low is None or row.high is None or row.low <= 0 <= row.high
+    gap = NOTHING if row.difference is None else f"{100 * row.difference:+.1f}"
+    error = "" if row.stderr is None else f" ± {100 * row.stderr:.1f}"
+    interval = f"{100 * (row.low or 0):+.1f} to {100 * (row.high or 0):+.1f}"
     return (
-        title_of(key_of(row["a"])),
-        title_of(key_of(row["b"])),
-        str(row.get("metric", "")),
-        shown + ("" if error is None else f" ± {100 * error:.1f}"),
-        interval,
-        decimal(number(row.get("p"))),
-        WITHIN_ERROR if unsure else "better" if (gap or 0) > 0 else "worse",
+        title_of(row.a.key),
+        title_of(row.b.key),
+        row.metric,
+        gap + error,
+        interval if known else NOTHING,
+        decimal(row.p),
+        WITHIN_ERROR if unsure else "better" if (row.difference or 0) > 0 else "worse",
     )

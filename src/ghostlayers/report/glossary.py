@@ -1,5 +1,7 @@
 """One sentence for every repair and selection, for a reader who has not read the code."""
 
+from collections.abc import Sequence
+
 from ghostlayers.errors import RecipeError
 from ghostlayers.repairs import find_method
 from ghostlayers.selection.methods import find_selection
@@ -36,3 +38,16 @@ def explain_selection(name: str) -> str:
         return find_selection(name.split(":")[0]).what
     except RecipeError:
         return ""
+
+
+def explain(repairs: Sequence[str], selections: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What the names of a comparison mean, and the words of its page, by heading."""
+    known = {
+        "Repairs": {name: explain_repair(name) for name in ("dense", *repairs)},
+        "Selections": {name: explain_selection(name) for name in selections},
+        "Words": WORDS,
+    }
+    return {
+        heading: {term: text for term, text in terms.items() if text}
+        for heading, terms in known.items()
+    }

@@ -1,15 +1,16 @@
 """Pictures of a score table."""
 
 from pathlib import Path
-
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from ghostlayers.errors import OutputError
 from ghostlayers.runtime.files import check_can_write, whole_file
 from ghostlayers.runtime.shown import clean
 from ghostlayers.selection import ScoreTable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def draw_heatmap(table: ScoreTable, path: Path, *, title: str = "") -> None:
@@ -23,6 +24,9 @@ def draw_heatmap(table: ScoreTable, path: Path, *, title: str = "") -> None:
     Raises:
         OutputError: the file cannot be written.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(11, 5.2), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
@@ -33,12 +37,12 @@ def draw_heatmap(table: ScoreTable, path: Path, *, title: str = "") -> None:
         save_figure(figure, path)
 
 
-def _draw_similarity(figure: Figure, axes: Axes, table: ScoreTable) -> None:
+def _draw_similarity(figure: "Figure", axes: "Axes", table: ScoreTable) -> None:
     image = axes.imshow(table.similarity.numpy(), origin="lower", cmap="viridis", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="mean cosine", shrink=0.85)
-    best = max(table.spans, key=lambda each: each.cosine).span
-    starts = [each.span.start for each in table.spans]
-    stops = [each.span.stop for each in table.spans]
+    best = max(table.spans, key=lambda score: score.cosine).span
+    starts = [score.span.start for score in table.spans]
+    stops = [score.span.stop for score in table.spans]
     axes.plot(stops, starts, ".", color="white", markersize=3)
     axes.plot(best.stop, best.start, "o", mfc="none", mec="red", markersize=11, label="highest")
     axes.set_xlabel("boundary after the span")
@@ -47,21 +51,18 @@ def _draw_similarity(figure: Figure, axes: Axes, table: ScoreTable) -> None:
     axes.legend(loc="lower right", framealpha=0.9)
 
 
-def _draw_spans(axes: Axes, table: ScoreTable) -> None:
-    starts = [each.span.start for each in table.spans]
-    axes.plot(starts, [1 - each.cosine for each in table.spans], "o-", label="1 - cosine", ms=4)
-    angles = [each.angular for each in table.spans]
+def _draw_spans(axes: "Axes", table: ScoreTable) -> None:
+    starts = [score.span.start for score in table.spans]
+    axes.plot(starts, [1 - score.cosine for score in table.spans], "o-", label="1 - cosine", ms=4)
+    angles = [score.angular for score in table.spans]
     axes.plot(starts, angles, "^-", label="angular distance of last tokens", ms=4)
-    measured = [each for each in table.spans if each.residual is not None]
+    measured = [(s.span.start, s.residual) for s in table.spans if s.residual is not None]
     if measured:
-        residuals = [each.residual for each in measured if each.residual is not None]
-        places = [each.span.start for each in measured]
-        axes.plot(places, residuals, "s-", label="residual of the linear repair", ms=4)
-    for index, each in enumerate(each for each in table.spans if each.birth):
+        axes.plot(*zip(*measured, strict=True), "s-", label="residual of the linear repair", ms=4)
+    births = [score.span.start for score in table.spans if score.birth]
+    for index, start in enumerate(births):
         label = "massive activation born inside" if index == 0 else None
-        axes.axvspan(
-            each.span.start - 0.5, each.span.start + 0.5, color="tab:red", alpha=0.12, label=label
-        )
+        axes.axvspan(start - 0.5, start + 0.5, color="tab:red", alpha=0.12, label=label)
     axes.set_yscale("log")
     axes.set_xlabel("first removed layer")
     axes.set_title(f"Spans of {len(table.spans[0].span)} layers (lower is better)")
@@ -80,6 +81,8 @@ def check_can_draw(path: Path | None) -> None:
     """
     if path is None:
         return
+    from matplotlib.figure import Figure
+
     check_can_write(path)
     known = Figure().canvas.get_supported_filetypes()
     if path.suffix and path.suffix[1:].lower() not in known:
@@ -89,7 +92,7 @@ def check_can_draw(path: Path | None) -> None:
         )
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     """Write a picture whole or not at all.
 
     Raises:

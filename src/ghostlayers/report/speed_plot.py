@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
 from ghostlayers.evaluation.bench import Point
 from ghostlayers.report.heatmap import save_figure
 from ghostlayers.runtime.shown import clean
@@ -22,6 +19,9 @@ def draw_speed(points: Sequence[Point], path: Path, *, title: str = "") -> None:
     Raises:
         OutputError: the file cannot be written.
     """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     lengths = sorted({point.length for point in points})
     styles = dict(zip(lengths, ("-", "--", ":", "-.") * len(lengths), strict=False))
     names = list(dict.fromkeys(point.model for point in points))

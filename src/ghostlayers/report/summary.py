@@ -2,14 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from ghostlayers.errors import GhostlayersError
+from ghostlayers.report.results import Results
+from ghostlayers.report.rows import Key, MeasuredModel, Operator, ScoredSpan, Scores, TextLoss
 from ghostlayers.spans import Span, merge_layers, parse_layers
-
-Results = Mapping[str, Any]
-"""The dictionary that a comparison writes."""
 
 USUAL = ("none", "linearpatch-diag", "replaceme", "ghost")
 """The repairs that are always drawn in colour: the published baselines and the paper's."""
@@ -17,25 +15,6 @@ USUAL = ("none", "linearpatch-diag", "replaceme", "ghost")
 STOCK = "stock"
 NOT_SAVABLE = "not savable"
 """What ``checkpoint`` says of a model."""
-
-
-@dataclass(frozen=True, order=True)
-class Key:
-    """One model: how many layers went, how they were chosen, how the cut was repaired."""
-
-    layers: int
-    select: str
-    repair: str
-
-    @property
-    def cut(self) -> tuple[int, str]:
-        """The number of layers and the selection."""
-        return self.layers, self.select
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether nothing was removed."""
-        return self.layers == 0
 
 
 @dataclass(frozen=True)
@@ -50,10 +29,10 @@ class Entry:
             texts cannot be compared.
         kl: mean divergence from the dense model, on the same condition.
         agreement: mean share of tokens on which it predicts what the dense model predicts.
+        model: what was measured without a text: size, speed, checkpoint.
         excess: loss above the dense model's.
         of_ghost: excess as a share of Ghost's on the same cut.
         of_none: excess as a share of the unrepaired cut's.
-        model: what was measured without a text: size, speed, checkpoint.
     """
 
     key: Key
@@ -62,21 +41,10 @@ class Entry:
     loss: float | None
     kl: float | None
     agreement: float | None
+    model: MeasuredModel
     excess: float | None = None
     of_ghost: float | None = None
     of_none: float | None = None
-    model: Mapping[str, Any] = field(default_factory=dict)
-
-    def number(self, name: str) -> float | None:
-        """A finite number of ``model``, or None."""
-        return number(self.model.get(name))
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None for anything else: an absent value, infinity, not-a-number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if math.isfinite(value) else None
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -93,47 +61,39 @@ def excess_share(loss: float | None, dense: float | None, reference: float | Non
     return (loss - dense) / (reference - dense)
 
 
-def key_of(row: Mapping[str, Any]) -> Key:
-    """The model a row of the results speaks of."""
-    return Key(int(row["layers"]), str(row["select"]), str(row["repair"]))
-
-
 def corpus_names(results: Results) -> list[str]:
     """The texts in the order of the results."""
-    return [str(corpus["name"]) for corpus in results["corpora"]]
+    return [text.name for text in results.corpora]
 
 
 def summarise(results: Results) -> list[Entry]:
     """One entry a model, the dense one first, then in the order of the results."""
-    names = corpus_names(results)
-    models = {key_of(row): row for row in results.get("models", [])}
-    rows: dict[Key, dict[str, Mapping[str, Any]]] = {}
-    for cell in results["cells"]:
-        rows.setdefault(key_of(cell), {})[str(cell["corpus"])] = cell
-    plain = {key: _entry(key, cells, names, models.get(key, {})) for key, cells in rows.items()}
-    dense = next((each.loss for key, each in plain.items() if key.is_dense), None)
-    entries = [_with_shares(each, dense, plain) for each in plain.values()]
-    return sorted(entries, key=lambda each: not each.key.is_dense)
+    models = {row.key: row for row in results.models}
+    rows: dict[Key, dict[str, TextLoss]] = {}
+    for row in results.cells:
+        rows.setdefault(row.key, {})[row.corpus] = row
+    plain = {
+        key: _entry(key, cells, corpus_names(results), models.get(key))
+        for key, cells in rows.items()
+    }
+    dense = next((entry.loss for key, entry in plain.items() if key.is_dense), None)
+    entries = [_with_shares(entry, dense, plain) for entry in plain.values()]
+    return sorted(entries, key=lambda entry: not entry.key.is_dense)
 
 
 def _entry(
-    key: Key,
-    cells: Mapping[str, Mapping[str, Any]],
-    names: Sequence[str],
-    model: Mapping[str, Any],
+    key: Key, cells: Mapping[str, TextLoss], names: Sequence[str], model: MeasuredModel | None
 ) -> Entry:
-    def average(quantity: str) -> float | None:
-        return mean(number(cells.get(name, {}).get(quantity)) for name in names)
-
-    losses = {name: number(cell.get("loss_nats")) for name, cell in cells.items()}
+    # No mean over some of the texts: without all of them there are no rows to take it over.
+    rows = [cells[name] for name in names] if set(names) <= set(cells) else []
     return Entry(
         key=key,
-        removed=str(next(iter(cells.values())).get("removed", "")),
-        losses={name: loss for name, loss in losses.items() if loss is not None},
-        loss=average("loss_nats"),
-        kl=average("kl_nats"),
-        agreement=average("greedy_agreement"),
-        model=model,
+        removed=next(iter(cells.values())).removed,
+        losses={name: row.loss_nats for name, row in cells.items() if row.loss_nats is not None},
+        loss=mean(row.loss_nats for row in rows),
+        kl=mean(row.kl_nats for row in rows),
+        agreement=mean(row.greedy_agreement for row in rows),
+        model=model or MeasuredModel(layers=key.layers, select=key.select, repair=key.repair),
     )
 
 
@@ -154,28 +114,28 @@ def _with_shares(entry: Entry, dense: float | None, plain: Mapping[Key, Entry]) 
 
 def cuts_of(entries: Sequence[Entry]) -> list[tuple[int, str]]:
     """The cuts, fewest layers first, selections in the order of the results."""
-    cuts = dict.fromkeys(each.key.cut for each in entries if not each.key.is_dense)
+    cuts = dict.fromkeys(entry.key.cut for entry in entries if not entry.key.is_dense)
     return sorted(cuts, key=lambda cut: cut[0])
 
 
 def layer_counts(entries: Sequence[Entry]) -> list[int]:
     """The numbers of removed layers, without the dense model's zero."""
-    return sorted({each.key.layers for each in entries} - {0})
+    return sorted({entry.key.layers for entry in entries} - {0})
 
 
 def selections(entries: Sequence[Entry]) -> list[str]:
     """The selections in the order of the results."""
-    return list(dict.fromkeys(each.key.select for each in entries if not each.key.is_dense))
+    return list(dict.fromkeys(entry.key.select for entry in entries if not entry.key.is_dense))
 
 
 def repairs_of(entries: Sequence[Entry]) -> list[str]:
     """The repairs in the order of the results."""
-    return list(dict.fromkeys(each.key.repair for each in entries if not each.key.is_dense))
+    return list(dict.fromkeys(entry.key.repair for entry in entries if not entry.key.is_dense))
 
 
 def at_cut(entries: Sequence[Entry], cut: tuple[int, str]) -> list[Entry]:
     """The models of one cut, lowest loss first, those without a mean last."""
-    return sorted((each for each in entries if each.key.cut == cut), key=loss_order)
+    return sorted((entry for entry in entries if entry.key.cut == cut), key=loss_order)
 
 
 def loss_order(entry: Entry) -> float:
@@ -186,25 +146,25 @@ def loss_order(entry: Entry) -> float:
 def asked(entries: Sequence[Entry]) -> list[Entry]:
     """The models that were asked for: not Ghost alone with one layer less, which is a yardstick."""
     repairs: dict[int, set[str]] = {}
-    for each in entries:
-        repairs.setdefault(each.key.layers, set()).add(each.key.repair)
+    for entry in entries:
+        repairs.setdefault(entry.key.layers, set()).add(entry.key.repair)
     if max(map(len, repairs.values()), default=0) == 1:
         return list(entries)
-    return [each for each in entries if each.key.is_dense or len(repairs[each.key.layers]) > 1]
+    return [entry for entry in entries if entry.key.is_dense or len(repairs[entry.key.layers]) > 1]
 
 
-def drawn_operators(results: Results, entries: Sequence[Entry]) -> list[Mapping[str, Any]]:
+def drawn_operators(results: Results, entries: Sequence[Entry]) -> list[Operator]:
     """One operator a gap: Ghost's, or the first repair's where Ghost took no part; no yardsticks.
 
     Args:
         results: with ``operators``.
         entries: its models.
     """
-    rows = list(results.get("operators") or [])
-    names = list(dict.fromkeys(str(row.get("repair")) for row in rows))
+    rows = results.operators
     counts = set(layer_counts(asked(entries)))
-    shown = "ghost" if "ghost" in names else next(iter(names), None)
-    return [row for row in rows if str(row.get("repair")) == shown and row["layers"] in counts]
+    with_ghost = any(row.repair == "ghost" for row in rows)
+    shown = "ghost" if with_ghost else next((row.repair for row in rows), None)
+    return [row for row in rows if row.repair == shown and row.layers in counts]
 
 
 def lowest(
@@ -219,24 +179,24 @@ def lowest(
         savable: only what a checkpoint can hold.
     """
     fitting = [
-        each
-        for each in entries
-        if each.key.layers == layers
-        and each.loss is not None
-        and _is_kind(each, stock_only=stock_only, savable=savable)
+        entry
+        for entry in entries
+        if entry.key.layers == layers
+        and entry.loss is not None
+        and _is_kind(entry, stock_only=stock_only, savable=savable)
     ]
     return min(fitting, key=loss_order, default=None)
 
 
 def _is_kind(entry: Entry, *, stock_only: bool, savable: bool) -> bool:
-    kind = entry.model.get("checkpoint")
+    kind = entry.model.checkpoint
     return (kind == STOCK or not stock_only) and (kind != NOT_SAVABLE or not savable)
 
 
 def one_layer_less(entries: Sequence[Entry], entry: Entry, repair: str = "ghost") -> Entry | None:
     """The rival at about equal size: the same selection with one layer less removed."""
     key = Key(entry.key.layers - 1, entry.key.select, repair)
-    return next((each for each in entries if each.key == key), None)
+    return next((rival for rival in entries if rival.key == key), None)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -259,11 +219,11 @@ def best_overall(entries: Sequence[Entry], *, stock_only: bool = False) -> str |
     on an easy cut would win.
     """
     losses: dict[str, list[float]] = {}
-    for each in asked(entries):
-        fits = _is_kind(each, stock_only=stock_only, savable=True)
-        if each.key.is_dense or each.loss is None or not fits:
+    for entry in asked(entries):
+        fits = _is_kind(entry, stock_only=stock_only, savable=True)
+        if entry.key.is_dense or entry.loss is None or not fits:
             continue
-        losses.setdefault(each.key.repair, []).append(each.loss)
+        losses.setdefault(entry.key.repair, []).append(entry.loss)
     most = max((len(values) for values in losses.values()), default=0)
     full = {name: sum(v) / len(v) for name, v in losses.items() if len(v) == most}
     return min(full, key=lambda name: full[name], default=None)
@@ -287,17 +247,13 @@ def gaps_of(removed: str) -> tuple[Span, ...]:
         return ()
 
 
-def birth_layers(spans: Sequence[Mapping[str, Any]]) -> list[Span]:
+def birth_layers(spans: Sequence[ScoredSpan]) -> list[Span]:
     """Where massive activations are born: the layers that all flagged neighbouring spans share.
 
     A birth in layer b flags every span that contains b, so a run of consecutive flagged spans
     meets in b alone, unless the model's edge or a second birth cuts the run short.
     """
-    flagged = sorted(
-        (int(each["start"]), int(each["stop"]))
-        for each in spans
-        if each.get("massive_activation_born")
-    )
+    flagged = sorted((span.start, span.stop) for span in spans if span.massive_activation_born)
     runs: list[list[tuple[int, int]]] = []
     for span in flagged:
         if runs and span[0] == runs[-1][-1][0] + 1:
@@ -312,24 +268,16 @@ def _meeting(run: Sequence[tuple[int, int]]) -> Span:
     return Span(start, stop) if start < stop else Span(run[0][0], run[-1][1])
 
 
-def score_tables(results: Results) -> list[tuple[int, Mapping[str, Any]]]:
+def score_tables(results: Results) -> list[tuple[int, Scores]]:
     """The score tables by number of removed layers, smallest first."""
-    tables = results.get("scores") or {}
-    return sorted((int(layers), table) for layers, table in tables.items())
-
-
-def task_score(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Length-normalised accuracy and its standard error, or the plain one where there is none."""
-    if number(row.get("acc_norm")) is not None:
-        return number(row["acc_norm"]), number(row.get("acc_norm_stderr"))
-    return number(row.get("acc")), number(row.get("acc_stderr"))
+    return sorted((int(layers), table) for layers, table in results.scores.items())
 
 
 def mean_accuracy(results: Results) -> dict[Key, float]:
     """Mean accuracy of every model that did all the tasks that any model did."""
-    tasks = {str(row["task"]) for row in results.get("tasks", [])}
+    tasks = {row.task for row in results.tasks}
     scores: dict[Key, dict[str, float | None]] = {}
-    for row in results.get("tasks", []):
-        scores.setdefault(key_of(row), {})[str(row["task"])] = task_score(row)[0]
+    for row in results.tasks:
+        scores.setdefault(row.key, {})[row.task] = row.score
     means = {key: mean(done.get(task) for task in tasks) for key, done in scores.items()}
     return {key: value for key, value in means.items() if value is not None}

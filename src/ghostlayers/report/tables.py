@@ -1,93 +1,129 @@
-"""A comparison as Markdown and as comma-separated values."""
+"""A comparison as grids of words, and from them Markdown and comma-separated values."""
 
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from ghostlayers.report.accuracies import DIFFERENCES, accuracy_grid, difference_rows
+from ghostlayers.report.accuracies import DIFFERENCES, Grid, accuracy_grid, difference_rows
+from ghostlayers.report.results import Results
+from ghostlayers.report.rows import Accuracy, MeasuredModel, TextLoss
 from ghostlayers.report.summary import (
     Entry,
-    Results,
     at_cut,
     corpus_names,
     cuts_of,
-    key_of,
     layer_counts,
     loss_order,
-    number,
     summarise,
 )
 from ghostlayers.report.words import NOTHING, decimal, percent, whole
 from ghostlayers.runtime.shown import markdown, one_line
 
 MODEL_COLUMNS = (
-    "num_parameters",
-    "added_parameters",
-    "prefill_ms",
-    "prefill_spread_ms",
-    "prefill_tokens",
-    "kv_bytes_per_token",
-    "checkpoint",
-    "fit_seconds",
-    "worse_than_none",
+    *("num_parameters", "added_parameters", "prefill_ms", "prefill_spread_ms", "prefill_tokens"),
+    *("kv_bytes_per_token", "checkpoint", "fit_seconds", "worse_than_none"),
 )
 CELL_COLUMNS = (
-    "layers",
-    "select",
-    "repair",
-    "removed",
-    "corpus",
-    "num_tokens",
-    "loss_nats",
-    "perplexity",
-    "kl_nats",
-    "greedy_agreement",
+    *("layers", "select", "repair", "removed", "corpus"),
+    *("num_tokens", "loss_nats", "perplexity", "kl_nats", "greedy_agreement"),
 )
+
+ABOVE = "above dense"
+OF_GHOST = "of Ghost's"
+"""Columns that the page draws or colours."""
+
+
+def repair_grid(entries: Iterable[Entry], names: Sequence[str]) -> Grid:
+    """A row a repair of one cut; ``names`` are the texts."""
+    head = (
+        *("repair", *names, "mean loss", ABOVE, OF_GHOST, "KL", "same next token"),
+        *("added parameters", "prefill ms", "KV bytes a token", "checkpoint"),
+    )
+    return head, [_repair_row(entry, names) for entry in entries]
+
+
+def _repair_row(entry: Entry, names: Sequence[str]) -> tuple[str, ...]:
+    model = entry.model
+    spread = "" if model.prefill_spread_ms is None else f" ± {model.prefill_spread_ms:.1f}"
+    return (
+        entry.key.repair + (" (worse than no repair)" if model.worse_than_none else ""),
+        *(decimal(entry.losses.get(name)) for name in names),
+        decimal(entry.loss),
+        decimal(entry.excess),
+        percent(entry.of_ghost),
+        decimal(entry.kl),
+        percent(entry.agreement, 1),
+        whole(model.added_parameters),
+        NOTHING if model.prefill_ms is None else decimal(model.prefill_ms, 1) + spread,
+        whole(model.kv_bytes_per_token),
+        model.checkpoint or NOTHING,
+    )
+
+
+def method_grid(
+    entries: Iterable[Entry], names: Sequence[str], presets: Mapping[str, Mapping[str, Any]]
+) -> Grid:
+    """A row a method by its own choices; ``names`` are the texts."""
+    head = (
+        *("method", "removed", "repair", *names, "mean loss", ABOVE, "KL"),
+        *("calibration", "checkpoint"),
+    )
+    return head, [_method_row(e, names, presets.get(e.key.select, {})) for e in entries]
+
+
+def _method_row(entry: Entry, names: Sequence[str], recipe: Mapping[str, Any]) -> tuple[str, ...]:
+    calibration = "{data}, {windows} x {sequence_length}, {sampling}"
+    return (
+        entry.key.select or "dense",
+        entry.removed,
+        entry.key.repair,
+        *(decimal(entry.losses.get(name)) for name in names),
+        *(decimal(value) for value in (entry.loss, entry.excess, entry.kl)),
+        calibration.format(**recipe) if recipe else NOTHING,
+        entry.model.checkpoint or NOTHING,
+    )
+
+
+def by_layers(entries: Sequence[Entry]) -> list[tuple[int, list[Entry]]]:
+    """The models of each number of removed layers, lowest loss first."""
+    return [
+        (layers, sorted((e for e in entries if e.key.layers == layers), key=loss_order))
+        for layers in layer_counts(entries)
+    ]
+
+
+def cut_title(cut: tuple[int, str], entries: Sequence[Entry]) -> str:
+    """A cut in words: how many layers, chosen by what, and which."""
+    removed = ", ".join(dict.fromkeys(entry.removed for entry in entries if entry.removed))
+    return f"{cut[0]} layers removed by {cut[1]}" + (f": {removed}" if removed else "")
 
 
 def to_markdown(results: Results) -> str:
-    """One table a number of layers and selection, lowest loss first."""
-    entries = summarise(results)
-    names = corpus_names(results)
-    dense = [each for each in entries if each.key.is_dense]
-    if results.get("presets"):
-        return _methods(results, entries, names)
-    blocks = [f"# {markdown(results['model']['name'])}: repairs compared", _NOTE]
-    for layers, select in cuts_of(entries):
-        rows = at_cut(entries, (layers, select))
-        removed = ", ".join(dict.fromkeys(each.removed for each in rows if each.removed))
-        title = f"## {layers} layers removed by {markdown(select)}"
-        blocks.append(title + (f": {markdown(removed)}" if removed else ""))
-        blocks.append(_table([*dense, *rows], names))
-    blocks += _tasks(results)
-    return "\n\n".join(blocks) + "\n"
-
-
-def _methods(results: Results, entries: Sequence[Entry], names: Sequence[str]) -> str:
-    """One table a number of layers, a row a method by its own choices."""
-    note = "Each method by its own choices of layers, repair and text. Loss and KL in nats a token."
-    blocks = [f"# {markdown(results['model']['name'])}: methods compared", note]
-    head = ["method", "removed", "repair", *map(markdown, names), "mean", "above dense", "KL"]
-    dense = [each for each in entries if each.key.is_dense]
-    for layers in layer_counts(entries):
-        found = sorted((e for e in entries if e.key.layers == layers), key=loss_order)
-        rows = [head, ["---", "---", "---", *["---:"] * (len(head) - 3)]]
-        rows += [
-            [
-                markdown(each.key.select or "dense"),
-                markdown(each.removed),
-                markdown(each.key.repair),
-                *(decimal(each.losses.get(name)) for name in names),
-                *(decimal(value) for value in (each.loss, each.excess, each.kl)),
-            ]
-            for each in [*dense, *found]
-        ]
-        blocks += [f"## {layers} layers removed", _piped(rows)]
+    """One table a number of layers and selection, or method, lowest loss first."""
+    entries, names = summarise(results), corpus_names(results)
+    dense = [entry for entry in entries if entry.key.is_dense]
+    what = "methods" if results.presets else "repairs"
+    blocks = [f"# {markdown(results.model.name)}: {what} compared"]
+    if results.presets:
+        blocks.append(_OF_METHODS)
+        for layers, rows in by_layers(entries):
+            grid = method_grid([*dense, *rows], names, results.presets)
+            blocks += [f"## {layers} layers removed", _piped(*grid, words=3)]
+    else:
+        blocks.append(_OF_REPAIRS)
+        for cut in cuts_of(entries):
+            rows = at_cut(entries, cut)
+            blocks.append(f"## {markdown(cut_title(cut, rows))}")
+            blocks.append(_piped(*repair_grid([*dense, *rows], names)))
     return "\n\n".join([*blocks, *_tasks(results)]) + "\n"
 
 
-_NOTE = (
+_OF_METHODS = (
+    "Each method by its own choices of layers, repair and text. Loss and KL in nats a token."
+)
+_OF_REPAIRS = (
     "Loss and KL in nats a token. *Of Ghost's* is the loss above the dense model's as a share of "
     "Ghost's on the same cut; below 100% is better than Ghost."
 )
@@ -95,75 +131,39 @@ _NOTE = (
 
 def _tasks(results: Results) -> list[str]:
     """What was answered, and what separates two models; nothing where no tasks were."""
-    grid = accuracy_grid(results)
-    if grid is None:
+    if not results.tasks:
         return []
     differences = difference_rows(results)
     return [
         "## Tasks",
         "Accuracy in per cent with its standard error: length-normalised, then plain.",
-        _grid(*grid),
-        *(["Paired differences:", _grid(DIFFERENCES, differences)] if differences else []),
+        _piped(*accuracy_grid(results)),
+        *(["Paired differences:", _piped(DIFFERENCES, differences)] if differences else []),
     ]
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    ruler = ["---", *["---:"] * (len(head) - 1)]
-    return _piped([[*map(markdown, line)] for line in (head, ruler, *rows)])
-
-
-def _piped(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _table(entries: Sequence[Entry], names: Sequence[str]) -> str:
-    head = [
-        "repair",
-        *(markdown(name) for name in names),
-        "mean",
-        "of Ghost's",
-        "KL",
-        "same next token",
-        "added parameters",
-        "prefill ms",
-        "checkpoint",
-    ]
-    rows = [head, ["---", *["---:"] * (len(head) - 2), "---"]]
-    rows += [_row(each, names) for each in entries]
-    return _piped(rows)
-
-
-def _row(entry: Entry, names: Sequence[str]) -> list[str]:
-    return [
-        markdown(entry.key.repair),
-        *(decimal(entry.losses.get(name)) for name in names),
-        decimal(entry.loss),
-        percent(entry.of_ghost),
-        decimal(entry.kl),
-        percent(entry.agreement, 1),
-        whole(entry.number("added_parameters")),
-        decimal(entry.number("prefill_ms"), 1),
-        markdown(entry.model.get("checkpoint") or NOTHING),
-    ]
+def _piped(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """A table whose first columns are words, at the left."""
+    ruler = [*["---"] * words, *["---:"] * (len(head) - words)]
+    lines = [[*map(markdown, head)], ruler, *([*map(markdown, row)] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def to_csv(results: Results) -> str:
     """One row a model and text, with the model's size, speed and checkpoint beside it."""
-    models = {key_of(row): row for row in results.get("models", [])}
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*CELL_COLUMNS, *MODEL_COLUMNS])
-    for cell in results["cells"]:
-        loss = number(cell.get("loss_nats"))
-        row = {**cell, "perplexity": None if loss is None else math.exp(min(loss, 700.0))}
-        model = models.get(key_of(cell), {})
-        writer.writerow(
-            [
-                *(_plain(row.get(name)) for name in CELL_COLUMNS),
-                *(_plain(model.get(name)) for name in MODEL_COLUMNS),
-            ]
-        )
-    return stream.getvalue()
+    models = {row.key: row for row in results.models}
+    rows = [
+        [*_cell_values(cell), *_values(models.get(cell.key), MODEL_COLUMNS)]
+        for cell in results.cells
+    ]
+    return _csv([*CELL_COLUMNS, *MODEL_COLUMNS], rows)
+
+
+def _cell_values(cell: TextLoss) -> list[object]:
+    loss = cell.loss_nats
+    perplexity = None if loss is None else math.exp(min(loss, 700.0))
+    return [perplexity if name == "perplexity" else _plain(getattr(cell, name))
+            for name in CELL_COLUMNS]  # fmt: skip
 
 
 TASK_COLUMNS = (
@@ -174,13 +174,19 @@ TASK_COLUMNS = (
 
 def tasks_to_csv(results: Results) -> str | None:
     """One row a model and task; None where no tasks were answered."""
-    rows = results.get("tasks") or []
-    if not rows:
-        return None
+    rows = [_values(row, TASK_COLUMNS) for row in results.tasks]
+    return _csv(TASK_COLUMNS, rows) if rows else None
+
+
+def _values(row: MeasuredModel | Accuracy | None, names: Sequence[str]) -> list[object]:
+    return [_plain(getattr(row, name, None)) for name in names]
+
+
+def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(TASK_COLUMNS)
-    writer.writerows([_plain(row.get(name)) for name in TASK_COLUMNS] for row in rows)
+    writer.writerow(head)
+    writer.writerows(rows)
     return stream.getvalue()
 
 
