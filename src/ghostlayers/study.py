@@ -165,7 +165,10 @@ class Study:
         if cut.repairs is not None and not repairs:  # settled while layers were chosen
             return {cut.recipe.repair: cut.repairs}
         fittings = {
-            find_method(name).name: make_fitting(self.dense, cut.recipe, name) for name in names
+            each if isinstance(each, str) else find_method(each).name: make_fitting(
+                self.dense, cut.recipe, each
+            )
+            for each in names
         }
         windows = self.windows.first(cut.recipe.num_fit_windows)
         return fit_many(self.runner, windows, cut.spans, fittings)

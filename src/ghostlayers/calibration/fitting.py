@@ -660,7 +660,9 @@ class _Walk:
         return _Track(streams, span.stop)
 
 
-def make_fitting(loaded: DenseModel, recipe: Recipe, repair: str | None = None) -> Fitting:
+def make_fitting(
+    loaded: DenseModel, recipe: Recipe, repair: str | RepairMethod | None = None
+) -> Fitting:
     """How the recipe wants gaps fitted, with another repair than its own if one is named."""
     return Fitting(
         method=find_method(recipe.repair if repair is None else repair),
