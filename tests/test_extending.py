@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,7 @@ def test_objects_are_refused_as_their_text_is(make: Any, message: str) -> None:
 
 
 def test_a_recipe_holds_the_text_of_what_it_is_given() -> None:
-    recipe = Recipe(layers=2, repair=Ghost(rank=4), select=Recoverable(greedy=True))  # type: ignore[arg-type]
+    recipe = Recipe(layers=2, repair=Ghost(rank=4), select=Recoverable(greedy=True))
     assert recipe == Recipe(layers=2, repair="ghost:rank=4", select="recoverable:greedy")
     assert type(recipe.repair) is type(recipe.select) is str
 
@@ -188,26 +189,17 @@ class Half(RepairMethod):
         return repairs.linear_repair(self.name, evidence, self.part * whole.delta)
 
 
-def test_an_object_of_a_script_s_class_prunes_and_is_recorded(
-    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], tmp_path: Path
-) -> None:
-    pruned = ghostlayers.prune(
-        *(trained_llama, None),
-        tokenizer=byte_tokenizer,
-        data=some_text,
-        repair=Half(0.25),
-        remove="2-3",
-        **QUICK,
+@pytest.fixture
+def prune(trained_llama: Any, byte_tokenizer: Any, some_text: list[str]) -> Any:
+    """Prunes the small model in memory."""
+    return partial(
+        ghostlayers.prune, trained_llama, tokenizer=byte_tokenizer, data=some_text, **QUICK
     )
-    whole = ghostlayers.prune(
-        *(trained_llama, None),
-        tokenizer=byte_tokenizer,
-        data=some_text,
-        repair=Ghost(),
-        remove="2-3",
-        **QUICK,
-    )
-    ((_, mine),), ((_, theirs),) = pruned.repairs.items(), whole.repairs.items()
+
+
+def test_an_object_of_a_script_s_class_prunes_and_is_recorded(prune: Any, tmp_path: Path) -> None:
+    pruned, whole = (prune(remove="2-3", repair=each) for each in (Half(0.25), Ghost()))
+    (mine,), (theirs,) = pruned.repairs.values(), whole.repairs.values()
     torch.testing.assert_close(mine.delta, 0.25 * theirs.delta)
     pruned.save(tmp_path / "out")
     record = ghostlayers.inspect(tmp_path / "out")
@@ -222,7 +214,7 @@ def test_a_class_of_a_script_may_not_take_the_name_of_another() -> None:
         keyword = "ghost"
 
     with pytest.raises(RecipeError, match=r"takes the keyword of another .*Ghost.; give it one of"):
-        Recipe(repair=Mine())  # type: ignore[arg-type]
+        Recipe(repair=Mine())
 
 
 # A package
@@ -241,7 +233,7 @@ def test_a_package_s_methods_work_from_the_command_line_and_reload(
     assert record["cut"]["removed"] == [2, 3]
     assert record["verification"]["identical"]
 
-    from your_own_repair import Channels  # type: ignore[import-not-found]
+    from your_own_repair import Channels
 
     found = find_method("channels:share=0.5")
     assert found == Channels(share=0.5)
@@ -310,25 +302,18 @@ def test_a_package_is_asked_only_for_what_is_not_ours(site: Path, monkeypatch: A
         find_method(name)
 
 
-def test_a_selection_of_a_script_is_used(
-    trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
-) -> None:
+def test_a_selection_of_a_script_is_used(prune: Any) -> None:
     @dataclass(frozen=True)
-    class First(Selection):
-        """The second layers."""
+    class Second(Selection):
+        """The layers from the second on."""
 
         needs = ("streams",)
 
         def choose(self, table: Any, layers: Any, count: int) -> tuple[Span, ...]:
             return (Span(layers[1], layers[1] + count),)
 
-    pruned = ghostlayers.prune(
-        *(trained_llama, None),
-        tokenizer=byte_tokenizer,
-        data=some_text,
-        select=First(),
-        layers=2,
-        **QUICK,
-    )
+    pruned = prune(select=Second(), layers=2)
     assert pruned.spans == (Span(1, 3),)
-    assert pruned.record["recipe"]["select"] == "First"
+    assert pruned.record["recipe"]["select"] == "Second"
+    chosen = prune(select=Second(), layers=2, iterative=True)
+    assert [step.layer for step in chosen.table.steps] == [1, 2]
