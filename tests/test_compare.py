@@ -542,3 +542,11 @@ def test_every_span_alone_and_a_cut_that_no_repair_fits(
     assert cuts == {str(index) for index in range(1, depth)}
     assert [each["select"] for each in found["skipped"]] == ["every:0"]
     write_report(found, tmp_path)
+
+
+def test_no_file_of_a_comparison_says_where_the_texts_lie(results: Any, texts: list[str]) -> None:
+    _, out = results
+    written = [path for path in out.rglob("*") if path.is_file()]
+    assert any(path.parent.name == "parts" for path in written)
+    folder = str(Path(texts[0]).parent)
+    assert not [path.name for path in written if folder in path.read_text(errors="replace")]

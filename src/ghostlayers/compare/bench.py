@@ -53,7 +53,7 @@ class Bench:
     Attributes:
         request: what is compared.
         study: the model and the calibration text; of presets, the first one's.
-        corpora: evaluation windows by name.
+        corpora: evaluation windows by name, which is no path.
         repairs: names that the model has what they need for.
         skipped: the others, with the reason.
         tasks: opened once; None if none are asked for.
@@ -113,11 +113,6 @@ class Bench:
         with self.store.keeping(key, how) as journal:
             runner = dataclasses.replace(study.runner, journal=journal)
             yield dataclasses.replace(self, study=dataclasses.replace(study, runner=runner))
-
-    @property
-    def labels(self) -> dict[str, str]:
-        """What each corpus is called on the page."""
-        return short_names(tuple(self.corpora))
 
     @property
     def warning_windows(self) -> Windows:
@@ -265,8 +260,9 @@ def _read_corpora(
         for source, joined in zip(request.eval_data, separators, strict=True)
     }
     sources.update({name: (source, corpora.BLANK_LINE) for name, source in extra.items()})
+    names = short_names(tuple(sources))
     return {
-        name: read_evaluation(
+        names[name]: read_evaluation(
             source,
             dense.tokenizer,
             separator=separator,
@@ -320,7 +316,7 @@ def header(bench: Bench, command: str | None) -> dict[str, Any]:
         "prompt": bench.request.prompt,
         "corpora": [
             {
-                "name": bench.labels[name],
+                "name": name,
                 "num_windows": len(windows),
                 "available_windows": windows.available,
                 "sequence_length": windows.sequence_length,

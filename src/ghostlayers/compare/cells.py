@@ -126,7 +126,6 @@ MODEL_KEYS = (
 
 def assemble(
     header: dict[str, Any],
-    labels: Mapping[str, str],
     dense: Mapping[str, Any],
     parts: Sequence[Mapping[str, Any]],
     members: Sequence[Sequence[Any]],
@@ -136,7 +135,6 @@ def assemble(
 
     Args:
         header: model, protocol, machine.
-        labels: what the corpora are called.
         dense: the untouched model's part.
         parts: one a cut.
         members: the cells of each cut.
@@ -159,7 +157,7 @@ def assemble(
     results = {
         **header,
         "cells": [
-            {**name, "corpus": labels[corpus], **values}
+            {**name, "corpus": corpus, **values}
             for name, part in measured
             for corpus, values in part["losses"].items()
         ],

@@ -129,7 +129,7 @@ def _compare(
         bench.say(f"Cut {index + 1} of {len(chosen)}: layers {key}")
         parts.append(_cut(bench, spans, members))
     results = cells.assemble(
-        header(bench, command), bench.labels, dense_part, parts, list(chosen.values()), tables
+        header(bench, command), dense_part, parts, list(chosen.values()), tables
     )
     return {**results, "correlations": correlations(results)}
 
@@ -145,7 +145,7 @@ def _compare_presets(bench: Bench, command: str | None) -> dict[str, Any]:
             spans = tuple(Span(start, stop) for start, stop in part["spans"])
             parts.append(part)
             members.append([Cell(layers, name, spans, (recipe.repair,))])
-    return cells.assemble(header(bench, command), bench.labels, dense_part, parts, members, {})
+    return cells.assemble(header(bench, command), dense_part, parts, members, {})
 
 
 def _preset_part(bench: Bench, name: str, recipe: Recipe) -> dict[str, Any]:
@@ -171,11 +171,9 @@ def _dense(bench: Bench) -> dict[str, Any]:
         return done
     bench.say("Measuring the dense model")
     losses = {
-        name: cuts.measure_cuts(
-            bench.runner, windows, {}, title=f"Dense on {bench.labels[name]}"
-        )[cuts.DENSE]
+        name: cuts.measure_cuts(bench.runner, windows, {}, title=f"Dense on {name}")[cuts.DENSE]
         for name, windows in bench.corpora.items()
-    }  # fmt: skip
+    }
     model = cells.describe_model(bench.dense.network, bench.dense.tokenizer, bench.request)
     tasks = _tasks(bench, "dense", "dense", bench.dense.network)
     return bench.store.put("dense", {"losses": _rows(losses), "model": model, "tasks": tasks})
@@ -281,7 +279,7 @@ def _losses(bench: Bench, fits: Mapping[str, Mapping[Span, Repair]]) -> dict[str
 def _measure(
     bench: Bench, corpus: str, windows: Windows, models: Mapping[str, Mapping[Span, Repair]]
 ) -> dict[str, Any]:
-    title = f"{len(models)} repairs on {bench.labels.get(corpus, corpus)}"
+    title = f"{len(models)} repairs on {corpus}"
     losses = cuts.measure_cuts(bench.runner, windows, models, title=title)
     return _rows(losses)
 
