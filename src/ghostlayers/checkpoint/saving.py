@@ -1,4 +1,4 @@
-"""Writing a checkpoint: of all that a run leaves, safetensors are written here alone.
+"""Writing a checkpoint, or an adapter, with its record and its card.
 
 A checkpoint appears whole or not at all: it is written beside its final place, loaded there in a
 fresh process that has never heard of this package, compared with the model in memory, and then
@@ -63,7 +63,7 @@ def save_checkpoint(
 
     Args:
         out: the folder to make.
-        model: as `surgery.prune_layers` returns it.
+        model: as `removal.prune_layers` returns it.
         tokenizer: saved beside it.
         record: provenance; hashes of the files and the verification are added.
         stored_dtype: the type of the weights on disk.

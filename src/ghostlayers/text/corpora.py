@@ -157,7 +157,7 @@ def load_corpus(
 
     Args:
         data: a name from `HUB_CORPORA`; a data set on the hub as ``name:config:split``; a file of
-            text, JSON, CSV, parquet or Arrow (`text_files.FORMATS`, compressed or not), a folder or
+            text, JSON, CSV, parquet or Arrow (`files.FORMATS`, compressed or not), a folder or
             a pattern of such, or what `datasets` saved to disk; several of these joined by a plus
             sign, which are mixed in equal parts; a list of documents; or a corpus, which is
             returned as it is.
