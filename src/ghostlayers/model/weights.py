@@ -8,7 +8,6 @@ Every tensor remembers the type that its file has, which need not be the type it
 new checkpoint holds it as the old one did.
 """
 
-import functools
 import json
 import re
 from collections import Counter
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ghostlayers.errors import ModelError
+from ghostlayers.runtime.files import while_unchanged
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -324,15 +324,25 @@ def like(marked: Tensor, tensor: Tensor) -> Tensor:
     return tensor
 
 
-@functools.lru_cache(maxsize=4)
-def _headers(file: str) -> dict[str, Held]:
-    return held_tensors([Path(file)])
+@while_unchanged(most=64)
+def header(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of its tensors: ``dtype``, ``shape`` and ``data_offsets``.
+
+    The file begins with the length of its header, which is JSON. Offsets are made to count from the
+    beginning of the file.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+    entries.pop("__metadata__", None)
+    for entry in entries.values():
+        entry["data_offsets"] = [8 + length + offset for offset in entry["data_offsets"]]
+    return dict(entries)
 
 
 def type_in_file(file: str, name: str, main: torch.dtype) -> torch.dtype:
     """The type of one tensor of a file."""
-    found = _headers(file).get(name)
-    return main if found is None or found.dtype is None else found.dtype
+    return TYPES.get(header(Path(file)).get(name, {}).get("dtype", ""), main)
 
 
 def as_stored(tensor: Tensor, main: torch.dtype) -> Tensor:
