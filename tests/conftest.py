@@ -10,6 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import shapes  # noqa: F401  before anything of the package
 from forked import Forks
 from ghostlayers.checkpoint import proof
 from ghostlayers.model.stream import LayerwiseModel

@@ -97,7 +97,7 @@ class Accumulator:
         self,
         source: Float[Tensor, "tokens hidden"],
         target: Float[Tensor, "tokens hidden"],
-        features: Sequence[Float[Tensor, "tokens width"]],
+        features: Sequence[Float[Tensor, "tokens _"]],
         weights: Float[Tensor, " tokens"] | None = None,
     ) -> None:
         """Add tokens; ``features`` are the blocks in order."""
