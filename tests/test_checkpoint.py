@@ -31,6 +31,7 @@ from ghostlayers.runtime import outputs
 from ghostlayers.spans import Span
 from ghostlayers.surgery import removal
 from ghostlayers.text.tokens import Windows
+from oracles import token_ids
 
 SPANS = (Span(0, 1), Span(2, 4))
 CHOICES: dict[str, Any] = {
@@ -42,10 +43,6 @@ CHOICES: dict[str, Any] = {
 
 
 NAMES = ("llama", "mistral", "qwen2", "qwen3", "bitnet", "gemma3_text", "gpt2", "opt")
-
-
-def token_ids() -> torch.Tensor:
-    return torch.randint(3, 96, (2, 13), generator=torch.Generator().manual_seed(0))
 
 
 def repaired(name: str, dtype: torch.dtype = torch.float32) -> Any:

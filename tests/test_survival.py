@@ -15,7 +15,7 @@ from transformers import (
 from families import build
 from ghostlayers.checkpoint import saving
 from ghostlayers.surgery import removal
-from test_surgery import CUTS, logits, operators, token_ids
+from oracles import CUTS, logits, operators, token_ids
 
 NAMES = ("llama", "gemma3_text", "gpt2")
 SPANS = CUTS["both ends"]

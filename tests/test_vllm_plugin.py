@@ -17,7 +17,7 @@ from families import build
 from ghostlayers.checkpoint import saving, vllm_plugin
 from ghostlayers.model import families
 from ghostlayers.surgery import removal
-from test_surgery import CUTS, operators
+from oracles import CUTS, operators
 
 SPANS = CUTS["both ends"]
 
