@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from conftest import make_tiny_llama
-from ghostlayers.model import ahead, weights
+from ghostlayers.model import ahead, tensor_files
 from ghostlayers.model.loading import load_model
 from ghostlayers.model.stream import LayerwiseModel
 from ghostlayers.recipe import RunOptions
@@ -111,10 +111,10 @@ def replace(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def test_headers_are_those_of_the_file_that_is_there(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     replace(path, {"w": torch.ones(4, dtype=torch.float32)})
-    assert weights.type_in_file(str(path), "w", torch.float64) == torch.float32
+    assert tensor_files.type_in_file(str(path), "w", torch.float64) == torch.float32
     replace(path, {"a": torch.zeros(9), "w": torch.ones(4, dtype=torch.bfloat16)})
-    assert weights.type_in_file(str(path), "w", torch.float64) == torch.bfloat16
-    start, stop = weights.header(path)["w"]["data_offsets"]
+    assert tensor_files.type_in_file(str(path), "w", torch.float64) == torch.bfloat16
+    start, stop = tensor_files.header(path)["w"]["data_offsets"]
     assert (
         path.read_bytes()[start:stop]
         == torch.ones(4).bfloat16().view(torch.uint8).numpy().tobytes()

@@ -27,7 +27,8 @@ from ghostlayers.errors import (
 from ghostlayers.model import multimodal
 from ghostlayers.model.configs import without_code
 from ghostlayers.model.residency import is_offloaded, offloaded_sets
-from ghostlayers.model.weights import as_stored, copy_pieces, in_pieces, stored_type, type_in_file
+from ghostlayers.model.tensor_files import type_in_file
+from ghostlayers.model.weights import as_stored, copy_pieces, in_pieces, stored_type
 from ghostlayers.runtime.documents import to_json
 from ghostlayers.runtime.files import LICENCES
 from ghostlayers.runtime.outputs import RECORD, hashes, whole_folder

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from ghostlayers.model.weights import header
+from ghostlayers.model.tensor_files import header
 
 READ_AHEAD_BYTES = 1 << 23
 """Read from a file at a time."""
