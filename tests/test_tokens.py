@@ -13,7 +13,7 @@ import torch
 from ghostlayers import preparation
 from ghostlayers.errors import CorpusError, WindowError
 from ghostlayers.recipe import Recipe
-from ghostlayers.text import corpora, raw, tokenizing, tokens
+from ghostlayers.text import corpora, raw, token_streams, tokenizing
 from ghostlayers.text.corpora import Corpus, document_hash
 from ghostlayers.text.tokens import (
     check_sequence_length,
@@ -561,7 +561,7 @@ def test_a_bar_is_shown_where_tokenising_takes_long(
 
     tokenize(corpus, byte_tokenizer, Watched())
     assert stages == []
-    monkeypatch.setattr(tokens, "SHOWN_FROM", 1000)
+    monkeypatch.setattr(token_streams, "SHOWN_FROM", 1000)
     tokenize(corpus, byte_tokenizer, Watched())
     ((description, total, done),) = stages
     assert (description, total) == ("Tokenising the text", sum(map(len, corpus.documents)))

@@ -17,17 +17,12 @@ from safetensors.torch import load_file
 
 from ghostlayers import modeling
 from ghostlayers.checkpoint import reload_check
-from ghostlayers.checkpoint.records import calibration_documents as calibration_documents
-from ghostlayers.checkpoint.records import check_files as check_files
-from ghostlayers.checkpoint.records import inspect as inspect
 from ghostlayers.errors import (
     NonFiniteError,
     VerificationError,
 )
 from ghostlayers.model import multimodal
 from ghostlayers.model.residency import is_offloaded
-from ghostlayers.runtime.outputs import RECORD as RECORD
-from ghostlayers.runtime.outputs import file_hash as file_hash
 from ghostlayers.runtime.parallel import alone
 from ghostlayers.runtime.scratch import Scratch
 
