@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from ghostlayers.errors import ModelError
 from ghostlayers.model.tensor_files import TYPES, Held, weight_files
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 MARK = "ghostlayers_stored"
 """The attribute under which a tensor remembers what its file holds."""
 
 
-def remember_types(model: Any, held: Mapping[str, Held], main: torch.dtype) -> None:
+def remember_types(model: "PreTrainedModel", held: Mapping[str, Held], main: torch.dtype) -> None:
     """Let tensors remember their files: those of another type than most, and rounded ones.
 
     Raises:
@@ -47,13 +50,15 @@ def _check_plain(pieces: Iterable[Held]) -> None:
             )
 
 
-def _pieces(model: Any, name: str, tensor: Tensor, held: Mapping[str, Held]) -> tuple[Held, ...]:
+def _pieces(
+    model: "PreTrainedModel", name: str, tensor: Tensor, held: Mapping[str, Held]
+) -> tuple[Held, ...]:
     """The tensors that one was made of under other names; none if that is not known."""
     found = [held.get(each) for each in names_in_file(model, name, tensor)]
     return tuple(each for each in found if each) if all(found) else ()
 
 
-def names_in_file(model: Any, name: str, tensor: Tensor) -> list[str]:
+def names_in_file(model: "PreTrainedModel", name: str, tensor: Tensor) -> list[str]:
     """Under which names transformers writes a tensor, packed experts one by one; in their order."""
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -67,7 +72,7 @@ def _differs(held: Held, main: torch.dtype, computed: torch.dtype) -> bool:
     return held.dtype is not None and (held.dtype != main or _rounds(held.dtype, computed))
 
 
-def remember_own_types(model: Any) -> None:
+def remember_own_types(model: "PreTrainedModel") -> None:
     """Let the tensors of a model in memory keep their types, where they differ from most."""
     for name, tensor in _tensors(model):
         if tensor.is_floating_point() and tensor.dtype != model.dtype:
@@ -97,7 +102,9 @@ def stored_type(tensor: Tensor, main: torch.dtype) -> torch.dtype:
     return found or main
 
 
-def in_pieces(model: Any, state: Mapping[str, Tensor], main: torch.dtype) -> dict[str, Held]:
+def in_pieces(
+    model: "PreTrainedModel", state: Mapping[str, Tensor], main: torch.dtype
+) -> dict[str, Held]:
     """What must be copied from the base's files, by its name in those that transformers writes.
 
     Experts that are packed in memory lie in a file one by one, each in its own type; and a tensor

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +232,14 @@ def parse_yaml(text: str, where: str, wrong: type[InputError]) -> Any:
     Raises:
         InputError: of the type asked for.
     """
-    return _guarded(lambda: _parse_yaml(text), where, wrong)
+    try:
+        return _parse_yaml(text)
+    except RecursionError as error:
+        raise wrong(f"{where} is not YAML: its values lie too deep in each other.") from error
+    except yaml.YAMLError as error:
+        raise wrong(f"{where} is not YAML: {one_line(str(error))}") from error
+    except (ValueError, LookupError, AttributeError) as error:  # `!!int x`, thousands of digits
+        raise wrong(f"{where} is not YAML: {one_line(str(error))}.") from error
 
 
 def _parse_yaml(text: str) -> Any:
@@ -243,17 +250,6 @@ def _parse_yaml(text: str) -> Any:
     if _values(node, {}) > MOST_YAML_VALUES:
         raise yaml.YAMLError(f"expected at most {MOST_YAML_VALUES:,} values, aliases written out")
     return loader.construct_document(node)
-
-
-def _guarded(read: Callable[[], Any], where: str, wrong: type[InputError]) -> Any:
-    try:
-        return read()
-    except RecursionError as error:
-        raise wrong(f"{where} is not YAML: its values lie too deep in each other.") from error
-    except yaml.YAMLError as error:
-        raise wrong(f"{where} is not YAML: {one_line(str(error))}") from error
-    except (ValueError, LookupError, AttributeError) as error:  # `!!int x`, thousands of digits
-        raise wrong(f"{where} is not YAML: {one_line(str(error))}.") from error
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:
