@@ -2,15 +2,18 @@
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+if "pytest" in sys.modules:  # not in programs that only borrow from here
+    import shapes  # noqa: F401  before anything of the package
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import shapes  # noqa: F401  before anything of the package
 from forked import Forks
 from ghostlayers.checkpoint import proof
 from ghostlayers.model.stream import LayerwiseModel
