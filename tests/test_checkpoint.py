@@ -479,7 +479,7 @@ def test_a_process_that_waited_proves_a_checkpoint_as_another_does(
 
 def test_a_process_that_is_never_asked_ends_with_its_parent(tmp_path: Path) -> None:
     program = (
-        "from ghostlayers import checkpoint; proof.be_ready();"
+        "from ghostlayers.checkpoint import proof; proof.be_ready();"
         "print(proof._READY[0].process.pid, proof._READY[0].scratch.name)"
     )
     done = subprocess.run(
