@@ -19,7 +19,7 @@ from ghostlayers.checkpoint.records import check_files
 from ghostlayers.cli import app
 from ghostlayers.compare.files import RENDERERS, write_report
 
-PAST = Path(__file__).with_name("fixtures")
+PAST = Path(__file__).with_name("past")
 CHECKPOINTS = PAST / "checkpoints"
 FOLDERS = {each.name: each for each in (*sorted(CHECKPOINTS.iterdir()), PAST / "adapter")}
 IDS = torch.arange(60, 68)[None]
