@@ -2,8 +2,12 @@
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+if "pytest" in sys.modules:  # not in programs that only borrow from here
+    import shapes  # noqa: F401  before anything of the package
 
 import pytest
 import torch
@@ -13,6 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from forked import Forks
 from ghostlayers.checkpoint import proof
 from ghostlayers.model.dense import DenseModel
+from ghostlayers.text.corpora import Corpus
+from ghostlayers.text.tokens import Windows, make_windows
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # small matrices; several threads on busy cores wait for each other
@@ -119,6 +125,13 @@ def bos_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def some_text() -> list[str]:
     return make_documents(40)
+
+
+@pytest.fixture(scope="session")
+def windows(byte_tokenizer: PreTrainedTokenizerFast, some_text: list[str]) -> Windows:
+    """Windows of 64 tokens of that text."""
+    corpus = Corpus("text", tuple(some_text))
+    return make_windows(corpus, byte_tokenizer, sequence_length=64, count=16, seed=0)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """Tiny models of every family that is written as GGUF, and of what such files must say."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,3 +91,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "no window left, gemma3": ("gemma3_text", {"layer_types": ["full_attention"] * 5}),
     "no window left, olmo3": ("olmo3", {"layer_types": ["full_attention"] * 5}),
 }  # fmt: skip
+
+
+def write(model: Any, tokenizer: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def with_a_merge(folder: Path) -> Path:
+    """The byte tokenizer with one merge: transformers reads none from a file without merges."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    words = content["model"]["vocab"]
+    last = max(words, key=lambda word: words[word])
+    words["th"] = words.pop(last)
+    content["model"]["merges"] = [["t", "h"]]
+    path.write_text(json.dumps(content))
+    return folder

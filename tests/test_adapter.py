@@ -15,7 +15,7 @@ from families import build
 from ghostlayers.checkpoint.adapter import read_adapter, weights_hash
 from ghostlayers.errors import ModelError, OutputError, RecipeError
 from ghostlayers.recipe import RunOptions
-from test_surgery import logits
+from oracles import logits
 
 CHOICES: dict[str, Any] = {
     "layers": 2,

@@ -1,66 +1,20 @@
-"""The next layer is copied to an accelerator while one computes; a stand-in plays its streams."""
+"""The next layer is read from its files while one computes."""
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator
+import io
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from conftest import make_tiny_llama
-from ghostlayers.model import ahead
+from ghostlayers.model import ahead, tensor_files
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
 from ghostlayers.recipe import RunOptions
-
-CPU = torch.device("cpu")
-
-
-class Streams:
-    """What torch offers for a device, taking notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.threads: set[int] = set()
-        self.when_waiting: Callable[[], object] = lambda: None
-
-    def Stream(self, device: torch.device) -> Any:  # noqa: N802
-        notes = self.notes
-
-        class Side:
-            def __init__(self) -> None:
-                self.device = device
-
-            def synchronize(self) -> None:
-                notes.append("copied")
-
-        return Side()
-
-    @contextlib.contextmanager
-    def stream(self, stream: Any) -> Iterator[None]:
-        assert stream.device == CPU
-        self.threads.add(threading.get_ident())
-        yield
-
-    def current_stream(self, device: torch.device) -> Any:
-        assert device == CPU
-        note = self.when_waiting
-
-        class Main:
-            def synchronize(self) -> None:
-                note()
-
-        return Main()
-
-
-@pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> Streams:
-    found = Streams()
-    monkeypatch.setattr(ahead, "streams_of", lambda device: found)
-    return found
 
 
 @pytest.fixture
@@ -71,106 +25,95 @@ def model(tmp_path: Path, byte_tokenizer: Any) -> DenseModel:
     return load_model(str(tmp_path), RunOptions(offload="disk", dtype="float32"))
 
 
-def weights(module: nn.Module) -> dict[str, torch.Tensor]:
+def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: each.detach().clone() for name, each in module.named_parameters()}
 
 
-def in_place(layer: nn.Module) -> bool:
-    return not any(each.is_meta for each in layer.parameters())
+def bytes_at(place: ahead.Stretch) -> bytes:
+    return place.path.read_bytes()[place.start : place.stop]
 
 
-def one_pass(model: DenseModel) -> torch.Tensor:
-    batch, stream = model.begin(torch.arange(2 * 16).view(2, 16))
-    for layer in range(model.num_layers):
-        stream = model.run_layer(layer, batch, stream)
-    return stream
-
-
-def test_nothing_is_copied_where_the_processor_computes(model: DenseModel) -> None:
-    assert ahead.streams_of(CPU) is None
-    one_pass(model)
-    assert not model.residency._ahead._copies
-
-
-def test_layers_come_from_their_copies(
-    model: DenseModel, streams: Streams, monkeypatch: pytest.MonkeyPatch
+def test_the_layer_behind_is_read_meanwhile(
+    model: DenseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each but the first; what is handed over is the very tensor that was copied."""
-    copied: list[int] = []
-    copy = ahead._copy
-
-    def note(module: nn.Module, hook: Any) -> dict[str, torch.Tensor]:
-        found = {name: each.clone() for name, each in copy(module, hook).items()}
-        copied.extend(each.data_ptr() for each in found.values())
-        return found
-
-    monkeypatch.setattr(ahead, "_copy", note)
+    read: list[list[ahead.Stretch]] = []
+    monkeypatch.setattr(ahead, "read", read.append)
     for index in range(4):
-        layer = model.residency.bring(index)
-        places = [each.data_ptr() for each in layer.parameters()]
-        assert set(places) <= set(copied) if index else not set(places) & set(copied)
-    assert threading.get_ident() not in streams.threads
-
-
-def test_a_pass_gives_the_same_bits(model: DenseModel, streams: Streams) -> None:
-    found = one_pass(model), one_pass(model)
-    assert "copied" in streams.notes
-    model.residency.release()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ahead, "streams_of", lambda device: None)
-        model.residency._ahead = ahead.Ahead()
-        plain = one_pass(model)
-    assert torch.equal(found[0], plain)
-    assert torch.equal(found[1], plain)
-
-
-def test_memory_goes_back_only_after_its_work_is_done(model: DenseModel, streams: Streams) -> None:
-    held: list[bool] = []
-    streams.when_waiting = lambda: held.append(in_place(model.layers[1]))
-    for index in range(3):
         model.residency.bring(index)
-    assert held == [False, True]  # layer 0 goes, then layer 1
-    assert not in_place(model.layers[1])
+    model.residency.release()
+    assert len(read) == 3
+    for index, places in enumerate(read[:], 1):
+        brought = weights_of(model.residency.bring(index)).values()
+        found = {bytes_at(place) for place in places}
+        assert found == {each.numpy().tobytes() for each in brought}
 
 
-def test_another_layer_than_the_expected_one(model: DenseModel, streams: Streams) -> None:
-    expected = weights(model.residency.bring(3))
-    model.residency.bring(0)  # and layer 1 is fetched
-    found = weights(model.residency.bring(3))
+def test_all_of_a_stretch_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "READ_AHEAD_BYTES", 1000)
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(10_000))
+    read: list[tuple[int, int]] = []
+
+    class Noted:
+        def __init__(self) -> None:
+            self.file = io.FileIO(path)
+
+        def __enter__(self) -> "Noted":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def seek(self, place: int) -> None:
+            self.file.seek(place)
+
+        def read(self, count: int) -> None:
+            begin = self.file.tell()
+            read.append((begin, begin + len(self.file.read(count))))
+
+    monkeypatch.setattr(Path, "open", lambda *_, **__: Noted())
+    ahead.read([ahead.Stretch(path, 700, 4200)])
+    assert read == [(700, 1700), (1700, 2700), (2700, 3700), (3700, 4200)]
+
+
+def test_a_file_that_is_gone_is_left_to_whoever_needs_it(tmp_path: Path) -> None:
+    ahead.read([ahead.Stretch(tmp_path / "gone", 0, 10)])
+
+
+def test_another_layer_than_the_expected_one(model: DenseModel) -> None:
+    expected = weights_of(model.residency.bring(3))
+    model.residency.bring(0)  # and layer 1 is read
+    found = weights_of(model.residency.bring(3))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert not model.residency._ahead._copies
 
 
-def test_a_layer_that_finds_no_room_is_brought_in_the_usual_way(
-    model: DenseModel, streams: Streams, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(module: nn.Module, hook: Any) -> dict[str, torch.Tensor]:
-        raise torch.OutOfMemoryError("no room")
-
-    expected = one_pass(model)
-    monkeypatch.setattr(ahead, "_copy", full)
-    assert torch.equal(one_pass(model), expected)
-
-
-def test_a_released_model_holds_nothing(model: DenseModel, streams: Streams) -> None:
+def test_a_released_model_holds_nothing(model: DenseModel) -> None:
     model.residency.bring(0)
     model.residency.release()
-    assert not model.residency._ahead._copies
     assert all(each.is_meta for layer in model.layers for each in layer.parameters())
 
 
-def test_hooks_read_files_again_afterwards(model: DenseModel, streams: Streams) -> None:
-    hooks = [hook for _, hook in ahead.offloaded_modules(model.layers)]
-    before = [hook.weights_map for hook in hooks]
-    one_pass(model)
-    assert all(hook.weights_map is each for hook, each in zip(hooks, before, strict=True))
+def test_layers_in_memory_lie_nowhere_else() -> None:
+    assert not ahead.stretches(make_tiny_llama())
 
 
-def test_tied_weights_are_left_to_the_hook(model: DenseModel, streams: Streams) -> None:
-    module = model.layers[1].get_submodule("mlp.up_proj")
-    hook = ahead.offloading_hook(module)
-    assert set(ahead._copy(module, hook)) == {"weight"}
-    names, hook.tied_params_names = hook.tied_params_names, {"weight"}
-    assert not ahead._copy(module, hook)
-    hook.tied_params_names = names
+def replace(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """As a run that writes a folder anew does."""
+    draft = path.with_suffix(".new")
+    save_file(tensors, draft)
+    os.utime(draft, ns=(1, 1))  # a copy keeps the times of what it is made of
+    draft.replace(path)
+
+
+def test_headers_are_those_of_the_file_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    replace(path, {"w": torch.ones(4, dtype=torch.float32)})
+    assert tensor_files.type_in_file(str(path), "w", torch.float64) == torch.float32
+    replace(path, {"a": torch.zeros(9), "w": torch.ones(4, dtype=torch.bfloat16)})
+    assert tensor_files.type_in_file(str(path), "w", torch.float64) == torch.bfloat16
+    start, stop = tensor_files.header(path)["w"]["data_offsets"]
+    assert (
+        path.read_bytes()[start:stop]
+        == torch.ones(4).bfloat16().view(torch.uint8).numpy().tobytes()
+    )

@@ -32,6 +32,7 @@ from ghostlayers.runtime import outputs
 from ghostlayers.spans import Span
 from ghostlayers.surgery import removal
 from ghostlayers.text.tokens import Windows
+from oracles import token_ids
 
 SPANS = (Span(0, 1), Span(2, 4))
 CHOICES: dict[str, Any] = {
@@ -43,10 +44,6 @@ CHOICES: dict[str, Any] = {
 
 
 NAMES = ("llama", "mistral", "qwen2", "qwen3", "bitnet", "gemma3_text", "gpt2", "opt")
-
-
-def token_ids() -> torch.Tensor:
-    return torch.randint(3, 96, (2, 13), generator=torch.Generator().manual_seed(0))
 
 
 def repaired(name: str, dtype: torch.dtype = torch.float32) -> Any:
@@ -485,7 +482,7 @@ def test_a_process_that_waited_proves_a_checkpoint_as_another_does(
 
 def test_a_process_that_is_never_asked_ends_with_its_parent(tmp_path: Path) -> None:
     program = (
-        "from ghostlayers import checkpoint; proof.be_ready();"
+        "from ghostlayers.checkpoint import proof; proof.be_ready();"
         "print(proof._READY[0].process.pid, proof._READY[0].scratch.name)"
     )
     done = subprocess.run(

@@ -28,7 +28,7 @@ from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL
 from ghostlayers.spans import format_layers, removed_layers
 from ghostlayers.surgery import removal
-from test_tasks import questions, write_task
+from task_texts import questions, write_task
 
 CALIBRATION = {
     "windows": 16,

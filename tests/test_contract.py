@@ -27,7 +27,7 @@ from ghostlayers.model.families import PREFIX
 from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.spans import Span, kept_layers
 from ghostlayers.surgery import removal
-from test_surgery import CUTS, literal_repaired, logits, operators, token_ids
+from oracles import CUTS, literal_repaired, logits, operators, token_ids
 
 ALLOWED = [
     (name, cut) for name in FAMILIES for cut in CUTS if cut in PATTERNED.get(name, set(CUTS))

@@ -16,7 +16,7 @@ from ghostlayers.recipe import Recipe
 from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.surgery import removal
 from ghostlayers.surgery.stock_layer import check_same, check_stock_layer, with_stock_layers
-from test_surgery import CUTS, fitted, logits, token_ids
+from oracles import CUTS, fitted, logits, token_ids
 
 PLAIN: dict[str, dict[str, Any]] = {
     "llama": {},

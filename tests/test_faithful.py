@@ -35,16 +35,9 @@ from ghostlayers.spans import Span, merge_layers
 from ghostlayers.surgery.features import check_method
 from ghostlayers.surgery.removal import prune_layers
 from ghostlayers.text.tokens import Windows
+from oracles import literal_streams
 
 PUBLISHED = FitOptions(ridge=0.0, absolute_ridge=1e-6)
-
-
-@pytest.fixture(scope="module")
-def windows(byte_tokenizer: Any, some_text: list[str]) -> Windows:
-    corpus = ghostlayers.text.corpora.Corpus("text", tuple(some_text))
-    return ghostlayers.text.tokens.make_windows(
-        corpus, byte_tokenizer, sequence_length=64, count=16, seed=0
-    )
 
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
@@ -86,18 +79,6 @@ def choose(model: Any, windows: Windows, **choices: Any) -> ChosenCut:
 @torch.no_grad()
 def logits_of(model: Any, ids: Tensor) -> Tensor:
     return model(input_ids=ids, use_cache=False).logits
-
-
-@torch.no_grad()
-def streams_of(model: Any, ids: Tensor) -> Tensor:
-    """What enters every layer of a model, and what leaves the last, [boundaries, windows, ...]."""
-    seen: list[Tensor] = []
-    places = [*model.model.layers, model.model.norm]
-    handles = [each.register_forward_pre_hook(lambda _, a: seen.append(a[0])) for each in places]
-    model(input_ids=ids, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return torch.stack(seen)
 
 
 # LinearPatch: bases and scales
@@ -158,7 +139,7 @@ def test_linearpatch_averages_the_ratios_of_windows(
     span = Span(3, 6)
     fitting = Fitting(find_method(f"{name}:mean=ratios"))
     repair = fit_gaps(Runner(DenseModel(dense), 5), windows, [span], fitting)[span]
-    h = streams_of(dense, windows.input_ids)
+    h = literal_streams(dense, windows.input_ids)
     want = literal_patch(h[span.start], h[span.stop], rotated=name.endswith("hadamard"))
     assert repair.delta is not None
     torch.testing.assert_close(
@@ -175,7 +156,7 @@ def test_linearpatch_averages_the_ratios_of_windows(
 @torch.no_grad()
 def literal_ghosts(model: Any, ids: Tensor, removed: Sequence[int]) -> Any:
     """The model without layers, W of each as the code solves it on the dense stream, in hooks."""
-    h = streams_of(model, ids).flatten(1, 2).double()
+    h = literal_streams(model, ids).flatten(1, 2).double()
     eye = torch.eye(h.shape[-1], dtype=torch.float64)
     cut = copy.deepcopy(model)
     for layer, module in enumerate(cut.model.layers):
@@ -267,7 +248,7 @@ class Folded:
     @torch.no_grad()
     def remove(self, layer: int, ids: Tensor) -> None:
         place = self.names.index(layer)
-        h = streams_of(self.model, ids)
+        h = literal_streams(self.model, ids)
         ratios = torch.stack(
             [
                 after.double().abs().mean(dim=0) / before.double().abs().mean(dim=0)
@@ -284,7 +265,7 @@ class Folded:
 
 
 def influence(folded: Folded, ids: Tensor) -> dict[int, float]:
-    h = streams_of(folded.model, ids)
+    h = literal_streams(folded.model, ids)
     return {
         layer: 1.0 - float(cosine_similarity(h[i].double(), h[i + 1].double(), dim=-1).mean())
         for i, layer in enumerate(folded.names)
@@ -480,7 +461,7 @@ def literal_cosine(m: Tensor, x: Tensor, y: Tensor, *, accurate: bool) -> Tensor
 )
 def test_replaceme_is_theirs(dense: Any, windows: Windows, name: str) -> None:
     span, ids = Span(3, 6), windows.input_ids
-    h = streams_of(dense, ids).flatten(1, 2)
+    h = literal_streams(dense, ids).flatten(1, 2)
     m, x, y = mlp_outputs(dense, ids, span.start - 1), h[span.start], h[span.stop]
     if name == "replaceme:ridge=0":
         target = (y - (x - m)).double()

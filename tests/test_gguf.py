@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import ghostlayers
 from families import build
-from gguf_models import IDS, VARIANTS, family
+from gguf_models import IDS, VARIANTS, family, with_a_merge, write
 from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.gguf_export import export_gguf
 from ghostlayers.checkpoint.gguf_tokenizer import PATTERNS, merge_scores, splitting_name
@@ -29,19 +29,13 @@ from ghostlayers.model.gguf_families import GGUF_FAMILIES, check_facts, query_fa
 from ghostlayers.model.gguf_positions import position_entries, position_tensors
 from ghostlayers.model.loading import load_model
 from ghostlayers.recipe import RunOptions
-from test_surgery import logits
+from oracles import logits
 
 BYTES = {"type": "ByteLevel", "use_regex": False}
 
 
 def split(pattern: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}}
-
-
-def write(model: Any, tokenizer: Any, folder: Path) -> Path:
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def plain(name: str, **changes: Any) -> Any:
@@ -52,18 +46,6 @@ def plain(name: str, **changes: Any) -> Any:
     if name == "qwen3":  # transformers reads no head width from the file, and takes 128
         settings |= {"head_dim": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
     return build(name, **settings)
-
-
-def with_a_merge(folder: Path) -> Path:
-    """The byte tokenizer with one merge: transformers reads none from a file without merges."""
-    path = folder / "tokenizer.json"
-    content = json.loads(path.read_text())
-    words = content["model"]["vocab"]
-    last = max(words, key=lambda word: words[word])
-    words["th"] = words.pop(last)
-    content["model"]["merges"] = [["t", "h"]]
-    path.write_text(json.dumps(content))
-    return folder
 
 
 @pytest.mark.parametrize("tied", [False, True])

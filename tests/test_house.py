@@ -118,6 +118,7 @@ def test_no_room_names_a_device_or_empties_its_cache(path: Path) -> None:
     strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
     assert "cuda" not in strings
     assert "empty_cache" not in path.read_text()
+    assert "torch.cuda" not in path.read_text()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -13,7 +13,7 @@ import torch
 
 import ghostlayers
 from conftest import make_documents, make_tiny_llama
-from ghostlayers.calibration import journal
+from ghostlayers.calibration import journal, passes
 from ghostlayers.calibration.fingerprint import model_fingerprint
 from ghostlayers.calibration.journal import Journal, keeping
 from ghostlayers.calibration.passes import Pass, Runner
@@ -110,15 +110,21 @@ def test_windows_that_are_in_the_sums_are_not_visited_again(
     assert float(sums.total) == float(some_windows().input_ids.sum())
 
 
-def test_a_pass_goes_on_with_the_groups_that_it_began_with(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("first_process_says", "visited_again"), [(None, 3), (2, 6)])
+def test_a_pass_goes_on_with_its_groups_unless_the_first_process_has_others(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first_process_says: int | None,
+    visited_again: int,
+) -> None:
     folder = tmp_path / "kept"
     with pytest.raises(KeyboardInterrupt):
         visit_some(folder, stop_after=3)
     (kept,) = folder.glob("*.safetensors")
-    notes = json.loads((folder / "request.json").read_text())
-    assert notes == {"what": "a test"}
+    if first_process_says:  # it was killed before it had kept any
+        monkeypatch.setattr(passes, "from_first", lambda _: first_process_says)
     sums, visited = visit_some(folder, batch_size=2)
-    assert visited == 3
+    assert visited == visited_again
     assert sums.seen.tolist() == [1] * 6
     assert not kept.exists()
 

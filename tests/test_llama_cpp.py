@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from gguf_models import IDS, VARIANTS, family
+from gguf_models import IDS, VARIANTS, family, with_a_merge, write
 from ghostlayers.checkpoint.gguf_export import export_gguf
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.gguf_families import GGUF_FAMILIES
 from ghostlayers.spans import Span
 from ghostlayers.surgery import removal
-from test_gguf import with_a_merge, write
-from test_surgery import fitted, logits
+from oracles import fitted, logits
 
 llama_cpp = pytest.importorskip("llama_cpp")
 

@@ -18,7 +18,9 @@ from ghostlayers.repairs.base import Repair, linear
 from ghostlayers.repairs.hadamard import hadamard
 from ghostlayers.selection.births import NormProfile
 from ghostlayers.spans import Span
-from ghostlayers.text.tokens import Windows
+from ghostlayers.text.corpora import Corpus
+from ghostlayers.text.tokens import Windows, make_windows
+from oracles import literal_ghost, literal_streams
 
 PAPER = FitOptions(ridge=0.0, absolute_ridge=1e-6)
 GAPS = (Span(1, 3), Span(4, 5), Span(6, 7))
@@ -26,48 +28,13 @@ GAPS = (Span(1, 3), Span(4, 5), Span(6, 7))
 
 @pytest.fixture(scope="module")
 def windows(byte_tokenizer: Any, some_text: list[str]) -> Windows:
-    corpus = ghostlayers.text.corpora.Corpus("text", tuple(some_text))
-    return ghostlayers.text.tokens.make_windows(
-        corpus, byte_tokenizer, sequence_length=64, count=30, seed=0
-    )
+    corpus = Corpus("text", tuple(some_text))
+    return make_windows(corpus, byte_tokenizer, sequence_length=64, count=30, seed=0)
 
 
-@torch.no_grad()
-def literal_streams(model: Any, ids: Tensor, deltas: dict[Span, Tensor] | None = None) -> Tensor:
-    """The stream entering every layer and leaving the last, [boundaries, tokens, hidden].
-
-    With operators, removed layers are skipped and x + x M is handed on at the end of each gap.
-    """
-    seen: list[Tensor] = []
-    skipped = {layer: span for span in deltas or {} for layer in span.layers}
-
-    def note(_: Any, args: Any) -> None:
-        seen.append(args[0].flatten(0, 1))
-
-    def skip(layer: int) -> Any:
-        def hook(_: Any, args: Any, output: Tensor) -> Tensor | None:
-            if layer not in skipped:
-                return None
-            span = skipped[layer]
-            last = layer == span.stop - 1
-            return args[0] + args[0] @ deltas[span].float() if last else args[0]  # type: ignore[index]
-
-        return hook
-
-    layers = model.model.layers
-    handles = [layer.register_forward_pre_hook(note) for layer in layers]
-    handles += [layer.register_forward_hook(skip(i)) for i, layer in enumerate(layers)]
-    handles.append(model.model.norm.register_forward_pre_hook(note))
-    model(input_ids=ids, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return torch.stack(seen)
-
-
-def literal_ghost(x: Tensor, y: Tensor) -> Tensor:
-    x, y = x.double(), y.double()
-    eye = torch.eye(x.shape[1], dtype=torch.float64)
-    return torch.linalg.solve(x.T @ x + 1e-6 * eye, x.T @ (y - x))
+def flat_streams(model: Any, ids: Tensor, deltas: dict[Span, Tensor] | None = None) -> Tensor:
+    """The stream at every boundary, [boundaries, tokens, hidden]."""
+    return literal_streams(model, ids, deltas).flatten(1, 2)
 
 
 def fitting(**changes: Any) -> Fitting:
@@ -87,7 +54,7 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 
 def test_ghost_as_published_on_trained_weights(layerwise: Any, windows: Windows) -> None:
     got = fits.fit_gaps(Runner(layerwise, 7), windows, GAPS, fitting())
-    streams = literal_streams(layerwise.network, windows.input_ids)
+    streams = flat_streams(layerwise.network, windows.input_ids)
     for span in GAPS:
         want = literal_ghost(streams[span.start], streams[span.stop])
         assert relative_error(got[span].delta, want) < 1e-6
@@ -99,7 +66,7 @@ def test_linearpatch_as_published_on_trained_weights(
 ) -> None:
     method = find_method(name)
     got = fits.fit_gaps(Runner(layerwise, 7), windows, GAPS, fitting(method=method))
-    streams = literal_streams(layerwise.network, windows.input_ids).double()
+    streams = flat_streams(layerwise.network, windows.input_ids).double()
     h = hadamard(48) if name == "linearpatch-hadamard" else torch.eye(48).double()
     for span in GAPS:
         xh, yh = streams[span.start] @ h, streams[span.stop] @ h
@@ -110,10 +77,10 @@ def test_linearpatch_as_published_on_trained_weights(
 
 def test_later_gaps_are_fitted_on_the_repaired_stream(layerwise: Any, windows: Windows) -> None:
     got = fits.fit_gaps(Runner(layerwise, 7), windows, GAPS, fitting(repaired_inputs=True))
-    dense = literal_streams(layerwise.network, windows.input_ids)
+    dense = flat_streams(layerwise.network, windows.input_ids)
     done: dict[Span, Tensor] = {}
     for span in GAPS:
-        repaired = literal_streams(layerwise.network, windows.input_ids, done)
+        repaired = flat_streams(layerwise.network, windows.input_ids, done)
         done[span] = literal_ghost(repaired[span.start], dense[span.stop])
         assert relative_error(got[span].delta, done[span]) < 1e-5
     original = fits.fit_gaps(Runner(layerwise), windows, GAPS, fitting())
@@ -133,7 +100,7 @@ def test_fits_do_not_depend_on_the_batch_size(layerwise: Any, windows: Windows) 
 def test_scores_are_those_of_stored_streams(layerwise: Any, windows: Windows) -> None:
     spans = [Span(i, i + 2) for i in range(7)]
     table, sample = scoring.measure_scores(Runner(layerwise, 7), windows, spans)
-    streams = literal_streams(layerwise.network, windows.input_ids)
+    streams = flat_streams(layerwise.network, windows.input_ids)
     for score in table.spans:
         cosines = cosine_similarity(streams[score.span.start], streams[score.span.stop], dim=-1)
         assert score.cosine == pytest.approx(float(cosines.mean()), abs=1e-5)
@@ -150,7 +117,7 @@ def test_the_published_cosine_is_over_tokens(layerwise: Any, windows: Windows) -
     table, _ = scoring.measure_scores(
         Runner(layerwise, 7), windows, spans, cosine_axis="tokens", residuals=False
     )
-    streams = literal_streams(layerwise.network, windows.input_ids).unflatten(1, (30, 64))
+    streams = flat_streams(layerwise.network, windows.input_ids).unflatten(1, (30, 64))
     for score in table.spans:
         a, b = streams[score.span.start], streams[score.span.stop]
         samples = [cosine_similarity(a[i : i + 1], b[i : i + 1]).mean() for i in range(30)]
@@ -169,7 +136,7 @@ def test_the_residual_of_a_span_is_that_of_its_sampled_tokens(
     m = torch.linalg.lstsq(x[~held_out], (y - x)[~held_out], driver="gelsd").solution
     error = (y - x - x @ m).square().sum(1) / y.square().sum(1)
     assert table.spans[0].residual == pytest.approx(float(error[held_out].mean()), rel=1e-2)
-    whole = literal_streams(layerwise.network, windows.input_ids)
+    whole = flat_streams(layerwise.network, windows.input_ids)
     positions = {tuple(row) for row in whole[2].tolist()}
     assert all(tuple(row) in positions for row in sample.streams[2][:20].tolist())
 
@@ -224,7 +191,7 @@ def test_ghost_beats_the_patch_and_the_patch_the_cut(layerwise: Any, windows: Wi
 def test_norms_without_scores(layerwise: Any, windows: Windows) -> None:
     profile = scoring.measure_norms(Runner(layerwise, 2), windows.first(3))
     assert isinstance(profile, NormProfile)
-    want = literal_streams(layerwise.network, windows.first(3).input_ids).norm(dim=-1)
+    want = flat_streams(layerwise.network, windows.first(3).input_ids).norm(dim=-1)
     torch.testing.assert_close(profile.norms, want, rtol=1e-4, atol=1e-4)
 
 

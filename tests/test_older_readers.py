@@ -21,7 +21,7 @@ from ghostlayers.checkpoint import saving
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.modeling import old_spellings
 from ghostlayers.surgery import removal
-from test_surgery import CUTS, logits, operators, token_ids
+from oracles import CUTS, logits, operators, token_ids
 
 OLDER = os.environ.get("GHOSTLAYERS_OLDER_PYTHON", "")
 ROTATED = [n for n in FAMILIES if getattr(build(n).config, "rope_parameters", None)]

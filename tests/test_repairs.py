@@ -23,6 +23,7 @@ from ghostlayers.repairs.hadamard import hadamard
 from ghostlayers.repairs.piecewise import PRIORS, choose_prior, common_directions, spherical_kmeans
 from ghostlayers.repairs.solve import RIDGES, choose_ridge, regress, solve_ridge
 from ghostlayers.statistics.moments import TokenWeight, token_weights
+from oracles import literal_ghost
 
 HIDDEN = 12
 WIDE = 20
@@ -413,13 +414,6 @@ def test_weights_are_weighted_least_squares(weight: TokenWeight, power: float) -
     want = torch.linalg.lstsq(root * x, root * (y - x), driver="gelsd").solution
     got = fit("ghost", x, y, weight, ridge=0.0).delta
     torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-12)
-
-
-def literal_ghost(x: Tensor, y: Tensor) -> Tensor:
-    """The paper, written out: (X'X + 1e-6 I) M = X'(Y - X) in float64."""
-    x, y = x.double(), y.double()
-    eps = 1e-6 * torch.eye(x.shape[1], dtype=torch.float64)
-    return torch.linalg.solve(x.T @ x + eps, x.T @ (y - x))
 
 
 def literal_linearpatch(x: Tensor, y: Tensor, h: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from families import build
 from ghostlayers import modeling
 from ghostlayers.checkpoint import saving
 from ghostlayers.surgery import removal
-from test_surgery import CUTS, logits, operators, token_ids
+from oracles import CUTS, logits, operators, token_ids
 
 NAMES = ("llama", "mixtral", "gemma3_text", "gpt2")
 CLASSES = {

@@ -16,7 +16,6 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from typer.testing import CliRunner
 
 import families
-import ghostlayers
 from ghostlayers.calibration import measuring, scoring, search
 from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fitting import Fitting, fit_gaps
@@ -40,6 +39,7 @@ from ghostlayers.selection.weights import counts, magnitude_importance, taylor_i
 from ghostlayers.spans import Span, merge_layers, removed_layers
 from ghostlayers.surgery.removal import prune_layers
 from ghostlayers.text.tokens import Windows
+from oracles import literal_ghost, literal_streams, skipping
 
 NAMES = [
     "streamline",
@@ -57,14 +57,6 @@ NAMES = [
 ]
 ITERATED = [name for name in NAMES if not find_selection(name).not_iterated]
 RIDGE = FitOptions(ridge=0.0, absolute_ridge=1e-6)
-
-
-@pytest.fixture(scope="module")
-def windows(byte_tokenizer: Any, some_text: list[str]) -> Windows:
-    corpus = ghostlayers.text.corpora.Corpus("text", tuple(some_text))
-    return ghostlayers.text.tokens.make_windows(
-        corpus, byte_tokenizer, sequence_length=64, count=16, seed=0
-    )
 
 
 def ghost(**changes: Any) -> Fitting:
@@ -88,29 +80,6 @@ def choose(
 # Slow transcriptions
 
 
-@contextmanager
-def skipping(model: Any, deltas: dict[Span, Tensor], more: tuple[int, ...] = ()) -> Iterator[None]:
-    """Layers of gaps hand their input on, the last one repaired; further ones just hand it on."""
-
-    def hook(_: Any, args: Any, output: Any, delta: Tensor | None) -> Tensor:
-        return args[0] if delta is None else args[0] + args[0] @ delta.float()
-
-    handles = []
-    for layer, module in enumerate(model.model.layers):
-        gap = next((span for span in deltas if layer in span), None)
-        if gap is None and layer not in more:
-            continue
-        delta = deltas[gap] if gap is not None and layer == gap.stop - 1 else None
-        handles.append(
-            module.register_forward_hook(lambda m, a, o, delta=delta: hook(m, a, o, delta))
-        )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @torch.no_grad()
 def literal_loss(
     model: Any, ids: Tensor, deltas: dict[Span, Tensor] | None = None, more: tuple[int, ...] = ()
@@ -118,28 +87,6 @@ def literal_loss(
     with skipping(model, deltas or {}, more):
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     return float(cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
-
-
-@torch.no_grad()
-def literal_streams(model: Any, ids: Tensor, deltas: dict[Span, Tensor] | None = None) -> Tensor:
-    """The stream entering every layer and leaving the last, [boundaries, windows, tokens, hidden].
-
-    Layers of gaps are there, and do what `skipping` makes of them.
-    """
-    seen: list[Tensor] = []
-    places = [*model.model.layers, model.model.norm]
-    handles = [each.register_forward_pre_hook(lambda _, a: seen.append(a[0])) for each in places]
-    with skipping(model, deltas or {}):
-        model(input_ids=ids, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return torch.stack(seen)
-
-
-def literal_ghost(x: Tensor, y: Tensor) -> Tensor:
-    x, y = x.flatten(0, -2).double(), y.flatten(0, -2).double()
-    eye = torch.eye(x.shape[1], dtype=torch.float64)
-    return torch.linalg.solve(x.T @ x + 1e-6 * eye, x.T @ (y - x))
 
 
 def literal_fit(model: Any, ids: Tensor, removed: list[int]) -> dict[Span, Tensor]:

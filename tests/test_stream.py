@@ -9,10 +9,7 @@ from families import FAMILIES, build
 from ghostlayers.errors import NonFiniteError, UnsupportedModelError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import check_finite, find_decoder_layers, sweep
-
-
-def token_ids(batch: int, length: int = 13, seed: int = 0) -> torch.Tensor:
-    return torch.randint(3, 96, (batch, length), generator=torch.Generator().manual_seed(seed))
+from oracles import token_ids
 
 
 @torch.no_grad()

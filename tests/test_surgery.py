@@ -7,53 +7,30 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import linear
 
 from families import build
 from ghostlayers import modeling
 from ghostlayers.calibration.cuts import Cut
-from ghostlayers.calibration.fitting import Fitting, fit_gaps
-from ghostlayers.calibration.passes import Runner
 from ghostlayers.errors import InputError, SpanError, UnsupportedModelError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import find_decoder_layers
-from ghostlayers.repairs import ALL, FitOptions, find_method
+from ghostlayers.repairs import ALL, find_method
 from ghostlayers.repairs.base import FROM_KEPT_LAYER, Repair
 from ghostlayers.repairs.base import linear as linear_map
 from ghostlayers.spans import Span, kept_layers
 from ghostlayers.surgery import removal
 from ghostlayers.surgery.features import check_method
-from ghostlayers.text.tokens import Windows
+from oracles import (
+    CUTS,
+    fitted,
+    literal_repaired,
+    logits,
+    operators,
+    random_windows,
+    token_ids,
+)
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "bitnet", "gemma3_text")
-
-CUTS = {
-    "first": (Span(0, 2),),
-    "middle": (Span(1, 3),),
-    "last": (Span(3, 5),),
-    "both ends": (Span(0, 1), Span(4, 5)),
-    "two gaps": (Span(1, 2), Span(3, 4)),
-}
-
-
-def token_ids(batch: int = 2, length: int = 13) -> torch.Tensor:
-    return torch.randint(3, 96, (batch, length), generator=torch.Generator().manual_seed(0))
-
-
-def deltas(spans: tuple[Span, ...]) -> dict[Span, torch.Tensor]:
-    generator = torch.Generator().manual_seed(4)
-    return {
-        span: 0.05 * torch.randn(32, 32, generator=generator, dtype=torch.float64) for span in spans
-    }
-
-
-def operators(spans: tuple[Span, ...]) -> dict[Span, Repair]:
-    return {span: Repair("ghost", linear_map(delta)) for span, delta in deltas(spans).items()}
-
-
-def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=ids, use_cache=False).logits
 
 
 def handmade(name: str, spans: tuple[Span, ...]) -> Any:
@@ -95,37 +72,6 @@ def test_an_empty_cut_is_the_identity(name: str) -> None:
     dense = build(name)
     pruned = removal.prune_layers(DenseModel(dense), ())
     assert torch.equal(logits(pruned, token_ids()), logits(dense, token_ids()))
-
-
-def literal_repaired(dense: Any, spans: tuple[Span, ...], ids: torch.Tensor) -> torch.Tensor:
-    """Hooks on the dense model that skip removed layers and add x M at each gap."""
-    maps = deltas(spans)
-    handles = []
-
-    def instead(output: Any, stream: torch.Tensor) -> Any:
-        return (stream, *output[1:]) if isinstance(output, tuple) else stream
-
-    def skip(_: Any, args: Any, kwargs: Any, output: Any) -> Any:
-        return instead(output, args[0] if args else kwargs["hidden_states"])
-
-    def repair(span: Span) -> Any:
-        def hook(_: Any, args: Any, kwargs: Any, output: Any) -> Any:
-            x = args[0] if args else kwargs["hidden_states"]
-            return instead(output, x + linear(x, maps[span].T.float()))
-
-        return hook
-
-    for span in spans:
-        for index in span.layers:
-            layer = find_decoder_layers(dense)[index]
-            last = index == span.stop - 1
-            handles.append(
-                layer.register_forward_hook(repair(span) if last else skip, with_kwargs=True)
-            )
-    result = logits(dense, ids)
-    for handle in handles:
-        handle.remove()
-    return result
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -256,18 +202,6 @@ def test_impossible_operators_are_refused(delta: torch.Tensor, message: str) -> 
     repair = Repair("ghost", linear_map(delta))
     with pytest.raises(InputError, match=message):
         removal.prune_layers(build("llama"), CUTS["middle"], {Span(1, 3): repair})
-
-
-def random_windows(count: int = 40, length: int = 13) -> Windows:
-    ids = torch.randint(3, 96, (count, length), generator=torch.Generator().manual_seed(8))
-    return Windows(ids, bos=False, available=count, documents=())
-
-
-def fitted(dense: Any, name: str, spans: tuple[Span, ...]) -> dict[Span, Repair]:
-    method = find_method(name)
-    check_method(DenseModel(dense), method, spans)
-    how = Fitting(method, FitOptions(ridge=1e-4), token_weight="relative")
-    return fit_gaps(Runner(DenseModel(dense)), random_windows(), spans, how)
 
 
 @pytest.mark.parametrize("cut", ["middle", "last", "two gaps"])

@@ -16,7 +16,7 @@ from families import build
 from ghostlayers.checkpoint import saving
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.surgery import removal
-from test_surgery import CUTS, logits, operators, token_ids
+from oracles import CUTS, logits, operators, token_ids
 
 NAMES = ("llama", "gemma3_text", "gpt2")
 SPANS = CUTS["both ends"]

@@ -15,48 +15,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from conftest import NOUNS, VERBS, make_byte_tokenizer, make_tiny_llama
+from conftest import make_byte_tokenizer, make_tiny_llama
 from ghostlayers import pipeline
 from ghostlayers.cli import app
 from ghostlayers.errors import CorpusError, DependencyError, InputError, ModelError, RecipeError
 from ghostlayers.evaluation import compare_tasks, evaluate_tasks, harness, open_tasks
-
-TASK = """\
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files: {{test: "{data}"}}
-  cache_dir: "{cache}"
-test_split: test
-output_type: {kind}
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{label}}}}"
-metric_list:
-{metrics}
-metadata: {{version: 3.0}}
-"""
-COUNT = 14
-
-
-def questions() -> list[dict]:
-    rng = random.Random(0)
-    return [
-        {
-            "question": f"{number}. The {rng.choice(NOUNS)} {rng.choice(VERBS)} the",
-            "choices": rng.sample(NOUNS, 3),
-            "label": rng.randrange(3),
-        }
-        for number in range(COUNT)
-    ]
-
-
-def write_task(folder, name, rows, *metrics, kind="multiple_choice"):
-    data = folder / f"{name}.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    listed = "\n".join(f"  - {{metric: {metric}}}" for metric in metrics)
-    text = TASK.format(name=name, data=data, cache=folder / "cache", kind=kind, metrics=listed)
-    (folder / f"{name}.yaml").write_text(text)
+from task_texts import COUNT, questions, write_task
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from conftest import make_byte_tokenizer, make_documents
 from ghostlayers.errors import CorpusError
-from ghostlayers.text import corpora, files, raw
+from ghostlayers.text import corpora, raw
 from ghostlayers.text.corpora import Corpus, load_corpus
 from ghostlayers.text.rows import is_identifier
 
@@ -50,11 +50,9 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds so low that small sources are large ones."""
-    monkeypatch.setattr(corpora, "WHOLE", 4000)
-    monkeypatch.setattr(files, "WHOLE", 4000)
+    monkeypatch.setattr(raw, "WHOLE", 4000)
     monkeypatch.setattr(corpora, "DRAWN", 2000)
-    for module in (corpora, files, raw):
-        monkeypatch.setattr(module, "BLOCK", 512)
+    monkeypatch.setattr(raw, "BLOCK", 512)
     monkeypatch.setattr(raw, "_LOOK", 64)
 
 
@@ -545,7 +543,7 @@ def test_what_is_read_does_not_grow_with_the_file(
         opened.append(Counted(path.open("rb")))
         return opened[-1]
 
-    monkeypatch.setattr(files, "open_bytes", count)
+    monkeypatch.setattr(raw, "open_bytes", count)
     corpus = read(path, seed=1, max_characters=2000)
     assert not corpus.complete
     assert sum(each.count for each in opened) < 19_000
@@ -562,8 +560,7 @@ def test_only_some_files_of_a_folder_are_opened(tmp_path: Path, small: None) -> 
 def test_of_a_long_line_the_beginning_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (raw, files):
-        monkeypatch.setattr(module, "MAX_LINE", 1000)
+    monkeypatch.setattr(raw, "MAX_LINE", 1000)
     path = tmp_path / "a.jsonl"
     long = "é\n" * 2000
     path.write_text(

@@ -19,7 +19,7 @@ from ghostlayers.repairs.base import FitOptions
 from ghostlayers.repairs.through_norm import ChannelSums, Writing, whitened
 from ghostlayers.spans import Span
 from ghostlayers.surgery import removal
-from test_surgery import CUTS, fitted, logits, random_windows, token_ids
+from oracles import CUTS, fitted, logits, random_windows, token_ids
 
 NORMED = ("exaone4", "gemma2", "gemma3_text", "glm4", "olmo2", "olmo3")
 

@@ -13,7 +13,7 @@ import torch
 from ghostlayers import preparation
 from ghostlayers.errors import CorpusError, WindowError
 from ghostlayers.recipe import Recipe
-from ghostlayers.text import corpora, files, raw, tokenizing, tokens
+from ghostlayers.text import corpora, raw, token_streams, tokenizing
 from ghostlayers.text.corpora import Corpus, document_hash
 from ghostlayers.text.tokens import (
     check_sequence_length,
@@ -434,11 +434,10 @@ def test_every_sampling_knows_a_beginning_of_sequence(
 @pytest.fixture
 def small_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds so low that small sources are large ones."""
-    for module in (corpora, files, preparation):
+    for module in (raw, preparation):
         monkeypatch.setattr(module, "WHOLE", 3000)
     monkeypatch.setattr(corpora, "DRAWN", 3000)
-    for module in (corpora, files, raw):
-        monkeypatch.setattr(module, "BLOCK", 1024)
+    monkeypatch.setattr(raw, "BLOCK", 1024)
     monkeypatch.setattr(raw, "_LOOK", 128)
     monkeypatch.setattr(tokenizing, "PIECE", 500)
     monkeypatch.setattr(tokenizing, "OVERLAP", 100)
@@ -562,7 +561,7 @@ def test_a_bar_is_shown_where_tokenising_takes_long(
 
     tokenize(corpus, byte_tokenizer, Watched())
     assert stages == []
-    monkeypatch.setattr(tokens, "SHOWN_FROM", 1000)
+    monkeypatch.setattr(token_streams, "SHOWN_FROM", 1000)
     tokenize(corpus, byte_tokenizer, Watched())
     ((description, total, done),) = stages
     assert (description, total) == ("Tokenising the text", sum(map(len, corpus.documents)))

@@ -18,7 +18,7 @@ from ghostlayers.checkpoint import saving, vllm_plugin
 from ghostlayers.model import families
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.surgery import removal
-from test_surgery import CUTS, operators
+from oracles import CUTS, operators
 
 SPANS = CUTS["both ends"]
 

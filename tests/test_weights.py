@@ -13,7 +13,7 @@ from families import FAMILIES, build
 from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.adapter import weights_hash
 from ghostlayers.errors import ModelError, NonFiniteError, UnsupportedModelError
-from ghostlayers.model import weights
+from ghostlayers.model import tensor_files, weights
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import check_causal, from_memory, load_model
 from ghostlayers.pipeline import evaluate
@@ -272,7 +272,7 @@ def test_shards_are_read_as_the_index_says_or_not_at_all(folder, tmp_path):
     refused("which model.safetensors.index.json names", index={first: "c.safetensors"})
     whole = tensors_of(folder)
     in_shards(folder)
-    assert weights.held_in(folder).keys() == whole.keys()
+    assert tensor_files.held_in(folder).keys() == whole.keys()
     write(folder, whole)
     with pytest.raises(ModelError, match="two sets of weights"):
         load_model(str(folder), CPU)

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,6 +30,9 @@ from ghostlayers.spans import Span
 from ghostlayers.surgery import removal
 from ghostlayers.surgery.folding import layer_weights
 from ghostlayers.surgery.stock_layer import as_stock_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WEIGHTS = "adapter.safetensors"
 
@@ -62,7 +65,7 @@ class Adapter:
         return DTYPES[self.record["base_model"]["stored_dtype"]]
 
 
-def weights_hash(model: Any, stored_dtype: torch.dtype) -> str:
+def weights_hash(model: "PreTrainedModel", stored_dtype: torch.dtype) -> str:
     """SHA-256 of every parameter's name, shape and bytes in the type they are stored in."""
     digest = hashlib.sha256()
     for name, tensor in sorted_parameters(model):
@@ -80,20 +83,20 @@ def check_precision(loaded: DenseModel, stored_dtype: torch.dtype) -> None:
     """
     computes_in = loaded.network.dtype
     if torch.promote_types(computes_in, stored_dtype) != computes_in:
-        stored, rounded = (str(each).removeprefix("torch.") for each in (stored_dtype, computes_in))
+        stored, rounded = map(proof.plain_dtype, (stored_dtype, computes_in))
         raise RecipeError(
             f"an adapter knows its base by the weights on disk, in {stored}, which {rounded} "
             f"rounds. Pass --dtype {' or '.join(dict.fromkeys((stored, 'float32')))}."
         )
 
 
-def answers(model: Any) -> list[float]:
+def answers(model: "PreTrainedModel") -> list[float]:
     """The highest logit after each of some tokens: what config and buffers make of the weights."""
     logits = proof.logits_of_some_tokens(model)
     return [round(float(each), 4) for each in logits[0].max(dim=-1).values]
 
 
-def _check_answers(model: Any, known: list[float] | None, name: str) -> None:
+def _check_answers(model: "PreTrainedModel", known: list[float] | None, name: str) -> None:
     if known is None:  # an adapter older than this check
         return
     found, wanted = torch.tensor(answers(model)), torch.tensor(known)
@@ -107,7 +110,7 @@ def _check_answers(model: Any, known: list[float] | None, name: str) -> None:
 def save_adapter(
     out: Path,
     dense: DenseModel,
-    model: Any,
+    model: "PreTrainedModel",
     repairs: Mapping[Span, Repair],
     record: dict[str, Any],
     *,
@@ -134,7 +137,7 @@ def save_adapter(
     base = {
         **record["base_model"],
         "sha256": weights_hash(dense.network, stored),
-        "stored_dtype": str(stored).removeprefix("torch."),
+        "stored_dtype": proof.plain_dtype(stored),
         "answers": answers(dense.network),
     }
     record = {**record, "base_model": base, "gaps": gaps, "mode": "adapter"}
@@ -207,16 +210,18 @@ def _read(folder: Path, record: dict[str, Any]) -> Adapter:
     return Adapter(record, repairs, folded)
 
 
-def _rebuild(dense: DenseModel, adapter: Adapter) -> Any:
-    model = removal.prune_layers(dense, adapter.spans, adapter.repairs, folded=adapter.folded)
+def _rebuild(dense: DenseModel, adapter: Adapter) -> "PreTrainedModel":
+    model: PreTrainedModel = removal.prune_layers(
+        dense, adapter.spans, adapter.repairs, folded=adapter.folded
+    )
     if adapter.record["recipe"].get("export") == "stock-layer":
-        return as_stock_layers(dense, model, adapter.spans, adapter.repairs)
+        model = as_stock_layers(dense, model, adapter.spans, adapter.repairs)
     return model
 
 
 def open_adapter(
     folder: str | Path, base: str | Path | None = None, options: RunOptions | None = None
-) -> tuple[Any, DenseModel, Adapter]:
+) -> "tuple[PreTrainedModel, DenseModel, Adapter]":
     """The repaired model, its base and the adapter; see `from_adapter`."""
     adapter = read_adapter(folder)
     known = adapter.record["base_model"]
@@ -242,7 +247,7 @@ def open_adapter(
 
 def from_adapter(
     folder: str | Path, base: str | Path | None = None, options: RunOptions | None = None
-) -> Any:
+) -> "PreTrainedModel":
     """Build the repaired model that an adapter describes.
 
     Args:
@@ -256,7 +261,8 @@ def from_adapter(
     Raises:
         ModelError: the base model cannot be found, or is not the one it was made on.
     """
-    return multimodal.whole_of(open_adapter(folder, base, options)[0])
+    whole: PreTrainedModel = multimodal.whole_of(open_adapter(folder, base, options)[0])
+    return whole
 
 
 def materialize(

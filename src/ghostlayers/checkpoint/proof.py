@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
@@ -17,19 +17,17 @@ from safetensors.torch import load_file
 
 from ghostlayers import modeling
 from ghostlayers.checkpoint import reload_check
-from ghostlayers.checkpoint.records import calibration_documents as calibration_documents
-from ghostlayers.checkpoint.records import check_files as check_files
-from ghostlayers.checkpoint.records import inspect as inspect
 from ghostlayers.errors import (
     NonFiniteError,
     VerificationError,
 )
 from ghostlayers.model import multimodal
 from ghostlayers.model.residency import is_offloaded
-from ghostlayers.runtime.outputs import RECORD as RECORD
-from ghostlayers.runtime.outputs import file_hash as file_hash
 from ghostlayers.runtime.parallel import alone
 from ghostlayers.runtime.scratch import Scratch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MEMORY_OF_A_RELOAD = 10**9
 """Bytes of weights that the fresh process holds where the model is offloaded here."""
@@ -65,9 +63,15 @@ class Verification:
     num_tokens: int
 
 
-def mode_of(model: Any) -> str:
+def mode_of(model: "PreTrainedModel") -> str:
     """``custom`` for a checkpoint that carries operators, else ``stock``."""
     return "custom" if hasattr(model.config, "repaired_boundaries") else "stock"
+
+
+def device_of(model: "PreTrainedModel") -> torch.device:
+    """Where a model takes its tokens."""
+    embedding: torch.Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    return embedding.device
 
 
 def plain_dtype(dtype: torch.dtype) -> str:
@@ -76,7 +80,10 @@ def plain_dtype(dtype: torch.dtype) -> str:
 
 
 def verify(
-    folder: Path, model: Any, tokenizer: Any = None, stored_dtype: torch.dtype | None = None
+    folder: Path,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    stored_dtype: torch.dtype | None = None,
 ) -> Verification:
     """Load a folder in a fresh process, as its readers will, and compare with a model in memory.
 
@@ -105,14 +112,16 @@ def verify(
     return _compare(answer["logits"], _logits(model, ids))
 
 
-def _in_types(model: Any, main: torch.dtype, types: Mapping[str, str]) -> Any:
+def _in_types(
+    model: "PreTrainedModel", main: torch.dtype, types: Mapping[str, str]
+) -> "PreTrainedModel":
     """The model as its readers have it: every parameter in the type that they got it in."""
     from transformers.initialization import no_init_weights
 
     whole, default = multimodal.whole_of(model), torch.get_default_dtype()
     torch.set_default_dtype(main)
     try:
-        with no_init_weights(), torch.device(model.get_input_embeddings().weight.device):
+        with no_init_weights(), device_of(model):
             twin = type(whole)(copy.deepcopy(whole.config))
     finally:
         torch.set_default_dtype(default)
@@ -122,10 +131,11 @@ def _in_types(model: Any, main: torch.dtype, types: Mapping[str, str]) -> Any:
     }
     twin.load_state_dict(state, assign=True, strict=False)
     twin.tie_weights()
-    return multimodal.text_view(twin.eval())
+    viewed: PreTrainedModel = multimodal.text_view(twin.eval())
+    return viewed
 
 
-def compare_logits(made: Any, model: Any) -> Verification:
+def compare_logits(made: "PreTrainedModel", model: "PreTrainedModel") -> Verification:
     """Compare two models in memory as `verify` compares a folder.
 
     Raises:
@@ -135,21 +145,20 @@ def compare_logits(made: Any, model: Any) -> Verification:
     return _compare(_logits(made, ids), _logits(model, ids))
 
 
-def logits_of_some_tokens(model: Any) -> torch.Tensor:
+def logits_of_some_tokens(model: "PreTrainedModel") -> torch.Tensor:
     """What `verify` compares, [1, tokens, vocabulary]."""
     return _logits(model, some_tokens(model))
 
 
-def some_tokens(model: Any) -> torch.Tensor:
+def some_tokens(model: "PreTrainedModel") -> torch.Tensor:
     """Token ids for a comparison of logits, [1, 32]."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, model.config.vocab_size, (1, 32), generator=generator)
 
 
 @torch.no_grad()
-def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    device = model.get_input_embeddings().weight.device
-    logits: torch.Tensor = model(input_ids=ids.to(device), use_cache=False).logits
+def _logits(model: "PreTrainedModel", ids: torch.Tensor) -> torch.Tensor:
+    logits: torch.Tensor = model(input_ids=ids.to(device_of(model)), use_cache=False).logits
     return logits.float().cpu()
 
 
@@ -172,7 +181,7 @@ def _compare(
 
 
 def _ask_fresh_process(
-    folder: Path, model: Any, ids: torch.Tensor, text: str
+    folder: Path, model: "PreTrainedModel", ids: torch.Tensor, text: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """What a fresh process finds in the folder, and the types that its parameters have there."""
     ready = next((each for each in _READY if Path(each.scratch.name).is_dir()), None)
@@ -185,7 +194,7 @@ def _ask_fresh_process(
             "ids": ids[0].tolist(),
             "text": text,
             "dtype": plain_dtype(model.dtype),
-            "device": str(model.get_input_embeddings().weight.device),
+            "device": str(device_of(model)),
             "room": MEMORY_OF_A_RELOAD if is_offloaded(model) else 0,
             "code": _code_hash(model),
             "sees": multimodal.whole_of(model) is not model,
@@ -239,7 +248,7 @@ def _environment(scratch: str) -> dict[str, str]:
     return {**alone(), **here, "TRANSFORMERS_VERBOSITY": "error"}
 
 
-def _code_hash(model: Any) -> str | None:
+def _code_hash(model: "PreTrainedModel") -> str | None:
     """Of the one file of code that a checkpoint of the model carries; None if it carries none."""
     if mode_of(model) == "stock":
         return None

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: of all that a run leaves, safetensors are written here alone.
+"""Writing a checkpoint, or an adapter, with its record and its card.
 
 A checkpoint appears whole or not at all: it is written beside its final place, loaded there in a
 fresh process that has never heard of this package, compared with the model in memory, and then
@@ -15,11 +15,18 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ghostlayers import modeling
 from ghostlayers.checkpoint.card import render_card
-from ghostlayers.checkpoint.proof import Verification, mode_of, plain_dtype, some_tokens, verify
+from ghostlayers.checkpoint.proof import (
+    Verification,
+    device_of,
+    mode_of,
+    plain_dtype,
+    some_tokens,
+    verify,
+)
 from ghostlayers.errors import (
     ModelError,
     RecipeError,
@@ -27,7 +34,8 @@ from ghostlayers.errors import (
 from ghostlayers.model import multimodal
 from ghostlayers.model.configs import without_code
 from ghostlayers.model.residency import is_offloaded, offloaded_sets
-from ghostlayers.model.weights import as_stored, copy_pieces, in_pieces, stored_type, type_in_file
+from ghostlayers.model.tensor_files import type_in_file
+from ghostlayers.model.weights import as_stored, copy_pieces, in_pieces, stored_type
 from ghostlayers.runtime.documents import to_json
 from ghostlayers.runtime.files import LICENCES
 from ghostlayers.runtime.outputs import RECORD, hashes, whole_folder
@@ -42,7 +50,7 @@ SHARD_IN_PIECES = 5 * 10**9
 """Bytes of a file that is written twice, because some of its tensors are copied from the base's."""
 
 
-def checkpoint_bytes(model: Any, stored_dtype: torch.dtype) -> int:
+def checkpoint_bytes(model: PreTrainedModel, stored_dtype: torch.dtype) -> int:
     """Bytes of a model's weights in the type they are stored in."""
     elements = sum(parameter.numel() for parameter in model.parameters())
     return int(elements * stored_dtype.itemsize)
@@ -50,8 +58,8 @@ def checkpoint_bytes(model: Any, stored_dtype: torch.dtype) -> int:
 
 def save_checkpoint(
     out: Path,
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     record: dict[str, Any],
     *,
     stored_dtype: torch.dtype,
@@ -63,7 +71,7 @@ def save_checkpoint(
 
     Args:
         out: the folder to make.
-        model: as `surgery.prune_layers` returns it.
+        model: as `removal.prune_layers` returns it.
         tokenizer: saved beside it.
         record: provenance; hashes of the files and the verification are added.
         stored_dtype: the type of the weights on disk.
@@ -128,12 +136,12 @@ def _describe(folder: Path, record: dict[str, Any]) -> None:
     _write_json(folder / RECORD, {**record, "files": hashes(folder)})
 
 
-def _mode(model: Any, record: dict[str, Any]) -> str:
+def _mode(model: PreTrainedModel, record: dict[str, Any]) -> str:
     asked = record.get("recipe", {}).get("export")
     return "stock-layer" if asked == "stock-layer" else mode_of(model)
 
 
-def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
+def _write_model(folder: Path, model: PreTrainedModel, stored_dtype: torch.dtype) -> None:
     """Write weights and configs; what a repaired model needs beside them, its config writes."""
     state = _stored_state(model, stored_dtype)
     pieces = in_pieces(model, model.state_dict(keep_vars=True), stored_dtype)
@@ -148,7 +156,7 @@ def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
     finally:
         model.config.dtype = before
     # The type that the model computed in is written down as well.
-    more: dict[str, Any] = {"dtype": str(stored_dtype).removeprefix("torch.")}
+    more: dict[str, Any] = {"dtype": plain_dtype(stored_dtype)}
     if mode_of(model) == "custom":
         scale = logit_scale(model)
         if scale != 1 and not hasattr(model.config, "logit_scale"):
@@ -159,7 +167,7 @@ def _write_model(folder: Path, model: Any, stored_dtype: torch.dtype) -> None:
 
 
 @contextlib.contextmanager
-def _read_as_stored(model: Any, stored_dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+def _read_as_stored(model: PreTrainedModel, stored_dtype: torch.dtype) -> Iterator[dict[str, Any]]:
     """Have offloaded weights read in the type they are stored in, a shard at a time.
 
     Raises:
@@ -197,7 +205,7 @@ def _type_of_entry(entry: Mapping[str, Any], main: torch.dtype) -> str:
     return plain_dtype(type_in_file(own, entry["weight_name"], main))
 
 
-def _stored_state(model: Any, stored_dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _stored_state(model: PreTrainedModel, stored_dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The weights in the type they are stored in; tied ones stay one tensor, and are saved once."""
     stored: dict[int, torch.Tensor] = {}
 
@@ -233,14 +241,14 @@ def _drop_foreign_code(folder: Path) -> None:
 
 
 @torch.no_grad()
-def logit_scale(model: Any) -> float:
+def logit_scale(model: PreTrainedModel) -> float:
     """By what number a causal language model multiplies what its head gives; 1 if by none.
 
     Families keep it in their configs under several names, some as a factor and some as a divisor,
     so it is measured first, and then taken from the entry of the config that says it exactly. What
     is no factor (a soft cap) counts as none.
     """
-    ids = some_tokens(model)[:, :8].to(model.get_input_embeddings().weight.device)
+    ids = some_tokens(model)[:, :8].to(device_of(model))
     base = next(child for child in model.children() if isinstance(child, PreTrainedModel))
     stream = base(input_ids=ids, use_cache=False)[0]
     plain = model.get_output_embeddings()(stream).double()

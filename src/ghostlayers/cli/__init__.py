@@ -1,4 +1,4 @@
-"""The command line: each command is a thin shell over one public function."""
+"""The command line: what is asked, in the package's own terms, and what it says on the screen."""
 
 from ghostlayers.cli.app import app
 

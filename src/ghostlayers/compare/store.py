@@ -10,7 +10,15 @@ from typing import Any
 from ghostlayers.calibration import journal
 from ghostlayers.errors import OutputError
 from ghostlayers.runtime import drafts
-from ghostlayers.runtime.documents import Checked, brief, check, read_json, strict, to_json
+from ghostlayers.runtime.documents import (
+    NO_NUMBERS,
+    Checked,
+    brief,
+    check,
+    read_json,
+    strict,
+    to_json,
+)
 from ghostlayers.runtime.files import whole_file, write_whole
 from ghostlayers.runtime.outputs import file_hash
 from ghostlayers.runtime.shown import shared
@@ -122,7 +130,7 @@ class Store:
         path = self._path(key)
         if not path.is_file():
             return None
-        found = read_json(path, OutputError, nulls=False)
+        found = read_json(path, OutputError, refused=NO_NUMBERS)
         content = check(found, _Part, _damaged(path), OutputError)
         if content["key"] != key:
             raise OutputError(f"{_damaged(path)} is another part; delete it to measure it again.")

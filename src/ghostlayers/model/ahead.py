@@ -1,117 +1,70 @@
-"""Fetching the next decoder layer while the present one computes.
+"""Reading the next decoder layer while the present one computes.
 
-A thread has the system read the layer's stretches of files. Where an accelerator computes, it then
-copies the weights there too, on a stream of its own, so that disk, bus and arithmetic work at the
-same time.
+A thread has the system read the layer's stretches of files, to find them in its memory afterwards.
 """
 
 import contextlib
-import json
 import threading
-from collections import ChainMap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import nn
+
+from ghostlayers.model.tensor_files import header
 
 READ_AHEAD_BYTES = 1 << 23
 """Read from a file at a time."""
 
 
-class Ahead:
-    """One decoder layer on its way.
+class Stretch(NamedTuple):
+    """The bytes of one tensor in a file."""
 
-    Without an accelerator it comes as far as the system's own cache of files.
-    """
+    path: Path
+    start: int
+    stop: int
+
+
+class Ahead:
+    """One decoder layer on its way."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._copies: dict[nn.Module, dict[str, Tensor]] = {}
-        self._streams: dict[torch.device, Any] = {}
 
     def fetch(self, layer: nn.Module) -> None:
-        """Begin to fetch a layer."""
-        stream = self._stream_for(layer)
-        self._thread = threading.Thread(target=self._fetch, args=(layer, stream), daemon=True)
+        """Begin to read a layer."""
+        self._thread = threading.Thread(target=read, args=(stretches(layer),), daemon=True)
         self._thread.start()
 
-    @contextlib.contextmanager
-    def in_place_of_files(self, layer: nn.Module) -> Iterator[None]:
-        """Hand what was fetched to the hooks of a layer; they read the rest themselves."""
-        copies, kept = self._take(), []
-        for module, hook in offloaded_modules(layer):
-            if module in copies:
-                kept.append((hook, hook.weights_map))
-                hook.weights_map = ChainMap(copies[module], hook.weights_map)
-        try:
-            yield
-        finally:
-            for hook, weights in kept:
-                hook.weights_map = weights
-
-    def wait_for_work(self) -> None:
-        """Wait until weights that were copied ahead are used no more.
-
-        Their memory goes back to the stream that copied them, which writes into it without
-        waiting for the stream that computes.
-        """
-        for device in self._streams:
-            streams_of(device).current_stream(device).synchronize()
-
-    def drop(self) -> None:
-        """Let go what was fetched."""
-        self._take()
-
-    def _take(self) -> dict[nn.Module, dict[str, Tensor]]:
+    def wait(self) -> None:
+        """Wait until what was begun is read."""
         if self._thread is not None:
             self._thread.join()
-        copies, self._copies = self._copies, {}
-        return copies
-
-    def _stream_for(self, layer: nn.Module) -> Any:
-        """The stream that copies to where a layer computes; None if nothing is copied."""
-        places = {torch.device(hook.execution_device) for _, hook in offloaded_modules(layer)}
-        if len(places) != 1 or not (found := streams_of(device := places.pop())):
-            return None
-        if device not in self._streams:
-            self._streams[device] = found.Stream(device)
-        return self._streams[device]
-
-    def _fetch(self, layer: nn.Module, stream: Any) -> None:
-        read(stretches(layer))
-        if stream is None:
-            return
-        # A layer that finds no room now is brought in the usual way, when the present one is gone;
-        # whatever else is wrong is reported there.
-        with contextlib.suppress(Exception), streams_of(stream.device).stream(stream):
-            copies = {module: _copy(module, hook) for module, hook in offloaded_modules(layer)}
-            stream.synchronize()
-            self._copies = copies
 
 
-def streams_of(device: torch.device) -> Any:
-    """The module of torch that has a device's streams; None where copying ahead gains nothing."""
-    if device.type == "cpu":
-        return None
-    module = torch.get_device_module(device)
-    return module if hasattr(module, "Stream") and hasattr(module, "stream") else None
+def stretches(layer: nn.Module) -> list[Stretch]:
+    """Where on disk a layer's weights lie; nothing if they lie in memory."""
+    found = []
+    for module, hook in offloaded_modules(layer):
+        index = getattr(getattr(hook.weights_map, "dataset", None), "index", {})
+        prefix = getattr(hook.weights_map, "prefix", "")
+        for name, _ in module.named_parameters(recurse=False):
+            entry = index.get(f"{prefix}{name}", {})
+            if "safetensors_file" in entry:
+                path = Path(entry["safetensors_file"])
+                tensor = header(path).get(entry["weight_name"])
+                found += [Stretch(path, *tensor["data_offsets"])] if tensor else []
+    return found
 
 
-def _copy(module: nn.Module, hook: Any) -> dict[str, Tensor]:
-    """A module's own offloaded weights, where it computes.
-
-    Tied ones are left to the hook, which knows them by where they lie in the processor's memory.
-    """
-    tied = hook.tied_params_map or {}
-    copies = {}
-    for name, _ in module.named_parameters(recurse=False):
-        value = hook.weights_map[name]
-        if name not in hook.tied_params_names and value.data_ptr() not in tied:
-            copies[name] = value.to(hook.execution_device)
-    return copies
+def read(places: Sequence[Stretch]) -> None:
+    """Read stretches of files, and keep nothing of them here."""
+    with contextlib.suppress(OSError):  # whoever needs them reports it
+        for place in places:
+            with place.path.open("rb", buffering=0) as file:
+                file.seek(place.start)
+                for start in range(place.start, place.stop, READ_AHEAD_BYTES):
+                    file.read(min(READ_AHEAD_BYTES, place.stop - start))
 
 
 def offloading_hook(module: nn.Module) -> Any:
@@ -127,63 +80,3 @@ def offloaded_modules(layer: nn.Module) -> Iterator[tuple[nn.Module, Any]]:
         hook = offloading_hook(module)
         if hook is not None:
             yield module, hook
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A stretch of a file."""
-
-    path: str
-    start: int
-    stop: int
-
-
-def stretches(layer: nn.Module) -> list[_Place]:
-    """Where on disk a layer's weights lie; nothing if they lie in memory."""
-    places = []
-    for module, hook in offloaded_modules(layer):
-        dataset = getattr(hook.weights_map, "dataset", None)
-        prefix = getattr(hook.weights_map, "prefix", "")
-        for name, _ in module.named_parameters(recurse=False):
-            entry = getattr(dataset, "index", {}).get(f"{prefix}{name}", {})
-            if "safetensors_file" in entry:
-                places.append(_stretch(entry["safetensors_file"], entry["weight_name"]))
-    return [place for place in places if place is not None]
-
-
-_HEADERS: dict[str, dict[str, tuple[int, int]]] = {}
-
-
-def _stretch(path: str, name: str) -> _Place | None:
-    """The bytes of one tensor in a safetensors file."""
-    if path not in _HEADERS:
-        _HEADERS[path] = _offsets(path)
-    found = _HEADERS[path].get(name)
-    return None if found is None else _Place(path, *found)
-
-
-def _offsets(path: str) -> dict[str, tuple[int, int]]:
-    """Where each tensor lies: the file begins with the length of its JSON header."""
-    with Path(path).open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    first = 8 + length
-    return {
-        name: (first + entry["data_offsets"][0], first + entry["data_offsets"][1])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
-
-
-def read(places: Sequence[_Place]) -> None:
-    """Have the system read stretches of files, to find them in its memory afterwards."""
-    with contextlib.suppress(OSError):  # whoever needs them reports it
-        for place in places:
-            with Path(place.path).open("rb", buffering=0) as file:
-                file.seek(place.start)
-                left = place.stop - place.start
-                while left > 0:
-                    found = len(file.read(min(left, READ_AHEAD_BYTES)))
-                    if not found:
-                        break
-                    left -= found

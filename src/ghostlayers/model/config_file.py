@@ -1,6 +1,5 @@
 """A model's config.json, looked at before anything is made of it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ghostlayers.errors import ModelError
-from ghostlayers.runtime.documents import Checked, brief, check, read_json, read_text
+from ghostlayers.runtime.documents import Checked, brief, check, parse_json, read_json, read_text
 
 MOST_BYTES = 2**24
 """Of a config.json."""
@@ -105,24 +104,10 @@ def check_settings(folder: Path) -> None:
     """
     path = folder / "config.json"
     weights = sum(each.stat().st_size for each in folder.glob("*.safetensors") if each.is_file())
-    check_config(_read(path), f"'{path}'", weights or None)
-
-
-def _read(path: Path) -> Any:
-    def refuse(name: str) -> Any:
-        if name == "NaN":  # families write infinities, as limits
-            raise ModelError(f"'{path}' cannot be read: it holds NaN, which is no number.")
-        return float(name)
-
     text = read_text(path, ModelError, MOST_BYTES)
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except RecursionError as error:
-        raise ModelError(f"'{path}' cannot be read: its values lie too deep.") from error
-    except ValueError as error:
-        if isinstance(error, ModelError):
-            raise
-        raise ModelError(f"'{path}' cannot be read: {error}.") from error
+    # Families write infinities, as limits.
+    values = parse_json(text, f"'{path}'", ModelError, refused=("NaN",))
+    check_config(values, f"'{path}'", weights or None)
 
 
 def check_config(values: Any, where: str, weights: int | None = None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ghostlayers.model.configs import head_width
 from ghostlayers.model.gguf_families import GGUF_FAMILIES, assumed_width
 from ghostlayers.model.gguf_positions import band_factors
 from ghostlayers.runtime.documents import brief
+from ghostlayers.runtime.files import while_unchanged
 from ghostlayers.runtime.shown import one_line
 
 KNOWN_BANDS = ((8.0, 1.0, 4.0, 8192), (32.0, 1.0, 4.0, 8192))
@@ -94,15 +95,9 @@ class GgufFile:
         return torch.tensor(found[0]).float() if found else None
 
 
+@while_unchanged(most=2)
 def open_gguf(path: Path) -> GgufFile:
     """A file's header: read once, because a large vocabulary takes seconds."""
-    place = path.resolve()
-    status = place.stat()
-    return _opened(place, status.st_mtime_ns, status.st_size)
-
-
-@functools.lru_cache(maxsize=2)
-def _opened(path: Path, _changed: int, _size: int) -> GgufFile:
     return GgufFile(path)
 
 

@@ -19,16 +19,9 @@ from ghostlayers.model.config_file import check_config, check_folder, check_sett
 from ghostlayers.model.configs import answer_in_full
 from ghostlayers.model.dense import BaseModel, DenseModel
 from ghostlayers.model.residency import Memory, is_offloaded
-from ghostlayers.model.weights import (
-    Findings,
-    Held,
-    check_whole,
-    held_in,
-    main_type,
-    remember_own_types,
-    remember_types,
-    weight_files,
-)
+from ghostlayers.model.tensor_files import Held, held_in, main_type, weight_files
+from ghostlayers.model.weights import remember_own_types, remember_types
+from ghostlayers.model.whole import Findings, check_whole
 from ghostlayers.presets import find_preset
 from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime.files import LICENCES
@@ -346,7 +339,7 @@ def _open(
     """What transformers makes of a model's files, if that is all of them and nothing else.
 
     Raises:
-        ModelError: see `weights.check_whole`.
+        ModelError: see `whole.check_whole`.
     """
     auto = multimodal.auto_class(config)
     how = {**weights, "output_loading_info": True, "ignore_mismatched_sizes": True}

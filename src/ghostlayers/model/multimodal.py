@@ -11,13 +11,16 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ghostlayers.errors import ModelError, RecipeError, UnsupportedModelError
 from ghostlayers.modeling import decoder_layers
 from ghostlayers.spans import Span, format_layers
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 LOADS_WITH = "AutoModelForImageTextToText"
 """The class by which transformers opens a whole model."""
@@ -90,7 +93,7 @@ class TextView(nn.Module):
         return self.speaker.base_model
 
 
-def auto_class(config: Any) -> Any:
+def auto_class(config: "PretrainedConfig") -> Any:
     """The Auto class that opens a model of this config with all that it has.
 
     Args:
@@ -100,13 +103,12 @@ def auto_class(config: Any) -> Any:
         UnsupportedModelError: transformers makes no language model of it.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     if is_whole(config):
         _check_config(config)
         return AutoModelForImageTextToText
     own = getattr(config, "auto_map", None) or {}
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in own:
+    if _classes("CAUSAL_LM", config) or "AutoModelForCausalLM" in own:
         return AutoModelForCausalLM
     raise UnsupportedModelError(
         f"models of type '{config.model_type}' cannot be measured or cut: transformers has neither "
@@ -115,29 +117,26 @@ def auto_class(config: Any) -> Any:
     )
 
 
-def is_whole(config: Any) -> bool:
+def is_whole(config: "PretrainedConfig") -> bool:
     """Whether a config is that of a vision-language model, and not of its text part alone."""
-    from transformers.models.auto.modeling_auto import (
-        MODEL_FOR_CAUSAL_LM_MAPPING,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    )
-
-    kind: Any = type(config)
-    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or text_entry(config) is None:
+    whole, alone = _classes("IMAGE_TEXT_TO_TEXT", config), _classes("CAUSAL_LM", config)
+    if not whole or text_entry(config) is None:
         return False
-    names = set(getattr(config, "architectures", None) or [])
-    whole = {each.__name__ for each in _classes(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[kind])}
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING or names & whole:
-        return True
-    alone = {each.__name__ for each in _classes(MODEL_FOR_CAUSAL_LM_MAPPING[kind])}
-    return not names & alone
+    named = set(getattr(config, "architectures", None) or [])
+    return not alone or bool(named & whole.keys()) or not named & alone.keys()
 
 
-def _classes(found: Any) -> tuple[Any, ...]:
-    return found if isinstance(found, tuple) else (found,)
+def _classes(task: str, config: "PretrainedConfig") -> dict[str, type]:
+    """The classes that transformers has for a config's type and a task, by name."""
+    from transformers.models.auto import modeling_auto
+
+    mapping = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING")
+    found = mapping.get(type(config), ())
+    listed = found if isinstance(found, tuple) else (found,)
+    return {each.__name__: each for each in listed}
 
 
-def text_entry(config: Any) -> str | None:
+def text_entry(config: "PretrainedConfig") -> str | None:
     """The name under which a config holds that of the text part; None if it holds none."""
     for name in getattr(config, "sub_configs", {}):
         if name == "text_config" and getattr(config, name, None) is not None:
@@ -171,7 +170,7 @@ def text_view(model: Any) -> Any:
     return view
 
 
-def _check_config(config: Any) -> None:
+def _check_config(config: "PretrainedConfig") -> None:
     """Refuse a whole model that does not read text from left to right, from its config alone."""
     for part in (config, config.get_text_config()):
         if getattr(part, "is_encoder_decoder", False):
@@ -205,16 +204,14 @@ def adopt_config(view: Any) -> None:
     setattr(view.whole.config, entry, after)
 
 
-def _check_class(whole: Any) -> None:
+def _check_class(whole: "PreTrainedModel") -> None:
     """Refuse a whole model that is not transformers' own, or has no head."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-
-    known = _classes(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(whole.config)])
-    if type(whole) not in known:
-        names = " or ".join(each.__name__ for each in known)
+    known = _classes("IMAGE_TEXT_TO_TEXT", whole.config)
+    if type(whole) not in known.values():
         raise UnsupportedModelError(
             f"{type(whole).__name__} cannot be measured or cut: expected the class that "
-            f"transformers has for '{whole.config.model_type}' ({names}), as {LOADS_WITH} gives it."
+            f"transformers has for '{whole.config.model_type}' ({' or '.join(known)}), as "
+            f"{LOADS_WITH} gives it."
         )
 
 
@@ -275,7 +272,7 @@ def check_recipe(model: Any, form: str, export: str, repair: str) -> None:
         )
 
 
-def check_gguf(config: Any) -> None:
+def check_gguf(config: "PretrainedConfig") -> None:
     """Refuse to write a whole model as GGUF.
 
     Raises:

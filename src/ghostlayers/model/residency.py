@@ -69,11 +69,11 @@ class Residency:
             return self._layers[index]
         self._let_go()
         layer = self._layers[index]
-        with self._ahead.in_place_of_files(layer):
-            for module, hook in offloaded_modules(layer):
-                hook.pre_forward(module)
-                hook.offload = False  # its calls find the weights in place
-                self._hooks.append((module, hook))
+        self._ahead.wait()
+        for module, hook in offloaded_modules(layer):
+            hook.pre_forward(module)
+            hook.offload = False  # its calls find the weights in place
+            self._hooks.append((module, hook))
         self._held = index
         if index + 1 < len(self._layers):
             self._ahead.fetch(self._layers[index + 1])
@@ -81,12 +81,10 @@ class Residency:
 
     def release(self) -> None:
         """Let the layer in memory go, and the one after it."""
-        self._ahead.drop()
+        self._ahead.wait()
         self._let_go()
 
     def _let_go(self) -> None:
-        if self._hooks:
-            self._ahead.wait_for_work()
         for module, hook in self._hooks:
             hook.offload = True
             hook.post_forward(module, None)

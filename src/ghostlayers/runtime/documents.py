@@ -8,7 +8,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ghostlayers.errors import InputError, RecipeError
 from ghostlayers.runtime.shown import one_line
+
+NO_NUMBERS = ("NaN", "Infinity", "-Infinity")
+"""What JSON has no place for, and Python's writes."""
 
 MOST_JSON_BYTES = 2**28
 MOST_YAML_BYTES = 2**18
@@ -67,44 +70,46 @@ def read_text(path: Path, wrong: type[InputError], most_bytes: int) -> str:
         raise wrong(f"'{path}' cannot be read: {error}.") from error  # NUL in its name
 
 
-def read_json(path: Path, wrong: type[InputError], *, nulls: bool = True) -> Any:
+def read_json(path: Path, wrong: type[InputError], *, refused: Sequence[str] = ()) -> Any:
     """A JSON file's value; NaN and infinities, which are no JSON, are None.
 
     Args:
         path: of the file.
         wrong: the error to raise.
-        nulls: let them be None, as older versions wrote them; else they are refused.
+        refused: those of them that may not be there; older versions wrote all.
 
     Raises:
         InputError: of the type asked for.
     """
     text = read_text(path, wrong, MOST_JSON_BYTES)
-    return parse_json(text, f"'{path}'", wrong, nulls=nulls)
+    return parse_json(text, f"'{path}'", wrong, refused=refused)
 
 
-def parse_json(text: str, where: str, wrong: type[InputError], *, nulls: bool = True) -> Any:
+def parse_json(
+    text: str, where: str, wrong: type[InputError], *, refused: Sequence[str] = ()
+) -> Any:
     """A JSON text's value, as `read_json` reads a file's.
 
     Args:
         text: to read.
         where: what messages call it.
         wrong: the error to raise.
-        nulls: see `read_json`.
+        refused: see `read_json`.
 
     Raises:
         InputError: of the type asked for.
     """
+
+    def constant(name: str) -> None:
+        if name in refused:
+            raise ValueError(f"it holds {name}, which is no number")
+
     try:
-        constant = (lambda _: None) if nulls else _no_constant
         return json.loads(text, parse_constant=constant, parse_float=_finite)
     except RecursionError as error:
         raise wrong(f"{where} cannot be read: its values lie too deep in each other.") from error
     except ValueError as error:
         raise wrong(f"{where} cannot be read: {error}.") from error
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 def _finite(digits: str) -> float | None:
@@ -227,7 +232,14 @@ def parse_yaml(text: str, where: str, wrong: type[InputError]) -> Any:
     Raises:
         InputError: of the type asked for.
     """
-    return _guarded(lambda: _parse_yaml(text), where, wrong)
+    try:
+        return _parse_yaml(text)
+    except RecursionError as error:
+        raise wrong(f"{where} is not YAML: its values lie too deep in each other.") from error
+    except yaml.YAMLError as error:
+        raise wrong(f"{where} is not YAML: {one_line(str(error))}") from error
+    except (ValueError, LookupError, AttributeError) as error:  # `!!int x`, thousands of digits
+        raise wrong(f"{where} is not YAML: {one_line(str(error))}.") from error
 
 
 def _parse_yaml(text: str) -> Any:
@@ -238,17 +250,6 @@ def _parse_yaml(text: str) -> Any:
     if _values(node, {}) > MOST_YAML_VALUES:
         raise yaml.YAMLError(f"expected at most {MOST_YAML_VALUES:,} values, aliases written out")
     return loader.construct_document(node)
-
-
-def _guarded(read: Callable[[], Any], where: str, wrong: type[InputError]) -> Any:
-    try:
-        return read()
-    except RecursionError as error:
-        raise wrong(f"{where} is not YAML: its values lie too deep in each other.") from error
-    except yaml.YAMLError as error:
-        raise wrong(f"{where} is not YAML: {one_line(str(error))}") from error
-    except (ValueError, LookupError, AttributeError) as error:  # `!!int x`, thousands of digits
-        raise wrong(f"{where} is not YAML: {one_line(str(error))}.") from error
 
 
 def _values(node: yaml.Node, known: dict[int, int]) -> int:

@@ -2,12 +2,15 @@
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from ghostlayers.errors import OutputError
 from ghostlayers.runtime import drafts, locks
@@ -23,6 +26,43 @@ LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 LONGEST_NAME = 255
 """Bytes of a name that disks can hold."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _AsItIs:
+    """A file as it is now, whatever it and its folder are called."""
+
+    path: Path = field(compare=False)
+    device: int
+    number: int
+    size: int
+    written: int
+    changed: int
+
+
+def while_unchanged(most: int) -> Callable[[Callable[[Path], Result]], Callable[[Path], Result]]:
+    """Have a function of a file read it once, for as long as it is the same file.
+
+    Args:
+        most: files whose results are remembered.
+    """
+
+    def decorate(read: Callable[[Path], Result]) -> Callable[[Path], Result]:
+        @functools.lru_cache(maxsize=most)
+        def known(file: _AsItIs) -> Result:
+            return read(file.path)
+
+        @functools.wraps(read)
+        def as_it_is(path: Path) -> Result:
+            now = path.stat()
+            times = now.st_mtime_ns, now.st_ctime_ns
+            return known(_AsItIs(path, now.st_dev, now.st_ino, now.st_size, *times))
+
+        return as_it_is
+
+    return decorate
 
 
 @contextlib.contextmanager

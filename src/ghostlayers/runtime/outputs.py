@@ -6,13 +6,11 @@ that anything more, or anything that was changed, is found before a byte is comp
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from safetensors import SafetensorError
 
 from ghostlayers.errors import OutputError
 from ghostlayers.runtime import drafts, locks
-from ghostlayers.runtime.files import check_name, takes_files
+from ghostlayers.runtime.files import check_name, takes_files, while_unchanged
 
 RECORD = "ghostlayers.json"
 
@@ -117,35 +115,17 @@ def _is(path: Path, expected: Any) -> bool:
     """Whether it is a file of that hash."""
     if not isinstance(expected, str) or path.is_symlink() or not path.is_file():
         return False
-    found = path.stat()
-    times = found.st_mtime_ns, found.st_ctime_ns
-    return (
-        _known_hash(_Content(path, found.st_dev, found.st_ino, found.st_size, *times)) == expected
-    )
-
-
-@dataclass(frozen=True)
-class _Content:
-    """A file as it is now, whatever its folder is called."""
-
-    path: Path = field(compare=False)
-    device: int
-    number: int
-    size: int
-    written: int
-    changed: int
-
-
-@functools.lru_cache(maxsize=1000)
-def _known_hash(content: _Content) -> str:
-    """Gigabytes are not read again, for as long as they are the same file."""
-    return file_hash(content.path)
+    return _known_hash(path) == expected
 
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_known_hash = while_unchanged(most=1000)(file_hash)
+"""Gigabytes are not read again."""
 
 
 def hashes(folder: Path) -> dict[str, str]:

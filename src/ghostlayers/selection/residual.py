@@ -8,7 +8,7 @@ of five times the hidden size (four to fit, one held out) ranks as all tokens do
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,6 +25,7 @@ HELD_OUT_EVERY = 5
 """Every fifth sampled token is kept from the fit and measures it."""
 
 
+@runtime_checkable
 class Rows(Protocol):
     """The stream of some tokens at every boundary."""
 

@@ -18,14 +18,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ghostlayers.statistics.products import (
-    add_gram,
-    add_product,
-    blocks_of_rows,
-    cut,
-    slow_at_float64,
-)
-
 ACCUMULATOR = torch.float64
 """All sums are kept in this type, whatever the model's own."""
 
@@ -78,8 +70,6 @@ class Accumulator:
         blocks: names and widths of the features.
         hidden_size: channels of the stream.
         device: where the sums are kept.
-        split: sum products from slices (`products`), for devices that are slow at float64; None
-            decides by the device. Then tokens are weighted by the square root on both sides.
         together: names of blocks whose products are wanted; by default all. Products that no group
             holds are left out, and stand as NaN in the Gram matrix so that no fit can use them.
     """
@@ -90,10 +80,7 @@ class Accumulator:
         hidden_size: int,
         device: torch.device | str | None = None,
         together: Sequence[frozenset[str]] | None = None,
-        *,
-        split: bool | None = None,
     ) -> None:
-        self._split = slow_at_float64(torch.device(device or "cpu")) if split is None else split
         width = sum(size for _, size in blocks)
         self.blocks = blocks
         wide = torch.device(device or "cpu").type != "cpu"
@@ -110,16 +97,12 @@ class Accumulator:
         self,
         source: Float[Tensor, "tokens hidden"],
         target: Float[Tensor, "tokens hidden"],
-        features: Sequence[Float[Tensor, "tokens width"]],
+        features: Sequence[Float[Tensor, "tokens _"]],
         weights: Float[Tensor, " tokens"] | None = None,
     ) -> None:
         """Add tokens; ``features`` are the blocks in order."""
         for start in range(0, source.shape[0], TOKENS_PER_BLOCK):
             block = slice(start, start + TOKENS_PER_BLOCK)
-            if self._split:
-                w = None if weights is None else weights[block]
-                self._add_split(source[block], target[block], [f[block] for f in features], w)
-                continue
             x, y = source[block].to(ACCUMULATOR), target[block].to(ACCUMULATOR)
             f = torch.cat([each[block].to(ACCUMULATOR) for each in features], dim=1)
             self._add_block(x, y, f, None if weights is None else weights[block].to(ACCUMULATOR))
@@ -137,26 +120,6 @@ class Accumulator:
         weight = x.shape[0] if w is None else float(w.sum())
         energy_here = float(energy.sum() if w is None else torch.dot(energy, w))
         self._totals += torch.tensor([x.shape[0], weight, energy_here], dtype=ACCUMULATOR)
-
-    def _add_split(
-        self, x: Tensor, y: Tensor, features: Sequence[Tensor], w: Tensor | None
-    ) -> None:
-        weight = x.shape[0] if w is None else float(w.sum())
-        self._totals += torch.tensor([x.shape[0], weight, 0.0], dtype=ACCUMULATOR)
-        for rows in blocks_of_rows(x.shape[0]):
-            before, after = x[rows].to(ACCUMULATOR), y[rows].to(ACCUMULATOR)
-            f = torch.cat([each[rows].to(ACCUMULATOR) for each in features], dim=1)
-            d = after - before
-            if w is not None:  # on both sides, so that the Gram matrix is that of real numbers
-                # A rounded weight is still a weight; fewer digits make fewer pieces.
-                root = w[rows].to(ACCUMULATOR).sqrt().float()[:, None]
-                f, d = f * root, d * root
-            left = cut(f)
-            add_gram(self._upper, left, self._tiles)
-            add_product(self._cross, left, cut(d))
-            self._abs[0] += before.abs().sum(dim=0)
-            self._abs[1] += after.abs().sum(dim=0)
-            self._totals[2] += float(d.square().sum())
 
     def tensors(self) -> dict[str, Tensor]:
         """The sums themselves by name, not copies; they may be filled and added to."""

@@ -1,4 +1,4 @@
-"""Removing decoder layers and inserting repairs: the only file that changes a model.
+"""Removing decoder layers and inserting repairs.
 
 The given model is never changed. The pruned model is a new object that shares the surviving
 weights, so that both together need hardly more memory than one.

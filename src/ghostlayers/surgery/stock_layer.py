@@ -76,7 +76,7 @@ def with_stock_layers(
     """A stock model with one layer more a gap.
 
     Args:
-        pruned: the bare cut, as `surgery.prune_layers` gives it; unchanged.
+        pruned: the bare cut, as `removal.prune_layers` gives it; unchanged.
         spans: its gaps, in the dense model's numbering.
         repairs: x + norm(x) M at each gap.
         stored_dtype: what changed weights are rounded to once.

@@ -4,50 +4,47 @@ A source that is small is read whole. Of a large one, calibration draws document
 evaluation reads the first: memory and time follow from the text that is wanted.
 """
 
-import glob
 import hashlib
-import math
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from random import Random
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ghostlayers.errors import CorpusError, RecipeError, suggest
-from ghostlayers.runtime.files import at_home, exists
-from ghostlayers.text.files import FORMATS, Document, Reader, Rows, cause, ending_of, open_file
-from ghostlayers.text.raw import BLOCK, COMPRESSIONS, WHOLE, check_regular
+from ghostlayers.runtime.files import exists
+from ghostlayers.text import raw
+from ghostlayers.text.drawing import draw, take
+from ghostlayers.text.files import ending_of, open_file
+from ghostlayers.text.finding import Use, find_files, saved_folder
 from ghostlayers.text.rows import PEEK, TextOfRow, choose_text
+from ghostlayers.text.sources import Document, Reader, cause
+from ghostlayers.text.tables import Rows
 
-Use = Literal["calibration", "evaluation"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 BLANK_LINE = "\n\n"
 """Joins documents unless the caller says otherwise; PTB's sentences want a space."""
 
+
 MAX_CHARACTERS = 64_000_000
 """Text that is read at most: far more than any calibration needs, and bounded in memory."""
 
+
 CHARACTERS_PER_TOKEN = 8
 """Characters of text for each token needed: about twice what is used, in most languages."""
+
 
 CHARACTERS_PER_HUB_TOKEN = 32
 """The same of a hub corpus, which is read from its start: random windows shall come from many of
 its documents."""
 
+
 DRAWN = 2_000_000
 """Characters drawn of a large source at least: some from many places, for few windows too."""
 
-_FILES = 16
-"""Files of a folder that text is drawn from, for every `WHOLE` characters of it."""
-
-_MOST_FILES = 100_000
-"""Files of a folder: enough for the largest data sets, and not those of a whole disk."""
-
-_METADATA = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
-"""Files beside data that describe it."""
 
 _HUB_NAME = re.compile(r"(?P<path>[\w.-]+(/[\w.-]+)?):(?P<config>[^:/\\]*)(:(?P<split>[^:/\\]+))?")
 """A data set on the hub as a user writes it: ``name:config:split``."""
@@ -136,7 +133,7 @@ class _Wanted:
     separator: str
     max_characters: int
     seed: int | None
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase | None"
 
     def text_of(self, rows: Sequence[Any], where: str) -> TextOfRow:
         """How the rows of a source become text."""
@@ -151,13 +148,13 @@ def load_corpus(
     separator: str = BLANK_LINE,
     max_characters: int = MAX_CHARACTERS,
     seed: int | None = None,
-    tokenizer: Any = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> Corpus:
     """Read a corpus.
 
     Args:
         data: a name from `HUB_CORPORA`; a data set on the hub as ``name:config:split``; a file of
-            text, JSON, CSV, parquet or Arrow (`text_files.FORMATS`, compressed or not), a folder or
+            text, JSON, CSV, parquet or Arrow (`files.FORMATS`, compressed or not), a folder or
             a pattern of such, or what `datasets` saved to disk; several of these joined by a plus
             sign, which are mixed in equal parts; a list of documents; or a corpus, which is
             returned as it is.
@@ -167,20 +164,23 @@ def load_corpus(
         separator: joins the documents.
         max_characters: stop reading after about so many.
         seed: draw so many characters, and `DRAWN` at least, from anywhere in the source, if it has
-            more than that and than `WHOLE`; without a seed, the first are read.
+            more than that and than `raw.WHOLE`; without a seed, the first are read.
         tokenizer: has the template that chats go through.
 
     Raises:
         CorpusError: the corpus cannot be found, read, or holds no text.
     """
+    return _load(data, _Wanted(use, text_column, separator, max_characters, seed, tokenizer))
+
+
+def _load(data: str | Path | Sequence[str] | Corpus, wanted: _Wanted) -> Corpus:
     if isinstance(data, Corpus):
         return data
     if isinstance(data, str) and not data.strip():
         raise CorpusError("a corpus must have a name; got an empty one.")
-    wanted = _Wanted(use, text_column, separator, max_characters, seed, tokenizer)
     if not isinstance(data, (str, Path)):
         corpus = _read("documents in memory", "in memory", [_in_memory(data)], wanted)
-    elif (hub := hub_corpus(data, use)) is not None:
+    elif (hub := hub_corpus(data, wanted.use)) is not None:
         corpus = _load_hub(str(data), hub, wanted)
     elif len(parts := split_names(str(data), "+")) > 1:
         corpus = _mix(str(data), parts, wanted)
@@ -223,17 +223,17 @@ def one_separator_each(separators: Sequence[str], count: int) -> list[str]:
     return list(separators) * (count if len(separators) == 1 else 1)
 
 
-# Reading and drawing
+# Reading
 
 
 def _read(name: str, source: str, readers: Sequence[Reader], wanted: _Wanted) -> Corpus:
     """The whole text if it is short, else its first documents or, with a seed, some of them."""
     limit = wanted.max_characters
     if wanted.seed is not None:
-        limit = max(limit, WHOLE)
-    documents, complete = _take(chain.from_iterable(each.documents() for each in readers), limit)
+        limit = max(limit, raw.WHOLE)
+    documents, complete = take(chain.from_iterable(each.documents() for each in readers), limit)
     if not complete and wanted.seed is not None:
-        documents = _draw(readers, wanted.seed, max(wanted.max_characters, DRAWN))
+        documents = draw(readers, wanted.seed, max(wanted.max_characters, DRAWN))
     return _corpus(name, documents, wanted.separator, source, complete=complete)
 
 
@@ -248,70 +248,6 @@ def _corpus(
         complete=complete and all(each.whole for each in documents),
         continued=frozenset(n for n, each in enumerate(documents) if each.continues and n),
     )
-
-
-def _take(documents: Iterable[Document], max_characters: int) -> tuple[list[Document], bool]:
-    """Documents up to a number of characters, and whether they were all."""
-    taken: list[Document] = []
-    iterator = iter(chain.from_iterable(map(_blocks, documents)))
-    count = 0
-    for document in iterator:
-        taken.append(document)
-        count += len(document.text)
-        if count >= max_characters:
-            break
-    return taken, not list(islice(iterator, 1))
-
-
-def _blocks(document: Document) -> Iterator[Document]:
-    """A document, in parts if it is very long."""
-    text = document.text
-    if len(text) <= WHOLE:
-        yield document
-        return
-    for begin in range(0, len(text), BLOCK):
-        part = text[begin : begin + BLOCK]
-        yield Document(part, document.continues or begin > 0, document.whole)
-
-
-def _draw(readers: Sequence[Reader], seed: int, characters: int) -> list[Document]:
-    """Documents from anywhere in some files, from each as many as it is large."""
-    random = _seeded(seed)
-    numbers = _choose_files(readers, random, max(_FILES, _FILES * characters // WHOLE))
-    sizes = {number: readers[number].size() for number in numbers}
-    drawn: list[Document] = []
-    for number, size in sizes.items():
-        share = math.ceil(characters * size / sum(sizes.values()))
-        found = readers[number].draw(_seeded(f"{seed} {number}"), share)
-        parts = chain.from_iterable(_some_blocks(each, random, share) for each in found)
-        drawn.extend(_take(parts, share)[0])
-    random.shuffle(drawn)
-    return drawn
-
-
-def _seeded(seed: int | str) -> Random:
-    """Random numbers that are the same on every machine."""
-    return Random(seed)  # noqa: S311  nothing is secret
-
-
-def _choose_files(readers: Sequence[Reader], random: Random, count: int) -> list[int]:
-    """Some files, large ones rather than small ones, in order."""
-    if len(readers) <= count:
-        return list(range(len(readers)))
-    keys = [
-        (math.log(1.0 - random.random()) / max(1, reader.size()), number)
-        for number, reader in enumerate(readers)
-    ]
-    return sorted(number for _, number in sorted(keys, reverse=True)[:count])
-
-
-def _some_blocks(document: Document, random: Random, characters: int) -> list[Document]:
-    """A document to draw from; of a very long one, some parts, so that it is not all there is."""
-    parts = [each._replace(continues=False) for each in _blocks(document)]
-    if len(parts) == 1:
-        return parts
-    random.shuffle(parts)
-    return parts[: max(1, characters // (4 * BLOCK))]
 
 
 def _in_memory(data: Sequence[str]) -> Reader:
@@ -345,20 +281,9 @@ def split_names(listed: str, mark: str) -> list[str]:
 
 def _mix(name: str, names: Sequence[str], wanted: _Wanted) -> Corpus:
     """Several corpora, of each as much text as of the shortest."""
-    parts = [
-        load_corpus(
-            each,
-            use=wanted.use,
-            text_column=wanted.text_column,
-            separator=wanted.separator,
-            max_characters=wanted.max_characters,
-            seed=wanted.seed,
-            tokenizer=wanted.tokenizer,
-        )
-        for each in names
-    ]
+    parts = [_load(each, wanted) for each in names]
     share = min(sum(map(len, part.documents)) for part in parts)
-    taken = [document for part in parts for document in _take(_again(part), share)[0]]
+    taken = [document for part in parts for document in take(_again(part), share)[0]]
     source = " + ".join(part.source or part.name for part in parts)
     return _corpus(name, taken, wanted.separator, source, complete=False)
 
@@ -378,9 +303,7 @@ def _load_hub(name: str, entry: HubCorpus, wanted: _Wanted) -> Corpus:
     split = entry.splits[wanted.use]
     try:
         rows = iter(load_dataset(entry.path, entry.config, split=split, streaming=True))
-        documents, complete = _take(
-            _hub_documents(name, entry, rows, wanted), wanted.max_characters
-        )
+        documents, complete = take(_hub_documents(name, entry, rows, wanted), wanted.max_characters)
     except CorpusError:
         raise
     except Exception as error:  # the hub's client raises many unrelated types
@@ -409,10 +332,12 @@ def _hub_documents(
 
 
 def _load_files(name: str, wanted: _Wanted) -> Corpus:
-    saved = _saved_to_disk(name, wanted)
-    if saved is not None:
-        return _read(name, name, [saved], wanted)
-    files = _find_files(name)
+    folder = saved_folder(name, wanted.use)
+    if folder is not None:
+        return _read(name, name, [_saved_to_disk(folder, wanted)], wanted)
+    files = find_files(name)
+    if not files:
+        raise CorpusError(_not_found(name))
     readers = [open_file(file, wanted.text_of) for file in files]
     return _read(name, _source(name, files), readers, wanted)
 
@@ -426,15 +351,8 @@ def _source(name: str, files: Sequence[Path]) -> str:
     return f"{name} ({', '.join(f'{endings.count(kind)} {kind}' for kind in kinds)})"
 
 
-def _saved_to_disk(name: str, wanted: _Wanted) -> Reader | None:
-    """What `datasets` saved to a folder, if it is such a one."""
-    folder = at_home(name)
-    if not exists(name.strip()) or not folder.is_dir():
-        return None
-    if (folder / "dataset_dict.json").is_file():
-        folder = _split_of(folder, wanted.use)
-    elif not ((folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()):
-        return None
+def _saved_to_disk(folder: Path, wanted: _Wanted) -> Reader:
+    """What `datasets` saved to a folder."""
     from datasets import load_from_disk
 
     try:
@@ -444,75 +362,6 @@ def _saved_to_disk(name: str, wanted: _Wanted) -> Reader | None:
             f"cannot read '{folder}' as a data set saved to disk: {cause(error)}."
         ) from error
     return Rows(str(folder), len(data), lambda i: data[i].to_pylist()[0], wanted.text_of)
-
-
-def _split_of(folder: Path, use: Use) -> Path:
-    """The split for a use among those in a folder."""
-    splits = sorted(each.name for each in folder.iterdir() if (each / "state.json").is_file())
-    wanted = ("train",) if use == "calibration" else ("test", "validation")
-    found = next((name for name in wanted if name in splits), None)
-    if found is None and len(splits) != 1:
-        raise CorpusError(
-            f"'{folder}' holds the splits {', '.join(splits) or '(none)'}; expected "
-            f"{' or '.join(wanted)} for {use}. Name the folder of one, such as "
-            f"{folder / (splits or ['train'])[0]}."
-        )
-    return folder / (found or splits[0])
-
-
-def _find_files(name: str) -> list[Path]:
-    path = at_home(name)
-    try:
-        is_folder = path.is_dir()
-        there = path.exists()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise CorpusError(
-            f"'{name[:60]}...' is no corpus's name ({reason}). Expected the name of a "
-            "corpus, a file or a folder; documents in memory go in a list of their own."
-        ) from error
-    if is_folder:
-        return _files_in(path)
-    if there:
-        check_regular(path)
-        if ending_of(path) is None:
-            raise CorpusError(f"cannot read '{name}': expected a file in {_known()}.")
-        return [path]
-    if glob.has_magic(name):
-        return _matching(name)
-    raise CorpusError(_not_found(name))
-
-
-def _known() -> str:
-    return f"{', '.join(FORMATS)}, or such a text file in {', '.join(COMPRESSIONS)}"
-
-
-def _files_in(folder: Path) -> list[Path]:
-    """Files of text in a folder and its sub-folders, in an order that hangs on names alone."""
-    found = []
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        paths = (Path(place) / each for each in files if not each.startswith("."))
-        found += [each for each in paths if ending_of(each) and each.name not in _METADATA]
-        if len(found) > _MOST_FILES:
-            raise CorpusError(
-                f"folder '{folder}' holds more than {_MOST_FILES:,} files of text with its "
-                "sub-folders; name a smaller one, or a pattern."
-            )
-    data = [each for each in found if each.suffix.lower() != ".md"]  # notes beside data
-    if not found:
-        raise CorpusError(f"folder '{folder}' holds no file in {_known()}.")
-    return sorted(data or found, key=lambda each: each.relative_to(folder).as_posix())
-
-
-def _matching(pattern: str) -> list[Path]:
-    """Files that a pattern names."""
-    expanded = str(at_home(pattern))
-    found = sorted(glob.glob(expanded, recursive=True))  # noqa: PTH207  paths may be absolute
-    files = [path for path in map(Path, found) if path.is_file() and ending_of(path)]
-    if not files:
-        raise CorpusError(f"no file in {_known()} matches '{pattern}'.")
-    return files
 
 
 def _not_found(name: str) -> str:

@@ -10,13 +10,16 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ghostlayers.errors import CorpusError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PIECE = 1 << 14
 """Characters tokenised at a time."""
@@ -101,7 +104,11 @@ class _Piece:
 
 
 def tokenize_texts(
-    texts: Iterable[str], tokenizer: Any, *, name: str = "text", done: Done | None = None
+    texts: Iterable[str],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    name: str = "text",
+    done: Done | None = None,
 ) -> Tokens:
     """Tokenise the concatenation of some texts, without special tokens.
 
@@ -132,7 +139,7 @@ def _tensor(values: "array[int]") -> Tensor:
     return torch.frombuffer(values, dtype=torch.int32)
 
 
-def _encode(tokenizer: Any, text: str) -> Any:
+def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> Any:
     return tokenizer(
         _HALVES.sub("\ufffd", text),
         add_special_tokens=False,
@@ -156,7 +163,9 @@ def _bounded(texts: Iterable[str], name: str) -> str:
     return "".join(taken)
 
 
-def _pieces(texts: Iterable[str], tokenizer: Any) -> Iterator[tuple[_Piece, int]]:
+def _pieces(
+    texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[tuple[_Piece, int]]:
     """Pieces, each with the number of the token at which the next one takes over."""
     held: _Piece | None = None
     for begin, text in _stretches(texts):
@@ -186,7 +195,7 @@ def _stretches(texts: Iterable[str]) -> Iterator[tuple[int, str]]:
         yield begin, buffer
 
 
-def _tokenize(begin: int, text: str, tokenizer: Any) -> _Piece:
+def _tokenize(begin: int, text: str, tokenizer: "PreTrainedTokenizerBase") -> _Piece:
     encoded = _encode(tokenizer, text)
     spans = [(begin + start, begin + end) for start, end in encoded["offset_mapping"]]
     return _Piece(begin, text, list(encoded["input_ids"]), spans)
@@ -214,7 +223,7 @@ def _joint(first: _Piece, second: _Piece) -> tuple[int, int] | None:
     return agreed
 
 
-def _together(first: _Piece, second: _Piece, tokenizer: Any) -> _Piece:
+def _together(first: _Piece, second: _Piece, tokenizer: "PreTrainedTokenizerBase") -> _Piece:
     """Both as one piece, which goes on where the first did."""
     text = first.text + second.text[first.end - second.begin :]
     return replace(_tokenize(first.begin, text, tokenizer), start=first.start)

@@ -6,35 +6,33 @@ each window starts with one and holds one token less of text: such models fall a
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ghostlayers.errors import CorpusError, WindowError
-from ghostlayers.runtime.progress import Progress, Silent
-from ghostlayers.text.corpora import Corpus, document_hash
-from ghostlayers.text.tokenizing import Done, tokenize_texts
+from ghostlayers.errors import WindowError
+from ghostlayers.runtime.progress import Progress
+from ghostlayers.text.corpora import Corpus
+from ghostlayers.text.draws import draw_documents, draw_grid, draw_offsets
+from ghostlayers.text.token_streams import count_windows, hashes_of, owners_at, tokenize
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 BosPolicy = Literal["auto", "always", "never"]
 
+
 Sampling = Literal["grid", "random", "single-document"]
 """Which stretches of a text random windows are; see `draw_windows`."""
-
-HELD_OUT_SHARE = 0.1
-"""The end of a text, where `random` windows are taken from that nothing is fitted on."""
 
 
 PREVIEW = 200
 """Characters shown of what is calibrated on."""
 
-SHOWN_FROM = 2_000_000
-"""Characters of text whose tokenising takes seconds, so that a bar is shown."""
 
 _EDGE = 64
 """Tokens at the end of a text that goes on: what follows might change them."""
@@ -90,57 +88,7 @@ class Windows:
         return self.split_at(count)[0]
 
 
-@dataclass(frozen=True)
-class TokenStream:
-    """A corpus tokenised as a whole.
-
-    Attributes:
-        ids: every token, [tokens].
-        owners: index of the document that each token begins in, [tokens]; None if the tokenizer
-            does not tell where in the text its tokens lie.
-        corpus: the text.
-    """
-
-    ids: Int[Tensor, " tokens"]
-    owners: Int[Tensor, " tokens"] | None
-    corpus: Corpus
-
-
-def tokenize(corpus: Corpus, tokenizer: Any, progress: Progress | None = None) -> TokenStream:
-    """Tokenise the joined documents, without special tokens.
-
-    Raises:
-        CorpusError: the tokenizer makes no tokens of the text, or cannot take so much of it.
-    """
-    characters = sum(map(len, corpus.documents))
-    shown = progress if progress is not None and characters >= SHOWN_FROM else Silent()
-    with shown.stage("Tokenising the text", characters) as advance:
-        tokens = tokenize_texts(
-            corpus.texts(), tokenizer, name=corpus.name, done=_up_to(characters, advance)
-        )
-    if tokens.ids.numel() == 0:
-        raise CorpusError(f"the tokenizer makes no tokens of corpus '{corpus.name}'.")
-    if tokens.starts is None:
-        return TokenStream(tokens.ids, None, corpus)
-    ends = torch.tensor([*accumulate(map(len, corpus.texts()))], dtype=torch.int32)
-    owners = torch.bucketize(tokens.starts, ends, right=True, out_int32=True)
-    return TokenStream(tokens.ids, owners, corpus)
-
-
-def _up_to(total: int, advance: Done) -> Done:
-    """Counts characters, and never more than there are: pieces of a text overlap."""
-    left = total
-
-    def done(count: int) -> None:
-        nonlocal left
-        count = max(0, min(count, left))
-        left -= count
-        advance(count)
-
-    return done
-
-
-def uses_bos(tokenizer: Any, policy: BosPolicy) -> bool:
+def uses_bos(tokenizer: "PreTrainedTokenizerBase", policy: BosPolicy) -> bool:
     """Whether each window starts with a beginning-of-sequence token.
 
     ``auto`` asks the tokenizer: yes if it puts one before a plain text by itself.
@@ -159,51 +107,9 @@ def uses_bos(tokenizer: Any, policy: BosPolicy) -> bool:
     return bos is not None and len(plain) > 0 and plain[0] == bos
 
 
-def cut_windows(stream: TokenStream, sequence_length: int, bos_token_id: int | None) -> Windows:
-    """All windows of a token stream, in order; what is left at the end is dropped.
-
-    Args:
-        stream: the tokens.
-        sequence_length: tokens a window, a beginning-of-sequence token included.
-        bos_token_id: put before each window; None for none.
-
-    Raises:
-        WindowError: the text is shorter than one window.
-    """
-    body = sequence_length - (0 if bos_token_id is None else 1)
-    available = _count_windows(stream, body, sequence_length)
-    ids = stream.ids[: available * body].view(available, body).long()
-    if bos_token_id is not None:
-        ids = torch.cat([torch.full((available, 1), bos_token_id), ids], dim=1)
-    return Windows(ids, bos_token_id is not None, available, ())
-
-
-def _count_windows(stream: TokenStream, body: int, sequence_length: int | None = None) -> int:
-    available = stream.ids.numel() // body
-    if available == 0:
-        raise WindowError(
-            f"corpus '{stream.corpus.name}' has {stream.ids.numel()} tokens, less than one window "
-            f"of {sequence_length or body}; give more text or a shorter --sequence-length."
-        )
-    return available
-
-
-def _touched(
-    stream: TokenStream, sequence_length: int, bos: bool, chosen: Int[Tensor, " windows"]
-) -> tuple[str, ...]:
-    """Hashes of the documents that the chosen windows touch."""
-    body = sequence_length - int(bos)
-    return _hashes(stream.corpus, _owners_at(stream, (chosen * body).tolist(), body))
-
-
-def _hashes(corpus: Corpus, indices: Iterable[int]) -> tuple[str, ...]:
-    documents = [corpus.documents[index] for index in sorted(indices)]
-    return tuple(dict.fromkeys(document_hash(each) for each in documents if each.strip()))
-
-
 def make_windows(
     corpus: Corpus,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     sequence_length: int,
     bos: BosPolicy = "auto",
@@ -235,16 +141,29 @@ def make_windows(
     if not corpus.complete and len(stream.ids) > _EDGE:
         stream = replace(stream, ids=stream.ids[:-_EDGE])
     token = tokenizer.bos_token_id if uses_bos(tokenizer, bos) else None
-    windows = cut_windows(stream, sequence_length, token)
-    chosen = torch.arange(min(len(windows) if count is None else count, len(windows)))
-    documents = _touched(stream, sequence_length, token is not None, chosen)
-    available = windows.available if corpus.complete else None
-    return Windows(windows.input_ids[: len(chosen)], windows.bos, available, documents)
+    body = sequence_length - (token is not None)
+    available = count_windows(stream, body, sequence_length)
+    chosen = available if count is None else min(count, available)
+    ids = stream.ids[: chosen * body].view(chosen, body).long()
+    documents = hashes_of(corpus, owners_at(stream, range(0, chosen * body, body), body))
+    return _windows(ids, token, available if corpus.complete else None, documents)
+
+
+def _windows(
+    body: Tensor,
+    bos: int | None,
+    available: int | None,
+    documents: tuple[str, ...],
+    preview: str = "",
+) -> Windows:
+    """Windows of some text, each with a beginning-of-sequence token before it if there is one."""
+    ids = body if bos is None else torch.cat([torch.full((len(body), 1), bos), body], dim=1)
+    return Windows(ids, bos is not None, available, documents, preview)
 
 
 def draw_windows(
     corpus: Corpus,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     sequence_length: int,
     count: int,
@@ -280,132 +199,24 @@ def draw_windows(
         WindowError: too short a text for what is asked.
     """
     token = tokenizer.bos_token_id if uses_bos(tokenizer, bos) else None
-    body = sequence_length - (0 if token is None else 1)
+    body = sequence_length - (token is not None)
     generator = torch.Generator().manual_seed(seed)
     if sampling == "single-document":
-        drawn = _draw_documents(corpus, tokenizer, body, (count, held_out, spare), generator)
+        drawn = draw_documents(corpus, tokenizer, body, (count, held_out, spare), generator)
     else:
         stream = tokenize(corpus, tokenizer, progress)
-        draw = _draw_grid if sampling == "grid" else _draw_offsets
+        draw = draw_grid if sampling == "grid" else draw_offsets
         drawn = draw(stream, body, (count, held_out, spare), generator)
     ids = drawn.ids.long()
     preview = str(tokenizer.decode(ids[0]))[:PREVIEW] if len(ids) else ""
-    if token is not None:
-        ids = torch.cat([torch.full((len(ids), 1), token), ids], dim=1)
     available = drawn.available if corpus.complete else None
-    documents = _hashes(corpus, drawn.documents)
-    both = Windows(ids, token is not None, available, documents, preview)
-    return both.split_at(count)
+    documents = hashes_of(corpus, drawn.documents)
+    return _windows(ids, token, available, documents, preview).split_at(count)
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """Windows without beginning-of-sequence tokens, and which documents they touch."""
-
-    ids: Int[Tensor, "windows body"]
-    available: int
-    documents: Iterable[int]
-
-
-Counts = tuple[int, int, int]
-"""Windows to calibrate on, held-out ones, and those that are taken beside if there are some."""
-
-
-def _draw_grid(
-    stream: TokenStream, body: int, counts: Counts, generator: torch.Generator
-) -> _Drawn:
-    needed, available = sum(counts[:2]), _count_windows(stream, body)
-    if needed > available:
-        raise WindowError(_too_few(stream.corpus, f"gives {available} windows", body, needed))
-    chosen = torch.randperm(available, generator=generator)[: sum(counts)]
-    starts = (chosen * body).tolist()
-    return _Drawn(_rows_at(stream, starts, body), available, _owners_at(stream, starts, body))
-
-
-def _rows_at(stream: TokenStream, starts: Sequence[int], body: int) -> Tensor:
-    return torch.stack([stream.ids[start : start + body] for start in starts])
-
-
-def _draw_offsets(
-    stream: TokenStream, body: int, counts: Counts, generator: torch.Generator
-) -> _Drawn:
-    total = stream.ids.numel()
-    border = int((1.0 - HELD_OUT_SHARE) * total) if counts[1] else total
-    rooms = border - body, total - border - body
-    if rooms[0] < 0 or (counts[1] and rooms[1] < 0):
-        where = f"has {total} tokens, the last {total - border} of them for held-out windows"
-        raise WindowError(_too_few(stream.corpus, where, body, sum(counts[:2])))
-    extra = counts[1] + (counts[2] if counts[1] else 0)
-    first = torch.randint(rooms[0] + 1, (counts[0],), generator=generator).tolist()
-    later = torch.randint(max(rooms[1], 0) + 1, (extra,), generator=generator).tolist()
-    starts = [*first, *(border + each for each in later)]
-    return _Drawn(_rows_at(stream, starts, body), total // body, _owners_at(stream, starts, body))
-
-
-def _draw_documents(
-    corpus: Corpus, tokenizer: Any, body: int, counts: Counts, generator: torch.Generator
-) -> _Drawn:
-    """Each window from a document of its own, while there are some that are long enough.
-
-    Then documents serve again, at other offsets; those of held-out windows serve only for these.
-    """
-    documents = _long_documents(corpus, tokenizer, body, sum(counts), generator)
-    first, later = counts[0], counts[1] + (counts[2] if counts[1] else 0)
-    if len(documents) < 1 + (counts[1] > 0):
-        what = f"has {len(documents)} documents longer than a window"
-        needed = "one is needed" if not counts[1] else "two are needed, one for held-out windows"
-        raise WindowError(
-            f"corpus '{corpus.name}' {what} of {body} tokens; {needed}. Give longer documents, a "
-            "shorter --sequence-length, or another --sampling."
-        )
-    if len(documents) < sum(counts[:2]):
-        apart = min(later, max(1, round(HELD_OUT_SHARE * len(documents)))) if later else 0
-    else:
-        apart = len(documents) - first
-        later = min(later, apart)
-    groups = ((documents[: len(documents) - apart], first), (documents[-apart:], later))
-    rows, owners = [], []
-    for group, count in groups:
-        for number in range(count):
-            index, ids = group[number % len(group)]
-            offset = int(torch.randint(len(ids) - body + 1, (1,), generator=generator))
-            rows.append(ids[offset : offset + body])
-            owners.append(index)
-    return _Drawn(torch.stack(rows), len(documents), owners)
-
-
-def _long_documents(
-    corpus: Corpus, tokenizer: Any, body: int, wanted: int, generator: torch.Generator
-) -> list[tuple[int, Tensor]]:
-    """Documents longer than a window in random order, each with its number and tokens."""
-    found: list[tuple[int, Tensor]] = []
-    for index in torch.randperm(len(corpus.documents), generator=generator).tolist():
-        if len(found) == wanted:
-            break
-        document = corpus.documents[index]
-        if len(document) < body:  # a token is a character at least, in nearly every tokenizer
-            continue
-        ids = tokenize_texts([document], tokenizer, name=corpus.name).ids
-        if len(ids) > body:
-            found.append((index, ids))
-    return found
-
-
-def _too_few(corpus: Corpus, has: str, body: int, needed: int) -> str:
-    return (
-        f"corpus '{corpus.name}' {has} of {body} tokens, {needed} are needed; give more text, "
-        "fewer --windows, or a shorter --sequence-length."
-    )
-
-
-def _owners_at(stream: TokenStream, starts: Sequence[int], body: int) -> Iterable[int]:
-    if stream.owners is None:
-        return range(len(stream.corpus.documents))
-    owners = [stream.owners[start : start + body].unique() for start in starts]
-    return [int(each) for each in torch.cat(owners).unique()] if owners else []
-
-
-def check_tokens(model: Any, tokenizer: Any, *drawn: Windows) -> None:
+def check_tokens(
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", *drawn: Windows
+) -> None:
     """Refuse windows with tokens that the model has no embedding for.
 
     Args:
@@ -416,7 +227,8 @@ def check_tokens(model: Any, tokenizer: Any, *drawn: Windows) -> None:
     Raises:
         WindowError: the message names the first such token, and both sizes.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    rows = len(embedding)
     largest = max(int(each.input_ids.max()) for each in drawn if each.input_ids.numel())
     if largest >= rows:
         name = tokenizer.convert_ids_to_tokens(largest)
@@ -429,7 +241,7 @@ def check_tokens(model: Any, tokenizer: Any, *drawn: Windows) -> None:
 
 
 def check_sequence_length(
-    config: Any, sequence_length: int, option: str = "--sequence-length"
+    config: "PretrainedConfig", sequence_length: int, option: str = "--sequence-length"
 ) -> None:
     """Refuse windows that the model has no positions for.
 
