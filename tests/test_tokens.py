@@ -461,7 +461,7 @@ def calibrate(path: Path, tokenizer: Any, **choices: Any) -> tuple[Corpus, Any, 
     wanted = {"windows": 6, "held_out_windows": 3, "sequence_length": 32, "layers": 1, **choices}
     rows = SimpleNamespace(weight=torch.empty(len(tokenizer), 1))
     model = SimpleNamespace(get_input_embeddings=lambda: rows)
-    loaded: Any = SimpleNamespace(tokenizer=tokenizer, model=model)
+    loaded: Any = SimpleNamespace(tokenizer=tokenizer, network=model)
     return preparation.read_calibration(loaded, Recipe(**wanted), path)
 
 
