@@ -1,22 +1,29 @@
 """`ghostlayers bench`: how much faster a smaller model is, and what its repair costs."""
 
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
 
 from ghostlayers.checkpoint import records
 from ghostlayers.cli import options as o
+from ghostlayers.cli import screen
+from ghostlayers.cli.shell import command
 from ghostlayers.errors import GhostlayersError, InputError
+from ghostlayers.evaluation.bench import Point, Timing, measure_grid, operator_share
+from ghostlayers.model.loading import LoadedModel
+from ghostlayers.preparation import open_model
 from ghostlayers.recipe import RunOptions
+from ghostlayers.report.heatmap import check_can_draw
+from ghostlayers.report.speed_plot import draw_speed
 from ghostlayers.runtime.documents import to_json
 from ghostlayers.runtime.files import check_can_write, write_whole
-from ghostlayers.runtime.machine import versions
-
-if TYPE_CHECKING:
-    from ghostlayers.evaluation.bench import Point, Timing
-    from ghostlayers.model.loading import LoadedModel
+from ghostlayers.runtime.machine import processor_name, versions
+from ghostlayers.spans import merge_layers
+from ghostlayers.surgery import removal
 
 DENSE, CUT = "dense", "cut"
 
@@ -45,6 +52,7 @@ Repeats = Annotated[
 ]
 
 
+@command
 def bench(
     model: Annotated[
         str,
@@ -70,11 +78,6 @@ def bench(
 ) -> None:
     """Latency, throughput and memory of a model beside the dense one and the bare cut."""
     del debug, overwrite  # see `claims`
-    from ghostlayers.cli import screen
-    from ghostlayers.evaluation.bench import measure_grid, operator_share
-    from ghostlayers.preparation import open_model
-    from ghostlayers.report.heatmap import check_can_draw
-
     check_can_write(json_file)
     check_can_draw(png)
     batches, lengths = (
@@ -111,13 +114,11 @@ def bench(
         told = {"model": model, "against": against, **where, **content}
         write_whole(json_file, to_json(told))
     if png is not None:
-        from ghostlayers.report.speed_plot import draw_speed
-
         draw_speed(points, png, title=f"{Path(model).name} on {where['processor']}")
         screen.say(f"Drawn: {png}")
 
 
-def check_lengths(opened: "LoadedModel", lengths: Sequence[int], new_tokens: int) -> None:
+def check_lengths(opened: LoadedModel, lengths: Sequence[int], new_tokens: int) -> None:
     """Refuse prompts that the model's positions do not hold.
 
     Raises:
@@ -131,7 +132,7 @@ def check_lengths(opened: "LoadedModel", lengths: Sequence[int], new_tokens: int
         )
 
 
-def models_to_time(opened: "LoadedModel", dense: "LoadedModel | None") -> dict[str, Any]:
+def models_to_time(opened: LoadedModel, dense: LoadedModel | None) -> dict[str, Any]:
     """By name: the dense model, it without the layers that went, and the model asked for.
 
     The bare cut shares the dense model's weights. It is left out where nothing says which layers
@@ -146,14 +147,11 @@ def models_to_time(opened: "LoadedModel", dense: "LoadedModel | None") -> dict[s
     return {**found, "repaired": opened.model}
 
 
-def bare_cut(opened: "LoadedModel", dense: "LoadedModel") -> Any:
+def bare_cut(opened: LoadedModel, dense: LoadedModel) -> Any:
     """The dense model without the removed layers; None where that is not known, or costs the same.
 
     A repair that is folded into weights leaves the architecture of the bare cut.
     """
-    from ghostlayers.spans import merge_layers
-    from ghostlayers.surgery import removal
-
     try:
         record = records.inspect(opened.base.name)
     except GhostlayersError:
@@ -171,14 +169,8 @@ def bare_cut(opened: "LoadedModel", dense: "LoadedModel") -> Any:
     return removal.prune_layers(dense.model, merge_layers(removed))
 
 
-def machine(opened: "LoadedModel") -> dict[str, Any]:
+def machine(opened: LoadedModel) -> dict[str, Any]:
     """Where it was measured."""
-    import datetime
-
-    import torch
-
-    from ghostlayers.runtime.machine import processor_name
-
     return {
         "processor": processor_name(opened.model.get_input_embeddings().weight.device),
         "threads": torch.get_num_threads(),
@@ -188,10 +180,8 @@ def machine(opened: "LoadedModel") -> dict[str, Any]:
     }
 
 
-def show(points: "Sequence[Point]") -> None:
+def show(points: Sequence[Point]) -> None:
     """A table a batch and length."""
-    from ghostlayers.cli import screen
-
     columns = ("", "prefill, ms", "x", "decode, ms", "x", "KV, MB", "peak, MB")
     for batch, length in dict.fromkeys((p.batch, p.length) for p in points):
         here = [p for p in points if (p.batch, p.length) == (batch, length)]
@@ -218,5 +208,5 @@ def show(points: "Sequence[Point]") -> None:
     )
 
 
-def _time(timing: "Timing") -> str:
+def _time(timing: Timing) -> str:
     return f"{1e3 * timing.median:.1f} ± {1e3 * timing.spread:.1f}"

@@ -4,17 +4,21 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from ghostlayers.cli import options as o
+from ghostlayers.cli import screen
+from ghostlayers.cli.shell import command
+from ghostlayers.compare import Comparison
+from ghostlayers.compare import compare as run_comparison
+from ghostlayers.compare.files import write_report
 from ghostlayers.errors import RecipeError
+from ghostlayers.plan.units import Plan
 from ghostlayers.recipe import RunOptions
+from ghostlayers.report.accuracies import mean_rows
+from ghostlayers.report.summary import Entry, at_cut, cuts_of, layer_counts, loss_order, summarise
 from ghostlayers.runtime.documents import brief, read_yaml, strict
 from ghostlayers.runtime.scratch import Scratch
-
-if TYPE_CHECKING:
-    from ghostlayers.plan.units import Plan
-    from ghostlayers.report.summary import Entry
 
 PUBLISHED_METRICS = ("acc", "ppl", "loss")
 """What a paper's figure may be, as the page compares it with ours."""
@@ -130,6 +134,7 @@ Yardstick = Annotated[
 ]
 
 
+@command
 def compare(
     model: o.Model,
     layers: Layers,
@@ -180,11 +185,6 @@ def compare(
 ) -> None:
     """Every selection and every repair of a model side by side: tables and a page to look at."""
     del debug
-    from ghostlayers.cli import screen
-    from ghostlayers.compare import Comparison
-    from ghostlayers.compare import compare as run_comparison
-    from ghostlayers.compare.files import write_report
-
     asked = {
         "preset": preset,
         "layers": o.numbers_in(layers, "--layers", "3,5,7"),
@@ -227,7 +227,7 @@ def compare(
         raise RecipeError("no calibration text: give --data a file of yours, or a corpus name.")
     cells = None if published is None else read_published(published)
 
-    def show_plan(found: "Plan") -> bool:
+    def show_plan(found: Plan) -> bool:
         screen.show_plan(found)
         return not plan
 
@@ -299,9 +299,6 @@ def command_line() -> str:
 
 def show(results: Mapping[str, Any]) -> None:
     """One table a number of layers and selection, best first."""
-    from ghostlayers.cli import screen
-    from ghostlayers.report.summary import at_cut, cuts_of, summarise
-
     entries = summarise(results)
     dense = next((each.loss for each in entries if each.key.is_dense), None)
     if results.get("presets"):
@@ -323,11 +320,8 @@ def show(results: Mapping[str, Any]) -> None:
     show_correlations(results)
 
 
-def show_methods(entries: Sequence["Entry"], dense: float | None) -> None:
+def show_methods(entries: Sequence[Entry], dense: float | None) -> None:
     """One table a number of layers, a row a method, best first."""
-    from ghostlayers.cli import screen
-    from ghostlayers.report.summary import layer_counts, loss_order
-
     columns = ("method", "removed", "loss", "above dense", "KL", "prefill", "saved as")
     for layers in layer_counts(entries):
         found = sorted((e for e in entries if e.key.layers == layers), key=loss_order)
@@ -344,9 +338,6 @@ def show_methods(entries: Sequence["Entry"], dense: float | None) -> None:
 
 def show_accuracies(results: Mapping[str, Any]) -> None:
     """What each model answered, and whether a repair differs from Ghost beyond chance."""
-    from ghostlayers.cli import screen
-    from ghostlayers.report.accuracies import mean_rows
-
     tasks = list(dict.fromkeys(str(row["task"]) for row in results.get("tasks") or []))
     if not tasks:
         return
@@ -361,7 +352,7 @@ def show_accuracies(results: Mapping[str, Any]) -> None:
     )
 
 
-def _row(entry: "Entry") -> list[str]:
+def _row(entry: Entry) -> list[str]:
     model = entry.model
     return [
         entry.key.repair + (" (worse than none)" if model["worse_than_none"] else ""),
@@ -380,8 +371,6 @@ def _figure(value: float | None, digits: int = 3) -> str:
 
 def show_correlations(results: Mapping[str, Any]) -> None:
     """How well scores ranked the spans, where every span was measured."""
-    from ghostlayers.cli import screen
-
     rows = [
         [
             f"{each['layers']} layers, {each['repair']}",

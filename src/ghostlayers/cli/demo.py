@@ -3,8 +3,11 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+from ghostlayers.cli import options as o
 from ghostlayers.cli import screen
+from ghostlayers.cli.shell import command
 from ghostlayers.demo import walkthrough
 from ghostlayers.demo.model import NAME
 from ghostlayers.demo.walkthrough import PREFILL_TOKENS, PROMPT, Demonstration, DemoRow
@@ -12,6 +15,21 @@ from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime.outputs import check_output
 from ghostlayers.runtime.scratch import Scratch
+
+
+@command
+def demo(
+    output: Annotated[
+        Path | None,
+        o._option("--output", "-o", text="Keep the repaired checkpoint in this folder."),
+    ] = None,
+    overwrite: o.Overwrite = False,
+    dtype: o.Dtype = "auto",
+    debug: o.Debug = False,
+) -> None:
+    """The whole pipeline on a real language model (SmolLM2-135M), in about two minutes."""
+    del debug
+    run_demo(output, dtype=dtype, overwrite=overwrite)
 
 
 def run_demo(output: Path | None, *, dtype: str = "auto", overwrite: bool = False) -> None:

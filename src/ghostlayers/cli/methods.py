@@ -4,9 +4,12 @@ from typing import Annotated
 
 import typer
 
+from ghostlayers.cli import screen
+from ghostlayers.cli.shell import command
 from ghostlayers.presets import PRESETS, Preset, find_preset
 
 
+@command
 def methods(
     name: Annotated[
         str | None,
@@ -14,8 +17,6 @@ def methods(
     ] = None,
 ) -> None:
     """The published methods, each as its authors and their code run it (--preset NAME)."""
-    from ghostlayers.cli import screen
-
     if name is not None:
         _show(find_preset(name))
         return
@@ -34,8 +35,6 @@ def _summary(preset: Preset) -> str:
 
 
 def _show(preset: Preset) -> None:
-    from ghostlayers.cli import screen
-
     names = ", ".join((preset.name, *preset.also))
     screen.say(screen.bold(preset.title), f" (--preset {names})")
     screen.say(f"Paper: arXiv:{preset.paper}. Code: {preset.code}.")

@@ -1,0 +1,176 @@
+"""`ghostlayers prune`."""
+
+import dataclasses
+from pathlib import Path
+
+from ghostlayers import pipeline
+from ghostlayers.calibration import journal
+from ghostlayers.checkpoint import proof, saving
+from ghostlayers.checkpoint.adapter import check_precision
+from ghostlayers.cli import options as o
+from ghostlayers.cli import screen
+from ghostlayers.cli.shell import shared_command
+from ghostlayers.errors import RecipeError
+from ghostlayers.model.multimodal import whole_of
+from ghostlayers.plan.saving import Output
+from ghostlayers.preparation import open_model
+from ghostlayers.pruned import PrunedModel
+from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.runtime import parallel
+from ghostlayers.runtime.outputs import check_output
+
+
+@shared_command
+def prune(
+    model: o.Model,
+    output: o.Out,
+    layers: o.Layers = None,
+    remove: o.Remove = None,
+    select: o.Select = None,
+    iterative: o.IterativeOption = None,
+    repair: o.RepairOption = None,
+    preset: o.PresetOption = None,
+    cosine_axis: o.CosineAxisOption = None,
+    keep_layers: o.KeepLayers = None,
+    refit: o.RefitOption = None,
+    overwrite: o.Overwrite = False,
+    data: o.Data = None,
+    text_column: o.TextColumn = None,
+    separator: o.Separator = None,
+    sampling: o.SamplingOption = None,
+    windows: o.WindowsOption = None,
+    fit_windows: o.FitWindows = None,
+    search_windows: o.SearchWindows = None,
+    held_out_windows: o.HeldOutWindows = None,
+    race_windows: o.RaceWindows = None,
+    sequence_length: o.SequenceLength = None,
+    bos: o.Bos = None,
+    seed: o.Seed = None,
+    inputs: o.InputsOption = None,
+    token_weight: o.TokenWeightOption = None,
+    ridge: o.Ridge = None,
+    absolute_ridge: o.AbsoluteRidge = None,
+    export: o.ExportOption = None,
+    save: o.SaveOption = "checkpoint",
+    gguf: o.GgufOption = None,
+    pre_tokenizer: o.PreTokenizer = None,
+    dtype: o.Dtype = "auto",
+    device: o.Device = "auto",
+    batch_size: o.BatchSize = 0,
+    offload: o.OffloadOption = "auto",
+    max_memory: o.MaxMemory = None,
+    restart: o.Restart = False,
+    plan: o.PlanOnly = False,
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    debug: o.Debug = False,
+) -> None:
+    """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
+    del debug
+    recipe = o.recipe_from(
+        preset,
+        separator,
+        layers=layers,
+        remove=remove,
+        select=select,
+        iterative=iterative,
+        repair=repair,
+        cosine_axis=cosine_axis,
+        keep_layers=keep_layers,
+        refit=refit,
+        data=data,
+        text_column=text_column,
+        windows=windows,
+        fit_windows=fit_windows,
+        sampling=sampling,
+        search_windows=search_windows,
+        held_out_windows=held_out_windows,
+        race_windows=race_windows,
+        sequence_length=sequence_length,
+        bos=bos,
+        seed=seed,
+        inputs=inputs,
+        token_weight=token_weight,
+        ridge=ridge,
+        absolute_ridge=absolute_ridge,
+        export=export,
+    )
+    options = RunOptions(
+        dtype, device, batch_size, trust_remote_code, offload, max_memory, recipe.preset
+    )
+    if not plan:
+        check_output(output, overwrite=overwrite, needed_bytes=0)
+    _check_gguf(gguf, pre_tokenizer, recipe, save, overwrite=overwrite)
+    if not plan and save == "checkpoint" and parallel.world().leads:
+        proof.be_ready()
+    screen.step(f"Loading {model} ...")
+    dense = open_model(model, None, options, revision, surgery_follows=True)
+    screen.show_expanded(dense.base)
+    screen.show_preset(recipe, dense.model.dtype)
+    screen.show_basis(dense.model, recipe.repair)
+    if gguf is not None:
+        from ghostlayers.checkpoint.gguf_export import check_model
+
+        check_model(whole_of(dense.model).config, dense.base.name, pre_tokenizer)
+    whole, leaves = save == "checkpoint", Output(save, gguf is not None, output)
+    if not whole:
+        check_precision(dense, dense.stored_dtype)
+    if plan:
+        screen.show_plan(pipeline.plan(dense, recipe, options=options, output=leaves))
+        return
+    needed = saving.checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
+    check_output(output, overwrite=overwrite, needed_bytes=needed)
+    kept = _kept(output, restart=restart)
+    pruned = pipeline.prune(
+        dense,
+        recipe,
+        options=options,
+        keep=kept,
+        show_text=screen.show_text,
+        show_plan=screen.show_plan,
+        output=leaves,
+        progress=screen.Bars(),
+    )
+    screen.show_pruned(pruned)
+    # What is kept goes when all is written, so that a repetition has it until then.
+    _save(dataclasses.replace(pruned, kept_in=None), output, save, overwrite=overwrite)
+    if gguf is not None:
+        from ghostlayers.cli.export import write_gguf
+
+        parallel.by_first(
+            lambda: write_gguf(output, gguf, pre_tokenizer, options, overwrite=overwrite)
+        )
+    journal.finish(kept)
+
+
+def _kept(output: Path, *, restart: bool) -> Path:
+    """Where a run keeps its sums; what an interrupted one kept is used, or thrown away."""
+    keep = journal.folder_for(output)
+    if restart:
+        journal.finish(keep)
+        parallel.wait()
+    elif keep.is_dir():
+        screen.step(f"Going on with what an interrupted run kept in {keep} ...")
+    return keep
+
+
+def _save(pruned: PrunedModel, output: Path, save: str, *, overwrite: bool) -> None:
+    if save == "adapter":
+        screen.step(f"Writing {output} and making the model of it again ...")
+        screen.show_adapter(pruned, output, pruned.save_adapter(output, overwrite=overwrite))
+    else:
+        screen.step(f"Writing {output} and loading it again in a fresh process ...")
+        screen.show_saved(pruned, output, pruned.save(output, overwrite=overwrite))
+
+
+def _check_gguf(
+    file: Path | None, pre_tokenizer: str | None, recipe: Recipe, save: str, *, overwrite: bool
+) -> None:
+    """Refuse a GGUF file that could not be made, before the model is opened."""
+    if file is None and pre_tokenizer is not None:
+        raise RecipeError("--pre-tokenizer is for a GGUF file, but no --gguf FILE is asked for.")
+    if file is not None:
+        from ghostlayers.checkpoint.gguf_export import check_exportable, check_target
+
+        check_target(file, overwrite=overwrite)
+        check_exportable(recipe, save)
