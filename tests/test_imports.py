@@ -8,11 +8,13 @@ import json
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 import ghostlayers
 from ghostlayers import modeling
+from ghostlayers.checkpoint import readiness
 from ghostlayers.cli.app import COMMANDS, command_named
 from ghostlayers.model import auto_classes
 
@@ -90,6 +92,14 @@ def test_a_family_that_cannot_be_cut_has_no_repaired_config() -> None:
         promise = CONFIG_MAPPING[f"{auto_classes.PREFIX}{model_type}"]
         with pytest.raises(AttributeError, match=f"no language model of type '{model_type}'"):
             _ = promise.from_dict
+
+
+def test_what_proves_a_checkpoint_has_imported_all_before_it_is_asked() -> None:
+    wanted = "modeling_utils", "generation.utils", "tokenization_utils_tokenizers"
+    path = str(Path(readiness.RELOAD_CHECK).parent)
+    ask = f"import sys; sys.path.insert(0, {path!r}); import reload_check; print(*sys.modules)"
+    (modules,) = run_fresh(ask)
+    assert {f"transformers.{name}" for name in wanted} <= {*modules.split()}
 
 
 def test_the_prefix_is_that_of_the_code_that_travels() -> None:

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from ghostlayers.runtime.launchers import is_first
 from ghostlayers.runtime.quiet import quiet_imports
 
 WHAT = "Remove decoder layers from a language model, and repair every cut in closed form."
@@ -34,6 +35,13 @@ PLACES = {"eval": ("evaluate", "evaluate"), "inspect": ("inspection", "inspect_c
 """Module and function of a command, where these are not called as it is."""
 
 
+PROVING = {"prune", "materialize"}
+"""Commands that load what they wrote in a fresh process, which begins to import when they do."""
+
+WITHOUT_PROOF = {"--help", "--plan", "adapter"}
+"""Arguments with which they do not."""
+
+
 def command_named(name: str) -> Callable[..., None]:
     """The function that carries out a command."""
     module, function = PLACES.get(name, (name, name))
@@ -46,6 +54,10 @@ class Later(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
         """The context of the command itself."""
+        if self.name in PROVING and not {*args} & WITHOUT_PROOF and is_first():
+            from ghostlayers.checkpoint import readiness
+
+            readiness.be_ready()
         return self._itself().make_context(info_name, args, *more, **extra)
 
     def _itself(self) -> Any:

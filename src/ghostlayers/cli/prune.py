@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ghostlayers import pipeline
 from ghostlayers.calibration import journal
-from ghostlayers.checkpoint import proof, saving
+from ghostlayers.checkpoint import readiness, saving
 from ghostlayers.checkpoint.adapter import check_precision
 from ghostlayers.cli import options as o
 from ghostlayers.cli import screen
@@ -102,7 +102,7 @@ def prune(
         check_output(output, overwrite=overwrite, needed_bytes=0)
     _check_gguf(gguf, pre_tokenizer, recipe, save, overwrite=overwrite)
     if not plan and save == "checkpoint" and parallel.world().leads:
-        proof.be_ready()
+        readiness.be_ready()
     screen.step(f"Loading {model} ...")
     dense = open_model(model, None, options, revision, surgery_follows=True)
     screen.show_expanded(dense.base)

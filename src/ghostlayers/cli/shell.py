@@ -141,7 +141,7 @@ def quieten() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # tells that weights are elsewhere
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, it warns of every child
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
