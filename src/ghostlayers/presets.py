@@ -10,21 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from ghostlayers.errors import RecipeError, suggest
-from ghostlayers.runtime.documents import Checked, brief, check, parse_yaml
-
-
-class _Shape(Checked):
-    """Of a preset's file."""
-
-    name: str
-    title: str
-    paper: str
-    code: str
-    choices: dict[str, Any]
-    dtype: str
-    nearest: str = "ghosted"
-    differs: list[str] | None = None
-    also: list[str] | None = None
+from ghostlayers.runtime.documents import brief, check, parse_yaml, shape_of
 
 
 @dataclass(frozen=True)
@@ -68,9 +54,10 @@ class Preset:
         missing = {"name", "title", "paper", "code", "choices", "dtype"} - {*values}
         if missing:
             raise RecipeError(f"a preset lacks {', '.join(sorted(missing))}.")
-        check(values, _Shape, f"preset '{brief(values['name'])}'", RecipeError)
-        lists = {key: tuple(values.get(key) or ()) for key in ("differs", "also")}
-        return cls(**{**values, **lists})
+        lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+        known_lists = {k: v for k, v in {**values, **lists}.items() if v is not None}
+        check(known_lists, shape_of(cls), f"preset '{brief(values['name'])}'", RecipeError)
+        return cls(**known_lists)
 
 
 def _read() -> dict[str, Preset]:

@@ -11,6 +11,7 @@ import typer
 from ghostlayers.checkpoint import records
 from ghostlayers.cli import options as o
 from ghostlayers.cli import screen
+from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import command
 from ghostlayers.errors import GhostlayersError, InputError
 from ghostlayers.evaluation.bench import Point, Timing, measure_grid, operator_share
@@ -33,22 +34,18 @@ LEAST_SHARE = 0.001
 _GRID = "Grid"
 Batches = Annotated[
     str,
-    o._option("--batch", text="Sequences at a time. \\[default: 1,4]", metavar="N,N", panel=_GRID),
+    o.option("--batch", text="Sequences at a time. [default: 1,4]", metavar="N,N", panel=_GRID),
 ]
 Lengths = Annotated[
     str,
-    o._option(
-        "--length", text="Tokens of a prompt. \\[default: 128,512]", metavar="N,N", panel=_GRID
-    ),
+    o.option("--length", text="Tokens of a prompt. [default: 128,512]", metavar="N,N", panel=_GRID),
 ]
 NewTokens = Annotated[
     int,
-    o._option(
-        "--new-tokens", min=1, text="Written behind each prompt. \\[default: 16]", panel=_GRID
-    ),
+    o.option("--new-tokens", min=1, text="Written behind each prompt. [default: 16]", panel=_GRID),
 ]
 Repeats = Annotated[
-    int, o._option("--repeats", min=1, text="Of each measurement. \\[default: 5]", panel=_GRID)
+    int, o.option("--repeats", min=1, text="Of each measurement. [default: 5]", panel=_GRID)
 ]
 
 
@@ -58,8 +55,15 @@ def bench(
         str,
         typer.Argument(metavar="OUT", help="The smaller model: a checkpoint, or any folder or id."),
     ],
+    options: Annotated[
+        RunOptions,
+        Fields(
+            "against batch length new_tokens repeats json_file png overwrite dtype device revision "
+            "trust_remote_code"
+        ),
+    ],
     against: Annotated[
-        str | None, o._option("--against", text="The dense model it was made from.")
+        str | None, o.option("--against", text="The dense model it was made from.")
     ] = None,
     batch: Batches = "1,4",
     length: Lengths = "128,512",
@@ -67,24 +71,19 @@ def bench(
     repeats: Repeats = 5,
     json_file: o.Json = None,
     png: Annotated[
-        Path | None, o._option("--png", text="Also draw the speeds into this file.")
+        Path | None, o.option("--png", text="Also draw the speeds into this file.")
     ] = None,
     overwrite: o.OverwriteFile = False,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
     revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    debug: o.Debug = False,
 ) -> None:
     """Latency, throughput and memory of a model beside the dense one and the bare cut."""
-    del debug, overwrite  # see `claims`
+    del overwrite  # see `claims`
     check_can_write(json_file)
     check_can_draw(png)
     batches, lengths = (
         [*dict.fromkeys(o.numbers_in(given, option, "1,4,16", least=1))]
         for given, option in ((batch, "--batch"), (length, "--length"))
     )
-    options = RunOptions(dtype, device, trust_remote_code=trust_remote_code)
     screen.step(f"Loading {model} ...")
     opened = open_model(model, None, options, revision)
     check_lengths(opened, lengths, new_tokens)

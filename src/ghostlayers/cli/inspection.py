@@ -16,12 +16,10 @@ from ghostlayers.runtime.documents import to_json
 def inspect_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(metavar="OUT", help="A folder that prune made.")],
     json_output: Annotated[
-        bool, o._option("--json", text="Print the whole record as JSON instead.")
+        bool, o.option("--json", text="Print the whole record as JSON instead.")
     ] = False,
-    debug: o.Debug = False,
 ) -> None:
     """What was removed, kept and repaired in a checkpoint, and on what evidence."""
-    del debug
     record = records.inspect(checkpoint)
     if json_output:
         typer.echo(to_json(record), nl=False)

@@ -8,6 +8,7 @@ import typer
 from ghostlayers.checkpoint.adapter import materialize as write
 from ghostlayers.cli import options as o
 from ghostlayers.cli import screen
+from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import command
 from ghostlayers.recipe import RunOptions
 
@@ -16,17 +17,13 @@ from ghostlayers.recipe import RunOptions
 def materialize(
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="The folder of an adapter.")],
     output: o.Out,
+    options: Annotated[RunOptions, Fields("base overwrite dtype device")],
     base: Annotated[
         str | None,
-        o._option("--base", text="Where the base model is now. \\[default: where it was]"),
+        o.option("--base", text="Where the base model is now. [default: where it was]"),
     ] = None,
     overwrite: o.Overwrite = False,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    debug: o.Debug = False,
 ) -> None:
     """Write the whole checkpoint that an adapter describes, and prove that it reloads."""
-    del debug
-    options = RunOptions(dtype, device)
     screen.step(f"Loading the base of {adapter}, writing {output} and loading it again ...")
     screen.show_materialized(output, write(adapter, output, base, options, overwrite=overwrite))

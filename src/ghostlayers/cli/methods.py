@@ -5,11 +5,11 @@ from typing import Annotated
 import typer
 
 from ghostlayers.cli import screen
-from ghostlayers.cli.shell import command
+from ghostlayers.cli.shell import simple_command
 from ghostlayers.presets import PRESETS, Preset, find_preset
 
 
-@command
+@simple_command
 def methods(
     name: Annotated[
         str | None,

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 from ghostlayers import pipeline
 from ghostlayers.calibration import journal
@@ -9,6 +10,7 @@ from ghostlayers.checkpoint import readiness, saving
 from ghostlayers.checkpoint.adapter import check_precision
 from ghostlayers.cli import options as o
 from ghostlayers.cli import screen
+from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import shared_command
 from ghostlayers.errors import RecipeError
 from ghostlayers.model.multimodal import whole_of
@@ -19,85 +21,30 @@ from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime import parallel
 from ghostlayers.runtime.outputs import check_output
 
+ASKED = (
+    "layers remove select iterative repair preset cosine_axis keep_layers refit overwrite data "
+    "text_column separator sampling windows fit_windows search_windows held_out_windows "
+    "race_windows sequence_length bos seed inputs token_weight ridge absolute_ridge export"
+)
+"""Fields of the recipe, as help shows them."""
+
 
 @shared_command
 def prune(
     model: o.Model,
     output: o.Out,
-    layers: o.Layers = None,
-    remove: o.Remove = None,
-    select: o.Select = None,
-    iterative: o.IterativeOption = None,
-    repair: o.RepairOption = None,
-    preset: o.PresetOption = None,
-    cosine_axis: o.CosineAxisOption = None,
-    keep_layers: o.KeepLayers = None,
-    refit: o.RefitOption = None,
+    recipe: Annotated[Recipe, Fields(ASKED, make=o.recipe_from)],
+    options: Annotated[RunOptions, Fields(f"{o.RUN} restart plan revision trust_remote_code")],
     overwrite: o.Overwrite = False,
-    data: o.Data = None,
-    text_column: o.TextColumn = None,
-    separator: o.Separator = None,
-    sampling: o.SamplingOption = None,
-    windows: o.WindowsOption = None,
-    fit_windows: o.FitWindows = None,
-    search_windows: o.SearchWindows = None,
-    held_out_windows: o.HeldOutWindows = None,
-    race_windows: o.RaceWindows = None,
-    sequence_length: o.SequenceLength = None,
-    bos: o.Bos = None,
-    seed: o.Seed = None,
-    inputs: o.InputsOption = None,
-    token_weight: o.TokenWeightOption = None,
-    ridge: o.Ridge = None,
-    absolute_ridge: o.AbsoluteRidge = None,
-    export: o.ExportOption = None,
     save: o.SaveOption = "checkpoint",
     gguf: o.GgufOption = None,
     pre_tokenizer: o.PreTokenizer = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    batch_size: o.BatchSize = 0,
-    offload: o.OffloadOption = "auto",
-    max_memory: o.MaxMemory = None,
     restart: o.Restart = False,
     plan: o.PlanOnly = False,
     revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    debug: o.Debug = False,
 ) -> None:
     """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
-    del debug
-    recipe = o.recipe_from(
-        preset,
-        separator,
-        layers=layers,
-        remove=remove,
-        select=select,
-        iterative=iterative,
-        repair=repair,
-        cosine_axis=cosine_axis,
-        keep_layers=keep_layers,
-        refit=refit,
-        data=data,
-        text_column=text_column,
-        windows=windows,
-        fit_windows=fit_windows,
-        sampling=sampling,
-        search_windows=search_windows,
-        held_out_windows=held_out_windows,
-        race_windows=race_windows,
-        sequence_length=sequence_length,
-        bos=bos,
-        seed=seed,
-        inputs=inputs,
-        token_weight=token_weight,
-        ridge=ridge,
-        absolute_ridge=absolute_ridge,
-        export=export,
-    )
-    options = RunOptions(
-        dtype, device, batch_size, trust_remote_code, offload, max_memory, recipe.preset
-    )
+    options = dataclasses.replace(options, preset=recipe.preset)
     if not plan:
         check_output(output, overwrite=overwrite, needed_bytes=0)
     _check_gguf(gguf, pre_tokenizer, recipe, save, overwrite=overwrite)

@@ -20,17 +20,15 @@ def push(
         str, typer.Argument(metavar="REPO", help="The hub's model repository, such as name/model.")
     ],
     private: Annotated[
-        bool, o._option("--private", text="Make the repository private, if it is made.")
+        bool, o.option("--private", text="Make the repository private, if it is made.")
     ] = False,
     message: Annotated[
-        str | None, o._option("--message", "-m", text="Of the commit. \\[default: what was done]")
+        str | None, o.option("--message", "-m", text="Of the commit. [default: what was done]")
     ] = None,
     dry_run: Annotated[
-        bool, o._option("--dry-run", text="Send nothing; show what would be sent.")
+        bool, o.option("--dry-run", text="Send nothing; show what would be sent.")
     ] = False,
-    debug: o.Debug = False,
 ) -> None:
     """Share a checkpoint or an adapter on the Hugging Face Hub, with its model card."""
-    del debug
     screen.step(f"Checking {folder} ..." if dry_run else f"Sending {folder} to {repo} ...")
     screen.show_upload(send(folder, repo, private=private, message=message, dry_run=dry_run))

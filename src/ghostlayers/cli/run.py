@@ -33,30 +33,28 @@ RUNNABLE = ("prune", "eval", "score", "compare", "bench")
 @shared_command
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A .yaml file.")],
-    model: Annotated[
-        str | None, o._option("--model", text="Instead of the recipe's model.")
-    ] = None,
+    model: Annotated[str | None, o.option("--model", text="Instead of the recipe's model.")] = None,
     output: Annotated[
-        Path | None, o._option("--output", "-o", text="Instead of the recipe's output.")
+        Path | None, o.option("--output", "-o", text="Instead of the recipe's output.")
     ] = None,
     changed: Annotated[
         list[str] | None,
-        o._option("--set", metavar="KEY=VALUE", text="Replace any other key of the recipe."),
+        o.option("--set", metavar="KEY=VALUE", text="Replace any other key of the recipe."),
     ] = None,
     trust_remote_code: Annotated[
         bool,
-        o._option(
+        o.option(
             "--trust-remote-code",
             text="Let the model's own code run; a recipe that wants that needs it said here, "
-            "too. \\[default: off]",
+            "too. [default: off]",
         ),
     ] = False,
     trust_tasks: Annotated[
         bool,
-        o._option(
+        o.option(
             "--trust-tasks",
             text="Let the code of task files run; a recipe that wants that needs it said here, "
-            "too. \\[default: off]",
+            "too. [default: off]",
         ),
     ] = False,
     debug: o.Debug = False,

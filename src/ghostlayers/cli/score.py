@@ -7,9 +7,10 @@ from ghostlayers import pipeline
 from ghostlayers.checkpoint.record import table_to_dict
 from ghostlayers.cli import options as o
 from ghostlayers.cli import screen
+from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import shared_command, write_json
 from ghostlayers.errors import RecipeError
-from ghostlayers.recipe import RunOptions
+from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.report.heatmap import check_can_draw, draw_heatmap
 from ghostlayers.runtime.files import check_can_write
 from ghostlayers.runtime.parallel import world
@@ -18,60 +19,37 @@ from ghostlayers.runtime.parallel import world
 @shared_command
 def score(
     model: o.Model,
-    layers: o.Layers = None,
-    repair: o.RepairOption = None,
-    cosine_axis: o.CosineAxisOption = None,
-    data: o.Data = None,
-    text_column: o.TextColumn = None,
-    separator: o.Separator = None,
-    windows: o.WindowsOption = None,
-    held_out_windows: o.HeldOutWindows = None,
-    sequence_length: o.SequenceLength = None,
-    bos: o.Bos = None,
-    seed: o.Seed = None,
-    token_weight: o.TokenWeightOption = None,
+    recipe: Annotated[
+        Recipe,
+        Fields(
+            "layers repair cosine_axis data text_column separator windows held_out_windows "
+            "sequence_length bos seed token_weight",
+            make=o.recipe_from,
+        ),
+    ],
+    options: Annotated[
+        RunOptions, Fields(f"json_file png overwrite {o.RUN} revision trust_remote_code")
+    ],
     json_file: o.Json = None,
     png: Annotated[
-        Path | None, o._option("--png", text="Also draw the heat map into this file.")
+        Path | None, o.option("--png", text="Also draw the heat map into this file.")
     ] = None,
     overwrite: o.OverwriteFile = False,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    batch_size: o.BatchSize = 0,
-    offload: o.OffloadOption = "auto",
-    max_memory: o.MaxMemory = None,
     revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    debug: o.Debug = False,
 ) -> None:
     """Score every layer, and every span of N layers: cosine, residual, loss after repair."""
-    del debug, overwrite  # see `claims`
+    del overwrite  # see `claims`
     check_can_write(json_file)
     check_can_draw(png)
-    if layers is None:
+    if recipe.layers is None:
         raise RecipeError(
             "say how many layers to remove (--layers): every span of that length is scored."
         )
-    recipe = o.recipe_from(
-        None,
-        separator,
-        layers=layers,
-        repair=repair,
-        cosine_axis=cosine_axis,
-        data=data,
-        text_column=text_column,
-        windows=windows,
-        held_out_windows=held_out_windows,
-        sequence_length=sequence_length,
-        bos=bos,
-        seed=seed,
-        token_weight=token_weight,
-    )
     screen.step(f"Loading {model} ...")
     table = pipeline.score(
         model,
         recipe,
-        options=RunOptions(dtype, device, batch_size, trust_remote_code, offload, max_memory),
+        options=options,
         revision=revision,
         show_text=screen.show_text,
         progress=screen.Bars(),

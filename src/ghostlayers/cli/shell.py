@@ -2,20 +2,20 @@
 
 import contextlib
 import functools
-import inspect
 import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import typer
 
 from ghostlayers.cli import screen
 from ghostlayers.cli.claims import claimed
 from ghostlayers.cli.failures import explain
+from ghostlayers.cli.parameters import Parameters
 from ghostlayers.errors import DistributedError, RecipeError
 from ghostlayers.runtime import parallel
 from ghostlayers.runtime.allocator import keep_freed_memory
@@ -28,34 +28,40 @@ from ghostlayers.runtime.scratch import clear_scratch, tidied
 KEEPING = frozenset({"prune", "compare", "run"})
 """Commands that keep what an interrupted run has done."""
 
-P = ParamSpec("P")
+Command = Callable[..., None]
 
 
-def command(function: Callable[P, None]) -> Callable[P, None]:
-    """Turn our errors into one message and an exit code, and silence other libraries' chatter."""
+def command(function: Command) -> Command:
+    """Make a command of a function, whose parameters `Parameters` reads.
+
+    Our errors become one message and an exit code; other libraries' chatter is silenced.
+    """
     return _command(function, shared=False)
 
 
-def shared_command(function: Callable[P, None]) -> Callable[P, None]:
+def shared_command(function: Command) -> Command:
     """A `command` that several processes can carry out together."""
     return _command(function, shared=True)
 
 
-def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
+def simple_command(function: Command) -> Command:
+    """A `command` that opens no model, and has no ``--debug``."""
+    return _command(function, shared=False, debug=False)
+
+
+def _command(function: Command, *, shared: bool, debug: bool = True) -> Command:
+    parameters = Parameters(function, debug=debug)
+
     @functools.wraps(function)
-    def shell(*args: P.args, **kwargs: P.kwargs) -> None:
+    def shell(**given: Any) -> None:
+        name = function.__name__
         with raised() as interrupts:
             done = False
             try:
-                _check_interpreter()
-                clear_scratch()
-                quieten()
-                _take_any_text()
-                keep_freed_memory()
-                _know_home(kwargs)
-                name = function.__name__
-                with _processes(shared, name), claimed(name, kwargs), tidied():
-                    function(*args, **kwargs)
+                _prepare()
+                _know_home(given)
+                with _processes(shared, name), claimed(name, given), tidied():
+                    function(**parameters.arguments(given))
                     done = True
             except (typer.Exit, typer.Abort):
                 raise
@@ -63,12 +69,23 @@ def _command(function: Callable[P, None], *, shared: bool) -> Callable[P, None]:
                 if done and interrupts.received:  # too late: all is there
                     return
                 # A library may have made something else of an interruption.
-                found = KeyboardInterrupt() if interrupts.received else error
-                if kwargs.get("debug") and isinstance(found, Exception):
+                cause = KeyboardInterrupt() if interrupts.received else error
+                if given.get("debug") and isinstance(cause, Exception):
                     raise
-                raise typer.Exit(_explain(found, function)) from error
+                raise typer.Exit(_explain(cause, name, parameters.signature.parameters)) from error
 
+    shell.__signature__ = parameters.signature  # type: ignore[attr-defined]
+    shell.__annotations__ = {n: p.annotation for n, p in parameters.signature.parameters.items()}
     return shell
+
+
+def _prepare() -> None:
+    """Make this process fit for a command, whatever an earlier one left."""
+    _check_interpreter()
+    clear_scratch()
+    quieten()
+    _take_any_text()
+    keep_freed_memory()
 
 
 def _take_any_text() -> None:
@@ -83,16 +100,16 @@ def _know_home(arguments: dict[str, Any]) -> None:
     arguments |= {k: at_home(each) for k, each in arguments.items() if isinstance(each, Path)}
 
 
-def _explain(error: BaseException, function: Callable[..., None]) -> int:
+def _explain(error: BaseException, name: str, options: Collection[str]) -> int:
     """Say why a command ended; the exit status."""
     if isinstance(error, KeyboardInterrupt):
-        kept = " Repeat the command to go on." if function.__name__ in KEEPING else ""
+        kept = " Repeat the command to go on." if name in KEEPING else ""
         with contextlib.suppress(OSError):  # the terminal may be gone
             screen.fail(f"{SAID}{kept}")
         return STATUS
     if not isinstance(error, Exception):
         raise error
-    told, status = explain(error, inspect.signature(function).parameters)
+    told, status = explain(error, options)
     screen.fail(told)
     return status
 
