@@ -54,10 +54,13 @@ class Preset:
         missing = {"name", "title", "paper", "code", "choices", "dtype"} - {*values}
         if missing:
             raise RecipeError(f"a preset lacks {', '.join(sorted(missing))}.")
-        lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-        known_lists = {k: v for k, v in {**values, **lists}.items() if v is not None}
-        check(known_lists, shape_of(cls), f"preset '{brief(values['name'])}'", RecipeError)
-        return cls(**known_lists)
+        said: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if value is not None
+        }
+        check(said, shape_of(cls), f"preset '{brief(values['name'])}'", RecipeError)
+        return cls(**said)
 
 
 def _read() -> dict[str, Preset]:

@@ -1,4 +1,4 @@
-"""What to do (`Recipe`) and how to do it (`RunOptions`).
+"""What to do (`Recipe`), beside how to do it (`RunOptions`).
 
 A recipe determines the result; run options change it by rounding at most.
 """
@@ -15,6 +15,10 @@ from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.repairs import METHODS, Method, find_method
 from ghostlayers.runtime.documents import brief
+from ghostlayers.runtime.run_options import MOST
+from ghostlayers.runtime.run_options import Offload as Offload
+from ghostlayers.runtime.run_options import RunOptions as RunOptions
+from ghostlayers.runtime.run_options import TypeName as TypeName
 from ghostlayers.runtime.settings import FIT, TEXT, WHAT, documented, setting
 from ghostlayers.selection.choices import SELECTIONS, Choice, Selection, find_selection, parse_keep
 from ghostlayers.selection.cosine import CosineAxis
@@ -25,8 +29,6 @@ Inputs = Literal["repaired", "original"]
 Refit = Literal["all", "none"]
 Export = Literal["auto", "fold", "stock-layer", "custom"]
 Save = Literal["checkpoint", "adapter"]
-Offload = Literal["auto", "none", "cpu", "disk"]
-TypeName = Literal["auto", "float32", "bfloat16", "float16"]
 TokenWeight = Literal["auto", "uniform", "balanced", "relative"]
 
 
@@ -61,14 +63,11 @@ def _described(name: str, selection: Selection) -> str:
 class Recipe:
     """What is removed, how it is repaired, and on what text."""
 
-    layers: int | None = setting(
-        None, "How many decoder layers to remove.", WHAT, short="-n", says=""
-    )
+    layers: int | None = setting(None, "How many decoder layers to remove.", WHAT, short="-n")
     remove: str | None = setting(
         None,
         "Which layers to remove instead, counted from 0, ends included: 10-12,14.",
         WHAT,
-        says="",
     )
     select: str = setting(
         "recoverable",
@@ -105,7 +104,6 @@ class Recipe:
         "preset names one.",
         TEXT,
         short="-d",
-        says="",
     )
     text_column: str | None = setting(
         None,
@@ -114,11 +112,7 @@ class Recipe:
         says="text, else a chat, else the only column of strings that are no identifiers",
     )
     separator: str = setting(
-        "\n\n",
-        r"Joins documents; \n is a line break.",
-        TEXT,
-        says="a blank line",
-        read="separator",
+        "\n\n", r"Joins documents; \n is a line break.", TEXT, says="a blank line", read="separator"
     )
     sampling: Sampling = setting(
         "grid",
@@ -127,7 +121,7 @@ class Recipe:
         TEXT,
         paper=PAPER.get("sampling"),
     )
-    windows: int = setting(128, "Windows for the scores.", TEXT, paper=PAPER.get("windows"))
+    windows: int = setting(128, "Windows for the scores.", TEXT)
     fit_windows: int | None = setting(
         None,
         "Windows that the repair is fitted on.",
@@ -206,7 +200,6 @@ class Recipe:
         "given explicitly still win.",
         WHAT,
         metavar="NAME",
-        says="",
     )
 
     def __post_init__(self) -> None:
@@ -282,47 +275,6 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values."""
         return dataclasses.asdict(self)
-
-
-@documented
-@dataclass(frozen=True)
-class RunOptions:
-    """How to run: nothing here changes a result beyond rounding."""
-
-    dtype: TypeName = setting(
-        "auto",
-        "Type to compute in; what is written keeps the base model's. 'auto' is the base model's "
-        "own, or float32 where a processor multiplies that slowly.",
-    )
-    device: str = setting("auto", "cpu, cuda, cuda:1, xpu, ...")
-    batch_size: int = setting(
-        0,
-        "Windows at a time.",
-        least=0,
-        says="about 1,024 tokens; 8,192 on an accelerator",
-    )
-    trust_remote_code: bool = setting(
-        False, "Let the model's own code run. Read it first.", says="off"
-    )
-    offload: Offload = setting(
-        "auto",
-        "Where decoder layers lie while they are not needed: 'disk', 'cpu' (beside an accelerator) "
-        "or 'none'; 'auto' moves them only if they do not fit.",
-    )
-    max_memory: str | None = setting(
-        None,
-        "How much memory the run may take where it computes: 4GiB.",
-        metavar="SIZE",
-        says="what is free",
-    )
-    preset: str | None = None
-    """With dtype ``auto``, the type of this method's code instead of the checkpoint's."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.batch_size <= MOST:
-            raise RecipeError(
-                f"'batch_size' must lie between 0 and {MOST:,}, got {brief(self.batch_size)}."
-            )
 
 
 def _check_types(recipe: Recipe) -> None:
@@ -422,17 +374,11 @@ def _check_iterative(recipe: Recipe) -> None:
         )
 
 
-MOST = 10**9
-"""Of what is counted: more is a slip, and overflows what counts it further on."""
-
-_COUNTS = (
-    *("windows", "fit_windows", "search_windows", "held_out_windows", "race_windows"),
-    "sequence_length",
-)
+_POSITIVE = ("windows", "fit_windows", "search_windows", "race_windows", "sequence_length")
 
 
 def _check_numbers(recipe: Recipe) -> None:
-    for name in ("windows", "fit_windows", "search_windows", "race_windows", "sequence_length"):
+    for name in _POSITIVE:
         value = getattr(recipe, name)
         if value is not None and value < 1:
             raise RecipeError(f"'{name}' must be at least 1, got {value}.")
@@ -443,7 +389,7 @@ def _check_numbers(recipe: Recipe) -> None:
     for name in ("ridge", "absolute_ridge"):
         if not getattr(recipe, name) < math.inf:
             raise RecipeError(f"'{name}' must be a finite number, got {getattr(recipe, name)}.")
-    for name in ("layers", *_COUNTS):
+    for name in ("layers", "held_out_windows", *_POSITIVE):
         value = getattr(recipe, name)
         if value is not None and value > MOST:
             raise RecipeError(f"'{name}' must be at most {MOST:,}, got {brief(value)}.")

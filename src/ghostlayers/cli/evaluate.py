@@ -38,15 +38,10 @@ class EvaluationRequest(TaskRequest):
         _TEXT,
         short="-d",
         read="corpora",
-        says="",
     )
     sequence_length: int = same_as(Recipe, "sequence_length", panel=_TEXT, least=2)
     max_windows: int | None = setting(
-        None,
-        "Evaluate the first so many windows of each corpus.",
-        _TEXT,
-        least=1,
-        says="all",
+        None, "Evaluate the first so many windows of each corpus.", _TEXT, least=1, says="all"
     )
     separator: tuple[str, ...] = setting(
         (BLANK_LINE,),

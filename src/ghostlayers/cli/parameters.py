@@ -171,7 +171,7 @@ def _parameter_of(name: str, owners: Sequence[type]) -> inspect.Parameter:
 
 def _say(how: Setting, default: Any) -> str:
     """Help that states the default and, where it differs, what --preset ghosted sets."""
-    if default is MISSING or how.says == "":
+    if how.says == "" or (how.says is None and default in (MISSING, None, ())):
         return how.text
     ours = how.says or default
     differs = how.paper is not None and how.paper != default and str(how.paper) != str(ours)

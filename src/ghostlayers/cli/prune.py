@@ -13,6 +13,7 @@ from ghostlayers.cli import screen
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import shared_command
 from ghostlayers.errors import RecipeError
+from ghostlayers.model.loading import LoadedModel
 from ghostlayers.model.multimodal import whole_of
 from ghostlayers.plan.saving import Output
 from ghostlayers.preparation import open_model
@@ -45,21 +46,17 @@ def prune(
 ) -> None:
     """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
     options = dataclasses.replace(options, preset=recipe.preset)
+    whole, leaves = save == "checkpoint", Output(save, gguf is not None, output)
     if not plan:
         check_output(output, overwrite=overwrite, needed_bytes=0)
     _check_gguf(gguf, pre_tokenizer, recipe, save, overwrite=overwrite)
-    if not plan and save == "checkpoint" and parallel.world().leads:
+    if whole and not plan and parallel.world().leads:
         readiness.be_ready()
-    screen.step(f"Loading {model} ...")
-    dense = open_model(model, None, options, revision, surgery_follows=True)
-    screen.show_expanded(dense.base)
-    screen.show_preset(recipe, dense.model.dtype)
-    screen.show_basis(dense.model, recipe.repair)
+    dense = _open(model, recipe, options, revision)
     if gguf is not None:
         from ghostlayers.checkpoint.gguf_export import check_model
 
         check_model(whole_of(dense.model).config, dense.base.name, pre_tokenizer)
-    whole, leaves = save == "checkpoint", Output(save, gguf is not None, output)
     if not whole:
         check_precision(dense, dense.stored_dtype)
     if plan:
@@ -68,6 +65,28 @@ def prune(
     needed = saving.checkpoint_bytes(dense.model, dense.stored_dtype) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)
     kept = _kept(output, restart=restart)
+    pruned = _prune(dense, recipe, options, kept, leaves)
+    # What is kept goes when all is written, so that a repetition has it until then.
+    _save(dataclasses.replace(pruned, kept_in=None), output, save, overwrite=overwrite)
+    if gguf is not None:
+        _write_gguf(output, gguf, pre_tokenizer, options, overwrite=overwrite)
+    journal.finish(kept)
+
+
+def _open(model: str, recipe: Recipe, options: RunOptions, revision: str | None) -> LoadedModel:
+    """The dense model, and what there is to say of it."""
+    screen.step(f"Loading {model} ...")
+    dense = open_model(model, None, options, revision, surgery_follows=True)
+    screen.show_expanded(dense.base)
+    screen.show_preset(recipe, dense.model.dtype)
+    screen.show_basis(dense.model, recipe.repair)
+    return dense
+
+
+def _prune(
+    dense: LoadedModel, recipe: Recipe, options: RunOptions, kept: Path, leaves: Output
+) -> PrunedModel:
+    """The repaired model, and what it cost."""
     pruned = pipeline.prune(
         dense,
         recipe,
@@ -79,15 +98,16 @@ def prune(
         progress=screen.Bars(),
     )
     screen.show_pruned(pruned)
-    # What is kept goes when all is written, so that a repetition has it until then.
-    _save(dataclasses.replace(pruned, kept_in=None), output, save, overwrite=overwrite)
-    if gguf is not None:
-        from ghostlayers.cli.export import write_gguf
+    return pruned
 
-        parallel.by_first(
-            lambda: write_gguf(output, gguf, pre_tokenizer, options, overwrite=overwrite)
-        )
-    journal.finish(kept)
+
+def _write_gguf(
+    output: Path, file: Path, pre_tokenizer: str | None, options: RunOptions, *, overwrite: bool
+) -> None:
+    """The checkpoint as a GGUF file too, written by the first process."""
+    from ghostlayers.cli.export import write_gguf
+
+    parallel.by_first(lambda: write_gguf(output, file, pre_tokenizer, options, overwrite=overwrite))
 
 
 def _kept(output: Path, *, restart: bool) -> Path:

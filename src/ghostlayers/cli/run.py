@@ -206,7 +206,7 @@ def _folder_name(varied: Mapping[str, Any]) -> str:
 
 
 def _arguments(path: Path, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    known = inspect.signature(inspect.unwrap(command_named(name))).parameters
+    known = inspect.signature(command_named(name)).parameters
     arguments: dict[str, Any] = {}
     for key, value in given.items():
         parameter = OTHERWISE.get(key, key)

@@ -75,7 +75,6 @@ class Comparison:
         "Corpora, comma-separated: c4, wikitext2 (from the hub), or files.",
         _TEXT,
         read="corpora or none",
-        says="",
     )
     eval_separators: tuple[str, ...] = setting(
         (BLANK_LINE,),
@@ -86,11 +85,7 @@ class Comparison:
         says="a blank line",
     )
     max_windows: Number | None = setting(
-        None,
-        "Evaluate the first so many windows of each corpus.",
-        _TEXT,
-        least=1,
-        says="all",
+        None, "Evaluate the first so many windows of each corpus.", _TEXT, least=1, says="all"
     )
     tasks: tuple[Word, ...] = same_as(TaskRequest, "tasks", read="names or none")
     tasks_path: Word | None = same_as(TaskRequest, "tasks_path")
@@ -116,11 +111,7 @@ class Comparison:
         says="on",
     )
     eval_length: Number | None = setting(
-        None,
-        "Tokens of an evaluation window.",
-        _TEXT,
-        least=2,
-        says="--sequence-length, or 2048",
+        None, "Tokens of an evaluation window.", _TEXT, least=2, says="--sequence-length, or 2048"
     )
     presets: tuple[Word, ...] = setting(
         (),
@@ -129,7 +120,6 @@ class Comparison:
         _WHAT,
         metavar="NAMES",
         read="names",
-        says="",
     )
     given: Mapping[str, Any] = field(default_factory=dict)
     calibration: Recipe = field(default_factory=lambda: Recipe(select=EACH_CELL_ITS_OWN))

@@ -24,7 +24,6 @@ class TaskRequest:
         "pip install 'ghostlayers[tasks]'.",
         TASKS,
         read="names",
-        says="",
     )
     tasks_path: str | None = setting(
         None,
@@ -33,7 +32,6 @@ class TaskRequest:
         "--trust-tasks; templates run in a sandbox.",
         TASKS,
         read="path",
-        says="",
     )
     trust_tasks: bool = setting(
         False,

@@ -26,7 +26,8 @@ class Setting:
     Attributes:
         text: what help says.
         panel: the group it is shown in.
-        says: its default, as help says it; None for the default itself, empty for nothing.
+        says: its default, as help says it; None for the default itself, if there is one, and empty
+            for nothing.
         paper: what the paper's preset sets, shown where it is another value.
         short: another, short name on the command line: ``-n``.
         off: the name that switches it off: ``--no-iterative``.
