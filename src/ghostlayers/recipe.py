@@ -65,9 +65,7 @@ class Recipe:
 
     layers: int | None = setting(None, "How many decoder layers to remove.", WHAT, short="-n")
     remove: str | None = setting(
-        None,
-        "Which layers to remove instead, counted from 0, ends included: 10-12,14.",
-        WHAT,
+        None, "Which layers to remove instead, counted from 0, ends included: 10-12,14.", WHAT
     )
     select: str = setting(
         "recoverable",
@@ -227,9 +225,9 @@ class Recipe:
     @property
     def num_held_out_windows(self) -> int:
         """Windows that losses are measured on."""
-        if self.held_out_windows is None:
-            return max(4, self.windows // 16)
-        return self.held_out_windows
+        return (
+            max(4, self.windows // 16) if self.held_out_windows is None else self.held_out_windows
+        )
 
     @property
     def num_race_windows(self) -> int:

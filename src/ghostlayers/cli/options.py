@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from ghostlayers.errors import RecipeError
 from ghostlayers.presets import find_preset
@@ -18,7 +17,7 @@ def option(
     *names: str, text: str, panel: str = HOW, show_default: bool = False, **more: Any
 ) -> Any:
     """An option of the command line; brackets in its text are brackets."""
-    text = escape(text)
+    text = text.replace("[", "\\[")
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=show_default, **more)
 
 
