@@ -246,7 +246,7 @@ class Comparison:
                     f"unknown key '{key}' in a comparison. {suggest(str(key), own | shared)}"
                 )
         said = {key: each for key, each in mine.items() if each is not None}
-        check(said, shape_of(cls, {"calibration"}), WHAT, RecipeError)
+        check(said, shape_of(cls, "calibration"), WHAT, RecipeError)
         for key in ("layers", "remove", "repair"):
             recipe.pop(key, None)
         if mine.get("presets"):

@@ -5,12 +5,13 @@ that hold one are read so.
 """
 
 import dataclasses
+import functools
 import json
 import math
 import re
 import stat
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class Checked(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-def shape_of(owner: type, without: Collection[str] = ()) -> type[Checked]:
+@functools.cache
+def shape_of(owner: type, *without: str) -> type[Checked]:
     """What a dataclass's values must look like in a file, from its own annotations.
 
     Args:
