@@ -39,7 +39,6 @@ class Checked(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
-@functools.cache
 def shape_of(owner: type, *without: str) -> type[Checked]:
     """What a dataclass's values must look like in a file, from its own annotations.
 
@@ -47,6 +46,11 @@ def shape_of(owner: type, *without: str) -> type[Checked]:
         owner: the dataclass.
         without: fields that no file has.
     """
+    return _shape_of(owner, without)
+
+
+@functools.cache
+def _shape_of(owner: type, without: tuple[str, ...]) -> type[Checked]:
     hints = typing.get_type_hints(owner, include_extras=True)
     fields: dict[str, Any] = {
         each.name: (hints[each.name], ... if _is_required(each) else None)
