@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from forked import Forks
-from ghostlayers.checkpoint import proof
+from ghostlayers.checkpoint import proof, readiness
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.text.corpora import Corpus
 from ghostlayers.text.tokens import Windows, make_windows
@@ -23,7 +23,7 @@ from ghostlayers.text.tokens import Windows, make_windows
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 torch.set_num_threads(1)  # small matrices; several threads on busy cores wait for each other
 
-RUN_ALONE, BE_READY = proof._run_alone, proof.be_ready
+RUN_ALONE, BE_READY = proof._run_alone, readiness.be_ready
 
 NOUNS = [
     "river",
@@ -192,7 +192,7 @@ def _reload_in_forks(forks: Forks) -> Iterator[None]:
     """Checkpoints are reloaded in forks of one fresh process, unless a test wants its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proof, "_run_alone", forks.run)
-        patch.setattr(proof, "be_ready", lambda: None)
+        patch.setattr(readiness, "be_ready", lambda: None)
         yield
 
 

@@ -22,7 +22,7 @@ from ghostlayers import modeling
 from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fitting import Fitting, fit_gaps
 from ghostlayers.calibration.passes import Runner
-from ghostlayers.checkpoint import proof, saving
+from ghostlayers.checkpoint import proof, readiness, saving
 from ghostlayers.errors import ModelError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.families import find_family
@@ -472,18 +472,18 @@ def test_a_process_that_waited_proves_a_checkpoint_as_another_does(
     folder = write(model, tmp_path / "out")
     byte_tokenizer.save_pretrained(folder)
     BE_READY()
-    (waiting,) = proof._READY
+    (waiting,) = readiness._READY
     found = proof.verify(folder, model, byte_tokenizer)
     assert found.identical
-    assert not proof._READY
+    assert not readiness._READY
     assert waiting.process.returncode == 0
     assert not Path(waiting.scratch.name).exists()
 
 
 def test_a_process_that_is_never_asked_ends_with_its_parent(tmp_path: Path) -> None:
     program = (
-        "from ghostlayers.checkpoint import proof; proof.be_ready();"
-        "print(proof._READY[0].process.pid, proof._READY[0].scratch.name)"
+        "from ghostlayers.checkpoint import readiness; readiness.be_ready();"
+        "print(readiness._READY[0].process.pid, readiness._READY[0].scratch.name)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

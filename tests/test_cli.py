@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import click
@@ -19,7 +20,7 @@ import torch
 from typer.testing import CliRunner
 
 from conftest import NOUNS, make_documents
-from ghostlayers import PRESETS, Recipe, pipeline
+from ghostlayers import PRESETS, Recipe, RunOptions, pipeline
 from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.proof import Verification
 from ghostlayers.cli import app, screen
@@ -28,6 +29,7 @@ from ghostlayers.plan.units import Plan
 from ghostlayers.repairs import METHODS
 from ghostlayers.runtime.locks import holding
 from ghostlayers.runtime.quiet import quiet_imports
+from ghostlayers.runtime.settings import KEY, fields_of
 from ghostlayers.selection.choices import SELECTIONS
 from ghostlayers.spans import format_layers
 from ghostlayers.text.corpora import document_hash
@@ -143,82 +145,47 @@ def test_every_command_has_help(command, sentence):
 
 
 @pytest.mark.parametrize(
-    ("option", "values"),
-    [
-        ("--select", "[default: recoverable; ghosted: streamline]"),
-        ("--repair", "[default: ghost; ghosted: ghost:per=layer]"),
-        ("--cosine-axis", "[default: hidden; ghosted: tokens]"),
-        (
-            "--keep-layers",
-            "[default: what the selection's paper protects; ghosted: first:1,last:1]",
-        ),
-        ("--refit", "[default: all]"),
-        ("--sampling", "[default: grid; ghosted: single-document]"),
-        ("--race-windows", "[default: four times --held-out-windows, at least 32]"),
-        ("--inputs", "[default: repaired; ghosted: original]"),
-        ("--export", "[default: auto]"),
-        ("--save", "[default: checkpoint]"),
-        ("--token-weight", "[default: auto; ghosted: uniform]"),
-        ("--ridge", "[default: 1e-06; ghosted: 0.0]"),
-        ("--absolute-ridge", "[default: 0.0; ghosted: 1e-06]"),
-        ("--windows", "[default: 128]"),
-        ("--fit-windows", "[default: 32]"),
-        ("--search-windows", "[default: 8]"),
-        ("--iterative", "[default: off]"),
-        ("--held-out-windows", "[default: one for every sixteen windows, at least 4]"),
-        ("--sequence-length", "[default: 2048]"),
-        ("--bos", "[default: auto; ghosted: never]"),
-        ("--seed", "[default: 0]"),
-        ("--separator", "[default: a blank line]"),
-        ("--text-column", "[default: text, else a chat, else the only column"),
-        ("--dtype", "[default: auto]"),
-        ("--device", "[default: auto]"),
-        ("--batch-size", "[default: about 1,024 tokens; 8,192 on an accelerator]"),
-        ("--trust-remote-code", "[default: off]"),
-        ("--overwrite", "[default: off]"),
-        ("--data", "unless a preset names one"),
-    ],
-)
-def test_help_of_prune_names_defaults_and_the_papers_choices(option, values):
-    assert values in line_of(option, help_of("prune"))
-
-
-@pytest.mark.parametrize(
     ("command", "option", "values"),
     [
-        ("eval", "--sequence-length", "[default: 2048]"),
-        ("eval", "--max-windows", "the first so many windows of each corpus. [default: all]"),
-        ("eval", "--separator", "[default: a blank line]"),
+        ("prune", "--select", "[default: recoverable; ghosted: streamline]"),
+        ("prune", "--keep-layers", "what the selection's paper protects; ghosted: first:1,last:1]"),
+        ("prune", "--refit", "[default: all]"),
+        ("prune", "--ridge", "[default: 1e-06; ghosted: 0.0]"),
+        ("prune", "--fit-windows", "[default: 32]"),
+        ("prune", "--iterative", "[default: off]"),
+        ("prune", "--separator", "Joins documents; \\n is a line break. [default: a blank line]"),
+        ("prune", "--data", "unless a preset names one."),
+        ("prune", "--batch-size", "[default: about 1,024 tokens; 8,192 on an accelerator]"),
+        ("prune", "--save", "[default: checkpoint]"),
+        ("prune", "--overwrite", "[default: off]"),
+        ("eval", "--sequence-length", "[x>=2] Tokens a window. [default: 2048]"),
         ("eval", "--bos", "[default: auto; ghosted: never]"),
         ("eval", "--tasks", "pip install 'ghostlayers[tasks]'"),
-        ("eval", "--limit", "the first so many documents of each task. [default: all]"),
+        ("compare", "--eval-separator", "[default: a blank line]"),
+        ("compare", "--select", "[default: streamline,recoverable]"),
         ("score", "--cosine-axis", "[default: hidden; ghosted: tokens]"),
-        ("score", "--windows", "[default: 128]"),
         ("demo", "--overwrite", "[default: off]"),
     ],
 )
-def test_help_of_other_commands_names_defaults(command, option, values):
+def test_help_names_defaults_and_the_papers_choices(command, option, values):
     assert values in line_of(option, help_of(command))
 
 
-@pytest.mark.parametrize(
-    ("option", "values"),
-    [
-        ("--select", SELECTIONS),
-        ("--repair", METHODS),
-        ("--cosine-axis", ("hidden", "tokens")),
-        ("--refit", ("all", "none")),
-        ("--sampling", ("grid", "random", "single-document")),
-        ("--inputs", ("repaired", "original")),
-        ("--token-weight", ("auto", "uniform", "balanced", "relative")),
-        ("--bos", ("auto", "always", "never")),
-        ("--dtype", ("auto", "float32", "bfloat16", "float16")),
-        ("--preset", PRESETS),
-    ],
-)
-def test_help_of_prune_lists_the_values_of_choices(option, values):
-    before_the_default = line_of(option, help_of("prune")).split("[default:")[0]
-    assert all(value in before_the_default for value in values)
+@pytest.mark.parametrize("owner", [Recipe, RunOptions])
+def test_help_of_prune_says_of_every_field_what_the_field_says_of_itself(owner):
+    text = help_of("prune")
+    for name, field in fields_of(owner).items():
+        line = line_of(f"--{name.replace('_', '-')}", text)
+        assert " ".join(field.metadata[KEY].text.split()) in line
+        assert f"    {name}: " in owner.__doc__
+        for value in typing.get_args(typing.get_type_hints(owner)[name]):
+            assert not isinstance(value, str) or value in line
+
+
+@pytest.mark.parametrize(("option", "names"), [("--select", SELECTIONS), ("--repair", METHODS)])
+def test_help_of_prune_lists_what_there_is(option, names):
+    line = line_of(option, help_of("prune")).split("[default:")[0]
+    assert all(name in line for name in names)
 
 
 def test_the_version_is_told():

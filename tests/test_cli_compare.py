@@ -10,8 +10,6 @@ import pytest
 import yaml
 
 import ghostlayers
-from ghostlayers import cli
-from ghostlayers.cli.app import compare as compare_command
 from ghostlayers.cli.run import read_recipe
 from ghostlayers.errors import RecipeError
 from test_cli import call, words
@@ -184,16 +182,16 @@ def test_recipes_that_mean_nothing(values: dict[str, Any], message: str) -> None
 def test_a_choice_that_is_no_option_is_refused() -> None:
     path = Path(recipe(command="prune", model="m", output="o", save="bogus"))
     with pytest.raises(RecipeError, match="'save' must be one of checkpoint, adapter, got 'bogus'"):
-        read_recipe(path, COMMANDS, {})
+        read_recipe(path, {})
 
 
 def test_a_key_that_is_set_varies_no_more() -> None:
     values = {**RECIPE, "model": "m", "output": "o", "vary": {"token-weight": ["uniform"]}}
     path = Path(recipe(**values, seed=1))
-    (varied,) = read_recipe(path, COMMANDS, {})
+    (varied,) = read_recipe(path, {})
     assert varied.arguments["token_weight"] == "uniform"
     assert varied.arguments["output"] == Path("o/token_weight-uniform")
-    (fixed,) = read_recipe(path, COMMANDS, {"token_weight": "relative", "max-windows": 1})
+    (fixed,) = read_recipe(path, {"token_weight": "relative", "max-windows": 1})
     assert fixed.arguments["token_weight"] == "relative"
     assert fixed.arguments["max_windows"] == 1
     assert fixed.arguments["output"] == Path("o")
@@ -207,11 +205,6 @@ def test_yaml_that_would_run_code_is_refused() -> None:
     assert not Path("evil").exists()
 
 
-COMMANDS = {
-    each.name or each.callback.__name__: each.callback for each in cli.app.registered_commands
-}
-
-
 @pytest.mark.parametrize(
     "path",
     sorted(Path(__file__).parents[1].glob("recipes/**/*.yaml")),
@@ -223,7 +216,7 @@ def test_the_recipes_that_come_with_the_project_can_be_read(path: Path) -> None:
     if path.parent.name == "published":
         assert read_published(path)
         return
-    runs = read_recipe(path, COMMANDS, {})
+    runs = read_recipe(path, {})
     assert all(run.command == "compare" for run in runs)
     from ghostlayers.cli.options import names_in
     from ghostlayers.repairs import find_method
@@ -265,7 +258,7 @@ def test_the_command_in_the_results_can_be_typed_again(monkeypatch: pytest.Monke
 
 def test_a_missing_argument_is_named() -> None:
     with pytest.raises(RecipeError, match="compare also needs model, output"):
-        read_recipe(Path(recipe(**RECIPE)), COMMANDS, {})
+        read_recipe(Path(recipe(**RECIPE)), {})
 
 
 def test_a_plan_leaves_what_is_there_alone(tiny_folder: Path) -> None:
@@ -389,8 +382,7 @@ def test_who_types_the_command_may_grant_trust(
 ) -> None:
     path = Path(recipe(**RECIPE, model=str(tiny_folder), trust_remote_code=True))
     asked = {"trust_remote_code": True}
-    commands = {"compare": compare_command}
-    (found,) = read_recipe(path, commands, {"output": Path("out"), **asked})
+    (found,) = read_recipe(path, {"output": Path("out"), **asked})
     assert found.arguments["trust_remote_code"] is True
 
 

@@ -26,7 +26,6 @@ from ghostlayers.calibration import journal
 from ghostlayers.checkpoint import records
 from ghostlayers.checkpoint.card import render_card
 from ghostlayers.cli import options, run, screen
-from ghostlayers.cli.app import prune
 from ghostlayers.cli.compare import read_published
 from ghostlayers.cli.compare import show as show_comparison
 from ghostlayers.compare.files import write_report
@@ -153,7 +152,7 @@ def test_a_huge_file_and_what_is_no_file_are_refused(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     for path, reason in ((large, "it has 5.2 MB"), (pipe, "no ordinary file")):
         with pytest.raises(RecipeError, match=reason):
-            run.read_recipe(path, {"prune": prune}, {})
+            run.read_recipe(path, {})
 
 
 # Recipes
@@ -172,7 +171,7 @@ def test_recipes(data: Any, tmp_path: Path) -> None:
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
     except (ValueError, yaml.YAMLError):  # cannot be written down
         return
-    runs = only_ours(run.read_recipe, path, {"prune": prune}, {}) or []
+    runs = only_ours(run.read_recipe, path, {}) or []
     for each in runs:
         only_ours(run.describe, each.varied)
 

@@ -16,11 +16,11 @@ import torch
 import together
 from forked import Fork, Forks
 from ghostlayers.errors import DistributedError
-from ghostlayers.runtime import parallel
+from ghostlayers.runtime import launchers, parallel
 from ghostlayers.runtime.parallel import World
 
 PROGRAM = Path(__file__).with_name("together.py")
-COMMAND = Path(parallel.__file__).with_name("__main__.py")
+COMMAND = Path(parallel.__file__).parents[1] / "__main__.py"
 ROUNDING = 2e-5
 """Relative. Sums are float64 and agree to 1e-12; weights are rounded to float32 behind them, and
 losses measured in float32 through those."""
@@ -268,7 +268,7 @@ def test_a_program_started_by_one_of_several_is_alone(monkeypatch: pytest.Monkey
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("SOMETHING", "else")
     assert parallel.launched()
-    environment = parallel.alone()
+    environment = launchers.alone()
     assert "WORLD_SIZE" not in environment
     assert "RANK" not in environment
     assert environment["SOMETHING"] == "else"

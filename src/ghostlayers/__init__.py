@@ -5,24 +5,24 @@
 >>> pruned.save("smaller")  # doctest: +SKIP
 
 Importing the package lets transformers' Auto classes load repaired checkpoints without
-``trust_remote_code``.
+``trust_remote_code``. It imports neither torch nor transformers: each public name does, when it is
+first used.
 """
 
 from ghostlayers.runtime.interrupts import leave_at_once as _leave_at_once
 
-_leave_at_once()  # in the program itself: the imports below take seconds
+_leave_at_once()  # in the program itself: what is imported from here on takes seconds
 
-from importlib.metadata import version as _version  # noqa: E402
+from typing import TYPE_CHECKING, Any  # noqa: E402
 
-from ghostlayers.runtime.quiet import quiet_imports as _quiet_imports  # noqa: E402
+from ghostlayers.model.auto_classes import promise_repaired_classes as _promise  # noqa: E402
 
-with _quiet_imports():
+if TYPE_CHECKING:
     from ghostlayers.checkpoint.adapter import from_adapter, materialize
     from ghostlayers.checkpoint.proof import Verification
     from ghostlayers.checkpoint.records import inspect
     from ghostlayers.errors import GhostlayersError
     from ghostlayers.evaluation import EvaluationResult
-    from ghostlayers.model.families import register_auto_classes as _register_auto_classes
     from ghostlayers.pipeline import evaluate, prune, score
     from ghostlayers.presets import PRESETS, Preset
     from ghostlayers.pruned import PrunedModel
@@ -31,7 +31,7 @@ with _quiet_imports():
     from ghostlayers.spans import Span
     from ghostlayers.study import Study
 
-__version__ = _version("ghostlayers")
+    __version__: str
 
 __all__ = [
     "PRESETS",
@@ -54,4 +54,49 @@ __all__ = [
     "score",
 ]
 
-_register_auto_classes()
+_HOMES = {
+    "PRESETS": "presets",
+    "EvaluationResult": "evaluation",
+    "GhostlayersError": "errors",
+    "Preset": "presets",
+    "PrunedModel": "pruned",
+    "Recipe": "recipe",
+    "RunOptions": "recipe",
+    "ScoreTable": "selection",
+    "Span": "spans",
+    "SpanScore": "selection",
+    "Study": "study",
+    "Verification": "checkpoint.proof",
+    "evaluate": "pipeline",
+    "from_adapter": "checkpoint.adapter",
+    "inspect": "checkpoint.records",
+    "materialize": "checkpoint.adapter",
+    "prune": "pipeline",
+    "score": "pipeline",
+}
+"""The module of every public name, imported when the name is first used (PEP 562)."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version(__name__)
+    elif name in _HOMES:
+        from importlib import import_module
+
+        from ghostlayers.runtime.quiet import quiet_imports
+
+        with quiet_imports():
+            value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+_promise()

@@ -10,21 +10,7 @@ from importlib.resources import files
 from typing import Any
 
 from ghostlayers.errors import RecipeError, suggest
-from ghostlayers.runtime.documents import Checked, brief, check, parse_yaml
-
-
-class _Shape(Checked):
-    """Of a preset's file."""
-
-    name: str
-    title: str
-    paper: str
-    code: str
-    choices: dict[str, Any]
-    dtype: str
-    nearest: str = "ghosted"
-    differs: list[str] | None = None
-    also: list[str] | None = None
+from ghostlayers.runtime.documents import brief, check, parse_yaml, shape_of
 
 
 @dataclass(frozen=True)
@@ -68,9 +54,13 @@ class Preset:
         missing = {"name", "title", "paper", "code", "choices", "dtype"} - {*values}
         if missing:
             raise RecipeError(f"a preset lacks {', '.join(sorted(missing))}.")
-        check(values, _Shape, f"preset '{brief(values['name'])}'", RecipeError)
-        lists = {key: tuple(values.get(key) or ()) for key in ("differs", "also")}
-        return cls(**{**values, **lists})
+        said: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if value is not None
+        }
+        check(said, shape_of(cls), f"preset '{brief(values['name'])}'", RecipeError)
+        return cls(**said)
 
 
 def _read() -> dict[str, Preset]:

@@ -1,4 +1,4 @@
-"""What to do (`Recipe`) and how to do it (`RunOptions`).
+"""What to do (`Recipe`), beside how to do it (`RunOptions`).
 
 A recipe determines the result; run options change it by rounding at most.
 """
@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ghostlayers.errors import RecipeError, suggest
-from ghostlayers.presets import find_preset
-from ghostlayers.repairs import REPAIR_REGISTRY, RepairMethod, find_method
+from ghostlayers.presets import PRESETS, find_preset
+from ghostlayers.repairs import METHODS, REPAIR_REGISTRY, RepairMethod, find_method
 from ghostlayers.runtime.documents import brief
+from ghostlayers.runtime.run_options import MOST
+from ghostlayers.runtime.run_options import Offload as Offload
+from ghostlayers.runtime.run_options import RunOptions as RunOptions
+from ghostlayers.runtime.run_options import TypeName as TypeName
+from ghostlayers.runtime.settings import FIT, TEXT, WHAT, documented, setting
 from ghostlayers.selection.choices import Selection, find_selection, parse_keep
 from ghostlayers.selection.cosine import CosineAxis
-from ghostlayers.selection.methods import SELECTION_REGISTRY
+from ghostlayers.selection.methods import SELECTION_REGISTRY, SELECTIONS
 from ghostlayers.spans import parse_layers
 from ghostlayers.text.tokens import BosPolicy, Sampling
 
@@ -25,7 +30,6 @@ Inputs = Literal["repaired", "original"]
 Refit = Literal["all", "none"]
 Export = Literal["auto", "fold", "stock-layer", "custom"]
 Save = Literal["checkpoint", "adapter"]
-Offload = Literal["auto", "none", "cpu", "disk"]
 TokenWeight = Literal["auto", "uniform", "balanced", "relative"]
 
 
@@ -42,78 +46,160 @@ Eight still take the wrong one of two close spans, 0.2 nats apart on other text
 (``benchmarks/regret.py``); most candidates leave after the first four."""
 
 
+PAPER = PRESETS["ghosted"].choices
+"""What the paper chooses."""
+
+
+def _described(name: str, selection: Selection) -> str:
+    """A selection and its arguments in half a sentence."""
+    arguments = [
+        f"{name}:{word}{'N' if word.endswith('=') else ''} {what}"
+        for word, what in selection.arguments.items()
+    ]
+    return f"{name}, {selection.what}" + (f" ({', '.join(arguments)})" if arguments else "")
+
+
+@documented
 @dataclass(frozen=True)
 class Recipe:
-    r"""What is removed, how it is repaired, and on what text.
+    """What is removed, how it is repaired, and on what text."""
 
-    Attributes:
-        layers: how many decoder layers to remove.
-        remove: which to remove instead, such as ``10-12,14``.
-        select: how to choose them: a name, or an object such as ``Recoverable(greedy=True)``.
-        iterative: choose one layer at a time, each on the model that is repaired so far.
-        refit: what an iterated choice does with its repairs: ``all`` fits every gap anew after each
-            layer, to the dense model's stream; ``none`` fits one repair across the layer that goes,
-            in the model as it is then, and leaves it alone (Prune&Comp, arXiv:2507.18212).
-        repair: how to repair each gap: a name, or an object such as ``Ghost(rank=64)``, whose text
-            is what the recipe holds.
-        data: named corpus, file or folder; None for documents given in memory.
-        text_column: the column that holds the text.
-        separator: joins the documents.
-        sampling: how windows are drawn: from a ``grid`` over the joined documents, at ``random``
-            offsets in them, or each from a ``single-document`` (`tokens.draw_windows`).
-        windows: calibration windows for the scores.
-        fit_windows: calibration windows that the repair is fitted on, from the same first one on;
-            32, or as many as ``windows`` if these are fewer.
-        search_windows: calibration windows that ``perplexity``, ``taylor`` and
-            ``recoverable:greedy`` measure on; 8, or as many as ``windows`` if these are fewer.
-        held_out_windows: further windows, for losses; one for every sixteen windows, at least 4.
-        race_windows: held-out windows that ``recoverable`` may measure on in all, as far as the
-            text goes, before the lowest loss wins; four times ``held_out_windows``, at least 32.
-        sequence_length: tokens a window.
-        bos: whether windows start with a beginning-of-sequence token.
-        seed: chooses the windows.
-        cosine_axis: of the cosine criteria; ``tokens`` reproduces the released code.
-        keep_layers: layers that are never removed, such as ``first:4,last:2``; None for what the
-            selection's own paper protects.
-        inputs: the stream each gap is fitted on: the ``repaired`` one that it will receive, or
-            the ``original`` one of the dense model, as published.
-        token_weight: how much each token counts in a fit: ``uniform`` as published, ``relative``
-            1/||y||^2, ``balanced`` 1/||y||; ``auto`` is what suits the repair.
-        ridge: relative ridge on equilibrated columns.
-        absolute_ridge: added to the Gram matrix as it is, as published.
-        preset: the method whose choices these are, but for those that were given otherwise; see
-            `from_dict`.
-        export: in what form the checkpoint holds the repair: ``fold`` into existing weights,
-            ``stock-layer`` as one ordinary decoder layer, ``custom`` as an operator with its code;
-            ``auto`` takes the first that is exact and costs nothing beside the repair itself.
-    """
-
-    layers: int | None = None
-    remove: str | None = None
-    select: str = "recoverable"
-    iterative: bool = False
-    refit: Refit = "all"
-    repair: str = "ghost"
-    data: str | None = None
-    text_column: str | None = None
-    separator: str = "\n\n"
-    sampling: Sampling = "grid"
-    windows: int = 128
-    fit_windows: int | None = None
-    search_windows: int | None = None
-    held_out_windows: int | None = None
-    race_windows: int | None = None
-    sequence_length: int = 2048
-    bos: BosPolicy = "auto"
-    seed: int = 0
-    cosine_axis: CosineAxis = "hidden"
-    keep_layers: str | None = None
-    inputs: Inputs = "repaired"
-    token_weight: TokenWeight = "auto"
-    ridge: float = 1e-6
-    absolute_ridge: float = 0.0
-    export: Export = "auto"
-    preset: str | None = None
+    layers: int | None = setting(None, "How many decoder layers to remove.", WHAT, short="-n")
+    remove: str | None = setting(
+        None, "Which layers to remove instead, counted from 0, ends included: 10-12,14.", WHAT
+    )
+    select: str = setting(
+        "recoverable",
+        f"How to choose them: {'; '.join(_described(*row) for row in SELECTIONS.items())}.",
+        WHAT,
+        metavar="NAME",
+        paper=PAPER.get("select"),
+    )
+    iterative: bool = setting(
+        False,
+        "Choose one layer at a time, each on the model that is repaired so far.",
+        WHAT,
+        says="off",
+        off="--no-iterative",
+    )
+    refit: Refit = setting(
+        "all",
+        "What --iterative does with its repairs: 'all' fits every gap anew after each layer, "
+        "'none' fits one repair across each layer that goes and leaves it alone, as Prune&Comp "
+        "does.",
+        WHAT,
+    )
+    repair: str = setting(
+        "ghost",
+        f"How to repair each gap: {', '.join(METHODS)}.",
+        WHAT,
+        metavar="NAME",
+        paper=PAPER.get("repair"),
+    )
+    data: str | None = setting(
+        None,
+        "Calibration text: a .txt, .jsonl, .csv or .parquet file, a folder or a pattern of them, "
+        "or text on the Hugging Face hub: c4, wikitext2, or name:config:split. Required, unless a "
+        "preset names one.",
+        TEXT,
+        short="-d",
+    )
+    text_column: str | None = setting(
+        None,
+        "Column that holds the text.",
+        TEXT,
+        says="text, else a chat, else the only column of strings that are no identifiers",
+    )
+    separator: str = setting(
+        "\n\n", r"Joins documents; \n is a line break.", TEXT, says="a blank line", read="separator"
+    )
+    sampling: Sampling = setting(
+        "grid",
+        "Where windows are drawn from: a 'grid' over the joined documents, 'random' offsets in "
+        "them, or each from a 'single-document'.",
+        TEXT,
+        paper=PAPER.get("sampling"),
+    )
+    windows: int = setting(128, "Windows for the scores.", TEXT)
+    fit_windows: int | None = setting(
+        None,
+        "Windows that the repair is fitted on.",
+        TEXT,
+        says="32",
+        paper=PAPER.get("fit_windows"),
+    )
+    search_windows: int | None = setting(
+        None,
+        "Windows that perplexity, taylor and recoverable:greedy measure on.",
+        TEXT,
+        says="8",
+        paper=PAPER.get("search_windows"),
+    )
+    held_out_windows: int | None = setting(
+        None,
+        "Further windows that losses are measured on; 0 measures none.",
+        TEXT,
+        says="one for every sixteen windows, at least 4",
+    )
+    race_windows: int | None = setting(
+        None,
+        "Held-out windows that 'recoverable' may measure its candidates on in all, as far as the "
+        "text goes, before the lowest loss wins.",
+        TEXT,
+        says="four times --held-out-windows, at least 32",
+    )
+    sequence_length: int = setting(
+        2048, "Tokens a window.", TEXT, paper=PAPER.get("sequence_length")
+    )
+    bos: BosPolicy = setting(
+        "auto", "BOS before each window; 'auto' asks the tokenizer.", TEXT, paper=PAPER.get("bos")
+    )
+    seed: int = setting(0, "Chooses the windows.", TEXT, paper=PAPER.get("seed"))
+    cosine_axis: CosineAxis = setting(
+        "hidden",
+        "Axis of the cosine; 'tokens' is what the released code computes.",
+        WHAT,
+        paper=PAPER.get("cosine_axis"),
+    )
+    keep_layers: str | None = setting(
+        None,
+        "Layers at the start and at the end that are never removed: first:4,last:2.",
+        WHAT,
+        metavar="EDGES",
+        says="what the selection's paper protects",
+        paper=PAPER.get("keep_layers"),
+    )
+    inputs: Inputs = setting(
+        "repaired", "The stream that later gaps are fitted on.", FIT, paper=PAPER.get("inputs")
+    )
+    token_weight: TokenWeight = setting(
+        "auto",
+        "How much each token counts: 'relative' 1/||y||^2, 'balanced' 1/||y||; 'auto' is 'uniform' "
+        "for replaceme, as published, else 'balanced'.",
+        FIT,
+        paper=PAPER.get("token_weight"),
+    )
+    ridge: float = setting(
+        1e-6, "Relative ridge, on equilibrated columns.", FIT, paper=PAPER.get("ridge")
+    )
+    absolute_ridge: float = setting(
+        0.0, "Ridge added to the Gram matrix as it is.", FIT, paper=PAPER.get("absolute_ridge")
+    )
+    export: Export = setting(
+        "auto",
+        "How the checkpoint holds the repair: 'fold' into existing weights (any engine loads it), "
+        "'stock-layer' as one more decoder layer (any engine; repair normed), 'custom' with its "
+        "own code. 'auto' is fold where the repair folds, else custom.",
+        FIT,
+    )
+    preset: str | None = setting(
+        None,
+        f"Makes every choice as a method's authors and their code do: {', '.join(PRESETS)} "
+        "('ghostlayers methods' tells more; 'ghosted:' below says what that one sets). Options "
+        "given explicitly still win.",
+        WHAT,
+        metavar="NAME",
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "select", SELECTION_REGISTRY.text_of(self.select))
@@ -142,9 +228,9 @@ class Recipe:
     @property
     def num_held_out_windows(self) -> int:
         """Windows that losses are measured on."""
-        if self.held_out_windows is None:
-            return max(4, self.windows // 16)
-        return self.held_out_windows
+        return (
+            max(4, self.windows // 16) if self.held_out_windows is None else self.held_out_windows
+        )
 
     @property
     def num_race_windows(self) -> int:
@@ -192,48 +278,19 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How to run: nothing here changes a result beyond rounding.
-
-    Attributes:
-        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``. ``auto`` computes in the type of
-            the checkpoint, or on a processor that is slow at it, in float32.
-        preset: with dtype ``auto``, the type of this method's code instead of the checkpoint's.
-        device: where to compute; ``auto`` takes an accelerator if there is one.
-        batch_size: windows at a time; 0 chooses.
-        trust_remote_code: let a model's own code run.
-        offload: where decoder layers lie while they are not needed: ``disk``, ``cpu`` (beside an
-            accelerator), ``none``, or ``auto``: elsewhere only if they do not fit.
-        max_memory: how much the process may hold where it computes, such as ``4GiB``; None for what
-            is free.
-    """
-
-    dtype: str = "auto"
-    device: str = "auto"
-    batch_size: int = 0
-    trust_remote_code: bool = False
-    offload: Offload = "auto"
-    max_memory: str | None = None
-    preset: str | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.batch_size <= MOST:
-            raise RecipeError(
-                f"'batch_size' must lie between 0 and {MOST:,}, got {brief(self.batch_size)}."
-            )
-
-
 def _check_types(recipe: Recipe) -> None:
     hints = typing.get_type_hints(Recipe)
     for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
-        allowed = _plain_types(hints[field.name])
+        value, hint = getattr(recipe, field.name), hints[field.name]
+        allowed = _plain_types(hint)
         if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
             expected = " or ".join(each.__name__ for each in allowed)
             raise RecipeError(f"'{field.name}' must be {expected}, got {brief(value)}.")
         if isinstance(value, str) and "\0" in value:
             raise RecipeError(f"'{field.name}' holds a NUL character, which no name or text has.")
+        words = typing.get_args(hint) if typing.get_origin(hint) is Literal else (value,)
+        if value not in words:
+            raise RecipeError(f"'{field.name}' must be one of {', '.join(words)}, got '{value}'.")
 
 
 def _plain_types(hint: Any) -> tuple[type, ...]:
@@ -249,19 +306,6 @@ def _check_choices(recipe: Recipe) -> None:
         raise RecipeError("give either the number of layers or which to remove, not both.")
     _check_iterative(recipe)
     check_export(recipe.export, recipe.repair)
-    choices = {
-        "cosine_axis": CosineAxis,
-        "refit": Refit,
-        "sampling": Sampling,
-        "inputs": Inputs,
-        "token_weight": TokenWeight,
-        "bos": BosPolicy,
-        "export": Export,
-    }
-    for name, kind in choices.items():
-        value, allowed = getattr(recipe, name), typing.get_args(kind)
-        if value not in allowed:
-            raise RecipeError(f"'{name}' must be one of {', '.join(allowed)}, got '{value}'.")
 
 
 def check_export(export: str, repair: str) -> None:
@@ -331,17 +375,11 @@ def _check_iterative(recipe: Recipe) -> None:
         )
 
 
-MOST = 10**9
-"""Of what is counted: more is a slip, and overflows what counts it further on."""
-
-_COUNTS = (
-    *("windows", "fit_windows", "search_windows", "held_out_windows", "race_windows"),
-    "sequence_length",
-)
+_POSITIVE = ("windows", "fit_windows", "search_windows", "race_windows", "sequence_length")
 
 
 def _check_numbers(recipe: Recipe) -> None:
-    for name in ("windows", "fit_windows", "search_windows", "race_windows", "sequence_length"):
+    for name in _POSITIVE:
         value = getattr(recipe, name)
         if value is not None and value < 1:
             raise RecipeError(f"'{name}' must be at least 1, got {value}.")
@@ -352,7 +390,7 @@ def _check_numbers(recipe: Recipe) -> None:
     for name in ("ridge", "absolute_ridge"):
         if not getattr(recipe, name) < math.inf:
             raise RecipeError(f"'{name}' must be a finite number, got {getattr(recipe, name)}.")
-    for name in ("layers", *_COUNTS):
+    for name in ("layers", "held_out_windows", *_POSITIVE):
         value = getattr(recipe, name)
         if value is not None and value > MOST:
             raise RecipeError(f"'{name}' must be at most {MOST:,}, got {brief(value)}.")

@@ -22,14 +22,15 @@ from faults.zygote import Zygote
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parents[1] / "src"
-IMPORTED = ["ghostlayers.cli.app", "ghostlayers.pipeline", "ghostlayers.checkpoint.saving"]
+IMPORTED = ["ghostlayers.cli.prune", "ghostlayers.pipeline", "ghostlayers.checkpoint.saving"]
 IMPORTED += [
     "ghostlayers.checkpoint.gguf_export",
     "ghostlayers.model.gguf_import",
     "ghostlayers.checkpoint.adapter",
 ]
 IMPORTED += ["transformers.models.llama.modeling_llama", "datasets", "faults.truth"]
-IMPORTED += ["ghostlayers.compare", "ghostlayers.compare.files", "ghostlayers.checkpoint.hub"]
+IMPORTED += [f"ghostlayers.cli.{each}" for each in ("evaluate", "score", "compare", "run", "push")]
+IMPORTED += ["ghostlayers.cli.export", "ghostlayers.cli.materialize", "ghostlayers.cli.inspection"]
 MEMORY = 6 << 30
 TEXT = "in/text.txt"
 

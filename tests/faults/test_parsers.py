@@ -10,14 +10,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ghostlayers.checkpoint.records import inspect
-from ghostlayers.cli.app import evaluate, prune
 from ghostlayers.cli.run import read_changes, read_recipe
 from ghostlayers.errors import GhostlayersError
 from ghostlayers.evaluation.task_files import check_code
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import find_method
 
-COMMANDS = {"prune": prune, "eval": evaluate}
 quick = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
 )
@@ -66,7 +64,7 @@ def test_repairs(text) -> None:
 def test_recipes(content) -> None:
     text = yaml.safe_dump(content, allow_unicode=True).encode()
     with a_file("recipe.yaml", text) as path, contextlib.suppress(GhostlayersError):
-        read_recipe(path, COMMANDS, {})
+        read_recipe(path, {})
 
 
 @quick
@@ -81,7 +79,7 @@ def test_changes_of_recipes(pairs) -> None:
 @example(b"[" * 30_000)
 def test_bytes_as_a_recipe(content) -> None:
     with a_file("recipe.yaml", content) as path, contextlib.suppress(GhostlayersError):
-        read_recipe(path, COMMANDS, {})
+        read_recipe(path, {})
 
 
 @quick

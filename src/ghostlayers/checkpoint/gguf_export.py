@@ -8,7 +8,7 @@ differs between them is in `gguf_families`. Vectors and norms stay in float32, a
 import contextlib
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gguf
 import numpy as np
@@ -40,7 +40,7 @@ from ghostlayers.model.gguf_families import (
 from ghostlayers.model.gguf_positions import position_entries
 from ghostlayers.model.loading import DTYPES, dtype_named, load_model, read_config
 from ghostlayers.model.multimodal import check_gguf
-from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.recipe import Recipe, RunOptions, TypeName
 from ghostlayers.repairs import find_method
 from ghostlayers.runtime.files import check_can_write, check_new, whole_file
 from ghostlayers.runtime.locks import continues, holding
@@ -104,7 +104,7 @@ def _reading(config: Any, options: RunOptions) -> RunOptions:
     """In the type on disk, as nothing is computed, and on the processor."""
     name = str(config.dtype).removeprefix("torch.")
     return RunOptions(
-        dtype=name if name in DTYPES else "auto",
+        dtype=cast(TypeName, name) if name in DTYPES else "auto",
         device="cpu",
         offload="auto" if options.offload == "cpu" else options.offload,
         max_memory=options.max_memory,

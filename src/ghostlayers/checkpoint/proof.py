@@ -16,14 +16,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ghostlayers import modeling
-from ghostlayers.checkpoint import reload_check
+from ghostlayers.checkpoint import readiness
 from ghostlayers.errors import (
     NonFiniteError,
     VerificationError,
 )
 from ghostlayers.model import multimodal
 from ghostlayers.model.residency import is_offloaded
-from ghostlayers.runtime.parallel import alone
 from ghostlayers.runtime.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -184,8 +183,7 @@ def _ask_fresh_process(
     folder: Path, model: "PreTrainedModel", ids: torch.Tensor, text: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """What a fresh process finds in the folder, and the types that its parameters have there."""
-    ready = next((each for each in _READY if Path(each.scratch.name).is_dir()), None)
-    _READY.clear()
+    ready = readiness.taken()
     with ready.scratch if ready else Scratch("reload") as scratch:
         request, answer = Path(scratch, "request.json"), Path(scratch, "answer.safetensors")
         asked = {
@@ -203,7 +201,9 @@ def _ask_fresh_process(
         if ready:
             done = ready.answer(request)
         else:
-            done = _run_alone(reload_check.__file__, [str(request)], _environment(scratch))
+            done = _run_alone(
+                readiness.RELOAD_CHECK, [str(request)], readiness.environment(scratch)
+            )
         if done.returncode != 0:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise VerificationError(
@@ -212,40 +212,6 @@ def _ask_fresh_process(
         with safe_open(answer, framework="pt") as file:
             types = json.loads((file.metadata() or {}).get("types", "{}"))
         return load_file(answer), types
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A fresh process that has imported all it needs, and waits for a request."""
-
-    scratch: Scratch
-    process: "subprocess.Popen[str]"
-
-    def answer(self, request: Path) -> subprocess.CompletedProcess[str]:
-        out, said = self.process.communicate(f"{request}\n")
-        return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, said)
-
-
-_READY: list[_Ready] = []
-
-
-def be_ready() -> None:
-    """Start the process that will prove a checkpoint: it imports while a run computes.
-
-    It ends with this one, asked or not; of its folder, it needs nothing until it is asked.
-    """
-    scratch = Scratch("reload")
-    process = subprocess.Popen(
-        [sys.executable, "-P", reload_check.__file__], env=_environment(scratch.name), text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    _READY[:] = [_Ready(scratch, process)]  # one that was not asked ends as its input does
-
-
-def _environment(scratch: str) -> dict[str, str]:
-    """Of a process on its own, in which a private module cache leaves no trace."""
-    here = {"HF_MODULES_CACHE": scratch, "TMPDIR": scratch}  # and nothing lies elsewhere
-    return {**alone(), **here, "TRANSFORMERS_VERBOSITY": "error"}
 
 
 def _code_hash(model: "PreTrainedModel") -> str | None:

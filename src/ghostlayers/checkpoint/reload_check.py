@@ -23,9 +23,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
+
+def end_with_parent() -> None:
+    """Be killed when whoever started this is, where the system can do that (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    end_with_parent()
+
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+BEHIND_ALL_MODELS = (GenerationMixin, PreTrainedModel, PreTrainedTokenizerFast)
+"""Named so that they are imported before a request comes: transformers imports what is asked for,
+and these take seconds."""
 
 CODE = "modeling_ghostlayers.py"
 
@@ -93,14 +114,7 @@ def logits_of(model: Any, ids: torch.Tensor, asked: dict[str, Any]) -> torch.Ten
     return logits.float().cpu().contiguous()  # type: ignore[no-any-return]
 
 
-def end_with_parent() -> None:
-    """Be killed when whoever started this is, where the system can do that (Linux)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
 if __name__ == "__main__":
-    end_with_parent()
     named = sys.argv[1] if len(sys.argv) > 1 else sys.stdin.readline().strip()
     if named:  # else whoever would have asked is gone
         main(named)

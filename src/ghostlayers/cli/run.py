@@ -5,7 +5,7 @@ import itertools
 import math
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +13,12 @@ from typing import Annotated, Any, Literal
 import typer
 
 from ghostlayers.cli import options as o
+from ghostlayers.cli import screen
+from ghostlayers.cli.app import command_named
+from ghostlayers.cli.shell import shared_command
 from ghostlayers.errors import OutputError, RecipeError, suggest
+from ghostlayers.report.results import read_results
+from ghostlayers.report.summary import summarise as summarise_results
 from ghostlayers.runtime.documents import brief, parse_yaml, read_json, read_yaml
 
 MOST_RUNS = 10_000
@@ -22,57 +27,50 @@ MOST_RUNS = 10_000
 OTHERWISE = {"json": "json_file"}
 """Options whose parameters could not be called what they are."""
 
-Commands = Mapping[str, Callable[..., None]]
+RUNNABLE = ("prune", "eval", "score", "compare", "bench")
+"""Commands that a recipe may name."""
 
 
-def make_run(commands: Commands) -> Callable[..., None]:
-    """The command, over the others by name."""
-
-    def run(
-        recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A .yaml file.")],
-        model: Annotated[
-            str | None, o._option("--model", text="Instead of the recipe's model.")
-        ] = None,
-        output: Annotated[
-            Path | None, o._option("--output", "-o", text="Instead of the recipe's output.")
-        ] = None,
-        changed: Annotated[
-            list[str] | None,
-            o._option("--set", metavar="KEY=VALUE", text="Replace any other key of the recipe."),
-        ] = None,
-        trust_remote_code: Annotated[
-            bool,
-            o._option(
-                "--trust-remote-code",
-                text="Let the model's own code run; a recipe that wants that needs it said here, "
-                "too. \\[default: off]",
-            ),
-        ] = False,
-        trust_tasks: Annotated[
-            bool,
-            o._option(
-                "--trust-tasks",
-                text="Let the code of task files run; a recipe that wants that needs it said here, "
-                "too. \\[default: off]",
-            ),
-        ] = False,
-        debug: o.Debug = False,
-    ) -> None:
-        """Run a command whose options stand in a YAML file."""
-        from ghostlayers.cli import screen
-
-        changes = {**read_changes(changed or []), "model": model, "output": output}
-        changes |= {"trust_remote_code": trust_remote_code or None}
-        changes |= {"trust_tasks": trust_tasks or None, "debug": debug or None}
-        runs = read_recipe(recipe, commands, {k: v for k, v in changes.items() if v is not None})
-        for each in runs:
-            if each is not runs[0]:
-                screen.begin_anew()
-            announce(each, len(runs))
-            commands[each.command](**each.arguments)
-        summarise(runs)
-
-    return run
+@shared_command
+def run(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A .yaml file.")],
+    model: Annotated[str | None, o.option("--model", text="Instead of the recipe's model.")] = None,
+    output: Annotated[
+        Path | None, o.option("--output", "-o", text="Instead of the recipe's output.")
+    ] = None,
+    changed: Annotated[
+        list[str] | None,
+        o.option("--set", metavar="KEY=VALUE", text="Replace any other key of the recipe."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        o.option(
+            "--trust-remote-code",
+            text="Let the model's own code run; a recipe that wants that needs it said here, "
+            "too. [default: off]",
+        ),
+    ] = False,
+    trust_tasks: Annotated[
+        bool,
+        o.option(
+            "--trust-tasks",
+            text="Let the code of task files run; a recipe that wants that needs it said here, "
+            "too. [default: off]",
+        ),
+    ] = False,
+    debug: o.Debug = False,
+) -> None:
+    """Run a command whose options stand in a YAML file."""
+    changes = {**read_changes(changed or []), "model": model, "output": output}
+    changes |= {"trust_remote_code": trust_remote_code or None}
+    changes |= {"trust_tasks": trust_tasks or None, "debug": debug or None}
+    runs = read_recipe(recipe, {k: v for k, v in changes.items() if v is not None})
+    for each in runs:
+        if each is not runs[0]:
+            screen.begin_anew()
+        announce(each, len(runs))
+        command_named(each.command)(**each.arguments)
+    summarise(runs)
 
 
 def read_changes(pairs: Sequence[str]) -> dict[str, Any]:
@@ -107,8 +105,6 @@ class RecipeRun:
 
 def announce(run: RecipeRun, count: int) -> None:
     """Say which of several runs comes next, and whether others' code may run."""
-    from ghostlayers.cli import screen
-
     if count > 1:
         screen.say(screen.bold(run.command), f" with {describe(run.varied)}")
     for key, whose in (("trust_remote_code", "the model's"), ("trust_tasks", "the task files'")):
@@ -123,10 +119,6 @@ def describe(varied: Mapping[str, Any]) -> str:
 
 def summarise(runs: Sequence[RecipeRun]) -> None:
     """For several comparisons: the mean loss of every cell, side by side."""
-    from ghostlayers.cli import screen
-    from ghostlayers.report.results import read_results
-    from ghostlayers.report.summary import summarise as summarise_results
-
     folders = {describe(each.varied): each.arguments.get("output") for each in runs}
     files = {name: Path(folder) / "results.json" for name, folder in folders.items() if folder}
     if len(runs) < 2 or not all(path.is_file() for path in files.values()):
@@ -153,7 +145,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def read_recipe(path: Path, commands: Commands, changes: Mapping[str, Any]) -> list[RecipeRun]:
+def read_recipe(path: Path, changes: Mapping[str, Any]) -> list[RecipeRun]:
     """The calls that a recipe stands for: one, or one for each combination under ``vary``.
 
     Raises:
@@ -162,10 +154,10 @@ def read_recipe(path: Path, commands: Commands, changes: Mapping[str, Any]) -> l
     """
     values, changes = _spell(_load(path), path), _spell(changes, path)
     name = values.pop("command", None)
-    if not isinstance(name, str) or name not in commands:
+    if not isinstance(name, str) or name not in RUNNABLE:
         raise RecipeError(
             f"'{path}': 'command' must say what to run, got {brief(name)}. "
-            f"{suggest(str(name), commands)}"
+            f"{suggest(str(name), RUNNABLE)}"
         )
     vary = values.pop("vary", {})
     runs = []
@@ -175,7 +167,7 @@ def read_recipe(path: Path, commands: Commands, changes: Mapping[str, Any]) -> l
             given["output"] = _argument(given["output"], Path, "output", path)
             given["output"] /= _folder_name(varied)
         _check_trust(path, given, changes)
-        runs.append(RecipeRun(name, _arguments(path, name, commands[name], given), varied))
+        runs.append(RecipeRun(name, _arguments(path, name, given), varied))
     return runs
 
 
@@ -217,10 +209,8 @@ def _folder_name(varied: Mapping[str, Any]) -> str:
     return re.sub(r"[^A-Za-z0-9.+=_-]+", "_", text)[:100]
 
 
-def _arguments(
-    path: Path, name: str, command: Callable[..., None], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    known = inspect.signature(inspect.unwrap(command)).parameters
+def _arguments(path: Path, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    known = inspect.signature(command_named(name)).parameters
     arguments: dict[str, Any] = {}
     for key, value in given.items():
         parameter = OTHERWISE.get(key, key)

@@ -8,12 +8,14 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints
 
 from ghostlayers.errors import RecipeError, suggest
+from ghostlayers.evaluation.request import TASKS, TaskRequest
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL, REPAIR_REGISTRY, find_method
 from ghostlayers.repairs.arguments import WithArguments
 from ghostlayers.repairs.registry import Registry
-from ghostlayers.runtime.documents import Checked, brief, check
+from ghostlayers.runtime.documents import brief, check, shape_of
+from ghostlayers.runtime.settings import documented, required, same_as, setting
 from ghostlayers.selection.choices import candidate_spans, find_selection
 from ghostlayers.selection.methods import SELECTION_REGISTRY
 from ghostlayers.spans import Span
@@ -31,51 +33,97 @@ EACH_CELL_ITS_OWN = "streamline"
 PROMPT = "The capital of France is Paris. The city is known for"
 
 
+Number = Annotated[int, Field(ge=0, le=10**9)]
+Word = Annotated[str, StringConstraints(min_length=1, max_length=10_000, pattern=r"^[^\x00]*$")]
+
+_WHAT = "What to compare"
+_TEXT = "Evaluation"
+
+
+@documented
 @dataclass(frozen=True)
 class Comparison:
     """Every number of layers, times every selection, times every repair.
 
-    Attributes:
-        layers: how many decoder layers to remove.
-        select: selections by name, with ``:iterative`` behind it to choose one layer at a time;
-            ``every`` stands for each contiguous span.
-        repair: repairs by name, arguments included; ``all`` stands for `repairs.ALL` as far as
-            the model has what they need.
-        eval_data: corpora that losses are measured on.
-        eval_separators: joins their documents: one for all, or one each.
-        max_windows: the first so many windows of each; all if not given.
-        tasks: of lm-evaluation-harness.
-        tasks_path: folder of local task files.
-        limit: documents of each task.
-        task_repair: the repairs whose models answer tasks; all if not given.
-        prompt: continued by every model; empty for none.
-        new_tokens: how far.
-        speed: also measure how long each model takes to read a prompt.
-        yardstick: also measure Ghost with one layer less removed, which a repair that costs most
-            of a layer has to beat.
-        eval_length: tokens of an evaluation window; those of the calibration's if not given.
-        presets: methods to set side by side instead, each by its own choices (`presets`): how it
-            chooses, repairs, and calibrates. Selections and repairs then mean nothing.
-        given: fields of a recipe that every preset takes from the caller instead.
-        calibration: text, windows and damping, shared by all cells.
+    Beside what can be asked for: ``new_tokens``, how far every model continues the prompt;
+    ``given``, fields of a recipe that every preset takes from the caller instead; ``calibration``,
+    the text, windows and damping that all cells share. ``every`` among the selections stands for
+    each contiguous span, ``all`` among the repairs for `repairs.ALL` as far as the model has what
+    they need.
     """
 
-    layers: tuple[int, ...]
-    select: tuple[str, ...] = ("streamline", "recoverable")
-    repair: tuple[str, ...] = ("none", "linearpatch-diag", "replaceme", "refit:3", "ghost")
-    eval_data: tuple[str, ...] = ()
-    eval_separators: tuple[str, ...] = (BLANK_LINE,)
-    max_windows: int | None = None
-    tasks: tuple[str, ...] = ()
-    tasks_path: str | None = None
-    limit: int | None = None
-    task_repair: tuple[str, ...] = ()
-    prompt: str = PROMPT
-    new_tokens: int = 24
-    speed: bool = True
-    yardstick: bool = True
-    eval_length: int | None = None
-    presets: tuple[str, ...] = ()
+    layers: tuple[Number, ...] = required(
+        "How many decoder layers to remove: 3,5,7.", _WHAT, short="-n", read="numbers"
+    )
+    select: tuple[Word, ...] = setting(
+        ("streamline", "recoverable"),
+        "Selections, comma-separated; ':iterative' behind a name chooses one layer at a time, "
+        "'every' takes each contiguous span.",
+        _WHAT,
+        metavar="NAMES",
+        read="names",
+        says="streamline,recoverable",
+    )
+    repair: tuple[Word, ...] = setting(
+        ("none", "linearpatch-diag", "replaceme", "refit:3", "ghost"),
+        "Repairs, comma-separated, arguments behind colons: ghost,joint:x+z,piecewise:8; 'all' for "
+        "every one that the model has what it needs for.",
+        _WHAT,
+        metavar="NAMES",
+        read="names",
+        says="none,linearpatch-diag,replaceme,refit:3,ghost",
+    )
+    eval_data: tuple[Word, ...] = setting(
+        (),
+        "Corpora, comma-separated: c4, wikitext2 (from the hub), or files.",
+        _TEXT,
+        read="corpora or none",
+    )
+    eval_separators: tuple[str, ...] = setting(
+        (BLANK_LINE,),
+        "Joins the documents of each; once for all corpora, or once for each in order.",
+        _TEXT,
+        option="--eval-separator",
+        read="separators",
+        says="a blank line",
+    )
+    max_windows: Number | None = setting(
+        None, "Evaluate the first so many windows of each corpus.", _TEXT, least=1, says="all"
+    )
+    tasks: tuple[Word, ...] = same_as(TaskRequest, "tasks", read="names or none")
+    tasks_path: Word | None = same_as(TaskRequest, "tasks_path")
+    limit: Number | None = same_as(TaskRequest, "limit")
+    task_repair: tuple[Word, ...] = setting(
+        (),
+        "Repairs whose models answer the tasks, comma-separated.",
+        TASKS,
+        metavar="NAMES",
+        read="names or none",
+        says="all",
+    )
+    prompt: str = setting(PROMPT, "Continued by every model; '' for none.", _TEXT, says="")
+    new_tokens: Number = 24
+    speed: bool = setting(
+        True, "Measure the time to read a prompt.", _TEXT, off="--no-speed", says="on"
+    )
+    yardstick: bool = setting(
+        True,
+        "Also measure Ghost with one layer less removed.",
+        _WHAT,
+        off="--no-yardstick",
+        says="on",
+    )
+    eval_length: Number | None = setting(
+        None, "Tokens of an evaluation window.", _TEXT, least=2, says="--sequence-length, or 2048"
+    )
+    presets: tuple[Word, ...] = setting(
+        (),
+        "Instead of selections and repairs: published methods, comma-separated, or 'all', each by "
+        "its own choices ('ghostlayers methods'). Options given here win over every method's.",
+        _WHAT,
+        metavar="NAMES",
+        read="names",
+    )
     given: Mapping[str, Any] = field(default_factory=dict)
     calibration: Recipe = field(default_factory=lambda: Recipe(select=EACH_CELL_ITS_OWN))
 
@@ -205,9 +253,8 @@ class Comparison:
                 raise RecipeError(
                     f"unknown key '{key}' in a comparison. {suggest(str(key), own | shared)}"
                 )
-        check(
-            {key: each for key, each in mine.items() if each is not None}, _Shape, WHAT, RecipeError
-        )
+        said = {key: each for key, each in mine.items() if each is not None}
+        check(said, shape_of(cls, "calibration"), WHAT, RecipeError)
         for key in ("layers", "remove", "repair"):
             recipe.pop(key, None)
         if mine.get("presets"):
@@ -227,32 +274,7 @@ class Comparison:
         return cls(**mine, calibration=Recipe.from_dict(recipe))
 
 
-Number = Annotated[int, Field(ge=0, le=10**9)]
-Word = Annotated[str, StringConstraints(min_length=1, max_length=10_000, pattern=r"^[^\x00]*$")]
 WHAT = "the comparison"
-
-
-class _Shape(Checked):
-    """Of a request's own keys."""
-
-    layers: tuple[Number, ...]
-    select: tuple[Word, ...] = ()
-    repair: tuple[Word, ...] = ()
-    eval_data: tuple[Word, ...] = ()
-    eval_separators: tuple[str, ...] = ()
-    max_windows: Number | None = None
-    tasks: tuple[Word, ...] = ()
-    tasks_path: Word | None = None
-    limit: Number | None = None
-    task_repair: tuple[Word, ...] = ()
-    prompt: str = ""
-    new_tokens: Number = 1
-    speed: bool = True
-    yardstick: bool = True
-    eval_length: Number | None = None
-    presets: tuple[Word, ...] = ()
-    given: dict[str, Any] = Field(default_factory=dict)
-
 
 LISTS = frozenset(
     {

@@ -10,9 +10,7 @@ from typing import Any
 from ghostlayers import modeling
 from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.model import multimodal
-
-PREFIX = modeling.PREFIX
-"""Before the model type of a checkpoint that carries operators."""
+from ghostlayers.model.auto_classes import PREFIX as PREFIX
 
 CLASS_PREFIX = "Repaired"
 """Before the names of the classes that carry them."""
@@ -237,33 +235,16 @@ def find_family(model_type: str) -> Family | None:
     return Family(model_type, config, model, causal_lm)
 
 
-def register_auto_classes() -> None:
-    """Tell transformers' Auto classes about repaired checkpoints of every family.
+def family_to_repair(model_type: str) -> Family:
+    """The family of a model type that may be cut.
 
-    The classes of a family are made when the first such checkpoint is loaded, so that importing
-    this package imports no model. Safe to call again.
+    Raises:
+        AttributeError: there is none: its repaired classes, which Auto classes look for, are not.
     """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        if model_type not in REFUSED:
-            promise = _Promise(f"{PREFIX}{model_type}", (), {"of": model_type})
-            AutoConfig.register(f"{PREFIX}{model_type}", promise, exist_ok=True)
-
-
-class _Promise(type):
-    """Stands for the config class of a repaired family until somebody uses it."""
-
-    of: str
-
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        family = find_family(cls.of)
-        if family is None:
-            raise AttributeError(f"transformers has no causal language model of type '{cls.of}'")
-        return getattr(family.repaired_classes()[0], name)
+    family = None if model_type in REFUSED else find_family(model_type)
+    if family is None:
+        raise AttributeError(f"no language model of type '{model_type}' can be cut")
+    return family
 
 
 def _register(model_type: str, config: Any, model: Any, causal_lm: Any) -> None:

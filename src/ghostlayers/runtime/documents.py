@@ -4,16 +4,19 @@ What is written is strict JSON: a number that is none (NaN, infinity) is null th
 that hold one are read so.
 """
 
+import dataclasses
+import functools
 import json
 import math
 import re
 import stat
+import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 
 from ghostlayers.errors import InputError, RecipeError
 from ghostlayers.runtime.shown import one_line
@@ -37,6 +40,31 @@ class Checked(BaseModel):
     """A part of a file that is checked as it is read: types are strict, more keys are welcome."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+def shape_of(owner: type, *without: str) -> type[Checked]:
+    """What a dataclass's values must look like in a file, from its own annotations.
+
+    Args:
+        owner: the dataclass.
+        without: fields that no file has.
+    """
+    return _shape_of(owner, without)
+
+
+@functools.cache
+def _shape_of(owner: type, without: tuple[str, ...]) -> type[Checked]:
+    hints = typing.get_type_hints(owner, include_extras=True)
+    fields: dict[str, Any] = {
+        each.name: (hints[each.name], ... if _is_required(each) else None)
+        for each in dataclasses.fields(owner)
+        if each.name not in without
+    }
+    return create_model(owner.__name__, __base__=Checked, **fields)
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def read_text(path: Path, wrong: type[InputError], most_bytes: int) -> str:

@@ -10,7 +10,8 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
@@ -19,10 +20,13 @@ from torch import Tensor
 from ghostlayers.errors import CorpusError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 PIECE = 1 << 14
 """Characters tokenised at a time."""
+
+AT_ONCE = 8
+"""Pieces given to the tokenizer together: it takes as many cores as there are for them."""
 
 OVERLAP = 1 << 10
 """Characters that two pieces share: many words, in any language."""
@@ -139,13 +143,17 @@ def _tensor(values: "array[int]") -> Tensor:
     return torch.frombuffer(values, dtype=torch.int32)
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", text: str) -> Any:
-    return tokenizer(
-        _HALVES.sub("\ufffd", text),
+def _encode(tokenizer: "PreTrainedTokenizerBase", texts: str | list[str]) -> "BatchEncoding":
+    return tokenizer(  # type: ignore[no-any-return]
+        [_whole(each) for each in texts] if isinstance(texts, list) else _whole(texts),
         add_special_tokens=False,
         return_offsets_mapping=tokenizer.is_fast,
         verbose=False,
     )
+
+
+def _whole(text: str) -> str:
+    return _HALVES.sub("\ufffd", text)
 
 
 def _bounded(texts: Iterable[str], name: str) -> str:
@@ -168,8 +176,7 @@ def _pieces(
 ) -> Iterator[tuple[_Piece, int]]:
     """Pieces, each with the number of the token at which the next one takes over."""
     held: _Piece | None = None
-    for begin, text in _stretches(texts):
-        piece = _tokenize(begin, text, tokenizer)
+    for piece in _tokenized(_stretches(texts), tokenizer):
         joint = None if held is None else _joint(held, piece)
         if held is not None and joint is None:
             piece = _together(held, piece, tokenizer)
@@ -195,10 +202,15 @@ def _stretches(texts: Iterable[str]) -> Iterator[tuple[int, str]]:
         yield begin, buffer
 
 
-def _tokenize(begin: int, text: str, tokenizer: "PreTrainedTokenizerBase") -> _Piece:
-    encoded = _encode(tokenizer, text)
-    spans = [(begin + start, begin + end) for start, end in encoded["offset_mapping"]]
-    return _Piece(begin, text, list(encoded["input_ids"]), spans)
+def _tokenized(
+    stretches: Iterator[tuple[int, str]], tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[_Piece]:
+    """Stretches with their tokens, in order."""
+    while some := list(islice(stretches, AT_ONCE)):
+        encoded = _encode(tokenizer, [text for _, text in some])
+        rows = zip(some, encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        for (begin, text), ids, spans in rows:
+            yield _Piece(begin, text, ids, [(begin + start, begin + end) for start, end in spans])
 
 
 def _joint(first: _Piece, second: _Piece) -> tuple[int, int] | None:
@@ -226,4 +238,5 @@ def _joint(first: _Piece, second: _Piece) -> tuple[int, int] | None:
 def _together(first: _Piece, second: _Piece, tokenizer: "PreTrainedTokenizerBase") -> _Piece:
     """Both as one piece, which goes on where the first did."""
     text = first.text + second.text[first.end - second.begin :]
-    return replace(_tokenize(first.begin, text, tokenizer), start=first.start)
+    (both,) = _tokenized(iter([(first.begin, text)]), tokenizer)
+    return replace(both, start=first.start)

@@ -1,0 +1,143 @@
+"""`ghostlayers prune`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+from ghostlayers import pipeline
+from ghostlayers.calibration import journal
+from ghostlayers.checkpoint import readiness, saving
+from ghostlayers.checkpoint.adapter import check_precision
+from ghostlayers.cli import options as o
+from ghostlayers.cli import screen
+from ghostlayers.cli.parameters import Fields
+from ghostlayers.cli.shell import shared_command
+from ghostlayers.errors import RecipeError
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.multimodal import whole_of
+from ghostlayers.plan.saving import Output
+from ghostlayers.preparation import open_model
+from ghostlayers.pruned import PrunedModel
+from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.runtime import parallel
+from ghostlayers.runtime.outputs import check_output
+
+ASKED = (
+    "layers remove select iterative repair preset cosine_axis keep_layers refit overwrite data "
+    "text_column separator sampling windows fit_windows search_windows held_out_windows "
+    "race_windows sequence_length bos seed inputs token_weight ridge absolute_ridge export"
+)
+"""Fields of the recipe, as help shows them."""
+
+
+@shared_command
+def prune(
+    model: o.Model,
+    output: o.Out,
+    recipe: Annotated[Recipe, Fields(ASKED, make=o.recipe_from)],
+    options: Annotated[RunOptions, Fields(f"{o.RUN} restart plan revision trust_remote_code")],
+    overwrite: o.Overwrite = False,
+    save: o.SaveOption = "checkpoint",
+    gguf: o.GgufOption = None,
+    pre_tokenizer: o.PreTokenizer = None,
+    restart: o.Restart = False,
+    plan: o.PlanOnly = False,
+    revision: o.Revision = None,
+) -> None:
+    """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
+    options = dataclasses.replace(options, preset=recipe.preset)
+    whole, leaves = save == "checkpoint", Output(save, gguf is not None, output)
+    if not plan:
+        check_output(output, overwrite=overwrite, needed_bytes=0)
+    _check_gguf(gguf, pre_tokenizer, recipe, save, overwrite=overwrite)
+    if whole and not plan and parallel.world().leads:
+        readiness.be_ready()
+    dense = _open(model, recipe, options, revision)
+    if gguf is not None:
+        from ghostlayers.checkpoint.gguf_export import check_model
+
+        check_model(whole_of(dense.network).config, dense.base.name, pre_tokenizer)
+    if not whole:
+        check_precision(dense, dense.stored_dtype)
+    if plan:
+        screen.show_plan(pipeline.plan(dense, recipe, options=options, output=leaves))
+        return
+    needed = saving.checkpoint_bytes(dense.network, dense.stored_dtype) if whole else 0
+    check_output(output, overwrite=overwrite, needed_bytes=needed)
+    kept = _kept(output, restart=restart)
+    pruned = _prune(dense, recipe, options, kept, leaves)
+    # What is kept goes when all is written, so that a repetition has it until then.
+    _save(dataclasses.replace(pruned, kept_in=None), output, save, overwrite=overwrite)
+    if gguf is not None:
+        _write_gguf(output, gguf, pre_tokenizer, options, overwrite=overwrite)
+    journal.finish(kept)
+
+
+def _open(model: str, recipe: Recipe, options: RunOptions, revision: str | None) -> DenseModel:
+    """The dense model, and what there is to say of it."""
+    screen.step(f"Loading {model} ...")
+    dense = open_model(model, None, options, revision, surgery_follows=True)
+    screen.show_expanded(dense.base)
+    screen.show_preset(recipe, dense.dtype)
+    screen.show_basis(dense, recipe.repair)
+    return dense
+
+
+def _prune(
+    dense: DenseModel, recipe: Recipe, options: RunOptions, kept: Path, leaves: Output
+) -> PrunedModel:
+    """The repaired model, and what it cost."""
+    pruned = pipeline.prune(
+        dense,
+        recipe,
+        options=options,
+        keep=kept,
+        show_text=screen.show_text,
+        show_plan=screen.show_plan,
+        output=leaves,
+        progress=screen.Bars(),
+    )
+    screen.show_pruned(pruned)
+    return pruned
+
+
+def _write_gguf(
+    output: Path, file: Path, pre_tokenizer: str | None, options: RunOptions, *, overwrite: bool
+) -> None:
+    """The checkpoint as a GGUF file too, written by the first process."""
+    from ghostlayers.cli.export import write_gguf
+
+    parallel.by_first(lambda: write_gguf(output, file, pre_tokenizer, options, overwrite=overwrite))
+
+
+def _kept(output: Path, *, restart: bool) -> Path:
+    """Where a run keeps its sums; what an interrupted one kept is used, or thrown away."""
+    keep = journal.folder_for(output)
+    if restart:
+        journal.finish(keep)
+        parallel.wait()
+    elif keep.is_dir():
+        screen.step(f"Going on with what an interrupted run kept in {keep} ...")
+    return keep
+
+
+def _save(pruned: PrunedModel, output: Path, save: str, *, overwrite: bool) -> None:
+    if save == "adapter":
+        screen.step(f"Writing {output} and making the model of it again ...")
+        screen.show_adapter(pruned, output, pruned.save_adapter(output, overwrite=overwrite))
+    else:
+        screen.step(f"Writing {output} and loading it again in a fresh process ...")
+        screen.show_saved(pruned, output, pruned.save(output, overwrite=overwrite))
+
+
+def _check_gguf(
+    file: Path | None, pre_tokenizer: str | None, recipe: Recipe, save: str, *, overwrite: bool
+) -> None:
+    """Refuse a GGUF file that could not be made, before the model is opened."""
+    if file is None and pre_tokenizer is not None:
+        raise RecipeError("--pre-tokenizer is for a GGUF file, but no --gguf FILE is asked for.")
+    if file is not None:
+        from ghostlayers.checkpoint.gguf_export import check_exportable, check_target
+
+        check_target(file, overwrite=overwrite)
+        check_exportable(recipe, save)
