@@ -925,3 +925,15 @@ def test_a_later_command_of_a_process_starts_its_own_clock(monkeypatch, capsys):
 def test_what_to_do_about_a_harmful_repair(repair, advice):
     assert advice in screen._damped(repair)
     assert bool(advice) == bool(screen._damped(repair))
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
+def test_a_full_place_of_the_output_ends_with_the_status_of_an_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ghostlayers", "methods"],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "Exception ignored" not in done.stderr

@@ -111,7 +111,17 @@ def _explain(error: BaseException, name: str, options: Collection[str]) -> int:
         raise error
     told, status = explain(error, options)
     screen.fail(told)
+    _drop_what_has_no_room()
     return status
+
+
+def _drop_what_has_no_room() -> None:
+    """Where the output's place is full, let Python end with the command's status, not its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):  # an output that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
