@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from ghostlayers.calibration import cuts
-from ghostlayers.calibration.fitting import Fitting, fit_many
+from ghostlayers.calibration.fits import Fitting
+from ghostlayers.calibration.fitting import fit_many
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.preparation import open_model, read_evaluation
 from ghostlayers.recipe import RunOptions

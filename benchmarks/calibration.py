@@ -32,7 +32,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from ghostlayers.calibration import fitting as fits
 from ghostlayers.calibration import scoring, search
-from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.calibration.fits import Fitting
+from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.measuring import Selector
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut

@@ -21,7 +21,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ghostlayers.calibration import scoring
-from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.calibration.fits import Fitting
+from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import micro_batches, sweep

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from ghostlayers.calibration import cuts, scoring
-from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.calibration.fits import Fitting
+from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.preparation import open_model, read_evaluation
 from ghostlayers.recipe import RunOptions

@@ -20,7 +20,8 @@ from conftest import BE_READY
 from families import build
 from ghostlayers import modeling
 from ghostlayers.calibration.cuts import Cut
-from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.calibration.fits import Fitting
+from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.checkpoint import proof, readiness, saving
 from ghostlayers.errors import ModelError

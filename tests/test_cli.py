@@ -23,7 +23,7 @@ from conftest import NOUNS, make_documents
 from ghostlayers import PRESETS, Recipe, RunOptions, pipeline
 from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.proof import Verification
-from ghostlayers.cli import app, screen
+from ghostlayers.cli import app, scores_screen, screen
 from ghostlayers.errors import ModelError, SpanError
 from ghostlayers.plan.units import Plan
 from ghostlayers.repairs import METHODS
@@ -923,8 +923,8 @@ def test_a_later_command_of_a_process_starts_its_own_clock(monkeypatch, capsys):
     ],
 )
 def test_what_to_do_about_a_harmful_repair(repair, advice):
-    assert advice in screen._damped(repair)
-    assert bool(advice) == bool(screen._damped(repair))
+    assert advice in scores_screen._damped(repair)
+    assert bool(advice) == bool(scores_screen._damped(repair))
 
 
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")

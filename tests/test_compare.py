@@ -315,7 +315,8 @@ def test_distances_behind_a_cut_are_those_of_hooked_models(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
 ) -> None:
     from ghostlayers.calibration.cuts import stream_distances
-    from ghostlayers.calibration.fitting import Fitting, fit_gaps
+    from ghostlayers.calibration.fits import Fitting
+    from ghostlayers.calibration.fitting import fit_gaps
     from ghostlayers.model.dense import DenseModel
     from ghostlayers.repairs import find_method
     from ghostlayers.spans import Span

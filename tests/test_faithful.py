@@ -15,7 +15,8 @@ import families
 import ghostlayers
 from conftest import make_tiny_llama, train
 from ghostlayers.calibration import measuring, search
-from ghostlayers.calibration.fitting import Fitting, fit_gaps, fit_many
+from ghostlayers.calibration.fits import Fitting
+from ghostlayers.calibration.fitting import fit_gaps, fit_many
 from ghostlayers.calibration.measuring import Selector
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut

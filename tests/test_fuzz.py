@@ -25,7 +25,7 @@ from rich.console import Console
 from ghostlayers.calibration import journal
 from ghostlayers.checkpoint import records
 from ghostlayers.checkpoint.card import render_card
-from ghostlayers.cli import options, run, screen
+from ghostlayers.cli import options, run, saved_screen, screen
 from ghostlayers.cli.compare import read_published
 from ghostlayers.cli.compare import show as show_comparison
 from ghostlayers.compare.files import write_report
@@ -412,7 +412,7 @@ def test_records(data: Any, tmp_path: Path, shown: io.StringIO) -> None:
     record = only_ours(records.inspect, tmp_path)
     only_ours(records.calibration_documents, tmp_path)
     if record is not None:  # whatever passed can be shown and shared
-        screen.show_record(record)
+        saved_screen.show_record(record)
         card_is_clean(render_card(record))
         only_ours(records.check_files, tmp_path, record)
         assert not STEERING.search(shown.getvalue())
@@ -456,7 +456,7 @@ def test_nothing_in_a_hostile_record_is_live(tmp_path: Path, shown: io.StringIO)
         assert header["license"] == "other"
         assert "base_model" not in header
         assert re.sub("```.*?```", "", card, flags=re.DOTALL).count("\n# ") == 1
-    screen.show_record(record)
+    saved_screen.show_record(record)
     assert "[red]x[/x]" in shown.getvalue()  # as it is, not as markup
     assert not STEERING.search(shown.getvalue())
 

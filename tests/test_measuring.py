@@ -11,7 +11,7 @@ import ghostlayers
 from ghostlayers.calibration import cuts as measuring
 from ghostlayers.calibration import fitting as fits
 from ghostlayers.calibration import scoring
-from ghostlayers.calibration.fitting import Fitting
+from ghostlayers.calibration.fits import Fitting
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.repairs.base import Repair, linear

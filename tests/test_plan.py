@@ -11,7 +11,7 @@ import ghostlayers
 from conftest import make_tiny_llama
 from families import build
 from ghostlayers import pipeline
-from ghostlayers.calibration.fitting import sums_bytes
+from ghostlayers.calibration.fits import sums_bytes
 from ghostlayers.calibration.gradients import BACKWARD
 from ghostlayers.calibration.passes import Pass
 from ghostlayers.cli.app import app

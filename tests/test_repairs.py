@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ghostlayers.calibration.fitting import Fitting
+from ghostlayers.calibration.fits import Fitting
 from ghostlayers.calibration.gathering import HELD_OUT_SHARE, Gatherer, Layout, gathered_features
 from ghostlayers.errors import (
     InputError,

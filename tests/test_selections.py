@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 import families
 from ghostlayers.calibration import measuring, scoring, search
 from ghostlayers.calibration.cuts import Cut
-from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.calibration.fits import Fitting
+from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.gradients import layer_gradients
 from ghostlayers.calibration.measuring import Selector
 from ghostlayers.calibration.passes import Runner

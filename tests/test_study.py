@@ -10,7 +10,8 @@ import torch
 
 import ghostlayers
 from ghostlayers.calibration.cuts import race_cuts
-from ghostlayers.calibration.fitting import Fitting, fit_gaps
+from ghostlayers.calibration.fits import Fitting
+from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.errors import RecipeError
 from ghostlayers.model.dense import DenseModel

@@ -9,7 +9,8 @@ import torch
 
 from families import build
 from ghostlayers.calibration.cuts import Cut
-from ghostlayers.calibration.fitting import Fitting, fit_gaps, fit_many
+from ghostlayers.calibration.fits import Fitting
+from ghostlayers.calibration.fitting import fit_gaps, fit_many
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.errors import InputError
 from ghostlayers.model.dense import DenseModel

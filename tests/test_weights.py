@@ -14,8 +14,9 @@ from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.adapter import weights_hash
 from ghostlayers.errors import ModelError, NonFiniteError, UnsupportedModelError
 from ghostlayers.model import tensor_files, weights
+from ghostlayers.model.causal import check_causal
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.model.loading import check_causal, from_memory, load_model
+from ghostlayers.model.loading import from_memory, load_model
 from ghostlayers.pipeline import evaluate
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs.base import Operator, Repair, rounded_once

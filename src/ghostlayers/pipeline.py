@@ -15,7 +15,8 @@ from ghostlayers.evaluation import (
     evaluate_windows,
     open_tasks,
 )
-from ghostlayers.model.loading import check_causal, leaves_models_alone
+from ghostlayers.model.causal import check_causal
+from ghostlayers.model.loading import leaves_models_alone
 from ghostlayers.plan.saving import CHECKPOINT, Output
 from ghostlayers.plan.stages import seconds_since_start
 from ghostlayers.plan.units import Plan

@@ -10,14 +10,15 @@ from typing import Any
 from ghostlayers.calibration import journal, scoring, search
 from ghostlayers.calibration.cuts import measure_cuts, measure_evidence, unrepaired
 from ghostlayers.calibration.fingerprint import run_request
-from ghostlayers.calibration.fitting import fit_many, make_fitting
+from ghostlayers.calibration.fits import make_fitting
+from ghostlayers.calibration.fitting import fit_many
 from ghostlayers.calibration.measuring import Repairs, Selector, measure
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.checkpoint.record import make_record
 from ghostlayers.model import multimodal
+from ghostlayers.model.causal import check_causal
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.model.loading import check_causal
 from ghostlayers.plan.probe import probe_blindly
 from ghostlayers.plan.saving import CHECKPOINT, Output
 from ghostlayers.plan.stages import plan_prune, seconds_since_start

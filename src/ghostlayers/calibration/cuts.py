@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ghostlayers.calibration.passes import Pass, Runner
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.model.stream import MicroBatch, Stream, Tap, check_finite, micro_batches
+from ghostlayers.model.stream import MicroBatch, Stream, check_finite, micro_batches
+from ghostlayers.model.taps import Tap
 from ghostlayers.repairs.base import Repair
 from ghostlayers.spans import Span
 from ghostlayers.statistics.losses import LossSums, Reference, sum_losses, token_losses

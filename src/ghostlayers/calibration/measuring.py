@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ghostlayers.calibration import cuts, scoring
 from ghostlayers.calibration.cuts import Cut
-from ghostlayers.calibration.fitting import COPIES_IN_A_SWEEP, Fitting, fit_gaps, layout_of
+from ghostlayers.calibration.fits import COPIES_IN_A_SWEEP, Fitting, layout_of
+from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.gathering import Gatherer
 from ghostlayers.calibration.gradients import layer_gradients
 from ghostlayers.calibration.passes import Pass, Runner

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ghostlayers.calibration.boundaries import BoundaryStore
 from ghostlayers.calibration.cuts import Cut
-from ghostlayers.calibration.fitting import Fitting
+from ghostlayers.calibration.fits import Fitting
 from ghostlayers.calibration.gathering import Gatherer, Layout
 from ghostlayers.calibration.passes import Pass, Runner
 from ghostlayers.model.dense import DenseModel

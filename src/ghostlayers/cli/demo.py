@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ghostlayers.cli import options as o
-from ghostlayers.cli import screen
+from ghostlayers.cli import scores_screen, screen
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import command
 from ghostlayers.demo import walkthrough
@@ -57,11 +57,11 @@ def run_demo(output: Path | None, options: RunOptions, *, overwrite: bool = Fals
     screen.say(screen.bold("1. Which seven layers?"))
     cut = study.choose()
     assert cut.table is not None
-    screen.show_candidates(cut.table)
+    scores_screen.show_candidates(cut.table)
 
     screen.say(screen.bold("\n2. Repair the gap in closed form, and compare on unseen text"))
     rows, pruned = walkthrough.compare(study, cut, evaluation)
-    screen.show_cut(pruned)
+    scores_screen.show_cut(pruned)
     show_rows(rows)
 
     screen.say(screen.bold("\n3. The same prompt, continued by each"))

@@ -7,7 +7,7 @@ import typer
 
 from ghostlayers.checkpoint.gguf_export import export_gguf
 from ghostlayers.cli import options as o
-from ghostlayers.cli import screen
+from ghostlayers.cli import saved_screen, screen
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import command
 from ghostlayers.recipe import RunOptions, TypeName
@@ -56,4 +56,4 @@ def write_gguf(
         overwrite=overwrite,
         progress=screen.Bars(),
     )
-    screen.show_exported(file)
+    saved_screen.show_exported(file)

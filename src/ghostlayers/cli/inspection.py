@@ -7,7 +7,7 @@ import typer
 
 from ghostlayers.checkpoint import records
 from ghostlayers.cli import options as o
-from ghostlayers.cli import screen
+from ghostlayers.cli import saved_screen
 from ghostlayers.cli.shell import command
 from ghostlayers.runtime.documents import to_json
 
@@ -24,4 +24,4 @@ def inspect_checkpoint(
     if json_output:
         typer.echo(to_json(record), nl=False)
     else:
-        screen.show_record(record)
+        saved_screen.show_record(record)

@@ -7,7 +7,7 @@ import typer
 
 from ghostlayers.checkpoint.adapter import materialize as write
 from ghostlayers.cli import options as o
-from ghostlayers.cli import screen
+from ghostlayers.cli import saved_screen, screen
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import command
 from ghostlayers.recipe import RunOptions
@@ -26,4 +26,6 @@ def materialize(
 ) -> None:
     """Write the whole checkpoint that an adapter describes, and prove that it reloads."""
     screen.step(f"Loading the base of {adapter}, writing {output} and loading it again ...")
-    screen.show_materialized(output, write(adapter, output, base, options, overwrite=overwrite))
+    saved_screen.show_materialized(
+        output, write(adapter, output, base, options, overwrite=overwrite)
+    )

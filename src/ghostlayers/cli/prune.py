@@ -9,7 +9,7 @@ from ghostlayers.calibration import journal
 from ghostlayers.checkpoint import readiness, saving
 from ghostlayers.checkpoint.adapter import check_precision
 from ghostlayers.cli import options as o
-from ghostlayers.cli import screen
+from ghostlayers.cli import saved_screen, scores_screen, screen
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import shared_command
 from ghostlayers.errors import RecipeError
@@ -97,7 +97,7 @@ def _prune(
         output=leaves,
         progress=screen.Bars(),
     )
-    screen.show_pruned(pruned)
+    scores_screen.show_pruned(pruned)
     return pruned
 
 
@@ -124,10 +124,10 @@ def _kept(output: Path, *, restart: bool) -> Path:
 def _save(pruned: PrunedModel, output: Path, save: str, *, overwrite: bool) -> None:
     if save == "adapter":
         screen.step(f"Writing {output} and making the model of it again ...")
-        screen.show_adapter(pruned, output, pruned.save_adapter(output, overwrite=overwrite))
+        saved_screen.show_adapter(pruned, output, pruned.save_adapter(output, overwrite=overwrite))
     else:
         screen.step(f"Writing {output} and loading it again in a fresh process ...")
-        screen.show_saved(pruned, output, pruned.save(output, overwrite=overwrite))
+        saved_screen.show_saved(pruned, output, pruned.save(output, overwrite=overwrite))
 
 
 def _check_gguf(

@@ -7,7 +7,7 @@ import typer
 
 from ghostlayers.checkpoint.hub import push as send
 from ghostlayers.cli import options as o
-from ghostlayers.cli import screen
+from ghostlayers.cli import saved_screen, screen
 from ghostlayers.cli.shell import command
 
 
@@ -31,4 +31,4 @@ def push(
 ) -> None:
     """Share a checkpoint or an adapter on the Hugging Face Hub, with its model card."""
     screen.step(f"Checking {folder} ..." if dry_run else f"Sending {folder} to {repo} ...")
-    screen.show_upload(send(folder, repo, private=private, message=message, dry_run=dry_run))
+    saved_screen.show_upload(send(folder, repo, private=private, message=message, dry_run=dry_run))

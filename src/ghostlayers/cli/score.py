@@ -6,7 +6,7 @@ from typing import Annotated
 from ghostlayers import pipeline
 from ghostlayers.checkpoint.record import table_to_dict
 from ghostlayers.cli import options as o
-from ghostlayers.cli import screen
+from ghostlayers.cli import scores_screen, screen
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import shared_command, write_json
 from ghostlayers.errors import RecipeError
@@ -54,9 +54,9 @@ def score(
         show_text=screen.show_text,
         progress=screen.Bars(),
     )
-    screen.show_block_influence(table)
-    screen.show_spans(table.spans, table, f"Every span of {len(table.spans[0].span)} layers")
-    screen.show_score_notes()
+    scores_screen.show_block_influence(table)
+    scores_screen.show_spans(table.spans, table, f"Every span of {len(table.spans[0].span)} layers")
+    scores_screen.show_score_notes()
     if json_file is not None:
         write_json(json_file, table_to_dict(table))
     if png is not None and world().leads:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,26 +24,17 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ghostlayers.checkpoint.hub import Upload
-from ghostlayers.checkpoint.proof import Verification, mode_of
-from ghostlayers.checkpoint.record import evidence_row
-from ghostlayers.errors import GhostlayersError
 from ghostlayers.evaluation import EvaluationResult
 from ghostlayers.model import quantized
 from ghostlayers.model.dense import BaseModel, DenseModel
 from ghostlayers.plan.units import Plan
 from ghostlayers.presets import find_preset
-from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import CHOOSING, Recipe
 from ghostlayers.repairs import find_method
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.runtime.parallel import World
 from ghostlayers.runtime.progress import Advance
 from ghostlayers.runtime.shown import clean, one_line
-from ghostlayers.selection import ScoreTable, SpanScore
-from ghostlayers.selection.births import GROWTH, MASSIVE
-from ghostlayers.selection.choices import shortlist
-from ghostlayers.spans import Span, format_layers
 from ghostlayers.surgery.features import basis_note
 
 out = Console(highlight=False, soft_wrap=False)
@@ -213,143 +203,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
-def show_cut(pruned: PrunedModel) -> None:
-    """The removed and the kept layers, and what to beware of."""
-    say(
-        "Removed: layers ",
-        bold(format_layers(pruned.removed)),
-        f" ({len(pruned.removed)} of {pruned.num_layers}; counted from 0, ends included)",
-    )
-    say("Kept:    layers ", bold(format_layers(pruned.kept)))
-    for span in pruned.births:
-        warn_birth(span)
-
-
-def warn_birth(span: Span) -> None:
-    """A massive activation is born inside a removed span."""
-    warn(
-        f"a massive activation is born inside the removed layers {format_layers(span.layers)}: "
-        f"some tokens grow to more than {MASSIVE:g} times the median norm there, which a linear "
-        "repair imitates badly. Try another span (ghostlayers score shows them all)."
-    )
-
-
-def show_evidence(pruned: PrunedModel) -> None:
-    """Losses of the dense, the cut and the repaired model on held-out calibration windows."""
-    if not pruned.evidence:
-        return
-    rows = []
-    for name, sums in pruned.evidence.items():
-        row = evidence_row(name, sums)
-        label = f"{name} ({pruned.recipe.repair})" if name == "repaired" else name
-        rows.append([label, *_loss_cells(row)])
-    text = pruned.record["evidence_text"]
-    table(
-        ("", "loss", "perplexity", "KL to dense", "agreement"),
-        rows,
-        f"On {text['windows']} held-out windows of {text['sequence_length']} tokens of "
-        f"{shown_name(str(text['corpus']))} ({text['bos']})",
-    )
-    repaired, cut = pruned.evidence.get("repaired"), pruned.evidence["cut"]
-    if repaired is not None and repaired.loss_nats >= cut.loss_nats:
-        tokens = max((each.num_tokens for each in pruned.repairs.values()), default=0)
-        warn(
-            f"the repair makes this cut worse than no repair at all on held-out text "
-            f"({repaired.loss_nats:.3f} against {cut.loss_nats:.3f} nats). It was fitted on "
-            f"{tokens:,} tokens: give it more (--fit-windows){_damped(pruned.recipe.repair)}, or "
-            "remove other layers."
-        )
-
-
-def _damped(repair: str) -> str:
-    """Advice to let held-out tokens choose the damping of a repair that can."""
-    try:
-        find_method(f"{repair}:ridge=auto")
-    except GhostlayersError:
-        return ""
-    return f", let held-out tokens choose its damping (--repair {repair}:ridge=auto)"
-
-
-def _loss_cells(row: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{row['loss_nats']:.3f}",
-        f"{row['perplexity']:.2f}",
-        f"{row['kl_nats']:.3f}",
-        f"{row['greedy_agreement']:.1%}",
-    ]
-
-
-def show_candidates(scores: ScoreTable) -> None:
-    """The shortlist of spans whose loss was measured."""
-    listed = set(shortlist(scores))
-    show_spans([each for each in scores.spans if each.span in listed], scores, "Shortlist")
-    show_score_notes()
-
-
-def show_spans(spans: Sequence[SpanScore], scores: ScoreTable, title: str) -> None:
-    """Scores of spans, the best of each column in bold."""
-    best = {
-        "cosine": max(each.cosine for each in spans),
-        "angular": min(each.angular for each in spans),
-        "residual": min((each.residual for each in spans if each.residual is not None), default=0),
-        "loss": min((each.loss for each in spans if each.loss is not None), default=0),
-    }
-    rows: list[list[Part]] = []
-    for each in spans:
-        loss: Part = "" if each.loss is None else _mark(each.loss, best["loss"], 3)
-        if each.loss_tokens < scores.num_loss_tokens and each.loss is not None:
-            loss = plain("~", loss)
-        residual = "" if each.residual is None else _mark(each.residual, best["residual"], 4)
-        rows.append(
-            [
-                format_layers(each.span.layers),
-                _mark(each.cosine, best["cosine"], 4),
-                _mark(each.angular, best["angular"], 4),
-                residual,
-                loss,
-                "yes" if each.birth else "",
-            ]
-        )
-    apart = scores.scattered
-    if apart is not None and scores.spans and len(spans) > 1:
-        rows.append([format_layers(apart.layers), "", "", "", f"{apart.loss:.3f}", ""])
-    if scores.dense_loss is not None:
-        title += f" (dense loss {scores.dense_loss:.3f} nats on the same windows)"
-    columns = ("layers", "cosine", "angular", "residual", "repaired loss", "massive birth")
-    table(columns, rows, title)
-
-
-def show_steps(scores: ScoreTable) -> None:
-    """The layers in the order in which a search removed them."""
-    rows = [
-        [str(number), str(step.layer), "" if step.loss is None else f"{step.loss:.3f}"]
-        for number, step in enumerate(scores.steps, start=1)
-    ]
-    table(("step", "layer removed", "loss after it"), rows, "Layers in the order of their removal")
-
-
-def _mark(value: float, best: float, digits: int) -> Part:
-    text = f"{value:.{digits}f}"
-    return good(text) if value == best else text
-
-
-def show_block_influence(scores: ScoreTable) -> None:
-    """Block Influence of every layer, lowest first in bold."""
-    lowest = min(scores.block_influence)
-    rows = [
-        [str(layer), _mark(value, lowest, 4), f"{median:.1f}", f"{largest:.1f}"]
-        for layer, (value, median, largest) in enumerate(
-            zip(
-                scores.block_influence,
-                scores.norms.median()[1:],
-                scores.norms.largest()[1:],
-                strict=True,
-            )
-        )
-    ]
-    table(("layer", "Block Influence", "median norm after", "largest norm after"), rows)
-
-
 def show_evaluation(results: Sequence[EvaluationResult]) -> None:
     """Perplexity by corpus, with the protocol that it was measured under."""
     compared = any(result.dense is not None for result in results)
@@ -392,146 +245,10 @@ def protocol(result: EvaluationResult) -> str:
     )
 
 
-SCORE_NOTES = (
-    "cosine: mean over tokens, before against after the span; high is similar.\n"
-    "angular: angle over pi, at the last token of each window only; low is similar.\n"
-    "residual: what a linear map across the span leaves of each token, on held-out tokens; low is "
-    "replaceable.\n"
-    "repaired loss: nats a token after a quick repair (from a sample of tokens; Ghost's where the "
-    "one asked for reads more than the stream), on held-out windows, for the best spans by either; "
-    "~ on fewer tokens, given up because others lose clearly less.\n"
-    f"massive birth: a token's norm rises above {MASSIVE:g} times the median norm inside the span, "
-    f"by a factor of {GROWTH:g} or more relative to it."
-)
-
-
-def show_score_notes() -> None:
-    """What the columns of `show_spans` mean."""
-    say(dim(SCORE_NOTES))
-
-
-def show_adapter(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
-    """Where the adapter lies, how large it is, and what to do next."""
-    size = sum(path.stat().st_size for path in out_folder.iterdir()) / 1e6
-    place = str(out_folder)
-    say("Saved: ", bold(place), f", {size:.1f} MB; the model made of it again has logits")
-    say(f"{_equality(verification)}.\n\nNext:")
-    say(f'  ghostlayers.from_adapter("{place}")   # needs {pruned.dense.base.name}')
-    say(f"  ghostlayers materialize {place} -o {place}-whole")
-
-
-def show_upload(upload: Upload) -> None:
-    """What was sent to the hub, or would be."""
-    width = max(map(len, upload.files))
-    for name, size in upload.files.items():
-        say(f"  {name.ljust(width)}  {size / 1e6:10,.2f} MB")
-    if upload.left:
-        say(f"Not part of the model, and not sent: {', '.join(upload.left)}")
-    total = sum(upload.files.values()) / 1e6
-    if upload.url is None:
-        say(f"{total:,.2f} MB would go to {upload.repo}; nothing was sent. Its card:")
-        say(upload.card)
-        return
-    say(f"{total:,.2f} MB sent: {upload.url}")
-
-
-def show_exported(file: Path) -> None:
-    """Where the GGUF file lies, and how to use it."""
-    size = file.stat().st_size / 1e6
-    say("Saved: ", bold(file), f", {size:,.0f} MB, every tensor read again and equal.")
-    small = file.with_name(f"{file.stem}-q4_k_m.gguf")
-    say(f'\nNext:\n  llama-cli -m {file} -p "..."')
-    say(f"  llama-quantize {file} {small} Q4_K_M")
-
-
-def show_materialized(out_folder: Path, verification: Verification) -> None:
-    """Where the checkpoint lies, and how it was proved."""
-    proof = f", reloaded in a fresh process, logits {_equality(verification)}."
-    say("Saved: ", bold(out_folder), proof)
-
-
-def _equality(verification: Verification) -> str:
-    if verification.identical:
-        return "equal bit for bit"
-    return f"equal to {verification.largest_difference:.1e}"
-
-
-ENGINES = {
-    "stock": "A stock checkpoint: whatever runs the base model runs it (transformers, vLLM, "
-    "llama.cpp, ...), with no flag.",
-    "custom": "A custom checkpoint: transformers and vLLM run it, with trust_remote_code or with "
-    "ghostlayers installed (in transformers, imported). For llama.cpp and others choose --repair "
-    "refit:3:ridge=auto.",
-}
-"""Who loads a checkpoint of either kind."""
-
-
-def show_pruned(pruned: PrunedModel) -> None:
-    """How the layers were chosen, which they are, and what the cut and its repair cost."""
-    table = pruned.table
-    if table is not None and table.dense_loss is not None:
-        show_candidates(table)
-    if table is not None and table.steps:
-        show_steps(table)
-    show_cut(pruned)
-    show_evidence(pruned)
-
-
-def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
-    """Where the checkpoint lies, how it was proved, and what to do next."""
-    show_materialized(out_folder, verification)
-    stock = mode_of(pruned.model) == "stock"
-    trust = "" if stock else ", trust_remote_code=True"
-    say(ENGINES["stock" if stock else "custom"])
-    say("\nNext:")
-    opens = pruned.record.get("loads_with", "AutoModelForCausalLM")
-    say(f'  {opens}.from_pretrained("{out_folder}"{trust})')
-    base = pruned.dense.base.name
-    say(f"  ghostlayers eval {out_folder} --against {base} --data wikitext2")
-    say(f"  ghostlayers inspect {out_folder}")
-
-
 def show_expanded(base: BaseModel) -> None:
     """That weights were quantised, and no longer are."""
     if base.quantized:
         say(f"Its weights were {quantized.expanded(base.quantized)}")
-
-
-def show_record(record: Mapping[str, Any]) -> None:
-    """A checkpoint's record."""
-    base, cut, recipe = record["base_model"], record["cut"], record["recipe"]
-    revision = f" at {base['revision']}" if base["revision"] else ""
-    say(
-        "Base model: ", bold(base["name"]), f"{revision}, licence {base['licence'] or 'not stated'}"
-    )
-    say("Removed: layers ", bold(format_layers(cut["removed"])))
-    say("Kept:    layers ", bold(format_layers(cut["kept"])))
-    chosen = "named by the user" if recipe["remove"] else f"chosen by {recipe['select']}"
-    chosen += ", one at a time" if recipe.get("iterative") else ""
-    say(f"Layers {chosen}; checkpoint mode: {record['mode']}")
-    rows = [
-        [
-            f"[{fit['span'][0]}, {fit['span'][1]})",
-            fit["method"],
-            f"{fit['num_tokens']:,}",
-            "" if fit["relative_residual"] is None else f"{fit['relative_residual']:.3f}",
-            "" if fit["condition_number"] is None else f"{fit['condition_number']:.1e}",
-        ]
-        for fit in record["repairs"]
-    ]
-    table(("gap", "repair", "fit tokens", "relative residual", "condition number"), rows)
-    if record["evidence"]:
-        evidence = [[row["model"], *_loss_cells(row)] for row in record["evidence"]]
-        columns = ("", "loss", "perplexity", "KL to dense", "agreement")
-        table(columns, evidence, "On held-out calibration windows")
-    text = record["calibration"]
-    say(
-        f"Calibrated on {text['fit_windows']} of {text['windows']} windows of "
-        f"{text['sequence_length']} tokens ({text['bos']}) of {text['corpus']}, "
-        f"{len(text['documents'])} documents"
-    )
-    made_with = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
-    say(f"Made on {record['created']} with {made_with}")
 
 
 def perplexity(loss_nats: float) -> float:
@@ -547,3 +264,13 @@ def prose(rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         grid.add_row(*map(plain, row))
     out.print(grid)
+
+
+def loss_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row of losses, as cells."""
+    return [
+        f"{row['loss_nats']:.3f}",
+        f"{row['perplexity']:.2f}",
+        f"{row['kl_nats']:.3f}",
+        f"{row['greedy_agreement']:.1%}",
+    ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ghostlayers.calibration.cuts import loss_pass
-from ghostlayers.calibration.fitting import in_stages
+from ghostlayers.calibration.fits import in_stages
 from ghostlayers.calibration.passes import Pass
 from ghostlayers.calibration.scoring import SWEEP
 from ghostlayers.checkpoint.record import table_to_dict

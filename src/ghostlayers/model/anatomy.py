@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ghostlayers.model.stream import LayerwiseModel, Stream, Tap
+from ghostlayers.model.stream import LayerwiseModel, Stream
+from ghostlayers.model.taps import Tap
 from ghostlayers.modeling import norm_eps, unit_rms
 
 MLP_OUTPUTS = (

@@ -3,30 +3,28 @@
 import contextlib
 import functools
 import io
-import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from ghostlayers.errors import GhostlayersError, ModelError, RecipeError, UnsupportedModelError
+from ghostlayers.errors import GhostlayersError, ModelError, RecipeError
 from ghostlayers.model import multimodal, offload, quantized
 from ghostlayers.model.config_file import check_config, check_folder, check_settings
 from ghostlayers.model.configs import answer_in_full
 from ghostlayers.model.dense import BaseModel, DenseModel
+from ghostlayers.model.locating import files_wanted, locate, say_why
 from ghostlayers.model.residency import Memory, is_offloaded
-from ghostlayers.model.tensor_files import Held, held_in, main_type, weight_files
+from ghostlayers.model.tensor_files import Held, held_in, main_type
 from ghostlayers.model.weights import remember_own_types, remember_types
 from ghostlayers.model.whole import Findings, check_whole
 from ghostlayers.presets import find_preset
 from ghostlayers.recipe import RunOptions
-from ghostlayers.runtime.files import LICENCES
 from ghostlayers.runtime.quiet import kept_report
-from ghostlayers.runtime.shown import one_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -58,7 +56,7 @@ def load_model(
     device = _device(options)
     try:
         with kept_report() as report:
-            place = _locate(path, name, revision, _patterns(options))
+            place = locate(path, name, revision, files_wanted(options))
             if place.is_dir():
                 check_folder(place)
             extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
@@ -66,7 +64,7 @@ def load_model(
     except GhostlayersError:
         raise
     except Exception as error:  # damaged files raise the unrelated types of many libraries
-        raise ModelError(f"cannot load the model '{name}': {_explain(error, report)}") from error
+        raise ModelError(f"cannot load the model '{name}': {say_why(error, report)}") from error
     model = read.network if is_offloaded(read.network) else _place(read.network, device)
     answer_in_full(multimodal.whole_of(model).config)
     answer_in_full(model.config)
@@ -103,13 +101,13 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     if path.suffix == ".gguf":
         return {}
     try:
-        place = _locate(path, name, revision, ["config.json"])
+        place = locate(path, name, revision, ["config.json"])
         check_settings(place)
         config, _ = PreTrainedConfig.get_config_dict(place)
     except GhostlayersError:
         raise
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"cannot load the model '{name}': {_explain(error)}") from error
+        raise ModelError(f"cannot load the model '{name}': {say_why(error)}") from error
     return check_config(dict(config), f"the config of '{name}'")
 
 
@@ -158,45 +156,6 @@ def leaves_models_alone(function: Callable[P, R]) -> Callable[P, R]:
     return careful
 
 
-CAUSAL_TOKENS = 8
-CAUSAL_TOLERANCE = {torch.float32: 1e-4}
-"""Share of the largest logit that rounding may change; in shorter types a hundred times more."""
-
-
-@torch.no_grad()
-def check_causal(loaded: DenseModel) -> None:
-    """Refuse a model in which later tokens change what is predicted before them.
-
-    An encoder has decoder layers' names and gives logits, too, and a perplexity that means nothing.
-    One look at a few tokens tells; of an offloaded model, through its first decoder layer only.
-
-    Raises:
-        UnsupportedModelError: the model does not read from left to right.
-    """
-    model = loaded.network
-    first = torch.arange(CAUSAL_TOKENS) % model.config.get_text_config().vocab_size
-    other = first.clone()
-    other[-1] = first[0]
-    seen = _seen(loaded, torch.stack([first, other]))[:, :-1].double()
-    off = float((seen[0] - seen[1]).abs().max())
-    allowed = CAUSAL_TOLERANCE.get(model.dtype, 1e-2) * float(seen.abs().max())
-    if off > allowed:
-        raise UnsupportedModelError(
-            f"'{loaded.base.name}' ({type(model).__name__}) is no causal language model: a later "
-            "token changes what it gives for those before it, as in an encoder such as BERT, so "
-            "that it has no perplexity. Expected a decoder such as Llama, Qwen or Gemma."
-        )
-
-
-def _seen(model: DenseModel, ids: torch.Tensor) -> torch.Tensor:
-    if model.residency.offloaded:
-        batch, stream = model.begin(ids)
-        return model.run_layer(0, batch, stream)
-    ids = ids.to(model.device)
-    logits: torch.Tensor = model.network(input_ids=ids, use_cache=False, return_dict=True).logits
-    return logits
-
-
 def _check_buffers(model: Any) -> None:
     """Refuse a model whose rotary frequencies were rounded: it would not reload as it is."""
     for name, buffer in model.named_buffers():
@@ -207,83 +166,6 @@ def _check_buffers(model: Any) -> None:
                 f".half(), which no checkpoint keeps; load it with from_pretrained(..., "
                 f"dtype=torch.{kind}) instead."
             )
-
-
-FILES = (
-    "*.json",
-    "model*.safetensors",
-    "*.jinja",
-    "*.model",
-    "*.tiktoken",
-    "*.txt",
-    "README.md",
-    *LICENCES,
-)
-"""What is fetched of a model on the hub."""
-
-
-def _patterns(options: RunOptions) -> list[str]:
-    return [*FILES, *(["*.py"] if options.trust_remote_code else [])]
-
-
-def _locate(path: Path, name: str, revision: str | None, wanted: list[str]) -> Path:
-    """The folder or GGUF file of a model; one on the hub is fetched first, and is a folder then."""
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise ModelError(f"there is no file '{name}'.")
-        return path
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(_no_model(path))
-        _refuse_pickles(path)
-        return path
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(
-            f"'{name}' is neither a model's folder, nor a .gguf file, nor a hub id such as "
-            "HuggingFaceTB/SmolLM2-135M."
-        )
-    return _fetch(name, revision, wanted)
-
-
-def _fetch(name: str, revision: str | None, wanted: list[str]) -> Path:
-    """The snapshot of a model on the hub; without a network the one that is on this machine.
-
-    The hub is asked once. transformers would ask for every file that might be there, and without a
-    network repeat each question for half a minute.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    ask: dict[str, Any] = {"revision": revision, "allow_patterns": wanted}
-    if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):  # what never changes
-        with contextlib.suppress(LocalEntryNotFoundError):
-            here = Path(snapshot_download(name, local_files_only=True, **ask))
-            if wanted == ["config.json"] or weight_files(here):
-                return here
-    try:
-        return Path(snapshot_download(name, **ask))
-    except LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"cannot load the model '{name}': the hub cannot be reached ({_explain(error)}), and "
-            "the model is not on this machine yet. Check the connection, or give a folder."
-        ) from error
-
-
-def _no_model(folder: Path) -> str:
-    if (folder / "adapter_config.json").is_file():
-        return (
-            f"'{folder}' holds a PEFT adapter, not a model: merge it into its base first "
-            "(merge_and_unload), and save that."
-        )
-    return f"folder '{folder}' holds no config.json: it is not a model's folder."
-
-
-def _refuse_pickles(folder: Path) -> None:
-    if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
-        raise ModelError(
-            f"folder '{folder}' holds pickled weights (.bin) only, which can run code when opened; "
-            "expected .safetensors. Convert it with save_pretrained on a machine you can spare."
-        )
 
 
 @dataclass(frozen=True)
@@ -416,7 +298,7 @@ def _place(model: Any, device: torch.device) -> Any:
     try:
         return model.to(device)
     except (AssertionError, RuntimeError) as error:  # how torch says that a device is absent
-        raise RecipeError(f"cannot use the device '{device}': {_explain(error)}") from error
+        raise RecipeError(f"cannot use the device '{device}': {say_why(error)}") from error
 
 
 def _device(options: RunOptions) -> torch.device:
@@ -524,15 +406,3 @@ def _gguf_text(path: Path, key: str) -> str | None:
     from ghostlayers.model.gguf_import import open_gguf
 
     return open_gguf(path).text(key)
-
-
-def _explain(error: Exception, report: Sequence[str] = ()) -> str:
-    text = str(error).strip()
-    if "above report" in text and report:  # it was kept off the screen
-        text = f"its weights do not fit its config: {one_line(' '.join(report))}"
-    if isinstance(error, KeyError):
-        text = f"unknown name {text}"
-    first = " ".join(line.strip() for line in text.splitlines() if line.strip())[:600]
-    if "trust_remote_code" in text:
-        return f"{first} (Ghostlayers: --trust-remote-code lets it run; read the code first.)"
-    return first or type(error).__name__

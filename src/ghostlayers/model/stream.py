@@ -10,7 +10,7 @@ This is the only file that touches a running model's layers, and it always puts 
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,8 @@ from transformers import PreTrainedModel
 
 from ghostlayers.errors import NonFiniteError, UnsupportedModelError
 from ghostlayers.model.residency import Memory, Residency
+from ghostlayers.model.stubs import Injector, LayerCall, Recorder
+from ghostlayers.model.taps import Taps, tapped
 from ghostlayers.modeling import decoder_layers
 from ghostlayers.runtime.machine import room_for_streams
 from ghostlayers.text.tokens import Windows
@@ -34,14 +36,6 @@ TOKENS_PER_BATCH_ON_ACCELERATOR = 8192
 """... and on an accelerator, which needs many to be busy."""
 
 Stream = Float[Tensor, "batch sequence hidden"]
-
-
-@dataclass(frozen=True)
-class LayerCall:
-    """The arguments, hidden states aside, with which the model calls one decoder layer."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,68 +76,6 @@ def find_decoder_layers(model: nn.Module) -> nn.ModuleList:
         f"{type(model).__name__} has no list of {expected} decoder layers: expected a decoder-only "
         "causal language model with one residual stream."
     )
-
-
-@dataclass
-class Tap:
-    """Catches what goes into a module, or comes out of it, while a layer runs.
-
-    Attributes:
-        output: catch what comes out.
-        value: what was caught last.
-    """
-
-    output: bool = False
-    value: Tensor | None = None
-
-    def caught(self) -> Tensor:
-        """The tensor, once.
-
-        Raises:
-            UnsupportedModelError: the module was not called.
-        """
-        if self.value is None:
-            raise UnsupportedModelError(
-                "a decoder layer never called one of its projections, so the repair cannot read "
-                "what goes through it; take one that needs the stream only, such as ghost."
-            )
-        value, self.value = self.value, None
-        return value
-
-
-Taps = Iterable[tuple[str, Tap]]
-"""Modules of a layer, by path, and what catches their inputs or outputs."""
-
-
-def attach_taps(module: nn.Module, taps: Taps) -> list[Any]:
-    """Attach taps to a module's children; the handles remove them."""
-    handles = []
-    for path, tap in taps:
-        child = module.get_submodule(path)
-
-        def before(_: nn.Module, args: tuple[Any, ...], tap: Tap = tap) -> None:
-            tap.value = args[0]
-
-        def after(_: nn.Module, args: Any, result: Any, tap: Tap = tap) -> None:
-            del args
-            tap.value = result[0] if isinstance(result, tuple) else result
-
-        if tap.output:
-            handles.append(child.register_forward_hook(after))
-        else:
-            handles.append(child.register_forward_pre_hook(before))
-    return handles
-
-
-@contextmanager
-def tapped(module: nn.Module, taps: Taps) -> Iterator[None]:
-    """Attach taps to a module's children for as long as the context lasts."""
-    handles = attach_taps(module, taps)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class LayerwiseModel:
@@ -240,7 +172,7 @@ class LayerwiseModel:
         if self.residency.offloaded and len(input_ids) > together:
             return self._begin_parts(input_ids, attention_mask, together)
         attention_mask = None if attention_mask is None else attention_mask.to(self.device)
-        stubs = [_Recorder(layer, self._wrap) for layer in self.layers]
+        stubs = [Recorder(layer, self._wrap) for layer in self.layers]
         with self._replaced(stubs):
             self.network.base_model(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False
@@ -264,7 +196,7 @@ class LayerwiseModel:
 
     def _ask_one_layer(self, input_ids: Tensor) -> None:
         """Find out on a single token whether layers return tuples; see `_wrap`."""
-        with self._replaced([_Recorder(layer, self._wrap) for layer in self.layers]):
+        with self._replaced([Recorder(layer, self._wrap) for layer in self.layers]):
             self.network.base_model(input_ids=input_ids, use_cache=False)
 
     @torch.no_grad()
@@ -346,7 +278,7 @@ class LayerwiseModel:
         self, batch: MicroBatch, stream: Stream, positions: slice | None = None
     ) -> Float[Tensor, "batch positions vocabulary"]:
         """`logits`, recorded for a backward pass where gradients are enabled."""
-        stubs: list[nn.Module] = [_Injector(layer, self._wrap, stream) for layer in self.layers]
+        stubs: list[nn.Module] = [Injector(layer, self._wrap, stream) for layer in self.layers]
         wanted = positions or slice(None)
         options = {}
         if self._keeps_some_logits and positions is not None:
@@ -380,70 +312,6 @@ class LayerwiseModel:
         if self._returns_tuple is None:
             self._returns_tuple = isinstance(layer(hidden, *call.args, **call.kwargs), tuple)
         return (hidden, None) if self._returns_tuple else hidden
-
-
-class _Stub(nn.Module):
-    """Stands in for a decoder layer and answers every other attribute from it."""
-
-    def __init__(
-        self, layer: nn.Module, wrap: Callable[[nn.Module, Tensor, LayerCall], Any]
-    ) -> None:
-        super().__init__()
-        # A plain tuple hides the layer from nn.Module, so that it is not registered twice.
-        self._real = (layer,)
-        self._wrap = wrap
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._real[0], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden, rest = (
-            (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
-        )  # families pass the stream either way
-        call = LayerCall(tuple(rest), kwargs)
-        return self._wrap(self._real[0], self._see(hidden, call), call)
-
-    def _see(self, hidden: Tensor, call: LayerCall) -> Tensor:
-        raise NotImplementedError
-
-
-class _Recorder(_Stub):
-    """Notes its call and hands the stream on."""
-
-    _seen: tuple[Tensor, LayerCall] | None = None
-
-    def _see(self, hidden: Tensor, call: LayerCall) -> Tensor:
-        self._seen = (hidden, call)
-        return hidden
-
-    def call(self) -> LayerCall:
-        return self._require()[1]
-
-    def hidden_states(self) -> Tensor:
-        return self._require()[0]
-
-    def _require(self) -> tuple[Tensor, LayerCall]:
-        if self._seen is None:
-            raise UnsupportedModelError(
-                f"the model never called its {type(self._real[0]).__name__}: expected one call of "
-                "every decoder layer a forward pass."
-            )
-        return self._seen
-
-
-class _Injector(_Stub):
-    """Replaces the stream by the given one, whatever came before."""
-
-    def __init__(self, layer: nn.Module, wrap: Any, stream: Tensor) -> None:
-        super().__init__(layer, wrap)
-        self._stream = (stream,)
-
-    def _see(self, hidden: Tensor, call: LayerCall) -> Tensor:
-        del hidden, call
-        return self._stream[0]
 
 
 def micro_batches(model: LayerwiseModel, windows: Windows, batch_size: int = 0) -> Iterator[Tensor]:

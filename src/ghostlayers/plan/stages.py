@@ -13,12 +13,7 @@ from dataclasses import dataclass, replace
 import psutil
 
 from ghostlayers.calibration.cuts import loss_pass
-from ghostlayers.calibration.fitting import (
-    SOLUTIONS_OF_A_FIT,
-    Fitting,
-    fit_pass,
-    make_fitting,
-)
+from ghostlayers.calibration.fits import SOLUTIONS_OF_A_FIT, Fitting, fit_pass, make_fitting
 from ghostlayers.calibration.gradients import backward_pass
 from ghostlayers.calibration.measuring import without_pass
 from ghostlayers.calibration.passes import Pass

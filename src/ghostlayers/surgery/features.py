@@ -10,7 +10,8 @@ from torch import Tensor
 from ghostlayers.errors import InputError, WindowError
 from ghostlayers.model.anatomy import Anatomy, row_map, writers
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.model.stream import Stream, Tap, tapped
+from ghostlayers.model.stream import Stream
+from ghostlayers.model.taps import Tap, tapped
 from ghostlayers.modeling import norm_eps, unit_rms
 from ghostlayers.repairs.base import FEATURES, FROM_KEPT_LAYER, Repair
 from ghostlayers.repairs.hadamard import construction, hadamard

@@ -20,7 +20,8 @@ from ghostlayers.model.configs import say_what_is, slice_config
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.families import Family, family_of
 from ghostlayers.model.residency import execution_device
-from ghostlayers.model.stream import attach_taps, find_decoder_layers
+from ghostlayers.model.stream import find_decoder_layers
+from ghostlayers.model.taps import attach_taps
 from ghostlayers.repairs.base import Operator, Repair, rounded_once
 from ghostlayers.spans import Span, check_layers, kept_layers, pruned_boundary
 from ghostlayers.surgery.features import caught, reader, tap_places

@@ -1,0 +1,118 @@
+"""What was saved, and what is known of it, on the screen."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ghostlayers.checkpoint.hub import Upload
+from ghostlayers.checkpoint.proof import Verification, mode_of
+from ghostlayers.cli.screen import bold, loss_cells, say, table
+from ghostlayers.pruned import PrunedModel
+from ghostlayers.spans import format_layers
+
+
+def show_adapter(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
+    """Where the adapter lies, how large it is, and what to do next."""
+    size = sum(path.stat().st_size for path in out_folder.iterdir()) / 1e6
+    place = str(out_folder)
+    say("Saved: ", bold(place), f", {size:.1f} MB; the model made of it again has logits")
+    say(f"{_equality(verification)}.\n\nNext:")
+    say(f'  ghostlayers.from_adapter("{place}")   # needs {pruned.dense.base.name}')
+    say(f"  ghostlayers materialize {place} -o {place}-whole")
+
+
+def show_upload(upload: Upload) -> None:
+    """What was sent to the hub, or would be."""
+    width = max(map(len, upload.files))
+    for name, size in upload.files.items():
+        say(f"  {name.ljust(width)}  {size / 1e6:10,.2f} MB")
+    if upload.left:
+        say(f"Not part of the model, and not sent: {', '.join(upload.left)}")
+    total = sum(upload.files.values()) / 1e6
+    if upload.url is None:
+        say(f"{total:,.2f} MB would go to {upload.repo}; nothing was sent. Its card:")
+        say(upload.card)
+        return
+    say(f"{total:,.2f} MB sent: {upload.url}")
+
+
+def show_exported(file: Path) -> None:
+    """Where the GGUF file lies, and how to use it."""
+    size = file.stat().st_size / 1e6
+    say("Saved: ", bold(file), f", {size:,.0f} MB, every tensor read again and equal.")
+    small = file.with_name(f"{file.stem}-q4_k_m.gguf")
+    say(f'\nNext:\n  llama-cli -m {file} -p "..."')
+    say(f"  llama-quantize {file} {small} Q4_K_M")
+
+
+def show_materialized(out_folder: Path, verification: Verification) -> None:
+    """Where the checkpoint lies, and how it was proved."""
+    proof = f", reloaded in a fresh process, logits {_equality(verification)}."
+    say("Saved: ", bold(out_folder), proof)
+
+
+def _equality(verification: Verification) -> str:
+    if verification.identical:
+        return "equal bit for bit"
+    return f"equal to {verification.largest_difference:.1e}"
+
+
+ENGINES = {
+    "stock": "A stock checkpoint: whatever runs the base model runs it (transformers, vLLM, "
+    "llama.cpp, ...), with no flag.",
+    "custom": "A custom checkpoint: transformers and vLLM run it, with trust_remote_code or with "
+    "ghostlayers installed (in transformers, imported). For llama.cpp and others choose --repair "
+    "refit:3:ridge=auto.",
+}
+"""Who loads a checkpoint of either kind."""
+
+
+def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
+    """Where the checkpoint lies, how it was proved, and what to do next."""
+    show_materialized(out_folder, verification)
+    stock = mode_of(pruned.model) == "stock"
+    trust = "" if stock else ", trust_remote_code=True"
+    say(ENGINES["stock" if stock else "custom"])
+    say("\nNext:")
+    opens = pruned.record.get("loads_with", "AutoModelForCausalLM")
+    say(f'  {opens}.from_pretrained("{out_folder}"{trust})')
+    base = pruned.dense.base.name
+    say(f"  ghostlayers eval {out_folder} --against {base} --data wikitext2")
+    say(f"  ghostlayers inspect {out_folder}")
+
+
+def show_record(record: Mapping[str, Any]) -> None:
+    """A checkpoint's record."""
+    base, cut, recipe = record["base_model"], record["cut"], record["recipe"]
+    revision = f" at {base['revision']}" if base["revision"] else ""
+    say(
+        "Base model: ", bold(base["name"]), f"{revision}, licence {base['licence'] or 'not stated'}"
+    )
+    say("Removed: layers ", bold(format_layers(cut["removed"])))
+    say("Kept:    layers ", bold(format_layers(cut["kept"])))
+    chosen = "named by the user" if recipe["remove"] else f"chosen by {recipe['select']}"
+    chosen += ", one at a time" if recipe.get("iterative") else ""
+    say(f"Layers {chosen}; checkpoint mode: {record['mode']}")
+    rows = [
+        [
+            f"[{fit['span'][0]}, {fit['span'][1]})",
+            fit["method"],
+            f"{fit['num_tokens']:,}",
+            "" if fit["relative_residual"] is None else f"{fit['relative_residual']:.3f}",
+            "" if fit["condition_number"] is None else f"{fit['condition_number']:.1e}",
+        ]
+        for fit in record["repairs"]
+    ]
+    table(("gap", "repair", "fit tokens", "relative residual", "condition number"), rows)
+    if record["evidence"]:
+        evidence = [[row["model"], *loss_cells(row)] for row in record["evidence"]]
+        columns = ("", "loss", "perplexity", "KL to dense", "agreement")
+        table(columns, evidence, "On held-out calibration windows")
+    text = record["calibration"]
+    say(
+        f"Calibrated on {text['fit_windows']} of {text['windows']} windows of "
+        f"{text['sequence_length']} tokens ({text['bos']}) of {text['corpus']}, "
+        f"{len(text['documents'])} documents"
+    )
+    made_with = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    say(f"Made on {record['created']} with {made_with}")

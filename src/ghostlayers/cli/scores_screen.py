@@ -1,0 +1,171 @@
+"""Scores, cuts and what they cost, on the screen."""
+
+from collections.abc import Sequence
+
+from ghostlayers.checkpoint.record import evidence_row
+from ghostlayers.cli.screen import Part, bold, dim, good, loss_cells, plain, say, table, warn
+from ghostlayers.errors import GhostlayersError
+from ghostlayers.pruned import PrunedModel
+from ghostlayers.repairs import find_method
+from ghostlayers.runtime.files import shown_name
+from ghostlayers.selection import ScoreTable, SpanScore
+from ghostlayers.selection.births import GROWTH, MASSIVE
+from ghostlayers.selection.choices import shortlist
+from ghostlayers.spans import Span, format_layers
+
+
+def show_cut(pruned: PrunedModel) -> None:
+    """The removed and the kept layers, and what to beware of."""
+    say(
+        "Removed: layers ",
+        bold(format_layers(pruned.removed)),
+        f" ({len(pruned.removed)} of {pruned.num_layers}; counted from 0, ends included)",
+    )
+    say("Kept:    layers ", bold(format_layers(pruned.kept)))
+    for span in pruned.births:
+        warn_birth(span)
+
+
+def warn_birth(span: Span) -> None:
+    """A massive activation is born inside a removed span."""
+    warn(
+        f"a massive activation is born inside the removed layers {format_layers(span.layers)}: "
+        f"some tokens grow to more than {MASSIVE:g} times the median norm there, which a linear "
+        "repair imitates badly. Try another span (ghostlayers score shows them all)."
+    )
+
+
+def show_evidence(pruned: PrunedModel) -> None:
+    """Losses of the dense, the cut and the repaired model on held-out calibration windows."""
+    if not pruned.evidence:
+        return
+    rows = []
+    for name, sums in pruned.evidence.items():
+        row = evidence_row(name, sums)
+        label = f"{name} ({pruned.recipe.repair})" if name == "repaired" else name
+        rows.append([label, *loss_cells(row)])
+    text = pruned.record["evidence_text"]
+    table(
+        ("", "loss", "perplexity", "KL to dense", "agreement"),
+        rows,
+        f"On {text['windows']} held-out windows of {text['sequence_length']} tokens of "
+        f"{shown_name(str(text['corpus']))} ({text['bos']})",
+    )
+    repaired, cut = pruned.evidence.get("repaired"), pruned.evidence["cut"]
+    if repaired is not None and repaired.loss_nats >= cut.loss_nats:
+        tokens = max((each.num_tokens for each in pruned.repairs.values()), default=0)
+        warn(
+            f"the repair makes this cut worse than no repair at all on held-out text "
+            f"({repaired.loss_nats:.3f} against {cut.loss_nats:.3f} nats). It was fitted on "
+            f"{tokens:,} tokens: give it more (--fit-windows){_damped(pruned.recipe.repair)}, or "
+            "remove other layers."
+        )
+
+
+def _damped(repair: str) -> str:
+    """Advice to let held-out tokens choose the damping of a repair that can."""
+    try:
+        find_method(f"{repair}:ridge=auto")
+    except GhostlayersError:
+        return ""
+    return f", let held-out tokens choose its damping (--repair {repair}:ridge=auto)"
+
+
+def show_candidates(scores: ScoreTable) -> None:
+    """The shortlist of spans whose loss was measured."""
+    listed = set(shortlist(scores))
+    show_spans([each for each in scores.spans if each.span in listed], scores, "Shortlist")
+    show_score_notes()
+
+
+def show_spans(spans: Sequence[SpanScore], scores: ScoreTable, title: str) -> None:
+    """Scores of spans, the best of each column in bold."""
+    best = {
+        "cosine": max(each.cosine for each in spans),
+        "angular": min(each.angular for each in spans),
+        "residual": min((each.residual for each in spans if each.residual is not None), default=0),
+        "loss": min((each.loss for each in spans if each.loss is not None), default=0),
+    }
+    rows: list[list[Part]] = []
+    for each in spans:
+        loss: Part = "" if each.loss is None else _mark(each.loss, best["loss"], 3)
+        if each.loss_tokens < scores.num_loss_tokens and each.loss is not None:
+            loss = plain("~", loss)
+        residual = "" if each.residual is None else _mark(each.residual, best["residual"], 4)
+        rows.append(
+            [
+                format_layers(each.span.layers),
+                _mark(each.cosine, best["cosine"], 4),
+                _mark(each.angular, best["angular"], 4),
+                residual,
+                loss,
+                "yes" if each.birth else "",
+            ]
+        )
+    apart = scores.scattered
+    if apart is not None and scores.spans and len(spans) > 1:
+        rows.append([format_layers(apart.layers), "", "", "", f"{apart.loss:.3f}", ""])
+    if scores.dense_loss is not None:
+        title += f" (dense loss {scores.dense_loss:.3f} nats on the same windows)"
+    columns = ("layers", "cosine", "angular", "residual", "repaired loss", "massive birth")
+    table(columns, rows, title)
+
+
+def show_steps(scores: ScoreTable) -> None:
+    """The layers in the order in which a search removed them."""
+    rows = [
+        [str(number), str(step.layer), "" if step.loss is None else f"{step.loss:.3f}"]
+        for number, step in enumerate(scores.steps, start=1)
+    ]
+    table(("step", "layer removed", "loss after it"), rows, "Layers in the order of their removal")
+
+
+def _mark(value: float, best: float, digits: int) -> Part:
+    text = f"{value:.{digits}f}"
+    return good(text) if value == best else text
+
+
+def show_block_influence(scores: ScoreTable) -> None:
+    """Block Influence of every layer, lowest first in bold."""
+    lowest = min(scores.block_influence)
+    rows = [
+        [str(layer), _mark(value, lowest, 4), f"{median:.1f}", f"{largest:.1f}"]
+        for layer, (value, median, largest) in enumerate(
+            zip(
+                scores.block_influence,
+                scores.norms.median()[1:],
+                scores.norms.largest()[1:],
+                strict=True,
+            )
+        )
+    ]
+    table(("layer", "Block Influence", "median norm after", "largest norm after"), rows)
+
+
+SCORE_NOTES = (
+    "cosine: mean over tokens, before against after the span; high is similar.\n"
+    "angular: angle over pi, at the last token of each window only; low is similar.\n"
+    "residual: what a linear map across the span leaves of each token, on held-out tokens; low is "
+    "replaceable.\n"
+    "repaired loss: nats a token after a quick repair (from a sample of tokens; Ghost's where the "
+    "one asked for reads more than the stream), on held-out windows, for the best spans by either; "
+    "~ on fewer tokens, given up because others lose clearly less.\n"
+    f"massive birth: a token's norm rises above {MASSIVE:g} times the median norm inside the span, "
+    f"by a factor of {GROWTH:g} or more relative to it."
+)
+
+
+def show_score_notes() -> None:
+    """What the columns of `show_spans` mean."""
+    say(dim(SCORE_NOTES))
+
+
+def show_pruned(pruned: PrunedModel) -> None:
+    """How the layers were chosen, which they are, and what the cut and its repair cost."""
+    table = pruned.table
+    if table is not None and table.dense_loss is not None:
+        show_candidates(table)
+    if table is not None and table.steps:
+        show_steps(table)
+    show_cut(pruned)
+    show_evidence(pruned)
