@@ -6,7 +6,7 @@ tells each layer's own arguments (masks by layer type, rotary embeddings, positi
 real layers are called one after another with those arguments, which gives the model's own hidden
 states bit for bit, and lets a caller stop early, change the stream, or skip layers.
 
-This is the only file that touches a running model's layers, and it always puts them back.
+The layers of a running model are put back in any case.
 """
 
 import inspect
