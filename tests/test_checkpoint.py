@@ -444,10 +444,10 @@ def test_every_repair_that_a_checkpoint_can_hold_reloads_as_it_was_measured(
         return  # refused: see test_surgery.py
     ids = torch.randint(3, 96, (40, 13), generator=torch.Generator().manual_seed(8))
     windows = Windows(ids, bos=False, available=40, documents=())
-    layerwise = DenseModel(dense)
+    layerwise = DenseModel(dense, stored_dtype=torch.bfloat16)
     how = Fitting(method, FitOptions(ridge=1e-4), stored_dtype=torch.bfloat16)
     repairs = fit_gaps(Runner(layerwise), windows, spans, how)
-    built = removal.prune_layers(DenseModel(dense, stored_dtype=torch.bfloat16), spans, repairs)
+    built = removal.prune_layers(layerwise, spans, repairs)
     (tmp_path / "out").mkdir()
     saving._write_model(tmp_path / "out", built, torch.bfloat16)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
@@ -458,7 +458,7 @@ def test_every_repair_that_a_checkpoint_can_hold_reloads_as_it_was_measured(
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype is torch.bfloat16
     assert built.dtype is torch.float32
     batch, stream = layerwise.begin(token_ids())
-    end = Cut(layerwise, repairs, torch.bfloat16).run(batch, stream, boundary=0)
+    end = Cut(layerwise, repairs).run(batch, stream, boundary=0)
     measured = layerwise.logits(batch, end)
     if repair == "magnitude":
         torch.testing.assert_close(measured, want, rtol=0.05, atol=0.02)  # rounded writes
