@@ -10,20 +10,23 @@ from jaxtyping import install_import_hook
 
 ROOMS = ("spans", "statistics", "selection", "repairs")
 
+DOORS = frozenset(
+    f"ghostlayers.{name}"
+    for name in (
+        *("repairs", "repairs.arguments", "repairs.method", "repairs.registry"),
+        *("selection.methods", "selection.choices"),
+    )
+)
+"""Where users' texts and objects come in: what is wrong is refused there in words of our own."""
+
 check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a float is wanted
 
 
 def checked(function: Any) -> Any:
-    """With its annotations checked, unless they say what it refuses itself."""
-    made = function.__qualname__.endswith(".__init__")
-    return function if made and is_of_methods(function.__module__) else check(function)
-
-
-def is_of_methods(module: str) -> bool:
-    """Whether a module holds repairs or selections, which have words of their own for wrong ones."""
-    if module.startswith("ghostlayers.repairs."):
-        return module != "ghostlayers.repairs.base"
-    return module == "ghostlayers.selection.methods"
+    """With its annotations checked, unless what comes is a user's."""
+    module, made = function.__module__, function.__qualname__.endswith(".__init__")
+    is_argument = made and module.startswith("ghostlayers.repairs.") and not module.endswith("base")
+    return function if module in DOORS or is_argument else check(function)
 
 
 install_import_hook([f"ghostlayers.{room}" for room in ROOMS], "shapes.checked")
