@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import resource, torch
-from ghostlayers.allocator import keep_freed_memory
+from ghostlayers.runtime.allocator import keep_freed_memory
 if {keep}:
     assert keep_freed_memory()
 
@@ -59,7 +59,7 @@ def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> No
 
 RETURNED = """
 import psutil, torch
-from ghostlayers.allocator import keep_freed_memory, return_freed_memory
+from ghostlayers.runtime.allocator import keep_freed_memory, return_freed_memory
 keep_freed_memory()
 held = [torch.ones(2**18) for _ in range(512)]  # a mebibyte each
 kept = held[::32]

@@ -21,6 +21,7 @@ import stranger
 from families import build
 from ghostlayers import modeling
 from ghostlayers.checkpoint import saving
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.surgery import removal
 from oracles import CUTS, logits, operators, token_ids
 
@@ -34,7 +35,7 @@ CLASSES = {
 
 def repaired(name: str) -> Any:
     spans = CUTS["two gaps"]
-    return removal.prune_layers(build(name), spans, operators(spans))
+    return removal.prune_layers(DenseModel(build(name)), spans, operators(spans))
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def test_a_class_belongs_to_the_family_that_brought_it(class_name: str, model_ty
 
 def test_another_process_unpickles_the_config(tmp_path: Path) -> None:
     """As vLLM's engine does; it has loaded no such checkpoint when the config arrives."""
-    repaired = removal.prune_layers(build("llama"), SPANS, operators(SPANS))
+    repaired = removal.prune_layers(DenseModel(build("llama")), SPANS, operators(SPANS))
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(repaired.config))
     code = (
         "import pickle, sys; c = pickle.load(open(sys.argv[1], 'rb'));"

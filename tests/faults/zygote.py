@@ -7,6 +7,7 @@ run and all that it started.
 usage: python zygote.py SOCKET MODULE ...
 """
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -171,6 +172,7 @@ def be(request: dict[str, Any]) -> None:
     with contextlib.suppress(BaseException):
         sys.stdout.flush()
         sys.stderr.flush()
+    atexit._run_exitfuncs()  # as a process does that ends by itself
     os._exit(code)
 
 

@@ -65,6 +65,14 @@ def taken() -> Ready | None:
     return ready
 
 
+def dismiss() -> None:
+    """End the process that waits, where nobody will ask it, and remove its folder."""
+    for ready in _READY:
+        with ready.scratch:
+            _end(ready.process)
+    _READY.clear()
+
+
 def environment(scratch: str) -> dict[str, str]:
     """Of a process on its own, in which a private module cache leaves no trace."""
     here = {"HF_MODULES_CACHE": scratch, "TMPDIR": scratch}  # what it leaves goes with its folder

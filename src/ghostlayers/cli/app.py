@@ -1,5 +1,6 @@
 """The commands by name. Each is imported when it is called, so that help and version are quick."""
 
+import contextlib
 from collections.abc import Callable
 from importlib import import_module
 from typing import Annotated, Any
@@ -57,7 +58,8 @@ class Later(TyperCommand):
         if self.name in PROVING and not {*args} & WITHOUT_PROOF and is_first():
             from ghostlayers.checkpoint import readiness
 
-            readiness.be_ready()
+            with contextlib.suppress(OSError):  # told where the command needs that disk itself
+                readiness.be_ready()
         return self._itself().make_context(info_name, args, *more, **extra)
 
     def _itself(self) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from ghostlayers.checkpoint import readiness
 from ghostlayers.cli import screen
 from ghostlayers.cli.claims import claimed
 from ghostlayers.cli.failures import explain
@@ -73,6 +74,8 @@ def _command(function: Command, *, shared: bool, debug: bool = True) -> Command:
                 if given.get("debug") and isinstance(cause, Exception):
                     raise
                 raise typer.Exit(_explain(cause, name, parameters.signature.parameters)) from error
+            finally:
+                readiness.dismiss()
 
     shell.__signature__ = parameters.signature  # type: ignore[attr-defined]
     shell.__annotations__ = {n: p.annotation for n, p in parameters.signature.parameters.items()}
