@@ -104,6 +104,12 @@ def test_nothing_in_it_changes(study: Study) -> None:
     assert study.dense.residency.memory.spent == 0
 
 
+def test_it_shows_itself_in_a_line(study: Study) -> None:
+    assert repr(study).startswith("Study('LlamaForCausalLM', 12 + ")
+    assert "windows of 64 tokens of" in repr(study)
+    assert len(repr(study)) < 200
+
+
 def test_it_stays_small() -> None:
     """A dozen verbs at most, each of them short, so that it never becomes a god object."""
     methods = [

@@ -48,7 +48,7 @@ from ghostlayers.text.corpora import BLANK_LINE, Corpus
 from ghostlayers.text.tokens import Windows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Study:
     """One dense model and one text; nothing in it changes.
 
@@ -117,6 +117,13 @@ class Study:
         check_causal(dense)
         runner = Runner(dense, options.batch_size, progress, sweeps={})
         return cls(runner, recipe, options, *text, started)
+
+    def __repr__(self) -> str:
+        model, text, windows = self.dense.base.name, self.corpus.name, self.windows
+        counts = (
+            f"{len(windows)} + {len(self.held_out)} windows of {windows.sequence_length} tokens"
+        )
+        return f"Study({model!r}, {counts} of {text!r})"
 
     @property
     def dense(self) -> DenseModel:
