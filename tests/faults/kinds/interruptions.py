@@ -145,8 +145,10 @@ def _killed(
         return Verdict("ok", "it had ended before")
     if at is None and code == -getattr(signal, name):
         return None  # before the command line had begun
-    errors = (place.root / f"said/{turn}/stderr").read_text(errors="replace")
-    return _polite(name, code, errors)
+    errors = place.root / f"said/{turn}/stderr"
+    if at is None and not errors.exists():
+        return None  # before it had a screen
+    return _polite(name, code, errors.read_text(errors="replace"))
 
 
 def _polite(name: str, code: int | None, errors: str) -> Verdict | None:
