@@ -3,9 +3,11 @@
 Imported before torch is, so that both import at the same time.
 """
 
+import contextlib
 import subprocess
 import sys
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,12 +67,16 @@ def taken() -> Ready | None:
     return ready
 
 
-def dismiss() -> None:
-    """End the process that waits, where nobody will ask it, and remove its folder."""
-    for ready in _READY:
-        with ready.scratch:
-            _end(ready.process)
-    _READY.clear()
+@contextlib.contextmanager
+def dismissed() -> Iterator[None]:
+    """End the process that waits, where nobody has asked it, as the context ends."""
+    try:
+        yield
+    finally:
+        for ready in _READY:
+            with ready.scratch:
+                _end(ready.process)
+        _READY.clear()
 
 
 def environment(scratch: str) -> dict[str, str]:

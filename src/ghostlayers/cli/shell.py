@@ -61,7 +61,12 @@ def _command(function: Command, *, shared: bool, debug: bool = True) -> Command:
             try:
                 _prepare()
                 _know_home(given)
-                with _processes(shared, name), claimed(name, given), tidied():
+                with (
+                    readiness.dismissed(),
+                    _processes(shared, name),
+                    claimed(name, given),
+                    tidied(),
+                ):
                     function(**parameters.arguments(given))
                     done = True
             except (typer.Exit, typer.Abort):
@@ -74,8 +79,6 @@ def _command(function: Command, *, shared: bool, debug: bool = True) -> Command:
                 if given.get("debug") and isinstance(cause, Exception):
                     raise
                 raise typer.Exit(_explain(cause, name, parameters.signature.parameters)) from error
-            finally:
-                readiness.dismiss()
 
     shell.__signature__ = parameters.signature  # type: ignore[attr-defined]
     shell.__annotations__ = {n: p.annotation for n, p in parameters.signature.parameters.items()}
