@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ghostlayers.runtime.interrupts import LAST
 from ghostlayers.runtime.launchers import alone
 from ghostlayers.runtime.scratch import Scratch
 
@@ -53,6 +54,7 @@ def be_ready() -> None:
     )  # fmt: skip
     _READY[:] = [Ready(scratch, process)]
     weakref.finalize(_READY[0], _end, process)
+    LAST.append(_dismiss)
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
@@ -73,10 +75,14 @@ def dismissed() -> Iterator[None]:
     try:
         yield
     finally:
-        for ready in _READY:
-            with ready.scratch:
-                _end(ready.process)
-        _READY.clear()
+        _dismiss()
+
+
+def _dismiss() -> None:
+    for ready in _READY:
+        with ready.scratch:
+            _end(ready.process)
+    _READY.clear()
 
 
 def environment(scratch: str) -> dict[str, str]:

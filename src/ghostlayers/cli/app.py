@@ -43,6 +43,12 @@ WITHOUT_PROOF = {"--help", "--plan", "adapter"}
 """Arguments with which they do not."""
 
 
+NO_ROOM = (
+    "Error: out of memory before anything was opened. Free some, or raise the limit that this "
+    "process runs under (ulimit -v)."
+)
+
+
 def command_named(name: str) -> Callable[..., None]:
     """The function that carries out a command."""
     module, function = PLACES.get(name, (name, name))
@@ -60,7 +66,12 @@ class Later(TyperCommand):
 
             with contextlib.suppress(OSError):  # told where the command needs that disk itself
                 readiness.be_ready()
-        return self._itself().make_context(info_name, args, *more, **extra)
+        try:
+            itself = self._itself()
+        except MemoryError:  # no words of the screen's: importing it may be what failed
+            typer.echo(NO_ROOM, err=True)
+            raise typer.Exit(1) from None
+        return itself.make_context(info_name, args, *more, **extra)
 
     def _itself(self) -> Any:
         one = typer.Typer(rich_markup_mode="rich", add_completion=False)

@@ -174,7 +174,8 @@ def quieten() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)  # tells that weights are elsewhere
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # unset, it warns of every child
+    # Unset, it warns of every child; its threads want address space that a limit may not leave.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

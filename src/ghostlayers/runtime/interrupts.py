@@ -28,6 +28,10 @@ SIGNALS = tuple(
 )
 
 
+LAST: list[Any] = []
+"""What is still to be done where a signal ends the program at once: functions of no arguments."""
+
+
 class Interrupts:
     """What came while a command ran.
 
@@ -87,6 +91,9 @@ def _leave(number: int, frame: FrameType | None) -> None:
     del number, frame
     with contextlib.suppress(OSError):  # the terminal may be gone
         os.write(2, f"Error: {SAID}\n".encode())
+    for each in LAST:
+        with contextlib.suppress(Exception):
+            each()
     os._exit(STATUS)
 
 
