@@ -26,7 +26,7 @@ PIECE = 1 << 14
 """Characters tokenised at a time."""
 
 AT_ONCE = 8
-"""Pieces given to the tokenizer together: it takes as many cores as there are for them."""
+"""Pieces given to the tokenizer together: it takes as many cores as it is allowed for them."""
 
 OVERLAP = 1 << 10
 """Characters that two pieces share: many words, in any language."""
