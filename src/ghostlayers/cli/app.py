@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from ghostlayers.runtime.interrupts import leave_with
 from ghostlayers.runtime.launchers import is_first
 from ghostlayers.runtime.quiet import quiet_imports
 
@@ -68,9 +69,11 @@ class Later(TyperCommand):
                 readiness.be_ready()
         try:
             itself = self._itself()
-        except MemoryError:  # no words of the screen's: importing it may be what failed
-            typer.echo(NO_ROOM, err=True)
-            raise typer.Exit(1) from None
+        except (MemoryError, SystemError, ImportError) as error:
+            if isinstance(error, ImportError) and "map segment" not in str(error):
+                raise
+            typer.echo(NO_ROOM, err=True)  # the screen itself may be what could not be imported
+            leave_with(1)  # half-imported libraries would fail again as they end
         return itself.make_context(info_name, args, *more, **extra)
 
     def _itself(self) -> Any:

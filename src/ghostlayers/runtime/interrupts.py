@@ -91,10 +91,15 @@ def _leave(number: int, frame: FrameType | None) -> None:
     del number, frame
     with contextlib.suppress(OSError):  # the terminal may be gone
         os.write(2, f"Error: {SAID}\n".encode())
+    leave_with(STATUS)
+
+
+def leave_with(status: int) -> None:
+    """End the program at once, with what is still to be done, and nothing of others."""
     for each in LAST:
         with contextlib.suppress(Exception):
             each()
-    os._exit(STATUS)
+    os._exit(status)
 
 
 def _is_program() -> bool:
