@@ -25,7 +25,7 @@ NEW_TOKENS = 32
 EVALUATION_WINDOWS = 8
 PREFILL_TOKENS = 256
 
-RECIPE = Recipe(layers=7, windows=40, held_out_windows=4, sequence_length=256)
+RECIPE = Recipe(layers=7, windows=40, fit_windows=40, held_out_windows=4, sequence_length=256)
 """Small enough for two slow cores; the real defaults use 128 windows of 2,048 tokens."""
 
 
