@@ -185,13 +185,13 @@ def measure(
     """
     choice, recipe = selector.choice, selector.recipe
     cut = selector.cut(repairs or {})
-    by_loss = "held-out losses" in choice.selection.needs and len(selector.held_out) > 0
+    by_loss = "held-out losses" in choice.needs and len(selector.held_out) > 0
     table, sample = scoring.measure_scores(
         selector.runner,
         selector.scored if choice.scores_streams else selector.few,
         spans,
         cosine_axis=recipe.cosine_axis,
-        residuals=residuals or "residuals" in choice.selection.needs,
+        residuals=residuals or "residuals" in choice.needs,
         cut=cut,
         seed=recipe.seed,
     )

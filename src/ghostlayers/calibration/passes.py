@@ -5,7 +5,6 @@ once and zero before. So the same few lines save them, restore them, and merge t
 processes.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -92,10 +91,6 @@ class Runner:
     progress: Progress = field(default_factory=Silent)
     journal: Journal | None = None
     sweeps: dict[Any, Any] | None = None
-
-    def kept_by(self, journal: Journal | None) -> "Runner":
-        """The same with a journal."""
-        return dataclasses.replace(self, journal=journal)
 
     def visit(self, declared: Pass, windows: Windows, sums: Sums) -> Iterator[tuple[int, Tensor]]:
         """Hand out groups of windows whose tokens the caller adds to the sums, till all are in.

@@ -67,7 +67,7 @@ def choose(bench: Bench) -> tuple[dict[tuple[Span, ...], list[Cell]], dict[str, 
 
 def _needs_no_sample(bench: Bench, layers: int, select: str) -> bool:
     choice = find_selection(bench.request.cell_recipe(layers, select).select)
-    return "residuals" not in choice.selection.needs
+    return "residuals" not in choice.needs
 
 
 def _measured(table: Mapping[str, Any]) -> int:

@@ -141,7 +141,7 @@ class Expected:
         recipe, choice, model = self.recipe, find_selection(self.recipe.select), self.model
         few, length = recipe.num_search_windows, recipe.sequence_length
         windows = recipe.windows if choice.scores_streams else few
-        sampled = "residuals" in choice.selection.needs
+        sampled = "residuals" in choice.needs
         passes = [self.sweep(windows, sampled=sampled)]
         if choice.name == "taylor":
             passes.append(backward_pass(model, few, length))
