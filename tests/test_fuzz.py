@@ -33,7 +33,7 @@ from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.store import Store
 from ghostlayers.errors import DistributedError, GhostlayersError, ModelError, RecipeError
 from ghostlayers.model.config_file import TokenizerSettings, check_config, check_folder
-from ghostlayers.model.gguf_import import GgufFile
+from ghostlayers.model.gguf_file import GgufFile
 from ghostlayers.model.loading import load_model
 from ghostlayers.model.offload import parse_memory
 from ghostlayers.presets import Preset, find_preset

@@ -78,7 +78,8 @@ def prune(
     """
     recipe = make_recipe(recipe, choices)
     options = dataclasses.replace(options or RunOptions(), preset=recipe.preset)
-    dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
+    exact = output is not None and output.is_file
+    dense = open_model(model, tokenizer, options, revision, surgery_follows=True, exact=exact)
     check_result(dense, recipe)
     study = Study.open(dense, recipe, data=data, options=options, progress=progress)
     if show_text is not None:

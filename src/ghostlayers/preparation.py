@@ -63,18 +63,20 @@ def open_model(
     revision: str | None = None,
     *,
     surgery_follows: bool = False,
+    exact: bool = False,
 ) -> DenseModel:
     """Open a model by name, or wrap one that is in memory.
 
     With ``surgery_follows``, a family that cannot be cut is refused from its config alone, before
-    gigabytes of weights are read, and quantised weights are expanded.
+    gigabytes of weights are read, and quantised weights are expanded; with ``exact``, those of a
+    GGUF file are not rounded to 16 bits.
     """
     if isinstance(model, DenseModel):
         return model
     if isinstance(model, (str, Path)):
         if surgery_follows:
             _check_config(str(model), revision)
-        return load_model(str(model), options, revision, expand=surgery_follows)
+        return load_model(str(model), options, revision, expand=surgery_follows, exact=exact)
     return from_memory(model, tokenizer)
 
 

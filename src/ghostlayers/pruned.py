@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ghostlayers.calibration import journal
-from ghostlayers.checkpoint import adapter, proof, saving
+from ghostlayers.checkpoint import adapter, gguf_saving, proof, saving
 from ghostlayers.evaluation import LossSums
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
@@ -14,8 +14,12 @@ from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
 from ghostlayers.runtime.parallel import by_first
 from ghostlayers.runtime.places import check_apart
+from ghostlayers.runtime.progress import Progress
 from ghostlayers.selection import ScoreTable
 from ghostlayers.spans import Span, kept_layers, removed_layers
+from ghostlayers.text.tokens import Windows
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class PrunedModel:
         evidence: losses on held-out windows of ``dense``, ``cut`` and ``repaired``.
         births: removed spans in which a massive activation is born.
         record: provenance, as it is written into the checkpoint.
+        held_out: the windows of the evidence.
         kept_in: the folder of what the run keeps until the result is saved; see `pipeline.prune`.
     """
 
@@ -47,6 +52,7 @@ class PrunedModel:
     evidence: dict[str, LossSums]
     births: tuple[Span, ...]
     record: dict[str, Any]
+    held_out: Windows | None = None
     kept_in: Path | None = None
 
     @property
@@ -67,12 +73,15 @@ class PrunedModel:
     def save(self, out: str | Path, *, overwrite: bool = False) -> proof.Verification:
         """Write a checkpoint, and prove in a fresh process that it reloads.
 
-        Of several processes the first one does, and the others wait for it.
+        Of several processes the first one does, and the others wait for it. A name that ends in
+        ``.gguf`` makes one file; see `save_gguf`.
 
         Raises:
             OutputError: the folder exists, or cannot be written.
             VerificationError: the reloaded model differs; nothing is left behind.
         """
+        if Path(out).suffix == ".gguf":
+            return self.save_gguf(out, overwrite=overwrite).verification
         return self._once(
             out,
             lambda: saving.save_checkpoint(
@@ -109,11 +118,52 @@ class PrunedModel:
             ),
         )
 
-    def _once(self, out: str | Path, write: Callable[[], proof.Verification]) -> proof.Verification:
+    def save_gguf(
+        self,
+        out: str | Path,
+        *,
+        fallback: str = "Q8_0",
+        split: str | None = None,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> gguf_saving.SavedGguf:
+        """Write one GGUF file of a model that was read from one: quantised stays quantised.
+
+        All that the cut leaves alone is copied, byte for byte; weights that the repair changed are
+        encoded anew in their own type, or in ``fallback`` where the `gguf` library has no encoder
+        for that. The model that is then read is measured again on the held-out windows.
+
+        Args:
+            out: the file to make.
+            fallback: a type such as ``Q8_0`` or ``F16``.
+            split: start another file where one would exceed a size such as ``4G``.
+            overwrite: replace a file of that name.
+            progress: told of every tensor.
+
+        Raises:
+            UnsupportedModelError: the base is no GGUF file, or llama.cpp could not run the result.
+            OutputError: the file exists, or cannot be written.
+            VerificationError: what is read differs; nothing is left behind.
+        """
+        return self._once(
+            out,
+            lambda: gguf_saving.save_gguf(
+                self.dense,
+                text_view(self.model),
+                self.kept,
+                self.record,
+                Path(out),
+                gguf_saving.How(fallback, split, overwrite=overwrite),
+                self.held_out,
+                progress,
+            ),
+        )
+
+    def _once(self, out: str | Path, write: Callable[[], Result]) -> Result:
         """Write in the first process; then what the run has kept is of no more use."""
         read = [self.dense.base.name, self.recipe.data]
         check_apart({"input": read}, {"output": Path(out)})
-        verification = by_first(write)
+        result = by_first(write)
         if self.kept_in is not None:
             journal.finish(self.kept_in)
-        return verification
+        return result

@@ -306,5 +306,6 @@ def _build(study: Study, cut: ChosenCut, repairs: Repairs) -> PrunedModel:
         evidence=evidence,
         births=births,
         record=multimodal.described(dense.network) | record,
+        held_out=held_out,
         kept_in=study.kept_in,
     )

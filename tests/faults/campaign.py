@@ -25,7 +25,7 @@ SOURCE = HERE.parents[1] / "src"
 IMPORTED = ["ghostlayers.cli.prune", "ghostlayers.pipeline", "ghostlayers.checkpoint.saving"]
 IMPORTED += [
     "ghostlayers.checkpoint.gguf_export",
-    "ghostlayers.model.gguf_import",
+    "ghostlayers.model.gguf_file",
     "ghostlayers.checkpoint.adapter",
 ]
 IMPORTED += ["transformers.models.llama.modeling_llama", "datasets", "faults.truth"]

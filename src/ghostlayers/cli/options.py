@@ -21,6 +21,9 @@ def option(
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=show_default, **more)
 
 
+REPAIR_OF_FILES = "refit:3:ridge=auto"
+"""Nearest to ghost of those that leave nothing but stock layers, the only ones that GGUF has."""
+
 RUN = "dtype device batch_size offload max_memory"
 """Run options, as help shows them; what lets code run comes last."""
 
@@ -37,6 +40,25 @@ GgufOption = Annotated[
         metavar="FILE",
         text="Write the result as a GGUF file too, for llama.cpp. Needs a stock checkpoint: "
         "--repair refit:3:ridge=auto, or --repair normed --export stock-layer.",
+        panel=WHAT,
+    ),
+]
+GgufFallback = Annotated[
+    str,
+    option(
+        "--gguf-fallback",
+        metavar="TYPE",
+        text="For -o FILE.gguf: type of repaired weights whose own type cannot be encoded. "
+        "[default: Q8_0]",
+        panel=WHAT,
+    ),
+]
+GgufSplit = Annotated[
+    str | None,
+    option(
+        "--gguf-split",
+        metavar="SIZE",
+        text="For -o FILE.gguf: several files of at most this size, such as 4G. [default: one]",
         panel=WHAT,
     ),
 ]
@@ -64,6 +86,15 @@ Debug = Annotated[bool, option("--debug", text="Show a traceback on errors.")]
 """Every command has it; see `shell`."""
 Json = Annotated[Path | None, option("--json", text="Also write the result to this file.")]
 Out = Annotated[Path, option("--output", "-o", text="The folder to make.", panel=WHAT)]
+OutOrFile = Annotated[
+    Path,
+    option(
+        "--output",
+        "-o",
+        text="The folder to make, or a .gguf file: of a .gguf file, what is quantised stays so.",
+        panel=WHAT,
+    ),
+]
 Overwrite = Annotated[
     bool,
     option(
@@ -107,6 +138,17 @@ def recipe_from(**values: Any) -> Recipe:
             "(c4, wikitext2)."
         )
     return Recipe.from_dict(values)
+
+
+def recipe_to(output: Path, **values: Any) -> Recipe:
+    """`recipe_from`, with a repair that the output has a place for unless another one is named.
+
+    Raises:
+        RecipeError: see `recipe_from`.
+    """
+    if output.suffix == ".gguf" and not {"repair", "preset"} & values.keys():
+        values["repair"] = REPAIR_OF_FILES
+    return recipe_from(**values)
 
 
 def names_in(listed: str | None, option: str) -> list[str]:

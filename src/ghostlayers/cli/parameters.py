@@ -19,11 +19,13 @@ class Fields:
         names: of the fields, as on the screen; among them other parameters' that stand there.
         make: the value from what is given; the type itself if not given.
         of: further types whose fields they may be.
+        beside: the command's own parameters that ``make`` is told, too.
     """
 
     names: str
     make: Callable[..., Any] | None = None
     of: tuple[type, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def order(self) -> list[str]:
@@ -104,7 +106,7 @@ class Parameters:
         if name not in self._made:
             return given[name]
         fields, owners = self._made[name]
-        values = {}
+        values = {own: given[own] for own in fields.beside}
         for field in fields.order:
             if field in self._own:
                 continue

@@ -8,13 +8,13 @@ from ghostlayers import pipeline
 from ghostlayers.calibration import journal
 from ghostlayers.checkpoint import readiness, saving
 from ghostlayers.checkpoint.adapter import check_precision
+from ghostlayers.checkpoint.gguf_saving import How
 from ghostlayers.cli import options as o
 from ghostlayers.cli import saved_screen, scores_screen, screen
+from ghostlayers.cli.gguf_output import GgufOutput
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import shared_command
-from ghostlayers.errors import RecipeError
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.model.multimodal import whole_of
 from ghostlayers.plan.saving import Output
 from ghostlayers.preparation import open_model
 from ghostlayers.pruned import PrunedModel
@@ -33,12 +33,14 @@ ASKED = (
 @shared_command
 def prune(
     model: o.Model,
-    output: o.Out,
-    recipe: Annotated[Recipe, Fields(ASKED, make=o.recipe_from)],
+    output: o.OutOrFile,
+    recipe: Annotated[Recipe, Fields(ASKED, make=o.recipe_to, beside=("output",))],
     options: Annotated[RunOptions, Fields(f"{o.RUN} restart plan revision trust_remote_code")],
     overwrite: o.Overwrite = False,
     save: o.SaveOption = "checkpoint",
     gguf: o.GgufOption = None,
+    gguf_fallback: o.GgufFallback = "Q8_0",
+    gguf_split: o.GgufSplit = None,
     pre_tokenizer: o.PreTokenizer = None,
     restart: o.Restart = False,
     plan: o.PlanOnly = False,
@@ -46,38 +48,41 @@ def prune(
 ) -> None:
     """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
     options = dataclasses.replace(options, preset=recipe.preset)
-    whole, leaves = save == "checkpoint", Output(save, gguf is not None, output)
-    if not plan:
+    leaves = Output(save, gguf is not None, output)
+    file = GgufOutput(output, gguf, pre_tokenizer, How(gguf_fallback, gguf_split, overwrite))
+    whole = save == "checkpoint"
+    if not plan and not file.only:
         check_output(output, overwrite=overwrite, needed_bytes=0)
-    _check_gguf(gguf, pre_tokenizer, recipe, save, overwrite=overwrite)
-    if whole and not plan and parallel.world().leads:
+    file.check_asked(recipe, save)
+    if whole and not file.only and not plan and parallel.world().leads:
         readiness.be_ready()
-    dense = _open(model, recipe, options, revision)
-    if gguf is not None:
-        from ghostlayers.checkpoint.gguf_export import check_model
-
-        check_model(whole_of(dense.network).config, dense.base.name, pre_tokenizer)
+    dense = _open(model, recipe, options, revision, exact=file.only)
+    file.check_base(dense, recipe)
     if not whole:
         check_precision(dense, dense.stored_dtype)
     if plan:
         screen.show_plan(pipeline.plan(dense, recipe, options=options, output=leaves))
         return
-    needed = saving.checkpoint_bytes(dense.network, dense.stored_dtype) if whole else 0
-    check_output(output, overwrite=overwrite, needed_bytes=needed)
+    if not file.only:
+        needed = saving.checkpoint_bytes(dense.network, dense.stored_dtype) if whole else 0
+        check_output(output, overwrite=overwrite, needed_bytes=needed)
     kept = _kept(output, restart=restart)
     pruned = _prune(dense, recipe, options, kept, leaves)
     # What is kept goes when all is written, so that a repetition has it until then.
-    _save(dataclasses.replace(pruned, kept_in=None), output, save, overwrite=overwrite)
-    if gguf is not None:
-        _write_gguf(output, gguf, pre_tokenizer, options, overwrite=overwrite)
+    pruned = dataclasses.replace(pruned, kept_in=None)
+    if not file.only:
+        _save(pruned, output, save, overwrite=overwrite)
+    file.write(pruned, options)
     journal.finish(kept)
 
 
-def _open(model: str, recipe: Recipe, options: RunOptions, revision: str | None) -> DenseModel:
+def _open(
+    model: str, recipe: Recipe, options: RunOptions, revision: str | None, *, exact: bool
+) -> DenseModel:
     """The dense model, and what there is to say of it."""
     screen.step(f"Loading {model} ...")
-    dense = open_model(model, None, options, revision, surgery_follows=True)
-    screen.show_expanded(dense.base)
+    dense = open_model(model, None, options, revision, surgery_follows=True, exact=exact)
+    screen.show_expanded(dense.base, stays=exact)
     screen.show_preset(recipe, dense.dtype)
     screen.show_basis(dense, recipe.repair)
     return dense
@@ -101,15 +106,6 @@ def _prune(
     return pruned
 
 
-def _write_gguf(
-    output: Path, file: Path, pre_tokenizer: str | None, options: RunOptions, *, overwrite: bool
-) -> None:
-    """The checkpoint as a GGUF file too, written by the first process."""
-    from ghostlayers.cli.export import write_gguf
-
-    parallel.by_first(lambda: write_gguf(output, file, pre_tokenizer, options, overwrite=overwrite))
-
-
 def _kept(output: Path, *, restart: bool) -> Path:
     """Where a run keeps its sums; what an interrupted one kept is used, or thrown away."""
     keep = journal.folder_for(output)
@@ -128,16 +124,3 @@ def _save(pruned: PrunedModel, output: Path, save: str, *, overwrite: bool) -> N
     else:
         screen.step(f"Writing {output} and loading it again in a fresh process ...")
         saved_screen.show_saved(pruned, output, pruned.save(output, overwrite=overwrite))
-
-
-def _check_gguf(
-    file: Path | None, pre_tokenizer: str | None, recipe: Recipe, save: str, *, overwrite: bool
-) -> None:
-    """Refuse a GGUF file that could not be made, before the model is opened."""
-    if file is None and pre_tokenizer is not None:
-        raise RecipeError("--pre-tokenizer is for a GGUF file, but no --gguf FILE is asked for.")
-    if file is not None:
-        from ghostlayers.checkpoint.gguf_export import check_exportable, check_target
-
-        check_target(file, overwrite=overwrite)
-        check_exportable(recipe, save)

@@ -1,9 +1,11 @@
 """What was saved, and what is known of it, on the screen."""
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ghostlayers.checkpoint.gguf_saving import SavedGguf
 from ghostlayers.checkpoint.hub import Upload
 from ghostlayers.checkpoint.proof import Verification, mode_of
 from ghostlayers.cli.screen import bold, loss_cells, say, table
@@ -43,6 +45,29 @@ def show_exported(file: Path) -> None:
     small = file.with_name(f"{file.stem}-q4_k_m.gguf")
     say(f'\nNext:\n  llama-cli -m {file} -p "..."')
     say(f"  llama-quantize {file} {small} Q4_K_M")
+
+
+def show_copied(pruned: PrunedModel, saved: SavedGguf) -> None:
+    """Where a file lies that was copied without some layers, and what was encoded anew in it."""
+    if saved.types:
+        counts = Counter(saved.types.values())
+        changed = ", ".join(
+            f"{count} from {before} to {after}" if before != after else f"{count} in {after}"
+            for (before, after), count in counts.items()
+        )
+        say(f"Encoded anew, as the repair changed them: {changed}. All else is copied.")
+    if saved.encoded is not None:
+        before = pruned.evidence.get("repaired", pruned.evidence["cut"])
+        say(
+            f"Loss as the file is read: {saved.encoded.loss_nats:.3f} "
+            f"(before its types rounded: {before.loss_nats:.3f}), "
+            f"KL to dense {saved.encoded.kl_nats:.3f}."
+        )
+    count = f" in {len(saved.paths)} files" if len(saved.paths) > 1 else ""
+    proof = f"read again, logits {_equality(saved.verification)}."
+    say("Saved: ", bold(saved.paths[0]), f", {saved.size / 1e6:,.0f} MB{count}, {proof}")
+    say(f'\nNext:\n  llama-cli -m {saved.paths[0]} -p "..."')
+    say(f"  ghostlayers eval {saved.paths[0]} --against {pruned.dense.base.name} --data wikitext2")
 
 
 def show_materialized(out_folder: Path, verification: Verification) -> None:

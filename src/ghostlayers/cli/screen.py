@@ -245,10 +245,15 @@ def protocol(result: EvaluationResult) -> str:
     )
 
 
-def show_expanded(base: BaseModel) -> None:
-    """That weights were quantised, and no longer are."""
+def show_expanded(base: BaseModel, *, stays: bool = False) -> None:
+    """That weights were quantised; and that they no longer are, unless the result's stay so."""
     if base.quantized:
         say(f"Its weights were {quantized.expanded(base.quantized)}")
+    if base.file is not None:
+        say(
+            f"Its weights are those of {base.file.name}, de-quantised; every loss below is of them."
+            + ("" if stays else " A folder will hold them in 16 bits; -o FILE.gguf as they are.")
+        )
 
 
 def perplexity(loss_nats: float) -> float:

@@ -25,6 +25,7 @@ class BaseModel:
         licence: as the base model's card or file states it; None if it does not.
         title: the model's own name, where it states one.
         folder: where its files lie, if that is a folder.
+        file: the GGUF file that it was read from, or one of several.
         on_hub: the name is an id on the hub.
         quantized: the format its weights were expanded from; None if they were plain.
     """
@@ -34,6 +35,7 @@ class BaseModel:
     licence: str | None = None
     title: str | None = None
     folder: Path | None = None
+    file: Path | None = None
     on_hub: bool = False
     quantized: str | None = None
 

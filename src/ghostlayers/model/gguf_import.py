@@ -6,114 +6,38 @@ something else. Here the config is completed from the file, and a model that lac
 numbers is refused.
 """
 
-import contextlib
-import functools
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import gguf
 import torch
-from gguf import GGUFReader
 from torch import Tensor
 
-from ghostlayers.errors import ModelError, UnsupportedModelError
-from ghostlayers.model.config_file import check_sizes
+from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.model.configs import head_width
 from ghostlayers.model.gguf_families import GGUF_FAMILIES, assumed_width
+from ghostlayers.model.gguf_file import GgufFile
 from ghostlayers.model.gguf_positions import band_factors
-from ghostlayers.runtime.documents import brief
-from ghostlayers.runtime.files import while_unchanged
 from ghostlayers.runtime.shown import one_line
 
 KNOWN_BANDS = ((8.0, 1.0, 4.0, 8192), (32.0, 1.0, 4.0, 8192))
 """Factor, low and high frequency factor, and first length of Llama 3.1 and 3.2."""
 
 
-class GgufFile:
-    """The header of a file: what it says of a model, and which tensors it has.
+def check_architecture(file: GgufFile) -> None:
+    """Refuse a family that transformers does not read from such files.
 
-    Attributes:
-        architecture: llama.cpp's name of the family.
-        sizes: the number of numbers in every tensor.
-        dtype: of the largest tensor; bfloat16 holds those of 4 to 8 bits well enough.
+    Raises:
+        UnsupportedModelError: with those that it reads.
     """
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self._reader = GGUFReader(path)
-            self.architecture = str(self.text("general.architecture"))
-            self.sizes = {each.name: int(each.n_elements) for each in self._reader.tensors}
-            self._check(f"'{path}'")
-        except (
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            ArithmeticError,
-            OSError,
-        ) as bad:
-            if isinstance(bad, ModelError):
-                raise
-            said = one_line(str(bad))
-            raise ModelError(f"'{path}' cannot be read as a GGUF file: {said}.") from bad
-        largest = max(self._reader.tensors, key=lambda each: int(each.n_elements))
-        plain = {"F32": torch.float32, "F16": torch.float16}
-        self.dtype = plain.get(largest.tensor_type.name, torch.bfloat16)
-
-    def _check(self, where: str) -> None:
-        """Refuse a header that speaks of another model than its tensors, before one is made."""
-        held = {name.split(".")[1] for name in self.sizes if name.startswith("blk.")}
-        depth, width = self.entry("block_count"), self.entry("embedding_length")
-        if not self.sizes or depth is None or width is None:
-            raise ModelError(
-                f"{where} cannot be read as a GGUF file of a language model: it names no "
-                "block_count or embedding_length, or holds no tensors."
-            )
-        if held != {str(index) for index in range(min(int(depth), len(held) + 1))}:
-            raise ModelError(
-                f"{where} speaks of {brief(depth)} layers, but holds {len(held):,}: it is cut "
-                "short, or its header was changed. Get it again."
-            )
-        words = self.entry("vocab_size") or 1
-        values = {"hidden_size": int(width), "vocab_size": int(words)}
-        check_sizes(values, where, sum(self.sizes.values()))
-
-    def text(self, key: str) -> str | None:
-        """An entry of the header as text; None where it is not there."""
-        field = self._reader.get_field(key)
-        return None if field is None else str(field.contents())
-
-    def entry(self, key: str) -> Any:
-        """What the header says of the model under a key; None where it says nothing."""
-        field = self._reader.get_field(f"{self.architecture}.{key}")
-        return None if field is None else field.contents()
-
-    def vector(self, name: str) -> Tensor | None:
-        """A tensor of float32 numbers; None where it is not there."""
-        found = [each.data for each in self._reader.tensors if each.name == name]
-        return torch.tensor(found[0]).float() if found else None
-
-
-@while_unchanged(most=2)
-def open_gguf(path: Path) -> GgufFile:
-    """A file's header: read once, because a large vocabulary takes seconds."""
-    return GgufFile(path)
-
-
-@contextlib.contextmanager
-def one_name_table() -> Iterator[None]:
-    """Let transformers' reader share one table of tensor names.
-
-    It asks `gguf` for a new one in every module of the model, and each holds the names of all
-    layers: 77 of the 80 seconds that a file of 62 small layers took to read.
-    """
-    make = gguf.get_tensor_name_map
-    gguf.get_tensor_name_map = functools.cache(make)
-    try:
-        yield
-    finally:
-        gguf.get_tensor_name_map = make
+    readable = sorted(set(GGUF_SUPPORTED_ARCHITECTURES) - {"general", "tokenizer"})
+    known = {name.replace("_", "") for name in readable}
+    if file.architecture.replace("_", "").replace("-", "") not in known:
+        raise UnsupportedModelError(
+            f"'{file.path}' holds a model of the family '{one_line(file.architecture)}', which "
+            "transformers does not read from GGUF files; expected one of "
+            f"{', '.join(readable)}. Start from the checkpoint that the file was made of."
+        )
 
 
 def complete(config: Any, file: GgufFile) -> Any:

@@ -36,7 +36,12 @@ FAST_ENOUGH = 1.3
 
 
 def load_model(
-    name: str, options: RunOptions, revision: str | None = None, *, expand: bool = True
+    name: str,
+    options: RunOptions,
+    revision: str | None = None,
+    *,
+    expand: bool = True,
+    exact: bool = False,
 ) -> DenseModel:
     """Open a model by name.
 
@@ -45,6 +50,7 @@ def load_model(
         options: dtype, device, and whether the model's own code may run.
         revision: branch, tag or commit on the hub.
         expand: turn quantised weights into plain ones, as cutting needs; a GGUF file's always are.
+        exact: do not round those of a GGUF file to 16 bits, as nothing is stored in them.
 
     Raises:
         ModelError: it cannot be found or read; the message says what was tried.
@@ -60,7 +66,10 @@ def load_model(
             if place.is_dir():
                 check_folder(place)
             extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
-            read = _read(name, place, extra, options, device, packed)
+            if place.is_file():
+                read = _read_gguf(name, place, extra, options, device, exact=exact)
+            else:
+                read = _read(name, place, extra, options, device, packed)
     except GhostlayersError:
         raise
     except Exception as error:  # damaged files raise the unrelated types of many libraries
@@ -75,6 +84,7 @@ def load_model(
         licence=_licence(place),
         title=_title(place),
         folder=place if place.is_dir() else None,
+        file=place if place.is_file() else None,
         on_hub=on_hub,
         quantized=quantized.quantization_method(packed),
     )
@@ -193,8 +203,6 @@ def _read(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    if place.is_file():
-        return _read_gguf(name, place, extra, options, device)
     tokenizer = AutoTokenizer.from_pretrained(place, **extra)
     held = held_in(place)
     is_packed = quantized.quantization_method(packed) is not None
@@ -265,13 +273,20 @@ def _read_offloaded(
 
 
 def _read_gguf(
-    name: str, path: Path, extra: dict[str, Any], options: RunOptions, device: torch.device
+    name: str,
+    path: Path,
+    extra: dict[str, Any],
+    options: RunOptions,
+    device: torch.device,
+    *,
+    exact: bool,
 ) -> _Read:
     """A GGUF file, de-quantised."""
     import transformers
     from transformers import AutoConfig, AutoTokenizer
 
-    from ghostlayers.model.gguf_import import check_complete, complete, one_name_table, open_gguf
+    from ghostlayers.model.gguf_file import for_transformers, open_gguf
+    from ghostlayers.model.gguf_import import check_architecture, check_complete, complete
 
     if options.offload in ("cpu", "disk"):
         raise RecipeError(
@@ -279,14 +294,15 @@ def _read_gguf(
             "file is expanded in memory; start from the model that it was made of."
         )
     file = open_gguf(path)
+    check_architecture(file)
     place, extra = path.parent, {**extra, "gguf_file": path.name}
-    stored = file.dtype
-    weights: dict[str, Any] = {"dtype": compute_dtype(options, stored, device)}
+    stored = torch.float32 if exact else file.dtype
+    weights: dict[str, Any] = {"dtype": compute_dtype(options, file.dtype, device)}
     # Newer versions keep the weights packed where they can, in layers that cannot be repaired.
     if hasattr(transformers, "GgufConfig"):
         weights["quantization_config"] = transformers.GgufConfig(dequantize=True)
     # De-quantising draws bars that no setting of transformers turns off.
-    with contextlib.redirect_stderr(io.StringIO()), one_name_table():
+    with contextlib.redirect_stderr(io.StringIO()), for_transformers():
         tokenizer = AutoTokenizer.from_pretrained(place, **extra)
         config = complete(AutoConfig.from_pretrained(place, **extra), file)
         model = _open(name, place, {}, config, {"config": config, **weights, **extra})
@@ -403,6 +419,6 @@ def _title(path: Path) -> str | None:
 
 
 def _gguf_text(path: Path, key: str) -> str | None:
-    from ghostlayers.model.gguf_import import open_gguf
+    from ghostlayers.model.gguf_file import open_gguf
 
     return open_gguf(path).text(key)

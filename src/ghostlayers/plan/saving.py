@@ -24,12 +24,18 @@ class Output:
     Attributes:
         save: a whole checkpoint, or what distinguishes it from its base.
         gguf: a GGUF file is made of the checkpoint, too.
-        folder: where; beside the files for a while if not given.
+        folder: where; beside the files for a while if not given. A name that ends in ``.gguf`` is
+            that of one file.
     """
 
     save: Save = "checkpoint"
     gguf: bool = False
     folder: Path | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether nothing but a GGUF file is left."""
+        return self.folder is not None and self.folder.suffix == ".gguf"
 
 
 CHECKPOINT = Output()
@@ -65,9 +71,16 @@ def saving_passes(
         added = 0
     gone = sum(sizes[index] for span in spans for index in span.layers)
     size = (total - gone) * kind + added
+    if output.is_file and loaded.base.file is not None:
+        size = int(loaded.base.file.stat().st_size * (1 - gone / total))
+        return [_gguf(size, output, size)]
     kept = len(sizes) - sum(map(len, spans))
     stages = [_checkpoint(size, kept if is_offloaded(model) else 0, output, started)]
-    return [*stages, _gguf(size, output, max(sizes) * kind)] if output.gguf else stages
+    return (
+        [*stages, _gguf(size, output, max(sizes) * kind)]
+        if output.gguf or output.is_file
+        else stages
+    )
 
 
 def _numbers(layer: Any) -> int:

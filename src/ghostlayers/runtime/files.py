@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -87,6 +87,33 @@ def whole_file(path: Path) -> Iterator[Path]:
             _publish(draft, path)
         except OSError as error:
             raise OutputError(f"cannot write '{path}': {error.strerror or error}.") from error
+
+
+@contextlib.contextmanager
+def whole_files(out: Path, paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Drafts of files that belong together; the first one, which leads to the others, comes last.
+
+    Args:
+        out: what they are made under, whose lock is held.
+        paths: the files, beside it.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    if list(paths) == [out]:
+        with whole_file(out) as draft:
+            yield [draft]
+        return
+    try:
+        folder = drafts.new_folder(out)
+        try:
+            yield [folder / path.name for path in paths]
+            for path in reversed(paths):
+                _publish(folder / path.name, path)
+        finally:
+            drafts.remove(folder)
+    except OSError as error:
+        raise OutputError(f"cannot write '{out}': {error.strerror or error}.") from error
 
 
 def _publish(draft: Path, path: Path) -> None:

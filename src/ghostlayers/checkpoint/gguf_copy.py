@@ -1,0 +1,375 @@
+"""A GGUF file without some of its layers: what a cut leaves alone is copied, byte for byte.
+
+Metadata and tensors go through the `gguf` library, a tensor at a time. Blocks get new numbers, and
+entries of the header that count them new values; what a repair changed is encoded anew. What
+transformers reads from the new file is then compared with the model in memory.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
+from gguf.gguf_reader import ReaderTensor
+from torch import Tensor, nn
+
+from ghostlayers.checkpoint.gguf_encoding import Conversion, Encoded, conversion, encode
+from ghostlayers.checkpoint.proof import Verification, compare_logits
+from ghostlayers.errors import RecipeError, UnsupportedModelError, VerificationError
+from ghostlayers.model.configs import kv_heads
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.gguf_file import (
+    SPLIT,
+    GgufFile,
+    GgufParts,
+    for_transformers,
+    open_gguf,
+    part_name,
+)
+from ghostlayers.model.gguf_header import Value, header_after, scaled_queries
+from ghostlayers.model.loading import load_model
+from ghostlayers.model.stream import find_decoder_layers
+from ghostlayers.recipe import RunOptions
+from ghostlayers.runtime.documents import to_json
+from ghostlayers.runtime.files import check_new, whole_files
+from ghostlayers.runtime.locks import continues, holding
+from ghostlayers.runtime.progress import Progress, Silent
+from ghostlayers.runtime.shown import shared
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RECORD = "ghostlayers.record"
+"""The entry of the header that says how the file was made."""
+
+BLOCK = re.compile(r"blk\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class GgufCut:
+    """What the new file will hold.
+
+    Attributes:
+        file: of the dense model.
+        kept: the layers that stay, in its numbering.
+        header: entries that change; None for those that go.
+        encoded: changed tensors, by their names in the new file.
+        network: the cut model as it is read from the new file, where changed weights have the
+            values that their types allow.
+        exact: the dense model's weights are those of its file, and not rounded to 16 bits.
+    """
+
+    file: GgufFile
+    kept: tuple[int, ...]
+    header: Mapping[str, Value | None]
+    encoded: Mapping[str, Encoded]
+    network: "PreTrainedModel"
+    exact: bool
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the network is another one than the one that was repaired."""
+        exact = {GGMLQuantizationType.F32}
+        return any(tensor.type not in exact for tensor in self.encoded.values())
+
+    @property
+    def types(self) -> dict[str, tuple[str, str]]:
+        """Types of the changed tensors by name: what each was, and what it is."""
+        return {name: (one.before.name, one.type.name) for name, one in self.encoded.items()}
+
+    def tensors(self) -> Iterator[tuple[str, ReaderTensor | Encoded]]:
+        """Names in the new file, and what they hold, in the order of the dense model's file."""
+        numbers = {old: new for new, old in enumerate(self.kept)}
+        for name, tensor in self.file.tensors.items():
+            block = BLOCK.match(name)
+            if block is not None:
+                if int(block[1]) not in numbers:
+                    continue
+                name = f"blk.{numbers[int(block[1])]}.{name[block.end() :]}"
+            yield name, self.encoded.get(name, tensor)
+
+
+def cut_gguf(
+    dense: DenseModel,
+    pruned: "PreTrainedModel",
+    kept: Sequence[int],
+    fallback: GGMLQuantizationType,
+) -> GgufCut:
+    """What a file of a cut model holds; nothing is written.
+
+    Args:
+        dense: read from a GGUF file.
+        pruned: as `removal.prune_layers` returns it; unchanged.
+        kept: the layers that stay, in the dense model's numbering.
+        fallback: the type of changed tensors whose own cannot be encoded.
+
+    Raises:
+        UnsupportedModelError: llama.cpp would compute something else from any such file.
+    """
+    assert dense.base.file is not None
+    file = open_gguf(dense.base.file)
+    header = header_after(file, dense.config, pruned.config, kept)
+    encoded, weights = {}, {}
+    for name, weight, tensor, how in _changes(file, dense, pruned, kept):
+        one = encode(weight, how, tensor.tensor_type, fallback)
+        encoded[_renumbered(tensor.name, kept)] = one
+        weights[name] = one.weight.to(dense.stored_dtype)
+    network = _with_weights(pruned, weights)
+    return GgufCut(file, tuple(kept), header, encoded, network, dense.stored_dtype == torch.float32)
+
+
+def check_gguf_cut(dense: DenseModel, pruned: "PreTrainedModel", kept: Sequence[int]) -> None:
+    """Refuse a cut that no GGUF file could hold, before anything is computed for it.
+
+    Raises:
+        UnsupportedModelError: with the reason.
+    """
+    assert dense.base.file is not None
+    header_after(open_gguf(dense.base.file), dense.config, pruned.config, kept)
+
+
+def write_gguf_cut(
+    cut: GgufCut,
+    out: Path,
+    record: Mapping[str, Any],
+    *,
+    split: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[list[Path], Verification]:
+    """Write the file, and prove that it reads as the model in memory.
+
+    Args:
+        cut: what it holds.
+        out: the file to make.
+        record: how the model was made; it goes into the header.
+        split: start another file where one would exceed so many bytes; 0 makes one.
+        overwrite: replace files of that name.
+        progress: told of every tensor.
+
+    Returns:
+        The files, and how the model that is read from them compares.
+
+    Raises:
+        OutputError: a file exists, or cannot be written.
+        VerificationError: what is read differs; nothing is left behind.
+    """
+    writer = _Writer(cut, record, split)
+    paths = writer.names(out)
+    with holding(out, replace=overwrite):
+        if not overwrite and not continues(out):
+            for path in paths:
+                check_new(path)
+        with whole_files(out, paths) as drafts:
+            written = writer.write(drafts, progress or Silent())
+            _prove_bytes(drafts[0], cut, written)
+            verification = _prove_model(drafts[0], cut)
+    return paths, verification
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """What a GGUF file says of how it was made; None where it says nothing.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    said = open_gguf(path).text(RECORD)
+    return None if said is None else json.loads(said)
+
+
+def split_size(text: str) -> int:
+    """The bytes of a size such as ``4G`` or ``500M``, as llama.cpp counts them.
+
+    Raises:
+        RecipeError: it is something else.
+    """
+    found = re.fullmatch(r"(\d{1,9})([MG])", text.strip().upper())
+    if found is None or not int(found[1]):
+        raise RecipeError(f"--gguf-split: expected a size such as 4G or 500M, got '{text[:40]}'.")
+    return int(found[1]) * {"M": 1000**2, "G": 1000**3}[found[2]]
+
+
+class _Writer(GGUFWriter):
+    """Writes the tensors of a cut into drafts."""
+
+    def __init__(self, cut: GgufCut, record: Mapping[str, Any], split: int) -> None:
+        super().__init__(
+            None, cut.file.architecture, endianess=cut.file.parts.endianess, split_max_size=split
+        )
+        self.cut, self.drafts = cut, list[Path]()
+        self.data_alignment = cut.file.parts.alignment
+        for key, value in _entries(cut, record):
+            self.add_key_value(key, value[0], value[1], sub_type=value[2])
+        for name, tensor in cut.tensors():
+            kind = tensor.type if isinstance(tensor, Encoded) else tensor.tensor_type
+            data = tensor.data
+            self.add_tensor_info(name, data.shape, data.dtype, data.nbytes, kind)
+
+    def names(self, out: Path) -> list[Path]:
+        """What the files are called."""
+        count = len(self.tensors)
+        if count == 1:
+            return [out]
+        return [out.with_name(part_name(out.stem, 1 + i, count)) for i in range(count)]
+
+    def format_shard_names(self, path: Path) -> list[Path]:
+        del path
+        return self.drafts
+
+    def write(self, drafts: list[Path], progress: Progress) -> dict[str, str]:
+        """Write everything; return the hash of every tensor's bytes."""
+        self.drafts, hashes = drafts, {}
+        tensors = dict(self.cut.tensors())
+        with (
+            contextlib.closing(self),
+            progress.stage(f"Writing {len(tensors)} tensors", len(tensors)) as advance,
+        ):
+            self.write_header_to_file(drafts[0])
+            self.write_kv_data_to_file()
+            self.write_ti_data_to_file()
+            for name, tensor in tensors.items():
+                data = np.ascontiguousarray(tensor.data)
+                own = None if isinstance(tensor, Encoded) else self.endianess
+                self.write_tensor_data(data, tensor_endianess=own)
+                hashes[name] = hashlib.sha256(data.view(np.uint8).data).hexdigest()
+                advance(1)
+        return hashes
+
+
+def _entries(cut: GgufCut, record: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
+    """The new header: the old one's entries in their order, then what is new."""
+    new = {**cut.header, RECORD: (to_json(shared(dict(record))), GGUFValueType.STRING, None)}
+    for key, field in cut.file.parts.fields.items():
+        # What the writer says by itself.
+        if key.startswith(("GGUF.", SPLIT)) or key == gguf.Keys.General.ARCHITECTURE:
+            continue
+        inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+        value = new.pop(key, (field.contents(), field.types[0], inner))
+        if value is not None:
+            yield key, value
+    yield from ((key, value) for key, value in new.items() if value is not None)
+
+
+Change = tuple[str, Tensor, ReaderTensor, Conversion]
+"""A weight's name in the cut model, the weight, its tensor in the dense model's file, and how."""
+
+
+def _changes(
+    file: GgufFile, dense: DenseModel, pruned: "PreTrainedModel", kept: Sequence[int]
+) -> Iterator[Change]:
+    """The weights that are not the dense model's, or of which the file holds another multiple."""
+    rescaled, factor = scaled_queries(pruned.config)
+    names = None
+    prefix = _layers_prefix(dense.network)
+    for name, weight in pruned.named_parameters():
+        old = _old_name(name, prefix, kept)
+        own = dense.network.get_parameter(old)
+        scales = factor != 1.0 and name.split(".")[-2] == rescaled
+        if weight is own and not scales:
+            continue
+        names = names or _names_in_file(dense.network)
+        tensor = _tensor_of(file, names.get(old, []), old)
+        config = dense.config
+        heads = {int(getattr(config, "num_attention_heads", 1)), kv_heads(config)}
+        how = conversion(old, own, tensor, heads)
+        yield name, weight, tensor, how.scaled(factor) if scales else how
+
+
+def _layers_prefix(network: "PreTrainedModel") -> str:
+    layers = find_decoder_layers(network)
+    for name, module in network.named_modules():
+        if module is layers:
+            return f"{name}."
+    raise AssertionError("the layers are among the modules")
+
+
+def _old_name(name: str, prefix: str, kept: Sequence[int]) -> str:
+    if not name.startswith(prefix):
+        return name
+    number, _, rest = name.removeprefix(prefix).partition(".")
+    return f"{prefix}{kept[int(number)]}.{rest}"
+
+
+def _names_in_file(network: "PreTrainedModel") -> dict[str, list[str]]:
+    """Tensors of the file by weight of the model, as transformers' reader pairs them."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    processors = reader.TENSOR_PROCESSORS
+    kind = str(network.config.model_type)
+    spellings = {kind, kind.replace("_", ""), kind.replace("_", "-"), kind.removesuffix("_text")}
+    make = next((processors[name] for name in spellings if name in processors), None)
+    with for_transformers():
+        pairs = reader.get_gguf_hf_weights_map(
+            network, (make or reader.TensorProcessor)(config=network.config.to_dict())
+        )
+    names: dict[str, list[str]] = {}
+    for there, here in pairs.items():
+        names.setdefault(here, []).append(there)
+    return names
+
+
+def _tensor_of(file: GgufFile, names: Sequence[str], weight: str) -> ReaderTensor:
+    there = [name for name in names if name in file.tensors]
+    if len(there) != 1:
+        raise UnsupportedModelError(
+            f"the GGUF file has no tensor of its own for '{weight}', which the repair changes: "
+            f"{', '.join(there) or 'none'}. Take a folder as the output, and --gguf for a file in "
+            "16 bits."
+        )
+    return file.tensors[there[0]]
+
+
+def _renumbered(name: str, kept: Sequence[int]) -> str:
+    return BLOCK.sub(lambda found: f"blk.{list(kept).index(int(found[1]))}.", name, count=1)
+
+
+def _with_weights(network: "PreTrainedModel", weights: Mapping[str, Tensor]) -> "PreTrainedModel":
+    """A network that shares all weights with another but some."""
+    if not weights:
+        return network
+    memo = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    other = copy.deepcopy(network, memo)
+    for name, weight in weights.items():
+        path, _, leaf = name.rpartition(".")
+        module, own = other.get_submodule(path), network.get_parameter(name)
+        value = weight.to(own).reshape(own.shape)
+        module.register_parameter(leaf, nn.Parameter(value, requires_grad=own.requires_grad))
+    if other.config.tie_word_embeddings:
+        other.tie_weights()
+    return other
+
+
+def _prove_bytes(path: Path, cut: GgufCut, written: Mapping[str, str]) -> None:
+    """Read every tensor and entry again: what was copied is as it was."""
+    parts = GgufParts(path)
+    if [tensor.name for tensor in parts.tensors] != list(written):
+        raise VerificationError("the GGUF file lacks tensors; nothing was kept.")
+    for part, reader in zip(parts.paths, parts.readers, strict=True):
+        with part.open("rb") as file:  # not through the reader's map, which would stay in memory
+            for tensor in reader.tensors:
+                file.seek(int(tensor.data_offset))
+                read = file.read(int(tensor.n_bytes))
+                if hashlib.sha256(read).hexdigest() != written[tensor.name]:
+                    raise VerificationError(f"'{tensor.name}' reads differently from the file.")
+    for key, field in cut.file.parts.fields.items():
+        if key in cut.header or key == RECORD or key.startswith(("GGUF.", SPLIT)):
+            continue
+        again = parts.get_field(key)
+        if again is None or again.contents() != field.contents():
+            raise VerificationError(f"'{key}' reads differently from the GGUF file.")
+
+
+def _prove_model(path: Path, cut: GgufCut) -> Verification:
+    kind: Any = str(cut.network.dtype).removeprefix("torch.")
+    device = str(next(cut.network.parameters()).device)
+    again = load_model(str(path), RunOptions(dtype=kind, device=device), exact=cut.exact)
+    return compare_logits(again.network, cut.network)

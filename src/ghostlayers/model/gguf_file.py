@@ -1,0 +1,194 @@
+"""GGUF files as they lie on disk: one, or several that a model was split into."""
+
+import contextlib
+import functools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import gguf
+import torch
+from gguf import GGUFReader
+from gguf.gguf_reader import ReaderField, ReaderTensor
+from torch import Tensor
+
+from ghostlayers.errors import ModelError
+from ghostlayers.model.config_file import check_sizes
+from ghostlayers.runtime.documents import brief
+from ghostlayers.runtime.files import while_unchanged
+from ghostlayers.runtime.shown import one_line
+
+PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+"""How llama.cpp names the files that it splits a model into."""
+
+SPLIT = "split."
+"""Entries of a header that speak of such files."""
+
+TOO_BAD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
+"""What the reader raises on a damaged file."""
+
+
+class GgufParts:
+    """All files of a model, read as if they were one; it stands in for `gguf.GGUFReader`.
+
+    Attributes:
+        paths: the files, in their order.
+        readers: one a file.
+        fields: the header of the first one, which holds everything that is said of the model.
+        tensors: those of all files.
+    """
+
+    def __init__(self, path: str | Path, mode: str = "r") -> None:
+        self.paths = parts_of(Path(path))
+        self.readers = [GGUFReader(part, mode) for part in self.paths]  # type: ignore[arg-type]
+        self.fields = self.readers[0].fields
+        self.endianess = self.readers[0].endianess
+        self.alignment = self.readers[0].alignment
+        self.tensors: list[ReaderTensor] = [
+            tensor for reader in self.readers for tensor in reader.tensors
+        ]
+
+    def get_field(self, key: str) -> ReaderField | None:
+        """An entry of the header; None where it is not there."""
+        return self.fields.get(key)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files of a model, of which any may be given.
+
+    Raises:
+        ModelError: some of them are missing.
+    """
+    named = PART.fullmatch(path.name)
+    if named is None:
+        return [path]
+    count = int(named["count"])
+    parts = [path.with_name(part_name(named["stem"], 1 + i, count)) for i in range(count)]
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing or not parts:
+        raise ModelError(
+            f"'{path}' is one of {count} files of a model, but {', '.join(missing[:5]) or 'none'} "
+            f"{'is' if len(missing) == 1 else 'are'} not beside it."
+        )
+    return parts
+
+
+def part_name(stem: str, number: int, count: int) -> str:
+    """The name of one of several files, counted from 1."""
+    return f"{stem}-{number:05d}-of-{count:05d}.gguf"
+
+
+class GgufFile:
+    """The header of a file, or of several: what it says of a model, and which tensors it has.
+
+    Attributes:
+        path: the file, or the first of several.
+        parts: the files, read as one.
+        architecture: llama.cpp's name of the family.
+        tensors: by name; their numbers stay on disk.
+        sizes: the number of numbers in every tensor.
+        dtype: of the largest tensor; bfloat16 holds those of 4 to 8 bits well enough.
+
+    Raises:
+        ModelError: it is damaged, or its header speaks of another model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.parts = GgufParts(path)
+            self.path = self.parts.paths[0]
+            self.architecture = str(self.text("general.architecture"))
+            self.tensors = {tensor.name: tensor for tensor in self.parts.tensors}
+            self.sizes = {name: int(one.n_elements) for name, one in self.tensors.items()}
+            self._check(f"'{path}'")
+        except TOO_BAD as bad:
+            if isinstance(bad, ModelError):
+                raise
+            _damaged(f"'{path}'", one_line(str(bad)), bad)
+        largest = max(self.parts.tensors, key=lambda tensor: int(tensor.n_elements))
+        plain = {"F32": torch.float32, "F16": torch.float16}
+        self.dtype = plain.get(largest.tensor_type.name, torch.bfloat16)
+
+    def _check(self, where: str) -> None:
+        """Refuse a header that speaks of another model than its tensors, before one is made."""
+        self._check_parts(where)
+        held = {name.split(".")[1] for name in self.sizes if name.startswith("blk.")}
+        depth, width = self.entry("block_count"), self.entry("embedding_length")
+        if not self.sizes or depth is None or width is None:
+            raise ModelError(
+                f"{where} cannot be read as a GGUF file of a language model: it names no "
+                "block_count or embedding_length, or holds no tensors."
+            )
+        if held != {str(index) for index in range(min(int(depth), len(held) + 1))}:
+            raise ModelError(
+                f"{where} speaks of {brief(depth)} layers, but holds {len(held):,}: it is cut "
+                "short, or its header was changed. Get it again."
+            )
+        words = self.entry("vocab_size") or 1
+        values = {"hidden_size": int(width), "vocab_size": int(words)}
+        check_sizes(values, where, sum(self.sizes.values()))
+
+    def _check_parts(self, where: str) -> None:
+        """Refuse files of different models, and one of several under a name of its own."""
+        for number, reader in enumerate(self.parts.readers):
+            said = [_said(reader, SPLIT + key) for key in ("count", "no")]
+            alone = len(self.parts.readers) == 1 and said[0] in (None, 0, 1)
+            if not alone and said != [len(self.parts.readers), number]:
+                raise ModelError(
+                    f"{where} is one of {brief(said[0])} files of a model by its header, but "
+                    f"{len(self.parts.readers)} by its name; give them the names that they had."
+                )
+        total = _said(self.parts.readers[0], SPLIT + "tensors.count")
+        count = len(self.parts.tensors)
+        if len(self.tensors) != count or total not in (None, 0, count):
+            raise ModelError(
+                f"{where} and the files beside it hold {count:,} tensors of "
+                f"{len(self.tensors):,} names, but {brief(total)} are expected. Get them again."
+            )
+
+    def text(self, key: str) -> str | None:
+        """An entry of the header as text; None where it is not there."""
+        field = self.parts.get_field(key)
+        return None if field is None else str(field.contents())
+
+    def entry(self, key: str) -> Any:
+        """What the header says of the model under a key; None where it says nothing."""
+        return _said(self.parts, f"{self.architecture}.{key}")
+
+    def vector(self, name: str) -> Tensor | None:
+        """A tensor of float32 numbers; None where it is not there."""
+        tensor = self.tensors.get(name)
+        return None if tensor is None else torch.tensor(tensor.data).float()
+
+
+@while_unchanged(most=2)
+def open_gguf(path: Path) -> GgufFile:
+    """A file's header: read once, because a large vocabulary takes seconds."""
+    return GgufFile(path)
+
+
+@contextlib.contextmanager
+def for_transformers() -> Iterator[None]:
+    """Let transformers' reader take several files as one, and share one table of tensor names.
+
+    It asks `gguf` for a new table in every module of the model, and each holds the names of all
+    layers: 77 of the 80 seconds that a file of 62 small layers took to read.
+    """
+    reader, make = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader = GgufParts  # type: ignore[misc, assignment]
+    gguf.get_tensor_name_map = functools.cache(make)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader  # type: ignore[misc]
+        gguf.get_tensor_name_map = make
+
+
+def _said(reader: GGUFReader | GgufParts, key: str) -> Any:
+    field = reader.get_field(key)
+    return None if field is None else field.contents()
+
+
+def _damaged(where: str, why: str, cause: Exception) -> NoReturn:
+    raise ModelError(f"{where} cannot be read as a GGUF file: {why}.") from cause
