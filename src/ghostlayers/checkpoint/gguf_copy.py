@@ -8,7 +8,6 @@ transformers reads from the new file is then compared with the model in memory.
 import contextlib
 import copy
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from ghostlayers.checkpoint.gguf_encoding import Conversion, Encoded, conversion, encode
 from ghostlayers.checkpoint.proof import Verification, compare_logits
+from ghostlayers.checkpoint.records import GGUF_RECORD
 from ghostlayers.errors import RecipeError, UnsupportedModelError, VerificationError
 from ghostlayers.model.configs import kv_heads
 from ghostlayers.model.dense import DenseModel
@@ -47,9 +47,6 @@ from ghostlayers.runtime.shown import shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-RECORD = "ghostlayers.record"
-"""The entry of the header that says how the file was made."""
 
 BLOCK = re.compile(r"blk\.(\d+)\.")
 
@@ -176,16 +173,6 @@ def write_gguf_cut(
     return paths, verification
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """What a GGUF file says of how it was made; None where it says nothing.
-
-    Raises:
-        ModelError: it cannot be read.
-    """
-    said = open_gguf(path).text(RECORD)
-    return None if said is None else json.loads(said)
-
-
 def split_size(text: str) -> int:
     """The bytes of a size such as ``4G`` or ``500M``, as llama.cpp counts them.
 
@@ -247,7 +234,7 @@ class _Writer(GGUFWriter):
 
 def _entries(cut: GgufCut, record: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
     """The new header: the old one's entries in their order, then what is new."""
-    new = {**cut.header, RECORD: (to_json(shared(dict(record))), GGUFValueType.STRING, None)}
+    new = {**cut.header, GGUF_RECORD: (to_json(shared(dict(record))), GGUFValueType.STRING, None)}
     for key, field in cut.file.parts.fields.items():
         # What the writer says by itself.
         if key.startswith(("GGUF.", SPLIT)) or key == gguf.Keys.General.ARCHITECTURE:
@@ -361,7 +348,7 @@ def _prove_bytes(path: Path, cut: GgufCut, written: Mapping[str, str]) -> None:
                 if hashlib.sha256(read).hexdigest() != written[tensor.name]:
                     raise VerificationError(f"'{tensor.name}' reads differently from the file.")
     for key, field in cut.file.parts.fields.items():
-        if key in cut.header or key == RECORD or key.startswith(("GGUF.", SPLIT)):
+        if key in cut.header or key == GGUF_RECORD or key.startswith(("GGUF.", SPLIT)):
             continue
         again = parts.get_field(key)
         if again is None or again.contents() != field.contents():

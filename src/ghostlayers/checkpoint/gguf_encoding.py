@@ -84,7 +84,8 @@ def encode(
     own = () if before in TERNARY else (before,)
     for kind in (*own, fallback, GGMLQuantizationType.F16, GGMLQuantizationType.F32):
         try:
-            data = gguf.quantize(numbers, kind)
+            with np.errstate(over="ignore"):  # seen below
+                data = gguf.quantize(numbers, kind)
         except (NotImplementedError, gguf.QuantError):  # no such encoder, or rows too short for it
             continue
         read = _numbers(data, kind)

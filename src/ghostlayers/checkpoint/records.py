@@ -6,8 +6,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from ghostlayers.errors import GhostlayersError, ModelError
-from ghostlayers.runtime.documents import Checked, check, read_json
+from ghostlayers.runtime.documents import Checked, check, parse_json, read_json
 from ghostlayers.runtime.outputs import RECORD, file_hash
+
+GGUF_RECORD = "ghostlayers.record"
+"""The entry of a GGUF file's header that holds its record."""
 
 Layer = Annotated[int, Field(ge=0, lt=100_000)]
 Count = Annotated[int, Field(ge=0, lt=10**18)]
@@ -146,7 +149,7 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     """What was removed, kept and repaired in a checkpoint, and on what evidence.
 
     Args:
-        folder: a checkpoint that Ghostlayers made.
+        folder: a checkpoint or a GGUF file that Ghostlayers made.
 
     Returns:
         Its record: ``base_model``, ``cut``, ``repairs``, ``evidence``, ``scores``, ``recipe``,
@@ -155,10 +158,27 @@ def inspect(folder: str | Path) -> dict[str, Any]:
     Raises:
         ModelError: the folder was not made by Ghostlayers, or its record is damaged.
     """
-    path = Path(folder) / RECORD
+    folder = Path(folder)
+    if folder.suffix == ".gguf" and folder.is_file():
+        return _record_in(folder)
+    path = folder / RECORD
     if not _is_there(path):
-        raise ModelError(_no_record(Path(folder)))
+        raise ModelError(_no_record(folder))
     record: dict[str, Any] = check(read_json(path, ModelError), Record, f"'{path}'", ModelError)
+    return record
+
+
+def _record_in(file: Path) -> dict[str, Any]:
+    from ghostlayers.model.gguf_file import open_gguf
+
+    said = open_gguf(file).text(GGUF_RECORD)
+    if said is None:
+        raise ModelError(
+            f"'{file}' is a GGUF file that keeps no record of its making. Give the checkpoint's "
+            "folder that it was written from."
+        )
+    where = f"the record in '{file}'"
+    record: dict[str, Any] = check(parse_json(said, where, ModelError), Record, where, ModelError)
     return record
 
 
@@ -173,11 +193,6 @@ def _is_there(path: Path) -> bool:
 def _no_record(folder: Path) -> str:
     if not folder.exists():
         return f"there is no folder '{folder}'."
-    if folder.suffix == ".gguf":
-        return (
-            f"'{folder}' is a GGUF file, which keeps no record of its making. Give the "
-            "checkpoint's folder that it was written from."
-        )
     return f"'{folder}' holds no {RECORD}: it was not made by Ghostlayers."
 
 

@@ -122,18 +122,13 @@ def _check_rules(file: GgufFile, kept: Sequence[int]) -> None:
     for name, period in rules.items():
         if not isinstance(period, int) or period < 2:
             continue
-        wrong = [
-            new for new, old in enumerate(kept) if (old + 1) % period and not (new + 1) % period
-        ]
-        wrong += [
-            new for new, old in enumerate(kept) if not (old + 1) % period and (new + 1) % period
-        ]
-        if wrong:
-            raise UnsupportedModelError(
-                f"llama.cpp computes every {period}th layer of this model otherwise ({name}), "
-                f"wherever the layers come from, and layer {min(wrong)} of the cut model would be "
-                f"of the other kind; remove whole groups of {period} layers."
-            )
+        for new, old in enumerate(kept):
+            if ((old + 1) % period == 0) != ((new + 1) % period == 0):
+                raise UnsupportedModelError(
+                    f"llama.cpp computes one of {period} layers of this model otherwise ({name}), "
+                    f"wherever the layers come from, and layer {new} of the cut model would be of "
+                    f"the other kind; remove whole groups of {period} layers."
+                )
 
 
 def _check_family(before: Any, after: Any) -> None:

@@ -17,6 +17,7 @@ from ghostlayers.model import multimodal, offload, quantized
 from ghostlayers.model.config_file import check_config, check_folder, check_settings
 from ghostlayers.model.configs import answer_in_full
 from ghostlayers.model.dense import BaseModel, DenseModel
+from ghostlayers.model.gguf_file import parts_of
 from ghostlayers.model.locating import files_wanted, locate, say_why
 from ghostlayers.model.residency import Memory, is_offloaded
 from ghostlayers.model.tensor_files import Held, held_in, main_type
@@ -67,6 +68,7 @@ def load_model(
                 check_folder(place)
             extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
             if place.is_file():
+                place = parts_of(place)[0]
                 read = _read_gguf(name, place, extra, options, device, exact=exact)
             else:
                 read = _read(name, place, extra, options, device, packed)
