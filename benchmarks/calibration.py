@@ -34,7 +34,6 @@ from ghostlayers.calibration import fitting as fits
 from ghostlayers.calibration import scoring, search
 from ghostlayers.calibration.fits import Fitting
 from ghostlayers.calibration.fitting import fit_gaps
-from ghostlayers.calibration.measuring import Selector
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.model.dense import DenseModel
@@ -47,7 +46,8 @@ from ghostlayers.selection import ScoreTable
 from ghostlayers.selection.choices import candidate_spans, select
 from ghostlayers.selection.residual import TokenSample, sample_mask, span_residual
 from ghostlayers.spans import Span, check_layers, format_layers, merge_layers, parse_layers
-from ghostlayers.text.corpora import load_corpus
+from ghostlayers.study import Study
+from ghostlayers.text.corpora import Corpus, load_corpus
 from ghostlayers.text.tokens import Windows, check_sequence_length, make_windows
 
 BARE = "bare"
@@ -116,8 +116,8 @@ class Bench:
 
     def choose(self, selection: str) -> ChosenCut:
         """What a selection takes, repairs fitted as by default."""
-        recipe, fitting = self.recipe(selection), self.fitting()
-        return search.choose(Selector(self.runner, self.windows, self.held_out, recipe, fitting))
+        text = Corpus("windows", ()), self.windows, self.held_out
+        return search.choose(Study(self.runner, self.recipe(selection), RunOptions(), *text))
 
     def recipe(self, selection: str) -> Recipe:
         """The recipe that selects so, everything else as it is by default."""

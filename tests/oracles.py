@@ -13,11 +13,14 @@ from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import find_decoder_layers
+from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.repairs.base import Repair
 from ghostlayers.repairs.base import linear as linear_map
 from ghostlayers.spans import Span
+from ghostlayers.study import Study
 from ghostlayers.surgery.features import check_method
+from ghostlayers.text.corpora import Corpus
 from ghostlayers.text.tokens import Windows
 
 CUTS = {
@@ -52,6 +55,10 @@ def operators(spans: tuple[Span, ...]) -> dict[Span, Repair]:
 def random_windows(count: int = 40, length: int = 13) -> Windows:
     ids = torch.randint(3, 96, (count, length), generator=torch.Generator().manual_seed(8))
     return Windows(ids, bos=False, available=count, documents=())
+
+
+def study_of(runner: Runner, recipe: Recipe, windows: Windows, held_out: Windows) -> Study:
+    return Study(runner, recipe, RunOptions(), Corpus("windows", ()), windows, held_out)
 
 
 def fitted(dense: Any, name: str, spans: tuple[Span, ...]) -> dict[Span, Repair]:

@@ -15,9 +15,9 @@ import families
 import ghostlayers
 from conftest import make_tiny_llama, train
 from ghostlayers.calibration import measuring, search
+from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fits import Fitting
 from ghostlayers.calibration.fitting import fit_gaps, fit_many
-from ghostlayers.calibration.measuring import Selector
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.errors import InputError, RecipeError, SpanError
@@ -36,7 +36,7 @@ from ghostlayers.spans import Span, merge_layers
 from ghostlayers.surgery.features import check_method
 from ghostlayers.surgery.removal import prune_layers
 from ghostlayers.text.tokens import Windows
-from oracles import literal_streams
+from oracles import literal_streams, study_of
 
 PUBLISHED = FitOptions(ridge=0.0, absolute_ridge=1e-6)
 
@@ -68,13 +68,12 @@ def without_eps(model: Any) -> Any:
 
 def choose(model: Any, windows: Windows, **choices: Any) -> ChosenCut:
     """What is removed of eight windows, four of them held out."""
-    recipe = Recipe(windows=8, fit_windows=8, search_windows=8, sequence_length=64, **choices)
-    fitting = Fitting(
-        find_method(recipe.repair), PUBLISHED, token_weight="uniform", repaired_inputs=False
-    )
-    scored, held_out = windows.split_at(8)
+    recipe = Recipe(
+        windows=8, fit_windows=8, search_windows=8, sequence_length=64, ridge=0.0,
+        absolute_ridge=1e-6, token_weight="uniform", inputs="original", **choices,
+    )  # fmt: skip
     runner = Runner(DenseModel(model), batch_size=3)
-    return search.choose(Selector(runner, scored, held_out, recipe, fitting))
+    return search.choose(study_of(runner, recipe, *windows.split_at(8)))
 
 
 @torch.no_grad()
@@ -351,11 +350,10 @@ def test_iterated_magnitude_follows_the_scales(dense: Any, windows: Windows) -> 
     assert found.table is not None
     model, first = DenseModel(dense), found.table.steps[0].layer
     recipe = Recipe(layers=1, select="magnitude:norms:unprotected")
-    fitting = Fitting(find_method("magnitude"))
-    selector = Selector(Runner(model), windows, windows, recipe, fitting)
+    study = study_of(Runner(model), recipe, windows, windows)
     gap = {Span(first, first + 1): Repair("magnitude", scale=2.0)}
-    bare = measuring.measure_importance(selector, selector.cut({}))
-    scaled = measuring.measure_importance(selector, selector.cut(gap))
+    bare = measuring.measure_importance(study, Cut(model, {}))
+    scaled = measuring.measure_importance(study, Cut(model, gap))
     before = [layer for layer in range(8) if layer < first]
     assert all(scaled[layer] > bare[layer] for layer in before)
     assert all(scaled[layer] == bare[layer] for layer in range(first + 1, 8))
@@ -406,9 +404,9 @@ def test_scores_change_with_the_repair_or_are_refused(family: str) -> None:
                 check_moves(layerwise, recipe)
             except RecipeError:
                 continue
-            selector = Selector(Runner(layerwise), some, some, recipe, Fitting(method))
-            bare = measuring.measure_importance(selector, selector.cut({gap: Repair("none")}))
-            repaired = measuring.measure_importance(selector, selector.cut({gap: repair}))
+            study = study_of(Runner(layerwise), recipe, some, some)
+            cuts = [Cut(layerwise, {gap: how}) for how in (Repair("none"), repair)]
+            bare, repaired = (measuring.measure_importance(study, cut) for cut in cuts)
             assert repaired != bare, (family, name, select)
 
 

@@ -21,7 +21,6 @@ from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fits import Fitting
 from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.gradients import layer_gradients
-from ghostlayers.calibration.measuring import Selector
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.proof import Verification
@@ -40,7 +39,7 @@ from ghostlayers.selection.weights import counts, magnitude_importance, taylor_i
 from ghostlayers.spans import Span, merge_layers, removed_layers
 from ghostlayers.surgery.removal import prune_layers
 from ghostlayers.text.tokens import Windows
-from oracles import literal_ghost, literal_streams, skipping
+from oracles import literal_ghost, literal_streams, skipping, study_of
 
 NAMES = [
     "streamline",
@@ -58,6 +57,8 @@ NAMES = [
 ]
 ITERATED = [name for name in NAMES if not find_selection(name).not_iterated]
 RIDGE = FitOptions(ridge=0.0, absolute_ridge=1e-6)
+PAPER = {"ridge": 0.0, "absolute_ridge": 1e-6, "token_weight": "uniform"}
+USUAL = {"ridge": 1e-6, "absolute_ridge": 0.0, "token_weight": "auto"}
 
 
 def ghost(**changes: Any) -> Fitting:
@@ -69,13 +70,11 @@ def choose(
     model: DenseModel, windows: Windows, select: str, layers: int = 3, **more: Any
 ) -> tuple[list[int], Any]:
     """What a selection removes, of 12 windows with 4 held out."""
-    fitting = more.pop("fitting", ghost())
-    recipe = Recipe(
-        layers=layers, select=select, windows=12, sequence_length=windows.sequence_length, **more
-    )
-    scored, held_out = windows.split_at(12)
-    found = search.choose(Selector(Runner(model, batch_size=5), scored, held_out, recipe, fitting))
-    return removed_layers(found.spans), found.table
+    length = windows.sequence_length
+    how = {"select": select, "windows": 12, "sequence_length": length, **PAPER, **more}
+    runner = Runner(model, batch_size=5)
+    cut = search.choose(study_of(runner, Recipe(layers=layers, **how), *windows.split_at(12)))
+    return removed_layers(cut.spans), cut.table
 
 
 # Slow transcriptions
@@ -400,8 +399,7 @@ def moving(name: str) -> dict[str, Any]:
     """A repair that changes what a score reads: for one of weights, not Ghost."""
     if not find_selection(name).scores_only_weights:
         return {}
-    repair = "refit:1"
-    return {"repair": repair, "fitting": Fitting(find_method(repair))}
+    return {"repair": "refit:1", **USUAL}
 
 
 def test_greedy_recoverable_is_that_of_hooks(
@@ -468,8 +466,7 @@ def random_windows(count: int = 16, length: int = 12) -> Windows:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_selection_works_on_every_family(family: str, name: str) -> None:
     model = DenseModel(families.build(family))
-    fitting = Fitting(find_method("ghost"))
-    removed, table = choose(model, random_windows(), name, layers=2, fitting=fitting)
+    removed, table = choose(model, random_windows(), name, layers=2, **USUAL)
     assert len(removed) == len(set(removed)) == 2
     assert table.num_layers == 5
     if find_selection(name).contiguous:
@@ -480,18 +477,15 @@ def test_every_selection_works_on_every_family(family: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["angular", "lorp", "perplexity", "taylor:unprotected"])
 def test_selections_need_no_family_data(family: str, name: str) -> None:
     model = DenseModel(families.build(family))
-    removed, _ = choose(model, random_windows(), name, layers=2, fitting=Fitting(GHOST))
+    removed, _ = choose(model, random_windows(), name, layers=2, **USUAL)
     assert len(removed) == 2
-
-
-GHOST = find_method("ghost")
 
 
 @pytest.mark.parametrize("name", ITERATED)
 @pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
 def test_every_score_can_be_iterated(family: str, name: str) -> None:
     model = DenseModel(families.build(family))
-    how = {"fitting": Fitting(GHOST), **moving(name)}
+    how = {**USUAL, **moving(name)}
     removed, table = choose(model, random_windows(), name, layers=3, iterative=True, **how)
     assert len(set(removed)) == 3
     assert sorted(step.layer for step in table.steps) == removed
@@ -505,21 +499,18 @@ def test_every_score_can_be_iterated(family: str, name: str) -> None:
 def test_searches_work_with_repairs_that_fold(
     layerwise: Any, windows: Windows, repair: str, name: str, iterative: bool
 ) -> None:
-    fitting = Fitting(find_method(repair))
-    removed, _ = choose(
-        layerwise, windows, name, 4, fitting=fitting, iterative=iterative, repair=repair
-    )
+    how = {"iterative": iterative, "repair": repair, **USUAL}
+    removed, _ = choose(layerwise, windows, name, 4, **how)
     assert len(set(removed)) == 4
-    if fitting.method.reach:
+    if find_method(repair).reach:
         assert 0 not in removed
 
 
 def test_searches_do_not_depend_on_the_batch_size(layerwise: Any, windows: Windows) -> None:
     one = choose(layerwise, windows, "perplexity")[1].steps
-    scored, held_out = windows.split_at(12)
     recipe = Recipe(layers=3, select="perplexity", windows=12, sequence_length=64)
     runner = Runner(layerwise, batch_size=1)
-    table = search.choose(Selector(runner, scored, held_out, recipe, ghost())).table
+    table = search.choose(study_of(runner, recipe, *windows.split_at(12))).table
     assert table is not None
     assert [step.layer for step in table.steps] == [step.layer for step in one]
     assert [s.loss for s in table.steps] == pytest.approx([s.loss for s in one], rel=1e-5)
@@ -546,9 +537,8 @@ class Counted(Silent):
 def test_progress_reaches_its_end(layerwise: Any, windows: Windows, name: str) -> None:
     progress = Counted()
     recipe = Recipe(layers=2, select=name, windows=12, sequence_length=64)
-    scored, held_out = windows.split_at(12)
     runner = Runner(layerwise, progress=progress)
-    search.choose(Selector(runner, scored, held_out, recipe, ghost()))
+    search.choose(study_of(runner, recipe, *windows.split_at(12)))
     assert progress.stages
     assert all(total == done for _, total, done in progress.stages), progress.stages
     titles = " ".join(title for title, _, _ in progress.stages)
