@@ -80,17 +80,17 @@ class Cut:
         of a gap is the stream that the repair will receive, boundary ``stop`` what it makes of it.
         """
         gaps = {layer: span for span in self.repairs for layer in span.layers}
-        found: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
         yield start, stream
         for layer in range(start, self.model.num_layers):
             span = gaps.get(layer)
             if span is None:
                 wanted = self._taps(gaps.get(layer + 1))
                 stream = self._layer(layer, batch, stream, wanted)
-                found = caught(wanted, stream)
+                features = caught(wanted, stream)
             elif layer == span.stop - 1:
                 with torch.no_grad():
-                    read = reader(self.model, stream, span, found)
+                    read = reader(self.model, stream, span, features)
                     stream = act(self.repairs[span], stream, read)
             yield layer + 1, stream
 
@@ -201,9 +201,11 @@ class _LossTotals:
         self._sums[self._rows[name]] += torch.tensor(row, dtype=torch.float64)
 
     def losses(self) -> dict[str, LossSums]:
-        rows = self._sums.tolist()
-        found = {name: rows[row] for name, row in self._rows.items()}
-        return {n: LossSums(int(r[0]), r[1], r[2], int(r[3])) for n, r in found.items()}
+        rows = zip(self._rows, self._sums.tolist(), strict=True)
+        return {
+            name: LossSums(int(num_tokens), loss, kl, int(agreements))
+            for name, (num_tokens, loss, kl, agreements) in rows
+        }
 
 
 def measure_evidence(
@@ -261,13 +263,13 @@ def stream_distances(
                 if boundary >= first and not inside:
                     note(boundary, hidden)
     return {
-        name: {boundary: total / tokens for boundary, total in found.items()}
-        for name, found in sums.items()
+        name: {boundary: total / tokens for boundary, total in distances.items()}
+        for name, distances in sums.items()
     }
 
 
 def _distance_to(
-    dense: Mapping[int, Stream], found: dict[int, float]
+    dense: Mapping[int, Stream], distances: dict[int, float]
 ) -> Callable[[int, Stream], None]:
     """Adds up squared distances to the dense stream, relative to each token's own norm."""
 
@@ -275,7 +277,7 @@ def _distance_to(
         want = dense[boundary].double()
         far = (hidden.double() - want).square().sum(dim=-1)
         near = want.square().sum(dim=-1).clamp_min(torch.finfo(far.dtype).tiny)
-        found[boundary] = found.get(boundary, 0.0) + float((far / near).sum())
+        distances[boundary] = distances.get(boundary, 0.0) + float((far / near).sum())
 
     return note
 
@@ -316,11 +318,11 @@ def race_cuts(
             running = {name: ready[name] for name in names}
             batch, streams = _cut_streams(model, ids, running, trunk)
             for window in range(ids.shape[0]):
-                for name, each in _window_token_losses(model, batch, streams, window).items():
-                    losses.note(name, first + window, each)
-        found = losses.rows()
-        own.append(found[DENSE])
-        return found
+                for name, values in _window_token_losses(model, batch, streams, window).items():
+                    losses.note(name, first + window, values)
+        rows = losses.rows()
+        own.append(rows[DENSE])
+        return rows
 
     return run_race(list(cuts), measure, len(windows)), torch.cat(own)
 
@@ -357,7 +359,7 @@ def _window_token_losses(
     for targets, logits in _window_logits(model, batch, streams, window):
         for name in streams:
             losses[name].append(token_losses(logits(name), targets))
-    return {name: torch.cat(each) for name, each in losses.items()}
+    return {name: torch.cat(parts) for name, parts in losses.items()}
 
 
 def _window_logits(

@@ -83,14 +83,14 @@ def _file_digest(path: Path) -> str:
 
 
 def _weight_digests(model: Any) -> list[str]:
-    found = []
+    digests = []
     for name, weight in model.state_dict().items():
-        told = f"{name} {tuple(weight.shape)} {weight.dtype}"
+        described = f"{name} {tuple(weight.shape)} {weight.dtype}"
         if weight.is_meta:
-            found.append(told)
+            digests.append(described)
             continue
         flat = weight.detach().flatten()
         some = flat[:: max(1, len(flat) // PLACES)].cpu()
         numbers = some.double() if some.is_floating_point() else some
-        found.append(digest(told, numbers.contiguous().numpy().tobytes()))
-    return found
+        digests.append(digest(described, numbers.contiguous().numpy().tobytes()))
+    return digests

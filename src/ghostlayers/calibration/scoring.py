@@ -141,14 +141,14 @@ class _ScoreSums:
 
     def tensors(self) -> dict[str, Tensor]:
         """See `passes.Sums`; a sample in a file is one of the `stores`."""
-        kept = {
+        sums = {
             "cosines": self.cosines,
             "angles": self.angles,
             "counts": self.counts,
             "norms": self.norms,
         }
         whole = None if self.sample is None else self.sample.tensor
-        return kept if whole is None else {**kept, "sample": whole}
+        return sums if whole is None else {**sums, "sample": whole}
 
     def stores(self) -> list[BoundaryStore]:
         """See `passes.FiledSums`."""
@@ -341,16 +341,18 @@ def residual_pass(model: DenseModel, tokens: int, spans: int) -> Pass:
 
 def _residuals(runner: Runner, sample: TokenSample, spans: Sequence[Span]) -> Tensor:
     """How badly a linear map replaces each span, [spans]; several processes share them out."""
-    found, here = torch.zeros(len(spans), dtype=torch.float64), world()
+    residuals, here = torch.zeros(len(spans), dtype=torch.float64), world()
     title = residual_pass(runner.model, sample.num_tokens, len(spans)).title
     with runner.progress.stage(title, len(spans)) as advance:
         for index, span in enumerate(spans):
             if here.takes(index):
                 source, target = sample.streams[span.start], sample.streams[span.stop]
-                found[index] = span_residual(source, target, sample.held_out().to(source.device))
+                residuals[index] = span_residual(
+                    source, target, sample.held_out().to(source.device)
+                )
             advance(1)
-    add_up([found])
-    return found
+    add_up([residuals])
+    return residuals
 
 
 def fit_sample(
