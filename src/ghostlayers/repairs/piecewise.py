@@ -127,7 +127,7 @@ def solve_pieces(
     """
     share = prior / max(whole.num_tokens, 1)
     pull = share * (whole.gram @ everywhere)
-    return [_solve_piece(each, whole, pull, share, options) for each in pieces]
+    return [_solve_piece(piece, whole, pull, share, options) for piece in pieces]
 
 
 def _solve_piece(
