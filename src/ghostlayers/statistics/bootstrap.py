@@ -130,7 +130,7 @@ def _check_pairs(a: Mapping[str, Answers], b: Mapping[str, Answers]) -> None:
 
 
 def _differences(a: Answers, b: Answers) -> Float[Tensor, " documents"]:
-    first, second = (torch.tensor(each.values, dtype=torch.float64) for each in (a, b))
+    first, second = (torch.tensor(answers.values, dtype=torch.float64) for answers in (a, b))
     return first - second
 
 

@@ -131,9 +131,9 @@ def token_losses(
             logits.split(POSITIONS_PER_BLOCK), targets.split(POSITIONS_PER_BLOCK), strict=True
         )
     ]
-    found = torch.cat(losses)
-    _check_finite(float(found.sum()))
-    return found
+    joined = torch.cat(losses)
+    _check_finite(float(joined.sum()))
+    return joined
 
 
 def _check_finite(sum_of_block: float) -> None:

@@ -104,7 +104,7 @@ class Accumulator:
         for start in range(0, source.shape[0], TOKENS_PER_BLOCK):
             block = slice(start, start + TOKENS_PER_BLOCK)
             x, y = source[block].to(ACCUMULATOR), target[block].to(ACCUMULATOR)
-            f = torch.cat([each[block].to(ACCUMULATOR) for each in features], dim=1)
+            f = torch.cat([feature[block].to(ACCUMULATOR) for feature in features], dim=1)
             self._add_block(x, y, f, None if weights is None else weights[block].to(ACCUMULATOR))
 
     def _add_block(self, x: Tensor, y: Tensor, f: Tensor, w: Tensor | None) -> None:
