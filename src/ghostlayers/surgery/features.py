@@ -99,7 +99,7 @@ def _reads_the_norm_alone(model: DenseModel, anatomy: Anatomy) -> bool:
         return False
     mlp = model.layers[0].get_submodule(anatomy.mlp)
     given = inspect.signature(mlp.forward).parameters.values()
-    return sum(each.default is inspect.Parameter.empty for each in given) == 1
+    return sum(parameter.default is inspect.Parameter.empty for parameter in given) == 1
 
 
 def _check_scaling(model: DenseModel, method: RepairMethod) -> None:
@@ -217,12 +217,12 @@ def caught(taps: Mapping[str, tuple[str, Tap]], stream: Stream) -> dict[str, Ten
 
 
 def reader(
-    model: DenseModel, stream: Stream, span: Span, found: Mapping[str, Tensor]
+    model: DenseModel, stream: Stream, span: Span, tapped: Mapping[str, Tensor]
 ) -> Callable[[str], Tensor]:
     """Reads features at a gap: tapped ones, or computed from the stream."""
 
     def read(name: str) -> Tensor:
-        return found[name] if name in found else stream_feature(model, name, stream, span)
+        return tapped[name] if name in tapped else stream_feature(model, name, stream, span)
 
     return read
 

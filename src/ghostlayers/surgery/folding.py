@@ -19,7 +19,7 @@ def folded_weights(
     if anatomy.experts:
         total = torch.stack([fold.delta for fold in folds]).sum(dim=0)
         mapped = mapped_writers(anatomy, layer, total / anatomy.write_scale)
-        return {n: rounded_once(each, stored_dtype) for n, each in mapped.items()}
+        return {n: rounded_once(weight, stored_dtype) for n, weight in mapped.items()}
     deltas: dict[str, Tensor] = {}
     for fold in folds:
         path = anatomy.mlp_output
@@ -67,7 +67,7 @@ def scaled_writes(anatomy: Anatomy, layer: Any, scale: float) -> dict[str, Tenso
         }
     changed, paths = {}, [anatomy.attention_output]
     if anatomy.experts:
-        changed = {n: each / scale for n, each in writers(layer).items()}
+        changed = {n: weight / scale for n, weight in writers(layer).items()}
     else:
         paths.append(anatomy.mlp_output)
     for path in paths:

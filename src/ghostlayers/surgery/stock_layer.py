@@ -102,7 +102,7 @@ def with_stock_layers(
         if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")
             model.get_submodule(owner).register_buffer(leaf, buffers[name], persistent=False)
-    left = [name for name, each in model.state_dict().items() if each.is_meta]
+    left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if left:
         raise VerificationError(f"the stock layer's model lacks {left[0]}; please report this.")
     for parameter in model.parameters():
@@ -111,12 +111,12 @@ def with_stock_layers(
     return model.eval()
 
 
-def _places(kept: int, before: Mapping[int, Repair]) -> list[int | None]:
+def _places(count: int, before: Mapping[int, Repair]) -> list[int | None]:
     """Which layer of the bare cut stands where; None for a made one."""
     places: list[int | None] = []
-    for index in range(kept + 1):
+    for index in range(count + 1):
         places += [None] if index in before else []
-        places += [index] if index < kept else []
+        places += [index] if index < count else []
     return places
 
 
@@ -158,14 +158,14 @@ def _state(
 ) -> dict[str, Tensor]:
     """Weights of the new model by name; those that are not listed are tied to others."""
     old = pruned.state_dict()
-    state = {name: each for name, each in old.items() if not name.startswith(f"{path}.")}
+    state = {name: tensor for name, tensor in old.items() if not name.startswith(f"{path}.")}
     like = pruned.get_input_embeddings().weight
     repairs = iter(sorted(before.items()))
     for new, place in enumerate(places):
         prefix = f"{path}.{new}."
         shapes = {
-            name.removeprefix(prefix): each.shape
-            for name, each in model.state_dict().items()
+            name.removeprefix(prefix): tensor.shape
+            for name, tensor in model.state_dict().items()
             if name.startswith(prefix)
         }
         if place is None:
@@ -224,7 +224,9 @@ def check_same(model: Any, operator_model: Any) -> float:
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.config.vocab_size, (1, 32), generator=generator)
     ids = ids.to(model.get_input_embeddings().weight.device)
-    got, want = (each(input_ids=ids, use_cache=False).logits for each in (model, operator_model))
+    got, want = (
+        network(input_ids=ids, use_cache=False).logits for network in (model, operator_model)
+    )
     size = float(want.float().abs().max())
     difference = float((got.float() - want.float()).abs().max())
     allowed = max(LARGEST_DIFFERENCE, 4.0 * float(torch.finfo(got.dtype).eps)) * max(1.0, size)
