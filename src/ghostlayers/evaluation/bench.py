@@ -179,25 +179,25 @@ def _timed(device: torch.device, work: Callable[[], Any]) -> tuple[Any, float]:
 
 def cache_bytes(cache: Any) -> int:
     """Bytes of all tensors that a cache holds: keys and values, or a recurrent layer's state."""
-    found: dict[int, int] = {}
-    _collect(cache, found, set())
-    return sum(found.values())
+    sizes: dict[int, int] = {}
+    _collect(cache, sizes, set())
+    return sum(sizes.values())
 
 
-def _collect(value: Any, found: dict[int, int], seen: set[int]) -> None:
+def _collect(value: Any, sizes: dict[int, int], seen: set[int]) -> None:
     if id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
-        found[value.data_ptr()] = value.numel() * value.element_size()
+        sizes[value.data_ptr()] = value.numel() * value.element_size()
     elif isinstance(value, dict):
-        for each in value.values():
-            _collect(each, found, seen)
+        for item in value.values():
+            _collect(item, sizes, seen)
     elif isinstance(value, (list, tuple)):
-        for each in value:
-            _collect(each, found, seen)
+        for item in value:
+            _collect(item, sizes, seen)
     elif hasattr(value, "__dict__") and type(value).__module__.startswith("transformers"):
-        _collect(vars(value), found, seen)
+        _collect(vars(value), sizes, seen)
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def load_tasks(
 
 def _check_metrics(name: str, task: Any) -> None:
     known = getattr(task, "_metric_fn_list", {})  # a task that is a Python class has none
-    unknown = [each for each, measure in known.items() if measure is None]
+    unknown = [metric for metric, measure in known.items() if measure is None]
     if unknown and task.config.process_results is None:
         raise RecipeError(
             f"task '{name}' measures {', '.join(map(str, unknown))}, which is not among "
@@ -196,7 +196,7 @@ def count_tokens(
             count = min(len(task.eval_docs), limit or len(task.eval_docs))
             looked_at = min(count, LOOKED_AT)
             task.build_all_requests(limit=looked_at, rank=0, world_size=1)
-            texts = ["".join(map(str, each.args[:2])) for each in task.instances]
+            texts = ["".join(map(str, request.args[:2])) for request in task.instances]
             total += sum(map(len, tokenizer(texts)["input_ids"])) * count / looked_at
     return round(total)
 
@@ -246,13 +246,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 def _sandbox(like: jinja2.Environment) -> jinja2.Environment:
-    found = _Sandbox(
+    sandbox = _Sandbox(
         loader=like.loader,
         undefined=like.undefined,
         keep_trailing_newline=like.keep_trailing_newline,
     )
-    found.filters.update(like.filters)
-    return found
+    sandbox.filters.update(like.filters)
+    return sandbox
 
 
 @contextlib.contextmanager
