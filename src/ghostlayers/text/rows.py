@@ -68,7 +68,7 @@ def _says_something(value: str) -> bool:
     """
     if _ADDRESS.fullmatch(value):
         return False
-    words = [each for each in value.split() if _WORD.fullmatch(each) and len(each) < LONGEST_WORD]
+    words = [word for word in value.split() if _WORD.fullmatch(word) and len(word) < LONGEST_WORD]
     return len(words) > 1 or not value.isascii()
 
 
@@ -106,12 +106,12 @@ def choose_text(
 
 def _strings(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[str]]:
     """Columns that hold strings and nothing else, with what they hold."""
-    found = {}
+    strings = {}
     for name in names:
         values = [row[name] for row in rows if row.get(name) is not None]
         if values and all(isinstance(value, str) for value in values):
-            found[name] = values
-    return found
+            strings[name] = values
+    return strings
 
 
 def _says_more_elsewhere(rows: Sequence[Row], name: str) -> bool:
@@ -186,7 +186,7 @@ def _chat(rows: Sequence[Row], names: Sequence[str], wanted: str | None) -> _Cha
 
 
 def _turns(name: str, row: Row) -> list[dict[str, Any]]:
-    return [_turn(each) for each in row.get(name) or []]
+    return [_turn(turn) for turn in row.get(name) or []]
 
 
 def _pair(columns: Sequence[str], row: Row) -> list[dict[str, Any]]:
@@ -206,7 +206,7 @@ def _side(said: Any, role: str) -> list[dict[str, Any]]:
     """What one side said: turns, or the text of one."""
     if isinstance(said, str):
         said = [{"role": role, "content": said}]
-    return [_turn(each) for each in said or []]
+    return [_turn(turn) for turn in said or []]
 
 
 def _turn(turn: Any) -> dict[str, Any]:
