@@ -84,7 +84,7 @@ def layer_difference(one: nn.Module, other: nn.Module) -> str:
 
 
 def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(each.shape) for name, each in layer.named_parameters()}
+    return {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
-        return all(_is_plain(each) for each in (*value.keys(), *value.values()))
+        return all(_is_plain(item) for item in (*value.keys(), *value.values()))
     if isinstance(value, (list, tuple, set)):
         return all(map(_is_plain, value))
     return isinstance(value, PLAIN)

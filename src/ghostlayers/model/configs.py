@@ -74,9 +74,9 @@ def slice_config(config: Any, kept: Sequence[int]) -> None:
             setattr(config, name, sum(index < values[name] for index in kept))
     for period, offset in PERIODS:
         if values.get(period) is not None:
-            found = _periodic(values[period], values[offset], kept, period)
-            setattr(config, period, found[0])
-            setattr(config, offset, found[1])
+            places = _periodic(values[period], values[offset], kept, period)
+            setattr(config, period, places[0])
+            setattr(config, offset, places[1])
     if values.get("attention_types") is not None:  # GPT-Neo: pairs of kinds and repetitions
         kinds = [values["attention_layers"][index] for index in kept]
         config.attention_layers = kinds
@@ -110,9 +110,9 @@ def without_code(content: Any) -> Any:
     if isinstance(content, dict):
         for name in FOREIGN:
             content.pop(name, None)
-    for each in content.values() if isinstance(content, dict) else content:
-        if isinstance(each, (dict, list)):
-            without_code(each)
+    for part in content.values() if isinstance(content, dict) else content:
+        if isinstance(part, (dict, list)):
+            without_code(part)
     return content
 
 
@@ -177,5 +177,5 @@ def slides(config: Any) -> bool:
     """Whether some layers attend to the last tokens only."""
     types = getattr(config, "layer_types", None)
     if types is not None:
-        return any(each != "full_attention" for each in types)
+        return any(kind != "full_attention" for kind in types)
     return getattr(config, "sliding_window", None) is not None

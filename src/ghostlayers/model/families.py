@@ -72,7 +72,7 @@ class Family:
         """Config, base model and causal model with room for repairs, made once a process."""
         if self.model_type not in _REPAIRED:
             made = modeling.repaired_classes(self.config, self.model, self.causal_lm, __name__)
-            globals().update({each.__name__: each for each in made})  # found there by pickle
+            globals().update({cls.__name__: cls for cls in made})  # where pickle looks for them
             _REPAIRED[self.model_type] = made
             _register(self.repaired_model_type, *made)
         return _REPAIRED[self.model_type]
@@ -86,7 +86,7 @@ def __getattr__(name: str) -> Any:
     family = None if name.startswith("__") else repaired_family(name)
     if family is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return next(each for each in family.repaired_classes() if each.__name__ == name)
+    return next(cls for cls in family.repaired_classes() if cls.__name__ == name)
 
 
 def repaired_family(class_name: str) -> Family | None:
@@ -106,13 +106,13 @@ def repaired_family(class_name: str) -> Family | None:
         MODEL_MAPPING_NAMES,
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     )
-    found = [
+    families = [
         family
         for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         if any(mapping.get(model_type) == parent for mapping in mappings)
         and (family := find_family(model_type)) is not None
     ]
-    return max(found, key=_owns_its_classes, default=None)
+    return max(families, key=_owns_its_classes, default=None)
 
 
 def _owns_its_classes(family: Family) -> tuple[bool, bool]:

@@ -69,9 +69,9 @@ def find_decoder_layers(model: nn.Module) -> nn.ModuleList:
     """
     expected = getattr(model.config, "num_hidden_layers", None)
     within: Any = getattr(model, "text_part", model)  # a tower may have as many layers
-    found = None if expected is None else decoder_layers(within, expected)
-    if found is not None:
-        return found
+    layers = None if expected is None else decoder_layers(within, expected)
+    if layers is not None:
+        return layers
     raise UnsupportedModelError(
         f"{type(model).__name__} has no list of {expected} decoder layers: expected a decoder-only "
         "causal language model with one residual stream."
