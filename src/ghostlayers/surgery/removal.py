@@ -264,7 +264,7 @@ def _insert_repairs(
         base.__class__ = model_class
     for boundary, operator in boundaries.items():
         index, place = modeling.repair_place(boundary)
-        layer = find_decoder_layers(model)[index]
+        layer: Any = find_decoder_layers(model)[index]
         with residency.without_hook(layer):
             layer.__class__ = modeling.repaired_layer_class(type(layer))
         device = execution_device(layer)
