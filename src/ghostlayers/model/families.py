@@ -4,6 +4,7 @@ Nothing here is written a family: transformers knows which classes make one up. 
 at all is refused by name.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,15 +71,15 @@ class Family:
 
     def repaired_classes(self) -> tuple[Any, Any, Any]:
         """Config, base model and causal model with room for repairs, made once a process."""
-        if self.model_type not in _REPAIRED:
-            made = modeling.repaired_classes(self.config, self.model, self.causal_lm, __name__)
-            globals().update({cls.__name__: cls for cls in made})  # where pickle looks for them
-            _REPAIRED[self.model_type] = made
-            _register(self.repaired_model_type, *made)
-        return _REPAIRED[self.model_type]
+        return _repaired_classes(self)
 
 
-_REPAIRED: dict[str, tuple[Any, Any, Any]] = {}
+@functools.cache
+def _repaired_classes(family: Family) -> tuple[Any, Any, Any]:
+    made = modeling.repaired_classes(family.config, family.model, family.causal_lm, __name__)
+    globals().update({cls.__name__: cls for cls in made})  # where pickle looks for them
+    _register(family.repaired_model_type, *made)
+    return made
 
 
 def __getattr__(name: str) -> Any:

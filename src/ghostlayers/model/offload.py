@@ -6,6 +6,7 @@ accelerator; embeddings, final norm and head stay where the model computes. The 
 accelerate's big-model loading through transformers; `residency` brings layers in.
 """
 
+import atexit
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,14 +167,11 @@ def loading_options(placement: Placement) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` for a placement."""
     if placement.device_map is None:
         return {}
-    # Weights that the model keeps otherwise than its files do are written here, once.
+    # Weights that the model keeps otherwise than its files do are written here, once. Copies of it
+    # read there as well, so that the folder stays until the process ends.
     folder = Scratch("offload")
-    _FOLDERS.append(folder)
+    atexit.register(folder.cleanup)
     return {"device_map": placement.device_map, "offload_folder": folder.name}
-
-
-_FOLDERS: list[Scratch] = []
-"""Kept until the process ends; models read from them."""
 
 
 def memory_for(

@@ -29,7 +29,9 @@ SIGNALS = tuple(
 
 
 LAST: list[Any] = []
-"""What is still to be done where a signal ends the program at once: functions of no arguments."""
+"""What is still to be done where a signal ends the program at once: functions of no arguments.
+
+Of the process, as its signal handlers are, which can be handed nothing else."""
 
 
 class Interrupts:

@@ -66,7 +66,8 @@ class Claim:
 
 
 _HELD: dict[str, Claim] = {}
-"""What this process holds, by place."""
+"""What this process holds, by place: the system's locks are the process's, too, and who writes an
+output, however deep below the command that claimed it, asks here."""
 
 
 def held(path: Path) -> Claim | None:
