@@ -105,7 +105,7 @@ def head_gradient(model: DenseModel, batch: MicroBatch, stream: Stream) -> Strea
             positions = slice(start, min(start + step, length))
             with torch.enable_grad():
                 x = stream[row].detach().requires_grad_()
-                logits = model.differentiable_logits(one, x, positions)[0]
+                logits = model.logits(one, x, positions, differentiable=True)[0]
                 loss = torch.nn.functional.cross_entropy(
                     logits.float(), targets[positions], reduction="sum"
                 )
@@ -127,7 +127,7 @@ def _through_layer(
             if weight.is_floating_point()
         }
         x = x.detach().requires_grad_()
-        y = cut.model.differentiable_layer(layer, batch, x, weights=weights)
+        y = cut.model.run_layer(layer, batch, x, weights=weights, differentiable=True)
         results = torch.autograd.grad(y, [x, *weights.values()], g, allow_unused=True)
     before, *by_weight = results
     for (name, weight), gradient in zip(weights.items(), by_weight, strict=True):

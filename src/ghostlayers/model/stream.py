@@ -199,7 +199,6 @@ class LayerwiseModel:
         with self._replaced([Recorder(layer, self._wrap) for layer in self.layers]):
             self.network.base_model(input_ids=input_ids, use_cache=False)
 
-    @torch.no_grad()
     def run_layer(
         self,
         layer: int,
@@ -208,6 +207,7 @@ class LayerwiseModel:
         *,
         weights: Mapping[str, Tensor] | None = None,
         taps: Taps = (),
+        differentiable: bool = False,
     ) -> Stream:
         """Run one decoder layer on a stream, as the model would on these windows.
 
@@ -217,23 +217,12 @@ class LayerwiseModel:
             stream: the layer's input.
             weights: parameters of the layer, by name, to use instead of its own.
             taps: modules of the layer, by path, whose input or output is wanted.
+            differentiable: record it for a backward pass.
         """
-        return self.differentiable_layer(layer, batch, stream, weights=weights, taps=taps)
-
-    def differentiable_layer(
-        self,
-        layer: int,
-        batch: MicroBatch,
-        stream: Stream,
-        *,
-        weights: Mapping[str, Tensor] | None = None,
-        taps: Taps = (),
-    ) -> Stream:
-        """`run_layer`, recorded for a backward pass where gradients are enabled."""
         if batch.parts:
-            return self._layer_on_parts(layer, batch, stream, weights, taps)
+            return self._layer_on_parts(layer, batch, stream, weights, taps, differentiable)
         call, module = batch.calls[layer], self.layer(layer)
-        with tapped(module, taps):
+        with torch.set_grad_enabled(differentiable), tapped(module, taps):
             if weights:
                 output = functional_call(module, dict(weights), (stream, *call.args), call.kwargs)
             else:
@@ -248,21 +237,26 @@ class LayerwiseModel:
         stream: Stream,
         weights: Mapping[str, Tensor] | None,
         taps: Taps,
+        differentiable: bool,
     ) -> Stream:
         """The parts of a batch one after another; what taps catch of them is joined."""
-        outputs, caught = [], []
+        outputs, caught, taps = [], [], list(taps)
+        how: dict[str, Any] = {"weights": weights, "taps": taps, "differentiable": differentiable}
         sizes = [len(part.input_ids) for part in batch.parts]
-        taps = list(taps)
         for part, some in zip(batch.parts, stream.split(sizes), strict=True):
-            outputs.append(self.differentiable_layer(layer, part, some, weights=weights, taps=taps))
+            outputs.append(self.run_layer(layer, part, some, **how))
             caught.append([tap.value for _, tap in taps])
         for (_, tap), values in zip(taps, zip(*caught, strict=True), strict=False):
             tap.value = None if any(v is None for v in values) else torch.cat(values)
         return torch.cat(outputs)
 
-    @torch.no_grad()
     def logits(
-        self, batch: MicroBatch, stream: Stream, positions: slice | None = None
+        self,
+        batch: MicroBatch,
+        stream: Stream,
+        positions: slice | None = None,
+        *,
+        differentiable: bool = False,
     ) -> Float[Tensor, "batch positions vocabulary"]:
         """Everything after the last layer (final norm, head, scaling) on a stream at boundary L.
 
@@ -271,20 +265,15 @@ class LayerwiseModel:
             stream: hidden states before the final norm.
             positions: compute the head for these only, where the model can: a head of 262,144
                 words on a long window is gigabytes otherwise.
+            differentiable: record it for a backward pass.
         """
-        return self.differentiable_logits(batch, stream, positions)
-
-    def differentiable_logits(
-        self, batch: MicroBatch, stream: Stream, positions: slice | None = None
-    ) -> Float[Tensor, "batch positions vocabulary"]:
-        """`logits`, recorded for a backward pass where gradients are enabled."""
         stubs: list[nn.Module] = [Injector(layer, self._wrap, stream) for layer in self.layers]
         wanted = positions or slice(None)
         options = {}
         if self._keeps_some_logits and positions is not None:
             every = torch.arange(batch.input_ids.shape[1], device=self.device)
             options["logits_to_keep"] = every[positions]
-        with self._replaced(stubs):
+        with torch.set_grad_enabled(differentiable), self._replaced(stubs):
             logits: Tensor = self.network(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
