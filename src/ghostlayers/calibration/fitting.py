@@ -20,7 +20,6 @@ from ghostlayers.calibration.fits import (
     layout_of,
     needs_by_weight,
     one_sweep,
-    parts_of,
     stacks,
     sums_bytes,
     tokens_bytes,
@@ -32,12 +31,9 @@ from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import check_finite
 from ghostlayers.repairs.base import Repair
 from ghostlayers.repairs.stack import stack
-from ghostlayers.spans import Span
+from ghostlayers.spans import Span, removed_layers
 from ghostlayers.statistics.moments import TokenWeight
-from ghostlayers.surgery.features import (
-    caught,
-    tap_places,
-)
+from ghostlayers.surgery.features import caught, tap_places
 from ghostlayers.text.tokens import Windows
 
 
@@ -59,10 +55,7 @@ def fit_gaps(
 
 
 def fit_many(
-    runner: Runner,
-    windows: Windows,
-    spans: Sequence[Span],
-    fittings: Mapping[str, Fitting],
+    runner: Runner, windows: Windows, spans: Sequence[Span], fittings: Mapping[str, Fitting]
 ) -> dict[str, dict[Span, Repair]]:
     """Fit several repairs of the same cut, sharing all that they can; arguments as `fit_gaps`.
 
@@ -81,40 +74,30 @@ def fit_many(
 def _fit_many(
     runner: Runner, windows: Windows, spans: Sequence[Span], fittings: Mapping[str, Fitting]
 ) -> dict[str, dict[Span, Repair]]:
-    fitted: dict[str, dict[Span, Repair]] = {}
-    for per_layer in (False, True):
-        these = {n: f for n, f in fittings.items() if stacks(f.method, spans) == per_layer}
-        if not these:
-            continue
-        if not per_layer:
-            fitted |= _fit_together(runner, windows, spans, these)
-            continue
-        exact = {name: replace(f, stored_dtype=torch.float64) for name, f in these.items()}
-        parts = parts_of(next(iter(these.values())).method, spans)
-        single = _fit_together(runner, windows, parts, exact)
-        fitted |= {
-            name: {span: repair.rounded(these[name].stored_dtype) for span, repair in whole.items()}
-            for name, whole in ((name, stack(repairs)) for name, repairs in single.items())
-        }
+    stacked = {name: how for name, how in fittings.items() if stacks(how.method, spans)}
+    others = {name: how for name, how in fittings.items() if name not in stacked}
+    fitted = _fit_together(runner, windows, spans, others)
+    # Neighbours are multiplied before they are rounded.
+    exact = {name: replace(how, stored_dtype=torch.float64) for name, how in stacked.items()}
+    parts = [Span(layer, layer + 1) for layer in removed_layers(spans)]
+    for name, repairs in _fit_together(runner, windows, parts, exact).items():
+        dtype = stacked[name].stored_dtype
+        fitted[name] = {gap: repair.rounded(dtype) for gap, repair in stack(repairs).items()}
     return {name: fitted[name] for name in fittings}
 
 
 def _fit_together(
-    runner: Runner,
-    windows: Windows,
-    spans: Sequence[Span],
-    fittings: Mapping[str, Fitting],
+    runner: Runner, windows: Windows, spans: Sequence[Span], fittings: Mapping[str, Fitting]
 ) -> dict[str, dict[Span, Repair]]:
+    if not fittings:
+        return {}
     if all(one_sweep(runner.model, fitting, len(spans)) for fitting in fittings.values()):
         return _fit_in_one_sweep(runner, windows, spans, fittings)
     return GapWalk(runner, windows, spans, fittings).fit()
 
 
 def _fit_in_one_sweep(
-    runner: Runner,
-    windows: Windows,
-    spans: Sequence[Span],
-    fittings: Mapping[str, Fitting],
+    runner: Runner, windows: Windows, spans: Sequence[Span], fittings: Mapping[str, Fitting]
 ) -> dict[str, dict[Span, Repair]]:
     model = runner.model
     gathered = _Gathered(
