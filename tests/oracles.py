@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fits import Fitting
 from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.passes import Runner
@@ -59,6 +60,26 @@ def random_windows(count: int = 40, length: int = 13) -> Windows:
 
 def study_of(runner: Runner, recipe: Recipe, windows: Windows, held_out: Windows) -> Study:
     return Study(runner, recipe, RunOptions(), Corpus("windows", ()), windows, held_out)
+
+
+def left_behind(dense: Any, repairs: dict[Span, Repair], span: Span) -> tuple[float, int]:
+    """The share of a gap's discrepancy that is left in the repaired stream, and its fork."""
+    layerwise = DenseModel(dense)
+    batch, stream = layerwise.begin(random_windows().input_ids)
+    bare = dict(Cut(layerwise, {}).walk(batch, stream))
+    cut = Cut(layerwise, repairs)
+    repaired = dict(cut.walk(batch, bare[cut.fork], cut.fork))
+    want = bare[span.stop]
+    weight = 1 / want.double().square().sum(dim=-1)
+    left, whole = (
+        float(((want - stream).double().square().sum(dim=-1) * weight).sum())
+        for stream in (repaired[span.stop], bare[span.start])
+    )
+    return left / whole, cut.fork
+
+
+GENERATION = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+"""Options of so many tokens, the likeliest each."""
 
 
 def fitted(dense: Any, name: str, spans: tuple[Span, ...]) -> dict[Span, Repair]:

@@ -22,7 +22,9 @@ from ghostlayers.surgery import removal
 from ghostlayers.surgery.features import check_method
 from oracles import (
     CUTS,
+    GENERATION,
     fitted,
+    left_behind,
     literal_repaired,
     logits,
     operators,
@@ -108,12 +110,7 @@ def test_cached_generation_is_uncached_generation(name: str, repaired: bool) -> 
         DenseModel(build(name)), spans, operators(spans) if repaired else None
     )
     ids = token_ids(length=9)
-    options = {
-        "attention_mask": torch.ones_like(ids),
-        "max_new_tokens": 12,
-        "min_new_tokens": 12,
-        "do_sample": False,
-    }
+    options = {"attention_mask": torch.ones_like(ids), **GENERATION}
     cached = model.generate(ids, use_cache=True, **options)
     assert torch.equal(cached, model.generate(ids, use_cache=False, **options))
     past = model(input_ids=ids, use_cache=True).past_key_values
@@ -405,16 +402,9 @@ def test_the_residual_told_is_what_the_repaired_stream_leaves(repair: str) -> No
     """Stages act one after another; the residual of the last, as a share of the whole gap."""
     dense, span = build("llama"), Span(3, 5)
     (fit,) = (repairs := fitted(dense, repair, (span,))).values()
-    layerwise = DenseModel(dense)
-    batch, stream = layerwise.begin(random_windows().input_ids)
-    bare = dict(Cut(layerwise, {}).walk(batch, stream))
-    ready = Cut(layerwise, repairs)
-    repaired = dict(ready.walk(batch, bare[ready.fork], ready.fork))
-    weight = 1 / bare[5].double().square().sum(dim=-1)
-    left = ((bare[5] - repaired[5]).double().square().sum(dim=-1) * weight).sum()
-    whole = ((bare[5] - bare[3]).double().square().sum(dim=-1) * weight).sum()
-    assert fit.relative_residual == pytest.approx(float(left / whole), rel=1e-3)
-    assert ready.fork == 3 - (max((fold.layers_back for fold in fit.folds), default=0))
+    left, fork = left_behind(dense, repairs, span)
+    assert fit.relative_residual == pytest.approx(left, rel=1e-3)
+    assert fork == 3 - (max((fold.layers_back for fold in fit.folds), default=0))
 
 
 def test_a_repair_that_needs_a_layer_before_the_gap_refuses_a_cut_at_layer_0() -> None:

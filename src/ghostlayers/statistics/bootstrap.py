@@ -1,7 +1,7 @@
 """The difference between two models on the same documents, and how sure it is: pure functions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -52,15 +52,7 @@ class PairedDifference:
 
     def to_dict(self) -> dict[str, Any]:
         """The difference as plain values."""
-        return {
-            "difference": self.difference,
-            "error": self.error,
-            "low": self.low,
-            "high": self.high,
-            "p_value": self.p_value,
-            "num_documents": self.num_documents,
-            "samples": self.samples,
-        }
+        return asdict(self)
 
 
 def paired_bootstrap(
