@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,9 @@ from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime.machine import versions
 from ghostlayers.runtime.parallel import world
 from ghostlayers.text.tokens import Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BLOCK = 2**16
 """Bytes that are read at a place of a file."""
@@ -82,7 +85,7 @@ def _file_digest(path: Path) -> str:
     return digest(path.name, str(size), *blocks)
 
 
-def _weight_digests(model: Any) -> list[str]:
+def _weight_digests(model: "PreTrainedModel") -> list[str]:
     digests = []
     for name, weight in model.state_dict().items():
         described = f"{name} {tuple(weight.shape)} {weight.dtype}"

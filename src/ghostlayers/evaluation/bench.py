@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -15,7 +15,11 @@ from torch import Tensor
 
 from ghostlayers.evaluation.speed import synchronise
 from ghostlayers.runtime.allocator import return_freed_memory
+from ghostlayers.runtime.machine import input_device
 from ghostlayers.runtime.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAMPLES_A_SECOND = 200
 """How often the process's memory is looked at while a model runs on a processor."""
@@ -143,9 +147,11 @@ def measure_grid(
     return points
 
 
-def _run(model: Any, batch: int, length: int, new_tokens: int) -> tuple[float, list[float], int]:
+def _run(
+    model: "PreTrainedModel", batch: int, length: int, new_tokens: int
+) -> tuple[float, list[float], int]:
     """Seconds of the prompt and of each token behind it; bytes of the cache behind the prompt."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     words = model.config.get_text_config().vocab_size
     ids = torch.arange(batch * length, device=device).view(batch, length) % words
     output, read = _timed(device, lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
@@ -201,9 +207,9 @@ def _collect(value: Any, sizes: dict[int, int], seen: set[int]) -> None:
 
 
 @contextmanager
-def _peak_memory(model: Any) -> Iterator[Callable[[], int]]:
+def _peak_memory(model: "PreTrainedModel") -> Iterator[Callable[[], int]]:
     """How much more memory is held at most than before."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     if device.type == "cpu":
         with _peak_of_process() as peak:
             yield peak

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import datasets
 import jinja2
@@ -22,6 +22,9 @@ from lm_eval.tasks import TaskManager
 
 from ghostlayers.errors import CorpusError, RecipeError, first_line, near_names
 from ghostlayers.runtime.progress import Advance, Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HARNESS_SEEDS = (0, 1234)
 """What the harness starts Python's generator and all others from, so that its prompts come out."""
@@ -40,7 +43,13 @@ class QuietModel(HFLM):
         truncated: by task, the requests whose prompt lost its beginning to fit the model.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        batch_size: int,
+        progress: Progress,
+    ) -> None:
         self._progress, self._screen = progress, sys.stderr  # before it is silenced
         with quiet():
             # A padding token is set on the tokenizer, which is not ours to change.
@@ -182,7 +191,7 @@ def _set_fewshot(tasks: dict[str, Any], seed: int | None) -> None:
 
 def count_tokens(
     tasks: dict[str, Any],
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     limit: int | None,
     seed: int | None,
     *,

@@ -5,12 +5,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ghostlayers.errors import CorpusError, DependencyError, ModelError, RecipeError
 from ghostlayers.evaluation.task_files import check_code
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.statistics.bootstrap import Answers, PairedDifference, paired_bootstrap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MetricName = Literal["acc", "acc_norm"]
 METRICS: tuple[MetricName, ...] = ("acc", "acc_norm")
@@ -220,8 +223,8 @@ def _check_metric(name: str, task: Any) -> None:
 
 
 def evaluate_tasks(
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     tasks: Sequence[str] | LoadedTasks,
     *,
     tasks_path: str | Path | None = None,
@@ -268,7 +271,9 @@ def evaluate_tasks(
     return [_result(name, outcome, quiet_model.truncated[name]) for name in tasks.tasks]
 
 
-def tokens_to_answer(tasks: LoadedTasks, tokenizer: Any, limit: int | None) -> int:
+def tokens_to_answer(
+    tasks: LoadedTasks, tokenizer: "PreTrainedTokenizerBase", limit: int | None
+) -> int:
     """About how many tokens one model reads to answer tasks, every option counted."""
     from ghostlayers.evaluation import harness
 

@@ -10,9 +10,12 @@ miss is caught by `agreement`, which builds the model anew from the rewritten co
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghostlayers.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PER_LAYER_LISTS = (
     "layer_types",
@@ -87,7 +90,7 @@ def slice_config(config: Any, kept: Sequence[int]) -> None:
     config.num_hidden_layers = len(kept)
 
 
-def say_what_is(model: Any) -> None:
+def say_what_is(model: "PreTrainedModel") -> None:
     """Make a cut model's config say whether its head is its embedding, and name no code of others.
 
     Args:

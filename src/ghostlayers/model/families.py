@@ -6,12 +6,15 @@ at all is refused by name.
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghostlayers import modeling
 from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.model import multimodal
 from ghostlayers.model.auto_classes import PREFIX as PREFIX
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CLASS_PREFIX = "Repaired"
 """Before the names of the classes that carry them."""
@@ -160,7 +163,7 @@ def check_config(config: Any) -> None:
         )
 
 
-def family_of(model: Any) -> Family:
+def family_of(model: "PreTrainedModel") -> Family:
     """The family of a model, or a refusal that says why its layers cannot be removed.
 
     Raises:
@@ -203,7 +206,7 @@ def _foreign_code(model_type: str, known: Family | None) -> str:
     )
 
 
-def check_tokenizer(tokenizer: Any) -> None:
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Refuse a tokenizer that a result could not be loaded with.
 
     Raises:

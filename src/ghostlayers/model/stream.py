@@ -26,7 +26,7 @@ from ghostlayers.model.residency import Memory, Residency
 from ghostlayers.model.stubs import Injector, LayerCall, Recorder
 from ghostlayers.model.taps import Taps, tapped
 from ghostlayers.modeling import decoder_layers
-from ghostlayers.runtime.machine import room_for_streams
+from ghostlayers.runtime.machine import input_device, room_for_streams
 from ghostlayers.text.tokens import Windows
 
 TOKENS_PER_BATCH = 1024
@@ -103,8 +103,7 @@ class LayerwiseModel:
     @property
     def device(self) -> torch.device:
         """Where token ids belong."""
-        weight: Any = self.network.get_input_embeddings().weight
-        return torch.device(weight.device)
+        return input_device(self.network)
 
     @property
     def dtype(self) -> torch.dtype:

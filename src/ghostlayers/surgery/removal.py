@@ -7,7 +7,7 @@ weights, so that both together need hardly more memory than one.
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from ghostlayers.repairs.base import Operator, Repair, rounded_once
 from ghostlayers.spans import Span, check_layers, kept_layers, pruned_boundary
 from ghostlayers.surgery.features import caught, reader, tap_places
 from ghostlayers.surgery.folding import layer_weights, scaled_writes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LAYER_NUMBERS = ("layer_idx", "layer_id")
 """What modules call the number of their layer, which is their key in the attention cache."""
@@ -173,7 +176,11 @@ def _replace_weights(layer: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _hook_operator(
-    model: DenseModel, pruned: Any, spans: Sequence[Span], span: Span, operator: Operator
+    model: DenseModel,
+    pruned: "PreTrainedModel",
+    spans: Sequence[Span],
+    span: Span,
+    operator: Operator,
 ) -> None:
     """Let an operator that no checkpoint can hold act in memory, through hooks."""
     layers = find_decoder_layers(pruned)
@@ -243,20 +250,24 @@ def _pass_on_lists(layers: nn.ModuleList, before: Mapping[str, Any], after: Any)
 
 
 def _insert_repairs(
-    model: Any, family: Family, spans: Sequence[Span], operators: Mapping[Span, Operator]
+    model: "PreTrainedModel",
+    family: Family,
+    spans: Sequence[Span],
+    operators: Mapping[Span, Operator],
 ) -> None:
     config_class, model_class, causal_lm_class = family.repaired_classes()
     boundaries = {pruned_boundary(span, spans): operator for span, operator in operators.items()}
-    model.config.__class__ = config_class
-    model.config.model_type = family.repaired_model_type
-    model.config.repaired_boundaries = sorted(boundaries)
-    model.config.repair_shapes = {
+    config: Any = model.config
+    config.__class__ = config_class
+    config.model_type = family.repaired_model_type
+    config.repaired_boundaries = sorted(boundaries)
+    config.repair_shapes = {
         str(boundary): {
             name: list(parameter.shape) for name, parameter in operator.parameters.items()
         }
         for boundary, operator in sorted(boundaries.items())
     }
-    model.config.architectures = [causal_lm_class.__name__]
+    config.architectures = [causal_lm_class.__name__]
     with residency.without_hook(model):
         model.__class__ = causal_lm_class
     base: Any = getattr(model, modeling.child_of(model, family.model))

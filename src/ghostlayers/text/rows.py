@@ -4,9 +4,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghostlayers.errors import CorpusError, suggest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
 
@@ -73,7 +76,10 @@ def _says_something(value: str) -> bool:
 
 
 def choose_text(
-    rows: Sequence[Row], wanted: str | None, where: str, tokenizer: Any = None
+    rows: Sequence[Row],
+    wanted: str | None,
+    where: str,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> TextOfRow:
     """How rows become text: the wanted column, ``text``, a chat, or the only column of strings.
 
@@ -244,22 +250,22 @@ def _part(part: Any) -> str:
     return "" if part is None else str(part)
 
 
-def _templated(chat: _Chat, where: str, tokenizer: Any) -> TextOfRow:
+def _templated(chat: _Chat, where: str, tokenizer: "PreTrainedTokenizerBase | None") -> TextOfRow:
     """A chat as the model's template writes it."""
-    if not getattr(tokenizer, "chat_template", None):
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise CorpusError(
             f"'{where}' holds chats ({', '.join(chat.columns)}), and the model's tokenizer has no "
             "template for them. Take the model that was tuned on chats, put a chat_template into "
             "the tokenizer, or name a column of plain text with --text-column."
         )
-    bos = getattr(tokenizer, "bos_token", None) or ""
+    bos, fill_in = getattr(tokenizer, "bos_token", None) or "", tokenizer.apply_chat_template
 
     def render(row: Row) -> str:
         turns = chat.turns(row)
         if not turns:
             return ""
         try:
-            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+            text = str(fill_in(turns, tokenize=False))
         except Exception as error:  # templates raise what they like
             raise CorpusError(
                 f"the model's chat template refuses a chat: {str(error).strip() or type(error)}"
