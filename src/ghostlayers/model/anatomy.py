@@ -65,6 +65,8 @@ MLP_NORMS = (
 """Norms that may stand in front of the MLP."""
 
 PROBE_TOKENS = 8
+"""A product that holds for eight tokens of a random change holds for all: it is linear."""
+
 TOLERANCE = 0.02
 """Largest share of a probe's effect that may be something else: rounding, in half precision."""
 

@@ -25,6 +25,8 @@ NO_NUMBERS = ("NaN", "Infinity", "-Infinity")
 """What JSON has no place for, and Python's writes."""
 
 MOST_JSON_BYTES = 2**28
+"""Far above any tokenizer or results file, and far below what would fill the memory."""
+
 MOST_YAML_BYTES = 2**18
 """A file that people write; it takes seconds to read so much."""
 

@@ -238,6 +238,7 @@ def check_same(model: "PreTrainedModel", operator_model: "PreTrainedModel") -> f
     )
     size = float(want.float().abs().max())
     difference = float((got.float() - want.float()).abs().max())
+    # Half precision rounds a logit by half an eps a layer or so.
     allowed = max(LARGEST_DIFFERENCE, 4.0 * float(torch.finfo(got.dtype).eps)) * max(1.0, size)
     if not (math.isfinite(difference) and difference <= allowed):
         raise VerificationError(
