@@ -32,13 +32,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from ghostlayers.calibration import fitting as fits
 from ghostlayers.calibration import scoring, search
+from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fits import Fitting
 from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
-from ghostlayers.model.stream import find_decoder_layers, micro_batches, sweep
+from ghostlayers.model.stream import find_decoder_layers, micro_batches
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.runtime.machine import processor_name
@@ -1094,7 +1095,7 @@ def all_streams(bench: Bench) -> Tensor:
     for ids in micro_batches(DenseModel(bench.model), bench.windows, bench.batch_size):
         batch, stream = model.begin(ids)
         rows = slice(done, done + ids.shape[0])
-        for boundary, (hidden,) in sweep(model, [batch], [stream], stop=bench.num_layers):
+        for boundary, hidden in Cut(model, {}).walk(batch, stream):
             streams[boundary, rows] = hidden
         done += ids.shape[0]
     return streams

@@ -6,6 +6,7 @@ changes, and runs the kept layers only.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,7 +137,7 @@ def measure_cuts(
     """
     model = runner.model
     ready = {name: Cut(model, repairs) for name, repairs in cuts.items()}
-    totals = _LossTotals([DENSE, *cuts])
+    totals = LossRows([DENSE, *cuts], 4)
     declared = loss_pass(
         model, len(windows), [cut.kept_layers for cut in ready.values()], divergence, title
     )
@@ -144,8 +145,8 @@ def measure_cuts(
         batch, streams = _cut_streams(model, ids, ready, Cut(model, {}))
         for window in range(ids.shape[0]):
             for name, sums in _window_losses(model, batch, streams, window, divergence).items():
-                totals.add(name, sums)
-    return totals.losses()
+                totals.rows[name] += sums.row()
+    return {name: LossSums.of_row(row) for name, row in totals.rows.items()}
 
 
 DIVERGENCE = 1.6
@@ -185,27 +186,21 @@ def loss_pass(
     )
 
 
-class _LossTotals:
-    """Loss sums by name, as one tensor: a row a model."""
+class LossRows:
+    """Losses as one tensor, a row a model, filled or added to as windows are measured.
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._rows = {name: row for row, name in enumerate(names)}
-        self._sums = torch.zeros(len(names), 4, dtype=torch.float64)
+    Args:
+        names: of the models.
+        shape: of a row.
+    """
+
+    def __init__(self, names: Sequence[Any], *shape: int) -> None:
+        self._losses = torch.zeros(len(names), *shape, dtype=torch.float64)
+        self.rows = dict(zip(names, self._losses, strict=True))
 
     def tensors(self) -> dict[str, Tensor]:
         """See `passes.Sums`."""
-        return {"losses": self._sums}
-
-    def add(self, name: str, sums: LossSums) -> None:
-        row = (sums.num_tokens, sums.loss, sums.kl, sums.agreements)
-        self._sums[self._rows[name]] += torch.tensor(row, dtype=torch.float64)
-
-    def losses(self) -> dict[str, LossSums]:
-        rows = zip(self._rows, self._sums.tolist(), strict=True)
-        return {
-            name: LossSums(int(num_tokens), loss, kl, int(agreements))
-            for name, (num_tokens, loss, kl, agreements) in rows
-        }
+        return {"losses": self._losses}
 
 
 def measure_evidence(
@@ -305,7 +300,7 @@ def race_cuts(
 
     def measure(names: Sequence[str], start: int, stop: int) -> dict[str, Tensor]:
         part = windows.split_at(start)[1].first(stop - start)
-        losses = _WindowLosses([DENSE, *names], len(part))
+        losses = LossRows([DENSE, *names], len(part))
         declared = loss_pass(
             model,
             len(part),
@@ -319,30 +314,11 @@ def race_cuts(
             batch, streams = _cut_streams(model, ids, running, trunk)
             for window in range(ids.shape[0]):
                 for name, values in _window_token_losses(model, batch, streams, window).items():
-                    losses.note(name, first + window, values)
-        rows = losses.rows()
-        own.append(rows[DENSE])
-        return rows
+                    losses.rows[name][first + window] = values.double().mean()
+        own.append(losses.rows[DENSE])
+        return losses.rows
 
     return run_race(list(cuts), measure, len(windows)), torch.cat(own)
-
-
-class _WindowLosses:
-    """The mean loss of every window, a row a model, filled window by window."""
-
-    def __init__(self, names: Sequence[str], num_windows: int) -> None:
-        self._rows = {name: row for row, name in enumerate(names)}
-        self._losses = torch.zeros(len(names), num_windows, dtype=torch.float64)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `passes.Sums`."""
-        return {"losses": self._losses}
-
-    def note(self, name: str, window: int, losses: Tensor) -> None:
-        self._losses[self._rows[name], window] = losses.double().mean().cpu()
-
-    def rows(self) -> dict[str, Tensor]:
-        return {name: self._losses[row] for name, row in self._rows.items()}
 
 
 def end_losses(model: DenseModel, batch: MicroBatch, stream: Stream) -> Tensor:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from ghostlayers.calibration import cuts, scoring
 from ghostlayers.calibration.cuts import Cut
@@ -270,31 +269,20 @@ def losses_without(
     The layer behind receives what the skipped one would have: nothing is repaired.
     """
     model = cut.model
-    sums = _LayerSums(len(layers))
+    sums = cuts.LossRows(layers)
     units = len(layers) * len(windows)
     silent = replace(runner, progress=Silent())  # the caller draws one bar for all layers
     for _, ids in silent.visit(without_pass(model, layers, len(windows)), windows, sums):
         batch, first = model.begin(ids)
         streams = [stream for _, stream in cut.walk(batch, first)]
-        for row, layer in enumerate(layers):
+        for layer in layers:
             end = cut.run(batch, streams[layer], layer + 1)
-            sums.losses[row] += cuts.end_losses(model, batch, end).double().sum().cpu()
+            sums.rows[layer] += cuts.end_losses(model, batch, end).double().sum().cpu()
             advance(len(ids))
             units -= len(ids)
     advance(units)  # what another process measured, or a killed run had kept
     tokens = len(windows) * (windows.sequence_length - 1)
-    return {layer: float(sums.losses[row]) / tokens for row, layer in enumerate(layers)}
-
-
-class _LayerSums:
-    """A sum of losses a layer."""
-
-    def __init__(self, count: int) -> None:
-        self.losses = torch.zeros(count, dtype=torch.float64)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `passes.Sums`."""
-        return {"losses": self.losses}
+    return {layer: float(total) / tokens for layer, total in sums.rows.items()}
 
 
 # Losses after repair

@@ -131,10 +131,9 @@ def evaluate_windows(
 
 
 def _over_all_processes(sums: LossSums) -> LossSums:
-    row = torch.tensor([sums.num_tokens, sums.loss, sums.kl, sums.agreements], dtype=torch.float64)
+    row = sums.row()
     add_up([row])
-    num_tokens, loss, kl, agreements = row.tolist()
-    return LossSums(int(num_tokens), loss, kl, int(agreements))
+    return LossSums.of_row(row)
 
 
 def _evaluate_batch(

@@ -307,42 +307,6 @@ def micro_batches(model: LayerwiseModel, windows: Windows, batch_size: int = 0) 
     yield from windows.input_ids.split(model.windows_at_once(windows, batch_size))
 
 
-def sweep(
-    model: LayerwiseModel,
-    batches: Sequence[MicroBatch],
-    streams: list[Stream],
-    *,
-    start: int = 0,
-    stop: int,
-) -> Iterator[tuple[int, list[Stream]]]:
-    """Carry micro-batches from boundary ``start`` to boundary ``stop``, layer by layer.
-
-    All micro-batches pass layer i before any passes layer i + 1, so each layer's weights are needed
-    once. Give one micro-batch at a time where memory for the stream matters more.
-
-    Args:
-        model: the model to run.
-        batches: as many micro-batches as wanted.
-        streams: their hidden states at boundary ``start``.
-        start: first boundary.
-        stop: last boundary; later layers never run.
-
-    Yields:
-        (boundary, streams) for every boundary from start to stop. Streams handed out are never
-        changed afterwards.
-
-    Raises:
-        NonFiniteError: a layer gave NaN or infinity.
-    """
-    streams = list(streams)
-    yield start, list(streams)
-    for layer in range(start, stop):
-        for index, batch in enumerate(batches):
-            streams[index] = model.run_layer(layer, batch, streams[index])
-            check_finite(streams[index], layer)
-        yield layer + 1, list(streams)
-
-
 def check_finite(stream: Stream, layer: int) -> None:
     """Refuse a stream with NaN or infinity, naming the layer that wrote it."""
     if bool(torch.isfinite(stream).all()):
