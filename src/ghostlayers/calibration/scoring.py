@@ -82,14 +82,9 @@ def measure_scores(
         swept = _sweep_scores(runner, cut, windows, cosine_axis, seed, wanted, title)
         if known is not None:
             known[key] = swept
-    table = _score_table(
-        swept.similarity,
-        swept.angular,
-        swept.profile,
-        spans,
-        None if swept.sample is None or not residuals else _residuals(runner, swept.sample, spans),
-    )
-    return table, swept.sample if residuals or keep_sample else None
+    sample = swept.sample if wanted else None
+    measured = _residuals(runner, sample, spans) if residuals and sample is not None else None
+    return swept.table(spans, measured), sample
 
 
 @dataclass(frozen=True)
@@ -107,6 +102,27 @@ class Swept:
     angular: Tensor
     profile: NormProfile
     sample: TokenSample | None
+
+    def table(self, spans: Sequence[Span], residuals: Tensor | None) -> ScoreTable:
+        """What it says of some spans, with their residuals, [spans], where these were measured."""
+        scores = [
+            SpanScore(
+                span,
+                float(self.similarity[span.start, span.stop]),
+                None if residuals is None else float(residuals[index]),
+                born_inside(self.profile, span),
+                angular=float(self.angular[span.start, span.stop]),
+            )
+            for index, span in enumerate(spans)
+        ]
+        return ScoreTable(
+            num_layers=self.similarity.shape[0] - 1,
+            similarity=self.similarity,
+            block_influence=tuple(block_influence(self.similarity)),
+            spans=tuple(scores),
+            norms=self.profile,
+            angular=self.angular,
+        )
 
 
 class _ScoreSums:
@@ -304,29 +320,6 @@ def _all_boundaries(cut: Cut, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
         store.write(boundary, 0, here.flatten(0, 1))
     for window in range(count):
         yield window, store.stretch(window * length, (window + 1) * length)
-
-
-def _score_table(
-    similarity: Tensor,
-    angular: Tensor,
-    profile: NormProfile,
-    spans: Sequence[Span],
-    residuals: Tensor | None,
-) -> ScoreTable:
-    scores = []
-    for index, span in enumerate(spans):
-        cosine = float(similarity[span.start, span.stop])
-        residual = None if residuals is None else float(residuals[index])
-        score = SpanScore(span, cosine, residual, born_inside(profile, span))
-        scores.append(replace(score, angular=float(angular[span.start, span.stop])))
-    return ScoreTable(
-        num_layers=similarity.shape[0] - 1,
-        similarity=similarity,
-        block_influence=tuple(block_influence(similarity)),
-        spans=tuple(scores),
-        norms=profile,
-        angular=angular,
-    )
 
 
 def residual_pass(model: DenseModel, tokens: int, spans: int) -> Pass:
