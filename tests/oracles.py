@@ -151,7 +151,7 @@ def literal_streams(model: Any, ids: Tensor, deltas: dict[Span, Tensor] | None =
     """
     seen: list[Tensor] = []
     places = [*model.model.layers, model.model.norm]
-    handles = [each.register_forward_pre_hook(lambda _, a: seen.append(a[0])) for each in places]
+    handles = [place.register_forward_pre_hook(lambda _, a: seen.append(a[0])) for place in places]
     with skipping(model, deltas or {}):
         model(input_ids=ids, use_cache=False)
     for handle in handles:
@@ -161,6 +161,6 @@ def literal_streams(model: Any, ids: Tensor, deltas: dict[Span, Tensor] | None =
 
 def literal_ghost(x: Tensor, y: Tensor) -> Tensor:
     """The paper, written out: (X'X + 1e-6 I) M = X'(Y - X) in float64."""
-    x, y = (each.flatten(0, -2).double() for each in (x, y))
+    x, y = (stream.flatten(0, -2).double() for stream in (x, y))
     eps = 1e-6 * torch.eye(x.shape[1], dtype=torch.float64)
     return torch.linalg.solve(x.T @ x + eps, x.T @ (y - x))

@@ -148,7 +148,7 @@ def test_a_model_that_came_from_a_checkpoint_goes_into_one(
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     got, want = again.state_dict(), model.state_dict()
     assert got.keys() == want.keys()
-    assert [each for each in want if not torch.equal(got[each], want[each])] == []
+    assert [name for name in want if not torch.equal(got[name], want[name])] == []
 
 
 @pytest.fixture(scope="module")

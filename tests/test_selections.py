@@ -167,7 +167,7 @@ def literal_taylor(model: Any, ids: Tensor, names: tuple[str, ...]) -> list[floa
         sum(
             float((p.detach() * p.grad).double().abs().sum())
             for n, p in layer.named_parameters()
-            if p.grad is not None and any(each in n for each in names)
+            if p.grad is not None and any(part in n for part in names)
         )
         for layer in model.model.layers
     ]
@@ -235,13 +235,13 @@ def brute_greedy(model: Any, ids: Tensor, count: int) -> tuple[list[int], list[f
     removed: list[int] = []
     losses = []
     for _ in range(count):
-        found = {}
+        tried = {}
         for layer in set(range(8)) - set(removed):
             built = prune_layers(DenseModel(model), merge_layers([*removed, layer]))
-            found[layer] = literal_loss(built, ids)
-        best = min(found, key=lambda layer: found[layer])
+            tried[layer] = literal_loss(built, ids)
+        best = min(tried, key=lambda layer: tried[layer])
         removed.append(best)
-        losses.append(found[best])
+        losses.append(tried[best])
     return removed, losses
 
 
@@ -310,8 +310,8 @@ def test_planted_clusters_are_found(sizes: tuple[int, ...]) -> None:
     assert cluster_layers(s, len(sizes)) == want
     shuffled = torch.randperm(start, generator=torch.Generator().manual_seed(0))
     got = cluster_layers(s[shuffled][:, shuffled], len(sizes))
-    found = sorted(sorted(int(shuffled[i]) for i in cluster) for cluster in got)
-    assert found == want
+    clusters = sorted(sorted(int(shuffled[i]) for i in cluster) for cluster in got)
+    assert clusters == want
 
 
 @pytest.mark.parametrize("sizes", [(4, 5), (3, 6, 4), (5, 3, 4, 4), (1, 6, 1)])
@@ -378,9 +378,9 @@ def test_iterated_perplexity_skips_a_layer_of_the_repaired_model(
     removed, losses, deltas = [], [], {}
     for _ in range(3):
         left = set(range(8)) - set(removed)
-        found = {layer: literal_loss(model, few, deltas, (layer,)) for layer in left}
-        removed.append(min(found, key=lambda layer: found[layer]))
-        losses.append(found[removed[-1]])
+        tried = {layer: literal_loss(model, few, deltas, (layer,)) for layer in left}
+        removed.append(min(tried, key=lambda layer: tried[layer]))
+        losses.append(tried[removed[-1]])
         deltas = literal_fit(model, windows.input_ids[:10], removed)
     more = {"iterative": True, "search_windows": 7, "fit_windows": 10}
     _, table = choose(layerwise, windows, "perplexity:one-shot", **more)
@@ -415,16 +415,16 @@ def test_greedy_recoverable_is_that_of_hooks(
         left = [layer for layer in range(8) if layer not in removed]
         influence = literal_influence(model, few, deltas)
         tried = search.greedy_candidates(influence, left, list(deltas))
-        now, found = literal_streams(model, few, deltas), {}
+        now, raced = literal_streams(model, few, deltas), {}
         for layer in tried:
             spans = merge_layers([*removed, layer])
             (gap,) = [span for span in spans if layer in span]
             one = literal_ghost(now[gap.start], dense[gap.stop])
             others = {span: delta for span, delta in deltas.items() if span in spans}
             repairs = {s: Repair("ghost", linear(d)) for s, d in {**others, gap: one}.items()}
-            found[layer] = literal_loss(prune_layers(DenseModel(model), spans, repairs), held_out)
-        removed.append(min(found, key=lambda layer: found[layer]))
-        losses.append(found[removed[-1]])
+            raced[layer] = literal_loss(prune_layers(DenseModel(model), spans, repairs), held_out)
+        removed.append(min(raced, key=lambda layer: raced[layer]))
+        losses.append(raced[removed[-1]])
         deltas = literal_fit(model, fit, removed)
     got, table = choose(layerwise, windows, "recoverable:greedy", search_windows=3, fit_windows=10)
     assert [step.layer for step in table.steps] == removed
@@ -559,7 +559,7 @@ def test_the_table_of_selections_is_whole() -> None:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory, some_text: list[str]) -> Path:
     path = tmp_path_factory.mktemp("select") / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": each}) + "\n" for each in some_text))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in some_text))
     return path
 
 

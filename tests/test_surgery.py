@@ -234,9 +234,9 @@ def test_what_is_measured_is_what_is_built(name: str, repair: str, cut: str) -> 
     nothing = repair == "none" or (repair == "magnitude" and cut == "last")
     assert nothing == torch.equal(got, bare)
     assert find_method(repair).savable == all(
-        each.operator is None or not each.operator.maps for each in repairs.values()
+        repair.operator is None or not repair.operator.maps for repair in repairs.values()
     )
-    stock = all(each.operator is None or each.operator.maps for each in repairs.values())
+    stock = all(repair.operator is None or repair.operator.maps for repair in repairs.values())
     assert (type(built) is type(dense)) == stock
 
 
@@ -273,7 +273,7 @@ def test_folds_are_exact_in_other_builds(name: str, repair: str, cut: str) -> No
     want = layerwise.logits(batch, Cut(layerwise, repairs).run(batch, stream, boundary=0))
     if repair == "magnitude":
         torch.testing.assert_close(logits(built, token_ids()), want, rtol=1e-3, atol=1e-4)
-        assert all(each.scale != 1.0 for each in repairs.values())
+        assert all(repair.scale != 1.0 for repair in repairs.values())
         return
     assert torch.equal(logits(built, token_ids()), want)
     bare = logits(removal.prune_layers(DenseModel(dense), spans), token_ids())
@@ -312,10 +312,10 @@ def test_a_fold_into_experts_is_the_fold_of_their_sum() -> None:
     spans = CUTS["two gaps"]
     one, other = (
         logits(
-            removal.prune_layers(DenseModel(each), spans, fitted(each, "replaceme", spans)),
+            removal.prune_layers(DenseModel(model), spans, fitted(model, "replaceme", spans)),
             token_ids(),
         )
-        for each in (dense, mixed)
+        for model in (dense, mixed)
     )
     torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
 
@@ -340,8 +340,8 @@ def test_repairs_bring_the_stream_nearer(repair: str) -> None:
     for layer in range(layerwise.num_layers):
         dense_end = layerwise.run_layer(layer, batch, dense_end)
 
-    def distance(each: dict[Span, Repair]) -> float:
-        end = Cut(layerwise, each).run(batch, stream, boundary=0)
+    def distance(repairs: dict[Span, Repair]) -> float:
+        end = Cut(layerwise, repairs).run(batch, stream, boundary=0)
         return float((end - dense_end).square().sum())
 
     assert distance(repairs) < 0.98 * distance({spans[0]: Repair("none")})
