@@ -87,7 +87,7 @@ class LayerwiseModel:
         memory: how much a run may take beside the weights that stay in memory.
     """
 
-    def __init__(self, network: Any, memory: Memory | None = None) -> None:
+    def __init__(self, network: PreTrainedModel, memory: Memory | None = None) -> None:
         self.network: PreTrainedModel = network.eval()
         self.layers = find_decoder_layers(network)
         self.residency = Residency(self.layers, memory)
