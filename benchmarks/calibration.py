@@ -32,14 +32,14 @@ from torch.nn import functional as F  # noqa: N812
 
 from ghostlayers.calibration import fitting as fits
 from ghostlayers.calibration import scoring, search
+from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fits import Fitting
 from ghostlayers.calibration.fitting import fit_gaps
-from ghostlayers.calibration.measuring import Selector
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
-from ghostlayers.model.stream import find_decoder_layers, micro_batches, sweep
+from ghostlayers.model.stream import find_decoder_layers, micro_batches
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.runtime.machine import processor_name
@@ -47,7 +47,8 @@ from ghostlayers.selection import ScoreTable
 from ghostlayers.selection.choices import candidate_spans, select
 from ghostlayers.selection.residual import TokenSample, sample_mask, span_residual
 from ghostlayers.spans import Span, check_layers, format_layers, merge_layers, parse_layers
-from ghostlayers.text.corpora import load_corpus
+from ghostlayers.study import Study
+from ghostlayers.text.corpora import Corpus, load_corpus
 from ghostlayers.text.tokens import Windows, check_sequence_length, make_windows
 
 BARE = "bare"
@@ -116,8 +117,8 @@ class Bench:
 
     def choose(self, selection: str) -> ChosenCut:
         """What a selection takes, repairs fitted as by default."""
-        recipe, fitting = self.recipe(selection), self.fitting()
-        return search.choose(Selector(self.runner, self.windows, self.held_out, recipe, fitting))
+        text = Corpus("windows", ()), self.windows, self.held_out
+        return search.choose(Study(self.runner, self.recipe(selection), RunOptions(), *text))
 
     def recipe(self, selection: str) -> Recipe:
         """The recipe that selects so, everything else as it is by default."""
@@ -1094,7 +1095,7 @@ def all_streams(bench: Bench) -> Tensor:
     for ids in micro_batches(DenseModel(bench.model), bench.windows, bench.batch_size):
         batch, stream = model.begin(ids)
         rows = slice(done, done + ids.shape[0])
-        for boundary, (hidden,) in sweep(model, [batch], [stream], stop=bench.num_layers):
+        for boundary, hidden in Cut(model, {}).walk(batch, stream):
             streams[boundary, rows] = hidden
         done += ids.shape[0]
     return streams

@@ -172,9 +172,9 @@ def plain_bitsandbytes() -> Iterator[None]:
 
     That packing (0.50) fails where a matrix has fewer columns than a block, as tiny models have.
     """
-    found = pytest.importorskip("bitsandbytes")
+    package = pytest.importorskip("bitsandbytes")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (found.nn.modules, found.backends.cpu.ops):
+        for module in (package.nn.modules, package.backends.cpu.ops):
             patch.setattr(module, "has_avx512bf16", lambda: False)
         yield
 
@@ -182,9 +182,9 @@ def plain_bitsandbytes() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def forks() -> Iterator[Forks]:
     """Where reload checks run: nothing of ours is imported there."""
-    found = Forks(["transformers.models.llama.modeling_llama"], isolated=True)
-    yield found
-    found.close()
+    server = Forks(["transformers.models.llama.modeling_llama"], isolated=True)
+    yield server
+    server.close()
 
 
 @pytest.fixture(autouse=True, scope="session")

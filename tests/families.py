@@ -34,6 +34,15 @@ MOE = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
 }
+MLA = {
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 8,
+    "head_dim": 4,
+    "num_key_value_heads": 4,
+}
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -81,26 +90,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "topk_group": 1,
         "moe_intermediate_size": 16,
         "first_k_dense_replace": 1,
-        "q_lora_rank": 8,
-        "kv_lora_rank": 8,
-        "qk_rope_head_dim": 4,
-        "qk_nope_head_dim": 4,
-        "v_head_dim": 8,
-        "head_dim": 4,
-        "num_key_value_heads": 4,
+        **MLA,
     },
 }
 
 
-MLA = {
-    "q_lora_rank": 8,
-    "kv_lora_rank": 8,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 4,
-    "v_head_dim": 8,
-    "head_dim": 4,
-    "num_key_value_heads": 4,
-}
 MAMBA = {
     "mamba_d_state": 8,
     "mamba_d_conv": 2,

@@ -68,8 +68,8 @@ pass stops while it names its outputs.
 
 def written_with() -> str:
     """The version of transformers that the page was written with."""
-    found = re.search(r"with transformers ([\w.]+);", PATH.read_text(encoding="utf-8"))
-    return found.group(1) if found else ""
+    match = re.search(r"with transformers ([\w.]+);", PATH.read_text(encoding="utf-8"))
+    return match.group(1) if match else ""
 
 
 def row(name: str) -> str:
@@ -80,7 +80,7 @@ def row(name: str) -> str:
 
 def seeing_row(name: str) -> str:
     view = text_view(seeing.build(name))
-    kinds = [type(each).__name__ for each in (view.whole, view.text_part)]
+    kinds = [type(part).__name__ for part in (view.whole, view.text_part)]
     return f"| `{name.split()[0]}` | {' | '.join(kinds)} | {folds_of(view)} |"
 
 

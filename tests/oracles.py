@@ -8,16 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fits import Fitting
 from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import find_decoder_layers
+from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.repairs.base import Repair
 from ghostlayers.repairs.base import linear as linear_map
 from ghostlayers.spans import Span
+from ghostlayers.study import Study
 from ghostlayers.surgery.features import check_method
+from ghostlayers.text.corpora import Corpus
 from ghostlayers.text.tokens import Windows
 
 CUTS = {
@@ -52,6 +56,30 @@ def operators(spans: tuple[Span, ...]) -> dict[Span, Repair]:
 def random_windows(count: int = 40, length: int = 13) -> Windows:
     ids = torch.randint(3, 96, (count, length), generator=torch.Generator().manual_seed(8))
     return Windows(ids, bos=False, available=count, documents=())
+
+
+def study_of(runner: Runner, recipe: Recipe, windows: Windows, held_out: Windows) -> Study:
+    return Study(runner, recipe, RunOptions(), Corpus("windows", ()), windows, held_out)
+
+
+def left_behind(dense: Any, repairs: dict[Span, Repair], span: Span) -> tuple[float, int]:
+    """The share of a gap's discrepancy that is left in the repaired stream, and its fork."""
+    layerwise = DenseModel(dense)
+    batch, stream = layerwise.begin(random_windows().input_ids)
+    bare = dict(Cut(layerwise, {}).walk(batch, stream))
+    cut = Cut(layerwise, repairs)
+    repaired = dict(cut.walk(batch, bare[cut.fork], cut.fork))
+    want = bare[span.stop]
+    weight = 1 / want.double().square().sum(dim=-1)
+    left, whole = (
+        float(((want - stream).double().square().sum(dim=-1) * weight).sum())
+        for stream in (repaired[span.stop], bare[span.start])
+    )
+    return left / whole, cut.fork
+
+
+GENERATION = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+"""Options of so many tokens, the likeliest each."""
 
 
 def fitted(dense: Any, name: str, spans: tuple[Span, ...]) -> dict[Span, Repair]:
@@ -123,7 +151,7 @@ def literal_streams(model: Any, ids: Tensor, deltas: dict[Span, Tensor] | None =
     """
     seen: list[Tensor] = []
     places = [*model.model.layers, model.model.norm]
-    handles = [each.register_forward_pre_hook(lambda _, a: seen.append(a[0])) for each in places]
+    handles = [place.register_forward_pre_hook(lambda _, a: seen.append(a[0])) for place in places]
     with skipping(model, deltas or {}):
         model(input_ids=ids, use_cache=False)
     for handle in handles:
@@ -133,6 +161,6 @@ def literal_streams(model: Any, ids: Tensor, deltas: dict[Span, Tensor] | None =
 
 def literal_ghost(x: Tensor, y: Tensor) -> Tensor:
     """The paper, written out: (X'X + 1e-6 I) M = X'(Y - X) in float64."""
-    x, y = (each.flatten(0, -2).double() for each in (x, y))
+    x, y = (stream.flatten(0, -2).double() for stream in (x, y))
     eps = 1e-6 * torch.eye(x.shape[1], dtype=torch.float64)
     return torch.linalg.solve(x.T @ x + eps, x.T @ (y - x))

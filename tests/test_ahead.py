@@ -26,7 +26,7 @@ def model(tmp_path: Path, byte_tokenizer: Any) -> DenseModel:
 
 
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: each.detach().clone() for name, each in module.named_parameters()}
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
 def bytes_at(place: ahead.Stretch) -> bytes:
@@ -44,8 +44,8 @@ def test_the_layer_behind_is_read_meanwhile(
     assert len(read) == 3
     for index, places in enumerate(read[:], 1):
         brought = weights_of(model.residency.bring(index)).values()
-        found = {bytes_at(place) for place in places}
-        assert found == {each.numpy().tobytes() for each in brought}
+        contents = {bytes_at(place) for place in places}
+        assert contents == {tensor.numpy().tobytes() for tensor in brought}
 
 
 def test_all_of_a_stretch_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,15 +83,15 @@ def test_a_file_that_is_gone_is_left_to_whoever_needs_it(tmp_path: Path) -> None
 def test_another_layer_than_the_expected_one(model: DenseModel) -> None:
     expected = weights_of(model.residency.bring(3))
     model.residency.bring(0)  # and layer 1 is read
-    found = weights_of(model.residency.bring(3))
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    weights = weights_of(model.residency.bring(3))
+    assert expected.keys() == weights.keys()
+    assert all(torch.equal(expected[name], weights[name]) for name in expected)
 
 
 def test_a_released_model_holds_nothing(model: DenseModel) -> None:
     model.residency.bring(0)
     model.residency.release()
-    assert all(each.is_meta for layer in model.layers for each in layer.parameters())
+    assert all(parameter.is_meta for layer in model.layers for parameter in layer.parameters())
 
 
 def test_layers_in_memory_lie_nowhere_else() -> None:

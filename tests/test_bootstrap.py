@@ -45,7 +45,7 @@ def test_it_is_a_literal_loop_over_resamples(monkeypatch, at_once: int) -> None:
         by_task.append(means)
     resampled = [(x + y) / 2 for x, y in zip(*by_task, strict=True)]
     mean = sum(resampled) / 200
-    variance = sum((each - mean) ** 2 for each in resampled) / 199
+    variance = sum((value - mean) ** 2 for value in resampled) / 199
     ordered = sorted(resampled)
 
     def percentile(share: float) -> float:
@@ -57,7 +57,7 @@ def test_it_is_a_literal_loop_over_resamples(monkeypatch, at_once: int) -> None:
     assert result.low == pytest.approx(percentile(0.025))
     assert result.high == pytest.approx(percentile(0.975))
     sign = math.copysign(1, result.difference)
-    other = sum(sign * each <= 0 for each in resampled)
+    other = sum(sign * value <= 0 for value in resampled)
     assert result.p_value == pytest.approx(min(1.0, 2 * other / 200))
     assert (result.num_documents, result.samples) == (80, 200)
 

@@ -27,7 +27,7 @@ from ghostlayers.model.families import PREFIX
 from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.spans import Span, kept_layers
 from ghostlayers.surgery import removal
-from oracles import CUTS, literal_repaired, logits, operators, token_ids
+from oracles import CUTS, GENERATION, literal_repaired, logits, operators, token_ids
 
 ALLOWED = [
     (name, cut) for name in FAMILIES for cut in CUTS if cut in PATTERNED.get(name, set(CUTS))
@@ -104,12 +104,7 @@ def test_generation_with_a_cache_samples_and_pads(name: str) -> None:
     spans = CUTS[cut_of(name)]
     model = removal.prune_layers(DenseModel(build(name)), spans, operators(spans))
     ids = token_ids(length=9)
-    options = {
-        "attention_mask": torch.ones_like(ids),
-        "max_new_tokens": 12,
-        "min_new_tokens": 12,
-        "do_sample": False,
-    }
+    options = {"attention_mask": torch.ones_like(ids), **GENERATION}
     cached = model.generate(ids, use_cache=True, **options)
     assert cached.shape == (2, 21)
     if name not in UNCACHED:
@@ -153,7 +148,7 @@ def test_a_model_that_came_from_a_checkpoint_goes_into_one(
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     got, want = again.state_dict(), model.state_dict()
     assert got.keys() == want.keys()
-    assert [each for each in want if not torch.equal(got[each], want[each])] == []
+    assert [name for name in want if not torch.equal(got[name], want[name])] == []
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ import families
 import ghostlayers
 from conftest import make_tiny_llama, train
 from ghostlayers.calibration import measuring, search
+from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fits import Fitting
 from ghostlayers.calibration.fitting import fit_gaps, fit_many
-from ghostlayers.calibration.measuring import Selector
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.errors import InputError, RecipeError, SpanError
@@ -36,7 +36,7 @@ from ghostlayers.spans import Span, merge_layers
 from ghostlayers.surgery.features import check_method
 from ghostlayers.surgery.removal import prune_layers
 from ghostlayers.text.tokens import Windows
-from oracles import literal_streams
+from oracles import literal_streams, study_of
 
 PUBLISHED = FitOptions(ridge=0.0, absolute_ridge=1e-6)
 
@@ -68,13 +68,12 @@ def without_eps(model: Any) -> Any:
 
 def choose(model: Any, windows: Windows, **choices: Any) -> ChosenCut:
     """What is removed of eight windows, four of them held out."""
-    recipe = Recipe(windows=8, fit_windows=8, search_windows=8, sequence_length=64, **choices)
-    fitting = Fitting(
-        find_method(recipe.repair), PUBLISHED, token_weight="uniform", repaired_inputs=False
-    )
-    scored, held_out = windows.split_at(8)
+    recipe = Recipe(
+        windows=8, fit_windows=8, search_windows=8, sequence_length=64, ridge=0.0,
+        absolute_ridge=1e-6, token_weight="uniform", inputs="original", **choices,
+    )  # fmt: skip
     runner = Runner(DenseModel(model), batch_size=3)
-    return search.choose(Selector(runner, scored, held_out, recipe, fitting))
+    return search.choose(study_of(runner, recipe, *windows.split_at(8)))
 
 
 @torch.no_grad()
@@ -192,7 +191,7 @@ def test_one_run_of_layers_gets_one_operator_in_the_code_too(dense: Any, windows
     span = Span(3, 6)
     both = {name: Fitting(find_method(name), PUBLISHED) for name in ("ghost", "ghost:per=layer")}
     repairs = fit_many(Runner(DenseModel(dense)), windows, [span], both)
-    text, code = (each[span].delta for each in repairs.values())
+    text, code = (repair[span].delta for repair in repairs.values())
     assert text is not None
     assert torch.equal(text, code)
 
@@ -218,10 +217,10 @@ def test_stacked_operators_act_as_one_after_the_other() -> None:
     want = x
     for span in (Span(2, 3), Span(3, 4), Span(4, 5), Span(5, 6)):
         want = act(parts[span], want)
-    found = stack(parts)
-    assert list(found) == [Span(2, 6), Span(7, 8)]
-    torch.testing.assert_close(act(found[Span(2, 6)], x), want)
-    assert found[Span(7, 8)] is parts[Span(7, 8)]
+    stacked = stack(parts)
+    assert list(stacked) == [Span(2, 6), Span(7, 8)]
+    torch.testing.assert_close(act(stacked[Span(2, 6)], x), want)
+    assert stacked[Span(7, 8)] is parts[Span(7, 8)]
 
 
 # Prune&Comp's loop
@@ -287,7 +286,7 @@ def taylor(folded: Folded, ids: Tensor) -> dict[int, float]:
         parameter.grad = None
     for window in ids:
         model(input_ids=window[None], labels=window[None], use_cache=False).loss.backward()
-    found = {
+    importance = {
         layer: sum(
             float((w.detach().double() * w.grad.double()).abs().sum())
             for w in folded.layers[i].parameters()
@@ -295,17 +294,17 @@ def taylor(folded: Folded, ids: Tensor) -> dict[int, float]:
         for i, layer in enumerate(folded.names)
     }
     model.requires_grad_(requires_grad=False)
-    return found
+    return importance
 
 
 def perplexity(folded: Folded, ids: Tensor) -> dict[int, float]:
-    found = {}
+    losses = {}
     for i, layer in enumerate(folded.names):
         handle = folded.layers[i].register_forward_hook(lambda _, args, output: args[0])
         logits = logits_of(folded.model, ids)[:, :-1]
-        found[layer] = float(cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+        losses[layer] = float(cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
         handle.remove()
-    return found
+    return losses
 
 
 LOOPS: dict[str, Callable[[Folded, Tensor], dict[int, float]]] = {
@@ -325,18 +324,18 @@ def test_prune_and_comps_loop_is_theirs(dense: Any, windows: Windows, select: st
         allowed = [layer for layer in theirs.names if 1 <= layer < 7]
         order.append(min(allowed, key=lambda layer: scores[layer]))
         theirs.remove(order[-1], ids)
-    found = choose(
+    cut = choose(
         dense, windows, layers=count, select=select, iterative=True, refit="none",
         repair="magnitude:mean=ratios", keep_layers="first:1,last:1",
     )  # fmt: skip
-    assert found.table is not None
-    assert [step.layer for step in found.table.steps] == order
-    assert found.repairs is not None
+    assert cut.table is not None
+    assert [step.layer for step in cut.table.steps] == order
+    assert cut.repairs is not None
     scales = dict(zip(order, theirs.scales, strict=True))
-    for span, repair in found.repairs.items():
+    for span, repair in cut.repairs.items():
         want = np.prod([scales[layer] for layer in span.layers])
         assert repair.scale == pytest.approx(want, rel=1e-5)
-    mine = prune_layers(DenseModel(dense), found.spans, found.repairs)
+    mine = prune_layers(DenseModel(dense), cut.spans, cut.repairs)
     torch.testing.assert_close(
         logits_of(mine, ids), logits_of(theirs.model, ids), rtol=1e-3, atol=1e-3
     )
@@ -344,18 +343,17 @@ def test_prune_and_comps_loop_is_theirs(dense: Any, windows: Windows, select: st
 
 def test_iterated_magnitude_follows_the_scales(dense: Any, windows: Windows) -> None:
     """Without them every step would rank the layers as the first did."""
-    found = choose(
+    cut = choose(
         dense, windows, layers=4, select="magnitude:norms:unprotected", iterative=True,
         refit="none", repair="magnitude:mean=ratios",
     )  # fmt: skip
-    assert found.table is not None
-    model, first = DenseModel(dense), found.table.steps[0].layer
+    assert cut.table is not None
+    model, first = DenseModel(dense), cut.table.steps[0].layer
     recipe = Recipe(layers=1, select="magnitude:norms:unprotected")
-    fitting = Fitting(find_method("magnitude"))
-    selector = Selector(Runner(model), windows, windows, recipe, fitting)
+    study = study_of(Runner(model), recipe, windows, windows)
     gap = {Span(first, first + 1): Repair("magnitude", scale=2.0)}
-    bare = measuring.measure_importance(selector, selector.cut({}))
-    scaled = measuring.measure_importance(selector, selector.cut(gap))
+    bare = measuring.measure_importance(study, Cut(model, {}))
+    scaled = measuring.measure_importance(study, Cut(model, gap))
     before = [layer for layer in range(8) if layer < first]
     assert all(scaled[layer] > bare[layer] for layer in before)
     assert all(scaled[layer] == bare[layer] for layer in range(first + 1, 8))
@@ -406,9 +404,9 @@ def test_scores_change_with_the_repair_or_are_refused(family: str) -> None:
                 check_moves(layerwise, recipe)
             except RecipeError:
                 continue
-            selector = Selector(Runner(layerwise), some, some, recipe, Fitting(method))
-            bare = measuring.measure_importance(selector, selector.cut({gap: Repair("none")}))
-            repaired = measuring.measure_importance(selector, selector.cut({gap: repair}))
+            study = study_of(Runner(layerwise), recipe, some, some)
+            cuts = [Cut(layerwise, {gap: how}) for how in (Repair("none"), repair)]
+            bare, repaired = (measuring.measure_importance(study, cut) for cut in cuts)
             assert repaired != bare, (family, name, select)
 
 

@@ -61,14 +61,14 @@ def test_what_is_ignored_stays_ignored() -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_within_a_command_each_raises_the_same(number: int) -> None:
-    before = [signal.getsignal(each) for each in SIGNALS]
+    before = [signal.getsignal(number) for number in SIGNALS]
     with raised() as interrupts:
         if signal.getsignal(number) == signal.SIG_IGN:
             pytest.skip("ignored here")
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
         assert interrupts.received
-    assert [signal.getsignal(each) for each in SIGNALS] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_who_imports_the_package_keeps_its_own_ways() -> None:

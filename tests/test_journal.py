@@ -57,10 +57,10 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(
     killed: dict[str, Any], case: str
 ) -> None:
-    found = killed[case]
-    assert found["killed"] == found["whole"]
-    assert found["kills"] >= 1
-    assert found["resumed"] > 0
+    outcome = killed[case]
+    assert outcome["killed"] == outcome["whole"]
+    assert outcome["kills"] >= 1
+    assert outcome["resumed"] > 0
 
 
 class Total:
@@ -120,13 +120,13 @@ def test_a_pass_goes_on_with_its_groups_unless_the_first_process_has_others(
     folder = tmp_path / "kept"
     with pytest.raises(KeyboardInterrupt):
         visit_some(folder, stop_after=3)
-    (kept,) = folder.glob("*.safetensors")
+    (file,) = folder.glob("*.safetensors")
     if first_process_says:  # it was killed before it had kept any
         monkeypatch.setattr(passes, "from_first", lambda _: first_process_says)
     sums, visited = visit_some(folder, batch_size=2)
     assert visited == visited_again
     assert sums.seen.tolist() == [1] * 6
-    assert not kept.exists()
+    assert not file.exists()
 
 
 def test_a_finished_pass_is_not_made_again(tmp_path: Path) -> None:
@@ -160,9 +160,9 @@ def test_a_pass_kept_whole_is_not_filled_again(tmp_path: Path) -> None:
 def test_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     visit_some(folder)
-    (kept,) = folder.glob("*.safetensors")
-    kept.write_bytes(kept.read_bytes()[:20])
-    with pytest.raises(ResumeError, match=f"{kept.name}' cannot be read.*--restart"):
+    (file,) = folder.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:20])
+    with pytest.raises(ResumeError, match=f"{file.name}' cannot be read.*--restart"):
         visit_some(folder)
 
 

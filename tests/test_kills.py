@@ -41,7 +41,7 @@ def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
         count += 1
         assert not out.exists() or is_whole(out, "new")
         make_folder(out, "new", overwrite=out.exists())
-        assert [each.name for each in out.parent.iterdir()] == ["out"]
+        assert [path.name for path in out.parent.iterdir()] == ["out"]
         assert is_whole(out, "new")
     assert count > 8
 
@@ -67,7 +67,7 @@ def test_a_folder_that_is_replaced_is_the_old_or_the_new_one(
         with holding(out):  # what any next command does first
             assert is_whole(out, "old", "new")
         replace()
-        assert [each.name for each in place.iterdir()] == ["out"]
+        assert [path.name for path in place.iterdir()] == ["out"]
         assert is_whole(out, "new")
     assert count > 12
 
@@ -90,7 +90,7 @@ def test_a_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
         assert path.read_text() in ("old", "new")
         work()
         assert path.read_text() == "new"
-        assert [each.name for each in place.iterdir()] == [path.name]
+        assert [other.name for other in place.iterdir()] == [path.name]
     assert count > 5
 
 
@@ -98,23 +98,23 @@ def test_sums_of_a_run_are_the_old_or_the_new_ones(tmp_path: Path) -> None:
     folder, tensors = tmp_path / "kept", {"sum": torch.arange(3.0)}
 
     def write(done: int) -> None:
-        with keeping(folder, {"what": "a test"}) as kept:
-            found = KeptPass(kept, kept._path("Sums", 1), "Sums")
-            found.restore({name: each.clone() for name, each in tensors.items()})
-            found.done = done
-            found._write(found.share, tensors)
+        with keeping(folder, {"what": "a test"}) as run:
+            record = KeptPass(run, run._path("Sums", 1), "Sums")
+            record.restore({name: tensor.clone() for name, tensor in tensors.items()})
+            record.done = done
+            record._write(record.share, tensors)
 
     def prepare() -> None:
         empty(tmp_path)
         write(1)
 
     for _ in kills(prepare, lambda: write(2)):
-        with keeping(folder, {"what": "a test"}) as kept:
-            found = KeptPass(kept, kept._path("Sums", 1), "Sums")
-            found.restore({name: each.clone() for name, each in tensors.items()})
-        assert found.done in (1, 2)
-        assert {each.suffix for each in folder.iterdir()} == {".json", ".safetensors"}
-        assert [each.name for each in tmp_path.iterdir()] == ["kept"]
+        with keeping(folder, {"what": "a test"}) as run:
+            record = KeptPass(run, run._path("Sums", 1), "Sums")
+            record.restore({name: tensor.clone() for name, tensor in tensors.items()})
+        assert record.done in (1, 2)
+        assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
+        assert [path.name for path in tmp_path.iterdir()] == ["kept"]
         journal.finish(folder)
         assert not folder.exists()
 
@@ -131,10 +131,10 @@ def test_a_comparison_killed_anywhere_goes_on(tmp_path: Path) -> None:
     for _ in kills(lambda: empty(tmp_path), work):
         work()
         assert Store(folder, asked).get("a part") == {"loss": 1.5}
-        names = sorted(each.name for each in folder.iterdir())
+        names = sorted(path.name for path in folder.iterdir())
         assert names == ["parts", "request.json", "results.json", "written.json"]
         assert len(list((folder / "parts").iterdir())) == 1
-        assert [each.name for each in tmp_path.iterdir()] == ["compared"]
+        assert [path.name for path in tmp_path.iterdir()] == ["compared"]
 
 
 def test_the_same_command_may_replace_what_it_made_before_it_was_killed(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_the_same_command_may_replace_what_it_made_before_it_was_killed(tmp_path
                 run("another")
         run()
         assert is_whole(out, "new")
-        assert [each.name for each in place.iterdir()] == ["out"]
+        assert [path.name for path in place.iterdir()] == ["out"]
     assert published
     with pytest.raises(OutputError, match="exists already"):
         run()
@@ -165,7 +165,7 @@ def test_a_journal_folder_of_others_is_not_emptied(tmp_path: Path) -> None:
     with keeping(tmp_path, {"what": "a test"}):
         assert (tmp_path / "request.json").is_file()
     journal.finish(tmp_path)
-    assert [each.name for each in tmp_path.iterdir()] == ["thesis.tex"]
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_the_journal_knows_all_names_that_it_gives() -> None:

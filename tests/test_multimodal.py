@@ -54,7 +54,7 @@ def planted(name: str, **text: Any) -> Any:
 
 
 def tensors_of(model: Any) -> dict[str, torch.Tensor]:
-    return {name: each.clone() for name, each in model.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 KINDS = [*(name.split()[0] for name in CUT), "siglip", "clip", "pixtral", "qwen2", "cohere2"]
@@ -83,8 +83,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     for name in CUT:
         planted(name).save_pretrained(place / name)
         tokenizer.save_pretrained(place / name)
-        told = {"image_processor_type": "CLIPImageProcessor", "auto_map": {"AutoProcessor": "x.Y"}}
-        (place / name / "preprocessor_config.json").write_text(json.dumps(told))
+        settings = {
+            "image_processor_type": "CLIPImageProcessor",
+            "auto_map": {"AutoProcessor": "x.Y"},
+        }
+        (place / name / "preprocessor_config.json").write_text(json.dumps(settings))
         (place / name / "chat_template.jinja").write_text("{{ messages }}")
     return place
 
@@ -116,11 +119,11 @@ def answers(
 def ask(forks: Forks, folder: Path, questions: dict[str, Any], scratch: Path) -> dict[str, Any]:
     torch.save(questions, scratch / "request.pt")
     program = str(Path(__file__).parent / "asker.py")
-    places = [str(each) for each in (folder, scratch / "request.pt", scratch / "answers.pt")]
+    places = [str(path) for path in (folder, scratch / "request.pt", scratch / "answers.pt")]
     done = forks.run(program, places, {})
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = torch.load(scratch / "answers.pt", weights_only=False)
-    return found
+    answers: dict[str, Any] = torch.load(scratch / "answers.pt", weights_only=False)
+    return answers
 
 
 @pytest.mark.parametrize("name", CUT)
@@ -167,18 +170,18 @@ def test_all_but_the_text_layers_stays(
     assert type(after) is type(before)
     layers = next(
         path
-        for path, each in before.named_modules()
-        if each is multimodal.text_view(before).text_part
+        for path, module in before.named_modules()
+        if module is multimodal.text_view(before).text_part
     )
     old, new = before.state_dict(), after.state_dict()
-    kept = {path: path for path in old if not _layer_of(path, layers)}
+    names = {path: path for path in old if not _layer_of(path, layers)}
     for path in old:
         if (number := _layer_of(path, layers)) is not None and number not in PLANTED:
             to = number if number < PLANTED[0] else number - len(PLANTED)
-            kept[path] = path.replace(f"layers.{number}.", f"layers.{to}.")
-    kept = {path: to for path, to in kept.items() if _layer_of(path, layers) not in PLANTED}
-    assert set(kept.values()) == set(new)
-    assert all(torch.equal(old[path], new[to]) for path, to in kept.items())
+            names[path] = path.replace(f"layers.{number}.", f"layers.{to}.")
+    names = {path: to for path, to in names.items() if _layer_of(path, layers) not in PLANTED}
+    assert set(names.values()) == set(new)
+    assert all(torch.equal(old[path], new[to]) for path, to in names.items())
     in_files = [set(load_file(place / name / "model.safetensors")) for place in (folders, saved[0])]
     assert in_files[1] < in_files[0], "tensors are called as the base's files call them"
 
@@ -211,8 +214,10 @@ def test_the_config_is_the_base_models_but_for_the_layers(
     assert old["text_config"].pop("num_hidden_layers") == 6
     for key in [key for key in old["text_config"] if isinstance(old["text_config"][key], list)]:
         if len(old["text_config"][key]) == 6:
-            kept = [each for at, each in enumerate(old["text_config"].pop(key)) if at < 3 or at > 4]
-            assert new["text_config"].pop(key) == kept
+            values = [
+                value for at, value in enumerate(old["text_config"].pop(key)) if at < 3 or at > 4
+            ]
+            assert new["text_config"].pop(key) == values
     if name == "llama4":  # which layers have experts: their numbers
         assert old["text_config"].pop("moe_layers") == [1, 3, 5]
         assert new["text_config"].pop("moe_layers") == [1, 3]
@@ -233,14 +238,14 @@ def test_the_dense_model_stays_as_it_was(tokenizer: Any, some_text: list[str]) -
     assert type(pruned.model) is type(model)
     assert pruned.model.config.text_config.num_hidden_layers == 4
     assert model.config.to_dict() == config
-    assert all(torch.equal(each, weights[name]) for name, each in model.state_dict().items())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(logits_of(model, question), before)
 
 
 def test_the_processors_files_travel_without_code(saved: tuple[Path, dict[str, Any]]) -> None:
     for name in CUT:
-        told = json.loads((saved[0] / name / "preprocessor_config.json").read_text())
-        assert told == {"image_processor_type": "CLIPImageProcessor"}
+        settings = json.loads((saved[0] / name / "preprocessor_config.json").read_text())
+        assert settings == {"image_processor_type": "CLIPImageProcessor"}
         assert (saved[0] / name / "chat_template.jinja").read_text() == "{{ messages }}"
         card = (saved[0] / name / "README.md").read_text()
         assert "AutoModelForImageTextToText" in card
@@ -276,10 +281,10 @@ def test_a_picture_goes_through_the_saved_processor(
         "images": Image.effect_noise((20, 24), 80).convert("RGB"),
         "text": "What is in <image> here?",
     }
-    found = ask(asked, tmp_path, {"out": question}, tmp_path)["out"]
+    answer = ask(asked, tmp_path, {"out": question}, tmp_path)["out"]
     inputs = dict(processor(**question, return_tensors="pt"))
-    assert torch.equal(found["logits"], logits_of(pruned.model, inputs))
-    assert torch.equal(found["cached"], found["uncached"])
+    assert torch.equal(answer["logits"], logits_of(pruned.model, inputs))
+    assert torch.equal(answer["cached"], answer["uncached"])
 
 
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2_5_vl", "llama4"])
@@ -310,7 +315,7 @@ def test_weights_are_stored_in_the_type_they_had(
         "bfloat16"
     }
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
-    assert {each.dtype for each in again.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.bfloat16}
 
 
 def test_an_adapter_makes_the_whole_model_again(
@@ -361,10 +366,10 @@ def test_layers_that_get_image_features_stay(tokenizer: Any, some_text: list[str
     assert min(pruned.removed) >= 2
     with pytest.raises(UnsupportedModelError, match="--keep-layers first:2"):
         ghostlayers.prune(model, layers=1, select="magnitude:unprotected", **asked)
-    kept = ghostlayers.prune(
+    pruned = ghostlayers.prune(
         model, layers=1, select="magnitude:unprotected", keep_layers="first:2", **asked
     )
-    assert min(kept.removed) >= 2
+    assert min(pruned.removed) >= 2
 
 
 @pytest.mark.parametrize("repair", ["ghost", "normed", "joint:x+norm", "piecewise:2"])

@@ -68,12 +68,12 @@ def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
         {"remove": "0", "repair": "ghost"},
         {"remove": "7", "repair": "none"},
     ],
-    ids=lambda each: "-".join(str(v) for v in each.values()),
+    ids=lambda options: "-".join(str(v) for v in options.values()),
 )
 def test_an_offloaded_run_writes_the_same_bits(
     model_folder: Path, tmp_path: Path, some_text: list[str], choices: dict[str, Any]
 ) -> None:
-    found = {}
+    runs = {}
     for options in (NONE, DISK):
         pruned = ghostlayers.prune(
             str(model_folder), data=some_text, options=options, **RUN, **choices
@@ -83,8 +83,8 @@ def test_an_offloaded_run_writes_the_same_bits(
         out.mkdir()
         saving._write_model(out, pruned.model, pruned.dense.stored_dtype)
         evidence = {name: vars(sums) for name, sums in pruned.evidence.items()}
-        found[options.offload] = (tensors_in(out), evidence, pruned.removed)
-    one, two = found["none"], found["disk"]
+        runs[options.offload] = (tensors_in(out), evidence, pruned.removed)
+    one, two = runs["none"], runs["disk"]
     assert one[1:] == two[1:]
     assert one[0].keys() == two[0].keys()
     for name, tensor in one[0].items():
@@ -126,7 +126,7 @@ def test_a_repaired_checkpoint_runs_from_disk(
 
 
 def test_evaluation_and_scores_are_the_same(model_folder: Path, some_text: list[str]) -> None:
-    found = []
+    runs = []
     for options in (NONE, DISK):
         (result,) = ghostlayers.evaluate(
             str(model_folder), data=[some_text], sequence_length=64, options=options
@@ -139,15 +139,15 @@ def test_evaluation_and_scores_are_the_same(model_folder: Path, some_text: list[
             options=options,
             **RUN,
         )
-        found.append((result.to_dict(), table.spans, table.norms.norms.tolist()))
-    assert found[0] == found[1]
+        runs.append((result.to_dict(), table.spans, table.norms.norms.tolist()))
+    assert runs[0] == runs[1]
 
 
 def test_streams_in_a_file_take_half_of_what_is_free(
     model_folder: Path, some_text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fewer windows visit a layer together then, and the scores are the same."""
-    found = []
+    runs = []
     groups: list[int] = []
     begin = DenseModel.begin
 
@@ -162,9 +162,9 @@ def test_streams_in_a_file_take_half_of_what_is_free(
         table = ghostlayers.score(
             str(model_folder), data=some_text, layers=2, select="streamline", options=DISK, **RUN
         )
-        found.append((table.spans, max(groups)))
-    assert found[0][0] == found[1][0]
-    assert (found[0][1], found[1][1]) == (16, 3)
+        runs.append((table.spans, max(groups)))
+    assert runs[0][0] == runs[1][0]
+    assert (runs[0][1], runs[1][1]) == (16, 3)
 
 
 # Where weights are
@@ -186,15 +186,15 @@ def test_every_layer_is_brought_in_once_a_pass(model_folder: Path) -> None:
         for layer in range(model.num_layers):
             stream = model.run_layer(layer, batch, stream)
     assert brought == list(range(8))
-    held = [each for each in model.layers if not next(each.parameters()).is_meta]
+    held = [layer for layer in model.layers if not next(layer.parameters()).is_meta]
     assert len(held) <= 1
     model.residency.release()
-    assert all(p.is_meta for each in model.layers for p in each.parameters())
+    assert all(p.is_meta for layer in model.layers for p in layer.parameters())
 
 
 def test_embeddings_norm_and_head_stay(model_folder: Path) -> None:
     model = load_model(str(model_folder), DISK).network
-    elsewhere = {name for name, each in model.named_parameters() if each.is_meta}
+    elsewhere = {name for name, parameter in model.named_parameters() if parameter.is_meta}
     assert elsewhere == {n for n, _ in model.named_parameters() if n.startswith("model.layers.")}
 
 
@@ -265,8 +265,8 @@ def test_an_offloaded_model_is_saved_as_it_is_stored(
     assert torch.equal(
         after["model.layers.5.mlp.up_proj.weight"], before["model.layers.6.mlp.up_proj.weight"]
     )
-    kinds = {each.dtype for each in after.values()}
-    assert kinds == {each.dtype for each in before.values()}
+    kinds = {tensor.dtype for tensor in after.values()}
+    assert kinds == {tensor.dtype for tensor in before.values()}
     with safe_open(next(tmp_path.glob("*.safetensors")), "pt") as file:
         assert file.metadata()["format"] == "pt"
 

@@ -27,9 +27,9 @@ losses measured in float32 through those."""
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return int(door.getsockname()[1])
 
 
 def start(forks: Forks, answer: Path, size: int, *more: str, **variables: str) -> list[Fork]:
@@ -42,7 +42,7 @@ def start_all(
 ) -> list[Fork]:
     """A program in so many processes, with what a launcher tells them."""
     port = str(free_port())
-    found = []
+    processes = []
     for rank in range(size):
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
         environment = {
@@ -54,16 +54,16 @@ def start_all(
             "ACCELERATE_USE_CPU": "true",
             **variables,
         }
-        found.append(forks.start(str(program), arguments, environment))
-    return found
+        processes.append(forks.start(str(program), arguments, environment))
+    return processes
 
 
 @pytest.fixture(scope="module")
 def ours() -> Iterator[Forks]:
     """Forks of a process that has imported all that they need."""
-    found = Forks(["together"])
-    yield found
-    found.close()
+    forks = Forks(["together"])
+    yield forks
+    forks.close()
 
 
 def answers(
@@ -95,10 +95,10 @@ def assert_close(got: Any, expected: Any, where: str = "") -> None:
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What one process finds."""
-    found = {name: together.found_by(case) for name, case in together.CASES.items()}
+    results = {name: together.found_by(case) for name, case in together.CASES.items()}
     offloaded = together.offloaded(tmp_path_factory.mktemp("models"))
     assert_close(offloaded["spans"], together.scores()["spans"])
-    return {**found, "scores": together.scores(), "offloaded": offloaded}
+    return {**results, "scores": together.scores(), "offloaded": offloaded}
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -106,11 +106,11 @@ def test_several_processes_find_what_one_finds(
     tmp_path: Path, alone: dict[str, Any], ours: Forks, size: int
 ) -> None:
     answer = tmp_path / "found.json"
-    found = answers(answer, start(ours, answer, size))
-    assert found[0]["whole"]["removed"] == alone["whole"]["removed"]
-    for rank, each in enumerate(found):
-        assert each == found[0], f"process {rank} holds something else than the first"
-    assert_close(found[0], json.loads(json.dumps(alone)))
+    shares = answers(answer, start(ours, answer, size))
+    assert shares[0]["whole"]["removed"] == alone["whole"]["removed"]
+    for rank, share in enumerate(shares):
+        assert share == shares[0], f"process {rank} holds something else than the first"
+    assert_close(shares[0], json.loads(json.dumps(alone)))
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
@@ -126,14 +126,14 @@ def test_one_that_dies_stops_the_others_and_the_run_goes_on(
     assert time.monotonic() - began < 60
     processes[1].kill()
     processes[1].communicate()
-    told = json.loads(Path(f"{answer}.0").read_text())["error"]
-    assert "process 0 of 2" in told
-    assert "one of them stopped, or cannot be reached" in told
-    assert "start them all again with the same command" in told
+    said = json.loads(Path(f"{answer}.0").read_text())["error"]
+    assert "process 0 of 2" in said
+    assert "one of them stopped, or cannot be reached" in said
+    assert "start them all again with the same command" in said
     assert list(Path(keep).glob("*-of-process-0-2.safetensors"))
 
-    found = answers(answer, start(ours, answer, 2, KEEP=keep))
-    assert_close(found[0]["whole"], json.loads(json.dumps(alone["whole"])))
+    shares = answers(answer, start(ours, answer, 2, KEEP=keep))
+    assert_close(shares[0]["whole"], json.loads(json.dumps(alone["whole"])))
 
 
 @pytest.fixture
@@ -189,8 +189,8 @@ def test_two_hosts_find_what_one_process_finds(
                 stderr=subprocess.PIPE,
             )
         )
-    found = answers(answer, processes)
-    assert_close(found[0], json.loads(json.dumps(alone)))
+    shares = answers(answer, processes)
+    assert_close(shares[0], json.loads(json.dumps(alone)))
 
 
 # The command line
@@ -209,9 +209,9 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 def command(forks: Forks, *arguments: str) -> tuple[list[int | None], str, str]:
     """The same in forks: how both ended, and what they said together."""
     both = start_all(forks, 2, COMMAND, *arguments)
-    said = [each.communicate(timeout=200) for each in both]
+    said = [process.communicate(timeout=200) for process in both]
     out, err = ("".join(part) for part in zip(*said, strict=True))
-    return [each.returncode for each in both], out, err
+    return [process.returncode for process in both], out, err
 
 
 def test_the_command_line_in_two_processes(

@@ -52,7 +52,9 @@ def related(one: str, other: str) -> bool:
     return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
 
 
-PATHS = st.sampled_from([*FOLDERS, *(f"{each}/f" for each in FOLDERS), "a/new", "d/e/new", "new"])
+PATHS = st.sampled_from(
+    [*FOLDERS, *(f"{folder}/f" for folder in FOLDERS), "a/new", "d/e/new", "new"]
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -77,7 +79,7 @@ def test_what_is_related_is_refused_and_nothing_else(
 def test_two_outputs_are_not_in_each_others_way(
     world: Path, one: str, other: str, ways: tuple[str, str]
 ) -> None:
-    first, second = (spelled(world, *each) for each in zip((one, other), ways, strict=True))
+    first, second = (spelled(world, *spelling) for spelling in zip((one, other), ways, strict=True))
     try:
         check_apart({}, {"-o": Path(first), "--json": Path(second)})
         refused = False
@@ -98,8 +100,8 @@ def test_another_name_of_an_inputs_file_is_an_input(tmp_path: Path) -> None:
 def test_what_an_inputs_links_lead_to_is_an_input(tmp_path: Path) -> None:
     """As in the hub's cache, whose snapshots are links to blobs."""
     blobs, model = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
-    for each in (blobs, model):
-        each.mkdir(parents=True)
+    for folder in (blobs, model):
+        folder.mkdir(parents=True)
     (blobs / "123").write_text("weights")
     (model / "model.safetensors").symlink_to(blobs / "123")
     for out in (blobs, blobs / "123"):
@@ -125,8 +127,8 @@ def test_several_texts_are_several_inputs(
     monkeypatch.chdir(tmp_path)
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("x")
-    found = {path.resolve() for path in paths_of(text)}
-    assert found == {tmp_path.resolve() / "a.txt", tmp_path.resolve() / "b.txt"}
+    paths = {path.resolve() for path in paths_of(text)}
+    assert paths == {tmp_path.resolve() / "a.txt", tmp_path.resolve() / "b.txt"}
 
 
 @given(text=st.text(max_size=40))
@@ -140,8 +142,8 @@ def test_a_mounted_folder_is_what_is_mounted(tmp_path: Path) -> None:
     if shutil.which("mount") is None or os.geteuid() != 0:
         pytest.skip("nothing can be mounted here")
     one, other = tmp_path / "one", tmp_path / "other"
-    for each in (one / "model", other):
-        each.mkdir(parents=True)
+    for folder in (one / "model", other):
+        folder.mkdir(parents=True)
     if os.system(f"mount --bind {one} {other} 2>/dev/null") != 0:
         pytest.skip("nothing can be mounted here")
     try:

@@ -63,7 +63,7 @@ def test_the_leader_apart_ends_the_race_early() -> None:
 
 def test_windows_double_and_no_window_is_measured_twice() -> None:
     race, asked = simulate(torch.Generator().manual_seed(4), [0.0, 0.0], 29, spread=0.0)
-    assert [each[1:] for each in asked] == [(0, 4), (4, 8), (8, 16), (16, 29)]
+    assert [question[1:] for question in asked] == [(0, 4), (4, 8), (8, 16), (16, 29)]
     assert len(race.losses["0"]) == len(race.losses["1"]) == 29
 
 

@@ -70,11 +70,13 @@ def features_of(x: Tensor) -> dict[str, Tensor]:
 def gather(x: Tensor, y: Tensor, needs: Needs, weight: TokenWeight = "uniform") -> Evidence:
     read = features_of(x)
     centroids = {count: common_directions(x, count) for count in needs.pieces}
-    widths = {name: each.shape[1] for name, each in read.items()}
+    widths = {name: feature.shape[1] for name, feature in read.items()}
     layout = Layout(widths, -(-len(x) // 40), 40, x.dtype)
     gatherer = Gatherer(needs, layout, token_weight=weight, centroids=centroids)
     for first, part in enumerate(torch.arange(len(x)).split(40)):
-        gatherer.add(first, x[part], y[part], {name: each[part] for name, each in read.items()})
+        gatherer.add(
+            first, x[part], y[part], {name: feature[part] for name, feature in read.items()}
+        )
     return gatherer.evidence(1e-6, (random(WIDE, x.shape[1], seed=21), None))
 
 
@@ -129,7 +131,7 @@ def family_member(name: str, x: Tensor) -> Tensor:
             n: 0.2 * random(read[n].shape[1], HIDDEN, seed=14)
             for n in name.split(":")[1].split("+")
         }
-        return x + sum(read[n] @ each for n, each in maps.items())
+        return x + sum(read[n] @ weight for n, weight in maps.items())
     if "rank" in name:
         return x + x @ random(HIDDEN, 3, seed=15) @ random(3, HIDDEN, seed=16)
     if base == "piecewise":
@@ -175,10 +177,10 @@ def test_evidence_is_used_up_only_by_its_last_fit(name: str) -> None:
     assert torch.equal(evidence.moments.gram, untouched.moments.gram)
     assert torch.equal(evidence.moments.cross, untouched.moments.cross)
     last = fitting.fit(evidence, last=True)
-    for each in (again, last):
-        assert torch.equal(predict(each, x), predict(first, x))
-        assert each.relative_residual == first.relative_residual
-        assert each.condition_number == first.condition_number
+    for repair in (again, last):
+        assert torch.equal(predict(repair, x), predict(first, x))
+        assert repair.relative_residual == first.relative_residual
+        assert repair.condition_number == first.condition_number
 
 
 @pytest.mark.parametrize("weight", ["uniform", "balanced", "relative"])
@@ -303,9 +305,9 @@ def test_held_out_tokens_choose_the_prior_that_a_search_finds(one_map: bool) -> 
             error += float(((y - x)[judged] - x[judged] @ weight).square().sum())
         return error
 
-    found = choose_prior(pieces, evidence.select(("x",)), options)
-    assert found == min(PRIORS, key=held_out_error)
-    assert (found >= 8000) if one_map else (found == min(PRIORS)), found
+    prior = choose_prior(pieces, evidence.select(("x",)), options)
+    assert prior == min(PRIORS, key=held_out_error)
+    assert (prior >= 8000) if one_map else (prior == min(PRIORS)), prior
 
 
 def test_pieces_held_out_and_not_make_up_the_whole() -> None:
@@ -313,7 +315,7 @@ def test_pieces_held_out_and_not_make_up_the_whole() -> None:
     y = x + noise(x)
     with_auto = gather(x, y, find_method("piecewise:4:prior=auto").needs).pieces[4]
     without = gather(x, y, find_method("piecewise:4").needs).pieces[4]
-    assert sum(each.num_tokens for each in with_auto.held_out) == 40  # the eighth batch of ten
+    assert sum(part.num_tokens for part in with_auto.held_out) == 40  # the eighth batch of ten
     for whole, want in zip(with_auto.moments, without.moments, strict=True):
         assert whole.num_tokens == want.num_tokens
         torch.testing.assert_close(whole.gram, want.gram)
@@ -352,9 +354,11 @@ def test_clusters_are_those_that_were_planted() -> None:
     centres = torch.nn.functional.normalize(random(3, HIDDEN, seed=31), dim=1)
     labels = torch.arange(300) % 3
     tokens = (centres[labels] + 0.05 * random(300, HIDDEN, seed=32)) * (1 + labels[:, None])
-    found = spherical_kmeans(tokens, 3).double()
-    assert torch.allclose((centres @ found.T).max(dim=1).values, torch.ones(3).double(), atol=5e-3)
-    assert len((found @ centres.T).argmax(dim=1).unique()) == 3
+    centroids = spherical_kmeans(tokens, 3).double()
+    assert torch.allclose(
+        (centres @ centroids.T).max(dim=1).values, torch.ones(3).double(), atol=5e-3
+    )
+    assert len((centroids @ centres.T).argmax(dim=1).unique()) == 3
 
 
 def test_long_channels_do_not_decide_alone() -> None:

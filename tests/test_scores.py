@@ -32,8 +32,8 @@ def test_cosines_are_those_of_the_definition(axis: str) -> None:
             # The released code calls cosine_similarity on [1, tokens, hidden], whose default axis
             # 1 is the tokens'; the papers mean the hidden axis.
             along = 2 if axis == "hidden" else 1
-            each = [cosine_similarity(w[a][None], w[b][None], dim=along).mean() for w in data]
-            assert float(got[a, b]) == pytest.approx(float(torch.stack(each).mean()), abs=1e-6)
+            cosines = [cosine_similarity(w[a][None], w[b][None], dim=along).mean() for w in data]
+            assert float(got[a, b]) == pytest.approx(float(torch.stack(cosines).mean()), abs=1e-6)
 
 
 def test_block_influence_is_one_minus_the_cosine_of_neighbours() -> None:

@@ -38,21 +38,21 @@ def test_what_a_killed_process_left_is_cleared(place: Path) -> None:
 
 def test_what_is_in_use_or_of_others_stays(place: Path) -> None:
     other = place / "ghostlayers-offload-abcdefgh"
-    for each in (other, place / "ghostlayers-offload-notes", place / "elsewhere"):
-        each.mkdir()
-        (each / "thesis.tex").write_text("years of work")
+    for folder in (other, place / "ghostlayers-offload-notes", place / "elsewhere"):
+        folder.mkdir()
+        (folder / "thesis.tex").write_text("years of work")
     (place / "ghostlayers-demo-abcdefgh").symlink_to(place / "elsewhere")
     (place / "ghostlayers-plan-abcdefgh").write_text("no folder")
     linked = place / "ghostlayers-plan-ijklmnop"
     linked.mkdir()
     (place / f"{linked.name}{LOCK}").symlink_to(place / "elsewhere" / "thesis.tex")
     with FileLock(place / f"{other.name}{LOCK}"):
-        before = {each.name for each in place.iterdir()}
+        before = {entry.name for entry in place.iterdir()}
         with Scratch("demo") as mine:
             clear_scratch()
-            here = {each.name for each in place.iterdir()}
+            here = {entry.name for entry in place.iterdir()}
             assert here == {*before, Path(mine).name, Path(mine).name + LOCK}
-        assert {each.name for each in place.iterdir()} == before
+        assert {entry.name for entry in place.iterdir()} == before
 
 
 @pytest.mark.parametrize("count", range(1, 25))
@@ -61,8 +61,8 @@ def test_killed_at_any_change_nothing_stays(place: Path, count: int) -> None:
     changes = {"open", "os.mkdir", "os.remove", "os.rmdir"}
     left = [count]
 
-    def die(event: str, found: tuple[object, ...]) -> None:
-        if event in changes and str(place) in str(found[0]):
+    def die(event: str, arguments: tuple[object, ...]) -> None:
+        if event in changes and str(place) in str(arguments[0]):
             left[0] -= 1
             if not left[0]:
                 os._exit(9)

@@ -21,7 +21,6 @@ from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fits import Fitting
 from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.gradients import layer_gradients
-from ghostlayers.calibration.measuring import Selector
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.proof import Verification
@@ -40,7 +39,7 @@ from ghostlayers.selection.weights import counts, magnitude_importance, taylor_i
 from ghostlayers.spans import Span, merge_layers, removed_layers
 from ghostlayers.surgery.removal import prune_layers
 from ghostlayers.text.tokens import Windows
-from oracles import literal_ghost, literal_streams, skipping
+from oracles import literal_ghost, literal_streams, skipping, study_of
 
 NAMES = [
     "streamline",
@@ -58,6 +57,8 @@ NAMES = [
 ]
 ITERATED = [name for name in NAMES if not find_selection(name).not_iterated]
 RIDGE = FitOptions(ridge=0.0, absolute_ridge=1e-6)
+PAPER = {"ridge": 0.0, "absolute_ridge": 1e-6, "token_weight": "uniform"}
+USUAL = {"ridge": 1e-6, "absolute_ridge": 0.0, "token_weight": "auto"}
 
 
 def ghost(**changes: Any) -> Fitting:
@@ -69,13 +70,11 @@ def choose(
     model: DenseModel, windows: Windows, select: str, layers: int = 3, **more: Any
 ) -> tuple[list[int], Any]:
     """What a selection removes, of 12 windows with 4 held out."""
-    fitting = more.pop("fitting", ghost())
-    recipe = Recipe(
-        layers=layers, select=select, windows=12, sequence_length=windows.sequence_length, **more
-    )
-    scored, held_out = windows.split_at(12)
-    found = search.choose(Selector(Runner(model, batch_size=5), scored, held_out, recipe, fitting))
-    return removed_layers(found.spans), found.table
+    length = windows.sequence_length
+    how = {"select": select, "windows": 12, "sequence_length": length, **PAPER, **more}
+    runner = Runner(model, batch_size=5)
+    cut = search.choose(study_of(runner, Recipe(layers=layers, **how), *windows.split_at(12)))
+    return removed_layers(cut.spans), cut.table
 
 
 # Slow transcriptions
@@ -168,7 +167,7 @@ def literal_taylor(model: Any, ids: Tensor, names: tuple[str, ...]) -> list[floa
         sum(
             float((p.detach() * p.grad).double().abs().sum())
             for n, p in layer.named_parameters()
-            if p.grad is not None and any(each in n for each in names)
+            if p.grad is not None and any(part in n for part in names)
         )
         for layer in model.model.layers
     ]
@@ -236,13 +235,13 @@ def brute_greedy(model: Any, ids: Tensor, count: int) -> tuple[list[int], list[f
     removed: list[int] = []
     losses = []
     for _ in range(count):
-        found = {}
+        tried = {}
         for layer in set(range(8)) - set(removed):
             built = prune_layers(DenseModel(model), merge_layers([*removed, layer]))
-            found[layer] = literal_loss(built, ids)
-        best = min(found, key=lambda layer: found[layer])
+            tried[layer] = literal_loss(built, ids)
+        best = min(tried, key=lambda layer: tried[layer])
         removed.append(best)
-        losses.append(found[best])
+        losses.append(tried[best])
     return removed, losses
 
 
@@ -311,8 +310,8 @@ def test_planted_clusters_are_found(sizes: tuple[int, ...]) -> None:
     assert cluster_layers(s, len(sizes)) == want
     shuffled = torch.randperm(start, generator=torch.Generator().manual_seed(0))
     got = cluster_layers(s[shuffled][:, shuffled], len(sizes))
-    found = sorted(sorted(int(shuffled[i]) for i in cluster) for cluster in got)
-    assert found == want
+    clusters = sorted(sorted(int(shuffled[i]) for i in cluster) for cluster in got)
+    assert clusters == want
 
 
 @pytest.mark.parametrize("sizes", [(4, 5), (3, 6, 4), (5, 3, 4, 4), (1, 6, 1)])
@@ -379,9 +378,9 @@ def test_iterated_perplexity_skips_a_layer_of_the_repaired_model(
     removed, losses, deltas = [], [], {}
     for _ in range(3):
         left = set(range(8)) - set(removed)
-        found = {layer: literal_loss(model, few, deltas, (layer,)) for layer in left}
-        removed.append(min(found, key=lambda layer: found[layer]))
-        losses.append(found[removed[-1]])
+        tried = {layer: literal_loss(model, few, deltas, (layer,)) for layer in left}
+        removed.append(min(tried, key=lambda layer: tried[layer]))
+        losses.append(tried[removed[-1]])
         deltas = literal_fit(model, windows.input_ids[:10], removed)
     more = {"iterative": True, "search_windows": 7, "fit_windows": 10}
     _, table = choose(layerwise, windows, "perplexity:one-shot", **more)
@@ -400,8 +399,7 @@ def moving(name: str) -> dict[str, Any]:
     """A repair that changes what a score reads: for one of weights, not Ghost."""
     if not find_selection(name).scores_only_weights:
         return {}
-    repair = "refit:1"
-    return {"repair": repair, "fitting": Fitting(find_method(repair))}
+    return {"repair": "refit:1", **USUAL}
 
 
 def test_greedy_recoverable_is_that_of_hooks(
@@ -417,16 +415,16 @@ def test_greedy_recoverable_is_that_of_hooks(
         left = [layer for layer in range(8) if layer not in removed]
         influence = literal_influence(model, few, deltas)
         tried = search.greedy_candidates(influence, left, list(deltas))
-        now, found = literal_streams(model, few, deltas), {}
+        now, raced = literal_streams(model, few, deltas), {}
         for layer in tried:
             spans = merge_layers([*removed, layer])
             (gap,) = [span for span in spans if layer in span]
             one = literal_ghost(now[gap.start], dense[gap.stop])
             others = {span: delta for span, delta in deltas.items() if span in spans}
             repairs = {s: Repair("ghost", linear(d)) for s, d in {**others, gap: one}.items()}
-            found[layer] = literal_loss(prune_layers(DenseModel(model), spans, repairs), held_out)
-        removed.append(min(found, key=lambda layer: found[layer]))
-        losses.append(found[removed[-1]])
+            raced[layer] = literal_loss(prune_layers(DenseModel(model), spans, repairs), held_out)
+        removed.append(min(raced, key=lambda layer: raced[layer]))
+        losses.append(raced[removed[-1]])
         deltas = literal_fit(model, fit, removed)
     got, table = choose(layerwise, windows, "recoverable:greedy", search_windows=3, fit_windows=10)
     assert [step.layer for step in table.steps] == removed
@@ -468,8 +466,7 @@ def random_windows(count: int = 16, length: int = 12) -> Windows:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_selection_works_on_every_family(family: str, name: str) -> None:
     model = DenseModel(families.build(family))
-    fitting = Fitting(find_method("ghost"))
-    removed, table = choose(model, random_windows(), name, layers=2, fitting=fitting)
+    removed, table = choose(model, random_windows(), name, layers=2, **USUAL)
     assert len(removed) == len(set(removed)) == 2
     assert table.num_layers == 5
     if find_selection(name).contiguous:
@@ -480,18 +477,15 @@ def test_every_selection_works_on_every_family(family: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["angular", "lorp", "perplexity", "taylor:unprotected"])
 def test_selections_need_no_family_data(family: str, name: str) -> None:
     model = DenseModel(families.build(family))
-    removed, _ = choose(model, random_windows(), name, layers=2, fitting=Fitting(GHOST))
+    removed, _ = choose(model, random_windows(), name, layers=2, **USUAL)
     assert len(removed) == 2
-
-
-GHOST = find_method("ghost")
 
 
 @pytest.mark.parametrize("name", ITERATED)
 @pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
 def test_every_score_can_be_iterated(family: str, name: str) -> None:
     model = DenseModel(families.build(family))
-    how = {"fitting": Fitting(GHOST), **moving(name)}
+    how = {**USUAL, **moving(name)}
     removed, table = choose(model, random_windows(), name, layers=3, iterative=True, **how)
     assert len(set(removed)) == 3
     assert sorted(step.layer for step in table.steps) == removed
@@ -505,21 +499,18 @@ def test_every_score_can_be_iterated(family: str, name: str) -> None:
 def test_searches_work_with_repairs_that_fold(
     layerwise: Any, windows: Windows, repair: str, name: str, iterative: bool
 ) -> None:
-    fitting = Fitting(find_method(repair))
-    removed, _ = choose(
-        layerwise, windows, name, 4, fitting=fitting, iterative=iterative, repair=repair
-    )
+    how = {"iterative": iterative, "repair": repair, **USUAL}
+    removed, _ = choose(layerwise, windows, name, 4, **how)
     assert len(set(removed)) == 4
-    if fitting.method.reach:
+    if find_method(repair).reach:
         assert 0 not in removed
 
 
 def test_searches_do_not_depend_on_the_batch_size(layerwise: Any, windows: Windows) -> None:
     one = choose(layerwise, windows, "perplexity")[1].steps
-    scored, held_out = windows.split_at(12)
     recipe = Recipe(layers=3, select="perplexity", windows=12, sequence_length=64)
     runner = Runner(layerwise, batch_size=1)
-    table = search.choose(Selector(runner, scored, held_out, recipe, ghost())).table
+    table = search.choose(study_of(runner, recipe, *windows.split_at(12))).table
     assert table is not None
     assert [step.layer for step in table.steps] == [step.layer for step in one]
     assert [s.loss for s in table.steps] == pytest.approx([s.loss for s in one], rel=1e-5)
@@ -546,9 +537,8 @@ class Counted(Silent):
 def test_progress_reaches_its_end(layerwise: Any, windows: Windows, name: str) -> None:
     progress = Counted()
     recipe = Recipe(layers=2, select=name, windows=12, sequence_length=64)
-    scored, held_out = windows.split_at(12)
     runner = Runner(layerwise, progress=progress)
-    search.choose(Selector(runner, scored, held_out, recipe, ghost()))
+    search.choose(study_of(runner, recipe, *windows.split_at(12)))
     assert progress.stages
     assert all(total == done for _, total, done in progress.stages), progress.stages
     titles = " ".join(title for title, _, _ in progress.stages)
@@ -569,7 +559,7 @@ def test_the_table_of_selections_is_whole() -> None:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory, some_text: list[str]) -> Path:
     path = tmp_path_factory.mktemp("select") / "text.jsonl"
-    path.write_text("".join(json.dumps({"text": each}) + "\n" for each in some_text))
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in some_text))
     return path
 
 

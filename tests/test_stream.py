@@ -1,15 +1,21 @@
 """The sweep equals the model's own forward pass, bit for bit, in every family."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from families import FAMILIES, build
+from ghostlayers.calibration.cuts import Cut
 from ghostlayers.errors import NonFiniteError, UnsupportedModelError
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.model.stream import check_finite, find_decoder_layers, sweep
+from ghostlayers.model.stream import check_finite, find_decoder_layers
 from oracles import token_ids
+
+
+def walk(model: DenseModel, batch: Any, stream: Any, start: int = 0) -> Iterator[tuple[int, Any]]:
+    return Cut(model, {}).walk(batch, stream, start)
 
 
 @torch.no_grad()
@@ -37,16 +43,14 @@ def test_sweep_is_the_models_own_forward(name: str) -> None:
     model = build(name)
     layerwise = DenseModel(model)
     before = list(layerwise.layers)
-    inputs = [token_ids(3), token_ids(3, seed=1), token_ids(1, seed=2)]  # the last one is smaller
-    begun = [layerwise.begin(ids) for ids in inputs]
-    batches, streams = [batch for batch, _ in begun], [stream for _, stream in begun]
-    got = list(sweep(layerwise, batches, streams, stop=layerwise.num_layers))
-    assert [boundary for boundary, _ in got] == list(range(6))
-    for index, ids in enumerate(inputs):
+    for ids in (token_ids(3), token_ids(3, seed=1), token_ids(1, seed=2)):  # the last is smaller
+        batch, stream = layerwise.begin(ids)
+        got = dict(walk(layerwise, batch, stream))
+        assert list(got) == list(range(6))
         own, logits = own_boundaries(model, ids)
-        for boundary, hidden in got:
-            assert torch.equal(hidden[index], own[boundary]), f"boundary {boundary}"
-        assert torch.equal(layerwise.logits(batches[index], got[-1][1][index]), logits)
+        for boundary, hidden in got.items():
+            assert torch.equal(hidden, own[boundary]), f"boundary {boundary}"
+        assert torch.equal(layerwise.logits(batch, got[5]), logits)
     assert [a is b for a, b in zip(before, layerwise.layers, strict=True)] == [True] * 5
 
 
@@ -57,7 +61,7 @@ def test_sweep_with_padding(name: str) -> None:
     ids, mask = token_ids(2), torch.ones(2, 13, dtype=torch.long)
     mask[1, :4] = 0
     batch, stream = layerwise.begin(ids, mask)
-    *_, (_, (last,)) = sweep(layerwise, [batch], [stream], stop=5)
+    *_, (_, last) = walk(layerwise, batch, stream)
     own, _ = own_boundaries(model, ids, mask)
     assert torch.equal(last, own[-1])
     assert batch.tokens(last).shape == (13 + 9, 32)
@@ -72,25 +76,25 @@ def test_layers_after_the_stop_and_the_head_never_run() -> None:
         if name in ("model.layers.2", "model.layers.3", "model.layers.4", "lm_head"):
             module.register_forward_hook(lambda *_, name=name: ran.append(name))
     batch, stream = layerwise.begin(token_ids(2))
-    list(sweep(layerwise, [batch], [stream], stop=3))
+    next(stream for boundary, stream in walk(layerwise, batch, stream) if boundary == 3)
     assert ran == ["model.layers.2"]
 
 
 def test_a_sweep_can_start_in_the_middle_and_leaves_streams_alone() -> None:
     layerwise = DenseModel(build("llama"))
     batch, stream = layerwise.begin(token_ids(2))
-    whole = dict(sweep(layerwise, [batch], [stream], stop=5))
-    copies = {boundary: streams[0].clone() for boundary, streams in whole.items()}
-    again = dict(sweep(layerwise, [batch], whole[2], start=2, stop=5))
+    whole = dict(walk(layerwise, batch, stream))
+    copies = {boundary: hidden.clone() for boundary, hidden in whole.items()}
+    again = dict(walk(layerwise, batch, whole[2], start=2))
     assert sorted(again) == [2, 3, 4, 5]
-    assert torch.equal(again[5][0], copies[5])
-    assert all(torch.equal(whole[boundary][0], copies[boundary]) for boundary in whole)
+    assert torch.equal(again[5], copies[5])
+    assert all(torch.equal(whole[boundary], copies[boundary]) for boundary in whole)
 
 
 def test_logits_of_some_positions() -> None:
     layerwise = DenseModel(build("llama"))
     batch, stream = layerwise.begin(token_ids(1))
-    *_, (_, (last,)) = sweep(layerwise, [batch], [stream], stop=5)
+    *_, (_, last) = walk(layerwise, batch, stream)
     whole = layerwise.logits(batch, last)
     torch.testing.assert_close(layerwise.logits(batch, last, slice(3, 7)), whole[:, 3:7])
 
@@ -111,7 +115,7 @@ def test_nan_is_refused_by_layer_and_dtype() -> None:
     layerwise = DenseModel(model)
     batch, stream = layerwise.begin(token_ids(1))
     with pytest.raises(NonFiniteError, match=r"decoder layer 3 gave NaN or infinity in float32"):
-        list(sweep(layerwise, [batch], [stream], stop=5))
+        list(walk(layerwise, batch, stream))
     with pytest.raises(NonFiniteError, match="try --dtype bfloat16 or float32"):
         check_finite(torch.tensor([[[float("inf")]]], dtype=torch.float16), 0)
 

@@ -64,12 +64,12 @@ def test_losses_on_other_text_are_those_of_the_built_model(
 ) -> None:
     cut = study.choose(remove="3-4")
     fits = study.fit(cut, ["ghost"])
-    found = study.losses(cut, fits, on=some_text[:20], max_windows=2)["ghost"]
+    measured = study.losses(cut, fits, on=some_text[:20], max_windows=2)["ghost"]
     (built,) = ghostlayers.evaluate(
         study.build(cut, fits["ghost"]).model, tokenizer=byte_tokenizer, data=[some_text[:20]],
         sequence_length=64, max_windows=2,
     )  # fmt: skip
-    assert found.loss_nats == pytest.approx(built.sums.loss_nats, abs=1e-5)
+    assert measured.loss_nats == pytest.approx(built.sums.loss_nats, abs=1e-5)
 
 
 def test_scores_are_those_of_the_command(
@@ -79,7 +79,7 @@ def test_scores_are_those_of_the_command(
         trained_llama, tokenizer=byte_tokenizer, data=some_text, layers=2, **TEXT
     )
     got = study.scores(layers=2)
-    assert [each.loss for each in got.spans] == [each.loss for each in want.spans]
+    assert [score.loss for score in got.spans] == [score.loss for score in want.spans]
     assert torch.equal(got.similarity, want.similarity)
 
 
@@ -113,14 +113,17 @@ def test_it_shows_itself_in_a_line(study: Study) -> None:
 def test_it_stays_small() -> None:
     """A dozen verbs at most, each of them short, so that it never becomes a god object."""
     methods = [
-        each for name, each in vars(Study).items()
-        if inspect.isfunction(each) or isinstance(each, (property, classmethod))
+        method for name, method in vars(Study).items()
+        if inspect.isfunction(method) or isinstance(method, (property, classmethod))
     ]  # fmt: skip
     assert (
-        len([each for each in methods if not getattr(each, "__name__", "_").startswith("__")]) <= 14
+        len([method for method in methods if not getattr(method, "__name__", "_").startswith("__")])
+        <= 14
     )
-    for each in methods:
-        function = each.fget if isinstance(each, property) else getattr(each, "__func__", each)
+    for method in methods:
+        function = (
+            method.fget if isinstance(method, property) else getattr(method, "__func__", method)
+        )
         if function.__doc__ and function.__module__ == Study.__module__:
             body = inspect.getsource(function).split('"""')[-1].strip().splitlines()
             assert len(body) <= 15, function.__name__

@@ -22,7 +22,9 @@ from ghostlayers.surgery import removal
 from ghostlayers.surgery.features import check_method
 from oracles import (
     CUTS,
+    GENERATION,
     fitted,
+    left_behind,
     literal_repaired,
     logits,
     operators,
@@ -108,12 +110,7 @@ def test_cached_generation_is_uncached_generation(name: str, repaired: bool) -> 
         DenseModel(build(name)), spans, operators(spans) if repaired else None
     )
     ids = token_ids(length=9)
-    options = {
-        "attention_mask": torch.ones_like(ids),
-        "max_new_tokens": 12,
-        "min_new_tokens": 12,
-        "do_sample": False,
-    }
+    options = {"attention_mask": torch.ones_like(ids), **GENERATION}
     cached = model.generate(ids, use_cache=True, **options)
     assert torch.equal(cached, model.generate(ids, use_cache=False, **options))
     past = model(input_ids=ids, use_cache=True).past_key_values
@@ -237,9 +234,9 @@ def test_what_is_measured_is_what_is_built(name: str, repair: str, cut: str) -> 
     nothing = repair == "none" or (repair == "magnitude" and cut == "last")
     assert nothing == torch.equal(got, bare)
     assert find_method(repair).savable == all(
-        each.operator is None or not each.operator.maps for each in repairs.values()
+        repair.operator is None or not repair.operator.maps for repair in repairs.values()
     )
-    stock = all(each.operator is None or each.operator.maps for each in repairs.values())
+    stock = all(repair.operator is None or repair.operator.maps for repair in repairs.values())
     assert (type(built) is type(dense)) == stock
 
 
@@ -276,7 +273,7 @@ def test_folds_are_exact_in_other_builds(name: str, repair: str, cut: str) -> No
     want = layerwise.logits(batch, Cut(layerwise, repairs).run(batch, stream, boundary=0))
     if repair == "magnitude":
         torch.testing.assert_close(logits(built, token_ids()), want, rtol=1e-3, atol=1e-4)
-        assert all(each.scale != 1.0 for each in repairs.values())
+        assert all(repair.scale != 1.0 for repair in repairs.values())
         return
     assert torch.equal(logits(built, token_ids()), want)
     bare = logits(removal.prune_layers(DenseModel(dense), spans), token_ids())
@@ -315,10 +312,10 @@ def test_a_fold_into_experts_is_the_fold_of_their_sum() -> None:
     spans = CUTS["two gaps"]
     one, other = (
         logits(
-            removal.prune_layers(DenseModel(each), spans, fitted(each, "replaceme", spans)),
+            removal.prune_layers(DenseModel(model), spans, fitted(model, "replaceme", spans)),
             token_ids(),
         )
-        for each in (dense, mixed)
+        for model in (dense, mixed)
     )
     torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-4)
 
@@ -343,8 +340,8 @@ def test_repairs_bring_the_stream_nearer(repair: str) -> None:
     for layer in range(layerwise.num_layers):
         dense_end = layerwise.run_layer(layer, batch, dense_end)
 
-    def distance(each: dict[Span, Repair]) -> float:
-        end = Cut(layerwise, each).run(batch, stream, boundary=0)
+    def distance(repairs: dict[Span, Repair]) -> float:
+        end = Cut(layerwise, repairs).run(batch, stream, boundary=0)
         return float((end - dense_end).square().sum())
 
     assert distance(repairs) < 0.98 * distance({spans[0]: Repair("none")})
@@ -405,16 +402,9 @@ def test_the_residual_told_is_what_the_repaired_stream_leaves(repair: str) -> No
     """Stages act one after another; the residual of the last, as a share of the whole gap."""
     dense, span = build("llama"), Span(3, 5)
     (fit,) = (repairs := fitted(dense, repair, (span,))).values()
-    layerwise = DenseModel(dense)
-    batch, stream = layerwise.begin(random_windows().input_ids)
-    bare = dict(Cut(layerwise, {}).walk(batch, stream))
-    ready = Cut(layerwise, repairs)
-    repaired = dict(ready.walk(batch, bare[ready.fork], ready.fork))
-    weight = 1 / bare[5].double().square().sum(dim=-1)
-    left = ((bare[5] - repaired[5]).double().square().sum(dim=-1) * weight).sum()
-    whole = ((bare[5] - bare[3]).double().square().sum(dim=-1) * weight).sum()
-    assert fit.relative_residual == pytest.approx(float(left / whole), rel=1e-3)
-    assert ready.fork == 3 - (max((fold.layers_back for fold in fit.folds), default=0))
+    left, fork = left_behind(dense, repairs, span)
+    assert fit.relative_residual == pytest.approx(left, rel=1e-3)
+    assert fork == 3 - (max((fold.layers_back for fold in fit.folds), default=0))
 
 
 def test_a_repair_that_needs_a_layer_before_the_gap_refuses_a_cut_at_layer_0() -> None:

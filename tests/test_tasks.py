@@ -179,7 +179,7 @@ def test_two_models_are_compared_pair_by_pair(folder, byte_tokenizer) -> None:
     report = pipeline.evaluate_on_tasks(
         ours, ["nouns", "plain"], against=theirs, tasks_path=folder, tokenizer=byte_tokenizer
     )
-    seen = [(each.tasks, each.metric) for each in report.comparisons]
+    seen = [(comparison.tasks, comparison.metric) for comparison in report.comparisons]
     both = ("nouns", "plain")
     assert seen == [
         (("nouns",), "acc"),
@@ -265,7 +265,7 @@ def test_a_tokenizer_without_special_tokens_is_refused(folder) -> None:
 
 def call(*arguments):
     return CliRunner().invoke(
-        app, ["eval", *(str(each) for each in arguments)], env={"COLUMNS": "200"}
+        app, ["eval", *(str(argument) for argument in arguments)], env={"COLUMNS": "200"}
     )
 
 
@@ -286,12 +286,12 @@ def run(tiny_folder, folder, tmp_path, monkeypatch):
 def test_tasks_alone_are_enough(run) -> None:
     result, content = run("--tasks", "nouns, plain", "--limit", 5)
     assert content["results"] == content["comparisons"] == content["tasks_against"] == []
-    assert [each["task"] for each in content["tasks"]] == ["nouns", "plain"]
+    assert [task["task"] for task in content["tasks"]] == ["nouns", "plain"]
     first, second = content["tasks"]
     assert first["num_documents"] == len(first["acc_values"]) == len(first["documents"]) == 5
     assert second["acc_norm"] is None
-    for each in content["tasks"]:
-        assert f"{100 * each['acc']:.2f} ± {100 * each['acc_error']:.2f}" in result.stdout
+    for task in content["tasks"]:
+        assert f"{100 * task['acc']:.2f} ± {100 * task['acc_error']:.2f}" in result.stdout
     assert f"{50 * (first['acc_norm'] + second['acc']):.2f} ± " in result.stdout
     assert "mean of tasks" in result.stdout
     assert "zero-shot; the first documents only: nouns 5 of 14, plain 5 of 9" in result.stdout
@@ -302,7 +302,7 @@ def test_tasks_alone_are_enough(run) -> None:
 def test_a_model_against_itself_differs_nowhere(run, tiny_folder) -> None:
     result, content = run("--tasks", "nouns", "--against", tiny_folder)
     assert content["tasks"] == content["tasks_against"]
-    assert [each["difference"] for each in content["comparisons"]] == [0, 0]
+    assert [comparison["difference"] for comparison in content["comparisons"]] == [0, 0]
     assert "+0.00 ± 0.00" in result.stdout
     assert "paired bootstrap, 10,000 resamples" in result.stdout
     assert "zero-shot; all documents" in result.stdout
@@ -313,8 +313,8 @@ def test_text_and_tasks_go_together(run, tmp_path) -> None:
     (tmp_path / "some.txt").write_text("The river carries the letter. " * 20)
     more = ("-d", "some.txt", "--sequence-length", 64)
     result, content = run("--tasks", "long", *more)
-    assert [each["corpus"] for each in content["results"]] == ["some.txt"]
-    assert [each["task"] for each in content["tasks"]] == ["long"]
+    assert [result["corpus"] for result in content["results"]] == ["some.txt"]
+    assert [task["task"] for task in content["tasks"]] == ["long"]
     assert "6 prompts of long were longer than the model's positions" in result.stderr
 
 

@@ -76,7 +76,7 @@ def as_jsonl(documents: list[str]) -> bytes:
 
 
 def as_csv(documents: list[str], comma: str = ",") -> bytes:
-    cells = ['"' + each.replace('"', '""') + '"' for each in documents]
+    cells = ['"' + document.replace('"', '""') + '"' for document in documents]
     rows = [f"{i}{comma}{cell}" for i, cell in enumerate(cells)]
     return "\n".join([f"id{comma}text", *rows, ""]).encode()
 
@@ -101,8 +101,8 @@ PLAIN: dict[str, Callable[[list[str]], bytes]] = {
     "a.ndjson": as_jsonl,
     "a.JSONL": as_jsonl,
     "lines.json": as_jsonl,
-    "array.json": lambda d: json.dumps([{"text": each} for each in d]).encode(),
-    "pretty.json": lambda d: json.dumps([{"text": each} for each in d], indent=2).encode(),
+    "array.json": lambda d: json.dumps([{"text": text} for text in d]).encode(),
+    "pretty.json": lambda d: json.dumps([{"text": text} for text in d], indent=2).encode(),
     "strings.json": lambda d: json.dumps(d).encode(),
     "one-line.json": lambda d: json.dumps({"n": 1, "rows": [{"text": e} for e in d]}).encode(),
     "inside.json": lambda d: json.dumps({"data": [{"text": e} for e in d]}, indent=1).encode(),
@@ -167,7 +167,7 @@ def test_every_format_is_drawn_from(tmp_path: Path, small: None, name: str) -> N
     assert len(set(drawn.documents)) == len(drawn.documents)
     assert set(drawn.documents) <= set(documents)
     assert 3000 <= sum(map(len, drawn.documents)) < 3400
-    places = [documents.index(each) for each in drawn.documents]
+    places = [documents.index(document) for document in drawn.documents]
     assert min(places) < 150
     assert max(places) > 250
 
@@ -177,12 +177,12 @@ def test_a_saved_data_set_is_read_and_drawn_from(tmp_path: Path, small: None) ->
     made = datasets.Dataset.from_dict({"text": documents}).filter(
         lambda row: "9" not in row["text"]
     )
-    kept = [each for each in documents if "9" not in each]
+    plain = [document for document in documents if "9" not in document]
     made.save_to_disk(tmp_path / "one")
-    assert read(tmp_path / "one").documents == tuple(kept)
+    assert read(tmp_path / "one").documents == tuple(plain)
     drawn = read(tmp_path / "one", seed=0, max_characters=2000)
     assert len(set(drawn.documents)) == len(drawn.documents)
-    assert set(drawn.documents) < set(kept)
+    assert set(drawn.documents) < set(plain)
 
 
 def test_a_saved_dictionary_gives_the_split_for_the_use(tmp_path: Path) -> None:
@@ -432,9 +432,9 @@ def test_damaged_files_are_refused_by_name(
 ) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    found = message(path)
-    assert said in found
-    assert str(path) in found
+    text = message(path)
+    assert said in text
+    assert str(path) in text
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
@@ -546,14 +546,14 @@ def test_what_is_read_does_not_grow_with_the_file(
     monkeypatch.setattr(raw, "open_bytes", count)
     corpus = read(path, seed=1, max_characters=2000)
     assert not corpus.complete
-    assert sum(each.count for each in opened) < 19_000
+    assert sum(file.count for file in opened) < 19_000
 
 
 def test_only_some_files_of_a_folder_are_opened(tmp_path: Path, small: None) -> None:
     for number in range(100):
         (tmp_path / f"{number:03d}.jsonl").write_bytes(as_jsonl([f"{number} " + "word " * 200]))
     drawn = read(tmp_path, seed=0, max_characters=2000)
-    assert 2 <= len({each.split()[0] for each in drawn.documents}) <= 16
+    assert 2 <= len({document.split()[0] for document in drawn.documents}) <= 16
     assert read(tmp_path, seed=0, max_characters=2000) == drawn
 
 
@@ -564,7 +564,7 @@ def test_of_a_long_line_the_beginning_is_read(
     path = tmp_path / "a.jsonl"
     long = "é\n" * 2000
     path.write_text(
-        "".join(json.dumps({"text": each}, ensure_ascii=False) + "\n" for each in (long, "short"))
+        "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in (long, "short"))
     )
     corpus = read(path)
     assert len(corpus.documents) == 2
@@ -587,14 +587,14 @@ def test_blocks_are_the_text_however_they_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None, written: str, packed: bool
 ) -> None:
     data = written.encode()
-    found = list(raw.blocks(io.BytesIO(data)))
-    assert b"".join(part for _, part in found) == data
+    blocks = list(raw.blocks(io.BytesIO(data)))
+    assert b"".join(part for _, part in blocks) == data
     alone = [
         raw.block_at(io.BytesIO(data), number, len(data))
         for number in range(-(-len(data) // raw.BLOCK))
     ]
-    assert [each for each in alone if each[1]] == found
-    for begin, part in found:
+    assert [block for block in alone if block[1]] == blocks
+    for begin, part in blocks:
         assert written.encode()[begin : begin + len(part)].decode("utf-8")
 
 

@@ -20,7 +20,7 @@ from ghostlayers.repairs.base import FitOptions
 from ghostlayers.repairs.through_norm import ChannelSums, Writing, whitened
 from ghostlayers.spans import Span
 from ghostlayers.surgery import removal
-from oracles import CUTS, fitted, logits, random_windows, token_ids
+from oracles import CUTS, fitted, left_behind, logits, random_windows, token_ids
 
 NORMED = ("exaone4", "gemma2", "gemma3_text", "glm4", "olmo2", "olmo3")
 
@@ -40,18 +40,18 @@ def test_a_planted_projection_and_gain_are_recovered() -> None:
     solution = torch.linalg.lstsq(features * root, wanted * root).solution
     sums = ChannelSums(width)
     sums.add(wanted, torch.zeros_like(wanted), wanted, weights)
-    found = Writing(whitened(solution, sums.power, float(weights.double().sum())), 0.0)
+    writing = Writing(whitened(solution, sums.power, float(weights.double().sum())), 0.0)
     last = ChannelSums(width)
-    last.add(wanted, found.normalised(z), wanted, weights)
-    written = found.normalised(z).double() * last.gain
+    last.add(wanted, writing.normalised(z), wanted, weights)
+    written = writing.normalised(z).double() * last.gain
     assert (written - wanted).norm() < 0.1 * wanted.norm()  # the weights make channels unlike
     even = ChannelSums(width)
     even.add(wanted, torch.zeros_like(wanted), wanted, None)
     solution = torch.linalg.lstsq(features, wanted).solution
-    found = Writing(whitened(solution, even.power, len(z)), 0.0)
+    writing = Writing(whitened(solution, even.power, len(z)), 0.0)
     last = ChannelSums(width)
-    last.add(wanted, found.normalised(z), wanted, None)
-    torch.testing.assert_close(found.weight, turn, rtol=0, atol=1e-6)
+    last.add(wanted, writing.normalised(z), wanted, None)
+    torch.testing.assert_close(writing.weight, turn, rtol=0, atol=1e-6)
     torch.testing.assert_close(last.gain, gain, rtol=1e-5, atol=0)
     assert last.left < 1e-9 * last.discrepancy
 
@@ -143,15 +143,7 @@ def test_a_refit_through_the_norm_is_the_literal_recipe(name: str) -> None:
 def test_the_residual_told_is_what_the_repaired_stream_leaves(name: str, repair: str) -> None:
     dense, span = build(name), Span(3, 5)
     (fit,) = (repairs := fitted(dense, repair, (span,))).values()
-    layerwise = DenseModel(dense)
-    batch, stream = layerwise.begin(random_windows().input_ids)
-    bare = dict(Cut(layerwise, {}).walk(batch, stream))
-    ready = Cut(layerwise, repairs)
-    repaired = dict(ready.walk(batch, bare[ready.fork], ready.fork))
-    weight = 1 / bare[5].double().square().sum(dim=-1)
-    left = ((bare[5] - repaired[5]).double().square().sum(dim=-1) * weight).sum()
-    whole = ((bare[5] - bare[3]).double().square().sum(dim=-1) * weight).sum()
-    assert fit.relative_residual == pytest.approx(float(left / whole), rel=1e-3)
+    assert fit.relative_residual == pytest.approx(left_behind(dense, repairs, span)[0], rel=1e-3)
     assert [fold.layers_back for fold in fit.folds] == list(range(int(repair[-1]), 0, -1))
 
 
@@ -173,7 +165,7 @@ def test_what_is_measured_is_what_is_built(name: str, cut: str) -> None:
         logits(removal.prune_layers(DenseModel(dense), spans), token_ids()), want
     )
     assert type(built) is type(dense)
-    assert all(torch.equal(each, before[name]) for name, each in dense.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
 
 
 def test_fitted_beside_others_it_is_what_it_is_alone() -> None:
@@ -205,9 +197,9 @@ def test_a_norm_that_is_not_the_last_word_is_found_out() -> None:
         changed = copy.deepcopy(dense)
         for layer in changed.model.layers:
             layer.get_submodule(place).register_forward_hook(doubled)
-        found = DenseModel(changed).anatomy_or_reason
-        assert not isinstance(found, str)
-        assert found.mlp_post_norm is None
+        anatomy = DenseModel(changed).anatomy_or_reason
+        assert not isinstance(anatomy, str)
+        assert anatomy.mlp_post_norm is None
         with pytest.raises(InputError, match=r"no linear map can be folded into it"):
             fitted(changed, "refit:1", CUTS["middle"])
 

@@ -119,10 +119,10 @@ def test_pieces_give_the_tokens_of_the_whole(
     places = [0, *sorted(cuts), len(written)]
     parts = [written[a:b] for a, b in pairwise(places)]
     whole = tokenizer(written, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    found = tokenize_texts(parts, tokenizer)
-    assert found.ids.tolist() == whole["input_ids"]
-    assert found.starts is not None
-    assert found.starts.tolist() == [start for start, _ in whole["offset_mapping"]]
+    tokens = tokenize_texts(parts, tokenizer)
+    assert tokens.ids.tolist() == whole["input_ids"]
+    assert tokens.starts is not None
+    assert tokens.starts.tolist() == [start for start, _ in whole["offset_mapping"]]
 
 
 def test_long_documents_are_tokenised_as_a_whole_is(tokenizer: Any) -> None:
@@ -136,8 +136,8 @@ def test_long_documents_are_tokenised_as_a_whole_is(tokenizer: Any) -> None:
 def test_a_run_without_words_ends(tokenizer: Any, small: None, letter: str) -> None:
     written = letter * 20_000
     whole = tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"]
-    found = tokenize_texts([written], tokenizer).ids
-    assert len(found) == pytest.approx(len(whole), abs=20)
+    ids = tokenize_texts([written], tokenizer).ids
+    assert len(ids) == pytest.approx(len(whole), abs=20)
 
 
 def test_what_a_tokenizer_is_given_is_bounded(small: None) -> None:
@@ -153,8 +153,8 @@ def test_what_a_tokenizer_is_given_is_bounded(small: None) -> None:
             return core(written, **more)
 
     counted: list[int] = []
-    found = tokenize_texts(["word and word " * 1000], Watched(), done=counted.append)
-    assert found.ids.numel() == 14_000
+    tokens = tokenize_texts(["word and word " * 1000], Watched(), done=counted.append)
+    assert tokens.ids.numel() == 14_000
     assert longest <= 800
     assert 10_000 < sum(counted) <= 14_000
 
@@ -167,9 +167,9 @@ class Slow:
 
 
 def test_without_places_the_text_is_tokenised_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tokenize_texts(["ab", "c"], Slow())
-    assert found.starts is None
-    assert torch.equal(found.ids, torch.tensor([97, 98, 99], dtype=torch.int32))
+    tokens = tokenize_texts(["ab", "c"], Slow())
+    assert tokens.starts is None
+    assert torch.equal(tokens.ids, torch.tensor([97, 98, 99], dtype=torch.int32))
     monkeypatch.setattr(tokenizing, "MAX_WHOLE", 2)
     with pytest.raises(CorpusError, match="corpus 'c' has more than 2 characters"):
         tokenize_texts(["ab", "c"], Slow(), name="c")

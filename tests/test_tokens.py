@@ -159,9 +159,9 @@ def test_drawing_does_not_touch_the_global_generator(byte_tokenizer, corpus):
 def test_no_window_is_drawn_twice(byte_tokenizer, corpus, seed):
     every = make_windows(corpus, byte_tokenizer, sequence_length=64)
     drawn = make_windows(corpus, byte_tokenizer, sequence_length=64, count=len(every), seed=seed)
-    found = positions(drawn, every)
-    assert sorted(found) == list(range(len(every)))
-    assert found != sorted(found)
+    places = positions(drawn, every)
+    assert sorted(places) == list(range(len(every)))
+    assert places != sorted(places)
 
 
 # Which documents they touch
@@ -169,13 +169,13 @@ def test_no_window_is_drawn_twice(byte_tokenizer, corpus, seed):
 
 def touched(corpus, starts, length):
     """Documents whose characters (their separator included) meet any of the windows."""
-    found, begin = [], 0
+    hashes, begin = [], 0
     for document in corpus.documents:
         end = begin + len(document) + len(corpus.separator)
         if any(begin < start + length and start < end for start in starts):
-            found.append(document_hash(document))
+            hashes.append(document_hash(document))
         begin = end
-    return tuple(found)
+    return tuple(hashes)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -327,7 +327,7 @@ def test_held_out_windows_share_no_token_with_the_others(
         lines = [set(byte_tokenizer.decode(row).split("\n")[1:-1]) for row in held_out.input_ids]
         for row in calibration.input_ids:
             mine = set(byte_tokenizer.decode(row).split("\n")[1:-1])
-            assert not any(mine & each for each in lines)
+            assert not any(mine & line for line in lines)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -340,7 +340,7 @@ def test_every_window_of_a_single_document_lies_in_one(
         inside = [i for i, text in enumerate(pages.documents) if byte_tokenizer.decode(row) in text]
         owners.append(inside)
         assert inside
-    names = {document_hash(pages.documents[i]) for each in owners for i in each}
+    names = {document_hash(pages.documents[i]) for row in owners for i in row}
     assert set(calibration.documents) <= names
     assert len(calibration.documents) == 8  # each window from a document of its own
 
@@ -390,7 +390,7 @@ def test_documents_serve_again_where_there_are_too_few(pages: Corpus, byte_token
 
     def owners(windows: Any) -> set[str]:
         texts = [byte_tokenizer.decode(row) for row in windows.input_ids]
-        return {text for text in long if any(each in text for each in texts)}
+        return {text for text in long if any(part in text for part in texts)}
 
     assert not any(
         byte_tokenizer.decode(row) in byte_tokenizer.decode(other)
@@ -453,7 +453,7 @@ def write(path: Path, documents: list[str]) -> Path:
     if path.suffix == ".txt":
         path.write_text("\n\n".join(documents))
     else:
-        path.write_text("".join(json.dumps({"text": each}) + "\n" for each in documents))
+        path.write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
     return path
 
 
@@ -482,12 +482,12 @@ def test_windows_of_a_large_source(
     texts = [byte_tokenizer.decode(row) for row in calibration.input_ids]
     others = [byte_tokenizer.decode(row) for row in held_out.input_ids]
     drawn = corpus.joined()
-    assert all(each in drawn for each in texts + others)
-    inside = [each for each in texts + others if each in whole]
+    assert all(text in drawn for text in texts + others)
+    inside = [text for text in texts + others if text in whole]
     assert len(inside) > 0.7 * len(texts + others)  # the rest cross a joint of drawn documents
-    words = [set(each.split(" ")[1:-1]) for each in texts]
-    for each in others:
-        assert not any(set(each.split(" ")[1:-1]) & mine for mine in words)
+    words = [set(text.split(" ")[1:-1]) for text in texts]
+    for text in others:
+        assert not any(set(text.split(" ")[1:-1]) & mine for mine in words)
     assert calibration.preview == texts[0][:200]
     assert set(calibration.documents) <= set(map(document_hash, corpus.documents))
 

@@ -40,7 +40,7 @@ def tensors_of(folder):
 
 
 def write(folder, tensors):
-    plain = {name: each.contiguous().clone() for name, each in tensors.items()}
+    plain = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -73,11 +73,11 @@ def test_a_whole_model_of_every_family_passes_and_a_damaged_one_does_not(
     model = build(name)
     place = save(model, tmp_path / "model", byte_tokenizer)
     opened = load_model(str(place), CPU).network
-    found, wanted = opened.state_dict(), model.state_dict()
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    opened_state, wanted = opened.state_dict(), model.state_dict()
+    assert all(torch.equal(opened_state[key], wanted[key]) for key in wanted)
     whole = tensors_of(place)
     gone = rng.choice(sorted(whole))
-    write(place, {key: each for key, each in whole.items() if key != gone})
+    write(place, {key: tensor for key, tensor in whole.items() if key != gone})
     assert_refused_or_same(place, wanted)
     renamed = rng.choice(sorted(whole))
     write(place, {flipped(rng, key) if key == renamed else key: v for key, v in whole.items()})
@@ -92,8 +92,8 @@ def assert_refused_or_same(folder, wanted):
         opened = load_model(str(folder), CPU).network
     except ModelError:
         return
-    found = opened.state_dict()
-    assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+    opened_state = opened.state_dict()
+    assert all(torch.equal(opened_state[key], wanted[key]) for key in wanted)
 
 
 def flipped(rng, name):
@@ -107,22 +107,22 @@ def flipped(rng, name):
 
 def test_a_head_that_no_file_has_is_not_made_up(folder):
     whole = tensors_of(folder)
-    write(folder, {key: each for key, each in whole.items() if key != "lm_head.weight"})
+    write(folder, {key: tensor for key, tensor in whole.items() if key != "lm_head.weight"})
     edit(folder, tie_word_embeddings=False)
     assert "tie_word_embeddings" in refusal(folder)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "base_model.model.", "_orig_mod.", "any.thing."])
 def test_a_wrappers_prefix_is_named(folder, prefix):
-    write(folder, {prefix + key: each for key, each in tensors_of(folder).items()})
+    write(folder, {prefix + key: tensor for key, tensor in tensors_of(folder).items()})
     assert f"begins with '{prefix}'" in refusal(folder)
 
 
-@pytest.mark.parametrize(("depth", "told"), [(3, "says 3"), (9, "says 9")])
-def test_another_depth_is_named(folder, tiny_llama, depth, told):
+@pytest.mark.parametrize(("depth", "words"), [(3, "says 3"), (9, "says 9")])
+def test_another_depth_is_named(folder, tiny_llama, depth, words):
     edit(folder, num_hidden_layers=depth)
     text = refusal(folder)
-    assert told in text
+    assert words in text
     assert f"the files hold {tiny_llama.config.num_hidden_layers}" in text
 
 
@@ -143,9 +143,9 @@ def test_another_shape_is_named(folder):
 def test_lost_experts_are_named(tmp_path, byte_tokenizer):
     place = save(build("mixtral"), tmp_path / "model", byte_tokenizer)
     whole = tensors_of(place)
-    write(place, {key: each for key, each in whole.items() if "experts" not in key})
+    write(place, {key: tensor for key, tensor in whole.items() if "experts" not in key})
     assert "Experts were lost" in refusal(place)
-    write(place, {key: each for key, each in whole.items() if "experts.1." not in key})
+    write(place, {key: tensor for key, tensor in whole.items() if "experts.1." not in key})
     with pytest.raises(ModelError):
         load_model(str(place), CPU)
 
@@ -166,7 +166,7 @@ def test_offloaded_or_not_the_door_is_the_same(folder, offload):
     whole = tensors_of(folder)
     name = "model.layers.1.mlp.up_proj.weight"
     for damaged in ({}, {name: whole[name][:-1]}, {name: whole[name], "x.1.y": whole[name]}):
-        write(folder, {key: each for key, each in whole.items() if key != name} | damaged)
+        write(folder, {key: tensor for key, tensor in whole.items() if key != name} | damaged)
         with pytest.raises(ModelError, match="is not whole"):
             load_model(str(folder), RunOptions("float32", "cpu", offload=offload))
 
@@ -178,8 +178,8 @@ def test_each_tensor_is_stored_in_the_type_of_its_file(folder, tmp_path, byte_to
     """Most in bfloat16, norms in float32; all digits stay whatever it was computed in."""
     rng = random.Random(0)
     whole = {
-        key: each if "norm" in key or rng.random() < 0.2 else each.bfloat16()
-        for key, each in tensors_of(folder).items()
+        key: tensor if "norm" in key or rng.random() < 0.2 else tensor.bfloat16()
+        for key, tensor in tensors_of(folder).items()
     }
     write(folder, whole)
     for computed in ("float32", "bfloat16"):
@@ -189,8 +189,8 @@ def test_each_tensor_is_stored_in_the_type_of_its_file(folder, tmp_path, byte_to
         out = tmp_path / computed
         out.mkdir()
         saving._write_model(out, pruned, loaded.stored_dtype)
-        kept = tensors_of(out)
-        for name, tensor in kept.items():
+        saved = tensors_of(out)
+        for name, tensor in saved.items():
             parts = name.split(".")
             if "layers" in parts and int(parts[2]) >= 1:
                 parts[2] = str(int(parts[2]) + 1)
@@ -208,23 +208,25 @@ def test_packed_and_renamed_tensors_keep_type_and_digits_too(
     rng = random.Random(name)
     place = save(build(name), tmp_path / "model", byte_tokenizer)
     whole = {
-        key: each if not each.is_floating_point() or rng.random() < 0.3 else each.bfloat16()
-        for key, each in tensors_of(place).items()
+        key: tensor if not tensor.is_floating_point() or rng.random() < 0.3 else tensor.bfloat16()
+        for key, tensor in tensors_of(place).items()
     }
     write(place, whole)
     loaded = load_model(str(place), RunOptions(computed, "cpu"))
     pruned = removal.prune_layers(loaded, [Span(4, 5)])
     (out := tmp_path / "out").mkdir()
     saving._write_model(out, pruned, loaded.stored_dtype)
-    kept = tensors_of(out)
-    assert len(kept) > 0.7 * len(whole)
-    for key, tensor in kept.items():
+    saved = tensors_of(out)
+    assert len(saved) > 0.7 * len(whole)
+    for key, tensor in saved.items():
         assert tensor.dtype == whole[key].dtype
         assert torch.equal(tensor, whole[key])
 
 
 def test_a_stock_layers_model_keeps_types(folder, tmp_path):
-    whole = {k: each if "norm" in k else each.bfloat16() for k, each in tensors_of(folder).items()}
+    whole = {
+        k: tensor if "norm" in k else tensor.bfloat16() for k, tensor in tensors_of(folder).items()
+    }
     write(folder, whole)
     loaded = load_model(str(folder), CPU)
     hidden = loaded.network.config.hidden_size
@@ -233,11 +235,11 @@ def test_a_stock_layers_model_keeps_types(folder, tmp_path):
     made = with_stock_layers(bare, [Span(1, 2)], {Span(1, 2): repair}, torch.bfloat16)
     (out := tmp_path / "out").mkdir()
     saving._write_model(out, made, torch.bfloat16)
-    kept = tensors_of(out)
-    assert all(torch.equal(kept[k], whole[k]) for k in kept if "layers.5" in k and k in whole)
-    assert kept["model.norm.weight"].dtype == torch.float32
-    assert kept["model.layers.5.input_layernorm.weight"].dtype == torch.float32
-    assert kept["model.layers.5.mlp.up_proj.weight"].dtype == torch.bfloat16
+    saved = tensors_of(out)
+    assert all(torch.equal(saved[k], whole[k]) for k in saved if "layers.5" in k and k in whole)
+    assert saved["model.norm.weight"].dtype == torch.float32
+    assert saved["model.layers.5.input_layernorm.weight"].dtype == torch.float32
+    assert saved["model.layers.5.mlp.up_proj.weight"].dtype == torch.bfloat16
 
 
 # Several files
@@ -291,7 +293,7 @@ def test_packed_numbers_without_a_word_of_it_are_refused(folder, kind):
 def test_the_files_say_the_type_not_the_config(folder):
     edit(folder, dtype="bfloat16")
     assert load_model(str(folder), CPU).stored_dtype == torch.float32
-    write(folder, {key: each.bfloat16() for key, each in tensors_of(folder).items()})
+    write(folder, {key: tensor.bfloat16() for key, tensor in tensors_of(folder).items()})
     edit(folder, dtype="float32")
     assert load_model(str(folder), CPU).stored_dtype == torch.bfloat16
 
@@ -342,7 +344,7 @@ def test_every_family_reads_from_left_to_right(name, byte_tokenizer):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_bad_numbers_are_refused_where_they_are_met(folder, some_text, value, where, seed):
     whole = tensors_of(folder)
-    name = next(each for each in whole if where in each)
+    name = next(key for key in whole if where in key)
     rows = whole[name].view(whole[name].shape[0], -1)
     rows[random.Random(seed).randrange(len(rows))] = value
     write(folder, whole)
@@ -359,13 +361,13 @@ def test_a_repair_of_nan_is_not_called_too_large_for_a_type():
 def test_offloaded_experts_keep_type_and_digits(tmp_path, byte_tokenizer):
     """Packed experts are written anew for offloading, in the type that the run computes in."""
     place = save(build("mixtral"), tmp_path / "model", byte_tokenizer)
-    whole = {key: each.bfloat16() for key, each in tensors_of(place).items()}
+    whole = {key: tensor.bfloat16() for key, tensor in tensors_of(place).items()}
     write(place, whole)
     loaded = load_model(str(place), RunOptions("float32", "cpu", offload="disk"))
     out = tmp_path / "out"
     out.mkdir()
     saving._write_model(out, removal.prune_layers(loaded, [Span(4, 5)]), torch.bfloat16)
-    kept = {k: v for path in out.glob("*.safetensors") for k, v in load_file(path).items()}
-    assert kept.keys() == {key for key in whole if ".4." not in key[: len("model.layers.4.")]}
-    assert all(torch.equal(each, whole[key]) for key, each in kept.items())
-    assert all(each.dtype == torch.bfloat16 for each in kept.values())
+    saved = {k: v for path in out.glob("*.safetensors") for k, v in load_file(path).items()}
+    assert saved.keys() == {key for key in whole if ".4." not in key[: len("model.layers.4.")]}
+    assert all(torch.equal(tensor, whole[key]) for key, tensor in saved.items())
+    assert all(tensor.dtype == torch.bfloat16 for tensor in saved.values())

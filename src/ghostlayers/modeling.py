@@ -1,9 +1,8 @@
 """Decoder layers that carry a boundary repair, for transformers' Auto classes.
 
-A repair acts on the residual stream where decoder layers were removed: x -> x + x M. It lives
-inside the decoder layer before (or, at the very start, after) the gap, as one bare parameter. This
-file needs torch and transformers only, because a copy of it travels inside every repaired
-checkpoint.
+A repair acts on the residual stream where layers were removed: x -> x + x M. It lives inside the
+decoder layer before (or, at the very start, after) the gap, as one bare parameter. This file needs
+torch and transformers only, because a copy of it travels inside every repaired checkpoint.
 """
 
 import json
@@ -63,8 +62,7 @@ def nearest_piece(
     tokens = stream.reshape(-1, stream.shape[-1])
     nearest = F.linear(tokens, centroids).argmax(dim=-1)
     if tokens.shape[0] <= pieces.shape[0]:  # decoding: fetch each token's own map
-        products = torch.bmm(pieces[nearest], tokens[:, :, None])[:, :, 0]
-        return products.reshape(stream.shape)
+        return torch.bmm(pieces[nearest], tokens[:, :, None])[:, :, 0].reshape(stream.shape)
     products = torch.empty_like(tokens)
     for index in range(pieces.shape[0]):
         members = nearest == index
@@ -75,10 +73,9 @@ def nearest_piece(
 
 def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList | None:
     """The outermost list of so many modules in a model; None if there is none."""
-    for _, module in model.named_modules():  # outer modules come before those inside them
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    return None
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    # Outer modules come before those inside them.
+    return next((layers for layers in lists if len(layers) == count), None)
 
 
 def child_of(model: nn.Module, kind: type) -> str:
@@ -112,13 +109,11 @@ class RepairedConfigMixin:
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build the config from the dictionary in the file."""
-        config_dict = dict(config_dict)
         key = guarded_key(cls)
         guard = config_dict.get(key)
         if isinstance(guard, dict):
-            config_dict[key] = guard["value"]
-            config_dict["repaired_boundaries"] = list(guard["repaired_boundaries"])
-            config_dict["repair_shapes"] = dict(guard["repair_shapes"])
+            repairs = {name: guard[name] for name in ("repaired_boundaries", "repair_shapes")}
+            config_dict = {**config_dict, **repairs, key: guard["value"]}
         elif "repaired_boundaries" not in config_dict:
             raise ValueError(
                 f"'{key}' of a config of type '{cls.model_type}' should be the object that "  # type: ignore[attr-defined]
@@ -154,43 +149,27 @@ class RepairedConfigMixin:
 def auto_map(stock_classes: Iterable[type]) -> dict[str, str]:
     """Where the code of operators is, for ``trust_remote_code``."""
     autos = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
-    names = (f"{CODE.removesuffix('.py')}.Repaired{each.__name__}" for each in stock_classes)
+    names = (f"{CODE.removesuffix('.py')}.Repaired{stock.__name__}" for stock in stock_classes)
     return dict(zip(autos, names, strict=True))
 
 
 def travelling_code(stock_classes: tuple[type, type, type], module: str) -> str:
     """The one file of code that a repaired checkpoint carries: this one, and a family's classes.
 
-    It needs torch and transformers, nothing else.
-
-    Args:
-        stock_classes: the family's own config, base model and causal language model.
-        module: where its repaired classes are; a copy that travelled has them here, and is whole.
+    ``module`` is where its repaired classes are; a copy that travelled has them here, and is whole.
     """
     source = Path(__file__).read_text(encoding="utf-8").rstrip() + "\n"
     if module == __name__:
         return source
-    names = [each.__name__ for each in stock_classes]
-    imports = [
-        f"from {each.__module__} import {each.__name__}  # noqa: E402" for each in stock_classes
-    ]
-    return (
-        source
-        + f"""
-
-{chr(10).join(imports)}
-
-{", ".join(f"Repaired{name}" for name in names)} = repaired_classes(
-    {", ".join(names)},
-    __name__,
-)
-"""
-    )
+    names = [stock.__name__ for stock in stock_classes]
+    imports = [f"from {c.__module__} import {c.__name__}  # noqa: E402" for c in stock_classes]
+    made = ", ".join(f"Repaired{name}" for name in names)
+    call = f"{made} = repaired_classes(\n    {', '.join(names)},\n    __name__,\n)"
+    return "\n".join([source, "", *imports, "", call, ""])
 
 
 OLD_LAYER_TYPES = {"granitemoehybrid": "layer_types", "zamba2": "layers_block_type"}
 """Families with lists of kinds of layers for which transformers 5 has other words."""
-
 OLD_WORDS = {"linear_attention": "mamba", "full_attention": "attention"}
 
 
@@ -199,20 +178,16 @@ def old_spellings(content: Mapping[str, Any]) -> dict[str, Any]:
 
     Transformers 4, llama.cpp's converter and engines beside them read these; without them they
     take their own default for a model's positions and say nothing. Transformers 5 reads both.
-
-    Args:
-        content: of the file, as transformers 5 writes it.
     """
     kind = str(content.get("model_type")).removeprefix(PREFIX)
-    old: dict[str, Any] = {}
-    if isinstance(content.get("dtype"), str):
-        old["torch_dtype"] = content["dtype"]
-    if content.get("num_local_experts") is not None:
-        old["num_experts"] = content["num_local_experts"]
-    name = OLD_LAYER_TYPES.get(kind, "")
-    if content.get(name):
-        old[name] = [OLD_WORDS.get(each, each) for each in content[name]]
-    return {**old, **old_positions(content.get("rope_parameters") or {}, kind)}
+    dtype, listed = content.get("dtype"), OLD_LAYER_TYPES.get(kind, "")
+    old = {
+        "torch_dtype": dtype if isinstance(dtype, str) else None,
+        "num_experts": content.get("num_local_experts"),
+        listed: [OLD_WORDS.get(word, word) for word in content.get(listed) or ()] or None,
+    }
+    rope = content.get("rope_parameters") or {}
+    return {n: value for n, value in old.items() if value is not None} | old_positions(rope, kind)
 
 
 TWO_BASES = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "olmo3")
@@ -221,30 +196,22 @@ TWO_BASES = ("gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "olmo3")
 
 def old_positions(rope: Mapping[str, Any], kind: str) -> dict[str, Any]:
     """What older readers call the entries of ``rope_parameters``."""
-    layered = any(isinstance(each, dict) for each in rope.values())
-    if layered and kind not in TWO_BASES:  # no older reader knows such a family
-        return {}
+    layered = any(isinstance(part, dict) for part in rope.values())
     full = (rope.get("full_attention") or {}) if layered else rope
     local = (rope.get("sliding_attention") or {}) if layered else {}
-    if full.get("rope_theta") is None:
+    theta, share = full.get("rope_theta"), full.get("partial_rotary_factor")
+    if theta is None or (layered and kind not in TWO_BASES):  # no older reader knows these
         return {}
-    old = {"rope_theta": full["rope_theta"], **old_scaling(full, kind)}
-    share = full.get("partial_rotary_factor")
-    if share is not None:
-        old["partial_rotary_factor"] = share
+    old = {"partial_rotary_factor": share, "rope_local_base_freq": local.get("rope_theta")}
     if kind.startswith("gpt_neox"):
-        old.update(rotary_emb_base=full["rope_theta"], rotary_pct=1.0 if share is None else share)
-    if local.get("rope_theta") is not None:
-        old["rope_local_base_freq"] = local["rope_theta"]
-    return old
+        old.update(rotary_emb_base=theta, rotary_pct=1.0 if share is None else share)
+    given = {name: value for name, value in old.items() if value is not None}
+    return {"rope_theta": theta, **old_scaling(full, kind), **given}
 
 
 STRICT_READERS = {
     ("phi3", "longrope"): {"short_factor", "long_factor"},
-    ("olmo", "linear"): {"factor"},
-    ("olmo", "dynamic"): {"factor"},
-    ("olmo2", "linear"): {"factor"},
-    ("olmo2", "dynamic"): {"factor"},
+    **{(kind, how): {"factor"} for kind in ("olmo", "olmo2") for how in ("linear", "dynamic")},
 }
 """What families allow beside ``type`` in transformers 4, which refuses any other entry."""
 
@@ -258,14 +225,12 @@ def old_scaling(rope: Mapping[str, Any], kind: str) -> dict[str, Any]:
     if method == "default":
         return {"rope_scaling": None}
     elsewhere = {"rope_theta", "partial_rotary_factor", "type"}
-    scaling = {name: each for name, each in rope.items() if name not in elsewhere}
-    old = {"rope_scaling": scaling}
-    if method == "longrope" and rope.get(length) is not None:
-        old[length] = rope[length]
-    numbers = {name: each for name, each in scaling.items() if name not in {"rope_type", length}}
+    scaling = {name: value for name, value in rope.items() if name not in elsewhere}
+    numbers = {name: value for name, value in scaling.items() if name not in {"rope_type", length}}
     if numbers.keys() == STRICT_READERS.get((kind, method)):
-        old["rope_scaling"] = {"type": method, **numbers}
-    return old
+        scaling = {"type": method, **numbers}
+    more = {length: rope[length]} if method == "longrope" and rope.get(length) is not None else {}
+    return {"rope_scaling": scaling, **more}
 
 
 class RepairedLayerMixin:
@@ -307,10 +272,9 @@ def add_repair(layer: Any, place: str, parameters: Mapping[str, nn.Parameter], e
 
 def norm_eps(config: Any) -> float:
     """The eps of a config's norms."""
-    for name in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"):
-        if getattr(config, name, None) is not None:
-            return float(getattr(config, name))
-    return 1e-6
+    names = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+    values = (getattr(config, name, None) for name in names)
+    return float(next((value for value in values if value is not None), 1e-6))
 
 
 class RepairedLoadingMixin:
@@ -325,27 +289,19 @@ class RepairedLoadingMixin:
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load a checkpoint, all of it."""
         wanted = kwargs.pop("output_loading_info", False)
-        kwargs["output_loading_info"] = True
-        model, info = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         check_loaded(info["missing_keys"], info["unexpected_keys"])
         return (model, info) if wanted else model
 
 
 def check_loaded(missing: Iterable[str], unexpected: Iterable[str]) -> None:
-    """Refuse a model that is not what its files hold.
-
-    Args:
-        missing: weights that no file has; they were made up.
-        unexpected: tensors of the files that the model has no place for.
-    """
-    lacking = sorted(missing)
-    if lacking:
+    """Refuse a model with made-up weights, or one that has no place for a repair in its files."""
+    if lacking := sorted(missing):
         raise RuntimeError(
             f"the checkpoint lacks {some(lacking)}: expected the weights that Ghostlayers wrote. "
             "The folder is incomplete or was edited; download it again, or make it again."
         )
-    dropped = sorted(each for each in unexpected if "repair_" in each.rpartition(".")[2])
-    if dropped:
+    if dropped := sorted(name for name in unexpected if "repair_" in name.rpartition(".")[2]):
         raise RuntimeError(
             f"the checkpoint holds {some(dropped)}, but its config.json knows no such repair: it "
             "was edited. Download it again, or make it again."
@@ -355,7 +311,7 @@ def check_loaded(missing: Iterable[str], unexpected: Iterable[str]) -> None:
 def some(names: list[str]) -> str:
     """The first few of many names."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(f"'{each}'" for each in names[:3]) + more
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
 
 
 class RepairedModelMixin(RepairedLoadingMixin):
@@ -393,51 +349,36 @@ def repair_place(boundary: int) -> tuple[int, str]:
     return (boundary - 1, "repair_after") if boundary > 0 else (0, "repair_before")
 
 
-_LAYER_CLASSES: dict[type, type] = {}
-
-
 def repaired_layer_class(layer_class: type) -> type:
     """The same decoder layer with room for repairs; a class that has it already is left alone."""
-    if issubclass(layer_class, RepairedLayerMixin):
-        return layer_class
-    if layer_class not in _LAYER_CLASSES:
-        parents = (RepairedLayerMixin, layer_class)
-        _LAYER_CLASSES[layer_class] = type(f"Repaired{layer_class.__name__}", parents, {})
-    return _LAYER_CLASSES[layer_class]
+    for made in (layer_class, *layer_class.__subclasses__()):
+        if issubclass(made, RepairedLayerMixin):
+            return made
+    return type(f"Repaired{layer_class.__name__}", (RepairedLayerMixin, layer_class), {})
 
 
 def repaired_classes(
     config_class: Any, model_class: Any, causal_lm_class: Any, module: str
 ) -> tuple[Any, Any, Any]:
-    """Derive the classes of a repaired family from the family's own.
+    """A family's config, base model and causal language model with room for repairs.
 
-    Args:
-        config_class: the family's config.
-        model_class: its base model.
-        causal_lm_class: its causal language model.
-        module: where the derived classes can be found by name.
-
-    Returns:
-        Config, base model and causal language model, named ``Repaired...``.
+    They are called ``Repaired...``, and ``module`` is where they can be found by name.
     """
-    stock = (config_class, model_class, causal_lm_class)
 
     def derive(mixin: type, parent: type, **attributes: Any) -> Any:
         name = f"Repaired{parent.__name__}"
         return type(name, (mixin, parent), {"__module__": module, **attributes})
 
-    repaired_type = f"{PREFIX}{config_class.model_type}"
-    named = {"model_type": repaired_type, "stock_classes": stock}
-    config = derive(RepairedConfigMixin, config_class, **named)
+    stock = (config_class, model_class, causal_lm_class)
+    kind = f"{PREFIX}{config_class.model_type}"
+    config = derive(RepairedConfigMixin, config_class, model_type=kind, stock_classes=stock)
     whole = list(getattr(model_class, "_no_split_modules", None) or [])
-    own = {
-        "config_class": config,
-        "_no_split_modules": [*whole, *(f"Repaired{name}" for name in whole)],
-    }
+    whole += [f"Repaired{name}" for name in whole]
+    own = {"config_class": config, "_no_split_modules": whole}
     model = derive(RepairedModelMixin, model_class, **own)
     both = {"stock_model_class": model_class, "repaired_model_class": model}
     causal_lm = derive(RepairedForCausalLMMixin, causal_lm_class, **both, **own)
-    share_conversions(config_class.model_type, repaired_type)
+    share_conversions(config_class.model_type, kind)
     for one, other in ((model_class, model), (causal_lm_class, causal_lm)):
         share_conversions(one.__name__, other.__name__)
     return config, model, causal_lm
@@ -446,17 +387,13 @@ def repaired_classes(
 def share_conversions(stock: str, repaired: str) -> None:
     """Let repaired checkpoints name and split weights as those of their family do.
 
-    Transformers 5 packs experts and renames weights as it loads; version 4 knows checkpoints in the
-    family's own form alone.
-
-    Args:
-        stock: a model type or the name of a class.
-        repaired: that of the repaired family.
+    Both are model types, or names of classes. Transformers 5 packs experts and renames weights as
+    it loads; version 4 knows checkpoints in the family's own form alone.
     """
     try:
         from transformers import conversion_mapping as conversions
     except ImportError:
         return
-    found = conversions.get_checkpoint_conversion_mapping(stock)
-    if found is not None:
-        conversions.register_checkpoint_conversion_mapping(repaired, found, overwrite=True)
+    known = conversions.get_checkpoint_conversion_mapping(stock)
+    if known is not None:
+        conversions.register_checkpoint_conversion_mapping(repaired, known, overwrite=True)

@@ -12,7 +12,7 @@ from ghostlayers.calibration.cuts import measure_cuts, measure_evidence, unrepai
 from ghostlayers.calibration.fingerprint import run_request
 from ghostlayers.calibration.fits import make_fitting
 from ghostlayers.calibration.fitting import fit_many
-from ghostlayers.calibration.measuring import Repairs, Selector, measure
+from ghostlayers.calibration.measuring import Repairs, candidates, measure
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.checkpoint.record import make_record
@@ -150,12 +150,12 @@ class Study:
         What only some selections need is measured when ``select`` says so: losses after repair of
         the shortlist of ``recoverable``, or the importance of every layer.
         """
-        selector = self.with_choices(**choices).selector
-        return measure(selector, selector.candidates, residuals=True)[0]
+        study = self.with_choices(**choices)
+        return measure(study, candidates(study), residuals=True)[0]
 
     def choose(self, select: Any = None, **choices: Any) -> ChosenCut:
         """The layers to remove, by a selection, or as named (``remove="20-22"``)."""
-        chosen = search.choose(self.with_choices(select=select, **choices).selector)
+        chosen = search.choose(self.with_choices(select=select, **choices))
         check_same("choice of layers", chosen.spans)
         return chosen
 
@@ -240,12 +240,6 @@ class Study:
         with journal.keeping(Path(folder), request) as kept:
             runner = dataclasses.replace(self.runner, journal=kept)
             yield dataclasses.replace(self, runner=runner, kept_in=Path(folder))
-
-    @property
-    def selector(self) -> Selector:
-        """The recipe's selection, and what it is measured on."""
-        fitting = make_fitting(self.dense, self.recipe)
-        return Selector(self.runner, self.windows, self.held_out, self.recipe, fitting)
 
     def _read(self, source: Documents, max_windows: int | None) -> Windows:
         recipe = self.recipe

@@ -59,8 +59,8 @@ class BoundaryStore:
             weakref.finalize(self, self._file.close)
             os.truncate(self._file.fileno(), shape[0] * shape[1] * self._row_bytes)
         else:
-            kept = torch.device("cpu") if on_processor else self.device
-            self._tensor = torch.zeros(*shape, dtype=dtype, device=kept)
+            place = torch.device("cpu") if on_processor else self.device
+            self._tensor = torch.zeros(*shape, dtype=dtype, device=place)
 
     @property
     def _row_bytes(self) -> int:
@@ -154,8 +154,8 @@ def _read_all(descriptor: int, size: int, place: int) -> bytearray:
     data = bytearray(size)
     view, done = memoryview(data), 0
     while done < size:
-        found = os.preadv(descriptor, [view[done:]], place + done)
-        if not found:
+        count = os.preadv(descriptor, [view[done:]], place + done)
+        if not count:
             raise OSError("a temporary file of the residual stream is shorter than it was made")
-        done += found
+        done += count
     return data

@@ -6,6 +6,7 @@ changes, and runs the kept layers only.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,17 +81,17 @@ class Cut:
         of a gap is the stream that the repair will receive, boundary ``stop`` what it makes of it.
         """
         gaps = {layer: span for span in self.repairs for layer in span.layers}
-        found: dict[str, Tensor] = {}
+        features: dict[str, Tensor] = {}
         yield start, stream
         for layer in range(start, self.model.num_layers):
             span = gaps.get(layer)
             if span is None:
                 wanted = self._taps(gaps.get(layer + 1))
                 stream = self._layer(layer, batch, stream, wanted)
-                found = caught(wanted, stream)
+                features = caught(wanted, stream)
             elif layer == span.stop - 1:
                 with torch.no_grad():
-                    read = reader(self.model, stream, span, found)
+                    read = reader(self.model, stream, span, features)
                     stream = act(self.repairs[span], stream, read)
             yield layer + 1, stream
 
@@ -136,7 +137,7 @@ def measure_cuts(
     """
     model = runner.model
     ready = {name: Cut(model, repairs) for name, repairs in cuts.items()}
-    totals = _LossTotals([DENSE, *cuts])
+    totals = LossRows([DENSE, *cuts], 4)
     declared = loss_pass(
         model, len(windows), [cut.kept_layers for cut in ready.values()], divergence, title
     )
@@ -144,8 +145,8 @@ def measure_cuts(
         batch, streams = _cut_streams(model, ids, ready, Cut(model, {}))
         for window in range(ids.shape[0]):
             for name, sums in _window_losses(model, batch, streams, window, divergence).items():
-                totals.add(name, sums)
-    return totals.losses()
+                totals.rows[name] += sums.row()
+    return {name: LossSums.of_row(row) for name, row in totals.rows.items()}
 
 
 DIVERGENCE = 1.6
@@ -185,25 +186,21 @@ def loss_pass(
     )
 
 
-class _LossTotals:
-    """Loss sums by name, as one tensor: a row a model."""
+class LossRows:
+    """Losses as one tensor, a row a model, filled or added to as windows are measured.
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._rows = {name: row for row, name in enumerate(names)}
-        self._sums = torch.zeros(len(names), 4, dtype=torch.float64)
+    Args:
+        names: of the models.
+        shape: of a row.
+    """
+
+    def __init__(self, names: Sequence[Any], *shape: int) -> None:
+        self._losses = torch.zeros(len(names), *shape, dtype=torch.float64)
+        self.rows = dict(zip(names, self._losses, strict=True))
 
     def tensors(self) -> dict[str, Tensor]:
         """See `passes.Sums`."""
-        return {"losses": self._sums}
-
-    def add(self, name: str, sums: LossSums) -> None:
-        row = (sums.num_tokens, sums.loss, sums.kl, sums.agreements)
-        self._sums[self._rows[name]] += torch.tensor(row, dtype=torch.float64)
-
-    def losses(self) -> dict[str, LossSums]:
-        rows = self._sums.tolist()
-        found = {name: rows[row] for name, row in self._rows.items()}
-        return {n: LossSums(int(r[0]), r[1], r[2], int(r[3])) for n, r in found.items()}
+        return {"losses": self._losses}
 
 
 def measure_evidence(
@@ -261,13 +258,13 @@ def stream_distances(
                 if boundary >= first and not inside:
                     note(boundary, hidden)
     return {
-        name: {boundary: total / tokens for boundary, total in found.items()}
-        for name, found in sums.items()
+        name: {boundary: total / tokens for boundary, total in distances.items()}
+        for name, distances in sums.items()
     }
 
 
 def _distance_to(
-    dense: Mapping[int, Stream], found: dict[int, float]
+    dense: Mapping[int, Stream], distances: dict[int, float]
 ) -> Callable[[int, Stream], None]:
     """Adds up squared distances to the dense stream, relative to each token's own norm."""
 
@@ -275,7 +272,7 @@ def _distance_to(
         want = dense[boundary].double()
         far = (hidden.double() - want).square().sum(dim=-1)
         near = want.square().sum(dim=-1).clamp_min(torch.finfo(far.dtype).tiny)
-        found[boundary] = found.get(boundary, 0.0) + float((far / near).sum())
+        distances[boundary] = distances.get(boundary, 0.0) + float((far / near).sum())
 
     return note
 
@@ -303,7 +300,7 @@ def race_cuts(
 
     def measure(names: Sequence[str], start: int, stop: int) -> dict[str, Tensor]:
         part = windows.split_at(start)[1].first(stop - start)
-        losses = _WindowLosses([DENSE, *names], len(part))
+        losses = LossRows([DENSE, *names], len(part))
         declared = loss_pass(
             model,
             len(part),
@@ -316,31 +313,12 @@ def race_cuts(
             running = {name: ready[name] for name in names}
             batch, streams = _cut_streams(model, ids, running, trunk)
             for window in range(ids.shape[0]):
-                for name, each in _window_token_losses(model, batch, streams, window).items():
-                    losses.note(name, first + window, each)
-        found = losses.rows()
-        own.append(found[DENSE])
-        return found
+                for name, values in _window_token_losses(model, batch, streams, window).items():
+                    losses.rows[name][first + window] = values.double().mean()
+        own.append(losses.rows[DENSE])
+        return losses.rows
 
     return run_race(list(cuts), measure, len(windows)), torch.cat(own)
-
-
-class _WindowLosses:
-    """The mean loss of every window, a row a model, filled window by window."""
-
-    def __init__(self, names: Sequence[str], num_windows: int) -> None:
-        self._rows = {name: row for row, name in enumerate(names)}
-        self._losses = torch.zeros(len(names), num_windows, dtype=torch.float64)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """See `passes.Sums`."""
-        return {"losses": self._losses}
-
-    def note(self, name: str, window: int, losses: Tensor) -> None:
-        self._losses[self._rows[name], window] = losses.double().mean().cpu()
-
-    def rows(self) -> dict[str, Tensor]:
-        return {name: self._losses[row] for name, row in self._rows.items()}
 
 
 def end_losses(model: DenseModel, batch: MicroBatch, stream: Stream) -> Tensor:
@@ -357,7 +335,7 @@ def _window_token_losses(
     for targets, logits in _window_logits(model, batch, streams, window):
         for name in streams:
             losses[name].append(token_losses(logits(name), targets))
-    return {name: torch.cat(each) for name, each in losses.items()}
+    return {name: torch.cat(parts) for name, parts in losses.items()}
 
 
 def _window_logits(

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,6 +12,9 @@ from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime.machine import versions
 from ghostlayers.runtime.parallel import world
 from ghostlayers.text.tokens import Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BLOCK = 2**16
 """Bytes that are read at a place of a file."""
@@ -82,15 +85,15 @@ def _file_digest(path: Path) -> str:
     return digest(path.name, str(size), *blocks)
 
 
-def _weight_digests(model: Any) -> list[str]:
-    found = []
+def _weight_digests(model: "PreTrainedModel") -> list[str]:
+    digests = []
     for name, weight in model.state_dict().items():
-        told = f"{name} {tuple(weight.shape)} {weight.dtype}"
+        described = f"{name} {tuple(weight.shape)} {weight.dtype}"
         if weight.is_meta:
-            found.append(told)
+            digests.append(described)
             continue
         flat = weight.detach().flatten()
         some = flat[:: max(1, len(flat) // PLACES)].cpu()
         numbers = some.double() if some.is_floating_point() else some
-        found.append(digest(told, numbers.contiguous().numpy().tobytes()))
-    return found
+        digests.append(digest(described, numbers.contiguous().numpy().tobytes()))
+    return digests

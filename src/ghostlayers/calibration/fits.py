@@ -205,7 +205,9 @@ def layout_of(
 def needs_by_weight(fittings: Sequence[Fitting]) -> dict[TokenWeight, Needs]:
     """What fittings of one token weight want together."""
     return {
-        kind: reduce(or_, (each.method.needs for each in fittings if each.weighting == kind))
+        kind: reduce(
+            or_, (fitting.method.needs for fitting in fittings if fitting.weighting == kind)
+        )
         for kind in {fitting.weighting for fitting in fittings}
     }
 

@@ -20,7 +20,6 @@ from ghostlayers.calibration.fits import (
     layout_of,
     needs_by_weight,
     one_sweep,
-    parts_of,
     stacks,
     sums_bytes,
     tokens_bytes,
@@ -32,12 +31,9 @@ from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import check_finite
 from ghostlayers.repairs.base import Repair
 from ghostlayers.repairs.stack import stack
-from ghostlayers.spans import Span
+from ghostlayers.spans import Span, removed_layers
 from ghostlayers.statistics.moments import TokenWeight
-from ghostlayers.surgery.features import (
-    caught,
-    tap_places,
-)
+from ghostlayers.surgery.features import caught, tap_places
 from ghostlayers.text.tokens import Windows
 
 
@@ -59,10 +55,7 @@ def fit_gaps(
 
 
 def fit_many(
-    runner: Runner,
-    windows: Windows,
-    spans: Sequence[Span],
-    fittings: Mapping[str, Fitting],
+    runner: Runner, windows: Windows, spans: Sequence[Span], fittings: Mapping[str, Fitting]
 ) -> dict[str, dict[Span, Repair]]:
     """Fit several repairs of the same cut, sharing all that they can; arguments as `fit_gaps`.
 
@@ -71,8 +64,8 @@ def fit_many(
     """
     model, num_tokens = runner.model, windows.input_ids.numel()
     size = sum(
-        sums_bytes(model, each, spans) + tokens_bytes(model, each, num_tokens, spans)
-        for each in fittings.values()
+        sums_bytes(model, fitting, spans) + tokens_bytes(model, fitting, num_tokens, spans)
+        for fitting in fittings.values()
     )
     with model.residency.memory.taking(size):
         return _fit_many(runner, windows, spans, fittings)
@@ -81,40 +74,30 @@ def fit_many(
 def _fit_many(
     runner: Runner, windows: Windows, spans: Sequence[Span], fittings: Mapping[str, Fitting]
 ) -> dict[str, dict[Span, Repair]]:
-    found: dict[str, dict[Span, Repair]] = {}
-    for per_layer in (False, True):
-        these = {n: f for n, f in fittings.items() if stacks(f.method, spans) == per_layer}
-        if not these:
-            continue
-        if not per_layer:
-            found |= _fit_together(runner, windows, spans, these)
-            continue
-        exact = {name: replace(f, stored_dtype=torch.float64) for name, f in these.items()}
-        parts = parts_of(next(iter(these.values())).method, spans)
-        single = _fit_together(runner, windows, parts, exact)
-        found |= {
-            name: {span: each.rounded(these[name].stored_dtype) for span, each in whole.items()}
-            for name, whole in ((name, stack(repairs)) for name, repairs in single.items())
-        }
-    return {name: found[name] for name in fittings}
+    stacked = {name: how for name, how in fittings.items() if stacks(how.method, spans)}
+    others = {name: how for name, how in fittings.items() if name not in stacked}
+    fitted = _fit_together(runner, windows, spans, others)
+    # Neighbours are multiplied before they are rounded.
+    exact = {name: replace(how, stored_dtype=torch.float64) for name, how in stacked.items()}
+    parts = [Span(layer, layer + 1) for layer in removed_layers(spans)]
+    for name, repairs in _fit_together(runner, windows, parts, exact).items():
+        dtype = stacked[name].stored_dtype
+        fitted[name] = {gap: repair.rounded(dtype) for gap, repair in stack(repairs).items()}
+    return {name: fitted[name] for name in fittings}
 
 
 def _fit_together(
-    runner: Runner,
-    windows: Windows,
-    spans: Sequence[Span],
-    fittings: Mapping[str, Fitting],
+    runner: Runner, windows: Windows, spans: Sequence[Span], fittings: Mapping[str, Fitting]
 ) -> dict[str, dict[Span, Repair]]:
-    if all(one_sweep(runner.model, each, len(spans)) for each in fittings.values()):
+    if not fittings:
+        return {}
+    if all(one_sweep(runner.model, fitting, len(spans)) for fitting in fittings.values()):
         return _fit_in_one_sweep(runner, windows, spans, fittings)
     return GapWalk(runner, windows, spans, fittings).fit()
 
 
 def _fit_in_one_sweep(
-    runner: Runner,
-    windows: Windows,
-    spans: Sequence[Span],
-    fittings: Mapping[str, Fitting],
+    runner: Runner, windows: Windows, spans: Sequence[Span], fittings: Mapping[str, Fitting]
 ) -> dict[str, dict[Span, Repair]]:
     model = runner.model
     gathered = _Gathered(
@@ -130,13 +113,13 @@ def _fit_in_one_sweep(
     for first, ids in runner.visit(declared, windows, gathered):
         _gather_dense(model, first, ids, spans, gathered.by_weight)
     gatherers = gathered.by_weight
-    found = {
-        kind: {span: evidence_at(model, each, span) for span, each in by_span.items()}
+    evidence = {
+        kind: {span: evidence_at(model, gatherer, span) for span, gatherer in by_span.items()}
         for kind, by_span in gatherers.items()
     }
     return {
         name: {
-            span: fitting.fit(found[fitting.weighting][span], last=len(fittings) == 1)
+            span: fitting.fit(evidence[fitting.weighting][span], last=len(fittings) == 1)
             for span in spans
         }
         for name, fitting in fittings.items()
@@ -152,10 +135,10 @@ class _Gathered:
     def tensors(self) -> dict[str, Tensor]:
         """See `passes.Sums`."""
         return {
-            f"{kind}.{span}.{name}": each
+            f"{kind}.{span}.{name}": tensor
             for kind, by_span in sorted(self.by_weight.items())
             for span, gatherer in by_span.items()
-            for name, each in gatherer.tensors().items()
+            for name, tensor in gatherer.tensors().items()
         }
 
 
@@ -170,7 +153,7 @@ def _gather_dense(
     """Add the dense stream of some windows to the evidence of every gap."""
     batch, hidden = model.begin(ids)
     names = tuple(
-        {name for each in gatherers.values() for g in each.values() for name in g.features}
+        {name for by_span in gatherers.values() for g in by_span.values() for name in g.features}
     )
     before: dict[Span, tuple[Tensor, dict[str, Tensor]]] = {}
     stop = max(span.stop for span in spans)
@@ -180,8 +163,8 @@ def _gather_dense(
         for span in spans:
             if boundary == span.stop:
                 x, features = before.pop(span)
-                for each in gatherers.values():
-                    each[span].add(first, x, batch.tokens(hidden), features)
+                for by_span in gatherers.values():
+                    by_span[span].add(first, x, batch.tokens(hidden), features)
             if boundary == span.start:
                 read = features_at(model, names, batch, hidden, caught_now, span)
                 before[span] = (batch.tokens(hidden), read)

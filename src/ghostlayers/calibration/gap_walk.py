@@ -106,7 +106,7 @@ class GapWalk:
     def _fit_gap(self, index: int, span: Span, advance: Advance) -> None:
         previous = self.spans[index - 1].stop if index else 0
         depth = min(
-            max(each.method.reach for each in self.fittings.values()), span.start - previous
+            max(fitting.method.reach for fitting in self.fittings.values()), span.start - previous
         )
         base = span.start - depth
         self._carry(self.dense, base, advance)
@@ -132,12 +132,16 @@ class GapWalk:
 
     def _shared_evidence(self, forks: _Track, span: Span) -> Callable[[TokenWeight], Evidence]:
         """By kind of token weight: what all methods want of the dense stream, gathered once."""
-        once = [each for each in self.fittings.values() if not in_stages(self.model, each.method)]
+        once = [
+            fitting
+            for fitting in self.fittings.values()
+            if not in_stages(self.model, fitting.method)
+        ]
         needs = needs_by_weight(once)
 
         @cache
         def shared(kind: TokenWeight) -> Evidence:
-            how = next(each for each in once if each.weighting == kind)
+            how = next(fitting for fitting in once if fitting.weighting == kind)
             stage = Stage(how.method.fit, needs[kind])
             gathered = self._gather(how, stage, forks, span, Repair("none"))
             return evidence_at(self.model, gathered, span)
@@ -219,12 +223,12 @@ class GapWalk:
         places = writing_places(self.model)
 
         def fill() -> None:
-            for index, x, found in self._at_gap(source, span, places, stage.back, done):
+            for index, x, tapped in self._at_gap(source, span, places, stage.back, done):
                 tokens = self.batches[index].tokens
                 target = tokens(self.dense.streams[index]).float()
                 change = target - tokens(x).float()
-                wanted = tokens(found["written"]).float() + stage.share * change
-                z, weights = tokens(found["z"]), moments.token_weights(target, kind)
+                wanted = tokens(tapped["written"]).float() + stage.share * change
+                z, weights = tokens(tapped["z"]), moments.token_weights(target, kind)
                 sums.channels.add(wanted, writing.normalised(z), change, weights)
                 if sums.gatherer is not None:
                     features = {"z": writing.scaled(z), "one": torch.ones_like(z[:, :1])}
@@ -251,10 +255,10 @@ class GapWalk:
         taps = tap_places(self.model, names)
 
         def fill() -> None:
-            for index, x, found in self._at_gap(source, span, taps, stage.back, done):
+            for index, x, tapped in self._at_gap(source, span, taps, stage.back, done):
                 batch = self.batches[index]
                 with torch.no_grad():
-                    read = features_at(self.model, names, batch, x, found, span)
+                    read = features_at(self.model, names, batch, x, tapped, span)
                 target = batch.tokens(self.dense.streams[index])
                 gatherer.add(self.firsts[index], batch.tokens(x), target, read)
 
@@ -275,15 +279,15 @@ class GapWalk:
         changed = layer_weights(model, span, done)
         for index, batch in enumerate(self.batches):
             stream = source.streams[index]
-            found: dict[str, Tensor] = {}
+            tapped: dict[str, Tensor] = {}
             for layer in range(source.boundary, span.start):
                 wanted = taps if layer == span.start - back else {}
                 stream = model.run_layer(
                     layer, batch, stream, weights=changed.get(layer), taps=tuple(wanted.values())
                 )
                 check_finite(stream, layer)
-                found.update(caught(wanted, stream))
-            yield index, stream, found
+                tapped.update(caught(wanted, stream))
+            yield index, stream, tapped
 
     def _centroids(
         self, needs: Needs, source: _Track, span: Span, done: Repair
@@ -303,7 +307,7 @@ class GapWalk:
         names = () if repair.operator is None else tuple(repair.operator.maps)
         taps = tap_places(self.model, names)
         streams = [
-            act(repair, x, reader(self.model, x, span, found))
-            for _, x, found in self._at_gap(source, span, taps, 1, repair)
+            act(repair, x, reader(self.model, x, span, tapped))
+            for _, x, tapped in self._at_gap(source, span, taps, 1, repair)
         ]
         return _Track(streams, span.stop)

@@ -99,17 +99,17 @@ class Gatherer:
 
     def tensors(self) -> dict[str, Tensor]:
         """See `passes.Sums`."""
-        found = {f"kept.{name}": each for name, each in self._kept.items()}
+        tensors = {f"kept.{name}": rows for name, rows in self._kept.items()}
         if self._needs.rotated:
-            found["rotated"] = self._rotated
-        found.update({f"ratios.{int(basis)}": each for basis, each in self._ratios.items()})
-        named = {f"sums.{part}": each for part, each in enumerate(self._sums)}
+            tensors["rotated"] = self._rotated
+        tensors.update({f"ratios.{int(basis)}": ratios for basis, ratios in self._ratios.items()})
+        named = {f"sums.{part}": sums for part, sums in enumerate(self._sums)}
         for count, lists in self._pieces.items():
             for part, pieces in enumerate(lists):
-                named.update({f"{count}.{part}.{i}": each for i, each in enumerate(pieces)})
+                named.update({f"{count}.{part}.{i}": piece for i, piece in enumerate(pieces)})
         for prefix, sums in named.items():
-            found.update({f"{prefix}.{name}": each for name, each in sums.tensors().items()})
-        return found
+            tensors.update({f"{prefix}.{name}": tensor for name, tensor in sums.tensors().items()})
+        return tensors
 
     def add(
         self,
@@ -135,7 +135,7 @@ class Gatherer:
                 self._add(part, source, target, features, weights)
             elif len(rows):
                 here = rows.to(source.device)
-                some = {name: each[here] for name, each in features.items()}
+                some = {name: feature[here] for name, feature in features.items()}
                 own = None if weights is None else weights[here]
                 self._add(part, source[here], target[here], some, own)
         if self._needs.rotated or self._ratios:
@@ -184,20 +184,20 @@ class Gatherer:
     def _keep(
         self, place: int, source: Tensor, target: Tensor, features: Mapping[str, Tensor]
     ) -> None:
-        found = {"source": source, "target": target, **features}
+        given = {"source": source, "target": target, **features}
         for name, rows in self._kept.items():
             stretch = rows[place : place + len(source)]
-            stretch.copy_(found[name][: len(stretch)])
+            stretch.copy_(given[name][: len(stretch)])
 
     def evidence(self, eps: float, output: tuple[Tensor, Tensor | None] | None = None) -> Evidence:
         """Everything so far; ``output`` is the last kept layer's MLP output projection."""
-        training, *rest = (each.finished() for each in self._sums)
+        training, *rest = (sums.finished() for sums in self._sums)
         held_out = rest[0] if rest and rest[0].num_tokens else None
         whole = training if held_out is None else moments.merge(training, held_out)
         pieces = {
             count: _pieces(self._centroids[count], *sums) for count, sums in self._pieces.items()
         }
-        found = Evidence(
+        evidence = Evidence(
             moments=whole,
             training=training,
             held_out=training if held_out is None else held_out,
@@ -210,7 +210,7 @@ class Gatherer:
             mlp_bias=None if output is None else output[1],
             eps=eps,
         )
-        return found if self._share == 1.0 else _with_share(found, self._share)
+        return evidence if self._share == 1.0 else _with_share(evidence, self._share)
 
     def _mean_ratios(self, *, rotated: bool) -> Tensor | None:
         total = self._ratios.get(rotated)
@@ -219,7 +219,7 @@ class Gatherer:
     def _tokens(self) -> Tokens | None:
         if not self._kept:
             return None
-        features = {name: each for name, each in self._kept.items() if name == "m"}
+        features = {name: rows for name, rows in self._kept.items() if name == "m"}
         return Tokens(self._kept["source"], self._kept["target"], features)
 
 
@@ -231,20 +231,20 @@ def _add_pieces(
     weights: Tensor | None,
 ) -> None:
     nearest = (source @ centroids.to(source.dtype).T).argmax(dim=1)
-    for index, each in enumerate(sums):
+    for index, piece in enumerate(sums):
         members = nearest == index
         if bool(members.any()):
             x = source[members]
-            each.add(x, target[members], [x], None if weights is None else weights[members])
+            piece.add(x, target[members], [x], None if weights is None else weights[members])
 
 
 def _pieces(
     centroids: Tensor, training: Sequence[Accumulator], held_out: Sequence[Accumulator] = ()
 ) -> Pieces:
-    fit = tuple(each.finished() for each in training)
+    fit = tuple(sums.finished() for sums in training)
     if not held_out:
         return Pieces(centroids, fit, fit, fit)
-    choose = tuple(each.finished() for each in held_out)
+    choose = tuple(sums.finished() for sums in held_out)
     whole = tuple(moments.merge(*pair) for pair in zip(fit, choose, strict=True))
     return Pieces(centroids, whole, fit, choose)
 
@@ -278,5 +278,5 @@ def gathered_features(needs: Needs) -> tuple[str, ...]:
 def _groups(needs: Needs, gathered: Sequence[str]) -> list[frozenset[str]]:
     """Features whose products are wanted; ``z`` where it stands for ``m``."""
     stands_in = {} if "m" in gathered else {"m": "z"}
-    groups = [frozenset(stands_in.get(name, name) for name in each) for each in needs.together]
-    return [(each or frozenset({"x"})) | {"one"} for each in groups]
+    groups = [frozenset(stands_in.get(name, name) for name in group) for group in needs.together]
+    return [(group or frozenset({"x"})) | {"one"} for group in groups]

@@ -52,23 +52,23 @@ def layer_gradients(runner: Runner, cut: Cut, windows: Windows) -> Iterator[tupl
         for _, ids in runner.share(windows):
             batch, first = model.begin(ids)
             batches.append(batch)
-            streams.append([each for _, each in cut.walk(batch, first)])
+            streams.append([stream for _, stream in cut.walk(batch, first)])
             gradients.append(head_gradient(model, batch, streams[-1][-1]))
             advance(len(ids) * (model.num_layers + 1))
         for layer in reversed(range(model.num_layers)):
             span = gaps.get(layer)
-            found: Gradients = {}
+            sums: Gradients = {}
             for index, batch in enumerate(batches):
                 streams[index].pop()
                 x, g = streams[index][-1], gradients[index]
                 if span is None:
-                    gradients[index] = _through_layer(cut, layer, batch, x, g, found)
+                    gradients[index] = _through_layer(cut, layer, batch, x, g, sums)
                 elif layer == span.stop - 1:
                     gradients[index] = _through_repair(model, span, cut.repairs[span], x, g)
             if span is None:
-                _merge(cut, layer, found)
-                _check_finite(found, layer)
-                yield layer, found
+                _merge(cut, layer, sums)
+                _check_finite(sums, layer)
+                yield layer, sums
             advance(len(windows))
 
 
@@ -105,7 +105,7 @@ def head_gradient(model: DenseModel, batch: MicroBatch, stream: Stream) -> Strea
             positions = slice(start, min(start + step, length))
             with torch.enable_grad():
                 x = stream[row].detach().requires_grad_()
-                logits = model.differentiable_logits(one, x, positions)[0]
+                logits = model.logits(one, x, positions, differentiable=True)[0]
                 loss = torch.nn.functional.cross_entropy(
                     logits.float(), targets[positions], reduction="sum"
                 )
@@ -115,9 +115,9 @@ def head_gradient(model: DenseModel, batch: MicroBatch, stream: Stream) -> Strea
 
 
 def _through_layer(
-    cut: Cut, layer: int, batch: MicroBatch, x: Stream, g: Stream, found: Gradients
+    cut: Cut, layer: int, batch: MicroBatch, x: Stream, g: Stream, sums: Gradients
 ) -> Stream:
-    """The gradient before a kept layer; those by its weights are added to ``found``."""
+    """The gradient before a kept layer; those by its weights are added to ``sums``."""
     changed = cut.weights.get(layer, {})
     own = dict(cut.model.layer(layer).named_parameters())
     with torch.enable_grad():
@@ -127,13 +127,13 @@ def _through_layer(
             if weight.is_floating_point()
         }
         x = x.detach().requires_grad_()
-        y = cut.model.differentiable_layer(layer, batch, x, weights=weights)
+        y = cut.model.run_layer(layer, batch, x, weights=weights, differentiable=True)
         results = torch.autograd.grad(y, [x, *weights.values()], g, allow_unused=True)
     before, *by_weight = results
     for (name, weight), gradient in zip(weights.items(), by_weight, strict=True):
         if gradient is not None:
-            total = found[name][1] + gradient.float() if name in found else gradient.float()
-            found[name] = weight.detach(), total
+            total = sums[name][1] + gradient.float() if name in sums else gradient.float()
+            sums[name] = weight.detach(), total
     assert before is not None
     return before
 
@@ -146,20 +146,20 @@ def _through_repair(model: DenseModel, span: Span, repair: Repair, x: Stream, g:
     return gradient
 
 
-def _merge(cut: Cut, layer: int, found: Gradients) -> None:
+def _merge(cut: Cut, layer: int, sums: Gradients) -> None:
     """Add up the processes' gradients; one that had no windows has zeros."""
     if world().size == 1:
         return
     for name, own in cut.model.layer(layer).named_parameters():
         if own.is_floating_point():
             weight = cut.weights.get(layer, {}).get(name, own).detach()
-            mine = found[name][1] if name in found else torch.zeros_like(weight).float()
+            mine = sums[name][1] if name in sums else torch.zeros_like(weight).float()
             add_up([mine])
-            found[name] = weight, mine
+            sums[name] = weight, mine
 
 
-def _check_finite(found: Gradients, layer: int) -> None:
-    for name, (_, gradient) in found.items():
+def _check_finite(sums: Gradients, layer: int) -> None:
+    for name, (_, gradient) in sums.items():
         if not bool(torch.isfinite(gradient).all()):
             raise NonFiniteError(
                 f"the gradient by '{name}' of decoder layer {layer} is NaN or infinite; try "

@@ -126,18 +126,18 @@ class KeptPass:
         try:
             with safe_open(path, framework="pt") as file:
                 notes = file.metadata() or {}
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise self._refuse(path, f"cannot be read ({error})") from error
-        shapes = {name: tuple(each.shape) for name, each in tensors.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if notes.get("request") != self.journal.request:
             raise self._refuse(path, "was written by a run of another request beside this one")
         if notes.get("key") != self.key or shapes != {
-            name: tuple(each.shape) for name, each in found.items()
+            name: tuple(tensor.shape) for name, tensor in stored.items()
         }:
             raise self._refuse(path, "is of another stage")
         for name, tensor in tensors.items():
-            tensor.copy_(found[name])
+            tensor.copy_(stored[name])
         numbers = [small_number(notes.get(name, "")) for name in ("windows_at_once", "done")]
         if numbers[0] is None or numbers[1] is None:
             raise self._refuse(path, "does not say how far it is")
@@ -167,8 +167,8 @@ class KeptPass:
         """
         self.done = done
         if time.monotonic() - self._written >= self.journal.seconds_between:
-            for each in files:
-                each.flush()
+            for file in files:
+                file.flush()
             self._write(self.share, tensors)
 
     def end(
@@ -176,8 +176,8 @@ class KeptPass:
     ) -> None:
         """All is done, in every process: write the sums, unless they are made again at once."""
         self.done, self.merged = done, True
-        for each in files:
-            each.flush()
+        for file in files:
+            file.flush()
         if time.monotonic() - self._began >= self.journal.seconds_between / 10:
             self._write(self.whole, tensors)
             self.share.unlink(missing_ok=True)
@@ -189,10 +189,10 @@ class KeptPass:
             "windows_at_once": str(self.windows_at_once),
             "done": str(self.done),
         }
-        kept = {name: each.detach().contiguous() for name, each in tensors.items()}
+        content = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         try:
             with whole_file(path) as draft:
-                save_file(kept, draft, metadata=notes)
+                save_file(content, draft, metadata=notes)
         except SafetensorError as error:
             raise OutputError(f"cannot keep the run's state in '{path}': {error}.") from error
         self._written = time.monotonic()
@@ -249,7 +249,7 @@ def finish(folder: Path) -> None:
     """Delete what a run kept, as its result is written, and nothing else that lies there."""
     if folder.is_symlink() or not folder.is_dir():
         return
-    ours = [each for pattern in KEPT for each in folder.glob(pattern)]
+    ours = [path for pattern in KEPT for path in folder.glob(pattern)]
     # The request goes last: what is there without one is nobody's.
     for path in (*ours, folder / REQUEST):
         with contextlib.suppress(OSError):
@@ -268,11 +268,11 @@ def _open(folder: Path, wanted: dict[str, Any]) -> None:
             raise OutputError(f"cannot write '{folder}': {error.strerror}.") from error
         write_whole(path, to_json(wanted))
         return
-    kept = check(read_json(path, ResumeError), dict[str, Any], f"'{path}'", ResumeError)
-    differing = sorted(key for key in {*kept, *wanted} if kept.get(key) != wanted.get(key))
+    written = check(read_json(path, ResumeError), dict[str, Any], f"'{path}'", ResumeError)
+    differing = sorted(key for key in {*written, *wanted} if written.get(key) != wanted.get(key))
     if differing:
         shown = "; ".join(
-            f"{key}: {_short(kept.get(key))} then, {_short(wanted.get(key))} now"
+            f"{key}: {_short(written.get(key))} then, {_short(wanted.get(key))} now"
             for key in differing[:4]
         )
         raise ResumeError(

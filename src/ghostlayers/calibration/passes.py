@@ -107,28 +107,28 @@ class Runner:
         Yields:
             (number of the first window, token ids [windows, sequence]).
         """
-        here, kept = world(), None
+        here, record = world(), None
         if self.journal is not None:
-            kept = self.journal.next_pass(declared.key)
-            kept.restore(sums.tensors())
-        size = from_first((kept and kept.windows_at_once) or self._at_once(declared, windows))
-        if kept is not None:
-            kept.begin(size, sums.tensors())
-            _restore_files(sums, merged=kept.merged, done=kept.done)
-        done, merged = (kept.done, kept.merged) if kept else (0, False)
+            record = self.journal.next_pass(declared.key)
+            record.restore(sums.tensors())
+        size = from_first((record and record.windows_at_once) or self._at_once(declared, windows))
+        if record is not None:
+            record.begin(size, sums.tensors())
+            _restore_files(sums, merged=record.merged, done=record.done)
+        done, merged = (record.done, record.merged) if record else (0, False)
         with self.progress.stage(declared.title, len(windows)) as advance:
             for index, start in enumerate(range(0, len(windows), size)):
                 ids = windows.input_ids[start : start + size]
                 if start >= done and here.takes(index):
                     yield start, ids
-                    if kept is not None:
-                        kept.note(start + len(ids), sums.tensors(), _stores(sums))
+                    if record is not None:
+                        record.note(start + len(ids), sums.tensors(), _stores(sums))
                 advance(len(ids))
         if merged:
             return
         _merge(sums)
-        if kept is not None:
-            kept.end(len(windows), sums.tensors(), _stores(sums))
+        if record is not None:
+            record.end(len(windows), sums.tensors(), _stores(sums))
 
     def _at_once(self, declared: Pass, windows: Windows) -> int:
         return self.model.windows_at_once(
@@ -145,16 +145,16 @@ class Runner:
 
     def whole(self, key: str, windows: int, sums: Sums, fill: Callable[[], None]) -> None:
         """A pass that is kept as a whole: ``fill`` adds this process's share, unless it is kept."""
-        kept = None if self.journal is None else self.journal.next_pass(key)
-        if kept is not None:
-            kept.restore(sums.tensors())
-            if kept.merged:
+        record = None if self.journal is None else self.journal.next_pass(key)
+        if record is not None:
+            record.restore(sums.tensors())
+            if record.merged:
                 return
-            kept.begin(0, sums.tensors())
+            record.begin(0, sums.tensors())
         fill()
         _merge(sums)
-        if kept is not None:
-            kept.end(windows, sums.tensors())
+        if record is not None:
+            record.end(windows, sums.tensors())
 
 
 def _stores(sums: Sums) -> list[BoundaryStore]:

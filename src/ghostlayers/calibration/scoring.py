@@ -82,14 +82,9 @@ def measure_scores(
         swept = _sweep_scores(runner, cut, windows, cosine_axis, seed, wanted, title)
         if known is not None:
             known[key] = swept
-    table = _score_table(
-        swept.similarity,
-        swept.angular,
-        swept.profile,
-        spans,
-        None if swept.sample is None or not residuals else _residuals(runner, swept.sample, spans),
-    )
-    return table, swept.sample if residuals or keep_sample else None
+    sample = swept.sample if wanted else None
+    measured = _residuals(runner, sample, spans) if residuals and sample is not None else None
+    return swept.table(spans, measured), sample
 
 
 @dataclass(frozen=True)
@@ -107,6 +102,27 @@ class Swept:
     angular: Tensor
     profile: NormProfile
     sample: TokenSample | None
+
+    def table(self, spans: Sequence[Span], residuals: Tensor | None) -> ScoreTable:
+        """What it says of some spans, with their residuals, [spans], where these were measured."""
+        scores = [
+            SpanScore(
+                span,
+                float(self.similarity[span.start, span.stop]),
+                None if residuals is None else float(residuals[index]),
+                born_inside(self.profile, span),
+                angular=float(self.angular[span.start, span.stop]),
+            )
+            for index, span in enumerate(spans)
+        ]
+        return ScoreTable(
+            num_layers=self.similarity.shape[0] - 1,
+            similarity=self.similarity,
+            block_influence=tuple(block_influence(self.similarity)),
+            spans=tuple(scores),
+            norms=self.profile,
+            angular=self.angular,
+        )
 
 
 class _ScoreSums:
@@ -141,14 +157,14 @@ class _ScoreSums:
 
     def tensors(self) -> dict[str, Tensor]:
         """See `passes.Sums`; a sample in a file is one of the `stores`."""
-        kept = {
+        sums = {
             "cosines": self.cosines,
             "angles": self.angles,
             "counts": self.counts,
             "norms": self.norms,
         }
         whole = None if self.sample is None else self.sample.tensor
-        return kept if whole is None else {**kept, "sample": whole}
+        return sums if whole is None else {**sums, "sample": whole}
 
     def stores(self) -> list[BoundaryStore]:
         """See `passes.FiledSums`."""
@@ -181,7 +197,10 @@ class _ScoreSums:
 
 
 PAIR_COST = 0.35
-"""A float32 multiply-add of the cosines, in float64 ones of the Gram product."""
+"""A float32 multiply-add of the cosines, in float64 ones of the Gram product.
+
+Measured: ``benchmarks/plan.py`` compares planned with real seconds.
+"""
 
 
 def sweep_pass(
@@ -303,29 +322,6 @@ def _all_boundaries(cut: Cut, ids: Tensor) -> Iterator[tuple[int, Tensor]]:
         yield window, store.stretch(window * length, (window + 1) * length)
 
 
-def _score_table(
-    similarity: Tensor,
-    angular: Tensor,
-    profile: NormProfile,
-    spans: Sequence[Span],
-    residuals: Tensor | None,
-) -> ScoreTable:
-    scores = []
-    for index, span in enumerate(spans):
-        cosine = float(similarity[span.start, span.stop])
-        residual = None if residuals is None else float(residuals[index])
-        score = SpanScore(span, cosine, residual, born_inside(profile, span))
-        scores.append(replace(score, angular=float(angular[span.start, span.stop])))
-    return ScoreTable(
-        num_layers=similarity.shape[0] - 1,
-        similarity=similarity,
-        block_influence=tuple(block_influence(similarity)),
-        spans=tuple(scores),
-        norms=profile,
-        angular=angular,
-    )
-
-
 def residual_pass(model: DenseModel, tokens: int, spans: int) -> Pass:
     """A linear map across every span, from so many sampled tokens: see `residual.span_residual`."""
     hidden = model.hidden_size
@@ -341,16 +337,18 @@ def residual_pass(model: DenseModel, tokens: int, spans: int) -> Pass:
 
 def _residuals(runner: Runner, sample: TokenSample, spans: Sequence[Span]) -> Tensor:
     """How badly a linear map replaces each span, [spans]; several processes share them out."""
-    found, here = torch.zeros(len(spans), dtype=torch.float64), world()
+    residuals, here = torch.zeros(len(spans), dtype=torch.float64), world()
     title = residual_pass(runner.model, sample.num_tokens, len(spans)).title
     with runner.progress.stage(title, len(spans)) as advance:
         for index, span in enumerate(spans):
             if here.takes(index):
                 source, target = sample.streams[span.start], sample.streams[span.stop]
-                found[index] = span_residual(source, target, sample.held_out().to(source.device))
+                residuals[index] = span_residual(
+                    source, target, sample.held_out().to(source.device)
+                )
             advance(1)
-    add_up([found])
-    return found
+    add_up([residuals])
+    return residuals
 
 
 def fit_sample(

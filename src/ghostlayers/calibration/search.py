@@ -8,17 +8,26 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ghostlayers.calibration import cuts, scoring
+from ghostlayers.calibration.cuts import Cut
+from ghostlayers.calibration.fits import make_fitting
 from ghostlayers.calibration.measuring import (
     Repairs,
-    Selector,
+    StudyLike,
+    candidates,
+    eligible,
+    enough_to_fit,
+    fit_across,
     grown_repairs,
     losses_without,
     measure,
+    of_every_layer,
+    refit,
+    searched,
 )
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs.stack import stack
 from ghostlayers.selection import ScoreTable, Step
-from ghostlayers.selection.choices import Selection, check_eligible, select
+from ghostlayers.selection.choices import Selection, check_eligible, find_selection, select
 from ghostlayers.selection.residual import TokenSample
 from ghostlayers.spans import Span, check_layers, merge_layers
 
@@ -44,27 +53,27 @@ class ChosenCut:
     repairs: Repairs | None = None
 
 
-def choose(selector: Selector) -> ChosenCut:
+def choose(study: StudyLike) -> ChosenCut:
     """The layers to remove: those that the recipe names, or those that its selection takes."""
-    recipe, num_layers = selector.recipe, selector.model.num_layers
+    recipe, model = study.recipe, study.runner.model
     removed = recipe.removed()
     if removed is not None:
-        return ChosenCut(recipe, check_layers(removed, num_layers))
+        return ChosenCut(recipe, check_layers(removed, model.num_layers))
     assert recipe.layers is not None
-    choice = selector.choice
+    choice, keep = find_selection(recipe.select), recipe.kept_edges
     if not choice.contiguous or recipe.iterative:
-        check_eligible(choice, selector.eligible, recipe.layers, num_layers, recipe.kept_edges)
+        check_eligible(choice, eligible(study), recipe.layers, model.num_layers, keep)
     if choice.searches:
-        return SEARCHES[choice.name](selector, recipe.layers)
+        return SEARCHES[choice.name](study, recipe.layers)
     if recipe.iterative:
-        return iterate(selector, recipe.layers)
-    table, _ = measure(selector, selector.candidates)
-    keep_first = selector.fitting.method.reach > 0
-    spans = select(recipe.select, table, recipe.layers, recipe.kept_edges, keep_first=keep_first)
+        return iterate(study, recipe.layers)
+    table, _ = measure(study, candidates(study))
+    keep_first = make_fitting(model, recipe).method.reach > 0
+    spans = select(recipe.select, table, recipe.layers, keep, keep_first=keep_first)
     return ChosenCut(recipe, spans, table)
 
 
-def iterate(selector: Selector, count: int) -> ChosenCut:
+def iterate(study: StudyLike, count: int) -> ChosenCut:
     """Remove one layer, repair, score again on the repaired model, and so on, with any score.
 
     Span selections rank spans of one layer. A layer's score is between the stream that it receives
@@ -75,72 +84,70 @@ def iterate(selector: Selector, count: int) -> ChosenCut:
     that go stand one behind the other. With ``all``, which is ours, every gap is fitted anew after
     each step as for the result, to the dense model's stream.
     """
-    frozen = selector.recipe.refit == "none"
+    choice, frozen = find_selection(study.recipe.select), study.recipe.refit == "none"
     removed: list[int] = []
     steps: list[Step] = []
     repairs: Repairs = {}
     first: ScoreTable | None = None
     dense: TokenSample | None = None
     while len(removed) < count:
-        spans = [Span(layer, layer + 1) for layer in selector.eligible if layer not in removed]
-        table, sample = measure(selector, spans, repairs=repairs, dense=dense)
+        spans = [Span(layer, layer + 1) for layer in eligible(study) if layer not in removed]
+        table, sample = measure(study, spans, repairs=repairs, dense=dense)
         first, dense = first or table, dense or sample
-        steps.append(_next_step(selector.choice, table))
+        steps.append(_next_step(choice, table))
         layer = steps[-1].layer
         removed.append(layer)
         if frozen:
-            repairs = {**repairs, Span(layer, layer + 1): selector.fit_across(layer, repairs)}
+            repairs = {**repairs, Span(layer, layer + 1): fit_across(study, layer, repairs)}
         elif len(removed) < count:
-            repairs = selector.refit(removed)
+            repairs = refit(study, removed)
     assert first is not None
     table = dataclasses.replace(first, steps=tuple(steps))
-    stored = selector.model.stored_dtype
-    settled = {span: each.rounded(stored) for span, each in stack(repairs).items()}
-    return ChosenCut(selector.recipe, merge_layers(removed), table, settled if frozen else None)
+    stored = study.runner.model.stored_dtype
+    settled = {span: repair.rounded(stored) for span, repair in stack(repairs).items()}
+    return ChosenCut(study.recipe, merge_layers(removed), table, settled if frozen else None)
 
 
 def _next_step(choice: Selection, table: ScoreTable) -> Step:
     """The layer that a selection removes first, of those in the table's spans."""
-    (span,) = choice.choose(table, [each.span.start for each in table.spans], 1)
+    (span,) = choice.choose(table, [score.span.start for score in table.spans], 1)
     if choice.name == "perplexity":
         return Step(span.start, table.importance[span.start])
-    return Step(span.start, next(each.loss for each in table.spans if each.span == span))
+    return Step(span.start, next(score.loss for score in table.spans if score.span == span))
 
 
-def search_perplexity(selector: Selector, count: int) -> ChosenCut:
+def search_perplexity(study: StudyLike, count: int) -> ChosenCut:
     """Again and again the layer without which the calibration loss is lowest, nothing repaired.
 
     SLEB (arXiv:2402.09025, algorithm 1). Its released code never takes the first and the last
     layer: ``keep_layers="first:1,last:1"``. Losses are on the search windows.
     """
-    windows, layers = selector.few, selector.eligible
+    model, windows, layers = study.runner.model, searched(study), eligible(study)
     tried = sum(len(layers) - step for step in range(count))
     steps: list[Step] = []
     importance: tuple[float, ...] = ()
-    with selector.runner.progress.stage(
+    with study.runner.progress.stage(
         f"Removing {count} layers by loss", tried * len(windows)
     ) as advance:
         for _ in range(count):
             removed = [step.layer for step in steps]
-            cut = selector.cut(cuts.unrepaired(merge_layers(removed)))
+            cut = Cut(model, cuts.unrepaired(merge_layers(removed)))
             left = [layer for layer in layers if layer not in removed]
-            losses = losses_without(selector.runner, cut, windows, left, advance)
-            if not steps:
-                every = range(selector.model.num_layers)
-                importance = tuple(losses.get(layer, float("inf")) for layer in every)
+            losses = losses_without(study.runner, cut, windows, left, advance)
+            importance = importance or of_every_layer(model, losses)  # of the first step
             best = min(left, key=lambda layer: losses[layer])
             steps.append(Step(best, losses[best]))
     table, _ = scoring.measure_scores(
-        selector.runner,
+        study.runner,
         windows,
         [Span(layer, layer + 1) for layer in layers],
-        cosine_axis=selector.recipe.cosine_axis,
+        cosine_axis=study.recipe.cosine_axis,
         residuals=False,
     )
-    return _finish(selector, table, steps, importance)
+    return _finish(study, table, steps, importance)
 
 
-def search_recoverable(selector: Selector, count: int) -> ChosenCut:
+def search_recoverable(study: StudyLike, count: int) -> ChosenCut:
     """Again and again the layer whose removal, once repaired, loses least on held-out windows.
 
     At each step, of the current repaired model: the few layers of lowest Block Influence, and all
@@ -157,26 +164,26 @@ def search_recoverable(selector: Selector, count: int) -> ChosenCut:
     dense: TokenSample | None = None
     while len(steps) < count:
         removed = {step.layer for step in steps}
-        left = [layer for layer in selector.eligible if layer not in removed]
+        left = [layer for layer in eligible(study) if layer not in removed]
         table, sample = scoring.measure_scores(
-            selector.runner,
-            selector.enough_to_fit,
+            study.runner,
+            enough_to_fit(study),
             [Span(layer, layer + 1) for layer in left],
-            cosine_axis=selector.recipe.cosine_axis,
+            cosine_axis=study.recipe.cosine_axis,
             residuals=False,
             keep_sample=True,
-            cut=selector.cut(repairs),
-            seed=selector.recipe.seed,
+            cut=Cut(study.runner.model, repairs),
+            seed=study.recipe.seed,
             title=f"Scoring layers (step {len(steps) + 1} of {count})",
         )
         assert sample is not None
         first, dense = first or table, dense or sample
         tried = greedy_candidates(table.block_influence, left, repairs)
         race, _ = cuts.race_cuts(
-            selector.runner,
-            selector.held_out,
+            study.runner,
+            study.held_out,
             {
-                str(layer): grown_repairs(selector, repairs, Span(layer, layer + 1), dense, sample)
+                str(layer): grown_repairs(study, repairs, Span(layer, layer + 1), dense, sample)
                 for layer in tried
             },
             base=repairs,
@@ -184,9 +191,9 @@ def search_recoverable(selector: Selector, count: int) -> ChosenCut:
         )
         steps.append(Step(int(race.best), float(race.losses[race.best].mean())))
         if len(steps) < count:
-            repairs = selector.refit(step.layer for step in steps)
+            repairs = refit(study, (step.layer for step in steps))
     assert first is not None
-    return _finish(selector, first, steps)
+    return _finish(study, first, steps)
 
 
 def greedy_candidates(
@@ -199,14 +206,14 @@ def greedy_candidates(
 
 
 def _finish(
-    selector: Selector, table: ScoreTable, steps: Sequence[Step], importance: tuple[float, ...] = ()
+    study: StudyLike, table: ScoreTable, steps: Sequence[Step], importance: tuple[float, ...] = ()
 ) -> ChosenCut:
     spans = merge_layers(step.layer for step in steps)
     table = dataclasses.replace(table, steps=tuple(steps), importance=importance)
-    return ChosenCut(selector.recipe, spans, table)
+    return ChosenCut(study.recipe, spans, table)
 
 
-SEARCHES: dict[str, Callable[[Selector, int], ChosenCut]] = {
+SEARCHES: dict[str, Callable[[StudyLike, int], ChosenCut]] = {
     "perplexity": search_perplexity,
     "recoverable": search_recoverable,
 }

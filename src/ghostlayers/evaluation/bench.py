@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -15,7 +15,11 @@ from torch import Tensor
 
 from ghostlayers.evaluation.speed import synchronise
 from ghostlayers.runtime.allocator import return_freed_memory
+from ghostlayers.runtime.machine import input_device
 from ghostlayers.runtime.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAMPLES_A_SECOND = 200
 """How often the process's memory is looked at while a model runs on a processor."""
@@ -143,9 +147,11 @@ def measure_grid(
     return points
 
 
-def _run(model: Any, batch: int, length: int, new_tokens: int) -> tuple[float, list[float], int]:
+def _run(
+    model: "PreTrainedModel", batch: int, length: int, new_tokens: int
+) -> tuple[float, list[float], int]:
     """Seconds of the prompt and of each token behind it; bytes of the cache behind the prompt."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     words = model.config.get_text_config().vocab_size
     ids = torch.arange(batch * length, device=device).view(batch, length) % words
     output, read = _timed(device, lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1))
@@ -179,31 +185,31 @@ def _timed(device: torch.device, work: Callable[[], Any]) -> tuple[Any, float]:
 
 def cache_bytes(cache: Any) -> int:
     """Bytes of all tensors that a cache holds: keys and values, or a recurrent layer's state."""
-    found: dict[int, int] = {}
-    _collect(cache, found, set())
-    return sum(found.values())
+    sizes: dict[int, int] = {}
+    _collect(cache, sizes, set())
+    return sum(sizes.values())
 
 
-def _collect(value: Any, found: dict[int, int], seen: set[int]) -> None:
+def _collect(value: Any, sizes: dict[int, int], seen: set[int]) -> None:
     if id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
-        found[value.data_ptr()] = value.numel() * value.element_size()
+        sizes[value.data_ptr()] = value.numel() * value.element_size()
     elif isinstance(value, dict):
-        for each in value.values():
-            _collect(each, found, seen)
+        for item in value.values():
+            _collect(item, sizes, seen)
     elif isinstance(value, (list, tuple)):
-        for each in value:
-            _collect(each, found, seen)
+        for item in value:
+            _collect(item, sizes, seen)
     elif hasattr(value, "__dict__") and type(value).__module__.startswith("transformers"):
-        _collect(vars(value), found, seen)
+        _collect(vars(value), sizes, seen)
 
 
 @contextmanager
-def _peak_memory(model: Any) -> Iterator[Callable[[], int]]:
+def _peak_memory(model: "PreTrainedModel") -> Iterator[Callable[[], int]]:
     """How much more memory is held at most than before."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     if device.type == "cpu":
         with _peak_of_process() as peak:
             yield peak

@@ -1,13 +1,21 @@
 """What a model writes after a prompt."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @torch.no_grad()
 def continue_text(
-    model: Any, tokenizer: Any, prompt: str, new_tokens: int, *, at_least: int = 0
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: str,
+    new_tokens: int,
+    *,
+    at_least: int = 0,
 ) -> str:
     """The continuation of a prompt, most likely token first.
 
@@ -19,7 +27,7 @@ def continue_text(
         at_least: so many before that token is allowed.
     """
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    ids = model.generate(
+    ids = model.generate(  # type: ignore[operator]
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
         max_new_tokens=new_tokens,

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import datasets
 import jinja2
@@ -22,6 +22,9 @@ from lm_eval.tasks import TaskManager
 
 from ghostlayers.errors import CorpusError, RecipeError, first_line, near_names
 from ghostlayers.runtime.progress import Advance, Progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HARNESS_SEEDS = (0, 1234)
 """What the harness starts Python's generator and all others from, so that its prompts come out."""
@@ -40,7 +43,13 @@ class QuietModel(HFLM):
         truncated: by task, the requests whose prompt lost its beginning to fit the model.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, batch_size: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        batch_size: int,
+        progress: Progress,
+    ) -> None:
         self._progress, self._screen = progress, sys.stderr  # before it is silenced
         with quiet():
             # A padding token is set on the tokenizer, which is not ours to change.
@@ -136,7 +145,7 @@ def load_tasks(
 
 def _check_metrics(name: str, task: Any) -> None:
     known = getattr(task, "_metric_fn_list", {})  # a task that is a Python class has none
-    unknown = [each for each, measure in known.items() if measure is None]
+    unknown = [metric for metric, measure in known.items() if measure is None]
     if unknown and task.config.process_results is None:
         raise RecipeError(
             f"task '{name}' measures {', '.join(map(str, unknown))}, which is not among "
@@ -182,7 +191,7 @@ def _set_fewshot(tasks: dict[str, Any], seed: int | None) -> None:
 
 def count_tokens(
     tasks: dict[str, Any],
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     limit: int | None,
     seed: int | None,
     *,
@@ -196,7 +205,7 @@ def count_tokens(
             count = min(len(task.eval_docs), limit or len(task.eval_docs))
             looked_at = min(count, LOOKED_AT)
             task.build_all_requests(limit=looked_at, rank=0, world_size=1)
-            texts = ["".join(map(str, each.args[:2])) for each in task.instances]
+            texts = ["".join(map(str, request.args[:2])) for request in task.instances]
             total += sum(map(len, tokenizer(texts)["input_ids"])) * count / looked_at
     return round(total)
 
@@ -246,13 +255,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 def _sandbox(like: jinja2.Environment) -> jinja2.Environment:
-    found = _Sandbox(
+    sandbox = _Sandbox(
         loader=like.loader,
         undefined=like.undefined,
         keep_trailing_newline=like.keep_trailing_newline,
     )
-    found.filters.update(like.filters)
-    return found
+    sandbox.filters.update(like.filters)
+    return sandbox
 
 
 @contextlib.contextmanager

@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ghostlayers.errors import InputError
+from ghostlayers.runtime.machine import input_device
 from ghostlayers.runtime.parallel import add_up, world
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.statistics.losses import LossSums, sum_losses
 from ghostlayers.text.tokens import Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LOGITS_AT_ONCE = 2**27
 """Elements of logits that one forward pass may make: half a gigabyte in float32."""
@@ -71,11 +75,11 @@ class EvaluationResult:
 
 
 def evaluate_windows(
-    model: Any,
+    model: "PreTrainedModel",
     windows: Windows,
     *,
     corpus: str,
-    against: Any | None = None,
+    against: "PreTrainedModel | None" = None,
     batch_size: int = 8,
     complete: bool = True,
     calibration: Sequence[str] | None = None,
@@ -127,13 +131,14 @@ def evaluate_windows(
 
 
 def _over_all_processes(sums: LossSums) -> LossSums:
-    row = torch.tensor([sums.num_tokens, sums.loss, sums.kl, sums.agreements], dtype=torch.float64)
+    row = sums.row()
     add_up([row])
-    num_tokens, loss, kl, agreements = row.tolist()
-    return LossSums(int(num_tokens), loss, kl, int(agreements))
+    return LossSums.of_row(row)
 
 
-def _evaluate_batch(model: Any, against: Any | None, ids: Tensor) -> tuple[LossSums, LossSums]:
+def _evaluate_batch(
+    model: "PreTrainedModel", against: "PreTrainedModel | None", ids: Tensor
+) -> tuple[LossSums, LossSums]:
     """Of the model, and of the one that it is compared with."""
     logits = _predictions(model, ids)
     targets = ids[:, 1:].flatten().to(logits.device)
@@ -144,12 +149,11 @@ def _evaluate_batch(model: Any, against: Any | None, ids: Tensor) -> tuple[LossS
 
 
 @torch.no_grad()
-def _predictions(model: Any, ids: Tensor) -> Tensor:
+def _predictions(model: "PreTrainedModel", ids: Tensor) -> Tensor:
     """Logits of every position but the last, windows joined, [predictions, vocabulary]."""
-    device = model.get_input_embeddings().weight.device
-    logits: Tensor = model(input_ids=ids.to(device), use_cache=False).logits
+    logits: Tensor = model(input_ids=ids.to(input_device(model)), use_cache=False).logits
     return logits[:, :-1].flatten(0, 1)
 
 
-def _vocabulary(model: Any) -> int:
+def _vocabulary(model: "PreTrainedModel") -> int:
     return int(model.config.get_text_config().vocab_size)

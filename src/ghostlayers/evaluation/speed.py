@@ -2,13 +2,18 @@
 
 import statistics
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from ghostlayers.runtime.machine import input_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 def prefill_seconds(
-    model: Any, *, num_tokens: int = 512, repeats: int = 5, warmup: int = 1
+    model: "PreTrainedModel", *, num_tokens: int = 512, repeats: int = 5, warmup: int = 1
 ) -> float:
     """Median wall-clock seconds of one forward pass over a prompt, without a cache.
 
@@ -22,9 +27,11 @@ def prefill_seconds(
 
 
 @torch.no_grad()
-def prefill_times(model: Any, num_tokens: int, repeats: int, warmup: int = 1) -> list[float]:
+def prefill_times(
+    model: "PreTrainedModel", num_tokens: int, repeats: int, warmup: int = 1
+) -> list[float]:
     """Wall-clock seconds of each of several forward passes; arguments as `prefill_seconds`."""
-    device = model.get_input_embeddings().weight.device
+    device = input_device(model)
     ids = (torch.arange(num_tokens, device=device) % model.config.vocab_size)[None]
     elapsed = []
     for index in range(warmup + repeats):

@@ -53,7 +53,7 @@ def find_code(folder: Path) -> list[str]:
     Raises:
         CorpusError: a file is no file, too large, or nested too deeply to be read safely.
     """
-    found: list[str] = []
+    places: list[str] = []
     waiting, seen = sorted(folder.rglob("*.yaml")), set[Path]()
     while waiting:
         path = waiting.pop(0).resolve()
@@ -61,9 +61,9 @@ def find_code(folder: Path) -> list[str]:
             continue
         seen.add(path)
         content = _read(path)
-        found += [f"{path.name}: {reason}" for reason in _reasons(content)]
+        places += [f"{path.name}: {reason}" for reason in _reasons(content)]
         waiting += _included(content, path.parent)
-    return found
+    return places
 
 
 def check_code(folder: Path, *, trusted: bool) -> list[str]:
@@ -73,13 +73,13 @@ def check_code(folder: Path, *, trusted: bool) -> list[str]:
         RecipeError: a file would run code, and that was not allowed.
         CorpusError: as `find_code`.
     """
-    found = find_code(folder)
-    if found and not trusted:
+    places = find_code(folder)
+    if places and not trusted:
         raise RecipeError(
-            f"task files in '{folder}' can run code on this machine: {listed(found)}. Read them, "
+            f"task files in '{folder}' can run code on this machine: {listed(places)}. Read them, "
             "then allow it with --trust-tasks (trust_tasks=True), or take a folder without them."
         )
-    return found
+    return places
 
 
 def listed(places: list[str] | tuple[str, ...]) -> str:
@@ -130,8 +130,8 @@ def _values(content: Any) -> Iterator[tuple[str, Any]]:
         if id(value) in seen or not isinstance(value, dict | list):
             continue
         seen.add(id(value))
-        pairs = value.items() if isinstance(value, dict) else ((key, each) for each in value)
-        waiting += [(str(name), each) for name, each in pairs]
+        pairs = value.items() if isinstance(value, dict) else ((key, item) for item in value)
+        waiting += [(str(name), item) for name, item in pairs]
 
 
 def _reasons(content: Any) -> Iterator[str]:

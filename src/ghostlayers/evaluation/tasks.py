@@ -5,12 +5,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ghostlayers.errors import CorpusError, DependencyError, ModelError, RecipeError
 from ghostlayers.evaluation.task_files import check_code
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.statistics.bootstrap import Answers, PairedDifference, paired_bootstrap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MetricName = Literal["acc", "acc_norm"]
 METRICS: tuple[MetricName, ...] = ("acc", "acc_norm")
@@ -138,9 +141,9 @@ class TaskReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, with the keys that the command line writes."""
         return {
-            "tasks": [each.to_dict() for each in self.results],
-            "tasks_against": [each.to_dict() for each in self.against],
-            "comparisons": [each.to_dict() for each in self.comparisons],
+            "tasks": [result.to_dict() for result in self.results],
+            "tasks_against": [result.to_dict() for result in self.against],
+            "comparisons": [comparison.to_dict() for comparison in self.comparisons],
         }
 
 
@@ -220,8 +223,8 @@ def _check_metric(name: str, task: Any) -> None:
 
 
 def evaluate_tasks(
-    model: Any,
-    tokenizer: Any,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
     tasks: Sequence[str] | LoadedTasks,
     *,
     tasks_path: str | Path | None = None,
@@ -264,22 +267,24 @@ def evaluate_tasks(
     from ghostlayers.evaluation import harness
 
     quiet_model = harness.QuietModel(model, tokenizer, batch_size, progress or Silent())
-    found = harness.run_tasks(quiet_model, tasks.tasks, limit, tasks.seed, trusted=tasks.trusted)
-    return [_result(name, found, quiet_model.truncated[name]) for name in tasks.tasks]
+    outcome = harness.run_tasks(quiet_model, tasks.tasks, limit, tasks.seed, trusted=tasks.trusted)
+    return [_result(name, outcome, quiet_model.truncated[name]) for name in tasks.tasks]
 
 
-def tokens_to_answer(tasks: LoadedTasks, tokenizer: Any, limit: int | None) -> int:
+def tokens_to_answer(
+    tasks: LoadedTasks, tokenizer: "PreTrainedTokenizerBase", limit: int | None
+) -> int:
     """About how many tokens one model reads to answer tasks, every option counted."""
     from ghostlayers.evaluation import harness
 
     return harness.count_tokens(tasks.tasks, tokenizer, limit, tasks.seed, trusted=tasks.trusted)
 
 
-def _result(task: str, found: dict[str, Any], truncated: int) -> TaskResult:
-    every = found["samples"][task]
+def _result(task: str, outcome: dict[str, Any], truncated: int) -> TaskResult:
+    every = outcome["samples"][task]
     filter_name = every[0]["filter"]  # tasks with several read the same answers in other ways
-    samples = [each for each in every if each["filter"] == filter_name]
-    reported = found["results"][task]
+    samples = [sample for sample in every if sample["filter"] == filter_name]
+    reported = outcome["results"][task]
     accuracies = {
         metric: _accuracy(float(reported[f"{metric},{filter_name}"]), metric, samples)
         for metric in METRICS
@@ -287,28 +292,28 @@ def _result(task: str, found: dict[str, Any], truncated: int) -> TaskResult:
     }
     return TaskResult(
         task=task,
-        version=str(found["versions"][task]),
+        version=str(outcome["versions"][task]),
         num_documents=len(samples),
-        available_documents=int(found["n-samples"][task]["original"]),
-        num_fewshot=int(found["n-shot"][task] or 0),
+        available_documents=int(outcome["n-samples"][task]["original"]),
+        num_fewshot=int(outcome["n-shot"][task] or 0),
         num_truncated=truncated,
         acc=accuracies["acc"],
         acc_norm=accuracies.get("acc_norm"),
-        documents=tuple(each["doc_hash"][:16] for each in samples),
+        documents=tuple(sample["doc_hash"][:16] for sample in samples),
     )
 
 
 def _accuracy(mean: float, metric: str, samples: Sequence[dict[str, Any]]) -> Accuracy:
     from lm_eval.api.metrics import mean_stderr
 
-    values = tuple(float(each[metric]) for each in samples)
+    values = tuple(float(sample[metric]) for sample in samples)
     error = float(mean_stderr(values)) if len(values) > 1 else math.nan
     return Accuracy(mean, error, values)
 
 
 def metrics_of(results: Sequence[TaskResult]) -> tuple[MetricName, ...]:
     """The metrics that any of the tasks measures."""
-    return METRICS if any(each.acc_norm for each in results) else METRICS[:1]
+    return METRICS if any(result.acc_norm for result in results) else METRICS[:1]
 
 
 def mean_over_tasks(results: Sequence[TaskResult], metric: MetricName) -> tuple[float, float]:
@@ -316,9 +321,9 @@ def mean_over_tasks(results: Sequence[TaskResult], metric: MetricName) -> tuple[
 
     Every task counts alike, whatever its size: error = sqrt(sum_t error_t^2) / tasks.
     """
-    accuracies = [each.accuracy(metric) for each in results]
-    mean = sum(each.mean for each in accuracies) / len(accuracies)
-    return mean, math.hypot(*(each.error for each in accuracies)) / len(accuracies)
+    accuracies = [result.accuracy(metric) for result in results]
+    mean = sum(accuracy.mean for accuracy in accuracies) / len(accuracies)
+    return mean, math.hypot(*(accuracy.error for accuracy in accuracies)) / len(accuracies)
 
 
 def compare_tasks(
@@ -358,13 +363,13 @@ def _compare(
     seed: int,
 ) -> TaskComparison:
     paired = paired_bootstrap(
-        {each.task: each.answers(metric) for each in results},
-        {each.task: each.answers(metric) for each in against},
+        {result.task: result.answers(metric) for result in results},
+        {result.task: result.answers(metric) for result in against},
         samples=samples,
         seed=seed,
     )
     return TaskComparison(
-        tasks=tuple(each.task for each in results),
+        tasks=tuple(result.task for result in results),
         metric=metric,
         mean=mean_over_tasks(results, metric)[0],
         against=mean_over_tasks(against, metric)[0],

@@ -7,13 +7,16 @@ what the config file will say, without weights, and every layer has to be one th
 """
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.model.stream import find_decoder_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PLAIN = (bool, int, float, str, type(None))
 
@@ -22,7 +25,7 @@ TIES = ("_tied_weights_keys", "all_tied_weights_keys")
 """Where a model keeps the names of weights that are one, numbers of layers among them."""
 
 
-def check_agreement(model: Any) -> None:
+def check_agreement(model: "PreTrainedModel") -> None:
     """Refuse a model whose layers would come out differently when its checkpoint is loaded.
 
     Names of tied weights are taken over from the model that the config gives.
@@ -50,13 +53,13 @@ def check_agreement(model: Any) -> None:
                 setattr(module, name, vars(modules[path])[name])
 
 
-def _rebuild(model: Any) -> Any:
+def _rebuild(model: "PreTrainedModel") -> Any:
     config = type(model.config).from_dict(copy.deepcopy(model.config.to_dict()))
     with torch.device("meta"):
         return type(model)(config)
 
 
-def _refusal(model: Any, reason: str) -> UnsupportedModelError:
+def _refusal(model: "PreTrainedModel", reason: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"this cut of a model of type '{model.config.model_type}' could not be loaded again: "
         f"{reason}. Remove other layers, whole repetitions of the model's pattern for example."
@@ -84,7 +87,7 @@ def layer_difference(one: nn.Module, other: nn.Module) -> str:
 
 
 def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(each.shape) for name, each in layer.named_parameters()}
+    return {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()}
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
@@ -98,7 +101,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, dict):
-        return all(_is_plain(each) for each in (*value.keys(), *value.values()))
+        return all(_is_plain(item) for item in (*value.keys(), *value.values()))
     if isinstance(value, (list, tuple, set)):
         return all(map(_is_plain, value))
     return isinstance(value, PLAIN)

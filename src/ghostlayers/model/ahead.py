@@ -44,7 +44,7 @@ class Ahead:
 
 def stretches(layer: nn.Module) -> list[Stretch]:
     """Where on disk a layer's weights lie; nothing if they lie in memory."""
-    found = []
+    places = []
     for module, hook in offloaded_modules(layer):
         index = getattr(getattr(hook.weights_map, "dataset", None), "index", {})
         prefix = getattr(hook.weights_map, "prefix", "")
@@ -53,8 +53,8 @@ def stretches(layer: nn.Module) -> list[Stretch]:
             if "safetensors_file" in entry:
                 path = Path(entry["safetensors_file"])
                 tensor = header(path).get(entry["weight_name"])
-                found += [Stretch(path, *tensor["data_offsets"])] if tensor else []
-    return found
+                places += [Stretch(path, *tensor["data_offsets"])] if tensor else []
+    return places
 
 
 def read(places: Sequence[Stretch]) -> None:

@@ -65,6 +65,8 @@ MLP_NORMS = (
 """Norms that may stand in front of the MLP."""
 
 PROBE_TOKENS = 8
+"""A product that holds for eight tokens of a random change holds for all: it is linear."""
+
 TOLERANCE = 0.02
 """Largest share of a probe's effect that may be something else: rounding, in half precision."""
 
@@ -124,7 +126,7 @@ def examine(model: LayerwiseModel) -> Anatomy | str:
             behind = all(probe.writes_through(norms[1], mlp_output, offset) for probe in probes)
             return Anatomy(*paths, norms, norms[1] if behind else None, offset)
     scales = {probe.write_scale(mlp_output) for probe in probes}
-    reasons = [each for each in scales if isinstance(each, str)]
+    reasons = [scale for scale in scales if isinstance(scale, str)]
     if reasons or len(scales) != 1:
         return (reasons or ["its layers write at different scales"])[0]
     return Anatomy(*paths, write_scale=float(scales.pop()))
@@ -138,12 +140,12 @@ def _examine_experts(model: LayerwiseModel, layers: Sequence[nn.Module]) -> Anat
     probes = [_Probe(model, index) for index in _one_of_each_kind(layers)]
     attention = _shared_path(layers, ATTENTION_OUTPUTS)
     for inputs_first in (False, True):
-        found = Anatomy(
+        anatomy = Anatomy(
             None, module, attention, None, experts=True, packed_inputs_first=inputs_first
         )
-        scales = {probe.sum_scale(found) for probe in probes}
+        scales = {probe.sum_scale(anatomy) for probe in probes}
         if len(scales) == 1 and None not in scales:
-            return replace(found, write_scale=float(scales.pop() or 1.0))
+            return replace(anatomy, write_scale=float(scales.pop() or 1.0))
     return None
 
 
@@ -152,12 +154,12 @@ def writers(layer: nn.Module, path: str = "") -> dict[str, Tensor]:
 
     Without a path, those of the whole layer: some have an MLP for all tokens beside the experts.
     """
-    found = {}
+    parameters = {}
     for name, parameter in layer.named_parameters():
         last = name.removesuffix(".weight").removesuffix(".bias").removesuffix("_bias")
         if name.startswith(path) and last.rpartition(".")[2] in WRITERS:
-            found[name] = parameter.detach()
-    return found
+            parameters[name] = parameter.detach()
+    return parameters
 
 
 def mapped_writers(
@@ -174,7 +176,10 @@ def _mapped(anatomy: Anatomy, name: str, held: Tensor, delta: Tensor) -> Tensor:
     """An expert at a time, because all of them in float64 may be gigabytes."""
     if held.ndim == 3 and not name.endswith("bias"):
         return torch.stack(
-            [_mapped_one(each, delta, outputs_last=anatomy.packed_inputs_first) for each in held]
+            [
+                _mapped_one(expert, delta, outputs_last=anatomy.packed_inputs_first)
+                for expert in held
+            ]
         )
     return _mapped_one(held, delta, outputs_last=name.endswith("bias"))
 
@@ -189,7 +194,7 @@ def _one_of_each_kind(layers: Sequence[nn.Module]) -> list[int]:
     """The first layer of every build: of every class, and of every set of modules within it."""
     first: dict[Any, int] = {}
     for index, layer in enumerate(layers):
-        modules = tuple((name, type(each).__name__) for name, each in layer.named_modules())
+        modules = tuple((name, type(module).__name__) for name, module in layer.named_modules())
         first.setdefault(modules, index)
     return list(first.values())
 
@@ -264,12 +269,12 @@ class _Probe:
         taps = {"given": Tap(output=True), "taken": Tap(), "made": Tap(output=True)}
         places = zip((path, norm, norm), taps.values(), strict=True)
         before = self.model.run_layer(self.index, self.batch, self.stream, taps=[*places])
-        found = {name: tap.caught().flatten(0, -2).float() for name, tap in taps.items()}
-        if not torch.equal(found["given"], found["taken"]):
+        seen = {name: tap.caught().flatten(0, -2).float() for name, tap in taps.items()}
+        if not torch.equal(seen["given"], seen["taken"]):
             return False
         gain = self.layer.get_submodule(norm).get_parameter("weight").detach()
-        expected = unit_rms(found["taken"], norm_eps(self.config)) * (offset + gain.float())
-        if _unlike(found["made"], expected) > TOLERANCE:
+        expected = unit_rms(seen["taken"], norm_eps(self.config)) * (offset + gain.float())
+        if _unlike(seen["made"], expected) > TOLERANCE:
             return False
         generator = torch.Generator().manual_seed(0)
         change = torch.randn(gain.shape, generator=generator).to(gain)
@@ -279,7 +284,7 @@ class _Probe:
             self.index, self.batch, self.stream, weights={f"{norm}.weight": gain + change}
         )
         effect = (after.float() - before.float()).flatten(0, -2)
-        product = unit_rms(found["taken"], norm_eps(self.config)) * change.float()
+        product = unit_rms(seen["taken"], norm_eps(self.config)) * change.float()
         return _unlike(effect, product) <= TOLERANCE
 
     def _push(self, path: str, inputs: Tensor, before: Stream) -> tuple[Tensor, Tensor]:
@@ -300,11 +305,13 @@ class _Probe:
         """By how much the stream changes when the sum over experts does; None if otherwise."""
         hidden = self.stream.shape[-1]
         packed = [
-            each
-            for each in writers(self.layer, f"{anatomy.mlp_output}.").values()
-            if each.ndim == 3
+            weight
+            for weight in writers(self.layer, f"{anatomy.mlp_output}.").values()
+            if weight.ndim == 3
         ]
-        if any(each.shape[-1 if anatomy.packed_inputs_first else -2] != hidden for each in packed):
+        if any(
+            weight.shape[-1 if anatomy.packed_inputs_first else -2] != hidden for weight in packed
+        ):
             return None
         tap, taken = Tap(output=True), self.stream
         before = self.model.run_layer(
@@ -324,9 +331,9 @@ class _Probe:
         return _known_scale(self.config, scale) if rest <= TOLERANCE else None
 
 
-def _unlike(found: Tensor, expected: Tensor) -> float:
+def _unlike(got: Tensor, expected: Tensor) -> float:
     """Distance, as a share of what was found."""
-    return float((found - expected).norm() / found.norm().clamp_min(1e-30))
+    return float((got - expected).norm() / got.norm().clamp_min(1e-30))
 
 
 def _known_scale(config: Any, scale: float) -> float:

@@ -6,7 +6,7 @@ from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.model.dense import DenseModel
 
 CAUSAL_TOKENS = 8
-
+"""Of two texts that differ in the last."""
 
 CAUSAL_TOLERANCE = {torch.float32: 1e-4}
 """Share of the largest logit that rounding may change; in shorter types a hundred times more."""

@@ -103,7 +103,7 @@ def check_settings(folder: Path) -> None:
         ModelError: the message names the entry, what was expected and what was got.
     """
     path = folder / "config.json"
-    weights = sum(each.stat().st_size for each in folder.glob("*.safetensors") if each.is_file())
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors") if file.is_file())
     text = read_text(path, ModelError, MOST_BYTES)
     # Families write infinities, as limits.
     values = parse_json(text, f"'{path}'", ModelError, refused=("NaN",))

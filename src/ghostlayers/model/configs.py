@@ -10,9 +10,12 @@ miss is caught by `agreement`, which builds the model anew from the rewritten co
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghostlayers.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PER_LAYER_LISTS = (
     "layer_types",
@@ -74,9 +77,9 @@ def slice_config(config: Any, kept: Sequence[int]) -> None:
             setattr(config, name, sum(index < values[name] for index in kept))
     for period, offset in PERIODS:
         if values.get(period) is not None:
-            found = _periodic(values[period], values[offset], kept, period)
-            setattr(config, period, found[0])
-            setattr(config, offset, found[1])
+            places = _periodic(values[period], values[offset], kept, period)
+            setattr(config, period, places[0])
+            setattr(config, offset, places[1])
     if values.get("attention_types") is not None:  # GPT-Neo: pairs of kinds and repetitions
         kinds = [values["attention_layers"][index] for index in kept]
         config.attention_layers = kinds
@@ -87,7 +90,7 @@ def slice_config(config: Any, kept: Sequence[int]) -> None:
     config.num_hidden_layers = len(kept)
 
 
-def say_what_is(model: Any) -> None:
+def say_what_is(model: "PreTrainedModel") -> None:
     """Make a cut model's config say whether its head is its embedding, and name no code of others.
 
     Args:
@@ -110,9 +113,9 @@ def without_code(content: Any) -> Any:
     if isinstance(content, dict):
         for name in FOREIGN:
             content.pop(name, None)
-    for each in content.values() if isinstance(content, dict) else content:
-        if isinstance(each, (dict, list)):
-            without_code(each)
+    for part in content.values() if isinstance(content, dict) else content:
+        if isinstance(part, (dict, list)):
+            without_code(part)
     return content
 
 
@@ -177,5 +180,5 @@ def slides(config: Any) -> bool:
     """Whether some layers attend to the last tokens only."""
     types = getattr(config, "layer_types", None)
     if types is not None:
-        return any(each != "full_attention" for each in types)
+        return any(kind != "full_attention" for kind in types)
     return getattr(config, "sliding_window", None) is not None

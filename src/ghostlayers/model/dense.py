@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.model.anatomy import Anatomy, examine
@@ -56,7 +55,7 @@ class DenseModel(LayerwiseModel):
 
     def __init__(
         self,
-        network: Any,
+        network: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None = None,
         base: BaseModel | None = None,
         *,
@@ -65,7 +64,8 @@ class DenseModel(LayerwiseModel):
         memory: Memory | None = None,
     ) -> None:
         super().__init__(network, memory)
-        self.tokenizer: Any = tokenizer
+        # Nobody asks for it where none was given: no text is read then.
+        self.tokenizer: PreTrainedTokenizerBase = tokenizer  # type: ignore[assignment]
         self.base = base or BaseModel(type(network).__name__)
         self.stored_dtype = stored_dtype or network.dtype
         self.processor = dict(processor or {})

@@ -4,13 +4,17 @@ Nothing here is written a family: transformers knows which classes make one up. 
 at all is refused by name.
 """
 
+import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghostlayers import modeling
 from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.model import multimodal
 from ghostlayers.model.auto_classes import PREFIX as PREFIX
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CLASS_PREFIX = "Repaired"
 """Before the names of the classes that carry them."""
@@ -70,15 +74,15 @@ class Family:
 
     def repaired_classes(self) -> tuple[Any, Any, Any]:
         """Config, base model and causal model with room for repairs, made once a process."""
-        if self.model_type not in _REPAIRED:
-            made = modeling.repaired_classes(self.config, self.model, self.causal_lm, __name__)
-            globals().update({each.__name__: each for each in made})  # found there by pickle
-            _REPAIRED[self.model_type] = made
-            _register(self.repaired_model_type, *made)
-        return _REPAIRED[self.model_type]
+        return _repaired_classes(self)
 
 
-_REPAIRED: dict[str, tuple[Any, Any, Any]] = {}
+@functools.cache
+def _repaired_classes(family: Family) -> tuple[Any, Any, Any]:
+    made = modeling.repaired_classes(family.config, family.model, family.causal_lm, __name__)
+    globals().update({cls.__name__: cls for cls in made})  # where pickle looks for them
+    _register(family.repaired_model_type, *made)
+    return made
 
 
 def __getattr__(name: str) -> Any:
@@ -86,7 +90,7 @@ def __getattr__(name: str) -> Any:
     family = None if name.startswith("__") else repaired_family(name)
     if family is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return next(each for each in family.repaired_classes() if each.__name__ == name)
+    return next(cls for cls in family.repaired_classes() if cls.__name__ == name)
 
 
 def repaired_family(class_name: str) -> Family | None:
@@ -106,13 +110,13 @@ def repaired_family(class_name: str) -> Family | None:
         MODEL_MAPPING_NAMES,
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     )
-    found = [
+    families = [
         family
         for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         if any(mapping.get(model_type) == parent for mapping in mappings)
         and (family := find_family(model_type)) is not None
     ]
-    return max(found, key=_owns_its_classes, default=None)
+    return max(families, key=_owns_its_classes, default=None)
 
 
 def _owns_its_classes(family: Family) -> tuple[bool, bool]:
@@ -159,7 +163,7 @@ def check_config(config: Any) -> None:
         )
 
 
-def family_of(model: Any) -> Family:
+def family_of(model: "PreTrainedModel") -> Family:
     """The family of a model, or a refusal that says why its layers cannot be removed.
 
     Raises:
@@ -202,7 +206,7 @@ def _foreign_code(model_type: str, known: Family | None) -> str:
     )
 
 
-def check_tokenizer(tokenizer: Any) -> None:
+def check_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Refuse a tokenizer that a result could not be loaded with.
 
     Raises:

@@ -131,9 +131,9 @@ def _classes(task: str, config: "PretrainedConfig") -> dict[str, type]:
     from transformers.models.auto import modeling_auto
 
     mapping = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING")
-    found = mapping.get(type(config), ())
-    listed = found if isinstance(found, tuple) else (found,)
-    return {each.__name__: each for each in listed}
+    known = mapping.get(type(config), ())
+    listed = known if isinstance(known, tuple) else (known,)
+    return {cls.__name__: cls for cls in listed}
 
 
 def text_entry(config: "PretrainedConfig") -> str | None:
@@ -163,8 +163,9 @@ def text_view(model: Any) -> Any:
         raise _refusal(kind, "its text part is no single stack of decoder layers")
     if type(part.config) is not type(text):
         raise _refusal(kind, "its text part is built from another config than its own")
-    taken = inspect.signature(view.speaker.forward).parameters.items()
-    needed = [name for name, each in taken if each.default is each.empty and each.kind.value < 2]
+    taken = inspect.signature(view.speaker.forward).parameters.values()
+    # What comes by position, and has to: the kinds below 2.
+    needed = [p.name for p in taken if p.default is p.empty and p.kind.value < 2]
     if set(needed) - {"input_ids"}:
         raise _refusal(kind, f"it does not answer to text alone (it wants {', '.join(needed)})")
     return view
@@ -228,7 +229,7 @@ def fed_layers(model: Any) -> int:
         return 0
     config = model.whole.config
     parts = [getattr(config, name, None) for name in config.sub_configs]
-    listed = [found for part in parts if (found := getattr(part, FED_BY, None)) is not None]
+    listed = [layers for part in parts if (layers := getattr(part, FED_BY, None)) is not None]
     if len(listed) != 1:
         raise _refusal(
             config.model_type, "its decoder layers get image features in a way not known here"

@@ -6,6 +6,7 @@ accelerator; embeddings, final norm and head stay where the model computes. The 
 accelerate's big-model loading through transformers; `residency` brings layers in.
 """
 
+import atexit
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,13 +95,13 @@ def place_weights(
             "run computes on the processor itself; use --offload disk."
         )
     skeleton = _skeleton(config, dtype, options)
-    total = sum(_bytes(each) for each in _unique(skeleton))
+    total = sum(_bytes(parameter) for parameter in _unique(skeleton))
     layers = find_decoder_layers(multimodal.text_view(skeleton))
     layer = largest_layer(list(layers))
     where = _where(options, device, total)
     if not where:
         return Placement(None, total, layer, total)
-    of_layers = {id(p): _bytes(p) for each in layers for p in each.parameters()}
+    of_layers = {id(p): _bytes(p) for module in layers for p in module.parameters()}
     # A name, no torch.device: accelerate hands it to safetensors, which knows names and numbers.
     mapped = dict(_device_map(skeleton, "", layers, where, str(device)))
     return Placement(mapped, total - sum(of_layers.values()), layer, total, where)
@@ -153,11 +154,11 @@ def _device_map(
         for index in range(len(layers)):
             yield f"{name}.{index}", where
         return
-    if not any(each is layers for each in module.modules()):
+    if not any(part is layers for part in module.modules()):
         yield name, device
         return
-    for child, each in module.named_children():
-        yield from _device_map(each, f"{name}.{child}" if name else child, layers, where, device)
+    for child, part in module.named_children():
+        yield from _device_map(part, f"{name}.{child}" if name else child, layers, where, device)
     for own, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
         yield (f"{name}.{own}" if name else own), device
 
@@ -166,14 +167,11 @@ def loading_options(placement: Placement) -> dict[str, Any]:
     """Arguments of ``from_pretrained`` for a placement."""
     if placement.device_map is None:
         return {}
-    # Weights that the model keeps otherwise than its files do are written here, once.
+    # Weights that the model keeps otherwise than its files do are written here, once. Copies of it
+    # read there as well, so that the folder stays until the process ends.
     folder = Scratch("offload")
-    _FOLDERS.append(folder)
+    atexit.register(folder.cleanup)
     return {"device_map": placement.device_map, "offload_folder": folder.name}
-
-
-_FOLDERS: list[Scratch] = []
-"""Kept until the process ends; models read from them."""
 
 
 def memory_for(

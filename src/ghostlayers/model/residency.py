@@ -102,7 +102,7 @@ def execution_device(module: nn.Module) -> torch.device:
     for parameter in module.parameters():
         if not parameter.is_meta:
             return parameter.device
-    hooks = (getattr(each, "_hf_hook", None) for each in module.modules())
+    hooks = (getattr(part, "_hf_hook", None) for part in module.modules())
     devices = [d for h in hooks if (d := getattr(h, "execution_device", None)) is not None]
     return torch.device(devices[0] if devices else "cpu")
 
@@ -151,20 +151,20 @@ def without_hook(module: nn.Module) -> Iterator[None]:
 
 def shared_maps(model: nn.Module) -> list[Any]:
     """What hooks know of weights: a copy of the model reads the same."""
-    found: list[Any] = []
+    maps: list[Any] = []
     for module in model.modules():
         hook = getattr(module, "_hf_hook", None)
         for name in ("weights_map", "tied_params_map"):
-            each = getattr(hook, name, None)
-            if each is not None:
-                found.append(each)
-    return found
+            shared = getattr(hook, name, None)
+            if shared is not None:
+                maps.append(shared)
+    return maps
 
 
 def offloaded_sets(model: nn.Module) -> list[Any]:
     """What holds the offloaded weights of a model, each once."""
     maps = [hook.weights_map for _, hook in offloaded_modules(model)]
-    return list({id(d): d for each in maps if (d := getattr(each, "dataset", each))}.values())
+    return list({id(d): d for entry in maps if (d := getattr(entry, "dataset", entry))}.values())
 
 
 def largest_layer(layers: Sequence[nn.Module]) -> int:

@@ -26,7 +26,7 @@ from ghostlayers.model.residency import Memory, Residency
 from ghostlayers.model.stubs import Injector, LayerCall, Recorder
 from ghostlayers.model.taps import Taps, tapped
 from ghostlayers.modeling import decoder_layers
-from ghostlayers.runtime.machine import room_for_streams
+from ghostlayers.runtime.machine import input_device, room_for_streams
 from ghostlayers.text.tokens import Windows
 
 TOKENS_PER_BATCH = 1024
@@ -69,9 +69,9 @@ def find_decoder_layers(model: nn.Module) -> nn.ModuleList:
     """
     expected = getattr(model.config, "num_hidden_layers", None)
     within: Any = getattr(model, "text_part", model)  # a tower may have as many layers
-    found = None if expected is None else decoder_layers(within, expected)
-    if found is not None:
-        return found
+    layers = None if expected is None else decoder_layers(within, expected)
+    if layers is not None:
+        return layers
     raise UnsupportedModelError(
         f"{type(model).__name__} has no list of {expected} decoder layers: expected a decoder-only "
         "causal language model with one residual stream."
@@ -87,7 +87,7 @@ class LayerwiseModel:
         memory: how much a run may take beside the weights that stay in memory.
     """
 
-    def __init__(self, network: Any, memory: Memory | None = None) -> None:
+    def __init__(self, network: PreTrainedModel, memory: Memory | None = None) -> None:
         self.network: PreTrainedModel = network.eval()
         self.layers = find_decoder_layers(network)
         self.residency = Residency(self.layers, memory)
@@ -103,8 +103,7 @@ class LayerwiseModel:
     @property
     def device(self) -> torch.device:
         """Where token ids belong."""
-        weight: Any = self.network.get_input_embeddings().weight
-        return torch.device(weight.device)
+        return input_device(self.network)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -199,7 +198,6 @@ class LayerwiseModel:
         with self._replaced([Recorder(layer, self._wrap) for layer in self.layers]):
             self.network.base_model(input_ids=input_ids, use_cache=False)
 
-    @torch.no_grad()
     def run_layer(
         self,
         layer: int,
@@ -208,6 +206,7 @@ class LayerwiseModel:
         *,
         weights: Mapping[str, Tensor] | None = None,
         taps: Taps = (),
+        differentiable: bool = False,
     ) -> Stream:
         """Run one decoder layer on a stream, as the model would on these windows.
 
@@ -217,23 +216,12 @@ class LayerwiseModel:
             stream: the layer's input.
             weights: parameters of the layer, by name, to use instead of its own.
             taps: modules of the layer, by path, whose input or output is wanted.
+            differentiable: record it for a backward pass.
         """
-        return self.differentiable_layer(layer, batch, stream, weights=weights, taps=taps)
-
-    def differentiable_layer(
-        self,
-        layer: int,
-        batch: MicroBatch,
-        stream: Stream,
-        *,
-        weights: Mapping[str, Tensor] | None = None,
-        taps: Taps = (),
-    ) -> Stream:
-        """`run_layer`, recorded for a backward pass where gradients are enabled."""
         if batch.parts:
-            return self._layer_on_parts(layer, batch, stream, weights, taps)
+            return self._layer_on_parts(layer, batch, stream, weights, taps, differentiable)
         call, module = batch.calls[layer], self.layer(layer)
-        with tapped(module, taps):
+        with torch.set_grad_enabled(differentiable), tapped(module, taps):
             if weights:
                 output = functional_call(module, dict(weights), (stream, *call.args), call.kwargs)
             else:
@@ -248,21 +236,26 @@ class LayerwiseModel:
         stream: Stream,
         weights: Mapping[str, Tensor] | None,
         taps: Taps,
+        differentiable: bool,
     ) -> Stream:
         """The parts of a batch one after another; what taps catch of them is joined."""
-        outputs, caught = [], []
+        outputs, caught, taps = [], [], list(taps)
+        how: dict[str, Any] = {"weights": weights, "taps": taps, "differentiable": differentiable}
         sizes = [len(part.input_ids) for part in batch.parts]
-        taps = list(taps)
         for part, some in zip(batch.parts, stream.split(sizes), strict=True):
-            outputs.append(self.differentiable_layer(layer, part, some, weights=weights, taps=taps))
+            outputs.append(self.run_layer(layer, part, some, **how))
             caught.append([tap.value for _, tap in taps])
         for (_, tap), values in zip(taps, zip(*caught, strict=True), strict=False):
             tap.value = None if any(v is None for v in values) else torch.cat(values)
         return torch.cat(outputs)
 
-    @torch.no_grad()
     def logits(
-        self, batch: MicroBatch, stream: Stream, positions: slice | None = None
+        self,
+        batch: MicroBatch,
+        stream: Stream,
+        positions: slice | None = None,
+        *,
+        differentiable: bool = False,
     ) -> Float[Tensor, "batch positions vocabulary"]:
         """Everything after the last layer (final norm, head, scaling) on a stream at boundary L.
 
@@ -271,20 +264,15 @@ class LayerwiseModel:
             stream: hidden states before the final norm.
             positions: compute the head for these only, where the model can: a head of 262,144
                 words on a long window is gigabytes otherwise.
+            differentiable: record it for a backward pass.
         """
-        return self.differentiable_logits(batch, stream, positions)
-
-    def differentiable_logits(
-        self, batch: MicroBatch, stream: Stream, positions: slice | None = None
-    ) -> Float[Tensor, "batch positions vocabulary"]:
-        """`logits`, recorded for a backward pass where gradients are enabled."""
         stubs: list[nn.Module] = [Injector(layer, self._wrap, stream) for layer in self.layers]
         wanted = positions or slice(None)
         options = {}
         if self._keeps_some_logits and positions is not None:
             every = torch.arange(batch.input_ids.shape[1], device=self.device)
             options["logits_to_keep"] = every[positions]
-        with self._replaced(stubs):
+        with torch.set_grad_enabled(differentiable), self._replaced(stubs):
             logits: Tensor = self.network(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
@@ -317,42 +305,6 @@ class LayerwiseModel:
 def micro_batches(model: LayerwiseModel, windows: Windows, batch_size: int = 0) -> Iterator[Tensor]:
     """Token ids of a few windows at a time; 0 chooses how many."""
     yield from windows.input_ids.split(model.windows_at_once(windows, batch_size))
-
-
-def sweep(
-    model: LayerwiseModel,
-    batches: Sequence[MicroBatch],
-    streams: list[Stream],
-    *,
-    start: int = 0,
-    stop: int,
-) -> Iterator[tuple[int, list[Stream]]]:
-    """Carry micro-batches from boundary ``start`` to boundary ``stop``, layer by layer.
-
-    All micro-batches pass layer i before any passes layer i + 1, so each layer's weights are needed
-    once. Give one micro-batch at a time where memory for the stream matters more.
-
-    Args:
-        model: the model to run.
-        batches: as many micro-batches as wanted.
-        streams: their hidden states at boundary ``start``.
-        start: first boundary.
-        stop: last boundary; later layers never run.
-
-    Yields:
-        (boundary, streams) for every boundary from start to stop. Streams handed out are never
-        changed afterwards.
-
-    Raises:
-        NonFiniteError: a layer gave NaN or infinity.
-    """
-    streams = list(streams)
-    yield start, list(streams)
-    for layer in range(start, stop):
-        for index, batch in enumerate(batches):
-            streams[index] = model.run_layer(layer, batch, streams[index])
-            check_finite(streams[index], layer)
-        yield layer + 1, list(streams)
 
 
 def check_finite(stream: Stream, layer: int) -> None:

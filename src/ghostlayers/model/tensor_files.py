@@ -59,7 +59,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         return [one] if one.is_file() else []
     files = [folder / name for name in sorted(set(_places(index).values()))]
-    missing = [each.name for each in files if not each.is_file()]
+    missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ModelError(f"'{folder}' lacks {some(missing)}, which {INDEX} names. Get it again.")
     if one.is_file() and files != [one]:
@@ -97,11 +97,11 @@ def held_in(folder: Path) -> dict[str, Held]:
     held = held_tensors(weight_files(folder))
     index = folder / INDEX
     for name, place in _places(index).items() if index.is_file() else ():
-        found = held.get(name)
-        if found is not None and found.file.name != place:
+        tensor = held.get(name)
+        if tensor is not None and tensor.file.name != place:
             raise ModelError(
                 f"'{folder}' is not whole: {INDEX} says that '{name}' lies in {place}, but "
-                f"{found.file.name} holds it. Get the folder again."
+                f"{tensor.file.name} holds it. Get the folder again."
             )
     return held
 
@@ -114,28 +114,28 @@ def held_tensors(files: Sequence[Path]) -> dict[str, Held]:
     """
     from safetensors import safe_open
 
-    found: dict[str, Held] = {}
+    tensors: dict[str, Held] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
-                if name in found:
+                if name in tensors:
                     raise ModelError(
-                        f"'{path.parent}' holds '{name}' twice, in {found[name].file.name} and "
+                        f"'{path.parent}' holds '{name}' twice, in {tensors[name].file.name} and "
                         f"{path.name}, and which counts depends on the reader. Get it again."
                     )
                 part = file.get_slice(name)
                 kind = TYPES.get(part.get_dtype())
                 shape = torch.Size(part.get_shape())
-                found[name] = Held(path, name, kind, shape, part.get_dtype())
-    return found
+                tensors[name] = Held(path, name, kind, shape, part.get_dtype())
+    return tensors
 
 
 def main_type(held: Iterable[Held]) -> torch.dtype | None:
     """The type that most bytes of plain weights have; None where there are none."""
     sizes: Counter[torch.dtype] = Counter()
-    for each in held:
-        if each.dtype is not None:
-            sizes[each.dtype] += each.bytes
+    for tensor in held:
+        if tensor.dtype is not None:
+            sizes[tensor.dtype] += tensor.bytes
     return max(sizes, key=lambda kind: sizes[kind]) if sizes else None
 
 

@@ -29,21 +29,21 @@ def remember_types(model: "PreTrainedModel", held: Mapping[str, Held], main: tor
         ModelError: a file holds packed numbers or integers where the model has plain ones.
     """
     ends = Counter(map(_unprefixed, held))
-    by_end = {end: each for n, each in held.items() if ends[end := _unprefixed(n)] == 1}
+    by_end = {end: entry for n, entry in held.items() if ends[end := _unprefixed(n)] == 1}
     for name, tensor in _tensors(model):
-        found = held.get(name) or by_end.get(_unprefixed(name))
-        pieces = (found,) if found else _pieces(model, name, tensor, held)
+        entry = held.get(name) or by_end.get(_unprefixed(name))
+        pieces = (entry,) if entry else _pieces(model, name, tensor, held)
         if tensor.is_floating_point():
             _check_plain(pieces)
-        if any(_differs(each, main, tensor.dtype) for each in pieces):
-            setattr(tensor, MARK, found or pieces)
+        if any(_differs(piece, main, tensor.dtype) for piece in pieces):
+            setattr(tensor, MARK, entry or pieces)
 
 
 def _check_plain(pieces: Iterable[Held]) -> None:
-    for each in pieces:
-        if each.dtype is None:
+    for piece in pieces:
+        if piece.dtype is None:
             raise ModelError(
-                f"'{each.file}' holds '{each.name}' in {each.written}, but config.json names no "
+                f"'{piece.file}' holds '{piece.name}' in {piece.written}, but config.json names no "
                 f"quantisation: expected one of {', '.join(TYPES)}. Numbers in any other type "
                 "mean nothing without their scales. Get the model again, or start from the one "
                 "that was quantised."
@@ -54,8 +54,8 @@ def _pieces(
     model: "PreTrainedModel", name: str, tensor: Tensor, held: Mapping[str, Held]
 ) -> tuple[Held, ...]:
     """The tensors that one was made of under other names; none if that is not known."""
-    found = [held.get(each) for each in names_in_file(model, name, tensor)]
-    return tuple(each for each in found if each) if all(found) else ()
+    pieces = [held.get(part) for part in names_in_file(model, name, tensor)]
+    return tuple(piece for piece in pieces if piece) if all(pieces) else ()
 
 
 def names_in_file(model: "PreTrainedModel", name: str, tensor: Tensor) -> list[str]:
@@ -97,9 +97,9 @@ def _unprefixed(name: str) -> str:
 def stored_type(tensor: Tensor, main: torch.dtype) -> torch.dtype:
     """The type that a tensor's file has; main, if that has pieces of several."""
     held: Held | tuple[Held, ...] | None = getattr(tensor, MARK, None)
-    kinds = {each.dtype for each in (held if isinstance(held, tuple) else (held,)) if each}
-    found = kinds.pop() if len(kinds) == 1 else None
-    return found or main
+    kinds = {entry.dtype for entry in (held if isinstance(held, tuple) else (held,)) if entry}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return kind or main
 
 
 def in_pieces(
@@ -115,13 +115,13 @@ def in_pieces(
         state: its tensors, which remember their files.
         main: the type that most of its weights are stored in.
     """
-    found: dict[str, Held] = {}
+    stored: dict[str, Held] = {}
     for name, tensor in state.items():
         held = getattr(tensor, MARK, None)
         if isinstance(held, tuple) and not _is_exact(tensor, held, main):
             names = names_in_file(model, name, tensor)
-            found.update(zip(names, held, strict=True) if len(names) == len(held) else ())
-    return found
+            stored.update(zip(names, held, strict=True) if len(names) == len(held) else ())
+    return stored
 
 
 def _is_exact(tensor: Tensor, pieces: Sequence[Held], main: torch.dtype) -> bool:
@@ -129,7 +129,7 @@ def _is_exact(tensor: Tensor, pieces: Sequence[Held], main: torch.dtype) -> bool
     if tensor.is_meta:  # offloaded tensors are written in the model's main type
         return False
     kind = stored_type(tensor, main)
-    return all(each.dtype == kind and not _rounds(kind, tensor.dtype) for each in pieces)
+    return all(piece.dtype == kind and not _rounds(kind, tensor.dtype) for piece in pieces)
 
 
 def copy_pieces(folder: Path, pieces: Mapping[str, Held]) -> None:

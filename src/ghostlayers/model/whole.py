@@ -92,12 +92,12 @@ def _shape(shape: Sequence[int]) -> str:
 def _reason(config: "PretrainedConfig", findings: Findings, held: Mapping[str, Held]) -> str:
     """Why they differ, most likely, and what to do."""
     unused, missing = findings.unused, findings.missing
-    if any("repair_before_" in each or "repair_after_" in each for each in unused):
+    if any("repair_before_" in name or "repair_after_" in name for name in unused):
         return (
             "The files hold the operators of a repaired checkpoint, but config.json no longer says "
             "so: it was edited. Get the folder again, or make it again."
         )
-    if any(each.startswith(HEADS) for each in unused):
+    if any(name.startswith(HEADS) for name in unused):
         return (
             "It has another head than a language model's (a classifier, a reward model, ...). "
             "Start from the causal language model that it was made of."
@@ -109,7 +109,7 @@ def _reason(config: "PretrainedConfig", findings: Findings, held: Mapping[str, H
             "state is saved instead of the model's. Save the model itself again (with "
             "save_pretrained on the unwrapped or merged model)."
         )
-    if missing and not unused and all("expert" in each for each in missing):
+    if missing and not unused and all("expert" in name for name in missing):
         return "Experts were lost, perhaps in a merge or a conversion. Get the model again."
     depths = _depths(config, missing, unused)
     if depths is not None:
@@ -117,7 +117,7 @@ def _reason(config: "PretrainedConfig", findings: Findings, held: Mapping[str, H
             f"config.json says {depths[0]} decoder layers, the files hold {depths[1]}: one of the "
             "two was edited. Make them agree, or get the model again."
         )
-    if missing and not unused and all("head" in each or "embed_out" in each for each in missing):
+    if missing and not unused and all("head" in name or "embed_out" in name for name in missing):
         return (
             "By config.json the head is not the embedding, but the files have none of its own. If "
             "it is, set tie_word_embeddings to true there; else get the model again."
@@ -148,9 +148,9 @@ def _common_prefix(findings: Findings) -> str | None:
     parts = unused[0].split(".")
     for length in range(1, len(parts)):
         prefix = ".".join(parts[:length]) + "."
-        plain = [each.removeprefix(prefix) for each in unused if each.startswith(prefix)]
-        found = sum(each in missing or f"model.{each}" in missing for each in plain)
-        if found > len(unused) // 2:
+        plain = [name.removeprefix(prefix) for name in unused if name.startswith(prefix)]
+        matches = sum(name in missing or f"model.{name}" in missing for name in plain)
+        if matches > len(unused) // 2:
             return prefix
     return None
 
@@ -160,10 +160,10 @@ def _depths(
 ) -> tuple[int, int] | None:
     """Decoder layers in the config and in the files, if whole layers are all that differs."""
     count = getattr(config, "num_hidden_layers", None)
-    numbers = [_layer_of(each) for each in (*missing, *unused)]
+    numbers = [_layer_of(name) for name in (*missing, *unused)]
     if not isinstance(count, int) or None in numbers or bool(missing) == bool(unused):
         return None
-    whole = {each for each in numbers if each is not None}
+    whole = {number for number in numbers if number is not None}
     there = max(whole) + 1 if unused else min(whole)
     ends = min(whole) == count if unused else max(whole) == count - 1 and there > 0
     return (count, there) if ends else None

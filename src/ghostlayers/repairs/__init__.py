@@ -29,8 +29,8 @@ from ghostlayers.repairs.restricted import Diagonal, Hadamard, Procrustes, Symme
 from ghostlayers.repairs.solve import regress
 
 METHODS: dict[str, type[RepairMethod]] = {
-    each.keyword: each
-    for each in (
+    cls.keyword: cls
+    for cls in (
         NoRepair,
         Magnitude,
         LinearPatchDiagonal,

@@ -123,22 +123,22 @@ def _plain(value: Any) -> str:
 def arguments_of(cls: type) -> tuple[Argument, ...]:
     """The arguments of a class, its own before those that it inherits."""
     hints = typing.get_type_hints(cls)
-    fields = {each.name: each for each in dataclasses.fields(cls)}
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     names = [name for kind in cls.__mro__ for name in inspect.get_annotations(kind)]
     return tuple(_argument(fields[n], hints[n]) for n in dict.fromkeys(names) if n in fields)
 
 
 def _argument(field: "dataclasses.Field[Any]", hint: Any) -> Argument:
     parts = _alternatives(hint)
-    kind = next((each for each in parts if each in (bool, int, float, str)), None)
-    words = tuple(each for each in parts if isinstance(each, str))
+    kind = next((part for part in parts if part in (bool, int, float, str)), None)
+    words = tuple(part for part in parts if isinstance(part, str))
     return Argument(field.name, field.default, kind, words, **field.metadata.get("argument", {}))
 
 
 def _alternatives(hint: Any) -> list[Any]:
     """The types and words that a hint allows."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return [each for part in typing.get_args(hint) for each in _alternatives(part)]
+        return [one for part in typing.get_args(hint) for one in _alternatives(part)]
     return list(typing.get_args(hint)) if typing.get_origin(hint) is Literal else [hint]
 
 
@@ -163,16 +163,16 @@ class WithArguments:
         Raises:
             RecipeError: one is of another type, or beyond its bounds.
         """
-        for each in arguments_of(type(self)):
-            value = getattr(self, each.name)
-            if not each.allows(value):
+        for arg in arguments_of(type(self)):
+            value = getattr(self, arg.name)
+            if not arg.allows(value):
                 raise RecipeError(
-                    f"'{str(self)[:60]}': {each.what or each.key} must be {each.expected}, got "
+                    f"'{str(self)[:60]}': {arg.what or arg.key} must be {arg.expected}, got "
                     f"'{_plain(value)[:60]}'."
                 )
 
     def __str__(self) -> str:
-        values = [each.written(getattr(self, each.name)) for each in arguments_of(type(self))]
+        values = [arg.written(getattr(self, arg.name)) for arg in arguments_of(type(self))]
         return ":".join([self.keyword, *filter(None, values)])
 
     @classmethod
@@ -182,8 +182,8 @@ class WithArguments:
 
     def explain(self) -> str:
         """What it does, its arguments included, in one sentence."""
-        given = [e for e in arguments_of(type(self)) if getattr(self, e.name) != e.default]
-        notes = [each.note for each in given if each.note]
+        given = [arg for arg in arguments_of(type(self)) if getattr(self, arg.name) != arg.default]
+        notes = [arg.note for arg in given if arg.note]
         text = self.summary()
         return f"{text.removesuffix('.')}, {', '.join(notes)}." if notes else text
 
@@ -203,12 +203,12 @@ def parse(cls: type[Named], text: str, kind: str) -> Named:
         RecipeError: an argument that the class does not know, or a value that it cannot have.
     """
     arguments = arguments_of(cls)
-    known = {each.key: each for each in arguments if not each.placed}
-    places = [each for each in arguments if each.placed]
-    words = [*known, *(word for each in places for word in each.words)]
+    known = {arg.key: arg for arg in arguments if not arg.placed}
+    places = [arg for arg in arguments if arg.placed]
+    words = [*known, *(word for arg in places for word in arg.words)]
     values: dict[str, Any] = {}
     for part in text.split(":")[1:]:
-        key, equals, value = (each.strip() for each in part.partition("="))
+        key, equals, value = (piece.strip() for piece in part.partition("="))
         named = known.get(key)
         if not key or (named is not None and named.name in values):
             raise RecipeError(f"cannot read the {kind} '{text}': expected name:argument:key=value.")
@@ -220,7 +220,7 @@ def parse(cls: type[Named], text: str, kind: str) -> Named:
         else:
             hint = suggest(key, words) if words else "It takes none."
             raise RecipeError(f"'{text}': unknown argument '{key}'. {hint}")
-    for each in arguments:
-        if each.default is MISSING and each.name not in values:
-            raise RecipeError(f"'{text}' lacks {each.what or each.key}: {each.expected}.")
+    for arg in arguments:
+        if arg.default is MISSING and arg.name not in values:
+            raise RecipeError(f"'{text}' lacks {arg.what or arg.key}: {arg.expected}.")
     return cls(**values)

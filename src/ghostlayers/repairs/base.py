@@ -110,7 +110,7 @@ class Operator:
     @property
     def num_parameters(self) -> int:
         """Numbers that the operator holds, those of ``phi`` itself not counted."""
-        return sum(each.numel() for each in (*self.parameters.values(), *self.maps.values()))
+        return sum(tensor.numel() for tensor in (*self.parameters.values(), *self.maps.values()))
 
 
 @dataclass(frozen=True)
@@ -302,10 +302,10 @@ class Evidence:
         """
         whole = _select(self.moments, names, self.mlp_output, self.mlp_bias)
 
-        def chosen(each: Moments | None) -> Moments | None:
-            if each is None or each is self.moments:  # nothing was held out: one copy is enough
-                return None if each is None else whole
-            return _select(each, names, self.mlp_output, self.mlp_bias)
+        def chosen(part: Moments | None) -> Moments | None:
+            if part is None or part is self.moments:  # nothing was held out: one copy is enough
+                return None if part is None else whole
+            return _select(part, names, self.mlp_output, self.mlp_bias)
 
         return replace(
             self, moments=whole, training=chosen(self.training), held_out=chosen(self.held_out)

@@ -74,19 +74,19 @@ def _table_order(size: int) -> int:
 
     The authors' code looks no further than the first, either.
     """
-    order = next((each for each in TABLES if size > 0 and size % each == 0), 0)
+    order = next((number for number in TABLES if size > 0 and size % number == 0), 0)
     return order if order and _is_power_of_two(size // order) else 0
 
 
 @cache
 def _tables() -> dict[int, Tensor]:
     """Rows of bits, 1 for +1, by order."""
-    found = {}
+    cores = {}
     with (files(__package__) / "hadamard_cores.npz").open("rb") as file, np.load(file) as packed:
         for order in TABLES:
             bits = np.unpackbits(packed[f"order_{order}"], count=order * order)
-            found[order] = torch.from_numpy(bits.reshape(order, order).astype(np.float64)) * 2 - 1
-    return found
+            cores[order] = torch.from_numpy(bits.reshape(order, order).astype(np.float64)) * 2 - 1
+    return cores
 
 
 def _tabulated(order: int) -> Tensor:

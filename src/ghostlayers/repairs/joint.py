@@ -146,9 +146,9 @@ def _foldable(maps: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None
     left, values, right = torch.linalg.svd(whole)
     weakest = WEAKEST * values.median()
     inverse = right.T @ ((values / values.clamp_min(weakest).square())[:, None] * left.T)
-    kept = inverse @ whole  # the identity, but for the directions that are too weak
+    bounded = inverse @ whole  # the identity, but for the directions that are too weak
     moved = FROM_KEPT_LAYER & set(maps)
-    return {n: each @ kept if n in moved else each for n, each in maps.items()}, inverse
+    return {n: weight @ bounded if n in moved else weight for n, weight in maps.items()}, inverse
 
 
 def _fold(
@@ -185,5 +185,5 @@ def _stored(maps: dict[str, Tensor], eps: float) -> Operator:
         parameters["normed"] = maps["norm"].T.contiguous()
     if "one" in maps:
         parameters["bias"] = maps["one"][0]
-    others = {name: each for name, each in maps.items() if name not in {"x", "norm", "one"}}
+    others = {name: weight for name, weight in maps.items() if name not in {"x", "norm", "one"}}
     return Operator(parameters, others, eps)

@@ -128,7 +128,7 @@ class RepairMethod(WithArguments, ABC):
     @property
     def features(self) -> tuple[str, ...]:
         """What any of its stages regresses on."""
-        wanted = {n for each in self.stages(self.reach) for n in each.needs.features}
+        wanted = {n for stage in self.stages(self.reach) for n in stage.needs.features}
         return tuple(name for name in FEATURES if name in wanted)
 
     @property

@@ -24,7 +24,10 @@ PRIORS = (500.0, 1000.0, 2000.0, 4000.0, 8000.0, 16000.0, 32000.0, 64000.0)
 """Priors that held-out windows choose from, in tokens."""
 
 ROUNDS = 25
+"""Of k-means, at most: it ends as soon as no centroid moves."""
+
 SMALLEST_USUAL = 1e-3
+"""Share of the mean channel's size that a channel's unit is at least, so that none is blown up."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def solve_pieces(
     """
     share = prior / max(whole.num_tokens, 1)
     pull = share * (whole.gram @ everywhere)
-    return [_solve_piece(each, whole, pull, share, options) for each in pieces]
+    return [_solve_piece(piece, whole, pull, share, options) for piece in pieces]
 
 
 def _solve_piece(

@@ -98,7 +98,7 @@ class Registry(Generic[Named]):
         """
         known = self._known(keyword)
         if known is None:
-            names = {*self.own, *(each.name for each in self._entries())}
+            names = {*self.own, *(entry.name for entry in self._entries())}
             hint = f" {_OF_A_CLASS}" if keyword[:1].isupper() else ""
             raise RecipeError(f"unknown {self.kind} '{keyword}'. {suggest(keyword, names)}{hint}")
         return known
@@ -111,7 +111,7 @@ class Registry(Generic[Named]):
 
     def outside(self) -> list[Outside]:
         """What other packages add, those that cannot be used included."""
-        return [self._described(each) for each in self._entries()]
+        return [self._described(entry) for entry in self._entries()]
 
     def _described(self, entry: EntryPoint) -> Outside:
         package = _package(entry)
@@ -123,14 +123,14 @@ class Registry(Generic[Named]):
             return Outside(entry.name, package, problem=str(error))
 
     def _entries(self, keyword: str | None = None) -> list[EntryPoint]:
-        found = entry_points(group=f"ghostlayers.{self.kind}s")
-        return [each for each in found if keyword in (None, each.name)]
+        entries = entry_points(group=f"ghostlayers.{self.kind}s")
+        return [entry for entry in entries if keyword in (None, entry.name)]
 
     def _load(self, entries: list[EntryPoint]) -> type[Named]:
         entry = entries[0]
         what = f"the {self.kind} '{entry.name}' comes from the package {_package(entry)}"
         if len(entries) > 1:
-            others = " and ".join(sorted({_package(each) for each in entries}))
+            others = " and ".join(sorted({_package(entry) for entry in entries}))
             raise RecipeError(f"the {self.kind} '{entry.name}' is in {others}; uninstall one.")
         try:
             cls = entry.load()

@@ -126,8 +126,8 @@ def descend_cosine(
     with torch.enable_grad():
         for rows in _batches(len(tokens.source), how.epochs):
             x, y, m = (
-                each[rows.to(each.device)].float()
-                for each in (tokens.source, tokens.target, tokens.features["m"])
+                tensor[rows.to(tensor.device)].float()
+                for tensor in (tokens.source, tokens.target, tokens.features["m"])
             )
             rest = x - m
             predicted, wanted = (m @ weight + rest, y) if how.whole else (m @ weight, y - rest)

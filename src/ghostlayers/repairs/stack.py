@@ -16,21 +16,21 @@ def stack(repairs: Mapping[Span, Repair]) -> dict[Span, Repair]:
     computed in float64. Of what the fits say of themselves, a product knows the number of tokens.
     """
     gaps = merge_layers(removed_layers(repairs))
-    found = {}
+    joined = {}
     for gap in gaps:
         members = [repairs[span] for span in sorted(repairs) if span.start in gap]
-        found[gap] = members[0] if len(members) == 1 else _product(members)
-    return found
+        joined[gap] = members[0] if len(members) == 1 else _product(members)
+    return joined
 
 
 def _product(repairs: Sequence[Repair]) -> Repair:
     scale, whole, shift = 1.0, None, None
-    for each in repairs:
-        assert not each.folds
-        matrix, bias = _affine(each)
-        scale *= each.scale
+    for repair in repairs:
+        assert not repair.folds
+        matrix, bias = _affine(repair)
+        scale *= repair.scale
         if shift is not None:
-            shift = each.scale * (shift if matrix is None else shift @ matrix)
+            shift = repair.scale * (shift if matrix is None else shift @ matrix)
         if matrix is not None:
             whole = matrix if whole is None else whole @ matrix
         if bias is not None:
@@ -52,7 +52,7 @@ def _affine(repair: Repair) -> tuple[Tensor | None, Tensor | None]:
     """I + M and b of a linear operator."""
     if repair.operator is None:
         return None, None
-    parameters = {name: each.double() for name, each in repair.operator.parameters.items()}
+    parameters = {name: tensor.double() for name, tensor in repair.operator.parameters.items()}
     known = {"weight", "reduce", "expand", "bias"}
     assert set(parameters) <= known
     assert not repair.operator.maps

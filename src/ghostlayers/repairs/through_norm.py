@@ -77,7 +77,7 @@ class ChannelSums:
         weights: Float[Tensor, " tokens"] | None,
     ) -> None:
         """Add tokens: what should be written, norm(z V), and Y - X."""
-        r, n, d = (each.to(ACCUMULATOR) for each in (wanted, normalised, discrepancy))
+        r, n, d = (values.to(ACCUMULATOR) for values in (wanted, normalised, discrepancy))
         products = torch.stack([r * r, r * n, n * n, d * d])
         if weights is not None:
             products *= weights.to(ACCUMULATOR)[:, None]

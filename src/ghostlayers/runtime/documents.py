@@ -25,6 +25,8 @@ NO_NUMBERS = ("NaN", "Infinity", "-Infinity")
 """What JSON has no place for, and Python's writes."""
 
 MOST_JSON_BYTES = 2**28
+"""Far above any tokenizer or results file, and far below what would fill the memory."""
+
 MOST_YAML_BYTES = 2**18
 """A file that people write; it takes seconds to read so much."""
 
@@ -56,9 +58,9 @@ def shape_of(owner: type, *without: str) -> type[Checked]:
 def _shape_of(owner: type, without: tuple[str, ...]) -> type[Checked]:
     hints = typing.get_type_hints(owner, include_extras=True)
     fields: dict[str, Any] = {
-        each.name: (hints[each.name], ... if _is_required(each) else None)
-        for each in dataclasses.fields(owner)
-        if each.name not in without
+        field.name: (hints[field.name], ... if _is_required(field) else None)
+        for field in dataclasses.fields(owner)
+        if field.name not in without
     }
     return create_model(owner.__name__, __base__=Checked, **fields)
 
@@ -157,7 +159,7 @@ def strict(content: Any) -> Any:
     if isinstance(content, Mapping):
         return {str(key): strict(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [strict(each) for each in content]
+        return [strict(item) for item in content]
     return content
 
 
@@ -289,6 +291,6 @@ def _values(node: yaml.Node, known: dict[int, int]) -> int:
     known[id(node)] = MOST_YAML_VALUES
     parts = [] if isinstance(node, yaml.ScalarNode) else node.value
     if isinstance(node, yaml.MappingNode):
-        parts = [each for pair in node.value for each in pair]
-    known[id(node)] = 1 + sum(_values(each, known) for each in parts)
+        parts = [part for pair in node.value for part in pair]
+    known[id(node)] = 1 + sum(_values(part, known) for part in parts)
     return known[id(node)]

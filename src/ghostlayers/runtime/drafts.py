@@ -55,26 +55,26 @@ def settle(path: Path) -> None:
     What one of them had moved away in order to replace it is put back first.
     """
     left = _left(path)
-    for each in left:
-        if each.suffix == OLD and not os.path.lexists(path):
-            each.rename(path)
-    for each in left:
-        remove(each)
+    for draft in left:
+        if draft.suffix == OLD and not os.path.lexists(path):
+            draft.rename(path)
+    for draft in left:
+        remove(draft)
 
 
 def clear(folder: Path) -> None:
     """Remove the drafts of all files in a folder of ours."""
-    for each in folder.glob(f".*{MARK}*"):
-        if _OURS.fullmatch(each.name.rpartition(MARK)[2]) and is_own(each):
-            remove(each)
+    for draft in folder.glob(f".*{MARK}*"):
+        if _OURS.fullmatch(draft.name.rpartition(MARK)[2]) and is_own(draft):
+            remove(draft)
 
 
 def _left(path: Path) -> list[Path]:
     folder, start = path.absolute().parent, f".{path.name}{MARK}"
     with contextlib.suppress(OSError):
-        found = [each for each in folder.iterdir() if each.name.startswith(start)]
-        found = [each for each in found if _OURS.fullmatch(each.name[len(start) :])]
-        return sorted(each for each in found if is_own(each))
+        drafts = [draft for draft in folder.iterdir() if draft.name.startswith(start)]
+        drafts = [draft for draft in drafts if _OURS.fullmatch(draft.name[len(start) :])]
+        return sorted(draft for draft in drafts if is_own(draft))
     return []
 
 
@@ -143,8 +143,8 @@ def _exchanged(one: Path, other: Path) -> bool:
 def flush(path: Path) -> None:
     """Have the disk hold a file, or a folder and all in it."""
     if path.is_dir():
-        for each in path.iterdir():
-            flush(each)
+        for entry in path.iterdir():
+            flush(entry)
     with contextlib.suppress(PermissionError):  # folders, on some systems
         _sync(path)
 

@@ -29,7 +29,9 @@ SIGNALS = tuple(
 
 
 LAST: list[Any] = []
-"""What is still to be done where a signal ends the program at once: functions of no arguments."""
+"""What is still to be done where a signal ends the program at once: functions of no arguments.
+
+Of the process, as its signal handlers are, which can be handed nothing else."""
 
 
 class Interrupts:
@@ -81,7 +83,7 @@ def _install(handler: Any) -> dict[int, Any]:
         return {}
     known = {number: signal.getsignal(number) for number in SIGNALS}
     # None: somebody's handler that Python knows nothing of.
-    known = {n: each for n, each in known.items() if each not in (signal.SIG_IGN, None)}
+    known = {n: former for n, former in known.items() if former not in (signal.SIG_IGN, None)}
     for number in known:
         signal.signal(number, handler)
     return known
@@ -96,9 +98,9 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 def leave_with(status: int) -> None:
     """End the program at once, with what is still to be done, and nothing of others."""
-    for each in LAST:
+    for work in LAST:
         with contextlib.suppress(Exception):
-            each()
+            work()
     os._exit(status)
 
 

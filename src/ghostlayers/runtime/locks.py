@@ -66,7 +66,8 @@ class Claim:
 
 
 _HELD: dict[str, Claim] = {}
-"""What this process holds, by place."""
+"""What this process holds, by place: the system's locks are the process's, too, and who writes an
+output, however deep below the command that claimed it, asks here."""
 
 
 def held(path: Path) -> Claim | None:
@@ -118,11 +119,11 @@ def note_made(path: Path, draft: Path) -> None:
 def identity(path: Path) -> list[int] | None:
     """What tells a file or a folder from any other, and stays when it is renamed."""
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError:
         return None
-    same = [] if path.is_dir() else [found.st_size, found.st_mtime_ns]
-    return [found.st_ino, *same]
+    same = [] if path.is_dir() else [status.st_size, status.st_mtime_ns]
+    return [status.st_ino, *same]
 
 
 def make_parents(parent: Path) -> list[Path]:
@@ -136,8 +137,8 @@ def make_parents(parent: Path) -> list[Path]:
         missing.append(parent)
         parent = parent.parent
     try:
-        for each in reversed(missing):
-            each.mkdir(exist_ok=True)
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make '{missing[0]}': {error.strerror}.") from error
     return missing
@@ -200,18 +201,18 @@ def _note(request: str | None) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         with os.fdopen(os.open(file, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))) as opened:
-            found = json.loads(opened.read(100_000))
+            content = json.loads(opened.read(100_000))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _left(path: Path, file: Path) -> dict[str, Any] | None:
     """The note of the last run that had made what is there now and then did not end well."""
     note = _read(file)
-    for each in (note, note.get("left")):
-        if isinstance(each, dict) and each.get("made") and each["made"] == identity(path):
-            return {name: value for name, value in each.items() if name != "left"}
+    for former in (note, note.get("left")):
+        if isinstance(former, dict) and former.get("made") and former["made"] == identity(path):
+            return {name: value for name, value in former.items() if name != "left"}
     return None
 
 
@@ -227,4 +228,4 @@ def _taken(path: Path, file: Path) -> str:
 
 
 def _plain(value: Any) -> str:
-    return "".join(each if each.isprintable() else "?" for each in str(value))[:400]
+    return "".join(character if character.isprintable() else "?" for character in str(value))[:400]

@@ -5,9 +5,13 @@ import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SHARE_OF_FREE = 0.5
 """Of the disk or of the memory, that streams may take for a while."""
@@ -31,6 +35,12 @@ def room_for_streams(*, on_disk: bool) -> int:
     temporary = tempfile.gettempdir()
     free = shutil.disk_usage(temporary).free if on_disk else psutil.virtual_memory().available
     return int(SHARE_OF_FREE * free)
+
+
+def input_device(model: "PreTrainedModel") -> torch.device:
+    """Where a model takes its token ids, wherever its layers are."""
+    weight: Any = model.get_input_embeddings().weight
+    return torch.device(weight.device)
 
 
 def versions() -> dict[str, str]:

@@ -101,14 +101,14 @@ def unlisted(folder: Path) -> list[str]:
 
 def _entries(folder: Path) -> list[tuple[str, Path]]:
     """All that is in a folder, by its path in it; empty folders and links to others, too."""
-    found = []
+    paths = []
     for place, folders, files in os.walk(folder):
         here = Path(place)
-        names = [*files, *(each for each in folders if (here / each).is_symlink())]
+        names = [*files, *(inner for inner in folders if (here / inner).is_symlink())]
         if not folders and not files and here != folder:
-            found.append(here)
-        found += [here / name for name in names]
-    return sorted((path.relative_to(folder).as_posix(), path) for path in found)
+            paths.append(here)
+        paths += [here / name for name in names]
+    return sorted((path.relative_to(folder).as_posix(), path) for path in paths)
 
 
 def _is(path: Path, expected: Any) -> bool:
@@ -210,6 +210,6 @@ def _discard(old: Path, draft: Path, out: Path) -> None:
 def _share_weights(folder: Path) -> None:
     """Let weights be read by whoever may read the rest: safetensors makes its files private."""
     weights = set(folder.glob("*.safetensors"))
-    modes = [each.stat().st_mode & 0o666 for each in folder.iterdir() if each not in weights]
+    modes = [file.stat().st_mode & 0o666 for file in folder.iterdir() if file not in weights]
     for path in weights:
         path.chmod(max(modes, default=0o600))

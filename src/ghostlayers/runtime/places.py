@@ -61,7 +61,7 @@ class Place:
         self.path = path
         self.real = Path(os.path.realpath(path))
         self.at = _number(self.real)
-        self.above = {_number(each) for each in self.real.parents} - {None}
+        self.above = {_number(parent) for parent in self.real.parents} - {None}
 
     def meets(self, other: "Place") -> str:
         """How they are in each other's way; nothing if they are apart."""
@@ -78,7 +78,7 @@ class Place:
         how = self.meets(given)
         if how or not given.real.is_dir():
             return how
-        if any(self.meets(each) for each in _shared_files(given.real)):
+        if any(self.meets(place) for place in _shared_files(given.real)):
             return "is, or holds, a file of"
         return ""
 
@@ -86,10 +86,10 @@ class Place:
 def _number(path: Path) -> tuple[int, int] | None:
     """What the system knows a file or folder by; None where there is none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _shared_files(folder: Path) -> Iterator[Place]:
@@ -98,8 +98,10 @@ def _shared_files(folder: Path) -> Iterator[Place]:
     entries = (Path(where, name) for where, inner, names in walk for name in (*names, *inner))
     for path in itertools.islice(entries, FILES_LOOKED_AT):
         with contextlib.suppress(OSError):
-            found = path.lstat()
-            if stat.S_ISLNK(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink > 1):
+            status = path.lstat()
+            if stat.S_ISLNK(status.st_mode) or (
+                stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+            ):
                 yield Place(path)
 
 
@@ -121,18 +123,18 @@ def paths_of(name: Input) -> Iterator[Path]:
     if isinstance(name, Path):
         yield at_home(name)
         return
-    for each in dict.fromkeys((text, *_split(text, ","), *_split(text, "+"))):
-        path = at_home(each)
+    for part in dict.fromkeys((text, *_split(text, ","), *_split(text, "+"))):
+        path = at_home(part)
         if exists(path):
             yield path
-        elif glob.has_magic(each):
+        elif glob.has_magic(part):
             yield from itertools.islice(_matches(path), FILES_LOOKED_AT)
     yield from _cached(text)
 
 
 def _matches(pattern: Path) -> Iterator[Path]:
     """The paths that a pattern stands for."""
-    fixed = next(each for each in pattern.parents if not glob.has_magic(str(each)))
+    fixed = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
     with contextlib.suppress(OSError, ValueError, NotImplementedError):
         yield from fixed.glob(str(pattern.relative_to(fixed)))
 

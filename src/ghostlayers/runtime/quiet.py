@@ -14,14 +14,14 @@ processors or other versions of torch would have, and torch of how torchao regis
 def quiet_imports() -> Iterator[None]:
     """Let these libraries report errors only, for as long as something is imported."""
     loggers = [logging.getLogger(name) for name in TALKATIVE]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.ERROR)
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class _Keeper(logging.Handler):

@@ -25,7 +25,7 @@ LOCK = ".lock"
 _NAME = re.compile(rf"{START}(reload|plan|offload|demo|draft)-[a-z0-9_]{{8}}({re.escape(LOCK)})?")
 
 _OPEN: "weakref.WeakSet[Scratch]" = weakref.WeakSet()
-"""Those of this process."""
+"""Those of this process: a command removes what was made anywhere below it (`tidied`)."""
 
 
 class Scratch:
@@ -88,20 +88,20 @@ def tidied() -> Iterator[None]:
     try:
         yield
     finally:
-        for each in set(_OPEN).difference(before):
-            each.cleanup()
+        for scratch in set(_OPEN).difference(before):
+            scratch.cleanup()
 
 
 def is_scratch(file: Path) -> bool:
     """Whether a file lies in such a folder."""
-    return any(_NAME.fullmatch(each.name) for each in file.parents)
+    return any(_NAME.fullmatch(parent.name) for parent in file.parents)
 
 
 def clear_scratch() -> None:
     """Remove the folders that this user's killed processes left."""
     with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
-        left = [Path(each.path) for each in entries if _NAME.fullmatch(each.name)]
-        for path in {each.with_name(each.name.removesuffix(LOCK)) for each in left}:
+        left = [Path(entry.path) for entry in entries if _NAME.fullmatch(entry.name)]
+        for path in {place.with_name(place.name.removesuffix(LOCK)) for place in left}:
             with contextlib.suppress(OSError, Timeout):
                 _clear(path)
 

@@ -68,7 +68,7 @@ def same_as(owner: type, name: str, **otherwise: Any) -> Any:
 
 def fields_of(owner: type) -> "dict[str, dataclasses.Field[Any]]":
     """The fields of a class that can be asked for, by name."""
-    return {each.name: each for each in dataclasses.fields(owner) if KEY in each.metadata}
+    return {field.name: field for field in dataclasses.fields(owner) if KEY in field.metadata}
 
 
 def documented(owner: type[T]) -> type[T]:

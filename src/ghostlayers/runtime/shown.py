@@ -47,7 +47,7 @@ def shared(content: Any) -> Any:
     if isinstance(content, dict):
         return {shared(key): shared(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [shared(each) for each in content]
+        return [shared(item) for item in content]
     return without_folders(shown_name(content)) if isinstance(content, str) else content
 
 

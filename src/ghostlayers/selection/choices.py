@@ -15,17 +15,17 @@ def parse_keep(text: str) -> Keep:
     Raises:
         RecipeError: it says anything else.
     """
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for part in text.split(","):
-        where, colon, count = (each.strip() for each in part.partition(":"))
+        where, colon, count = (piece.strip() for piece in part.partition(":"))
         number = small_number(count) if colon else None
-        if where not in ("first", "last") or where in found or number is None:
+        if where not in ("first", "last") or where in counts or number is None:
             raise RecipeError(
                 f"'keep_layers': cannot read '{part.strip()[:60]}' in '{text[:60]}': expected "
                 "numbers of layers such as first:4,last:2."
             )
-        found[where] = number
-    return found.get("first", 0), found.get("last", 0)
+        counts[where] = number
+    return counts.get("first", 0), counts.get("last", 0)
 
 
 def eligible_layers(

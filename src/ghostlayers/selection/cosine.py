@@ -45,8 +45,9 @@ def _products(streams: Tensor, along: int, across: int) -> Tensor:
     if unit.device.type == "cpu":
         flat = unit.flatten(1)
         return flat @ flat.T  # sums the products over tokens and channels at once
-    each = unit.movedim(across, 0)  # many small products keep an accelerator busy, one long one not
-    return (each @ each.mT).sum(dim=0)
+    # Many small products keep an accelerator busy, one long one does not.
+    matrices = unit.movedim(across, 0)
+    return (matrices @ matrices.mT).sum(dim=0)
 
 
 def block_influence(similarity: Float[Tensor, "boundaries boundaries"]) -> list[float]:

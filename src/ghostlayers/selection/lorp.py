@@ -122,15 +122,16 @@ def choose_layers(
     protected = {0, similarity.shape[0] - 1}
     waiting = [
         sorted(
-            (layer for layer in each if layer not in protected),
-            key=lambda layer, each=each: -_redundancy(similarity, layer, each),  # type: ignore[misc]
+            (layer for layer in cluster if layer not in protected),
+            key=lambda layer, cluster=cluster: -_redundancy(similarity, layer, cluster),  # type: ignore[misc]
         )
-        for each in members
+        for cluster in members
     ]
     chosen = [queue.pop(0) for queue in waiting if queue][:count]
     while len(chosen) < count:
         means = [
-            _remaining_mean(similarity, [m for m in each if m not in chosen]) for each in members
+            _remaining_mean(similarity, [m for m in cluster if m not in chosen])
+            for cluster in members
         ]
         open_clusters = [index for index, queue in enumerate(waiting) if queue]
         chosen.append(waiting[max(open_clusters, key=lambda index: means[index])].pop(0))

@@ -67,18 +67,13 @@ class Selection(WithArguments, ABC):
     def arguments(self) -> dict[str, str]:
         """What may follow its name after a colon, with what that does."""
         known = arguments_of(type(self))
-        return {each.key + "=" * (each.kind is not bool): each.note for each in known}
+        return {arg.key + "=" * (arg.kind is not bool): arg.note for arg in known}
 
     @property
     def flags(self) -> frozenset[str]:
         """The arguments that are words, as far as they were given."""
-        given = (each.written(getattr(self, each.name)) for each in arguments_of(type(self)))
+        given = (arg.written(getattr(self, arg.name)) for arg in arguments_of(type(self)))
         return frozenset(text for text in given if text and "=" not in text)
-
-    @property
-    def selection(self) -> "Selection":
-        """Itself."""
-        return self
 
     @property
     def searches(self) -> bool:
@@ -270,7 +265,7 @@ class Recoverable(Selection):
         if not measured:
             raise SpanError("no span's loss was measured; give held-out windows (at least 1).")
         cuts: list[tuple[float, tuple[Span, ...]]] = [
-            (each.behind, (each.span,)) for each in measured if each.finished
+            (score.behind, (score.span,)) for score in measured if score.finished
         ]
         apart = table.scattered
         if apart is not None and apart.finished:
@@ -288,13 +283,13 @@ _CLASSES: tuple[type[Selection], ...] = (
     *(Magnitude, Taylor, Perplexity, Recoverable),
 )
 
-SELECTIONS: dict[str, Selection] = {each.keyword: each() for each in _CLASSES}
+SELECTIONS: dict[str, Selection] = {cls.keyword: cls() for cls in _CLASSES}
 """Ours by name, each without arguments."""
 
 SELECTION_REGISTRY: Registry[Selection] = Registry(
     "selection",
     Selection,  # type: ignore[type-abstract]
-    {each.keyword: each for each in _CLASSES},
+    {cls.keyword: cls for cls in _CLASSES},
 )
 """Ours, and those of other packages."""
 

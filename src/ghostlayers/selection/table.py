@@ -117,9 +117,9 @@ class ScoreTable:
         Raises:
             NonFiniteError: one is NaN, or infinite where none may be.
         """
-        spans = [(each.cosine, each.angular, each.residual, each.loss) for each in self.spans]
-        told = [value for each in spans for value in each if value is not None]
-        finite = all(map(math.isfinite, (*self.block_influence, *told)))
+        rows = [(score.cosine, score.angular, score.residual, score.loss) for score in self.spans]
+        measured = [value for row in rows for value in row if value is not None]
+        finite = all(map(math.isfinite, (*self.block_influence, *measured)))
         if not finite or any(map(math.isnan, self.importance)):
             raise NonFiniteError(
                 "the scores of this model hold NaN or infinity: check its weights, or try --dtype "

@@ -1,7 +1,7 @@
 """The difference between two models on the same documents, and how sure it is: pure functions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -52,15 +52,7 @@ class PairedDifference:
 
     def to_dict(self) -> dict[str, Any]:
         """The difference as plain values."""
-        return {
-            "difference": self.difference,
-            "error": self.error,
-            "low": self.low,
-            "high": self.high,
-            "p_value": self.p_value,
-            "num_documents": self.num_documents,
-            "samples": self.samples,
-        }
+        return asdict(self)
 
 
 def paired_bootstrap(
@@ -130,7 +122,7 @@ def _check_pairs(a: Mapping[str, Answers], b: Mapping[str, Answers]) -> None:
 
 
 def _differences(a: Answers, b: Answers) -> Float[Tensor, " documents"]:
-    first, second = (torch.tensor(each.values, dtype=torch.float64) for each in (a, b))
+    first, second = (torch.tensor(answers.values, dtype=torch.float64) for answers in (a, b))
     return first - second
 
 

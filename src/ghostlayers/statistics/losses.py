@@ -37,6 +37,17 @@ class LossSums:
             self.agreements + other.agreements,
         )
 
+    def row(self) -> Float[Tensor, "4"]:
+        """The sums as numbers that are added up elsewhere."""
+        row = (self.num_tokens, self.loss, self.kl, self.agreements)
+        return torch.tensor(row, dtype=torch.float64)
+
+    @classmethod
+    def of_row(cls, row: Float[Tensor, "4"]) -> "LossSums":
+        """From what became of `row`."""
+        num_tokens, loss, kl, agreements = row.tolist()
+        return cls(int(num_tokens), loss, kl, int(agreements))
+
     def to_dict(self) -> dict[str, float]:
         """Means a token, and their number, as plain values."""
         return {
@@ -131,9 +142,9 @@ def token_losses(
             logits.split(POSITIONS_PER_BLOCK), targets.split(POSITIONS_PER_BLOCK), strict=True
         )
     ]
-    found = torch.cat(losses)
-    _check_finite(float(found.sum()))
-    return found
+    joined = torch.cat(losses)
+    _check_finite(float(joined.sum()))
+    return joined
 
 
 def _check_finite(sum_of_block: float) -> None:

@@ -104,7 +104,7 @@ class Accumulator:
         for start in range(0, source.shape[0], TOKENS_PER_BLOCK):
             block = slice(start, start + TOKENS_PER_BLOCK)
             x, y = source[block].to(ACCUMULATOR), target[block].to(ACCUMULATOR)
-            f = torch.cat([each[block].to(ACCUMULATOR) for each in features], dim=1)
+            f = torch.cat([feature[block].to(ACCUMULATOR) for feature in features], dim=1)
             self._add_block(x, y, f, None if weights is None else weights[block].to(ACCUMULATOR))
 
     def _add_block(self, x: Tensor, y: Tensor, f: Tensor, w: Tensor | None) -> None:
@@ -324,14 +324,8 @@ def token_weights(
     return weights if kind == "relative" else weights.sqrt()
 
 
-def products_of_a_token(
-    blocks: Blocks,
-    hidden_size: int,
-    together: Sequence[frozenset[str]] | None = None,
-    columns: int = COLUMNS_PER_BLOCK,
-) -> int:
+def products_of_a_token(blocks: Blocks, hidden_size: int) -> int:
     """Multiply-adds by which an `Accumulator` adds one token: X'X above the diagonal, and X'D."""
-    everything = [frozenset(name for name, _ in blocks)]
-    tiles = _tiles(blocks, together or everything, columns)
+    tiles = _tiles(blocks, [frozenset(name for name, _ in blocks)], COLUMNS_PER_BLOCK)
     gram: int = sum((r.stop - r.start) * (c.stop - c.start) for r, c in tiles)
     return gram + sum(width for _, width in blocks) * hidden_size

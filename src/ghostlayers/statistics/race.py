@@ -83,10 +83,10 @@ def run_race(names: Sequence[str], measure: Measure, budget: int) -> Race:
     race, done = Race({name: torch.empty(0, dtype=torch.float64) for name in names}), 0
     while done < budget and (done == 0 or len(race.running) > 1):
         stop = min(budget, max(FIRST_WINDOWS, 2 * done))
-        found = measure(race.running, done, stop)
+        measured = measure(race.running, done, stop)
         losses = {
-            name: each if name in race.left else torch.cat([each, found[name].double()])
-            for name, each in race.losses.items()
+            name: before if name in race.left else torch.cat([before, measured[name].double()])
+            for name, before in race.losses.items()
         }
         race, done = Race(losses, race.left), stop
         gone = [name for name in race.running if race.hopeless(name)]

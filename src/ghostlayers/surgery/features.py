@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ghostlayers.errors import InputError, WindowError
 from ghostlayers.model.anatomy import Anatomy, row_map, writers
@@ -99,7 +99,7 @@ def _reads_the_norm_alone(model: DenseModel, anatomy: Anatomy) -> bool:
         return False
     mlp = model.layers[0].get_submodule(anatomy.mlp)
     given = inspect.signature(mlp.forward).parameters.values()
-    return sum(each.default is inspect.Parameter.empty for each in given) == 1
+    return sum(parameter.default is inspect.Parameter.empty for parameter in given) == 1
 
 
 def _check_scaling(model: DenseModel, method: RepairMethod) -> None:
@@ -186,7 +186,7 @@ def stream_feature(model: DenseModel, name: str, stream: Stream, span: Span) -> 
     return first_removed_activations(model.layer(span.start), model.anatomy, stream)
 
 
-def first_removed_activations(layer: Any, anatomy: Anatomy, stream: Stream) -> Tensor:
+def first_removed_activations(layer: nn.Module, anatomy: Anatomy, stream: Stream) -> Tensor:
     """phi: what the first removed layer's MLP would compute from its norm of the stream."""
     assert anatomy.mlp is not None
     assert anatomy.mlp_norm is not None
@@ -198,7 +198,7 @@ def first_removed_activations(layer: Any, anatomy: Anatomy, stream: Stream) -> T
     return tap.caught()
 
 
-def mlp_output_of(model: DenseModel, layer: Any) -> tuple[Tensor, Tensor | None]:
+def mlp_output_of(model: DenseModel, layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     """A layer's MLP output projection as a row map [z, hidden], and its bias.
 
     With experts there is no one projection: z is their sum, which is written as it is.
@@ -207,7 +207,7 @@ def mlp_output_of(model: DenseModel, layer: Any) -> tuple[Tensor, Tensor | None]
     if anatomy.experts:
         some = next(iter(writers(layer).values()))
         return torch.eye(model.hidden_size, dtype=some.dtype, device=some.device), None
-    projection = layer.get_submodule(anatomy.mlp_output)
+    projection: Any = layer.get_submodule(anatomy.mlp_output)
     return row_map(projection), None if projection.bias is None else projection.bias.detach()
 
 
@@ -217,12 +217,12 @@ def caught(taps: Mapping[str, tuple[str, Tap]], stream: Stream) -> dict[str, Ten
 
 
 def reader(
-    model: DenseModel, stream: Stream, span: Span, found: Mapping[str, Tensor]
+    model: DenseModel, stream: Stream, span: Span, tapped: Mapping[str, Tensor]
 ) -> Callable[[str], Tensor]:
     """Reads features at a gap: tapped ones, or computed from the stream."""
 
     def read(name: str) -> Tensor:
-        return found[name] if name in found else stream_feature(model, name, stream, span)
+        return tapped[name] if name in tapped else stream_feature(model, name, stream, span)
 
     return read
 

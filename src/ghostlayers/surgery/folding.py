@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ghostlayers.model.anatomy import Anatomy, is_transposed, mapped_writers, writers
 from ghostlayers.model.dense import DenseModel
@@ -13,13 +13,13 @@ from ghostlayers.spans import Span
 
 
 def folded_weights(
-    anatomy: Anatomy, layer: Any, folds: Iterable[Fold], stored_dtype: torch.dtype
+    anatomy: Anatomy, layer: nn.Module, folds: Iterable[Fold], stored_dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Changed parameters of a layer by name, in its own type, rounded once to the stored one."""
     if anatomy.experts:
         total = torch.stack([fold.delta for fold in folds]).sum(dim=0)
         mapped = mapped_writers(anatomy, layer, total / anatomy.write_scale)
-        return {n: rounded_once(each, stored_dtype) for n, each in mapped.items()}
+        return {n: rounded_once(weight, stored_dtype) for n, weight in mapped.items()}
     deltas: dict[str, Tensor] = {}
     for fold in folds:
         path = anatomy.mlp_output
@@ -31,8 +31,8 @@ def folded_weights(
         if fold.gain is not None:
             assert anatomy.mlp_post_norm is not None
             name = f"{anatomy.mlp_post_norm}.weight"
-            own = layer.get_parameter(name)
-            _add(deltas, name, fold.gain - anatomy.gain_offset - own.detach().to(fold.gain))
+            gain = layer.get_parameter(name).detach()
+            _add(deltas, name, fold.gain - anatomy.gain_offset - gain.to(fold.gain))
     changed = {}
     for name, delta in deltas.items():
         own = layer.get_parameter(name).detach()
@@ -58,7 +58,7 @@ def layer_weights(model: DenseModel, span: Span, repair: Repair) -> dict[int, di
     return changed
 
 
-def scaled_writes(anatomy: Anatomy, layer: Any, scale: float) -> dict[str, Tensor]:
+def scaled_writes(anatomy: Anatomy, layer: nn.Module, scale: float) -> dict[str, Tensor]:
     """Parameters of a layer whose writes into the stream are divided by a scale."""
     if anatomy.post_norms:  # the norm in front of the stream has the last word
         return {
@@ -67,18 +67,18 @@ def scaled_writes(anatomy: Anatomy, layer: Any, scale: float) -> dict[str, Tenso
         }
     changed, paths = {}, [anatomy.attention_output]
     if anatomy.experts:
-        changed = {n: each / scale for n, each in writers(layer).items()}
+        changed = {n: weight / scale for n, weight in writers(layer).items()}
     else:
         paths.append(anatomy.mlp_output)
     for path in paths:
         assert path is not None
-        projection = layer.get_submodule(path)
+        projection: Any = layer.get_submodule(path)
         changed[f"{path}.weight"] = projection.weight.detach() / scale
         if projection.bias is not None:
             changed[f"{path}.bias"] = projection.bias.detach() / scale
     return changed
 
 
-def _scale_gain(layer: Any, name: str, scale: float, offset: float) -> Tensor:
+def _scale_gain(layer: nn.Module, name: str, scale: float, offset: float) -> Tensor:
     stored: Tensor = layer.get_parameter(name).detach()
     return (offset + stored) / scale - offset

@@ -7,7 +7,7 @@ weights, so that both together need hardly more memory than one.
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from ghostlayers.repairs.base import Operator, Repair, rounded_once
 from ghostlayers.spans import Span, check_layers, kept_layers, pruned_boundary
 from ghostlayers.surgery.features import caught, reader, tap_places
 from ghostlayers.surgery.folding import layer_weights, scaled_writes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LAYER_NUMBERS = ("layer_idx", "layer_id")
 """What modules call the number of their layer, which is their key in the attention cache."""
@@ -73,10 +76,16 @@ def prune_layers(
     _pass_on_lists(find_decoder_layers(pruned), before, pruned.config)
     if spans:
         check_agreement(pruned)
-    operators = {span: each.operator for span, each in repairs.items() if each.operator is not None}
+    operators = {
+        span: repair.operator for span, repair in repairs.items() if repair.operator is not None
+    }
     # A vision-language model has no place for operators in its checkpoint, as yet.
     hooked = operators if multimodal.whole_of(pruned) is not pruned else {}
-    stored = {s: each for s, each in operators.items() if not each.maps and s not in hooked}
+    stored = {
+        span: operator
+        for span, operator in operators.items()
+        if not operator.maps and span not in hooked
+    }
     if stored:
         _insert_repairs(pruned, family, spans, stored)
     for span, operator in operators.items():
@@ -141,14 +150,18 @@ def _changed_weights(
         changed.update(layer_weights(model, span, repair))
     for index, weights in folded.items():
         own = model.layer(index)
-        changed[index] = {n: each.to(own.get_parameter(n)) for n, each in weights.items()}
+        changed[index] = {
+            name: weight.to(own.get_parameter(name)) for name, weight in weights.items()
+        }
     removed = {layer for span in repairs for layer in span.layers}
     scale = 1.0
     for index in range(model.num_layers):
-        scale *= math.prod(each.scale for span, each in repairs.items() if span.stop == index)
+        scale *= math.prod(repair.scale for span, repair in repairs.items() if span.stop == index)
         if scale != 1.0 and index not in removed:
             scaled = scaled_writes(model.anatomy, model.layer(index), scale)
-            rounded = {n: rounded_once(each, model.stored_dtype) for n, each in scaled.items()}
+            rounded = {
+                name: rounded_once(weight, model.stored_dtype) for name, weight in scaled.items()
+            }
             changed.setdefault(index, {}).update(rounded)
     return changed
 
@@ -163,7 +176,11 @@ def _replace_weights(layer: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _hook_operator(
-    model: DenseModel, pruned: Any, spans: Sequence[Span], span: Span, operator: Operator
+    model: DenseModel,
+    pruned: "PreTrainedModel",
+    spans: Sequence[Span],
+    span: Span,
+    operator: Operator,
 ) -> None:
     """Let an operator that no checkpoint can hold act in memory, through hooks."""
     layers = find_decoder_layers(pruned)
@@ -197,7 +214,7 @@ def share_weights(model: DenseModel) -> Any:
     model.residency.release()
     network = model.network
     shared = [*network.parameters(), *network.buffers(), *residency.shared_maps(network)]
-    return copy.deepcopy(network, {id(each): each for each in shared})
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
 
 
 def _keep_layers(layers: nn.ModuleList, kept: Sequence[int]) -> None:
@@ -233,18 +250,24 @@ def _pass_on_lists(layers: nn.ModuleList, before: Mapping[str, Any], after: Any)
 
 
 def _insert_repairs(
-    model: Any, family: Family, spans: Sequence[Span], operators: Mapping[Span, Operator]
+    model: "PreTrainedModel",
+    family: Family,
+    spans: Sequence[Span],
+    operators: Mapping[Span, Operator],
 ) -> None:
     config_class, model_class, causal_lm_class = family.repaired_classes()
-    boundaries = {pruned_boundary(span, spans): each for span, each in operators.items()}
-    model.config.__class__ = config_class
-    model.config.model_type = family.repaired_model_type
-    model.config.repaired_boundaries = sorted(boundaries)
-    model.config.repair_shapes = {
-        str(boundary): {name: list(each.shape) for name, each in operator.parameters.items()}
+    boundaries = {pruned_boundary(span, spans): operator for span, operator in operators.items()}
+    config: Any = model.config
+    config.__class__ = config_class
+    config.model_type = family.repaired_model_type
+    config.repaired_boundaries = sorted(boundaries)
+    config.repair_shapes = {
+        str(boundary): {
+            name: list(parameter.shape) for name, parameter in operator.parameters.items()
+        }
         for boundary, operator in sorted(boundaries.items())
     }
-    model.config.architectures = [causal_lm_class.__name__]
+    config.architectures = [causal_lm_class.__name__]
     with residency.without_hook(model):
         model.__class__ = causal_lm_class
     base: Any = getattr(model, modeling.child_of(model, family.model))
@@ -252,7 +275,7 @@ def _insert_repairs(
         base.__class__ = model_class
     for boundary, operator in boundaries.items():
         index, place = modeling.repair_place(boundary)
-        layer = find_decoder_layers(model)[index]
+        layer: Any = find_decoder_layers(model)[index]
         with residency.without_hook(layer):
             layer.__class__ = modeling.repaired_layer_class(type(layer))
         device = execution_device(layer)

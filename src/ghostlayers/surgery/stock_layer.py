@@ -9,7 +9,7 @@ costs what a layer costs, its key-value cache included.
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,8 +21,12 @@ from ghostlayers.model.families import find_family
 from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.model.weights import like
 from ghostlayers.repairs.base import Repair
+from ghostlayers.runtime.machine import input_device
 from ghostlayers.spans import Span, pruned_boundary
 from ghostlayers.surgery import removal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 OPEN_GATE = 32.0
 """silu(32) is 32 in float32 and below, and dividing by a power of two rounds nothing."""
@@ -45,7 +49,7 @@ LARGEST_DIFFERENCE = 1e-3
 """Of a logit, relative to the largest, between the layer and the operator that it stands for."""
 
 
-def check_stock_layer(model: Any) -> None:
+def check_stock_layer(model: "PreTrainedModel") -> None:
     """Refuse a model whose family has no such layer, before anything is computed.
 
     Raises:
@@ -71,7 +75,10 @@ def check_stock_layer(model: Any) -> None:
 
 @torch.no_grad()
 def with_stock_layers(
-    pruned: Any, spans: Sequence[Span], repairs: Mapping[Span, Repair], stored_dtype: torch.dtype
+    pruned: "PreTrainedModel",
+    spans: Sequence[Span],
+    repairs: Mapping[Span, Repair],
+    stored_dtype: torch.dtype,
 ) -> Any:
     """A stock model with one layer more a gap.
 
@@ -102,21 +109,21 @@ def with_stock_layers(
         if buffer.is_meta:
             owner, _, leaf = name.rpartition(".")
             model.get_submodule(owner).register_buffer(leaf, buffers[name], persistent=False)
-    left = [name for name, each in model.state_dict().items() if each.is_meta]
+    left = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if left:
         raise VerificationError(f"the stock layer's model lacks {left[0]}; please report this.")
-    for parameter in model.parameters():
-        parameter.requires_grad_(pruned.get_input_embeddings().weight.requires_grad)
+    embedding: Any = pruned.get_input_embeddings()
+    model.requires_grad_(embedding.weight.requires_grad)
     model.generation_config = copy.deepcopy(pruned.generation_config)
     return model.eval()
 
 
-def _places(kept: int, before: Mapping[int, Repair]) -> list[int | None]:
+def _places(count: int, before: Mapping[int, Repair]) -> list[int | None]:
     """Which layer of the bare cut stands where; None for a made one."""
     places: list[int | None] = []
-    for index in range(kept + 1):
+    for index in range(count + 1):
         places += [None] if index in before else []
-        places += [index] if index < kept else []
+        places += [index] if index < count else []
     return places
 
 
@@ -143,14 +150,14 @@ def _config(config: Any, places: Sequence[int | None]) -> Any:
     return changed
 
 
-def _layers_path(model: Any) -> str:
+def _layers_path(model: "PreTrainedModel") -> str:
     layers = find_decoder_layers(model)
     return str(next(name for name, module in model.named_modules() if module is layers))
 
 
 def _state(
-    pruned: Any,
-    model: Any,
+    pruned: "PreTrainedModel",
+    model: "PreTrainedModel",
     path: str,
     places: Sequence[int | None],
     before: Mapping[int, Repair],
@@ -158,14 +165,14 @@ def _state(
 ) -> dict[str, Tensor]:
     """Weights of the new model by name; those that are not listed are tied to others."""
     old = pruned.state_dict()
-    state = {name: each for name, each in old.items() if not name.startswith(f"{path}.")}
-    like = pruned.get_input_embeddings().weight
+    state = {name: tensor for name, tensor in old.items() if not name.startswith(f"{path}.")}
+    like: Any = pruned.get_input_embeddings().weight
     repairs = iter(sorted(before.items()))
     for new, place in enumerate(places):
         prefix = f"{path}.{new}."
         shapes = {
-            name.removeprefix(prefix): each.shape
-            for name, each in model.state_dict().items()
+            name.removeprefix(prefix): tensor.shape
+            for name, tensor in model.state_dict().items()
             if name.startswith(prefix)
         }
         if place is None:
@@ -178,7 +185,9 @@ def _state(
     return state
 
 
-def _keep_types(pruned: Any, model: Any, path: str, places: Sequence[int | None]) -> None:
+def _keep_types(
+    pruned: "PreTrainedModel", model: "PreTrainedModel", path: str, places: Sequence[int | None]
+) -> None:
     """Let surviving weights remember what their files hold."""
     old = dict(pruned.named_parameters(remove_duplicate=False))
     for name, tensor in model.named_parameters(remove_duplicate=False):
@@ -215,7 +224,7 @@ def _layer(
 
 
 @torch.no_grad()
-def check_same(model: Any, operator_model: Any) -> float:
+def check_same(model: "PreTrainedModel", operator_model: "PreTrainedModel") -> float:
     """The largest difference of a logit between the two forms of one repaired model.
 
     Raises:
@@ -223,10 +232,13 @@ def check_same(model: Any, operator_model: Any) -> float:
     """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model.config.vocab_size, (1, 32), generator=generator)
-    ids = ids.to(model.get_input_embeddings().weight.device)
-    got, want = (each(input_ids=ids, use_cache=False).logits for each in (model, operator_model))
+    ids = ids.to(input_device(model))
+    got, want = (
+        network(input_ids=ids, use_cache=False).logits for network in (model, operator_model)
+    )
     size = float(want.float().abs().max())
     difference = float((got.float() - want.float()).abs().max())
+    # Half precision rounds a logit by half an eps a layer or so.
     allowed = max(LARGEST_DIFFERENCE, 4.0 * float(torch.finfo(got.dtype).eps)) * max(1.0, size)
     if not (math.isfinite(difference) and difference <= allowed):
         raise VerificationError(
@@ -238,7 +250,7 @@ def check_same(model: Any, operator_model: Any) -> float:
 
 def as_stock_layers(
     dense: DenseModel,
-    operator_model: Any,
+    operator_model: "PreTrainedModel",
     spans: tuple[Span, ...],
     repairs: Mapping[Span, Repair],
 ) -> Any:

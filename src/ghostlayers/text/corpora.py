@@ -197,11 +197,11 @@ def hub_corpus(data: Any, use: Use = "calibration") -> HubCorpus | None:
         return None
     if str(data) in HUB_CORPORA:
         return HUB_CORPORA[str(data)]
-    found = _HUB_NAME.fullmatch(str(data))
-    if found is None or exists(str(data).strip()):
+    match = _HUB_NAME.fullmatch(str(data))
+    if match is None or exists(str(data).strip()):
         return None
-    split = found["split"] or {"calibration": "train", "evaluation": "test"}[use]
-    return HubCorpus(found["path"], found["config"] or None, {use: split}, None)
+    split = match["split"] or {"calibration": "train", "evaluation": "test"}[use]
+    return HubCorpus(match["path"], match["config"] or None, {use: split}, None)
 
 
 def characters_for(source: Any, num_tokens: int) -> int:
@@ -231,7 +231,7 @@ def _read(name: str, source: str, readers: Sequence[Reader], wanted: _Wanted) ->
     limit = wanted.max_characters
     if wanted.seed is not None:
         limit = max(limit, raw.WHOLE)
-    documents, complete = take(chain.from_iterable(each.documents() for each in readers), limit)
+    documents, complete = take(chain.from_iterable(reader.documents() for reader in readers), limit)
     if not complete and wanted.seed is not None:
         documents = draw(readers, wanted.seed, max(wanted.max_characters, DRAWN))
     return _corpus(name, documents, wanted.separator, source, complete=complete)
@@ -242,21 +242,21 @@ def _corpus(
 ) -> Corpus:
     return Corpus(
         name,
-        tuple(each.text for each in documents),
+        tuple(document.text for document in documents),
         separator,
         source,
-        complete=complete and all(each.whole for each in documents),
-        continued=frozenset(n for n, each in enumerate(documents) if each.continues and n),
+        complete=complete and all(document.whole for document in documents),
+        continued=frozenset(n for n, document in enumerate(documents) if document.continues and n),
     )
 
 
 def _in_memory(data: Sequence[str]) -> Reader:
     documents = tuple(data)
-    for index, each in enumerate(documents):
-        if not isinstance(each, str):
+    for index, document in enumerate(documents):
+        if not isinstance(document, str):
             raise CorpusError(
-                f"a corpus in memory must be a list of texts; number {index} is {each!r:.60}, of "
-                f"type {type(each).__name__}."
+                "a corpus in memory must be a list of texts; "
+                f"number {index} is {document!r:.60}, of type {type(document).__name__}."
             )
 
     def text_of(rows: Sequence[Any], where: str) -> TextOfRow:
@@ -281,7 +281,7 @@ def split_names(listed: str, mark: str) -> list[str]:
 
 def _mix(name: str, names: Sequence[str], wanted: _Wanted) -> Corpus:
     """Several corpora, of each as much text as of the shortest."""
-    parts = [_load(each, wanted) for each in names]
+    parts = [_load(given, wanted) for given in names]
     share = min(sum(map(len, part.documents)) for part in parts)
     taken = [document for part in parts for document in take(_again(part), share)[0]]
     source = " + ".join(part.source or part.name for part in parts)

@@ -44,8 +44,8 @@ def draw(readers: Sequence[Reader], seed: int, characters: int) -> list[Document
     drawn: list[Document] = []
     for number, size in sizes.items():
         share = math.ceil(characters * size / sum(sizes.values()))
-        found = readers[number].draw(_seeded(f"{seed} {number}"), share)
-        parts = chain.from_iterable(_some_blocks(each, random, share) for each in found)
+        documents = readers[number].draw(_seeded(f"{seed} {number}"), share)
+        parts = chain.from_iterable(_some_blocks(document, random, share) for document in documents)
         drawn.extend(take(parts, share)[0])
     random.shuffle(drawn)
     return drawn
@@ -69,7 +69,7 @@ def _choose_files(readers: Sequence[Reader], random: Random, count: int) -> list
 
 def _some_blocks(document: Document, random: Random, characters: int) -> list[Document]:
     """A document to draw from; of a very long one, some parts, so that it is not all there is."""
-    parts = [each._replace(continues=False) for each in parts_of(document)]
+    parts = [part._replace(continues=False) for part in parts_of(document)]
     if len(parts) == 1:
         return parts
     random.shuffle(parts)

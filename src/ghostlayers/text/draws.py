@@ -68,7 +68,7 @@ def draw_offsets(
     extra = counts[1] + (counts[2] if counts[1] else 0)
     first = torch.randint(rooms[0] + 1, (counts[0],), generator=generator).tolist()
     later = torch.randint(max(rooms[1], 0) + 1, (extra,), generator=generator).tolist()
-    starts = [*first, *(border + each for each in later)]
+    starts = [*first, *(border + start for start in later)]
     return Drawn(_rows_at(stream, starts, body), total // body, owners_at(stream, starts, body))
 
 
@@ -119,17 +119,17 @@ def _long_documents(
     generator: torch.Generator,
 ) -> list[tuple[int, Tensor]]:
     """Documents longer than a window in random order, each with its number and tokens."""
-    found: list[tuple[int, Tensor]] = []
+    chosen: list[tuple[int, Tensor]] = []
     for index in torch.randperm(len(corpus.documents), generator=generator).tolist():
-        if len(found) == wanted:
+        if len(chosen) == wanted:
             break
         document = corpus.documents[index]
         if len(document) < body:  # a token is a character at least, in nearly every tokenizer
             continue
         ids = tokenize_texts([document], tokenizer, name=corpus.name).ids
         if len(ids) > body:
-            found.append((index, ids))
-    return found
+            chosen.append((index, ids))
+    return chosen
 
 
 def _too_few(corpus: Corpus, has: str, body: int, needed: int) -> str:

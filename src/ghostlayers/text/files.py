@@ -51,7 +51,7 @@ _MISSES = 200
 
 def ending_of(path: Path) -> str | None:
     """The ending by which a file is read; None if it is of no known kind."""
-    endings = [each.lower() for each in path.suffixes[-2:]]
+    endings = [ending.lower() for ending in path.suffixes[-2:]]
     if endings and endings[-1] in FORMATS:
         return endings[-1]
     if len(endings) == 2 and endings[1] in COMPRESSIONS:
@@ -107,7 +107,7 @@ class TextFile(OnDisk):
     def draw(self, random: Random, characters: int) -> Iterator[Document]:
         """Blocks from anywhere in the file."""
         if self.path.suffix.lower() in COMPRESSIONS:
-            apart = (each._replace(continues=False) for each in self.documents())
+            apart = (block._replace(continues=False) for block in self.documents())
             yield from draw_from_stream(apart, random, characters)
             return
         size = self.size()
@@ -137,7 +137,7 @@ class RowFile(OnDisk):
             head = list(islice(rows, PEEK))
             if head:
                 text = self.text_of([row for _, row, _ in head], str(self.path))
-                yield from (document_of(text, *each) for each in chain(head, rows))
+                yield from (document_of(text, *row) for row in chain(head, rows))
 
     def draw(self, random: Random, characters: int) -> Iterator[Document]:
         """Lines from anywhere in the file, if its rows are lines."""

@@ -38,16 +38,16 @@ def saved_folder(name: str, use: Use) -> Path | None:
 
 def _split_of(folder: Path, use: Use) -> Path:
     """The split for a use among those in a folder."""
-    splits = sorted(each.name for each in folder.iterdir() if (each / "state.json").is_file())
+    splits = sorted(entry.name for entry in folder.iterdir() if (entry / "state.json").is_file())
     wanted = ("train",) if use == "calibration" else ("test", "validation")
-    found = next((name for name in wanted if name in splits), None)
-    if found is None and len(splits) != 1:
+    split = next((name for name in wanted if name in splits), None)
+    if split is None and len(splits) != 1:
         raise CorpusError(
             f"'{folder}' holds the splits {', '.join(splits) or '(none)'}; expected "
             f"{' or '.join(wanted)} for {use}. Name the folder of one, such as "
             f"{folder / (splits or ['train'])[0]}."
         )
-    return folder / (found or splits[0])
+    return folder / (split or splits[0])
 
 
 def find_files(name: str) -> list[Path]:
@@ -84,27 +84,27 @@ def _known() -> str:
 
 def _files_in(folder: Path) -> list[Path]:
     """Files of text in a folder and its sub-folders, in an order that hangs on names alone."""
-    found = []
+    texts = []
     for place, folders, files in os.walk(folder):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        paths = (Path(place) / each for each in files if not each.startswith("."))
-        found += [each for each in paths if ending_of(each) and each.name not in _METADATA]
-        if len(found) > _MOST_FILES:
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = (Path(place) / name for name in files if not name.startswith("."))
+        texts += [path for path in paths if ending_of(path) and path.name not in _METADATA]
+        if len(texts) > _MOST_FILES:
             raise CorpusError(
                 f"folder '{folder}' holds more than {_MOST_FILES:,} files of text with its "
                 "sub-folders; name a smaller one, or a pattern."
             )
-    data = [each for each in found if each.suffix.lower() != ".md"]  # notes beside data
-    if not found:
+    data = [path for path in texts if path.suffix.lower() != ".md"]  # notes beside data
+    if not texts:
         raise CorpusError(f"folder '{folder}' holds no file in {_known()}.")
-    return sorted(data or found, key=lambda each: each.relative_to(folder).as_posix())
+    return sorted(data or texts, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def _matching(pattern: str) -> list[Path]:
     """Files that a pattern names."""
     expanded = str(at_home(pattern))
-    found = sorted(glob.glob(expanded, recursive=True))  # noqa: PTH207  paths may be absolute
-    files = [path for path in map(Path, found) if path.is_file() and ending_of(path)]
+    names = sorted(glob.glob(expanded, recursive=True))  # noqa: PTH207  paths may be absolute
+    files = [path for path in map(Path, names) if path.is_file() and ending_of(path)]
     if not files:
         raise CorpusError(f"no file in {_known()} matches '{pattern}'.")
     return files

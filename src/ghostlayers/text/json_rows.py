@@ -19,7 +19,7 @@ _CONTAINERS = ("data", "rows", "examples")
 def json_rows(file: IO[bytes]) -> Iterator[tuple[str, Row, bool]]:
     """Rows of JSON lines, of an array, or of a short object that holds an array."""
     numbered = enumerate(lines(file), 1)
-    head = next((each for each in numbered if each[1][1].strip()), None)
+    head = next((entry for entry in numbered if entry[1][1].strip()), None)
     if head is None:
         return
     _, (begin, line) = head
@@ -29,10 +29,10 @@ def json_rows(file: IO[bytes]) -> Iterator[tuple[str, Row, bool]]:
     elif start.startswith(b"{") and line.endswith(b"\n") and not start.endswith(b"}"):
         yield from _object_rows(line, begin, f"line {head[0]:,}", file)
     else:
-        for number, (place, each) in chain([head], numbered):
-            if each.strip():
+        for number, (place, line) in chain([head], numbered):
+            if line.strip():
                 where = f"line {number:,}"
-                row, whole = json_row(each, place, where)
+                row, whole = json_row(line, place, where)
                 yield from ((where, item, whole) for item in rows_in(row, where))
 
 
@@ -51,8 +51,8 @@ def rows_in(row: Row, where: str) -> Iterator[Row]:
     """A row; or those that it holds, where a whole data set is one object."""
     for name in _CONTAINERS:
         items = row.get(name)
-        if isinstance(items, list) and items and all(isinstance(each, dict) for each in items):
-            yield from (_as_row(each, where) for each in items)
+        if isinstance(items, list) and items and all(isinstance(item, dict) for item in items):
+            yield from (_as_row(item, where) for item in items)
             return
     yield row
 
@@ -111,11 +111,11 @@ def _array_rows(chunks: Iterator[str]) -> Iterator[tuple[str, Row, bool]]:
         if buffer[place] == ",":
             place += 1
         elif buffer[place] != "]":
-            found = buffer[place : place + 20]
-            raise CorpusError(f"item {number:,}: expected a comma behind it, got {found!r}")
+            behind = buffer[place : place + 20]
+            raise CorpusError(f"item {number:,}: expected a comma behind it, got {behind!r}")
     rest = buffer[_after_space(buffer, place) + 1 :].strip()
-    if found := (rest or "".join(chunk[:20] for chunk in islice(chunks, 1)).strip())[:20]:
-        raise CorpusError(f"the array ends, and more stands behind it: {found!r}")
+    if behind := (rest or "".join(chunk[:20] for chunk in islice(chunks, 1)).strip())[:20]:
+        raise CorpusError(f"the array ends, and more stands behind it: {behind!r}")
 
 
 def _after_space(buffer: str, place: int) -> int:

@@ -155,7 +155,7 @@ def block_at(file: IO[bytes], number: int, size: int) -> tuple[int, bytes]:
 def _border(data: bytes) -> int:
     """Where a block may end: behind a blank line, a line or a word, or before a character."""
     for mark in (b"\n\n", b"\n", b" "):
-        found = data.find(mark)
-        if found >= 0:
-            return found + len(mark)
+        place = data.find(mark)
+        if place >= 0:
+            return place + len(mark)
     return next((i for i, byte in enumerate(data[:4]) if byte & 0xC0 != 0x80), 0)

@@ -4,9 +4,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghostlayers.errors import CorpusError, suggest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
 
@@ -68,12 +71,15 @@ def _says_something(value: str) -> bool:
     """
     if _ADDRESS.fullmatch(value):
         return False
-    words = [each for each in value.split() if _WORD.fullmatch(each) and len(each) < LONGEST_WORD]
+    words = [word for word in value.split() if _WORD.fullmatch(word) and len(word) < LONGEST_WORD]
     return len(words) > 1 or not value.isascii()
 
 
 def choose_text(
-    rows: Sequence[Row], wanted: str | None, where: str, tokenizer: Any = None
+    rows: Sequence[Row],
+    wanted: str | None,
+    where: str,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
 ) -> TextOfRow:
     """How rows become text: the wanted column, ``text``, a chat, or the only column of strings.
 
@@ -106,12 +112,12 @@ def choose_text(
 
 def _strings(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[str]]:
     """Columns that hold strings and nothing else, with what they hold."""
-    found = {}
+    strings = {}
     for name in names:
         values = [row[name] for row in rows if row.get(name) is not None]
         if values and all(isinstance(value, str) for value in values):
-            found[name] = values
-    return found
+            strings[name] = values
+    return strings
 
 
 def _says_more_elsewhere(rows: Sequence[Row], name: str) -> bool:
@@ -186,7 +192,7 @@ def _chat(rows: Sequence[Row], names: Sequence[str], wanted: str | None) -> _Cha
 
 
 def _turns(name: str, row: Row) -> list[dict[str, Any]]:
-    return [_turn(each) for each in row.get(name) or []]
+    return [_turn(turn) for turn in row.get(name) or []]
 
 
 def _pair(columns: Sequence[str], row: Row) -> list[dict[str, Any]]:
@@ -206,7 +212,7 @@ def _side(said: Any, role: str) -> list[dict[str, Any]]:
     """What one side said: turns, or the text of one."""
     if isinstance(said, str):
         said = [{"role": role, "content": said}]
-    return [_turn(each) for each in said or []]
+    return [_turn(turn) for turn in said or []]
 
 
 def _turn(turn: Any) -> dict[str, Any]:
@@ -244,22 +250,22 @@ def _part(part: Any) -> str:
     return "" if part is None else str(part)
 
 
-def _templated(chat: _Chat, where: str, tokenizer: Any) -> TextOfRow:
+def _templated(chat: _Chat, where: str, tokenizer: "PreTrainedTokenizerBase | None") -> TextOfRow:
     """A chat as the model's template writes it."""
-    if not getattr(tokenizer, "chat_template", None):
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         raise CorpusError(
             f"'{where}' holds chats ({', '.join(chat.columns)}), and the model's tokenizer has no "
             "template for them. Take the model that was tuned on chats, put a chat_template into "
             "the tokenizer, or name a column of plain text with --text-column."
         )
-    bos = getattr(tokenizer, "bos_token", None) or ""
+    bos, fill_in = getattr(tokenizer, "bos_token", None) or "", tokenizer.apply_chat_template
 
     def render(row: Row) -> str:
         turns = chat.turns(row)
         if not turns:
             return ""
         try:
-            text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+            text = str(fill_in(turns, tokenize=False))
         except Exception as error:  # templates raise what they like
             raise CorpusError(
                 f"the model's chat template refuses a chat: {str(error).strip() or type(error)}"

@@ -91,16 +91,16 @@ def draw_from_stream(
 
     Every document gets a random number; those with the lowest are kept.
     """
-    kept: list[tuple[float, int, Document]] = []
+    heap: list[tuple[float, int, Document]] = []
     held = seen = 0
     for number, document in enumerate(documents):
-        heapq.heappush(kept, (-random.random(), number, document))
+        heapq.heappush(heap, (-random.random(), number, document))
         held, seen = held + len(document.text), seen + len(document.text)
-        while held - len(kept[0][2].text) >= characters:
-            held -= len(heapq.heappop(kept)[2].text)
+        while held - len(heap[0][2].text) >= characters:
+            held -= len(heapq.heappop(heap)[2].text)
         if seen >= SCANNED:
             break
-    yield from (document for *_, document in sorted(kept, reverse=True))
+    yield from (document for *_, document in sorted(heap, reverse=True))
 
 
 def different(random: Random, count: int) -> Iterator[int]:

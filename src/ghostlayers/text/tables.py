@@ -83,8 +83,8 @@ class ArrowFile(OnDisk):
                 table = pa.ipc.open_file(mapped).read_all()
 
         def row(number: int) -> Row:
-            found: Row = table.slice(number, 1).to_pylist()[0]
-            return found
+            content: Row = table.slice(number, 1).to_pylist()[0]
+            return content
 
         return Rows(str(self.path), table.num_rows, row, self.text_of, "arrow")
 

@@ -93,10 +93,12 @@ def owners_at(stream: TokenStream, starts: Sequence[int], body: int) -> Iterable
     if stream.owners is None:
         return range(len(stream.corpus.documents))
     owners = [stream.owners[start : start + body].unique() for start in starts]
-    return [int(each) for each in torch.cat(owners).unique()] if owners else []
+    return [int(owner) for owner in torch.cat(owners).unique()] if owners else []
 
 
 def hashes_of(corpus: Corpus, numbers: Iterable[int]) -> tuple[str, ...]:
     """Hashes of some documents, in order."""
     documents = [corpus.documents[number] for number in sorted(numbers)]
-    return tuple(dict.fromkeys(document_hash(each) for each in documents if each.strip()))
+    return tuple(
+        dict.fromkeys(document_hash(document) for document in documents if document.strip())
+    )

@@ -145,7 +145,7 @@ def _tensor(values: "array[int]") -> Tensor:
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", texts: str | list[str]) -> "BatchEncoding":
     return tokenizer(  # type: ignore[no-any-return]
-        [_whole(each) for each in texts] if isinstance(texts, list) else _whole(texts),
+        [_whole(text) for text in texts] if isinstance(texts, list) else _whole(texts),
         add_special_tokens=False,
         return_offsets_mapping=tokenizer.is_fast,
         verbose=False,

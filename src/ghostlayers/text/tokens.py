@@ -229,7 +229,7 @@ def check_tokens(
     """
     embedding: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     rows = len(embedding)
-    largest = max(int(each.input_ids.max()) for each in drawn if each.input_ids.numel())
+    largest = max(int(windows.input_ids.max()) for windows in drawn if windows.input_ids.numel())
     if largest >= rows:
         name = tokenizer.convert_ids_to_tokens(largest)
         raise WindowError(
