@@ -28,7 +28,7 @@ from ghostlayers.preparation import (
     open_model,
     read_evaluation,
 )
-from ghostlayers.pruned import PrunedModel
+from ghostlayers.pruned import PrunedModel, packed_base
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.selection import ScoreTable
@@ -80,6 +80,7 @@ def prune(
     options = dataclasses.replace(options or RunOptions(), preset=recipe.preset)
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
     check_result(dense, recipe)
+    packed_base(dense, recipe)
     study = Study.open(dense, recipe, data=data, options=options, progress=progress)
     if show_text is not None:
         show_text(study.windows.preview)

@@ -7,6 +7,7 @@ from typing import Any
 
 from ghostlayers.calibration import journal
 from ghostlayers.checkpoint import adapter, proof, saving
+from ghostlayers.checkpoint.packed import PackedBase
 from ghostlayers.evaluation import LossSums
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
@@ -83,6 +84,7 @@ class PrunedModel:
                 stored_dtype=self.dense.stored_dtype,
                 base_folder=self.dense.base.folder,
                 processor=self.dense.processor,
+                packed=packed_base(self.dense, self.recipe),
                 overwrite=overwrite,
             ),
         )
@@ -117,3 +119,13 @@ class PrunedModel:
         if self.kept_in is not None:
             journal.finish(self.kept_in)
         return verification
+
+
+def packed_base(dense: DenseModel, recipe: Recipe) -> PackedBase | None:
+    """The packed model that a result will copy weights of; None if it will be plain.
+
+    Raises:
+        UnsupportedModelError: its files name their layers in an unknown way.
+    """
+    base = PackedBase.of(dense) if recipe.quantized == "keep" else None
+    return base if base is None or base.file_path else None

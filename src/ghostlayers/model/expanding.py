@@ -19,6 +19,7 @@ from ghostlayers.model.layouts import WEIGHT, HeldParts, Layout
 from ghostlayers.model.quantized import ENTRY, layout_of
 from ghostlayers.model.tensor_files import INDEX, ONE_FILE, Held, held_in, width
 from ghostlayers.model.tensor_writer import NAMES, Piece, piece_in, piece_of, write_pieces
+from ghostlayers.model.weights import unprefixed
 from ghostlayers.runtime.scratch import Scratch
 
 SMALL_FILES = ("*.json", "*.py", "*.jinja", "*.model", "*.tiktoken", "*.txt")
@@ -125,6 +126,15 @@ def expand_into(
                 yield piece_of(name, weight.to(stored))
 
     write_pieces(folder / ONE_FILE, order, pieces())
+
+
+def turned_in(model: Any) -> Callable[[str], bool]:
+    """Whether a module of a model keeps its weight of a name as [in, out]."""
+    from transformers.pytorch_utils import Conv1D
+
+    modules = model.named_modules()
+    turned = {unprefixed(f"{name}.weight") for name, each in modules if isinstance(each, Conv1D)}
+    return lambda name: unprefixed(name) in turned
 
 
 def read(parts: HeldParts) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from ghostlayers.model.dense import BaseModel, DenseModel
 from ghostlayers.model.locating import files_wanted, locate, say_why
 from ghostlayers.model.residency import Memory, is_offloaded
 from ghostlayers.model.tensor_files import Held, held_in, main_type
-from ghostlayers.model.weights import remember_own_types, remember_types, unprefixed
+from ghostlayers.model.weights import remember_own_types, remember_types
 from ghostlayers.model.whole import Findings, check_whole
 from ghostlayers.presets import find_preset
 from ghostlayers.recipe import RunOptions
@@ -219,16 +219,12 @@ def _read(
 def _expanded(place: Path, packed: dict[str, Any], options: RunOptions) -> Path:
     """A folder of plain weights, in the type that the config names."""
     from transformers import AutoConfig
-    from transformers.pytorch_utils import Conv1D
 
     config = AutoConfig.from_pretrained(place, trust_remote_code=options.trust_remote_code)
     named = config.get_text_config().dtype
     stored = named or main_type(held_in(place).values()) or torch.float32
-    modules = offload.skeleton(config, stored, options).named_modules()
-    turned = {unprefixed(f"{name}.weight") for name, each in modules if isinstance(each, Conv1D)}
-    return expanding.expand_for_good(
-        place, packed, stored, lambda name: unprefixed(name) in turned
-    )
+    is_turned = expanding.turned_in(offload.skeleton(config, stored, options))
+    return expanding.expand_for_good(place, packed, stored, is_turned)
 
 
 def _open(
