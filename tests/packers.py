@@ -33,35 +33,40 @@ def quantise(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Numbers [out, in], zeros and scales [groups, out] of a weight [out, in], to the nearest."""
     top, groups = (1 << bits) - 1, max(group) + 1
-    zeros = torch.zeros(groups, weight.shape[0], dtype=torch.int64)
-    scales = torch.zeros(groups, weight.shape[0])
-    numbers = torch.zeros(weight.shape, dtype=torch.int64)
-    for each in range(groups):
-        columns = [place for place, found in enumerate(group) if found == each]
-        for row in range(weight.shape[0]):
-            part = weight[row, columns]
-            if symmetric:
-                scale = float(part.abs().max()) / (top / 2)
-                zero = (top + 1) // 2
-            else:
-                low, high = min(float(part.min()), 0.0), max(float(part.max()), 0.0)
-                scale, zero = (high - low) / top, round(-low / ((high - low) / top))
-            scale = float(torch.tensor(scale).half())  # as the file will hold it
-            zeros[each, row], scales[each, row] = zero, scale
-            numbers[row, columns] = (part / scale).round().long().add(zero).clamp(0, top)
-    return numbers, zeros, scales
+    found: list[list[list[float]]] = [[], [], []]
+    for row in weight.tolist():
+        members = [[x for x, each in zip(row, group, strict=True) if each == g] for g in range(groups)]
+        pairs = [find_scale(part, top, symmetric=symmetric) for part in members]
+        numbers = [
+            min(max(round(x / pairs[each][1]) + pairs[each][0], 0), top)
+            for x, each in zip(row, group, strict=True)
+        ]
+        for into, values in zip(found, (numbers, *zip(*pairs, strict=True)), strict=True):
+            into.append(list(values))
+    numbers, zeros, scales = found
+    return torch.tensor(numbers), torch.tensor(zeros).T, torch.tensor(scales).T
+
+
+def find_scale(part: list[float], top: int, *, symmetric: bool) -> tuple[int, float]:
+    """Zero and scale, as a file can hold it, of a group of numbers."""
+    if symmetric:
+        zero, scale = (top + 1) // 2, max(map(abs, part)) / (top / 2)
+    else:
+        low, high = min(*part, 0.0), max(*part, 0.0)
+        scale = (high - low) / top
+        zero = round(-low / scale)
+    return zero, float(torch.tensor(scale).half())
 
 
 def meant(
     numbers: torch.Tensor, zeros: torch.Tensor, scales: torch.Tensor, group: list[int]
 ) -> torch.Tensor:
     """The weight [out, in] that the numbers stand for."""
-    weight = torch.zeros(numbers.shape)
-    for row in range(numbers.shape[0]):
-        for column, each in enumerate(group):
-            zero, scale = zeros[each, row], scales[each, row]
-            weight[row, column] = float(numbers[row, column] - zero) * float(scale)
-    return weight
+    rows = [
+        [(number - zero[each]) * scale[each] for number, each in zip(row, group, strict=True)]
+        for row, zero, scale in zip(numbers.tolist(), zeros.T.tolist(), scales.T.tolist(), strict=True)
+    ]
+    return torch.tensor(rows)
 
 
 def gptq_parts(

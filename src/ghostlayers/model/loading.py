@@ -223,7 +223,10 @@ def _expanded(place: Path, packed: dict[str, Any], options: RunOptions) -> Path:
     config = AutoConfig.from_pretrained(place, trust_remote_code=options.trust_remote_code)
     named = config.get_text_config().dtype
     stored = named or main_type(held_in(place).values()) or torch.float32
-    is_turned = expanding.turned_in(offload.skeleton(config, stored, options))
+    # Only formats that turn weights need to know which modules keep them the other way round.
+    turns = quantized.layout_of(packed).turned
+    bare = offload.skeleton(config, stored, options) if turns else torch.nn.Module()
+    is_turned = expanding.turned_in(bare)
     return expanding.expand_for_good(place, packed, stored, is_turned)
 
 

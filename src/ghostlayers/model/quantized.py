@@ -120,10 +120,7 @@ def expand(model: Any, stored: torch.dtype) -> Any:
 
 def expanded(method: str) -> str:
     """What happened to the weights, for people to read."""
-    return (
-        f"quantised as {method}. They are computed with as what their numbers stand for, in full "
-        "precision."
-    )
+    return f"quantised as {method}. What they stand for is computed with."
 
 
 def forget_quantization(model: Any) -> None:
