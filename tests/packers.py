@@ -35,7 +35,9 @@ def quantise(
     top, groups = (1 << bits) - 1, max(group) + 1
     found: list[list[list[float]]] = [[], [], []]
     for row in weight.tolist():
-        members = [[x for x, each in zip(row, group, strict=True) if each == g] for g in range(groups)]
+        members = [
+            [x for x, each in zip(row, group, strict=True) if each == g] for g in range(groups)
+        ]
         pairs = [find_scale(part, top, symmetric=symmetric) for part in members]
         numbers = [
             min(max(round(x / pairs[each][1]) + pairs[each][0], 0), top)
@@ -64,7 +66,9 @@ def meant(
     """The weight [out, in] that the numbers stand for."""
     rows = [
         [(number - zero[each]) * scale[each] for number, each in zip(row, group, strict=True)]
-        for row, zero, scale in zip(numbers.tolist(), zeros.T.tolist(), scales.T.tolist(), strict=True)
+        for row, zero, scale in zip(
+            numbers.tolist(), zeros.T.tolist(), scales.T.tolist(), strict=True
+        )
     ]
     return torch.tensor(rows)
 
@@ -159,7 +163,13 @@ LINEAR = {"targets": ["Linear"], "input_activations": None, "output_activations"
 FOUR_BITS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP}
 EIGHT_BITS = {"num_bits": 8, "type": "int", "symmetric": True}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "gptq": {"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False, "sym": True},
+    "gptq": {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": GROUP,
+        "desc_act": False,
+        "sym": True,
+    },
     "awq": {
         "quant_method": "awq",
         "bits": 4,

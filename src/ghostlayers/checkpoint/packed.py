@@ -91,24 +91,23 @@ class PackedBase:
         Raises:
             UnsupportedModelError: the files name layers in a way that is not known here.
         """
-        ends = {name: f".{name.removeprefix(f'{self.path}.0.')}" for name in self._first_layer}
-        for name, end in ends.items():
-            tensor = self.network.state_dict(keep_vars=True)[name]
+        there = {*self.held, *self.packed}
+        state = self.network.state_dict(keep_vars=True)
+        first = {name: each for name, each in state.items() if name.startswith(f"{self.path}.0.")}
+        for name, tensor in first.items():
+            end = name.removeprefix(self.path)
             for written in (*names_in_file(self.network, name, tensor), name):
-                if written in self.held or written in self.packed:
-                    return written.removesuffix(end).removesuffix(".0")
-        for end in ends.values():
-            found = {each.removesuffix(f".0{end}") for each in self.held if each.endswith(f".0{end}")}
+                if written in there and written.endswith(end):
+                    return written.removesuffix(end)
+        for name in first:
+            end = name.removeprefix(self.path)
+            found = {each.removesuffix(end) for each in there if each.endswith(end)}
             if len(found) == 1:
                 return found.pop()
         raise UnsupportedModelError(
             f"the files of this model name its decoder layers otherwise than '{self.path}', so that "
             "their packed weights cannot be copied. Use --quantized expand."
         )
-
-    @property
-    def _first_layer(self) -> list[str]:
-        return [n for n in self.network.state_dict() if n.startswith(f"{self.path}.0.")]
 
 
 def layers_path(model: Any) -> str:
@@ -136,7 +135,10 @@ class PackedResult:
     @cached_property
     def layers(self) -> dict[int, int]:
         """The number that every layer that stayed has now, by its number in the base."""
-        pairs = ((_number(new, self.path), _number(old, self.base.path)) for new, old in self.same.items())
+        pairs = (
+            (_number(new, self.path), _number(old, self.base.path))
+            for new, old in self.same.items()
+        )
         return {old: new for new, old in pairs if new is not None and old is not None}
 
     @cached_property
@@ -214,9 +216,9 @@ class PackedResult:
             What they were put together from.
         """
         save(self.changed)
-        files = []
-        for path in weight_files(folder):
-            files.append(path.rename(path.with_name(f"changed-{path.name}")))
+        files = [
+            path.rename(path.with_name(f"changed-{path.name}")) for path in weight_files(folder)
+        ]
         (folder / INDEX).unlink(missing_ok=True)
         sources = self.sources(held_tensors(files))
         _write_shards(folder, sources)
@@ -227,7 +229,10 @@ class PackedResult:
     def report(self, sources: Sequence[Source]) -> dict[str, Any]:
         """What stayed packed and what is plain, with bytes, for people to read."""
         weights = {self.base.layout.part_of(each.name)[0] for each in sources if each.is_packed}
-        sizes = {kind: sum(s.held.bytes for s in sources if s.is_packed is kind) for kind in (True, False)}
+        sizes = {
+            kind: sum(s.held.bytes for s in sources if s.is_packed is kind)
+            for kind in (True, False)
+        }
         return {
             "method": quantization_method(self.base.config),
             "weights": len(weights),

@@ -117,9 +117,7 @@ def _meant(entry: str, means: Callable[[str, str], bool], moved: Moved) -> list[
     return sorted(new for old, new in moved.items() if new is not None and means(entry, old))
 
 
-def _compressed(
-    settings: Mapping[str, Any], moved: Moved, left: Collection[str]
-) -> dict[str, Any]:
+def _compressed(settings: Mapping[str, Any], moved: Moved, left: Collection[str]) -> dict[str, Any]:
     groups = {
         name: group | {"targets": targets}
         for name, group in settings.get("config_groups", {}).items()
@@ -130,7 +128,7 @@ def _compressed(
 
 
 def _dynamic(rules: Mapping[str, Any], moved: Moved, left: Iterable[str]) -> dict[str, Any]:
-    """GPTQ's exceptions: the first pattern that begins a module's name counts; ``-:`` leaves it plain."""
+    """GPTQ's exceptions: the first pattern of a module's name counts; ``-:`` leaves it plain."""
     found: dict[str, Any] = {f"-:^{re.escape(name)}$": {} for name in left}
 
     def means(pattern: str, module: str) -> bool:

@@ -25,7 +25,8 @@ from ghostlayers.runtime.outputs import check_output
 ASKED = (
     "layers remove select iterative repair preset cosine_axis keep_layers refit overwrite data "
     "text_column separator sampling windows fit_windows search_windows held_out_windows "
-    "race_windows sequence_length bos seed inputs token_weight ridge absolute_ridge export quantized"
+    "race_windows sequence_length bos seed inputs token_weight ridge absolute_ridge export "
+    "quantized"
 )
 """Fields of the recipe, as help shows them."""
 

@@ -57,8 +57,8 @@ class Gptq(Layout):
     Of a linear map [in, out]: ``qweight`` int32 [in * bits / 32, out], packed along the inputs;
     ``qzeros`` int32 [groups, out * bits / 32], packed along the outputs; ``scales`` [groups, out];
     ``g_idx`` int32 [in], the group of every input (without it, groups are runs of group_size
-    inputs). W[i, o] = (q[i, o] - z[g(i), o]) * s[g(i), o]. The first version of the format (``gptq``)
-    holds z - 1, the second (``gptq_v2``) z.
+    inputs). W[i, o] = (q[i, o] - z[g(i), o]) * s[g(i), o]. The first version of the format
+    (``gptq``) holds z - 1, the second (``gptq_v2``) z.
 
     References:
         Frantar et al., GPTQ, arXiv:2210.17323; the layout is that of AutoGPTQ's ``QuantLinear``.
@@ -95,7 +95,9 @@ class Gptq(Layout):
             raise unknown_bits(weight, bits, "2, 3, 4 or 8")
         packed, scales = parts[".qweight"].shape, parts[".scales"].shape
         inputs = packed[0] * 32 // bits
-        check_shape(parts[".scales"], (_groups(self._setting(weight, "group_size"), inputs), packed[1]))
+        check_shape(
+            parts[".scales"], (_groups(self._setting(weight, "group_size"), inputs), packed[1])
+        )
         check_shape(parts[".qzeros"], (scales[0], -(-packed[1] * bits // 32)))
         if ".g_idx" in parts:
             check_shape(parts[".g_idx"], (inputs,))
@@ -148,7 +150,10 @@ class Awq(Layout):
     """Where in a word output 0, 1, ... of eight lies: the order above, read the other way."""
 
     def __post_init__(self) -> None:
-        entry = next((e for e in ("version", "format", "checkpoint_format") if self.settings.get(e)), "version")
+        entry = next(
+            (e for e in ("version", "format", "checkpoint_format") if self.settings.get(e)),
+            "version",
+        )
         written = str(self.settings.get(entry, "gemm")).lower()
         if written != "gemm":
             raise other_form("awq", entry, written, "gemm")

@@ -65,7 +65,7 @@ class Layout(ABC):
             )
         return False
 
-    def check(self, weight: str, parts: HeldParts) -> None:
+    def check(self, weight: str, parts: HeldParts) -> None:  # noqa: B027 - few have to
         """Refuse parts that do not fit together, from the headers of their files alone.
 
         Args:
@@ -103,9 +103,9 @@ def check_shape(held: Held, wanted: tuple[int, ...]) -> None:
     if tuple(held.shape) != wanted:
         raise ModelError(
             f"'{held.file}' holds '{held.name}' of shape {list(held.shape)}, but config.json's "
-            f"bits and group_size and the tensors beside it make that {list(wanted)}. The groups of "
-            "one format have one size; the file is damaged, or config.json is another model's. Get "
-            "both again."
+            f"bits and group_size and the tensors beside it make that {list(wanted)}. The groups "
+            "of one format have one size; the file is damaged, or config.json is another model's. "
+            "Get both again."
         )
 
 

@@ -135,11 +135,14 @@ class BlockScaled(Layout):
         """Rows and columns that have one factor."""
         asked = self.settings.get("weight_block_size") or (0, 0)
         sizes = [-(-size // max(1, count)) for size, count in zip(shape[-2:], scales, strict=True)]
-        fits = [a > 0 and -(-s // a) == c for a, s, c in zip(asked, shape[-2:], scales, strict=True)]
+        fits = [
+            a > 0 and -(-s // a) == c for a, s, c in zip(asked, shape[-2:], scales, strict=True)
+        ]
         return (asked[0], asked[1]) if all(fits) else (sizes[0], sizes[1])
 
     def check(self, weight: str, parts: HeldParts) -> None:
         """Refuse parts that do not fit together; see `Layout.check`."""
+        del weight
         scale = next(parts[end] for need in self.needs for end in need - {""} if end in parts)
         shape, asked = parts[""].shape, self.settings.get("weight_block_size")
         if scale.shape.numel() > 1 and asked:
@@ -214,7 +217,7 @@ class BitsAndBytes(Layout):
 
 @dataclass(frozen=True)
 class Mxfp4(Layout):
-    """Experts of gpt-oss: floats of four bits with a factor for every 32, which transformers unpacks."""
+    """Experts of gpt-oss: floats of four bits, a factor for every 32; transformers unpacks them."""
 
     ends: ClassVar[Mapping[str, str]] = {"_blocks": "", "_scales": ""}
     needs: ClassVar[tuple[frozenset[str], ...]] = (frozenset({"_blocks", "_scales"}),)
@@ -226,6 +229,7 @@ class Mxfp4(Layout):
 
     def check(self, weight: str, parts: HeldParts) -> None:
         """Refuse parts that do not fit together; see `Layout.check`."""
+        del weight
         check_shape(parts["_scales"], tuple(parts["_blocks"].shape[:-1]))
 
     def unpack(self, weight: str, parts: Parts) -> Tensor:
