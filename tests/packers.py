@@ -4,6 +4,7 @@ Slow and literal: bits are set one number at a time, in Python's integers.
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,34 @@ def fp8_parts(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tens
             small[here] = (weight[here] / scale).to(torch.float8_e4m3fn)
             stands_for[here] = small[here].float() * scale
     return {"weight": small, "weight_scale_inv": factor}, stands_for
+
+
+MXFP4_VALUES = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+"""What the lower three bits of a number say; the fourth is its sign."""
+
+
+def mxfp4_parts(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Blocks and scales of experts [experts, in, out], 32 inputs a scale, and what they stand for."""
+    experts = weight.transpose(1, 2)  # [experts, out, in]
+    blocks, scales, found = [], [], []
+    for row in experts.reshape(-1, 32).tolist():
+        power = 127 + math.ceil(math.log2(max(map(abs, row)) / 6.0))
+        codes = []
+        for x in row:
+            size = abs(x) / 2.0 ** (power - 127)
+            code = min(range(8), key=lambda c, size=size: abs(MXFP4_VALUES[c] - size))
+            codes.append(code + 8 * (x < 0))
+        blocks.append([low + 16 * high for low, high in zip(codes[::2], codes[1::2], strict=True)])
+        scales.append(power)
+        signs = [-1.0 if code > 7 else 1.0 for code in codes]
+        values = [s * MXFP4_VALUES[c % 8] for s, c in zip(signs, codes, strict=True)]
+        found.append([v * 2.0 ** (power - 127) for v in values])
+    grid = (*experts.shape[:2], experts.shape[2] // 32)
+    parts = {
+        "blocks": torch.tensor(blocks, dtype=torch.uint8).reshape(*grid, 16),
+        "scales": torch.tensor(scales, dtype=torch.uint8).reshape(grid),
+    }
+    return parts, torch.tensor(found).reshape(experts.shape).transpose(1, 2)
 
 
 LINEAR = {"targets": ["Linear"], "input_activations": None, "output_activations": None}

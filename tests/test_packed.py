@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from typer.testing import CliRunner
 
 import ghostlayers
@@ -222,8 +223,6 @@ def test_a_module_that_keeps_its_inputs_first_is_read_so(
     model = build("gpt2").half()
     model.save_pretrained(folder)
     byte_tokenizer.save_pretrained(folder)
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(folder / "model.safetensors")
     name = "transformer.h.1.mlp.c_proj"
     parts, want = packers.gptq_parts(
@@ -380,6 +379,84 @@ def test_several_files_of_weights(
     assert index["weight_map"].keys() == held_in(tmp_path / "out").keys()
 
 
+def test_experts_are_packed_as_a_whole_or_not_at_all(
+    some_text: list[str], tmp_path: Path, byte_tokenizer: Any
+) -> None:
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 32, "vocab_size": 256}
+    build("qwen3_moe", **sizes).half().save_pretrained(tmp_path / "model")
+    byte_tokenizer.save_pretrained(tmp_path / "model")
+    packers.pack_folder(
+        tmp_path / "model", "gptq",
+        pack=lambda w: packers.gptq_parts(w, symmetric=True), skip=lambda n: "experts" not in n,
+    )  # fmt: skip
+    pruned = prune(tmp_path / "model", some_text, remove="2", repair="refit:1")
+    assert pruned.save(tmp_path / "out").identical
+    after = contents(tmp_path / "out")
+    experts = [f"model.layers.1.mlp.experts.{e}.{p}_proj" for e in range(4) for p in KINDS]
+    assert all(f"{each}.weight" in after for each in experts)
+    assert not [name for name in after if ".layers.1.mlp.experts." in name and "q" in name[-7:]]
+    assert ghostlayers.inspect(tmp_path / "out")["packed"]["plain"] == sorted(experts)
+    rules = [each.replace("\\", "") for each in settings_of(tmp_path / "out")["dynamic"]]
+    assert rules == [f"-:^{each}$" for each in sorted([*experts, "model.layers.1.mlp.experts"])]
+    assert "model.layers.2.mlp.experts.3.up_proj.qweight" in after
+
+
+KINDS = ("gate", "up", "down")
+
+
+def test_experts_in_blocks_of_four_bits(
+    some_text: list[str], tmp_path: Path, byte_tokenizer: Any
+) -> None:
+    folder = tmp_path / "model"
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "vocab_size": 256, "num_hidden_layers": 4}
+    kinds = ["full_attention"] * 4
+    build("gpt_oss", **sizes, layer_types=kinds).bfloat16().save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
+    tensors, want = load_file(folder / "model.safetensors"), {}
+    for name in [each for each in tensors if each.endswith(("experts.gate_up_proj", "down_proj"))]:
+        parts, want[name] = packers.mxfp4_parts(tensors.pop(name).float())
+        tensors |= {f"{name}_{part}": each.contiguous() for part, each in parts.items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}})
+    )
+    weights = dict(load_model(str(folder), OPTIONS).network.named_parameters())
+    for name, weight in want.items():
+        torch.testing.assert_close(weights[name].detach(), weight, rtol=0, atol=0)
+    prune(folder, some_text, remove="1", repair="none").save(tmp_path / "out")
+    before, after = contents(folder), contents(tmp_path / "out")
+    for name, tensor in after.items():
+        old = name.replace(".layers.2.", ".layers.3.").replace(".layers.1.", ".layers.2.")
+        assert before[old] == tensor
+    assert settings_of(tmp_path / "out") == {"quant_method": "mxfp4"}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bitsandbytes_stays_packed(
+    bits: int, some_text: list[str], tmp_path: Path, byte_tokenizer: Any
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = make_folder(tmp_path / "model", byte_tokenizer, intermediate_size=128)
+    how = {f"load_in_{bits}bit": True}
+    how |= {"bnb_4bit_use_double_quant": True, "bnb_4bit_quant_type": "nf4"} if bits == 4 else {}
+    AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=BitsAndBytesConfig(**how), device_map="cpu", dtype="float16"
+    ).save_pretrained(folder)
+    pruned = prune(folder, some_text, repair="refit:1", windows=4, fit_windows=4)
+    verification = pruned.save(tmp_path / "out")
+    assert verification.identical
+    assert verification.packed is not None
+    before, after = contents(folder), contents(tmp_path / "out")
+    for name, tensor in before.items():
+        new = moved(name)
+        if new is not None and not name.startswith(DOWN):
+            assert after.pop(new) == tensor, new
+    assert list(after) == [f"{DOWN}.weight"]
+    skipped = settings_of(tmp_path / "out")["llm_int8_skip_modules"]
+    assert skipped == ["lm_head", DOWN]
+
+
 # ---- what is said of modules by name
 
 
@@ -466,8 +543,6 @@ def test_defaults_of_a_reader_stay_where_a_list_begins() -> None:
 
 def broken(name: str, folder: Path) -> None:
     """Change a packed folder."""
-    from safetensors.torch import load_file, save_file
-
     tensors = load_file(folder / "model.safetensors")
     module = "model.layers.4.mlp.up_proj"
     if name == "no zeros":
@@ -520,8 +595,6 @@ def test_the_command_line_says_what_stayed_packed(
 
 
 def test_numbers_without_their_factors_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     save_file({"a.0.weight": torch.zeros(2, dtype=torch.int8)}, tmp_path / "model.safetensors")
     layout = LAYOUTS["compressed-tensors"](packers.SETTINGS["w8a8"])
     with pytest.raises(ModelError, match="but not the factors"):

@@ -129,3 +129,11 @@ def packed_base(dense: DenseModel, recipe: Recipe) -> PackedBase | None:
     """
     base = PackedBase.of(dense) if recipe.quantized == "keep" else None
     return base if base is None or base.file_path else None
+
+
+def checkpoint_bytes(dense: DenseModel, recipe: Recipe) -> int:
+    """Bytes that a whole checkpoint takes at most."""
+    base = packed_base(dense, recipe)
+    return (
+        saving.checkpoint_bytes(dense.network, dense.stored_dtype) if base is None else base.bytes
+    )

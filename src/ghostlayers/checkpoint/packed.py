@@ -98,15 +98,15 @@ class PackedBase:
             end = name.removeprefix(self.path)
             for written in (*names_in_file(self.network, name, tensor), name):
                 if written in there and written.endswith(end):
-                    return written.removesuffix(end)
+                    return str(written.removesuffix(end))
         for name in first:
             end = name.removeprefix(self.path)
             found = {each.removesuffix(end) for each in there if each.endswith(end)}
             if len(found) == 1:
                 return found.pop()
         raise UnsupportedModelError(
-            f"the files of this model name its decoder layers otherwise than '{self.path}', so that "
-            "their packed weights cannot be copied. Use --quantized expand."
+            f"the files of this model name its decoder layers otherwise than '{self.path}', so "
+            "that their packed weights cannot be copied. Use --quantized expand."
         )
 
 
@@ -195,7 +195,10 @@ class PackedResult:
         plain = sorted(name for name in linear if unprefixed(f"{name}.") not in packed)
         moved = {name: self.moved(name) for name in modules | linear}
         method = str(quantization_method(self.base.config))
-        return renumbered(self.base.config[ENTRY], method, moved, self.left(sources), plain)
+        left = self.left(sources)
+        experts = {found[0] for name in left if (found := EXPERTS.match(name))}
+        left = sorted({*left, *experts})  # readers that hold them as one module ask for its name
+        return renumbered(self.base.config[ENTRY], method, moved, left, plain)
 
     def moved(self, module: str) -> str | None:
         """What a module of the base is called now; None if it went."""
@@ -279,7 +282,8 @@ def _write_shards(folder: Path, sources: Sequence[Source]) -> None:
         if shards[-1] and sum(s.held.bytes for s in shards[-1]) + each.held.bytes > SHARD:
             shards.append([])
         shards[-1].append(each)
-    count, places = len(shards), {}
+    places: dict[str, str] = {}
+    count = len(shards)
     for number, shard in enumerate(shards, start=1):
         name = ONE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
         shard.sort(key=lambda s: (-width(s.held.written), s.name))

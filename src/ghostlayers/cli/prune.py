@@ -6,7 +6,7 @@ from typing import Annotated
 
 from ghostlayers import pipeline
 from ghostlayers.calibration import journal
-from ghostlayers.checkpoint import readiness, saving
+from ghostlayers.checkpoint import readiness
 from ghostlayers.checkpoint.adapter import check_precision
 from ghostlayers.cli import options as o
 from ghostlayers.cli import saved_screen, scores_screen, screen
@@ -17,7 +17,7 @@ from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import whole_of
 from ghostlayers.plan.saving import Output
 from ghostlayers.preparation import open_model
-from ghostlayers.pruned import PrunedModel
+from ghostlayers.pruned import PrunedModel, checkpoint_bytes
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime import parallel
 from ghostlayers.runtime.outputs import check_output
@@ -63,7 +63,7 @@ def prune(
     if plan:
         screen.show_plan(pipeline.plan(dense, recipe, options=options, output=leaves))
         return
-    needed = saving.checkpoint_bytes(dense.network, dense.stored_dtype) if whole else 0
+    needed = checkpoint_bytes(dense, recipe) if whole else 0
     check_output(output, overwrite=overwrite, needed_bytes=needed)
     kept = _kept(output, restart=restart)
     pruned = _prune(dense, recipe, options, kept, leaves)

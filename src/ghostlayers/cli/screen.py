@@ -246,7 +246,7 @@ def protocol(result: EvaluationResult) -> str:
 
 
 def show_expanded(base: BaseModel) -> None:
-    """That weights were quantised, and no longer are."""
+    """That weights are quantised, and what is computed with."""
     if base.quantized:
         say(f"Its weights were {quantized.expanded(base.quantized)}")
 

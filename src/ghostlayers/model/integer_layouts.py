@@ -188,4 +188,5 @@ class Awq(Layout):
     def _outputs(self, words: Tensor) -> Tensor:
         """[..., out / 8] in words to [..., out] in their own order."""
         numbers = unpack_bits(words, 4, words.shape[-1] * 8)
-        return numbers.unflatten(-1, (-1, 8))[..., self.PLACES].flatten(-2)
+        by_word = torch.stack(numbers.split(8, dim=-1), dim=-2)
+        return by_word[..., self.PLACES].flatten(-2)
