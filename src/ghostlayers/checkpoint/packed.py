@@ -113,7 +113,7 @@ class PackedBase:
 def layers_path(model: Any) -> str:
     """The name of a model's list of decoder layers; in the whole of a vision-language model."""
     layers, whole = find_decoder_layers(model), multimodal.whole_of(model)
-    return next(name for name, module in whole.named_modules() if module is layers)
+    return str(next(name for name, module in whole.named_modules() if module is layers))
 
 
 class PackedResult:
