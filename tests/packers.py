@@ -165,7 +165,7 @@ MXFP4_VALUES = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 
 
 def mxfp4_parts(weight: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Blocks and scales of experts [experts, in, out], a scale for 32 inputs, and what they mean."""
+    """Blocks and scales of experts [experts, in, out], a scale for 32 inputs, and their values."""
     experts = weight.transpose(1, 2)  # [experts, out, in]
     blocks, scales, found = [], [], []
     for row in experts.reshape(-1, 32).tolist():
