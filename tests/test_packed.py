@@ -352,7 +352,7 @@ def test_a_packed_result_is_cut_again_and_evaluated(
         str(tmp_path / "twice"), data=tmp_text(tmp_path, some_text), sequence_length=64,
         max_windows=1, options=OPTIONS,
     )  # fmt: skip
-    assert result[0].loss_nats > 0
+    assert 0 < result[0].sums.loss_nats < 10
 
 
 def tmp_text(folder: Path, text: list[str]) -> str:
