@@ -71,6 +71,8 @@ def cut(
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["gptq", "awq", "w8a8"])
 def test_a_cut_model_goes_through_it(cut: Path, scheme: str) -> None:
+    if scheme == "awq" and not torch.accelerator.is_available():
+        pytest.skip("llm-compressor 0.14 pins memory for it, which takes an accelerator")
     command = [PYTHON, "quantise.py", "cut", f"cut-{scheme}", scheme, "text.txt"]
     done = subprocess.run(
         command, cwd=cut, env={**alone(), "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
