@@ -83,9 +83,8 @@ def copy_of(plain_folder: Path, scheme: str, place: Path, **changes: Any) -> Pat
 
 def prune(folder: Path, text: list[str], **choices: Any) -> ghostlayers.PrunedModel:
     settings = {"remove": "2-3", "windows": 2, "fit_windows": 2, "sequence_length": 64}
-    return ghostlayers.prune(
-        str(folder), data=text, options=OPTIONS, **{**settings, "held_out_windows": 1, **choices}
-    )
+    more = {"held_out_windows": 1, "options": OPTIONS}
+    return ghostlayers.prune(str(folder), data=text, **{**settings, **more, **choices})
 
 
 def contents(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
@@ -317,6 +316,16 @@ def test_transformers_opens_what_it_can_run(
     weight = read.get_submodule(DOWN).weight
     assert weight.is_floating_point()
     assert weight.dtype == torch.float32
+
+
+def test_offloaded_layers_stay_packed_too(
+    plain_folder: Path, some_text: list[str], tmp_path: Path
+) -> None:
+    folder = copy_of(plain_folder, "gptq", tmp_path)
+    options = RunOptions(dtype="float16", device="cpu", offload="disk")
+    for name, run in (("in-memory", OPTIONS), ("offloaded", options)):
+        prune(folder, some_text, repair="none", options=run).save(tmp_path / name)
+    assert contents(tmp_path / "offloaded") == contents(tmp_path / "in-memory")
 
 
 def test_plain_weights_on_request(plain_folder: Path, some_text: list[str], tmp_path: Path) -> None:

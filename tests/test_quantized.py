@@ -116,13 +116,13 @@ def test_weights_are_what_the_numbers_say(
         assert error <= tolerance, (key, error)
 
 
-def test_it_is_pruned_and_holds_plain_weights(
+def test_it_is_pruned_and_holds_plain_weights_on_request(
     packed: tuple[str, Path, dict[str, torch.Tensor]], some_text: list[str], tmp_path: Path
 ) -> None:
     _, folder, _ = packed
     pruned = ghostlayers.prune(
         str(folder), remove="2-3", data=some_text, windows=4, fit_windows=4, sequence_length=64,
-        held_out_windows=1, options=OPTIONS,
+        held_out_windows=1, quantized="expand", options=OPTIONS,
     )  # fmt: skip
     pruned.save(tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
