@@ -92,4 +92,5 @@ def test_a_cut_model_goes_through_it(cut: Path, scheme: str) -> None:
             AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32)(input_ids=ids).logits
             for each in (out, cut / "cut")
         )
-    assert float((got - want).norm() / want.norm()) < 0.3
+    # Four bits in groups of 128 are coarse for random weights; another layer would give 1.4.
+    assert float((got - want).norm() / want.norm()) < (0.1 if scheme == "w8a8" else 0.8)
