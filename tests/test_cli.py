@@ -791,6 +791,7 @@ def test_every_option_reaches_the_recipe(recipe_of):
         "ridge": 0.5,
         "absolute_ridge": 0.25,
         "export": "custom",
+        "quantized": "expand",
     }
     options = [each for k, v in choices.items() for each in (f"--{k.replace('_', '-')}", v)]
     recipe = recipe_of(*options, "--separator", "a\\nb\\tc")

@@ -28,7 +28,7 @@ from ghostlayers.preparation import (
     open_model,
     read_evaluation,
 )
-from ghostlayers.pruned import PrunedModel
+from ghostlayers.pruned import PrunedModel, packed_base
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.selection import ScoreTable
@@ -81,6 +81,7 @@ def prune(
     exact = output is not None and output.is_file
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True, exact=exact)
     check_result(dense, recipe)
+    packed_base(dense, recipe)
     study = Study.open(dense, recipe, data=data, options=options, progress=progress)
     if show_text is not None:
         show_text(study.windows.preview)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from ghostlayers.calibration import journal
 from ghostlayers.checkpoint import adapter, gguf_saving, proof, saving
+from ghostlayers.checkpoint.packed import PackedBase
 from ghostlayers.evaluation import LossSums
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
@@ -92,6 +93,7 @@ class PrunedModel:
                 stored_dtype=self.dense.stored_dtype,
                 base_folder=self.dense.base.folder,
                 processor=self.dense.processor,
+                packed=packed_base(self.dense, self.recipe),
                 overwrite=overwrite,
             ),
         )
@@ -167,3 +169,21 @@ class PrunedModel:
         if self.kept_in is not None:
             journal.finish(self.kept_in)
         return result
+
+
+def packed_base(dense: DenseModel, recipe: Recipe) -> PackedBase | None:
+    """The packed model that a result will copy weights of; None if it will be plain.
+
+    Raises:
+        UnsupportedModelError: its files name their layers in an unknown way.
+    """
+    base = PackedBase.of(dense) if recipe.quantized == "keep" else None
+    return base if base is None or base.file_path else None
+
+
+def checkpoint_bytes(dense: DenseModel, recipe: Recipe) -> int:
+    """Bytes that a whole checkpoint takes at most."""
+    base = packed_base(dense, recipe)
+    return (
+        saving.checkpoint_bytes(dense.network, dense.stored_dtype) if base is None else base.bytes
+    )

@@ -29,6 +29,7 @@ from ghostlayers.text.tokens import BosPolicy, Sampling
 Inputs = Literal["repaired", "original"]
 Refit = Literal["all", "none"]
 Export = Literal["auto", "fold", "stock-layer", "custom"]
+Quantized = Literal["keep", "expand"]
 Save = Literal["checkpoint", "adapter"]
 TokenWeight = Literal["auto", "uniform", "balanced", "relative"]
 
@@ -191,6 +192,13 @@ class Recipe:
         "'stock-layer' as one more decoder layer (any engine; repair normed), 'custom' with its "
         "own code. 'auto' is fold where the repair folds, else custom.",
         FIT,
+    )
+    quantized: Quantized = setting(
+        "keep",
+        "What a quantised model (gptq, awq, compressed-tensors, bitsandbytes, fp8, mxfp4) becomes: "
+        "'keep' copies the packed weights of whatever a repair leaves alone, and writes the rest "
+        "in 16 bits; 'expand' writes plain weights alone.",
+        WHAT,
     )
     preset: str | None = setting(
         None,

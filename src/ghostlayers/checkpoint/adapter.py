@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ghostlayers.checkpoint import proof, records, saving
+from ghostlayers.checkpoint.packed import PackedBase
 from ghostlayers.errors import ModelError, RecipeError
 from ghostlayers.model import multimodal
 from ghostlayers.model.dense import DenseModel
@@ -286,8 +287,10 @@ def materialize(
     check_apart({"adapter": [folder], "base": [base or base_of(folder)]}, {"output": out})
     model, dense, adapter = open_adapter(folder, base, options)
     record = {key: value for key, value in adapter.record.items() if key not in ("gaps", "files")}
+    stays_packed = adapter.record["recipe"].get("quantized") == "keep"
     return saving.save_checkpoint(
         out, model, dense.tokenizer, record,
         stored_dtype=adapter.stored_dtype, base_folder=dense.base.folder,
-        processor=dense.processor, overwrite=overwrite,
+        processor=dense.processor, packed=PackedBase.of(dense) if stays_packed else None,
+        overwrite=overwrite,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ghostlayers.checkpoint.record import base_title
+from ghostlayers.checkpoint.record import base_title, packed_text
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.runtime.shown import code, markdown, one_line
 from ghostlayers.spans import format_layers
@@ -79,7 +79,7 @@ def render_card(record: Mapping[str, Any]) -> str:
         data,
         template_str=_TEMPLATE,
         title=markdown(title),
-        base=_base_name(base),
+        base=_base_name(record),
         removed=format_layers(cut["removed"]),
         kept=format_layers(cut["kept"]),
         num_removed=len(cut["removed"]),
@@ -206,12 +206,16 @@ def _fits(record: Mapping[str, Any]) -> str:
             + ("" if condition is None else f" (condition number {condition:.1e})")
             + "."
         )
+    if record.get("packed"):
+        lines.append(f"- {markdown(packed_text(record['packed']))}")
     return "\n".join(lines) + "\n"
 
 
-def _base_name(base: Mapping[str, Any]) -> str:
-    packed, name = base.get("quantized"), markdown(base_title(base))
-    return f"{name} (its weights expanded from {markdown(packed)})" if packed else name
+def _base_name(record: Mapping[str, Any]) -> str:
+    base = record["base_model"]
+    method, name = base.get("quantized"), markdown(base_title(base))
+    is_plain = method and not record.get("packed")
+    return f"{name} (its weights expanded from {markdown(method)})" if is_plain else name
 
 
 def _licence(base: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ from ghostlayers.errors import (
     VerificationError,
 )
 from ghostlayers.model import multimodal
+from ghostlayers.model.expanding import expand_into, turned_in
+from ghostlayers.model.quantized import is_readable
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.runtime.scratch import Scratch
 
@@ -43,6 +45,10 @@ TOLERANCE_AS_READ = 2e-2
 """The same in a shorter type, where a reload and the model in memory may sum in another order."""
 
 
+TOLERANCE_PACKED = 0.1
+"""The same where a reader works with packed weights, and may round activations to eight bits."""
+
+
 PROBE = "Layers 3-7 went; \u00e9t\u00e9, \u4e2d\u6587, 12,345.\n\tThe rest stays."
 """Text by which a saved tokenizer is compared with the one in memory."""
 
@@ -55,11 +61,14 @@ class Verification:
         identical: every logit is equal bit for bit.
         largest_difference: between two logits.
         num_tokens: positions compared.
+        packed: the largest difference where transformers reads packed weights as they are, and may
+            quantise activations; None where there are none, or it cannot read them here.
     """
 
     identical: bool
     largest_difference: float
     num_tokens: int
+    packed: float | None = None
 
 
 def mode_of(model: "PreTrainedModel") -> str:
@@ -109,6 +118,31 @@ def verify(
         twin = _in_types(model, stored_dtype, types)
         _compare(answer["as_read"], _logits(twin, ids), TOLERANCE_AS_READ)
     return _compare(answer["logits"], _logits(model, ids))
+
+
+def verify_packed(
+    folder: Path,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    stored_dtype: torch.dtype,
+) -> Verification:
+    """`verify` a folder of packed weights by what their numbers stand for.
+
+    They are expanded here, in the way in which the base's were, and a fresh process loads that. It
+    also loads the folder as it is, where transformers can read its format on this machine.
+
+    Arguments and errors as for `verify`.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    with Scratch("expand") as plain:
+        expand_into(Path(plain), folder, config, stored_dtype, turned_in(model))
+        found = verify(Path(plain), model, tokenizer, stored_dtype)
+    if is_offloaded(model) or not is_readable(config):
+        return found
+    ids = some_tokens(model)
+    answer, _ = _ask_fresh_process(folder, model, ids, "", once=True)
+    read = _compare(answer["as_read"], _logits(model, ids), TOLERANCE_PACKED)
+    return replace(found, packed=read.largest_difference)
 
 
 def _in_types(
@@ -180,7 +214,7 @@ def _compare(
 
 
 def _ask_fresh_process(
-    folder: Path, model: "PreTrainedModel", ids: torch.Tensor, text: str
+    folder: Path, model: "PreTrainedModel", ids: torch.Tensor, text: str, *, once: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """What a fresh process finds in the folder, and the types that its parameters have there."""
     ready = readiness.taken()
@@ -195,6 +229,7 @@ def _ask_fresh_process(
             "device": str(device_of(model)),
             "room": MEMORY_OF_A_RELOAD if is_offloaded(model) else 0,
             "code": _code_hash(model),
+            "once": once,
             "sees": multimodal.whole_of(model) is not model,
         }
         request.write_text(json.dumps(asked), encoding="utf-8")

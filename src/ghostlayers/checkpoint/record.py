@@ -71,6 +71,19 @@ def repair_row(span: Span, repair: Repair) -> dict[str, Any]:
     }
 
 
+def packed_text(packed: Mapping[str, Any]) -> str:
+    """What of a checkpoint stayed packed and what is plain, in two sentences."""
+    plain = packed["plain"]
+    changed = f"{len(plain)} that a repair changed ({', '.join(plain[:3])}"
+    changed += f" and {len(plain) - 3} more)" if len(plain) > 3 else ")"
+    beside = "embeddings, norms and operators"
+    return (
+        f"{packed['weights']} weights are packed as {packed['method']}, byte for byte as in the "
+        f"base ({packed['packed_bytes'] / 1e6:,.1f} MB). Plain are "
+        f"{f'{changed}, {beside}' if plain else beside} ({packed['plain_bytes'] / 1e6:,.1f} MB)."
+    )
+
+
 def base_title(base: Mapping[str, Any]) -> str:
     """What to call the base model of a record: its title, or its name without where it lay."""
     return str(base.get("title") or shown_name(base["name"]))

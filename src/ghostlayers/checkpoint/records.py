@@ -113,12 +113,23 @@ class Gap(Checked):
     scale: float | None = None
 
 
+class Packed(Checked):
+    """What stayed packed, and what is plain."""
+
+    method: Words
+    weights: Count
+    packed_bytes: Count
+    plain: list[Words]
+    plain_bytes: Count
+
+
 class Verified(Checked):
     """How it was proved."""
 
     identical: bool
     largest_difference: float
     num_tokens: Count
+    packed: float | None = None
 
 
 class Record(Checked):
@@ -134,6 +145,7 @@ class Record(Checked):
     versions: dict[Words, Words]
     mode: Words
     created: Words
+    packed: Packed | None = None
     verification: Verified | None = None
     files: dict[FileName, Hash] = Field(default_factory=dict)
     gaps: list[Gap] = Field(default_factory=list)

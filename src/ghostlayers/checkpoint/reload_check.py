@@ -5,7 +5,8 @@ usage: python reload_check.py [REQUEST.json]
 Without a request it waits for the name of one on its standard input.
 
 The request names the folder and a file for the answer, with token ids to run, a text to tokenise, a
-type to compute in, a device, whether the model sees images, too, how many bytes of weights may be
+type to compute in, a device, whether the model sees images, too, whether it is loaded once, as its
+files are (and not again in the type to compute in), how many bytes of weights may be
 in memory (0 for all), and the hash of the one file of code that may run (none for a stock
 checkpoint, of which no code runs).
 
@@ -68,10 +69,11 @@ def main(request: str) -> None:
         model = load(asked, **how)
         types = {name: str(each.dtype) for name, each in model.named_parameters()}
         found["as_read"] = logits_of(model, ids, asked)
-        if model.dtype != computed:
+        if model.dtype != computed and not asked["once"]:
             del model
             model = load(asked, dtype=computed, **how)
-    found["logits"] = logits_of(model, ids, asked)
+    if not asked["once"]:
+        found["logits"] = logits_of(model, ids, asked)
     save_file(found, asked["answer"], metadata={"types": json.dumps(types)})
     assert "ghostlayers" not in sys.modules
 
@@ -101,7 +103,8 @@ def load(asked: dict[str, Any], **how: Any) -> Any:
     """The model; where it computes, unless its weights lie in several places."""
     auto = AutoModelForImageTextToText if asked["sees"] else AutoModelForCausalLM
     model = auto.from_pretrained(asked["folder"], **how).eval()
-    return model if asked["room"] else model.to(torch.device(asked["device"]))
+    placed = asked["room"] or asked["once"]
+    return model if placed else model.to(torch.device(asked["device"]))
 
 
 def logits_of(model: Any, ids: torch.Tensor, asked: dict[str, Any]) -> torch.Tensor:

@@ -9,7 +9,7 @@ import contextlib
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ghostlayers import modeling
 from ghostlayers.checkpoint.card import render_card
+from ghostlayers.checkpoint.packed import PackedBase, PackedResult
 from ghostlayers.checkpoint.proof import (
     Verification,
     device_of,
@@ -26,6 +27,7 @@ from ghostlayers.checkpoint.proof import (
     plain_dtype,
     some_tokens,
     verify,
+    verify_packed,
 )
 from ghostlayers.errors import (
     ModelError,
@@ -33,6 +35,7 @@ from ghostlayers.errors import (
 )
 from ghostlayers.model import multimodal
 from ghostlayers.model.configs import without_code
+from ghostlayers.model.quantized import ENTRY
 from ghostlayers.model.residency import is_offloaded, offloaded_sets
 from ghostlayers.model.tensor_files import type_in_file
 from ghostlayers.model.weights import as_stored, copy_pieces, in_pieces, stored_type
@@ -65,6 +68,7 @@ def save_checkpoint(
     stored_dtype: torch.dtype,
     base_folder: Path | None = None,
     processor: Mapping[str, str] | None = None,
+    packed: PackedBase | None = None,
     overwrite: bool = False,
 ) -> Verification:
     """Write a model with its record and card, and prove that it reloads.
@@ -77,22 +81,28 @@ def save_checkpoint(
         stored_dtype: the type of the weights on disk.
         base_folder: where licence files of the base model are copied from.
         processor: further files of a vision-language model, by name.
+        packed: the base, where what is untouched is to stay as packed as it is there.
         overwrite: replace a checkpoint that Ghostlayers made.
 
     Raises:
         OutputError: see `check_output`; or the disk filled up.
         VerificationError: the reloaded model differs; nothing is left behind.
     """
-    needed = checkpoint_bytes(model, stored_dtype)
+    needed = checkpoint_bytes(model, stored_dtype) if packed is None else packed.bytes
     with whole_folder(out, overwrite=overwrite, needed_bytes=needed) as folder:
-        _write_model(folder, multimodal.whole_of(model), stored_dtype)
+        found: dict[str, Any] = {}
+        if packed is None:
+            _write_model(folder, multimodal.whole_of(model), stored_dtype)
+        else:
+            found["packed"] = _write_packed(folder, model, stored_dtype, packed)
         tokenizer.save_pretrained(folder)
         multimodal.write_processor(folder, processor or {})
         _drop_foreign_code(folder)
         _copy_licences(base_folder, folder)
-        verification = verify(folder, model, tokenizer, stored_dtype)
-        mode = _mode(model, record)
-        _describe(folder, {**shared(record), "mode": mode, "verification": vars(verification)})
+        prove = verify if packed is None else verify_packed
+        verification = prove(folder, model, tokenizer, stored_dtype)
+        found |= {"mode": _mode(model, record), "verification": vars(verification)}
+        _describe(folder, {**shared(record), **found})
     return verification
 
 
@@ -141,10 +151,32 @@ def _mode(model: PreTrainedModel, record: dict[str, Any]) -> str:
     return "stock-layer" if asked == "stock-layer" else mode_of(model)
 
 
-def _write_model(folder: Path, model: PreTrainedModel, stored_dtype: torch.dtype) -> None:
-    """Write weights and configs; what a repaired model needs beside them, its config writes."""
+def _write_packed(
+    folder: Path, model: PreTrainedModel, stored_dtype: torch.dtype, packed: PackedBase
+) -> dict[str, Any]:
+    """Write weights and configs, what is untouched as it is in the base; what the record says."""
+    result, whole = PackedResult(packed, model), multimodal.whole_of(model)
+    sources = result.write(folder, lambda names: _write_model(folder, whole, stored_dtype, names))
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    _write_json(path, content | {ENTRY: result.settings(sources)})
+    return result.report(sources)
+
+
+def _write_model(
+    folder: Path,
+    model: PreTrainedModel,
+    stored_dtype: torch.dtype,
+    names: Collection[str] | None = None,
+) -> None:
+    """Write weights and configs; what a repaired model needs beside them, its config writes.
+
+    With ``names``, only the weights of these names.
+    """
     state = _stored_state(model, stored_dtype)
     pieces = in_pieces(model, model.state_dict(keep_vars=True), stored_dtype)
+    if names is not None:
+        state, pieces = {name: each for name, each in state.items() if name in names}, {}
     before = model.config.dtype
     try:
         with _read_as_stored(model, stored_dtype) as shards:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from ghostlayers import pipeline
 from ghostlayers.calibration import journal
-from ghostlayers.checkpoint import readiness, saving
+from ghostlayers.checkpoint import readiness
 from ghostlayers.checkpoint.adapter import check_precision
 from ghostlayers.checkpoint.gguf_saving import How
 from ghostlayers.cli import options as o
@@ -17,7 +17,7 @@ from ghostlayers.cli.shell import shared_command
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.plan.saving import Output
 from ghostlayers.preparation import open_model
-from ghostlayers.pruned import PrunedModel
+from ghostlayers.pruned import PrunedModel, checkpoint_bytes
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime import parallel
 from ghostlayers.runtime.outputs import check_output
@@ -25,7 +25,8 @@ from ghostlayers.runtime.outputs import check_output
 ASKED = (
     "layers remove select iterative repair preset cosine_axis keep_layers refit overwrite data "
     "text_column separator sampling windows fit_windows search_windows held_out_windows "
-    "race_windows sequence_length bos seed inputs token_weight ridge absolute_ridge export"
+    "race_windows sequence_length bos seed inputs token_weight ridge absolute_ridge export "
+    "quantized"
 )
 """Fields of the recipe, as help shows them."""
 
@@ -64,7 +65,7 @@ def prune(
         screen.show_plan(pipeline.plan(dense, recipe, options=options, output=leaves))
         return
     if not file.only:
-        needed = saving.checkpoint_bytes(dense.network, dense.stored_dtype) if whole else 0
+        needed = checkpoint_bytes(dense, recipe) if whole else 0
         check_output(output, overwrite=overwrite, needed_bytes=needed)
     kept = _kept(output, restart=restart)
     pruned = _prune(dense, recipe, options, kept, leaves)

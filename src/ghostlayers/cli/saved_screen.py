@@ -8,6 +8,8 @@ from typing import Any
 from ghostlayers.checkpoint.gguf_saving import SavedGguf
 from ghostlayers.checkpoint.hub import Upload
 from ghostlayers.checkpoint.proof import Verification, mode_of
+from ghostlayers.checkpoint.record import packed_text
+from ghostlayers.checkpoint.records import inspect
 from ghostlayers.cli.screen import bold, loss_cells, say, table
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.spans import format_layers
@@ -72,8 +74,10 @@ def show_copied(pruned: PrunedModel, saved: SavedGguf) -> None:
 
 def show_materialized(out_folder: Path, verification: Verification) -> None:
     """Where the checkpoint lies, and how it was proved."""
-    proof = f", reloaded in a fresh process, logits {_equality(verification)}."
-    say("Saved: ", bold(out_folder), proof)
+    proof = f", reloaded in a fresh process, logits {_equality(verification)}"
+    if verification.packed is not None:
+        proof += f" expanded, to {verification.packed:.1e} as transformers reads it packed"
+    say("Saved: ", bold(out_folder), f"{proof}.")
 
 
 def _equality(verification: Verification) -> str:
@@ -95,6 +99,9 @@ ENGINES = {
 def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
     """Where the checkpoint lies, how it was proved, and what to do next."""
     show_materialized(out_folder, verification)
+    saved = inspect(out_folder)
+    if saved.get("packed"):
+        say(packed_text(saved["packed"]))
     stock = mode_of(pruned.model) == "stock"
     trust = "" if stock else ", trust_remote_code=True"
     say(ENGINES["stock" if stock else "custom"])
@@ -118,6 +125,8 @@ def show_record(record: Mapping[str, Any]) -> None:
     chosen = "named by the user" if recipe["remove"] else f"chosen by {recipe['select']}"
     chosen += ", one at a time" if recipe.get("iterative") else ""
     say(f"Layers {chosen}; checkpoint mode: {record['mode']}")
+    if record.get("packed"):
+        say(packed_text(record["packed"]))
     rows = [
         [
             f"[{fit['span'][0]}, {fit['span'][1]})",

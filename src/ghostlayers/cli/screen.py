@@ -246,7 +246,7 @@ def protocol(result: EvaluationResult) -> str:
 
 
 def show_expanded(base: BaseModel, *, stays: bool = False) -> None:
-    """That weights were quantised; and that they no longer are, unless the result's stay so."""
+    """That weights are quantised, and what is computed with."""
     if base.quantized:
         say(f"Its weights were {quantized.expanded(base.quantized)}")
     if base.file is not None:

@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from ghostlayers.errors import GhostlayersError, ModelError, RecipeError
-from ghostlayers.model import multimodal, offload, quantized
+from ghostlayers.model import expanding, multimodal, offload, quantized
 from ghostlayers.model.config_file import check_config, check_folder, check_settings
 from ghostlayers.model.configs import answer_in_full
 from ghostlayers.model.dense import BaseModel, DenseModel
@@ -50,7 +50,8 @@ def load_model(
         name: a folder, a hub id, or a ``.gguf`` file.
         options: dtype, device, and whether the model's own code may run.
         revision: branch, tag or commit on the hub.
-        expand: turn quantised weights into plain ones, as cutting needs; a GGUF file's always are.
+        expand: turn quantised weights into plain ones, as cutting needs; those that transformers
+            cannot open here as they are, and a GGUF file's, always are.
         exact: do not round those of a GGUF file to 16 bits, as nothing is stored in them.
 
     Raises:
@@ -58,7 +59,9 @@ def load_model(
         UnsupportedModelError: its weights are quantised in a way that cannot be undone.
     """
     path = Path(name).expanduser()
-    packed = read_config(name, revision) if expand else {}
+    packed = read_config(name, revision) if expand or path.is_dir() else {}
+    if not expand and quantized.is_readable(packed):
+        packed = {}
     quantized.check_quantization(packed)
     device = _device(options)
     try:
@@ -206,23 +209,35 @@ def _read(
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(place, **extra)
-    held = held_in(place)
     is_packed = quantized.quantization_method(packed) is not None
-    config = AutoConfig.from_pretrained(place, **extra)
+    files = _expanded(place, packed, options) if is_packed else place
+    held = held_in(files)
+    config = AutoConfig.from_pretrained(files, **extra)
     named = config.get_text_config().dtype
-    stored = (None if is_packed else main_type(held.values())) or named or torch.float32
+    stored = main_type(held.values()) or named or torch.float32
     dtype = compute_dtype(options, stored, device)
     weights = {**extra, "use_safetensors": True, "dtype": dtype}
     memory = None
-    if _may_not_fit(place, options, device, packed):
-        model, memory = _read_offloaded(name, place, weights, held, config, options, device)
+    if _may_not_fit(files, options, device):
+        model, memory = _read_offloaded(name, files, weights, held, config, options, device)
     else:
-        more = quantized.loading_options(packed, device)
-        model = _open(name, place, held, config, {**weights, **more})
-    if is_packed:
-        return _Read(quantized.expand(model, stored), tokenizer, stored)
+        model = _open(name, files, held, config, weights)
     remember_types(multimodal.whole_of(model), held, stored)
     return _Read(model, tokenizer, stored, memory)
+
+
+def _expanded(place: Path, packed: dict[str, Any], options: RunOptions) -> Path:
+    """A folder of plain weights, in the type that the config names."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(place, trust_remote_code=options.trust_remote_code)
+    named = config.get_text_config().dtype
+    stored = named or main_type(held_in(place).values()) or torch.float32
+    # Only formats that turn weights need to know which modules keep them the other way round.
+    turns = quantized.layout_of(packed).turned
+    bare = offload.skeleton(config, stored, options) if turns else torch.nn.Module()
+    is_turned = expanding.turned_in(bare)
+    return expanding.expand_for_good(place, packed, stored, is_turned)
 
 
 def _open(
@@ -240,17 +255,8 @@ def _open(
     return multimodal.text_view(model)
 
 
-def _may_not_fit(
-    place: Path, options: RunOptions, device: torch.device, packed: dict[str, Any]
-) -> bool:
+def _may_not_fit(place: Path, options: RunOptions, device: torch.device) -> bool:
     """Whether it must be looked at closely where the weights go."""
-    if quantized.quantization_method(packed) is not None:
-        if options.offload in ("cpu", "disk"):
-            raise RecipeError(
-                "--offload needs plain weights, but these are quantised, and are expanded in "
-                "memory; start from the model that was quantised."
-            )
-        return False
     if options.offload != "auto" or options.max_memory is not None:
         return options.offload != "none"
     size = offload.weights_on_disk(place)

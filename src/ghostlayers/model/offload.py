@@ -94,20 +94,21 @@ def place_weights(
             "--offload cpu keeps layers in the processor's memory beside an accelerator, but this "
             "run computes on the processor itself; use --offload disk."
         )
-    skeleton = _skeleton(config, dtype, options)
-    total = sum(_bytes(parameter) for parameter in _unique(skeleton))
-    layers = find_decoder_layers(multimodal.text_view(skeleton))
+    bare = skeleton(config, dtype, options)
+    total = sum(_bytes(parameter) for parameter in _unique(bare))
+    layers = find_decoder_layers(multimodal.text_view(bare))
     layer = largest_layer(list(layers))
     where = _where(options, device, total)
     if not where:
         return Placement(None, total, layer, total)
     of_layers = {id(p): _bytes(p) for module in layers for p in module.parameters()}
     # A name, no torch.device: accelerate hands it to safetensors, which knows names and numbers.
-    mapped = dict(_device_map(skeleton, "", layers, where, str(device)))
+    mapped = dict(_device_map(bare, "", layers, where, str(device)))
     return Placement(mapped, total - sum(of_layers.values()), layer, total, where)
 
 
-def _skeleton(config: Any, dtype: torch.dtype, options: RunOptions) -> Any:
+def skeleton(config: Any, dtype: torch.dtype, options: RunOptions) -> Any:
+    """A model without weights, from its config alone."""
     from accelerate import init_empty_weights
 
     auto = multimodal.auto_class(config)

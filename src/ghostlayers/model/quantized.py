@@ -1,8 +1,8 @@
-"""Checkpoints whose weights are quantised: expanded as they are read, or refused before.
+"""Checkpoints whose weights are quantised: which can be read, and what is said of them.
 
-A cut and its repair need weights to compute with and to write. Where transformers can turn a format
-back into plain weights, it does so on loading, and the new checkpoint holds plain weights; its
-skip lists then have nothing left to name. Activations are not quantised any more.
+A cut and its repair need weights to compute with. So packed weights are expanded to what their
+numbers stand for as a model is opened (see `expanding`), and activations are not quantised any
+more. What is written may hold them packed again, as they were (see `checkpoint.packed`).
 """
 
 import importlib.util
@@ -12,14 +12,30 @@ from typing import Any
 import torch
 
 from ghostlayers.errors import UnsupportedModelError
+from ghostlayers.model.integer_layouts import Awq, Gptq
+from ghostlayers.model.layouts import Layout
+from ghostlayers.model.library_layouts import BitsAndBytes, BlockScaled, CompressedTensors, Mxfp4
 
-LIBRARIES: dict[str, str | None] = {
-    "bitsandbytes": "bitsandbytes",
-    "compressed-tensors": "compressed_tensors",
-    "fp8": None,
-    "mxfp4": None,
+LAYOUTS: dict[str, type[Layout]] = {
+    "gptq": Gptq,
+    "awq": Awq,
+    "compressed-tensors": CompressedTensors,
+    "bitsandbytes": BitsAndBytes,
+    "fp8": BlockScaled,
+    "mxfp4": Mxfp4,
 }
-"""Formats that can be expanded, and the library that transformers needs for it."""
+"""Formats that are known, by what a config calls them."""
+
+READERS = {
+    "gptq": ("gptqmodel", "optimum"),
+    "awq": ("gptqmodel",),
+    "compressed-tensors": ("compressed_tensors",),
+    "bitsandbytes": ("bitsandbytes",),
+}
+"""What transformers needs to open a packed model as it is."""
+
+ENTRY = "quantization_config"
+"""Where a config speaks of it."""
 
 
 def quantization_method(config: Mapping[str, Any]) -> str | None:
@@ -28,7 +44,7 @@ def quantization_method(config: Mapping[str, Any]) -> str | None:
     Args:
         config: the dictionary in the file.
     """
-    settings = config.get("quantization_config")
+    settings = config.get(ENTRY)
     if not isinstance(settings, Mapping):
         return None
     named = settings.get("quant_method")
@@ -50,15 +66,15 @@ def check_quantization(config: Mapping[str, Any]) -> None:
     method = quantization_method(config)
     if method is None:
         return
-    if method not in LIBRARIES:
+    if method not in LAYOUTS:
         raise UnsupportedModelError(
-            f"the model's weights are quantised as '{method}', which transformers cannot expand to "
-            f"plain weights; expected one of {', '.join(LIBRARIES)}, a .gguf file, or no "
+            f"the model's weights are quantised as '{method}', which cannot be expanded to plain "
+            f"weights here; expected one of {', '.join(LAYOUTS)}, a .gguf file, or no "
             "quantisation. Start from the checkpoint that was quantised, in bfloat16 or float16, "
             "and quantise the result."
         )
-    library = LIBRARIES[method]
-    if library is not None and importlib.util.find_spec(library) is None:
+    library = layout_of(config).library
+    if library is not None and not _is_installed(library):
         raise UnsupportedModelError(
             f"the model's weights are quantised as '{method}', and expanding them needs a library "
             f"that is not installed: pip install {library.replace('_', '-')}. Or start from the "
@@ -66,37 +82,36 @@ def check_quantization(config: Mapping[str, Any]) -> None:
         )
 
 
-def loading_options(config: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Arguments of ``from_pretrained`` that make transformers expand the weights.
+def layout_of(config: Mapping[str, Any]) -> Layout:
+    """How a quantised model's files hold its weights.
 
     Args:
-        config: the dictionary in the file, already checked.
-        device: where the model is to be.
-    """
-    from transformers.utils import quantization_config as known
+        config: the dictionary in the file; of a format that is known.
 
+    Raises:
+        UnsupportedModelError: in a form of the format that is not.
+    """
+    return LAYOUTS[str(quantization_method(config))](config[ENTRY])
+
+
+def is_readable(config: Mapping[str, Any]) -> bool:
+    """Whether transformers can open a model here as it is."""
     method = quantization_method(config)
-    if method == "bitsandbytes":  # expanded afterwards, see `expand`
-        return {"device_map": {"": device}}
-    classes = {
-        "compressed-tensors": known.CompressedTensorsConfig,
-        "fp8": known.FineGrainedFP8Config,
-        "mxfp4": known.Mxfp4Config,
-    }
-    return {} if method is None else {"quantization_config": classes[method](dequantize=True)}
+    return method is None or all(map(_is_installed, READERS.get(method, ())))
+
+
+def _is_installed(library: str) -> bool:
+    return importlib.util.find_spec(library) is not None
 
 
 def expand(model: Any, stored: torch.dtype) -> Any:
-    """The model with plain weights, rounded as a checkpoint will hold them.
+    """A model that transformers expanded, with weights rounded as a checkpoint will hold them.
 
     Args:
-        model: as loaded with `loading_options`.
+        model: as loaded from a GGUF file.
         stored: the type of the checkpoint to come.
     """
     computes_in = model.dtype
-    settings = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
-    if hasattr(settings, "load_in_4bit"):  # bitsandbytes, which loads packed
-        model = model.dequantize(computes_in)
     forget_quantization(model)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(stored).to(computes_in)
@@ -105,15 +120,12 @@ def expand(model: Any, stored: torch.dtype) -> Any:
 
 def expanded(method: str) -> str:
     """What happened to the weights, for people to read."""
-    return (
-        f"quantised as {method}. They are expanded now, and a checkpoint made of them holds plain "
-        "weights; quantise it again afterwards."
-    )
+    return f"quantised as {method}. What they stand for is computed with."
 
 
 def forget_quantization(model: Any) -> None:
     """Drop what expanding leaves: save_pretrained would refuse, or pack the weights again."""
-    if hasattr(model.config, "quantization_config"):
+    if hasattr(model.config, ENTRY):
         del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
     model._weight_conversions = None  # transformers then takes those of the family alone

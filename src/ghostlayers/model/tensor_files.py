@@ -1,6 +1,7 @@
 """What files of weights hold, by their headers alone."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,14 @@ TYPES = {
 }
 """Types of plain weights by their names in a safetensors header."""
 
+_BITS = re.compile(r"[A-Z]+(\d+)")
+
+
+def width(written: str) -> int:
+    """Bytes of a number of a type, by its name in a safetensors header; at least one."""
+    found = _BITS.match(written)
+    return max(1, int(found[1]) // 8) if found else 1
+
 
 @dataclass(frozen=True)
 class Held:
@@ -44,8 +53,8 @@ class Held:
 
     @property
     def bytes(self) -> int:
-        """That it takes, about."""
-        return self.shape.numel() * (self.dtype.itemsize if self.dtype else 1)
+        """That it takes."""
+        return self.shape.numel() * width(self.written)
 
 
 def weight_files(folder: Path) -> list[Path]:

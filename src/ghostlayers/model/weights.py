@@ -28,10 +28,10 @@ def remember_types(model: "PreTrainedModel", held: Mapping[str, Held], main: tor
     Raises:
         ModelError: a file holds packed numbers or integers where the model has plain ones.
     """
-    ends = Counter(map(_unprefixed, held))
-    by_end = {end: entry for n, entry in held.items() if ends[end := _unprefixed(n)] == 1}
+    ends = Counter(map(unprefixed, held))
+    by_end = {end: entry for n, entry in held.items() if ends[end := unprefixed(n)] == 1}
     for name, tensor in _tensors(model):
-        entry = held.get(name) or by_end.get(_unprefixed(name))
+        entry = held.get(name) or by_end.get(unprefixed(name))
         pieces = (entry,) if entry else _pieces(model, name, tensor, held)
         if tensor.is_floating_point():
             _check_plain(pieces)
@@ -89,7 +89,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_buffers(remove_duplicate=False)
 
 
-def _unprefixed(name: str) -> str:
+def unprefixed(name: str) -> str:
     """A name from its layer's number on: what is before it differs between classes."""
     return re.sub(r"^.*?(?=\b\d+\.)", "", name, count=1)
 
