@@ -8,13 +8,12 @@ from typing import Annotated, Any
 
 from ghostlayers.cli import options as o
 from ghostlayers.cli import screen
-from ghostlayers.cli.parameters import Fields, option_for
+from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import command
 from ghostlayers.compare import Comparison
 from ghostlayers.compare import compare as run_comparison
 from ghostlayers.compare.files import write_report
 from ghostlayers.errors import RecipeError
-from ghostlayers.evaluation.request import TaskRequest
 from ghostlayers.plan.units import Plan
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.report.accuracies import mean_rows
@@ -58,7 +57,6 @@ def compare(
         RunOptions, Fields("dtype device batch_size plan revision trust_remote_code")
     ],
     overwrite: o.Overwrite = False,
-    trust_tasks: Annotated[bool, option_for(TaskRequest, "trust_tasks")] = False,
     published: Annotated[
         Path | None,
         o.option(
@@ -88,13 +86,11 @@ def compare(
             overwrite=overwrite,
             progress=screen.Bars(),
             say=lambda line: screen.say(screen.dim(line)),
-            show_text=screen.show_text,
             show_plan=show_plan,
-            command=command_line(),
-            trust_tasks=trust_tasks,
         )
     if not results:
         return
+    results["command"] = command_line()
     if cells is not None:
         results["published"] = cells
     written = write_report(results, output)

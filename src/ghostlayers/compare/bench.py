@@ -120,8 +120,10 @@ class Bench:
         return self.study.held_out.first(WARNING_WINDOWS)
 
 
-def _open_tasks(request: Comparison, say: Say | None, *, trust_tasks: bool) -> LoadedTasks:
-    found = open_tasks(request.tasks, tasks_path=request.tasks_path, trust_tasks=trust_tasks)
+def _open_tasks(request: Comparison, say: Say | None) -> LoadedTasks:
+    found = open_tasks(
+        request.tasks, tasks_path=request.tasks_path, trust_tasks=request.trust_tasks
+    )
     if found.code and say is not None:
         say(f"Code of task files runs: {listed(found.code)}")
     return found
@@ -149,11 +151,10 @@ def prepare(
     overwrite: bool,
     progress: Progress | None,
     say: Say | None,
-    trust_tasks: bool = False,
 ) -> Bench:
     """Open and check everything; arguments as `compare.compare`."""
     options = options or RunOptions()
-    opened = _open_tasks(request, say, trust_tasks=trust_tasks) if request.tasks else None
+    opened = _open_tasks(request, say) if request.tasks else None
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
     if dense.base.quantized and say is not None:
         say(f"The model's weights were {quantized.expanded(dense.base.quantized)}")
@@ -279,7 +280,7 @@ def _hash_windows(windows: Windows) -> str:
     return hashlib.sha256(windows.input_ids.numpy().tobytes()).hexdigest()
 
 
-def header(bench: Bench, command: str | None) -> dict[str, Any]:
+def header(bench: Bench) -> dict[str, Any]:
     """Model, protocol and machine, as they stand at the head of the results."""
     model, config = bench.dense.network, bench.dense.network.config
     return {
@@ -312,7 +313,7 @@ def header(bench: Bench, command: str | None) -> dict[str, Any]:
             }
             for name in bench.request.presets
         },
-        "command": command,
+        "command": None,
         "prompt": bench.request.prompt,
         "corpora": [
             {

@@ -36,6 +36,7 @@ from ghostlayers.repairs.base import Repair
 from ghostlayers.runtime.locks import holding
 from ghostlayers.runtime.places import check_apart
 from ghostlayers.runtime.progress import Progress
+from ghostlayers.runtime.shown import one_line
 from ghostlayers.spans import Span, format_layers, removed_layers
 from ghostlayers.surgery import removal
 from ghostlayers.surgery.features import check_method
@@ -59,10 +60,7 @@ def compare(
     overwrite: bool = False,
     progress: Progress | None = None,
     say: Say | None = None,
-    show_text: Callable[[str], None] | None = None,
     show_plan: Callable[[Plan], bool] | None = None,
-    command: str | None = None,
-    trust_tasks: bool = False,
 ) -> dict[str, Any]:
     """Measure every selection and every repair at every number of layers.
 
@@ -82,12 +80,9 @@ def compare(
         revision: of a model on the hub.
         overwrite: replace another comparison's results.
         progress: told of every window.
-        say: told what is done and what comes next.
-        show_text: told how the calibration text begins.
+        say: told how the calibration text begins, what is done and what comes next.
         show_plan: told before anything is computed what it will take; if it gives False, nothing
             is.
-        command: as it should stand in the report.
-        trust_tasks: let task files run code.
 
     Returns:
         The results, as ``results.json`` holds them; empty if nothing was computed.
@@ -101,16 +96,13 @@ def compare(
     with holding(Path(out)):
         bench = prepare(
             model, request, Path(out), tokenizer, data, eval_data, options, revision, overwrite,
-            progress, say, trust_tasks,
+            progress, say,
         )  # fmt: skip
-        if show_text is not None:
-            show_text(bench.study.windows.preview)
-        return _compare(bench, show_plan, command)
+        bench.say(f"Calibration text: {one_line(bench.study.windows.preview)}")
+        return _compare(bench, show_plan)
 
 
-def _compare(
-    bench: Bench, show_plan: Callable[[Plan], bool] | None, command: str | None
-) -> dict[str, Any]:
+def _compare(bench: Bench, show_plan: Callable[[Plan], bool] | None) -> dict[str, Any]:
     request = bench.request
     speed = probe(bench.dense, bench.study.windows)
     plan = plan_presets if request.presets else plan_comparison
@@ -118,7 +110,7 @@ def _compare(
         bench.store.forget()
         return {}
     if request.presets:
-        return _compare_presets(bench, command)
+        return _compare_presets(bench)
     say_estimate(bench, speed, expected_jobs(bench), chosen=False)
     dense_part = _dense(bench)
     chosen, tables = choose(bench)
@@ -128,13 +120,11 @@ def _compare(
         key = format_layers(removed_layers(spans))
         bench.say(f"Cut {index + 1} of {len(chosen)}: layers {key}")
         parts.append(_cut(bench, spans, members))
-    results = cells.assemble(
-        header(bench, command), dense_part, parts, list(chosen.values()), tables
-    )
+    results = cells.assemble(header(bench), dense_part, parts, list(chosen.values()), tables)
     return {**results, "correlations": correlations(results)}
 
 
-def _compare_presets(bench: Bench, command: str | None) -> dict[str, Any]:
+def _compare_presets(bench: Bench) -> dict[str, Any]:
     """Each method by its own choices: a part for every number of layers and preset."""
     dense_part = _dense(bench)
     parts, members = [], []
@@ -145,7 +135,7 @@ def _compare_presets(bench: Bench, command: str | None) -> dict[str, Any]:
             spans = tuple(Span(start, stop) for start, stop in part["spans"])
             parts.append(part)
             members.append([Cell(layers, name, spans, (recipe.repair,))])
-    return cells.assemble(header(bench, command), dense_part, parts, members, {})
+    return cells.assemble(header(bench), dense_part, parts, members, {})
 
 
 def _preset_part(bench: Bench, name: str, recipe: Recipe) -> dict[str, Any]:

@@ -92,6 +92,7 @@ class Comparison:
     )
     tasks: tuple[Word, ...] = same_as(TaskRequest, "tasks", read="names or none")
     tasks_path: Word | None = same_as(TaskRequest, "tasks_path")
+    trust_tasks: bool = same_as(TaskRequest, "trust_tasks")
     limit: Number | None = same_as(TaskRequest, "limit")
     task_repair: tuple[Word, ...] = setting(
         (),
@@ -227,8 +228,10 @@ class Comparison:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return dataclasses.asdict(self)
+        """Plain values; who may run code is no part of what is measured, and not among them."""
+        values = dataclasses.asdict(self)
+        del values["trust_tasks"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Comparison":
