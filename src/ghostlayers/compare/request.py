@@ -22,13 +22,13 @@ from ghostlayers.spans import Span
 from ghostlayers.text.corpora import BLANK_LINE, one_separator_each
 
 EVERY = "every"
-"""In place of a selection: each contiguous span, a cell of its own."""
+"""In place of a selection: each contiguous span, a choice of its own."""
 
 ITERATIVE = ":iterative"
 """Behind a selection's name: it chooses one layer at a time, on the model repaired so far."""
 
-EACH_CELL_ITS_OWN = "streamline"
-"""In the shared recipe, for the sake of a name that asks for nothing; see `cell_recipe`."""
+EACH_ITS_OWN = "streamline"
+"""In the shared recipe, for the sake of a name that asks for nothing; see `recipe_for`."""
 
 PROMPT = "The capital of France is Paris. The city is known for"
 
@@ -47,7 +47,7 @@ class Comparison:
 
     Beside what can be asked for: ``new_tokens``, how far every model continues the prompt;
     ``given``, fields of a recipe that every preset takes from the caller instead; ``calibration``,
-    the text, windows and damping that all cells share. ``every`` among the selections stands for
+    the text, windows and damping that all models share. ``every`` among the selections stands for
     each contiguous span, ``all`` among the repairs for `repairs.ALL` as far as the model has what
     they need.
     """
@@ -126,7 +126,7 @@ class Comparison:
         read="names",
     )
     given: Mapping[str, Any] = field(default_factory=dict)
-    calibration: Recipe = field(default_factory=lambda: Recipe(select=EACH_CELL_ITS_OWN))
+    calibration: Recipe = field(default_factory=lambda: Recipe(select=EACH_ITS_OWN))
 
     def __post_init__(self) -> None:
         for key, registry in METHODS_IN.items():
@@ -140,8 +140,8 @@ class Comparison:
         for name in self.repair_names():
             find_method(name)
         self._check_tasks()
-        for name in set(self.select) - {EVERY}:
-            self.cell_recipe(self.layers[0], name)  # refuses an unknown one
+        for name in self.selections:
+            self.recipe_for(self.layers[0], name)  # refuses an unknown one
         if self.calibration.num_held_out_windows < 1:
             raise RecipeError(
                 "'held_out_windows' must be at least 1: a comparison measures on them whether a "
@@ -209,8 +209,13 @@ class Comparison:
         """Whether the caller asked for this repair by name, and not by ``all``."""
         return repair in self.repair
 
-    def cell_recipe(self, layers: int, select: str) -> Recipe:
-        """The recipe that chooses the layers of a cell."""
+    @property
+    def selections(self) -> tuple[str, ...]:
+        """The selections among what chooses layers: all but ``every``."""
+        return tuple(select for select in self.select if select != EVERY)
+
+    def recipe_for(self, layers: int, select: str) -> Recipe:
+        """The recipe by which a selection chooses so many layers."""
         alone = not select.endswith(ITERATIVE)
         name = select if alone else select.removesuffix(ITERATIVE)
         iterative = self.calibration.iterative or not alone
@@ -271,7 +276,7 @@ class Comparison:
             names = PRESETS if mine["presets"] == ("all",) else mine["presets"]
             mine["presets"] = tuple(dict.fromkeys(find_preset(name).name for name in names))
             mine.setdefault("given", {k: v for k, v in recipe.items() if k != "preset"})
-        recipe["select"] = EACH_CELL_ITS_OWN
+        recipe["select"] = EACH_ITS_OWN
         if recipe.get("preset") is not None:  # its text and fit, not how it chooses
             recipe = {"iterative": False, "refit": "all", **recipe}
         return cls(**mine, calibration=Recipe.from_dict(recipe))

@@ -40,15 +40,15 @@ def task_row(name: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(
-    cells: Sequence[tuple[Mapping[str, Any], Rows]],
+    models: Sequence[tuple[Mapping[str, Any], Rows]],
 ) -> Iterator[dict[str, Any]]:
     """Every repair's mean accuracy over tasks minus Ghost's on the same cut, pair by pair.
 
     Args:
-        cells: a cell's name (layers, select, repair) and its rows of `run_tasks`.
+        models: a model's name (layers, select, repair) and its rows of `run_tasks`.
     """
-    rivals = {_cut(name): rows for name, rows in cells if name["repair"] == RIVAL}
-    for name, rows in cells:
+    rivals = {_cut(name): rows for name, rows in models if name["repair"] == RIVAL}
+    for name, rows in models:
         rival = rivals.get(_cut(name))
         if rival is None or name["repair"] in {RIVAL, "dense"}:
             continue
