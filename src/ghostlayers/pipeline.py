@@ -54,21 +54,12 @@ def prune(
 ) -> PrunedModel:
     """Remove decoder layers from a language model and repair every gap in closed form.
 
-    Args:
-        model: a folder, a hub id, a ``.gguf`` file, or a causal language model in memory.
-        recipe: what to do; its fields can also be given by name, such as ``layers=7``.
-        tokenizer: for a model in memory.
-        data: calibration text instead of the recipe's: documents, or a name or path.
-        options: how to do it.
-        revision: of a model on the hub.
-        keep: a folder for what the run has found so far: the same call goes on from it after an
-            interruption, and ends with the same bits. `PrunedModel.save` deletes it.
-        show_text: told how the calibration text begins.
-        show_plan: told what the run will take, once all is checked and before anything is computed.
-        output: what will be made of the result afterwards, for the plan; a checkpoint beside
-            ``keep`` if not given.
-        progress: told what is being done.
-        choices: fields of the recipe.
+    Arguments as for `Study.open`. Besides, ``keep`` is a folder for what the run has done so far:
+    the same call goes on from it after an interruption, and ends with the same bits;
+    `PrunedModel.save` deletes it. ``show_text`` is told how the calibration text begins, and
+    ``show_plan``, once all is checked and before anything is computed, what the run will take;
+    ``output`` says for that what will be made of the result: a checkpoint beside ``keep`` if it is
+    not given.
 
     Returns:
         The pruned model with its evidence; `PrunedModel.save` writes it.
@@ -76,11 +67,17 @@ def prune(
     Raises:
         GhostlayersError: bad input or numbers; see `ghostlayers.errors`.
     """
-    recipe = make_recipe(recipe, choices)
-    options = dataclasses.replace(options or RunOptions(), preset=recipe.preset)
-    dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
-    check_result(dense, recipe)
-    study = Study.open(dense, recipe, data=data, options=options, progress=progress)
+    study = Study.open(
+        model,
+        recipe,
+        tokenizer=tokenizer,
+        data=data,
+        options=options,
+        revision=revision,
+        result_follows=True,
+        progress=progress,
+        **choices,
+    )
     if show_text is not None:
         show_text(study.windows.preview)
     if show_plan is not None:
@@ -88,7 +85,7 @@ def prune(
         show_plan(study.plan(output or Output(folder=folder)))
     with study.keeping(keep) as kept:
         cut = kept.choose()
-        return kept.build(cut, kept.fit(cut)[recipe.repair])
+        return kept.build(cut, kept.fit(cut)[study.recipe.repair])
 
 
 def plan(
@@ -104,8 +101,8 @@ def plan(
     """What `prune` would take on this machine: time, memory, disk and arithmetic of every stage.
 
     Nothing is computed but a probe of a second or two on random tokens; no text is read. Arguments
-    as for `prune`; ``output`` says what is written of the result (None: nothing), and where: that
-    disk is timed for a large model.
+    as for `Study.open`; ``output`` says what is written of the result (None: nothing), and where:
+    that disk is timed for a large model.
 
     Raises:
         GhostlayersError: a request that cannot work.
@@ -132,8 +129,9 @@ def score(
 ) -> ScoreTable:
     """Score every layer, and every contiguous span of ``layers`` layers.
 
-    Arguments as for `prune`. What only some selections need is measured when the recipe selects
-    so: losses after repair of the shortlist of ``recoverable``, or the importance of every layer.
+    Arguments as for `Study.open`. What only some selections need is measured when the recipe
+    selects so: losses after repair of the shortlist of ``recoverable``, or the importance of every
+    layer.
 
     Raises:
         GhostlayersError: bad input or numbers.

@@ -89,6 +89,7 @@ class Study:
         options: RunOptions | None = None,
         revision: str | None = None,
         surgery_follows: bool = True,
+        result_follows: bool = False,
         progress: Progress | None = None,
         **choices: Any,
     ) -> "Study":
@@ -102,6 +103,8 @@ class Study:
             options: how to run.
             revision: of a model on the hub.
             surgery_follows: layers will be removed, so the family must be one that can be cut.
+            result_follows: the recipe will be carried out and its result saved, so that it must say
+                what goes, and the model must have a place for its repair.
             progress: told of every pass.
             choices: fields of the recipe.
 
@@ -112,7 +115,10 @@ class Study:
         options = dataclasses.replace(options or RunOptions(), preset=recipe.preset)
         dense = open_model(model, tokenizer, options, revision, surgery_follows=surgery_follows)
         started, progress = seconds_since_start(), progress or Silent()
-        check_model(dense, recipe, surgery_follows=surgery_follows)
+        if result_follows:
+            check_result(dense, recipe)
+        else:
+            check_model(dense, recipe, surgery_follows=surgery_follows)
         text = read_calibration(dense, recipe, data, progress=progress)
         check_causal(dense)
         runner = Runner(dense, options.batch_size, progress, sweeps={})

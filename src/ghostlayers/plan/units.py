@@ -1,5 +1,6 @@
 """What passes come to in time and memory on this machine."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,7 +11,6 @@ from ghostlayers.calibration.passes import Pass
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.offload import workspace
 from ghostlayers.plan.probe import Speed, head_flops, layer_flops
-from ghostlayers.runtime.machine import room_for_streams
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,15 @@ class Prices:
         flops += 2 * (declared.products + declared.solutions)
         on_disk = self.model.residency.on_disk
         space = workspace(self.model.config, self.model.dtype, self.model.device)
-        elsewhere = declared.elsewhere * self._stream
-        held = declared.held + declared.copies * self._stream + (0 if on_disk else elsewhere)
+        stream = self.model.stream_bytes(self.length)
+        elsewhere = declared.elsewhere * stream
+        held = declared.held + declared.copies * stream + (0 if on_disk else elsewhere)
         return Predicted(
             declared.title,
             seconds,
             flops,
             self.held_now + space + held,
-            declared.disk + (int(elsewhere * self._at_once(declared)) if on_disk else 0),
+            declared.disk + (elsewhere * self._at_once(declared) if on_disk else 0),
         )
 
     def together(self, title: str, passes: Iterable[Pass]) -> Predicted:
@@ -111,27 +112,19 @@ class Prices:
             sum(line.disk for line in lines),
         )
 
-    @property
-    def _stream(self) -> int:
-        """Bytes of the residual stream of a window at one boundary."""
-        return self.length * self.model.hidden_size * self.model.dtype.itemsize
-
     def _brought(self, declared: Pass) -> float:
         """Decoder layers of an offloaded model that a pass brings in."""
         if not self.model.residency.offloaded or not declared.windows:
             return declared.brought or 0.0
-        groups = max(1.0, -(-declared.windows // self._at_once(declared)))
+        groups = math.ceil(declared.windows / self._at_once(declared))
         return declared.layers / declared.windows * groups
 
-    def _at_once(self, declared: Pass) -> float:
-        """Windows that pass a layer of an offloaded model together: see `windows_at_once`."""
-        left, most = self.model.residency.memory.left, declared.windows or 1.0
-        if left is not None:
-            most = min(most, left // ((declared.copies + 1) * self._stream))
-        if declared.elsewhere:
-            room = room_for_streams(on_disk=self.model.residency.on_disk)
-            most = min(most, room // (declared.elsewhere * self._stream))
-        return max(1.0, most)
+    def _at_once(self, declared: Pass) -> int:
+        """Windows that pass a layer of an offloaded model together."""
+        windows = math.ceil(declared.windows)
+        return self.model.windows_at_once(
+            windows, self.length, copies=declared.copies, elsewhere=declared.elsewhere
+        )
 
 
 def prices(model: DenseModel, speed: Speed, sequence_length: int, processes: int = 1) -> Prices:

@@ -76,11 +76,6 @@ class Selection(WithArguments, ABC):
         return frozenset(text for text in given if text and "=" not in text)
 
     @property
-    def selection(self) -> "Selection":
-        """Itself."""
-        return self
-
-    @property
     def searches(self) -> bool:
         """Whether it measures a model anew after each removed layer, by itself."""
         return False
