@@ -516,7 +516,7 @@ def test_a_plan_counts_the_sums_of_every_stage(
             trained_llama, asked, tmp_path / "out", tokenizer=byte_tokenizer,
             data=some_text[:-6], show_plan=lambda plan: plans.append(plan) or False,
         )  # fmt: skip
-        (found,) = [s.flops for s in plans[0].stages if s.name == "Fitting the repairs"]
+        (found,) = [s.flops for s in plans[0].lines if s.name == "Fitting the repairs"]
         return float(found)
 
     one = fitting_flops("refit:1")

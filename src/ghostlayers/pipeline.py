@@ -17,8 +17,8 @@ from ghostlayers.evaluation import (
 )
 from ghostlayers.model.causal import check_causal
 from ghostlayers.model.loading import leaves_models_alone
+from ghostlayers.plan.expected import seconds_since_start
 from ghostlayers.plan.saving import CHECKPOINT, Output
-from ghostlayers.plan.stages import seconds_since_start
 from ghostlayers.plan.units import Plan
 from ghostlayers.preparation import (
     Documents,
@@ -98,7 +98,7 @@ def plan(
     output: Output | None = CHECKPOINT,
     **choices: Any,
 ) -> Plan:
-    """What `prune` would take on this machine: time, memory, disk and arithmetic of every stage.
+    """What `prune` would take on this machine: time, memory, disk and arithmetic, line by line.
 
     Nothing is computed but a probe of a second or two on random tokens; no text is read. Arguments
     as for `Study.open`; ``output`` says what is written of the result (None: nothing), and where:

@@ -19,9 +19,9 @@ from ghostlayers.checkpoint.record import make_record
 from ghostlayers.model import multimodal
 from ghostlayers.model.causal import check_causal
 from ghostlayers.model.dense import DenseModel
+from ghostlayers.plan.expected import plan_prune, seconds_since_start
 from ghostlayers.plan.probe import probe_blindly
 from ghostlayers.plan.saving import CHECKPOINT, Output
-from ghostlayers.plan.stages import plan_prune, seconds_since_start
 from ghostlayers.plan.units import Plan
 from ghostlayers.preparation import (
     Documents,

@@ -32,7 +32,7 @@ ASKED = (
     "task_repair prompt speed published cosine_axis keep_layers inputs token_weight ridge "
     "absolute_ridge"
 )
-"""Fields of the request and of the recipe that its cells share, as help shows them."""
+"""Fields of the request and of the recipe that all models share, as help shows them."""
 
 
 def request_from(**given: Any) -> Comparison:

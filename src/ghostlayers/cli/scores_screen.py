@@ -35,7 +35,7 @@ def warn_birth(span: Span) -> None:
     )
 
 
-def show_evidence(pruned: PrunedModel) -> None:
+def show_losses(pruned: PrunedModel) -> None:
     """Losses of the dense, the cut and the repaired model on held-out calibration windows."""
     if not pruned.evidence:
         return
@@ -168,4 +168,4 @@ def show_pruned(pruned: PrunedModel) -> None:
     if table is not None and table.steps:
         show_steps(table)
     show_cut(pruned)
-    show_evidence(pruned)
+    show_losses(pruned)

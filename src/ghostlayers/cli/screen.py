@@ -169,10 +169,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Part]], title: str | N
 
 
 def show_plan(plan: Plan) -> None:
-    """What a run will take, a stage a line."""
+    """What a run will take."""
     rows = [
         _plan_cells(each.name, each.seconds, each.flops, each.memory, each.disk)
-        for each in plan.stages
+        for each in plan.lines
     ]
     total = _plan_cells("in all", plan.seconds, plan.flops, plan.memory, plan.disk)
     table(("what this run will take here", "time", "TFLOP", "memory", "disk"), [*rows, total])

@@ -11,8 +11,8 @@ from ghostlayers.compare.choices import Jobs, Spans, cut_key, expected_jobs
 from ghostlayers.compare.experiment import Experiment
 from ghostlayers.compare.parts import WARNING_WINDOWS
 from ghostlayers.compare.request import EVERY
+from ghostlayers.plan.expected import Expected, expected_spans
 from ghostlayers.plan.probe import Speed
-from ghostlayers.plan.stages import Expected, expected_spans
 from ghostlayers.plan.units import Plan, Predicted, prices
 from ghostlayers.repairs import find_method
 

@@ -66,8 +66,8 @@ def saving_passes(
     gone = sum(sizes[index] for span in spans for index in span.layers)
     size = (total - gone) * kind + added
     kept = len(sizes) - sum(map(len, spans))
-    stages = [_checkpoint(size, kept if is_offloaded(model) else 0, output, started)]
-    return [*stages, _gguf(size, output, max(sizes) * kind)] if output.gguf else stages
+    written = [_checkpoint(size, kept if is_offloaded(model) else 0, output, started)]
+    return [*written, _gguf(size, output, max(sizes) * kind)] if output.gguf else written
 
 
 def _numbers(layer: Any) -> int:

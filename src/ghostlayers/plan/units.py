@@ -15,7 +15,7 @@ from ghostlayers.plan.probe import Speed, head_flops, layer_flops
 
 @dataclass(frozen=True)
 class Predicted:
-    """A stage in the units that one waits and pays in.
+    """A line of a plan: a piece of work in the units that one waits and pays in.
 
     Attributes:
         name: what is done.
@@ -34,29 +34,29 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages of a run, in order."""
+    """What a run takes, a line for each piece of its work, in order."""
 
-    stages: tuple[Predicted, ...] = ()
+    lines: tuple[Predicted, ...] = ()
 
     @property
     def seconds(self) -> float:
         """In all."""
-        return sum(each.seconds for each in self.stages)
+        return sum(each.seconds for each in self.lines)
 
     @property
     def flops(self) -> float:
         """In all."""
-        return sum(each.flops for each in self.stages)
+        return sum(each.flops for each in self.lines)
 
     @property
     def memory(self) -> int:
         """At the highest peak."""
-        return max((each.memory for each in self.stages), default=0)
+        return max((each.memory for each in self.lines), default=0)
 
     @property
     def disk(self) -> int:
         """Written in all."""
-        return sum(each.disk for each in self.stages)
+        return sum(each.disk for each in self.lines)
 
 
 @dataclass(frozen=True)

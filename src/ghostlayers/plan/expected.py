@@ -81,7 +81,7 @@ class Expected:
             self.model, spans, self.fitting, recipe.num_fit_windows, recipe.sequence_length
         )
 
-    def evidence(self, spans: Sequence[Span]) -> Pass:
+    def losses(self, spans: Sequence[Span]) -> Pass:
         """Losses of the dense, the cut and the repaired model on held-out windows."""
         behind = self.model.num_layers - spans[0].start - sum(map(len, spans))
         models = 1 if self.fitting.method.name == "none" else 2
@@ -203,7 +203,7 @@ def plan_prune(
     passes: list[Pass] = []
     if recipe.refit == "all":  # what is fitted once was fitted while layers were chosen
         passes.append(expected.fit(spans))
-    passes.append(expected.evidence(spans))
+    passes.append(expected.losses(spans))
     if recipe.removed() is not None:
         length = recipe.sequence_length
         passes.append(sweep_pass(model, NORM_WINDOWS, length, sampled=False, title=NORMS))
