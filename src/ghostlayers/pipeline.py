@@ -85,7 +85,8 @@ def prune(
         show_plan(study.plan(output or Output(folder=folder)))
     with study.keeping(keep) as kept:
         cut = kept.choose()
-        return kept.build(cut, kept.fit(cut)[study.recipe.repair])
+        (repairs,) = kept.fit(cut).values()
+        return kept.build(cut, repairs)
 
 
 def plan(

@@ -23,13 +23,11 @@ from ghostlayers.model.families import check_config, check_tokenizer, family_of
 from ghostlayers.model.loading import from_memory, load_model, read_config
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.repairs import find_method
 from ghostlayers.runtime.progress import Progress
 from ghostlayers.selection.choices import (
     candidate_spans,
     check_eligible,
     eligible_layers,
-    find_selection,
 )
 from ghostlayers.spans import Span, check_count, check_layers, format_layers, merge_layers
 from ghostlayers.surgery import removal
@@ -140,8 +138,7 @@ def check_result(loaded: DenseModel, recipe: Recipe) -> None:
     Raises:
         RecipeError: the model has no place for the repair.
     """
-    form = find_method(recipe.repair).form
-    multimodal.check_recipe(loaded.network, form, recipe.export, recipe.repair)
+    multimodal.check_recipe(loaded.network, recipe.method.form, recipe.export, str(recipe.repair))
     check_request(loaded, recipe)
 
 
@@ -157,7 +154,7 @@ def _check(loaded: DenseModel, recipe: Recipe, *, surgery_follows: bool = True) 
         check_count(recipe.layers, loaded.num_layers)
         if surgery_follows:
             check_selection(loaded, recipe, loaded.num_layers)
-    method = find_method(recipe.repair)
+    method = recipe.method
     if surgery_follows and not method.savable:
         raise RecipeError(
             f"repair '{recipe.repair}' cannot be saved in a checkpoint yet; `ghostlayers compare` "
@@ -201,7 +198,7 @@ def check_moves(model: DenseModel, recipe: Recipe) -> None:
     Raises:
         RecipeError: the repair changes only what the selection does not count.
     """
-    choice, method = find_selection(recipe.select), find_method(recipe.repair)
+    choice, method = recipe.selection, recipe.method
     if not recipe.iterative or not (choice.scores_only_weights and method.scales):
         return
     anatomy = model.anatomy_or_reason
@@ -226,8 +223,7 @@ def check_selection(model: DenseModel, recipe: Recipe, num_layers: int) -> None:
         UnsupportedModelError: layers one by one, where only runs of them can go.
     """
     check_moves(model, recipe)
-    choice = find_selection(recipe.select)
-    keep_first = find_method(recipe.repair).reach > 0
+    choice, keep_first = recipe.selection, recipe.method.reach > 0
     assert recipe.layers is not None
     if choice.contiguous and not recipe.iterative:
         candidate_spans(num_layers, recipe.layers, recipe.kept_edges)

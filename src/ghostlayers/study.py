@@ -35,11 +35,11 @@ from ghostlayers.preparation import (
 )
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.repairs import find_method
+from ghostlayers.repairs import RepairMethod
 from ghostlayers.runtime.machine import versions
 from ghostlayers.runtime.parallel import check_same, world
 from ghostlayers.runtime.progress import Progress, Silent
-from ghostlayers.selection import ScoreTable
+from ghostlayers.selection import ScoreTable, Selection
 from ghostlayers.spans import Span
 from ghostlayers.statistics.losses import LossSums
 from ghostlayers.surgery import removal
@@ -159,13 +159,13 @@ class Study:
         selector = self.with_choices(**choices).selector
         return measure(selector, selector.candidates, residuals=True)[0]
 
-    def choose(self, select: Any = None, **choices: Any) -> ChosenCut:
+    def choose(self, select: str | Selection | None = None, **choices: Any) -> ChosenCut:
         """The layers to remove, by a selection, or as named (``remove="20-22"``)."""
         chosen = search.choose(self.with_choices(select=select, **choices).selector)
         check_same("choice of layers", chosen.spans)
         return chosen
 
-    def fit(self, cut: ChosenCut, repairs: Sequence[Any] = ()) -> dict[str, Repairs]:
+    def fit(self, cut: ChosenCut, repairs: Sequence[str | RepairMethod] = ()) -> dict[str, Repairs]:
         """Fit repairs of one cut from one sweep.
 
         Args:
@@ -175,14 +175,11 @@ class Study:
         Returns:
             A repair for every gap, by name.
         """
-        names = repairs or [cut.recipe.repair]
         if cut.repairs is not None and not repairs:  # settled while layers were chosen
-            return {cut.recipe.repair: cut.repairs}
+            return {str(cut.recipe.repair): cut.repairs}
         fittings = {
-            each if isinstance(each, str) else find_method(each).name: make_fitting(
-                self.dense, cut.recipe, each
-            )
-            for each in names
+            str(repair): make_fitting(self.dense, cut.recipe, repair)
+            for repair in repairs or [cut.recipe.repair]
         }
         windows = self.windows.first(cut.recipe.num_fit_windows)
         return fit_many(self.runner, windows, cut.spans, fittings)
@@ -219,7 +216,7 @@ class Study:
         """
         repairs = repairs or unrepaired(cut.spans)
         method = next(iter(repairs.values())).method
-        if method != find_method(cut.recipe.repair).name:
+        if method != cut.recipe.method.name:
             cut = dataclasses.replace(cut, recipe=dataclasses.replace(cut.recipe, repair=method))
             check_result(self.dense, cut.recipe)
         return _build(self, cut, repairs)

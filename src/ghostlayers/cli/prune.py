@@ -79,7 +79,7 @@ def _open(model: str, recipe: Recipe, options: RunOptions, revision: str | None)
     dense = open_model(model, None, options, revision, surgery_follows=True)
     screen.show_expanded(dense.base)
     screen.show_preset(recipe, dense.dtype)
-    screen.show_basis(dense, recipe.repair)
+    screen.show_basis(dense, recipe.method)
     return dense
 
 

@@ -53,11 +53,12 @@ def show_losses(pruned: PrunedModel) -> None:
     )
     repaired, cut = pruned.evidence.get("repaired"), pruned.evidence["cut"]
     if repaired is not None and repaired.loss_nats >= cut.loss_nats:
-        tokens = max((each.num_tokens for each in pruned.repairs.values()), default=0)
+        tokens = max((repair.num_tokens for repair in pruned.repairs.values()), default=0)
+        advice = _damped(str(pruned.recipe.repair))
         warn(
             f"the repair makes this cut worse than no repair at all on held-out text "
             f"({repaired.loss_nats:.3f} against {cut.loss_nats:.3f} nats). It was fitted on "
-            f"{tokens:,} tokens: give it more (--fit-windows){_damped(pruned.recipe.repair)}, or "
+            f"{tokens:,} tokens: give it more (--fit-windows){advice}, or "
             "remove other layers."
         )
 

@@ -125,5 +125,5 @@ def _compare_presets(experiment: Experiment) -> dict[str, Any]:
             recipe = request.preset_recipe(name, layers)
             part = preset_part(experiment, name, recipe)
             parts.append(part)
-            choices.append([Choice(layers, name, spans_in(part), (recipe.repair,))])
+            choices.append([Choice(layers, name, spans_in(part), (str(recipe.repair),))])
     return assemble(header(experiment), dense, parts, choices, {})

@@ -129,13 +129,13 @@ def check(dense: DenseModel, request: Comparison, say: Say) -> Repairs:
         ]
         for recipe in recipes:
             check_request(dense, recipe)
-        repairs, methods = Repairs(), [*dict.fromkeys(recipe.repair for recipe in recipes)]
+        repairs, methods = Repairs(), [*dict.fromkeys(recipe.method for recipe in recipes)]
     else:
         check_request(dense, shared_recipe(request))
         _check_selections(dense, request)
         repairs = _possible_repairs(dense, request)
-        methods = [*repairs.names]
-    for note in filter(None, (basis_note(dense, find_method(name)) for name in methods)):
+        methods = [find_method(name) for name in repairs.names]
+    for note in filter(None, (basis_note(dense, method) for method in methods)):
         say(note)
     return repairs
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ghostlayers.errors import RecipeError
 from ghostlayers.presets import find_preset
-from ghostlayers.repairs import RepairMethod, find_method
+from ghostlayers.repairs import RepairMethod
 from ghostlayers.runtime.documents import brief
 from ghostlayers.runtime.run_options import MOST
-from ghostlayers.selection.choices import Selection, find_selection, parse_keep
+from ghostlayers.selection.choices import Selection, parse_keep
 
 if TYPE_CHECKING:
     from ghostlayers.recipe.recipe import Recipe
@@ -57,16 +57,12 @@ def _check_choices(recipe: "Recipe") -> None:
     if recipe.layers is not None and recipe.remove is not None:
         raise RecipeError("give either the number of layers or which to remove, not both.")
     _check_iterative(recipe)
-    _check_export(recipe.export, recipe.repair)
+    _check_export(recipe)
 
 
-def _check_export(export: str, repair: str) -> None:
-    """Refuse a form that a repair cannot be written in; the message names repairs that can.
-
-    Raises:
-        RecipeError: the two do not go together.
-    """
-    form = find_method(repair).form
+def _check_export(recipe: "Recipe") -> None:
+    """Refuse a form that a repair cannot be written in; the message names repairs that can."""
+    export, repair, form = recipe.export, recipe.repair, recipe.method.form
     if export == "fold" and form != "fold":
         raise RecipeError(
             f"--export fold: repair '{repair}' is a map of the stream and folds into no existing "
@@ -97,7 +93,7 @@ def _unmoved_score(choice: Selection, method: RepairMethod) -> str:
 
 
 def _check_iterative(recipe: "Recipe") -> None:
-    choice, method = find_selection(recipe.select), find_method(recipe.repair)
+    choice, method = recipe.selection, recipe.method
     if recipe.refit == "none" and not recipe.iterative:
         raise RecipeError(
             "refit 'none' says what an iterated choice does with its repairs, but nothing is "
@@ -150,6 +146,6 @@ def _check_numbers(recipe: "Recipe") -> None:
         parse_keep(recipe.keep_layers)
     if not 0 <= recipe.seed < 2**63:
         raise RecipeError(f"'seed' must lie in [0, 2**63), got {brief(recipe.seed)}.")
-    by_loss = "held-out losses" in find_selection(recipe.select).needs
+    by_loss = "held-out losses" in recipe.selection.needs
     if by_loss and recipe.remove is None and recipe.num_held_out_windows < 1:
         raise RecipeError("'recoverable' measures losses: 'held_out_windows' must be at least 1.")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import checks
-from ghostlayers.repairs import METHODS, REPAIR_REGISTRY
+from ghostlayers.repairs import METHODS, REPAIR_REGISTRY, RepairMethod, find_method
 from ghostlayers.runtime.settings import FIT, TEXT, WHAT, documented, setting
 from ghostlayers.selection.choices import Selection, find_selection, parse_keep
 from ghostlayers.selection.cosine import CosineAxis
@@ -52,17 +52,22 @@ def _described(name: str, selection: Selection) -> str:
 @documented
 @dataclass(frozen=True)
 class Recipe:
-    """What is removed, how it is repaired, and on what text."""
+    """What is removed, how it is repaired, and on what text.
+
+    ``select`` and ``repair`` are given as text or as objects; `selection` and `method` are the
+    objects, and what the fields themselves hold is the text.
+    """
 
     layers: int | None = setting(None, "How many decoder layers to remove.", WHAT, short="-n")
     remove: str | None = setting(
         None, "Which layers to remove instead, counted from 0, ends included: 10-12,14.", WHAT
     )
-    select: str = setting(
+    select: str | Selection = setting(
         "recoverable",
         f"How to choose them: {'; '.join(_described(*row) for row in SELECTIONS.items())}.",
         WHAT,
         metavar="NAME",
+        read="name",
         paper=PAPER.get("select"),
     )
     iterative: bool = setting(
@@ -79,11 +84,12 @@ class Recipe:
         "does.",
         WHAT,
     )
-    repair: str = setting(
+    repair: str | RepairMethod = setting(
         "ghost",
         f"How to repair each gap: {', '.join(METHODS)}.",
         WHAT,
         metavar="NAME",
+        read="name",
         paper=PAPER.get("repair"),
     )
     data: str | None = setting(
@@ -197,6 +203,16 @@ class Recipe:
         checks.check(self)
 
     @property
+    def selection(self) -> Selection:
+        """How the layers are chosen."""
+        return find_selection(self.select)
+
+    @property
+    def method(self) -> RepairMethod:
+        """How each gap is repaired."""
+        return find_method(self.repair)
+
+    @property
     def num_calibration_windows(self) -> int:
         """Windows that are scored, fitted or searched on, which all begin with the first."""
         return max(self.windows, self.num_fit_windows, self.num_search_windows)
@@ -221,8 +237,7 @@ class Recipe:
     @property
     def num_race_windows(self) -> int:
         """Held-out windows that candidates may be measured on, those of the losses included."""
-        choice = find_selection(self.select)
-        if self.remove is not None or "held-out losses" not in choice.needs:
+        if self.remove is not None or "held-out losses" not in self.selection.needs:
             return self.num_held_out_windows
         if self.race_windows is not None:
             return max(self.race_windows, self.num_held_out_windows)
