@@ -16,6 +16,7 @@ from ghostlayers.evaluation import (
     open_tasks,
 )
 from ghostlayers.model.causal import check_causal
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import leaves_models_alone
 from ghostlayers.plan.expected import seconds_since_start
 from ghostlayers.plan.saving import CHECKPOINT, Output
@@ -83,10 +84,10 @@ def prune(
     if show_plan is not None:
         folder = None if keep is None else Path(keep).parent
         show_plan(study.plan(output or Output(folder=folder)))
-    with study.keeping(keep) as kept:
-        cut = kept.choose()
-        (repairs,) = kept.fit(cut).values()
-        return kept.build(cut, repairs)
+    with study.keeping(keep) as keeping:
+        cut = keeping.choose()
+        (repairs,) = keeping.fit(cut).values()
+        return keeping.build(cut, repairs)
 
 
 def plan(
@@ -195,11 +196,8 @@ def evaluate(
     options, progress = options or RunOptions(), progress or Silent()
     sources = [data] if isinstance(data, (str, Path, corpora.Corpus)) else list(data)
     joins = corpora.one_separator_each(separators, len(sources))
-    opened = open_model(model, tokenizer, options, revision)
-    dense = None if against is None else open_model(against, opened.tokenizer, options)
-    for each in (opened, dense):
-        if each is not None:
-            check_causal(each)
+    models = _open(model, against, tokenizer, options, revision)
+    opened, dense = models[0], models[1:]
     tokens.check_sequence_length(opened.network.config, sequence_length)
     calibrated_on = records.calibration_documents(opened.base.name)
     results = []
@@ -220,7 +218,7 @@ def evaluate(
                 opened.network,
                 windows,
                 corpus=corpus.name,
-                against=None if dense is None else dense.network,
+                against=dense[0].network if dense else None,
                 batch_size=options.batch_size or 8,
                 complete=corpus.complete,
                 calibration=calibrated_on,
@@ -228,6 +226,18 @@ def evaluate(
             )
         )
     return results
+
+
+def _open(
+    model: Any, against: Any, tokenizer: Any, options: RunOptions, revision: str | None
+) -> list[DenseModel]:
+    """The model, and the one that it is compared with, where there is one."""
+    models = [open_model(model, tokenizer, options, revision)]
+    if against is not None:
+        models.append(open_model(against, models[0].tokenizer, options))
+    for opened in models:
+        check_causal(opened)
+    return models
 
 
 @leaves_models_alone
@@ -266,22 +276,17 @@ def evaluate_on_tasks(
     options, progress = options or RunOptions(), progress or Silent()
     if not isinstance(tasks, LoadedTasks):
         tasks = open_tasks(tasks, tasks_path=tasks_path, trust_tasks=trust_tasks, seed=seed)
-    opened = open_model(model, tokenizer, options, revision)
-    dense = None if against is None else open_model(against, opened.tokenizer, options)
-    for each in (opened, dense):
-        if each is not None:
-            check_causal(each)
+    models = _open(model, against, tokenizer, options, revision)
     ours, *theirs = [
         evaluate_tasks(
-            each.network,
-            each.tokenizer,
+            opened.network,
+            opened.tokenizer,
             tasks,
             limit=limit,
             batch_size=options.batch_size or 8,
             progress=progress,
         )
-        for each in (opened, dense)
-        if each is not None
+        for opened in models
     ]
     if not theirs:
         return TaskReport(tuple(ours))

@@ -240,8 +240,8 @@ class Study:
         if folder is None:
             yield self
             return
-        with journal.keeping(Path(folder), request) as kept:
-            runner = dataclasses.replace(self.runner, journal=kept)
+        with journal.keeping(Path(folder), request) as passes:
+            runner = dataclasses.replace(self.runner, journal=passes)
             yield dataclasses.replace(self, runner=runner, kept_in=Path(folder))
 
     @property

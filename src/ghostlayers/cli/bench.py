@@ -21,7 +21,7 @@ from ghostlayers.recipe import RunOptions
 from ghostlayers.report.heatmap import check_can_draw
 from ghostlayers.report.speed_plot import draw_speed
 from ghostlayers.runtime.documents import to_json
-from ghostlayers.runtime.files import check_can_write, write_whole
+from ghostlayers.runtime.files import write_whole
 from ghostlayers.runtime.machine import processor_name, versions
 from ghostlayers.spans import merge_layers
 from ghostlayers.surgery import removal
@@ -78,7 +78,6 @@ def bench(
 ) -> None:
     """Latency, throughput and memory of a model beside the dense one and the bare cut."""
     del overwrite  # see `claims`
-    check_can_write(json_file)
     check_can_draw(png)
     batches, lengths = (
         [*dict.fromkeys(o.numbers_in(given, option, "1,4,16", least=1))]
@@ -109,9 +108,9 @@ def bench(
             else "The repair takes less time than can be measured here."
         )
     if json_file is not None:
-        content = {"points": [each.to_dict() for each in points], "operator_share": share}
-        told = {"model": model, "against": against, **where, **content}
-        write_whole(json_file, to_json(told))
+        content = {"points": [point.to_dict() for point in points], "operator_share": share}
+        measured = {"model": model, "against": against, **where, **content}
+        write_whole(json_file, to_json(measured))
     if png is not None:
         draw_speed(points, png, title=f"{Path(model).name} on {where['processor']}")
         screen.say(f"Drawn: {png}")
@@ -139,11 +138,11 @@ def models_to_time(opened: DenseModel, dense: DenseModel | None) -> dict[str, An
     """
     if dense is None:
         return {"model": opened.network}
-    found = {DENSE: dense.network}
+    models = {DENSE: dense.network}
     cut = bare_cut(opened, dense)
     if cut is not None:
-        found[CUT] = cut
-    return {**found, "repaired": opened.network}
+        models[CUT] = cut
+    return {**models, "repaired": opened.network}
 
 
 def bare_cut(opened: DenseModel, dense: DenseModel) -> Any:
@@ -187,15 +186,15 @@ def show(points: Sequence[Point]) -> None:
         first = here[0]
         rows = [
             [
-                each.model,
-                _time(each.prefill),
-                f"{each.prefill.median / first.prefill.median:.2f}",
-                _time(each.decode),
-                f"{each.decode.median / first.decode.median:.2f}",
-                f"{each.cache_bytes / 1e6:,.1f}",
-                f"{each.peak_bytes / 1e6:,.0f}",
+                point.model,
+                _time(point.prefill),
+                f"{point.prefill.median / first.prefill.median:.2f}",
+                _time(point.decode),
+                f"{point.decode.median / first.decode.median:.2f}",
+                f"{point.cache_bytes / 1e6:,.1f}",
+                f"{point.peak_bytes / 1e6:,.0f}",
             ]
-            for each in here
+            for point in here
         ]
         screen.table(columns, rows, f"batch {batch}, prompts of {length} tokens")
     screen.say(

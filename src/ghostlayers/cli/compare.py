@@ -71,8 +71,8 @@ def compare(
     """Every selection and every repair of a model side by side: tables and a page to look at."""
     cells = None if published is None else read_published(published)
 
-    def show_plan(found: Plan) -> bool:
-        screen.show_plan(found)
+    def show_plan(expected: Plan) -> bool:
+        screen.show_plan(expected)
         return not plan
 
     screen.step(f"Loading {model} ...")
@@ -108,7 +108,7 @@ def read_published(path: Path) -> list[dict[str, Any]]:
     cells = read_yaml(path, RecipeError)
     keys = {"source", "layers", "select", "repair", "metric", "value"}
     if not isinstance(cells, list) or not all(
-        isinstance(each, dict) and keys <= set(each) for each in cells
+        isinstance(cell, dict) and keys <= set(cell) for cell in cells
     ):
         raise RecipeError(f"'{path}' must be a list of cells, each with {', '.join(sorted(keys))}.")
     for index, cell in enumerate(cells, start=1):
@@ -141,10 +141,10 @@ def command_line() -> str:
 
 def show(results: Mapping[str, Any]) -> None:
     """One table a number of layers and selection, best first."""
-    found = read_results(results)
-    entries = summarise(found)
-    dense = next((each.loss for each in entries if each.key.is_dense), None)
-    if found.presets:
+    measured = read_results(results)
+    entries = summarise(measured)
+    dense = next((entry.loss for entry in entries if entry.key.is_dense), None)
+    if measured.presets:
         show_methods(entries, dense)
         return
     columns = ("repair", "loss", "x Ghost", "KL", "added", "prefill", "saved as")
@@ -159,17 +159,22 @@ def show(results: Mapping[str, Any]) -> None:
                 "Ghost's on the same cut; KL: divergence from dense."
             )
         )
-    show_accuracies(found)
-    show_correlations(found)
+    show_accuracies(measured)
+    show_correlations(measured)
 
 
 def show_methods(entries: Sequence[Entry], dense: float | None) -> None:
     """One table a number of layers, a row a method, best first."""
     columns = ("method", "removed", "loss", "above dense", "KL", "prefill", "saved as")
     for layers in layer_counts(entries):
-        found = sorted((e for e in entries if e.key.layers == layers), key=loss_order)
-        rows = [[e.key.select, e.removed, _figure(e.loss), _figure(e.excess),
-                 *_row(e)[3:4], *_row(e)[5:]] for e in found]  # fmt: skip
+        ranked = sorted((entry for entry in entries if entry.key.layers == layers), key=loss_order)
+        rows = [
+            [
+                *(entry.key.select, entry.removed, _figure(entry.loss), _figure(entry.excess)),
+                *(_row(entry)[3], *_row(entry)[5:]),
+            ]
+            for entry in ranked
+        ]
         screen.table(columns, rows, f"{layers} layers removed (dense {_figure(dense)})")
     screen.say(
         screen.dim(

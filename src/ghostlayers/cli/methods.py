@@ -22,10 +22,10 @@ def methods(
     if name is not None:
         _show(find_preset(name))
         return
-    for each in PRESETS.values():
-        screen.say(screen.bold(each.name), f": {each.title}, arXiv:{each.paper}")
-        screen.say(f"  code: {each.code}; {_summary(each)}, {each.dtype}")
-        for point in each.differs:
+    for preset in PRESETS.values():
+        screen.say(screen.bold(preset.name), f": {preset.title}, arXiv:{preset.paper}")
+        screen.say(f"  code: {preset.code}; {_summary(preset)}, {preset.dtype}")
+        for point in preset.differs:
             screen.say("  ", screen.dim(f"differs: {point}"))
     screen.say("--preset NAME takes every choice of one; ghostlayers methods NAME lists them.")
     _show_added()

@@ -67,11 +67,11 @@ def run(
     changes |= {"trust_remote_code": trust_remote_code or None}
     changes |= {"trust_tasks": trust_tasks or None, "debug": debug or None}
     runs = read_recipe(recipe, {k: v for k, v in changes.items() if v is not None})
-    for each in runs:
-        if each is not runs[0]:
+    for next_run in runs:
+        if next_run is not runs[0]:
             screen.begin_anew()
-        announce(each, len(runs))
-        command_named(each.command)(**each.arguments)
+        announce(next_run, len(runs))
+        command_named(next_run.command)(**next_run.arguments)
     summarise(runs)
 
 
@@ -81,13 +81,13 @@ def read_changes(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         RecipeError: there is no equals sign, or no YAML behind it.
     """
-    found = {}
+    changes = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"--set: expected KEY=VALUE, got '{pair}'.")
-        found[key.strip()] = parse_yaml(value, f"--set {pair[:60]}:", RecipeError)
-    return found
+        changes[key.strip()] = parse_yaml(value, f"--set {pair[:60]}:", RecipeError)
+    return changes
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def describe(varied: Mapping[str, Any]) -> str:
 
 def summarise(runs: Sequence[RecipeRun]) -> None:
     """For several comparisons: the mean loss of every cell, side by side."""
-    folders = {describe(each.varied): each.arguments.get("output") for each in runs}
+    folders = {describe(one.varied): one.arguments.get("output") for one in runs}
     files = {name: Path(folder) / "results.json" for name, folder in folders.items() if folder}
     if len(runs) < 2 or not all(path.is_file() for path in files.values()):
         return
@@ -186,13 +186,13 @@ def _check_trust(path: Path, given: Mapping[str, Any], changes: Mapping[str, Any
 
 def _spell(given: Mapping[Any, Any], path: Path) -> dict[str, Any]:
     """Options by their names in Python: ``max-windows`` is ``max_windows``."""
-    found: dict[str, Any] = {}
+    spelled: dict[str, Any] = {}
     for key, value in given.items():
         name = str(key).replace("-", "_")
-        if name in found:
+        if name in spelled:
             raise RecipeError(f"'{path}': '{name}' is given twice.")
-        found[name] = value
-    return found
+        spelled[name] = value
+    return spelled
 
 
 def _combinations(vary: Any, changes: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
@@ -200,7 +200,7 @@ def _combinations(vary: Any, changes: Mapping[str, Any], path: Path) -> list[dic
     lists = isinstance(vary, dict) and all(isinstance(e, list) and e for e in vary.values())
     if not lists:
         raise RecipeError(f"'{path}': 'vary' must give a list of values for each key it names.")
-    vary = {key: each for key, each in _spell(vary, path).items() if key not in changes}
+    vary = {key: values for key, values in _spell(vary, path).items() if key not in changes}
     if math.prod(map(len, vary.values())) > MOST_RUNS:
         raise RecipeError(f"'{path}': 'vary' stands for more than {MOST_RUNS:,} runs.")
     return [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
@@ -222,9 +222,9 @@ def _arguments(path: Path, name: str, given: Mapping[str, Any]) -> dict[str, Any
             )
         arguments[parameter] = _argument(value, known[parameter].annotation, key, path)
     missing = [
-        each.name
-        for each in known.values()
-        if each.default is inspect.Parameter.empty and each.name not in arguments
+        parameter.name
+        for parameter in known.values()
+        if parameter.default is inspect.Parameter.empty and parameter.name not in arguments
     ]
     if missing:
         raise RecipeError(f"'{path}': {name} also needs {', '.join(missing)}.")

@@ -122,8 +122,8 @@ def _timing(experiment: Experiment, spans: Spans, names: Sequence[str]) -> Pass:
     forwards = TIMED_PASSES * TIMED_SHARE if request.speed else 0.0
     forwards += request.new_tokens / TOKENS_A_PASS if request.prompt else 0.0
     forwards *= len(names)
-    kept = experiment.study.dense.num_layers - sum(map(len, spans))
-    return Pass("timing", "Timing and writing", forwards, layers=forwards * kept)
+    depth = experiment.study.dense.num_layers - sum(map(len, spans))
+    return Pass("timing", "Timing and writing", forwards, layers=forwards * depth)
 
 
 def _dense_answers(experiment: Experiment) -> Pass:
@@ -131,8 +131,8 @@ def _dense_answers(experiment: Experiment) -> Pass:
 
 
 def _answers(experiment: Experiment, spans: Spans, names: Sequence[str]) -> Pass:
-    kept = experiment.study.dense.num_layers - sum(map(len, spans))
-    return _answering(experiment, kept, sum(map(experiment.answers_tasks, names)))
+    depth = experiment.study.dense.num_layers - sum(map(len, spans))
+    return _answering(experiment, depth, sum(map(experiment.answers_tasks, names)))
 
 
 def _fits(experiment: Experiment, spans: Spans, names: Sequence[str]) -> list[Pass]:

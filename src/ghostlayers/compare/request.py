@@ -202,7 +202,7 @@ class Comparison:
 
     def repair_names(self) -> tuple[str, ...]:
         """The repairs, ``all`` spelled out, each once."""
-        names = [each for name in self.repair for each in (ALL if name == "all" else (name,))]
+        names = [repair for name in self.repair for repair in (ALL if name == "all" else (name,))]
         return tuple(dict.fromkeys(names))
 
     def named(self, repair: str) -> bool:
@@ -221,7 +221,7 @@ class Comparison:
         iterative = self.calibration.iterative or not alone
         repair = self.calibration.repair
         if iterative and find_selection(name).scores_only_weights:
-            moves = [each for each in self.repair_names() if find_method(each).writes_weights]
+            moves = [repair for repair in self.repair_names() if find_method(repair).writes_weights]
             repair = next(iter(moves), repair)
         return dataclasses.replace(
             self.calibration,
@@ -246,8 +246,8 @@ class Comparison:
             RecipeError: an unknown key; the message names near ones.
         """
         check(values.get("calibration", {}), dict[str, Any], "'calibration'", RecipeError)
-        own = {each.name for each in dataclasses.fields(cls)} - {"calibration"}
-        shared = {each.name for each in dataclasses.fields(Recipe)} - own - {"remove"}
+        own = {member.name for member in dataclasses.fields(cls)} - {"calibration"}
+        shared = {member.name for member in dataclasses.fields(Recipe)} - own - {"remove"}
         mine: dict[str, Any] = {}
         recipe: dict[str, Any] = dict(values.get("calibration", {}))
         for key, value in values.items():
@@ -261,14 +261,14 @@ class Comparison:
                 raise RecipeError(
                     f"unknown key '{key}' in a comparison. {suggest(str(key), own | shared)}"
                 )
-        said = {key: each for key, each in mine.items() if each is not None}
+        said = {key: value for key, value in mine.items() if value is not None}
         check(said, shape_of(cls, "calibration"), WHAT, RecipeError)
         for key in ("layers", "remove", "repair"):
             recipe.pop(key, None)
         if mine.get("presets"):
             if recipe.get("preset") is not None:
                 raise RecipeError("'preset' and 'presets' mean different things; give one of them.")
-            plain = {each.name: each.default for each in dataclasses.fields(cls)}
+            plain = {member.name: member.default for member in dataclasses.fields(cls)}
             if any(mine.get(key, plain[key]) != plain[key] for key in ("select", "repair")):
                 raise RecipeError(
                     "'presets' choose and repair by themselves; drop 'select'/'repair'."

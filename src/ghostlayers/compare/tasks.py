@@ -21,8 +21,8 @@ def run_tasks(
     model: Any, tokenizer: Any, tasks: LoadedTasks, limit: int | None, progress: Progress
 ) -> list[dict[str, Any]]:
     """One row a task, every document's score included."""
-    found = evaluate_tasks(model, tokenizer, tasks, limit=limit, progress=progress)
-    return [each.to_dict() for each in found]
+    results = evaluate_tasks(model, tokenizer, tasks, limit=limit, progress=progress)
+    return [result.to_dict() for result in results]
 
 
 def task_row(name: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class Expected:
             if choice.name == "perplexity" and not recipe.iterative:
                 return self._by_perplexity(count)
             return [(f"Choosing {count} layers one by one", [*self._one_by_one(count)])]
-        return [(each.title, [each]) for each in self._measured(count)]
+        return [(measured.title, [measured]) for measured in self._measured(count)]
 
     def _by_perplexity(self, count: int) -> list[tuple[str, list[Pass]]]:
         layers, few = [*self._eligible], self.recipe.num_search_windows

@@ -41,22 +41,22 @@ class Plan:
     @property
     def seconds(self) -> float:
         """In all."""
-        return sum(each.seconds for each in self.lines)
+        return sum(line.seconds for line in self.lines)
 
     @property
     def flops(self) -> float:
         """In all."""
-        return sum(each.flops for each in self.lines)
+        return sum(line.flops for line in self.lines)
 
     @property
     def memory(self) -> int:
         """At the highest peak."""
-        return max((each.memory for each in self.lines), default=0)
+        return max((line.memory for line in self.lines), default=0)
 
     @property
     def disk(self) -> int:
         """Written in all."""
-        return sum(each.disk for each in self.lines)
+        return sum(line.disk for line in self.lines)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Prices:
 
     def together(self, title: str, passes: Iterable[Pass]) -> Predicted:
         """The price of several passes as one line."""
-        lines = [self.of(each) for each in passes]
+        lines = [self.of(declared) for declared in passes]
         return Predicted(
             title,
             sum(line.seconds for line in lines),

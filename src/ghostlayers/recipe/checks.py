@@ -36,7 +36,7 @@ def _check_types(recipe: "Recipe") -> None:
         value, hint = getattr(recipe, field.name), hints[field.name]
         allowed = _plain_types(hint)
         if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
-            expected = " or ".join(each.__name__ for each in allowed)
+            expected = " or ".join(kind.__name__ for kind in allowed)
             raise RecipeError(f"'{field.name}' must be {expected}, got {brief(value)}.")
         if isinstance(value, str) and "\0" in value:
             raise RecipeError(f"'{field.name}' holds a NUL character, which no name or text has.")
@@ -49,7 +49,7 @@ def _plain_types(hint: Any) -> tuple[type, ...]:
     if typing.get_origin(hint) is Literal:
         return (str,)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return tuple(each for part in typing.get_args(hint) for each in _plain_types(part))
+        return tuple(kind for part in typing.get_args(hint) for kind in _plain_types(part))
     return (int, float) if hint is float else (hint,)
 
 
