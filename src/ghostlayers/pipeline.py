@@ -23,6 +23,8 @@ from ghostlayers.plan.saving import CHECKPOINT, Output
 from ghostlayers.plan.units import Plan
 from ghostlayers.preparation import (
     Documents,
+    ModelSource,
+    Tokenizer,
     check_asked,
     check_result,
     make_recipe,
@@ -39,10 +41,10 @@ from ghostlayers.text import corpora, tokens
 
 @leaves_models_alone
 def prune(
-    model: Any,
+    model: ModelSource,
     recipe: Recipe | None = None,
     *,
-    tokenizer: Any = None,
+    tokenizer: "Tokenizer | None" = None,
     data: Documents | None = None,
     options: RunOptions | None = None,
     revision: str | None = None,
@@ -91,10 +93,10 @@ def prune(
 
 
 def plan(
-    model: Any,
+    model: ModelSource,
     recipe: Recipe | None = None,
     *,
-    tokenizer: Any = None,
+    tokenizer: "Tokenizer | None" = None,
     options: RunOptions | None = None,
     revision: str | None = None,
     output: Output | None = CHECKPOINT,
@@ -118,10 +120,10 @@ def plan(
 
 @leaves_models_alone
 def score(
-    model: Any,
+    model: ModelSource,
     recipe: Recipe | None = None,
     *,
-    tokenizer: Any = None,
+    tokenizer: "Tokenizer | None" = None,
     data: Documents | None = None,
     options: RunOptions | None = None,
     revision: str | None = None,
@@ -157,11 +159,11 @@ def score(
 
 @leaves_models_alone
 def evaluate(
-    model: Any,
+    model: ModelSource,
     *,
     data: Documents | Sequence[Documents],
-    against: Any = None,
-    tokenizer: Any = None,
+    against: "ModelSource | None" = None,
+    tokenizer: "Tokenizer | None" = None,
     sequence_length: int = 2048,
     max_windows: int | None = None,
     bos: tokens.BosPolicy = "auto",
@@ -229,7 +231,11 @@ def evaluate(
 
 
 def _open(
-    model: Any, against: Any, tokenizer: Any, options: RunOptions, revision: str | None
+    model: ModelSource,
+    against: "ModelSource | None",
+    tokenizer: "Tokenizer | None",
+    options: RunOptions,
+    revision: str | None,
 ) -> list[DenseModel]:
     """The model, and the one that it is compared with, where there is one."""
     models = [open_model(model, tokenizer, options, revision)]
@@ -242,15 +248,15 @@ def _open(
 
 @leaves_models_alone
 def evaluate_on_tasks(
-    model: Any,
+    model: ModelSource,
     tasks: Sequence[str] | LoadedTasks,
     *,
-    against: Any = None,
+    against: "ModelSource | None" = None,
     tasks_path: str | Path | None = None,
     trust_tasks: bool = False,
     limit: int | None = None,
     seed: int | None = None,
-    tokenizer: Any = None,
+    tokenizer: "Tokenizer | None" = None,
     options: RunOptions | None = None,
     revision: str | None = None,
     progress: Progress | None = None,

@@ -5,7 +5,7 @@ A request that cannot work is refused here, by name, before anything is computed
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ghostlayers.errors import (
     CorpusError,
@@ -38,7 +38,16 @@ from ghostlayers.text.corpora import Corpus
 from ghostlayers.text.raw import WHOLE
 from ghostlayers.text.tokens import Windows
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
 Documents = str | Path | Sequence[str] | Corpus
+
+ModelSource: TypeAlias = "str | Path | PreTrainedModel | DenseModel"
+"""A folder, a hub id, a ``.gguf`` file, or a causal language model in memory, opened or not."""
+
+Tokenizer: TypeAlias = "PreTrainedTokenizerBase | ProcessorMixin"
+"""Of a model in memory; a vision-language one's may lie in its processor."""
 
 
 def make_recipe(recipe: Recipe | None, choices: Mapping[str, Any]) -> Recipe:
@@ -55,8 +64,8 @@ def make_recipe(recipe: Recipe | None, choices: Mapping[str, Any]) -> Recipe:
 
 
 def open_model(
-    model: Any,
-    tokenizer: Any,
+    model: ModelSource,
+    tokenizer: "Tokenizer | None",
     options: RunOptions,
     revision: str | None = None,
     *,
@@ -241,7 +250,7 @@ def check_selection(model: DenseModel, recipe: Recipe, num_layers: int) -> None:
     )
 
 
-def _refuse_quantized(model: Any) -> None:
+def _refuse_quantized(model: "PreTrainedModel") -> None:
     if getattr(model.config, "quantization_config", None) is not None:
         raise UnsupportedModelError(
             "the model in memory has quantised weights, which cannot be cut; call "
@@ -321,7 +330,7 @@ def _budgets(source: Documents, num_tokens: int) -> Iterator[int]:
 
 def read_evaluation(
     source: Documents,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     separator: str,
     text_column: str | None,
@@ -356,7 +365,11 @@ def read_evaluation(
 
 
 def _read_first(
-    source: Documents, characters: int, separator: str, text_column: str | None, tokenizer: Any
+    source: Documents,
+    characters: int,
+    separator: str,
+    text_column: str | None,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> Corpus:
     """The first text of a corpus; all of a small file, to tell how many windows it has."""
 

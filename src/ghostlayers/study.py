@@ -25,6 +25,8 @@ from ghostlayers.plan.saving import CHECKPOINT, Output
 from ghostlayers.plan.units import Plan
 from ghostlayers.preparation import (
     Documents,
+    ModelSource,
+    Tokenizer,
     check_model,
     check_request,
     check_result,
@@ -81,10 +83,10 @@ class Study:
     @classmethod
     def open(
         cls,
-        model: Any,
+        model: ModelSource,
         recipe: Recipe | None = None,
         *,
-        tokenizer: Any = None,
+        tokenizer: "Tokenizer | None" = None,
         data: Documents | None = None,
         options: RunOptions | None = None,
         revision: str | None = None,

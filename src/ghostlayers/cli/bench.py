@@ -3,7 +3,7 @@
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -25,6 +25,9 @@ from ghostlayers.runtime.files import write_whole
 from ghostlayers.runtime.machine import processor_name, versions
 from ghostlayers.spans import merge_layers
 from ghostlayers.surgery import removal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DENSE, CUT = "dense", "cut"
 
@@ -130,7 +133,7 @@ def check_lengths(opened: DenseModel, lengths: Sequence[int], new_tokens: int) -
         )
 
 
-def models_to_time(opened: DenseModel, dense: DenseModel | None) -> dict[str, Any]:
+def models_to_time(opened: DenseModel, dense: DenseModel | None) -> "dict[str, PreTrainedModel]":
     """By name: the dense model, it without the layers that went, and the model asked for.
 
     The bare cut shares the dense model's weights. It is left out where nothing says which layers
@@ -145,7 +148,7 @@ def models_to_time(opened: DenseModel, dense: DenseModel | None) -> dict[str, An
     return {**models, "repaired": opened.network}
 
 
-def bare_cut(opened: DenseModel, dense: DenseModel) -> Any:
+def bare_cut(opened: DenseModel, dense: DenseModel) -> "PreTrainedModel | None":
     """The dense model without the removed layers; None where that is not known, or costs the same.
 
     A repair that is folded into weights leaves the architecture of the bare cut.
@@ -164,7 +167,8 @@ def bare_cut(opened: DenseModel, dense: DenseModel) -> Any:
         )
     if record["mode"] == "stock" and opened.network.config.num_hidden_layers == len(kept):
         return None
-    return removal.prune_layers(dense, merge_layers(removed))
+    bare: PreTrainedModel = removal.prune_layers(dense, merge_layers(removed))
+    return bare
 
 
 def machine(opened: DenseModel) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ghostlayers.compare.store import Store
 from ghostlayers.model.loading import leaves_models_alone
 from ghostlayers.plan.probe import Speed, probe
 from ghostlayers.plan.units import Plan
-from ghostlayers.preparation import Documents, open_model
+from ghostlayers.preparation import Documents, ModelSource, Tokenizer, open_model
 from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime.locks import holding
 from ghostlayers.runtime.places import check_apart
@@ -34,11 +34,11 @@ from ghostlayers.spans import format_layers, removed_layers
 
 @leaves_models_alone
 def compare(
-    model: Any,
+    model: ModelSource,
     request: Comparison,
     out: str | Path,
     *,
-    tokenizer: Any = None,
+    tokenizer: "Tokenizer | None" = None,
     data: Documents | None = None,
     eval_data: Mapping[str, Documents] | None = None,
     options: RunOptions | None = None,

@@ -1,12 +1,15 @@
 """Zero-shot tasks of every model of a comparison, and what separates two repairs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghostlayers.evaluation import LoadedTasks, evaluate_tasks
 from ghostlayers.evaluation.tasks import METRICS, MetricName
 from ghostlayers.runtime.progress import Progress
 from ghostlayers.statistics.bootstrap import Answers, paired_bootstrap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAMPLES = 4000
 """Resamples a difference."""
@@ -18,7 +21,11 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def run_tasks(
-    model: Any, tokenizer: Any, tasks: LoadedTasks, limit: int | None, progress: Progress
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    tasks: LoadedTasks,
+    limit: int | None,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """One row a task, every document's score included."""
     results = evaluate_tasks(model, tokenizer, tasks, limit=limit, progress=progress)
