@@ -33,8 +33,6 @@ def methods(
 
 def _show_added() -> None:
     """What other packages add, each with its package; what cannot be used with the reason."""
-    from ghostlayers.cli import screen
-
     for registry in (REPAIR_REGISTRY, SELECTION_REGISTRY):
         for added in registry.outside():
             screen.say(screen.bold(added.name), f": a {registry.kind} of {added.package}")

@@ -84,10 +84,8 @@ def show_spans(spans: Sequence[SpanScore], scores: ScoreTable, title: str) -> No
     best = {
         "cosine": max(score.cosine for score in spans),
         "angular": min(score.angular for score in spans),
-        "residual": min(
-            (score.residual for score in spans if score.residual is not None), default=0
-        ),
-        "loss": min((score.loss for score in spans if score.loss is not None), default=0),
+        "residual": _least(score.residual for score in spans),
+        "loss": _least(score.loss for score in spans),
     }
     rows: list[list[Part]] = []
     for score in spans:
