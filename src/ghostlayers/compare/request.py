@@ -245,34 +245,13 @@ class Comparison:
         Raises:
             RecipeError: an unknown key; the message names near ones.
         """
-        check(values.get("calibration", {}), dict[str, Any], "'calibration'", RecipeError)
-        own = {member.name for member in dataclasses.fields(cls)} - {"calibration"}
-        shared = {member.name for member in dataclasses.fields(Recipe)} - own - {"remove"}
-        mine: dict[str, Any] = {}
-        recipe: dict[str, Any] = dict(values.get("calibration", {}))
-        for key, value in values.items():
-            if key in own:
-                mine[key] = _tuple(value) if key in LISTS else value
-                if key in METHODS_IN:
-                    mine[key] = tuple(map(METHODS_IN[key].text_of, mine[key]))
-            elif key in shared:
-                recipe[key] = value
-            elif key != "calibration":
-                raise RecipeError(
-                    f"unknown key '{key}' in a comparison. {suggest(str(key), own | shared)}"
-                )
+        mine, recipe = _parted(values)
         said = {key: value for key, value in mine.items() if value is not None}
         check(said, shape_of(cls, "calibration"), WHAT, RecipeError)
         for key in ("layers", "remove", "repair"):
             recipe.pop(key, None)
         if mine.get("presets"):
-            if recipe.get("preset") is not None:
-                raise RecipeError("'preset' and 'presets' mean different things; give one of them.")
-            plain = {member.name: member.default for member in dataclasses.fields(cls)}
-            if any(mine.get(key, plain[key]) != plain[key] for key in ("select", "repair")):
-                raise RecipeError(
-                    "'presets' choose and repair by themselves; drop 'select'/'repair'."
-                )
+            _check_no_choices(mine, recipe)
             names = PRESETS if mine["presets"] == ("all",) else mine["presets"]
             mine["presets"] = tuple(dict.fromkeys(find_preset(name).name for name in names))
             mine.setdefault("given", {k: v for k, v in recipe.items() if k != "preset"})
@@ -280,6 +259,37 @@ class Comparison:
         if recipe.get("preset") is not None:  # its text and fit, not how it chooses
             recipe = {"iterative": False, "refit": "all", **recipe}
         return cls(**mine, calibration=Recipe.from_dict(recipe))
+
+
+def _parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A comparison's own fields, and those of the recipe that all models share."""
+    recipe = dict(
+        check(values.get("calibration", {}), dict[str, Any], "'calibration'", RecipeError)
+    )
+    own = {member.name for member in dataclasses.fields(Comparison)} - {"calibration"}
+    shared = {member.name for member in dataclasses.fields(Recipe)} - own - {"remove"}
+    mine: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in own:
+            mine[key] = _tuple(value) if key in LISTS else value
+            if key in METHODS_IN:
+                mine[key] = tuple(map(METHODS_IN[key].text_of, mine[key]))
+        elif key in shared:
+            recipe[key] = value
+        elif key != "calibration":
+            raise RecipeError(
+                f"unknown key '{key}' in a comparison. {suggest(str(key), own | shared)}"
+            )
+    return mine, recipe
+
+
+def _check_no_choices(mine: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+    """Refuse choices beside methods that are compared by their own."""
+    if recipe.get("preset") is not None:
+        raise RecipeError("'preset' and 'presets' mean different things; give one of them.")
+    plain = {member.name: member.default for member in dataclasses.fields(Comparison)}
+    if any(mine.get(key, plain[key]) != plain[key] for key in ("select", "repair")):
+        raise RecipeError("'presets' choose and repair by themselves; drop 'select'/'repair'.")
 
 
 WHAT = "the comparison"
