@@ -10,6 +10,7 @@ import torch
 from ghostlayers.compare.choices import Choice
 from ghostlayers.compare.experiment import Experiment
 from ghostlayers.compare.tasks import differences, task_row
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.report.results import SCHEMA, read_results
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.runtime.machine import processor_name, versions
@@ -29,22 +30,13 @@ MODEL_KEYS = (
 def header(experiment: Experiment) -> dict[str, Any]:
     """Model, protocol and machine, as they stand at the head of the results."""
     request, dense = experiment.request, experiment.study.dense
-    calibrated_on = {
-        document for study in experiment.studies.values() for document in study.windows.documents
-    }
     fit_windows = experiment.study.windows.first(request.calibration.num_fit_windows)
     return {
         "schema": SCHEMA,
         "ghostlayers": versions()["ghostlayers"],
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": dict(versions()),
-        "machine": {
-            "processor": processor_name(dense.device),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "device": str(dense.device),
-            "dtype": str(dense.dtype).removeprefix("torch."),
-        },
+        "machine": _machine(dense),
         "model": {
             "name": dense.base.title or Path(dense.base.name).name,
             "num_layers": dense.num_layers,
@@ -65,19 +57,37 @@ def header(experiment: Experiment) -> dict[str, Any]:
         },
         "command": None,
         "prompt": request.prompt,
-        "corpora": [
-            {
-                "name": name,
-                "num_windows": len(windows),
-                "available_windows": windows.available,
-                "sequence_length": windows.sequence_length,
-                "bos": windows.bos,
-                "calibration_overlap": len(set(windows.documents) & calibrated_on),
-            }
-            for name, windows in experiment.texts.items()
-        ],
+        "corpora": _texts(experiment),
         "skipped": list(experiment.repairs.skipped),
     }
+
+
+def _machine(dense: DenseModel) -> dict[str, Any]:
+    return {
+        "processor": processor_name(dense.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": str(dense.device),
+        "dtype": str(dense.dtype).removeprefix("torch."),
+    }
+
+
+def _texts(experiment: Experiment) -> list[dict[str, Any]]:
+    """What was measured on, and how many documents of it repairs were fitted on."""
+    calibrated_on = {
+        document for study in experiment.studies.values() for document in study.windows.documents
+    }
+    return [
+        {
+            "name": name,
+            "num_windows": len(windows),
+            "available_windows": windows.available,
+            "sequence_length": windows.sequence_length,
+            "bos": windows.bos,
+            "calibration_overlap": len(set(windows.documents) & calibrated_on),
+        }
+        for name, windows in experiment.texts.items()
+    ]
 
 
 def assemble(
