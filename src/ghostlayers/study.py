@@ -37,7 +37,7 @@ from ghostlayers.preparation import (
 )
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.repairs import RepairMethod
+from ghostlayers.repairs import REPAIR_REGISTRY, RepairMethod
 from ghostlayers.runtime.machine import versions
 from ghostlayers.runtime.parallel import check_same, world
 from ghostlayers.runtime.progress import Progress, Silent
@@ -177,10 +177,11 @@ class Study:
         Returns:
             A repair for every gap, by name.
         """
+        text_of = REPAIR_REGISTRY.text_of  # it brings an object of a script's class along
         if cut.repairs is not None and not repairs:  # settled while layers were chosen
-            return {str(cut.recipe.repair): cut.repairs}
+            return {text_of(cut.recipe.repair): cut.repairs}
         fittings = {
-            str(repair): make_fitting(self.dense, cut.recipe, repair)
+            text_of(repair): make_fitting(self.dense, cut.recipe, repair)
             for repair in repairs or [cut.recipe.repair]
         }
         windows = self.windows.first(cut.recipe.num_fit_windows)
