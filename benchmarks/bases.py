@@ -17,6 +17,7 @@ from ghostlayers.calibration import cuts
 from ghostlayers.calibration.fits import Fitting
 from ghostlayers.calibration.fitting import fit_many
 from ghostlayers.calibration.passes import Runner
+from ghostlayers.model.stream import micro_batches
 from ghostlayers.preparation import open_model, read_evaluation
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import find_method
@@ -33,7 +34,7 @@ ORDERS = 10
 def patched(model, windows, span, basis) -> Repair:
     """H diag(d) H' with the scales of all windows in a basis."""
     sums = torch.zeros(2, basis.shape[0], dtype=torch.float64)
-    for ids in windows.input_ids.split(model.windows_at_once(windows, 0)):
+    for ids in micro_batches(model, windows):
         batch, stream = model.begin(ids)
         for boundary, here in cuts.Cut(model, {}).walk(batch, stream):
             for row, place in enumerate((span.start, span.stop)):

@@ -81,7 +81,7 @@ def carry_out(arguments: argparse.Namespace) -> dict[str, Any]:
         "took_s": end - start,
         "planned_bytes": plan.memory,
         "peak_bytes": 1024 * max(each.ru_maxrss for each in usage),
-        "planned": [(each.name, each.seconds) for each in plan.stages],
+        "planned": [(each.name, each.seconds) for each in plan.lines],
         "took": [
             ("reading text", first - start),
             *clock.stages(computed),

@@ -20,6 +20,7 @@ from ghostlayers.calibration import cuts, scoring
 from ghostlayers.calibration.fits import Fitting
 from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.passes import Runner
+from ghostlayers.model.stream import micro_batches
 from ghostlayers.preparation import open_model, read_evaluation
 from ghostlayers.recipe import RunOptions
 from ghostlayers.repairs import find_method
@@ -102,7 +103,7 @@ def losses_by_window(model, windows, named):
     """Mean loss of each window, by cut."""
     ready = {name: cuts.Cut(model, repairs) for name, repairs in named.items()}
     found = {name: [] for name in named}
-    for ids in windows.input_ids.split(model.windows_at_once(windows, 0)):
+    for ids in micro_batches(model, windows):
         batch, streams = cuts._cut_streams(model, ids, ready, cuts.Cut(model, {}))
         for window in range(len(ids)):
             some = {name: streams[name] for name in named}

@@ -4,7 +4,6 @@ import json
 import random
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +15,10 @@ from ghostlayers import study
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.cli.compare import show
 from ghostlayers.compare import Comparison, compare, engine
-from ghostlayers.compare.bench import short_names
+from ghostlayers.compare.choices import expected_jobs
 from ghostlayers.compare.correlate import spearman
+from ghostlayers.compare.experiment import short_names
 from ghostlayers.compare.files import write_report
-from ghostlayers.compare.plan import expected_jobs
 from ghostlayers.compare.store import REPORT, Store, write_report_file
 from ghostlayers.errors import InputError, OutputError, RecipeError, WindowError
 from ghostlayers.evaluation import evaluate_tasks, open_tasks, tokens_to_answer
@@ -174,7 +173,7 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole, _ = results
-    real, count = engine._cut, 0
+    real, count = engine.cut_part, 0
 
     def stops(*args: Any) -> Any:
         nonlocal count
@@ -183,12 +182,12 @@ def test_an_interrupted_comparison_goes_on_where_it_stopped(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(engine, "_cut", stops)
+    monkeypatch.setattr(engine, "cut_part", stops)
     with pytest.raises(KeyboardInterrupt):
         run(trained_llama, byte_tokenizer, some_text, texts, tmp_path / "out")
     fitted: list[int] = []
     many = study.fit_many
-    monkeypatch.setattr(engine, "_cut", real)
+    monkeypatch.setattr(engine, "cut_part", real)
     monkeypatch.setattr(study, "fit_many", lambda *a, **k: fitted.append(1) or many(*a, **k))
     again = run(trained_llama, byte_tokenizer, some_text, texts, tmp_path / "out")
     cuts = len({each["removed"] for each in whole["cells"]} - {"none"})
@@ -495,10 +494,7 @@ def test_every_span_is_a_cut_of_its_own_in_the_plan() -> None:
             layers=[3], select=["streamline", "every"], repair=["none", "ghost"],
             eval_data=["a"], **changes,
         )  # fmt: skip
-        bench: Any = SimpleNamespace(
-            request=wanted, dense=SimpleNamespace(num_layers=6), repairs=("none", "ghost")
-        )
-        return expected_jobs(bench)
+        return expected_jobs(wanted, 6, ("none", "ghost"))
 
     jobs = jobs_of()
     assert [repairs for _, repairs in jobs] == [*[("none", "ghost")] * 5, ("ghost",)]
@@ -520,7 +516,7 @@ def test_a_plan_counts_the_sums_of_every_stage(
             trained_llama, asked, tmp_path / "out", tokenizer=byte_tokenizer,
             data=some_text[:-6], show_plan=lambda plan: plans.append(plan) or False,
         )  # fmt: skip
-        (found,) = [s.flops for s in plans[0].stages if s.name == "Fitting the repairs"]
+        (found,) = [s.flops for s in plans[0].lines if s.name == "Fitting the repairs"]
         return float(found)
 
     one = fitting_flops("refit:1")

@@ -149,6 +149,14 @@ def test_what_a_text_means(text: str, same: WithArguments) -> None:
     assert find(text) == same
 
 
+@pytest.mark.parametrize("repair", [Ghost(rank=3), "ghost:rank=3"])
+def test_a_recipe_takes_objects_and_texts_and_gives_both(repair: Any) -> None:
+    recipe = Recipe(layers=2, repair=repair, select=Lorp(k=3))
+    assert (recipe.repair, recipe.method) == ("ghost:rank=3", Ghost(rank=3))
+    assert (recipe.select, recipe.selection) == ("lorp:k=3", Lorp(k=3))
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -18,9 +18,9 @@ from ghostlayers.cli.app import app
 from ghostlayers.model import stream
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.plan import probe
+from ghostlayers.plan.expected import Expected, expected_spans, plan_prune
 from ghostlayers.plan.probe import Speed, layer_flops
 from ghostlayers.plan.saving import Output
-from ghostlayers.plan.stages import Expected, expected_spans, plan_prune
 from ghostlayers.plan.units import Plan, Predicted, Prices
 from ghostlayers.recipe import Recipe
 from ghostlayers.spans import Span
@@ -143,7 +143,7 @@ def test_arithmetic_of_a_layer(trained_llama: Any) -> None:
     assert layer_flops(model, 64) == pytest.approx(counted.get_total_flops(), rel=0.25)
 
 
-def test_stages_add_up() -> None:
+def test_lines_add_up() -> None:
     one = Pass("one", "One", layers=2, heads=1, held=10, disk=5, fixed=1.0)
     two = Pass("two", "Two", layers=3, products=7, held=20, disk=5, fixed=2.0)
     here = Prices(DenseModel(make_tiny_llama()), 8, Speed(1.0, 1.0, 1.0), held_now=0)
@@ -225,7 +225,7 @@ def test_bytes_that_are_written(
     choices = {**GIVEN, "remove": "3-5", "repair": repair}
     planned = pipeline.plan(
         trained_llama, tokenizer=byte_tokenizer, output=Output(save), **choices
-    ).stages[-1]
+    ).lines[-1]
     pruned = ghostlayers.prune(trained_llama, tokenizer=byte_tokenizer, data=some_text, **choices)
     write = pruned.save if save == "checkpoint" else pruned.save_adapter
     write(tmp_path / "out")
@@ -238,6 +238,6 @@ def test_a_gguf_file_is_planned_too(trained_llama: Any, byte_tokenizer: Any) -> 
     choices = {**GIVEN, "remove": "3-5", "repair": "refit:3"}
     *_, saving, gguf = pipeline.plan(
         trained_llama, tokenizer=byte_tokenizer, output=Output(gguf=True), **choices
-    ).stages
+    ).lines
     assert "GGUF" in gguf.name
     assert gguf.disk == saving.disk > 0

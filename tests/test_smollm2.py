@@ -13,9 +13,10 @@ import torch
 import ghostlayers
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.demo import walkthrough
-from ghostlayers.demo.model import SHA256, demo_model, file_sha256
+from ghostlayers.demo.model import SHA256, demo_model
 from ghostlayers.demo.reference_text import group_topics, split_topics
 from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.runtime.outputs import file_hash
 from ghostlayers.runtime.progress import Silent
 from ghostlayers.spans import Span
 from ghostlayers.study import Study
@@ -44,7 +45,7 @@ def chosen(demo: tuple[Study, Windows]) -> ChosenCut:
 
 
 def test_the_file_is_the_expected_one() -> None:
-    assert file_sha256(demo_model()) == SHA256
+    assert file_hash(demo_model()) == SHA256
 
 
 def test_recoverable_avoids_the_birth_that_the_cosine_walks_into(chosen: Any) -> None:

@@ -16,19 +16,22 @@ from ghostlayers.evaluation import (
     open_tasks,
 )
 from ghostlayers.model.causal import check_causal
+from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import leaves_models_alone
+from ghostlayers.plan.expected import seconds_since_start
 from ghostlayers.plan.saving import CHECKPOINT, Output
-from ghostlayers.plan.stages import seconds_since_start
 from ghostlayers.plan.units import Plan
 from ghostlayers.preparation import (
     Documents,
+    ModelSource,
+    Tokenizer,
     check_asked,
     check_result,
     make_recipe,
     open_model,
     read_evaluation,
 )
-from ghostlayers.pruned import PrunedModel, packed_base
+from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.selection import ScoreTable
@@ -38,10 +41,10 @@ from ghostlayers.text import corpora, tokens
 
 @leaves_models_alone
 def prune(
-    model: Any,
+    model: ModelSource,
     recipe: Recipe | None = None,
     *,
-    tokenizer: Any = None,
+    tokenizer: "Tokenizer | None" = None,
     data: Documents | None = None,
     options: RunOptions | None = None,
     revision: str | None = None,
@@ -54,21 +57,12 @@ def prune(
 ) -> PrunedModel:
     """Remove decoder layers from a language model and repair every gap in closed form.
 
-    Args:
-        model: a folder, a hub id, a ``.gguf`` file, or a causal language model in memory.
-        recipe: what to do; its fields can also be given by name, such as ``layers=7``.
-        tokenizer: for a model in memory.
-        data: calibration text instead of the recipe's: documents, or a name or path.
-        options: how to do it.
-        revision: of a model on the hub.
-        keep: a folder for what the run has found so far: the same call goes on from it after an
-            interruption, and ends with the same bits. `PrunedModel.save` deletes it.
-        show_text: told how the calibration text begins.
-        show_plan: told what the run will take, once all is checked and before anything is computed.
-        output: what will be made of the result afterwards, for the plan; a checkpoint beside
-            ``keep`` if not given.
-        progress: told what is being done.
-        choices: fields of the recipe.
+    Arguments as for `Study.open`. Besides, ``keep`` is a folder for what the run has done so far:
+    the same call goes on from it after an interruption, and ends with the same bits;
+    `PrunedModel.save` deletes it. ``show_text`` is told how the calibration text begins, and
+    ``show_plan``, once all is checked and before anything is computed, what the run will take;
+    ``output`` says for that what will be made of the result: a checkpoint beside ``keep`` if it is
+    not given.
 
     Returns:
         The pruned model with its evidence; `PrunedModel.save` writes it.
@@ -76,38 +70,43 @@ def prune(
     Raises:
         GhostlayersError: bad input or numbers; see `ghostlayers.errors`.
     """
-    recipe = make_recipe(recipe, choices)
-    options = dataclasses.replace(options or RunOptions(), preset=recipe.preset)
-    exact = output is not None and output.is_file
-    dense = open_model(model, tokenizer, options, revision, surgery_follows=True, exact=exact)
-    check_result(dense, recipe)
-    packed_base(dense, recipe)
-    study = Study.open(dense, recipe, data=data, options=options, progress=progress)
+    study = Study.open(
+        model,
+        recipe,
+        tokenizer=tokenizer,
+        data=data,
+        options=options,
+        revision=revision,
+        result_follows=True,
+        progress=progress,
+        **choices,
+    )
     if show_text is not None:
         show_text(study.windows.preview)
     if show_plan is not None:
         folder = None if keep is None else Path(keep).parent
         show_plan(study.plan(output or Output(folder=folder)))
-    with study.keeping(keep) as kept:
-        cut = kept.choose()
-        return kept.build(cut, kept.fit(cut)[recipe.repair])
+    with study.keeping(keep) as keeping:
+        cut = keeping.choose()
+        (repairs,) = keeping.fit(cut).values()
+        return keeping.build(cut, repairs)
 
 
 def plan(
-    model: Any,
+    model: ModelSource,
     recipe: Recipe | None = None,
     *,
-    tokenizer: Any = None,
+    tokenizer: "Tokenizer | None" = None,
     options: RunOptions | None = None,
     revision: str | None = None,
     output: Output | None = CHECKPOINT,
     **choices: Any,
 ) -> Plan:
-    """What `prune` would take on this machine: time, memory, disk and arithmetic of every stage.
+    """What `prune` would take on this machine: time, memory, disk and arithmetic, line by line.
 
     Nothing is computed but a probe of a second or two on random tokens; no text is read. Arguments
-    as for `prune`; ``output`` says what is written of the result (None: nothing), and where: that
-    disk is timed for a large model.
+    as for `Study.open`; ``output`` says what is written of the result (None: nothing), and where:
+    that disk is timed for a large model.
 
     Raises:
         GhostlayersError: a request that cannot work.
@@ -121,10 +120,10 @@ def plan(
 
 @leaves_models_alone
 def score(
-    model: Any,
+    model: ModelSource,
     recipe: Recipe | None = None,
     *,
-    tokenizer: Any = None,
+    tokenizer: "Tokenizer | None" = None,
     data: Documents | None = None,
     options: RunOptions | None = None,
     revision: str | None = None,
@@ -134,8 +133,9 @@ def score(
 ) -> ScoreTable:
     """Score every layer, and every contiguous span of ``layers`` layers.
 
-    Arguments as for `prune`. What only some selections need is measured when the recipe selects
-    so: losses after repair of the shortlist of ``recoverable``, or the importance of every layer.
+    Arguments as for `Study.open`. What only some selections need is measured when the recipe
+    selects so: losses after repair of the shortlist of ``recoverable``, or the importance of every
+    layer.
 
     Raises:
         GhostlayersError: bad input or numbers.
@@ -159,11 +159,11 @@ def score(
 
 @leaves_models_alone
 def evaluate(
-    model: Any,
+    model: ModelSource,
     *,
     data: Documents | Sequence[Documents],
-    against: Any = None,
-    tokenizer: Any = None,
+    against: "ModelSource | None" = None,
+    tokenizer: "Tokenizer | None" = None,
     sequence_length: int = 2048,
     max_windows: int | None = None,
     bos: tokens.BosPolicy = "auto",
@@ -198,11 +198,8 @@ def evaluate(
     options, progress = options or RunOptions(), progress or Silent()
     sources = [data] if isinstance(data, (str, Path, corpora.Corpus)) else list(data)
     joins = corpora.one_separator_each(separators, len(sources))
-    opened = open_model(model, tokenizer, options, revision)
-    dense = None if against is None else open_model(against, opened.tokenizer, options)
-    for each in (opened, dense):
-        if each is not None:
-            check_causal(each)
+    models = _open(model, against, tokenizer, options, revision)
+    opened, dense = models[0], models[1:]
     tokens.check_sequence_length(opened.network.config, sequence_length)
     calibrated_on = records.calibration_documents(opened.base.name)
     results = []
@@ -223,7 +220,7 @@ def evaluate(
                 opened.network,
                 windows,
                 corpus=corpus.name,
-                against=None if dense is None else dense.network,
+                against=dense[0].network if dense else None,
                 batch_size=options.batch_size or 8,
                 complete=corpus.complete,
                 calibration=calibrated_on,
@@ -233,17 +230,33 @@ def evaluate(
     return results
 
 
+def _open(
+    model: ModelSource,
+    against: "ModelSource | None",
+    tokenizer: "Tokenizer | None",
+    options: RunOptions,
+    revision: str | None,
+) -> list[DenseModel]:
+    """The model, and the one that it is compared with, where there is one."""
+    models = [open_model(model, tokenizer, options, revision)]
+    if against is not None:
+        models.append(open_model(against, models[0].tokenizer, options))
+    for opened in models:
+        check_causal(opened)
+    return models
+
+
 @leaves_models_alone
 def evaluate_on_tasks(
-    model: Any,
+    model: ModelSource,
     tasks: Sequence[str] | LoadedTasks,
     *,
-    against: Any = None,
+    against: "ModelSource | None" = None,
     tasks_path: str | Path | None = None,
     trust_tasks: bool = False,
     limit: int | None = None,
     seed: int | None = None,
-    tokenizer: Any = None,
+    tokenizer: "Tokenizer | None" = None,
     options: RunOptions | None = None,
     revision: str | None = None,
     progress: Progress | None = None,
@@ -269,22 +282,17 @@ def evaluate_on_tasks(
     options, progress = options or RunOptions(), progress or Silent()
     if not isinstance(tasks, LoadedTasks):
         tasks = open_tasks(tasks, tasks_path=tasks_path, trust_tasks=trust_tasks, seed=seed)
-    opened = open_model(model, tokenizer, options, revision)
-    dense = None if against is None else open_model(against, opened.tokenizer, options)
-    for each in (opened, dense):
-        if each is not None:
-            check_causal(each)
+    models = _open(model, against, tokenizer, options, revision)
     ours, *theirs = [
         evaluate_tasks(
-            each.network,
-            each.tokenizer,
+            opened.network,
+            opened.tokenizer,
             tasks,
             limit=limit,
             batch_size=options.batch_size or 8,
             progress=progress,
         )
-        for each in (opened, dense)
-        if each is not None
+        for opened in models
     ]
     if not theirs:
         return TaskReport(tuple(ours))

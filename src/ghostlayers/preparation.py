@@ -5,7 +5,7 @@ A request that cannot work is refused here, by name, before anything is computed
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ghostlayers.errors import (
     CorpusError,
@@ -23,13 +23,11 @@ from ghostlayers.model.families import check_config, check_tokenizer, family_of
 from ghostlayers.model.loading import from_memory, load_model, read_config
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.repairs import find_method
 from ghostlayers.runtime.progress import Progress
 from ghostlayers.selection.choices import (
     candidate_spans,
     check_eligible,
     eligible_layers,
-    find_selection,
 )
 from ghostlayers.spans import Span, check_count, check_layers, format_layers, merge_layers
 from ghostlayers.surgery import removal
@@ -40,7 +38,16 @@ from ghostlayers.text.corpora import Corpus
 from ghostlayers.text.raw import WHOLE
 from ghostlayers.text.tokens import Windows
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
 Documents = str | Path | Sequence[str] | Corpus
+
+ModelSource: TypeAlias = "str | Path | PreTrainedModel | DenseModel"
+"""A folder, a hub id, a ``.gguf`` file, or a causal language model in memory, opened or not."""
+
+Tokenizer: TypeAlias = "PreTrainedTokenizerBase | ProcessorMixin"
+"""Of a model in memory; a vision-language one's may lie in its processor."""
 
 
 def make_recipe(recipe: Recipe | None, choices: Mapping[str, Any]) -> Recipe:
@@ -57,8 +64,8 @@ def make_recipe(recipe: Recipe | None, choices: Mapping[str, Any]) -> Recipe:
 
 
 def open_model(
-    model: Any,
-    tokenizer: Any,
+    model: ModelSource,
+    tokenizer: "Tokenizer | None",
     options: RunOptions,
     revision: str | None = None,
     *,
@@ -142,8 +149,7 @@ def check_result(loaded: DenseModel, recipe: Recipe) -> None:
     Raises:
         RecipeError: the model has no place for the repair.
     """
-    form = find_method(recipe.repair).form
-    multimodal.check_recipe(loaded.network, form, recipe.export, recipe.repair)
+    multimodal.check_recipe(loaded.network, recipe.method.form, recipe.export, str(recipe.repair))
     check_request(loaded, recipe)
 
 
@@ -159,7 +165,7 @@ def _check(loaded: DenseModel, recipe: Recipe, *, surgery_follows: bool = True) 
         check_count(recipe.layers, loaded.num_layers)
         if surgery_follows:
             check_selection(loaded, recipe, loaded.num_layers)
-    method = find_method(recipe.repair)
+    method = recipe.method
     if surgery_follows and not method.savable:
         raise RecipeError(
             f"repair '{recipe.repair}' cannot be saved in a checkpoint yet; `ghostlayers compare` "
@@ -203,7 +209,7 @@ def check_moves(model: DenseModel, recipe: Recipe) -> None:
     Raises:
         RecipeError: the repair changes only what the selection does not count.
     """
-    choice, method = find_selection(recipe.select), find_method(recipe.repair)
+    choice, method = recipe.selection, recipe.method
     if not recipe.iterative or not (choice.scores_only_weights and method.scales):
         return
     anatomy = model.anatomy_or_reason
@@ -228,8 +234,7 @@ def check_selection(model: DenseModel, recipe: Recipe, num_layers: int) -> None:
         UnsupportedModelError: layers one by one, where only runs of them can go.
     """
     check_moves(model, recipe)
-    choice = find_selection(recipe.select)
-    keep_first = find_method(recipe.repair).reach > 0
+    choice, keep_first = recipe.selection, recipe.method.reach > 0
     assert recipe.layers is not None
     if choice.contiguous and not recipe.iterative:
         candidate_spans(num_layers, recipe.layers, recipe.kept_edges)
@@ -247,7 +252,7 @@ def check_selection(model: DenseModel, recipe: Recipe, num_layers: int) -> None:
     )
 
 
-def _refuse_quantized(model: Any) -> None:
+def _refuse_quantized(model: "PreTrainedModel") -> None:
     if getattr(model.config, "quantization_config", None) is not None:
         raise UnsupportedModelError(
             "the model in memory has quantised weights, which cannot be cut; call "
@@ -327,7 +332,7 @@ def _budgets(source: Documents, num_tokens: int) -> Iterator[int]:
 
 def read_evaluation(
     source: Documents,
-    tokenizer: Any,
+    tokenizer: "PreTrainedTokenizerBase",
     *,
     separator: str,
     text_column: str | None,
@@ -362,7 +367,11 @@ def read_evaluation(
 
 
 def _read_first(
-    source: Documents, characters: int, separator: str, text_column: str | None, tokenizer: Any
+    source: Documents,
+    characters: int,
+    separator: str,
+    text_column: str | None,
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> Corpus:
     """The first text of a corpus; all of a small file, to tell how many windows it has."""
 

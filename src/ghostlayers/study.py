@@ -19,12 +19,14 @@ from ghostlayers.checkpoint.record import make_record
 from ghostlayers.model import multimodal
 from ghostlayers.model.causal import check_causal
 from ghostlayers.model.dense import DenseModel
+from ghostlayers.plan.expected import plan_prune, seconds_since_start
 from ghostlayers.plan.probe import probe_blindly
 from ghostlayers.plan.saving import CHECKPOINT, Output
-from ghostlayers.plan.stages import plan_prune, seconds_since_start
 from ghostlayers.plan.units import Plan
 from ghostlayers.preparation import (
     Documents,
+    ModelSource,
+    Tokenizer,
     check_model,
     check_request,
     check_result,
@@ -33,13 +35,13 @@ from ghostlayers.preparation import (
     read_calibration,
     read_evaluation,
 )
-from ghostlayers.pruned import PrunedModel
+from ghostlayers.pruned import PrunedModel, packed_base
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.repairs import find_method
+from ghostlayers.repairs import REPAIR_REGISTRY, RepairMethod
 from ghostlayers.runtime.machine import versions
 from ghostlayers.runtime.parallel import check_same, world
 from ghostlayers.runtime.progress import Progress, Silent
-from ghostlayers.selection import ScoreTable
+from ghostlayers.selection import ScoreTable, Selection
 from ghostlayers.spans import Span
 from ghostlayers.statistics.losses import LossSums
 from ghostlayers.surgery import removal
@@ -81,14 +83,15 @@ class Study:
     @classmethod
     def open(
         cls,
-        model: Any,
+        model: ModelSource,
         recipe: Recipe | None = None,
         *,
-        tokenizer: Any = None,
+        tokenizer: "Tokenizer | None" = None,
         data: Documents | None = None,
         options: RunOptions | None = None,
         revision: str | None = None,
         surgery_follows: bool = True,
+        result_follows: bool = False,
         progress: Progress | None = None,
         **choices: Any,
     ) -> "Study":
@@ -102,6 +105,8 @@ class Study:
             options: how to run.
             revision: of a model on the hub.
             surgery_follows: layers will be removed, so the family must be one that can be cut.
+            result_follows: the recipe will be carried out and its result saved, so that it must say
+                what goes, and the model must have a place for its repair.
             progress: told of every pass.
             choices: fields of the recipe.
 
@@ -112,7 +117,11 @@ class Study:
         options = dataclasses.replace(options or RunOptions(), preset=recipe.preset)
         dense = open_model(model, tokenizer, options, revision, surgery_follows=surgery_follows)
         started, progress = seconds_since_start(), progress or Silent()
-        check_model(dense, recipe, surgery_follows=surgery_follows)
+        if result_follows:
+            check_result(dense, recipe)
+            packed_base(dense, recipe)
+        else:
+            check_model(dense, recipe, surgery_follows=surgery_follows)
         text = read_calibration(dense, recipe, data, progress=progress)
         check_causal(dense)
         runner = Runner(dense, options.batch_size, progress, sweeps={})
@@ -153,13 +162,13 @@ class Study:
         study = self.with_choices(**choices)
         return measure(study, candidates(study), residuals=True)[0]
 
-    def choose(self, select: Any = None, **choices: Any) -> ChosenCut:
+    def choose(self, select: str | Selection | None = None, **choices: Any) -> ChosenCut:
         """The layers to remove, by a selection, or as named (``remove="20-22"``)."""
         chosen = search.choose(self.with_choices(select=select, **choices))
         check_same("choice of layers", chosen.spans)
         return chosen
 
-    def fit(self, cut: ChosenCut, repairs: Sequence[Any] = ()) -> dict[str, Repairs]:
+    def fit(self, cut: ChosenCut, repairs: Sequence[str | RepairMethod] = ()) -> dict[str, Repairs]:
         """Fit repairs of one cut from one sweep.
 
         Args:
@@ -169,14 +178,12 @@ class Study:
         Returns:
             A repair for every gap, by name.
         """
-        names = repairs or [cut.recipe.repair]
+        text_of = REPAIR_REGISTRY.text_of  # it brings an object of a script's class along
         if cut.repairs is not None and not repairs:  # settled while layers were chosen
-            return {cut.recipe.repair: cut.repairs}
+            return {text_of(cut.recipe.repair): cut.repairs}
         fittings = {
-            each if isinstance(each, str) else find_method(each).name: make_fitting(
-                self.dense, cut.recipe, each
-            )
-            for each in names
+            text_of(repair): make_fitting(self.dense, cut.recipe, repair)
+            for repair in repairs or [cut.recipe.repair]
         }
         windows = self.windows.first(cut.recipe.num_fit_windows)
         return fit_many(self.runner, windows, cut.spans, fittings)
@@ -213,7 +220,7 @@ class Study:
         """
         repairs = repairs or unrepaired(cut.spans)
         method = next(iter(repairs.values())).method
-        if method != find_method(cut.recipe.repair).name:
+        if method != cut.recipe.method.name:
             cut = dataclasses.replace(cut, recipe=dataclasses.replace(cut.recipe, repair=method))
             check_result(self.dense, cut.recipe)
         return _build(self, cut, repairs)
@@ -237,8 +244,8 @@ class Study:
         if folder is None:
             yield self
             return
-        with journal.keeping(Path(folder), request) as kept:
-            runner = dataclasses.replace(self.runner, journal=kept)
+        with journal.keeping(Path(folder), request) as passes:
+            runner = dataclasses.replace(self.runner, journal=passes)
             yield dataclasses.replace(self, runner=runner, kept_in=Path(folder))
 
     def _read(self, source: Documents, max_windows: int | None) -> Windows:

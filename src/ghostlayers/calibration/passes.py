@@ -131,14 +131,13 @@ class Runner:
             record.end(len(windows), sums.tensors(), _stores(sums))
 
     def _at_once(self, declared: Pass, windows: Windows) -> int:
-        return self.model.windows_at_once(
-            windows, self.batch_size, declared.copies, declared.elsewhere
-        )
+        length, copies, elsewhere = windows.sequence_length, declared.copies, declared.elsewhere
+        return self.model.windows_at_once(len(windows), length, self.batch_size, copies, elsewhere)
 
     def share(self, windows: Windows) -> Iterator[tuple[int, Tensor]]:
         """This process's groups of windows: (number of the first window, token ids)."""
         here = world()
-        size = from_first(self.model.windows_at_once(windows, self.batch_size))
+        size = from_first(self._at_once(Pass("share", ""), windows))
         for index, start in enumerate(range(0, len(windows), size)):
             if here.takes(index):
                 yield start, windows.input_ids[start : start + size]

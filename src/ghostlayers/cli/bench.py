@@ -3,7 +3,7 @@
 import datetime
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
@@ -21,10 +21,13 @@ from ghostlayers.recipe import RunOptions
 from ghostlayers.report.heatmap import check_can_draw
 from ghostlayers.report.speed_plot import draw_speed
 from ghostlayers.runtime.documents import to_json
-from ghostlayers.runtime.files import check_can_write, write_whole
+from ghostlayers.runtime.files import write_whole
 from ghostlayers.runtime.machine import processor_name, versions
 from ghostlayers.spans import merge_layers
 from ghostlayers.surgery import removal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DENSE, CUT = "dense", "cut"
 
@@ -78,7 +81,6 @@ def bench(
 ) -> None:
     """Latency, throughput and memory of a model beside the dense one and the bare cut."""
     del overwrite  # see `claims`
-    check_can_write(json_file)
     check_can_draw(png)
     batches, lengths = (
         [*dict.fromkeys(o.numbers_in(given, option, "1,4,16", least=1))]
@@ -109,9 +111,9 @@ def bench(
             else "The repair takes less time than can be measured here."
         )
     if json_file is not None:
-        content = {"points": [each.to_dict() for each in points], "operator_share": share}
-        told = {"model": model, "against": against, **where, **content}
-        write_whole(json_file, to_json(told))
+        content = {"points": [point.to_dict() for point in points], "operator_share": share}
+        measured = {"model": model, "against": against, **where, **content}
+        write_whole(json_file, to_json(measured))
     if png is not None:
         draw_speed(points, png, title=f"{Path(model).name} on {where['processor']}")
         screen.say(f"Drawn: {png}")
@@ -131,7 +133,7 @@ def check_lengths(opened: DenseModel, lengths: Sequence[int], new_tokens: int) -
         )
 
 
-def models_to_time(opened: DenseModel, dense: DenseModel | None) -> dict[str, Any]:
+def models_to_time(opened: DenseModel, dense: DenseModel | None) -> "dict[str, PreTrainedModel]":
     """By name: the dense model, it without the layers that went, and the model asked for.
 
     The bare cut shares the dense model's weights. It is left out where nothing says which layers
@@ -139,14 +141,14 @@ def models_to_time(opened: DenseModel, dense: DenseModel | None) -> dict[str, An
     """
     if dense is None:
         return {"model": opened.network}
-    found = {DENSE: dense.network}
+    models = {DENSE: dense.network}
     cut = bare_cut(opened, dense)
     if cut is not None:
-        found[CUT] = cut
-    return {**found, "repaired": opened.network}
+        models[CUT] = cut
+    return {**models, "repaired": opened.network}
 
 
-def bare_cut(opened: DenseModel, dense: DenseModel) -> Any:
+def bare_cut(opened: DenseModel, dense: DenseModel) -> "PreTrainedModel | None":
     """The dense model without the removed layers; None where that is not known, or costs the same.
 
     A repair that is folded into weights leaves the architecture of the bare cut.
@@ -165,7 +167,8 @@ def bare_cut(opened: DenseModel, dense: DenseModel) -> Any:
         )
     if record["mode"] == "stock" and opened.network.config.num_hidden_layers == len(kept):
         return None
-    return removal.prune_layers(dense, merge_layers(removed))
+    bare: PreTrainedModel = removal.prune_layers(dense, merge_layers(removed))
+    return bare
 
 
 def machine(opened: DenseModel) -> dict[str, Any]:
@@ -187,15 +190,15 @@ def show(points: Sequence[Point]) -> None:
         first = here[0]
         rows = [
             [
-                each.model,
-                _time(each.prefill),
-                f"{each.prefill.median / first.prefill.median:.2f}",
-                _time(each.decode),
-                f"{each.decode.median / first.decode.median:.2f}",
-                f"{each.cache_bytes / 1e6:,.1f}",
-                f"{each.peak_bytes / 1e6:,.0f}",
+                point.model,
+                _time(point.prefill),
+                f"{point.prefill.median / first.prefill.median:.2f}",
+                _time(point.decode),
+                f"{point.decode.median / first.decode.median:.2f}",
+                f"{point.cache_bytes / 1e6:,.1f}",
+                f"{point.peak_bytes / 1e6:,.0f}",
             ]
-            for each in here
+            for point in here
         ]
         screen.table(columns, rows, f"batch {batch}, prompts of {length} tokens")
     screen.say(

@@ -92,8 +92,8 @@ def _check_replaceable(name: str, path: Path, *, overwrite: bool) -> None:
 
 
 def _inputs(given: Mapping[str, Any]) -> dict[str, list[Any]]:
-    found = {label: [given[name]] for name, label in INPUTS.items() if given.get(name)}
+    inputs = {label: [given[name]] for name, label in INPUTS.items() if given.get(name)}
     if given.get("adapter") and not given.get("base"):
-        found["its base"] = [base_of(given["adapter"])]
+        inputs["its base"] = [base_of(given["adapter"])]
     recipe = _RECIPE.get()
-    return {**found, "RECIPE": [recipe]} if recipe is not None else found
+    return {**inputs, "RECIPE": [recipe]} if recipe is not None else inputs

@@ -8,13 +8,12 @@ from typing import Annotated, Any
 
 from ghostlayers.cli import options as o
 from ghostlayers.cli import screen
-from ghostlayers.cli.parameters import Fields, option_for
+from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import command
 from ghostlayers.compare import Comparison
 from ghostlayers.compare import compare as run_comparison
 from ghostlayers.compare.files import write_report
 from ghostlayers.errors import RecipeError
-from ghostlayers.evaluation.request import TaskRequest
 from ghostlayers.plan.units import Plan
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.report.accuracies import mean_rows
@@ -33,7 +32,7 @@ ASKED = (
     "task_repair prompt speed published cosine_axis keep_layers inputs token_weight ridge "
     "absolute_ridge"
 )
-"""Fields of the request and of the recipe that its cells share, as help shows them."""
+"""Fields of the request and of the recipe that all models share, as help shows them."""
 
 
 def request_from(**given: Any) -> Comparison:
@@ -58,7 +57,6 @@ def compare(
         RunOptions, Fields("dtype device batch_size plan revision trust_remote_code")
     ],
     overwrite: o.Overwrite = False,
-    trust_tasks: Annotated[bool, option_for(TaskRequest, "trust_tasks")] = False,
     published: Annotated[
         Path | None,
         o.option(
@@ -73,8 +71,8 @@ def compare(
     """Every selection and every repair of a model side by side: tables and a page to look at."""
     cells = None if published is None else read_published(published)
 
-    def show_plan(found: Plan) -> bool:
-        screen.show_plan(found)
+    def show_plan(expected: Plan) -> bool:
+        screen.show_plan(expected)
         return not plan
 
     screen.step(f"Loading {model} ...")
@@ -88,13 +86,11 @@ def compare(
             overwrite=overwrite,
             progress=screen.Bars(),
             say=lambda line: screen.say(screen.dim(line)),
-            show_text=screen.show_text,
             show_plan=show_plan,
-            command=command_line(),
-            trust_tasks=trust_tasks,
         )
     if not results:
         return
+    results["command"] = command_line()
     if cells is not None:
         results["published"] = cells
     written = write_report(results, output)
@@ -112,7 +108,7 @@ def read_published(path: Path) -> list[dict[str, Any]]:
     cells = read_yaml(path, RecipeError)
     keys = {"source", "layers", "select", "repair", "metric", "value"}
     if not isinstance(cells, list) or not all(
-        isinstance(each, dict) and keys <= set(each) for each in cells
+        isinstance(cell, dict) and keys <= set(cell) for cell in cells
     ):
         raise RecipeError(f"'{path}' must be a list of cells, each with {', '.join(sorted(keys))}.")
     for index, cell in enumerate(cells, start=1):
@@ -145,10 +141,10 @@ def command_line() -> str:
 
 def show(results: Mapping[str, Any]) -> None:
     """One table a number of layers and selection, best first."""
-    found = read_results(results)
-    entries = summarise(found)
-    dense = next((each.loss for each in entries if each.key.is_dense), None)
-    if found.presets:
+    measured = read_results(results)
+    entries = summarise(measured)
+    dense = next((entry.loss for entry in entries if entry.key.is_dense), None)
+    if measured.presets:
         show_methods(entries, dense)
         return
     columns = ("repair", "loss", "x Ghost", "KL", "added", "prefill", "saved as")
@@ -163,17 +159,22 @@ def show(results: Mapping[str, Any]) -> None:
                 "Ghost's on the same cut; KL: divergence from dense."
             )
         )
-    show_accuracies(found)
-    show_correlations(found)
+    show_accuracies(measured)
+    show_correlations(measured)
 
 
 def show_methods(entries: Sequence[Entry], dense: float | None) -> None:
     """One table a number of layers, a row a method, best first."""
     columns = ("method", "removed", "loss", "above dense", "KL", "prefill", "saved as")
     for layers in layer_counts(entries):
-        found = sorted((e for e in entries if e.key.layers == layers), key=loss_order)
-        rows = [[e.key.select, e.removed, _figure(e.loss), _figure(e.excess),
-                 *_row(e)[3:4], *_row(e)[5:]] for e in found]  # fmt: skip
+        ranked = sorted((entry for entry in entries if entry.key.layers == layers), key=loss_order)
+        rows = [
+            [
+                *(entry.key.select, entry.removed, _figure(entry.loss), _figure(entry.excess)),
+                *(_row(entry)[3], *_row(entry)[5:]),
+            ]
+            for entry in ranked
+        ]
         screen.table(columns, rows, f"{layers} layers removed (dense {_figure(dense)})")
     screen.say(
         screen.dim(

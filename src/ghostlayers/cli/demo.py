@@ -74,7 +74,7 @@ def run_demo(output: Path | None, options: RunOptions, *, overwrite: bool = Fals
 
 def show_rows(rows: Sequence[DemoRow]) -> None:
     """The comparison as a table."""
-    cells = [
+    figures = [
         [
             row.name,
             f"{row.sums.loss_nats:.3f}",
@@ -87,7 +87,7 @@ def show_rows(rows: Sequence[DemoRow]) -> None:
         for row in rows
     ]
     columns = ("", "loss", "perplexity", "KL", "agreement", "parameters", "prefill")
-    screen.table(columns, cells)
+    screen.table(columns, figures)
     screen.say(
         screen.dim(
             "loss in nats a token; KL: divergence from the dense model, nats a token; agreement: "

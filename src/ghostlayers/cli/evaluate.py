@@ -15,7 +15,6 @@ from ghostlayers.evaluation.request import TaskRequest
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.preparation import open_model
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.runtime.files import check_can_write
 from ghostlayers.runtime.parallel import launched
 from ghostlayers.runtime.settings import same_as, setting
 from ghostlayers.text.corpora import BLANK_LINE
@@ -86,7 +85,6 @@ def evaluate(
     With --tasks, its accuracy on tasks of lm-evaluation-harness.
     """
     del overwrite  # see `claims`
-    check_can_write(json_file)
     if request.tasks and launched():
         raise DistributedError(
             "--tasks run in one process; start the command without a launcher, or leave them out."
@@ -110,7 +108,7 @@ def evaluate(
         )
         tasks_screen.show_tasks(report, model, against)
     if json_file is not None:
-        content = {"results": [each.to_dict() for each in results], **report.to_dict()}
+        content = {"results": [result.to_dict() for result in results], **report.to_dict()}
         write_json(json_file, {"model": model, "against": against, **content})
 
 

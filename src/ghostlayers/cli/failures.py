@@ -50,8 +50,8 @@ def explain(error: Exception, options: Collection[str] = LOWER) -> tuple[str, in
     if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
         place = f" at '{error.filename}'" if error.filename else ""
         return f"the operating system refuses{place}: {error.strerror}.", 1
-    told = f"{type(error).__name__}: {error}"
-    return f"{told}. This is a bug: please report it with what --debug shows.", 1
+    said = f"{type(error).__name__}: {error}"
+    return f"{said}. This is a bug: please report it with what --debug shows.", 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -22,10 +22,10 @@ def methods(
     if name is not None:
         _show(find_preset(name))
         return
-    for each in PRESETS.values():
-        screen.say(screen.bold(each.name), f": {each.title}, arXiv:{each.paper}")
-        screen.say(f"  code: {each.code}; {_summary(each)}, {each.dtype}")
-        for point in each.differs:
+    for preset in PRESETS.values():
+        screen.say(screen.bold(preset.name), f": {preset.title}, arXiv:{preset.paper}")
+        screen.say(f"  code: {preset.code}; {_summary(preset)}, {preset.dtype}")
+        for point in preset.differs:
             screen.say("  ", screen.dim(f"differs: {point}"))
     screen.say("--preset NAME takes every choice of one; ghostlayers methods NAME lists them.")
     _show_added()
@@ -33,8 +33,6 @@ def methods(
 
 def _show_added() -> None:
     """What other packages add, each with its package; what cannot be used with the reason."""
-    from ghostlayers.cli import screen
-
     for registry in (REPAIR_REGISTRY, SELECTION_REGISTRY):
         for added in registry.outside():
             screen.say(screen.bold(added.name), f": a {registry.kind} of {added.package}")

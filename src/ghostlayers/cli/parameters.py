@@ -47,6 +47,7 @@ class Reading:
 
 
 READINGS = {
+    "name": Reading(str, lambda given, _: given),
     "separator": Reading(str, lambda given, _: o.unescape(given)),
     "separators": Reading(list[str], lambda given, _: [o.unescape(each) for each in given]),
     "names": Reading(str, o.names_in),

@@ -85,7 +85,7 @@ def _open(
     dense = open_model(model, None, options, revision, surgery_follows=True, exact=exact)
     screen.show_expanded(dense.base, stays=exact)
     screen.show_preset(recipe, dense.dtype)
-    screen.show_basis(dense, recipe.repair)
+    screen.show_basis(dense, recipe.method)
     return dense
 
 

@@ -1,9 +1,11 @@
 """`ghostlayers run recipe.yaml`: any command, with its options in a file."""
 
+import contextlib
 import inspect
 import itertools
 import math
 import re
+import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,11 +67,11 @@ def run(
     changes |= {"trust_remote_code": trust_remote_code or None}
     changes |= {"trust_tasks": trust_tasks or None, "debug": debug or None}
     runs = read_recipe(recipe, {k: v for k, v in changes.items() if v is not None})
-    for each in runs:
-        if each is not runs[0]:
+    for next_run in runs:
+        if next_run is not runs[0]:
             screen.begin_anew()
-        announce(each, len(runs))
-        command_named(each.command)(**each.arguments)
+        announce(next_run, len(runs))
+        command_named(next_run.command)(**next_run.arguments)
     summarise(runs)
 
 
@@ -79,13 +81,13 @@ def read_changes(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         RecipeError: there is no equals sign, or no YAML behind it.
     """
-    found = {}
+    changes = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise RecipeError(f"--set: expected KEY=VALUE, got '{pair}'.")
-        found[key.strip()] = parse_yaml(value, f"--set {pair[:60]}:", RecipeError)
-    return found
+        changes[key.strip()] = parse_yaml(value, f"--set {pair[:60]}:", RecipeError)
+    return changes
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def describe(varied: Mapping[str, Any]) -> str:
 
 def summarise(runs: Sequence[RecipeRun]) -> None:
     """For several comparisons: the mean loss of every cell, side by side."""
-    folders = {describe(each.varied): each.arguments.get("output") for each in runs}
+    folders = {describe(one.varied): one.arguments.get("output") for one in runs}
     files = {name: Path(folder) / "results.json" for name, folder in folders.items() if folder}
     if len(runs) < 2 or not all(path.is_file() for path in files.values()):
         return
@@ -184,13 +186,13 @@ def _check_trust(path: Path, given: Mapping[str, Any], changes: Mapping[str, Any
 
 def _spell(given: Mapping[Any, Any], path: Path) -> dict[str, Any]:
     """Options by their names in Python: ``max-windows`` is ``max_windows``."""
-    found: dict[str, Any] = {}
+    spelled: dict[str, Any] = {}
     for key, value in given.items():
         name = str(key).replace("-", "_")
-        if name in found:
+        if name in spelled:
             raise RecipeError(f"'{path}': '{name}' is given twice.")
-        found[name] = value
-    return found
+        spelled[name] = value
+    return spelled
 
 
 def _combinations(vary: Any, changes: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
@@ -198,7 +200,7 @@ def _combinations(vary: Any, changes: Mapping[str, Any], path: Path) -> list[dic
     lists = isinstance(vary, dict) and all(isinstance(e, list) and e for e in vary.values())
     if not lists:
         raise RecipeError(f"'{path}': 'vary' must give a list of values for each key it names.")
-    vary = {key: each for key, each in _spell(vary, path).items() if key not in changes}
+    vary = {key: values for key, values in _spell(vary, path).items() if key not in changes}
     if math.prod(map(len, vary.values())) > MOST_RUNS:
         raise RecipeError(f"'{path}': 'vary' stands for more than {MOST_RUNS:,} runs.")
     return [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
@@ -218,13 +220,11 @@ def _arguments(path: Path, name: str, given: Mapping[str, Any]) -> dict[str, Any
             raise RecipeError(
                 f"'{path}': unknown key '{key}' for {name}. {suggest(parameter, known)}"
             )
-        annotation = known[parameter].annotation
-        arguments[parameter] = _argument(value, annotation, key, path)
-        _check_bounds(arguments[parameter], annotation, key, path)
+        arguments[parameter] = _argument(value, known[parameter].annotation, key, path)
     missing = [
-        each.name
-        for each in known.values()
-        if each.default is inspect.Parameter.empty and each.name not in arguments
+        parameter.name
+        for parameter in known.values()
+        if parameter.default is inspect.Parameter.empty and parameter.name not in arguments
     ]
     if missing:
         raise RecipeError(f"'{path}': {name} also needs {', '.join(missing)}.")
@@ -241,75 +241,88 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list of texts",
+}
+"""How messages call what an option takes."""
 
 
 def _argument(value: Any, annotation: Any, key: str, path: Path) -> Any:
-    """A YAML value as the command wants it: lists become what one would type after an option."""
-    wanted = getattr(annotation, "__origin__", annotation)
-    if isinstance(value, list):
-        value = [_element(each, key, path) for each in value]
-    if isinstance(value, str) and "\0" in value:
-        raise RecipeError(f"'{path}': '{key}' holds a NUL character, which no name or text has.")
-    if wanted is Path or wanted == Path | None:
-        if not isinstance(value, str | int | float | Path | None) or isinstance(value, bool):
-            raise RecipeError(f"'{path}': '{key}' must be a path, got {brief(value)}.")
-        beside = path.parent / str(value)  # what comes with a recipe lies beside it
-        return None if value is None else beside if beside.is_file() else Path(str(value))
-    if wanted in (str, str | None) and isinstance(value, list):
-        return ",".join(value)
-    if wanted in (str, str | None) and _is_a(float, value) and value is not None:
-        return str(value)
-    if wanted == list[str] | None and isinstance(value, str):
-        return [value]
-    if wanted in (float, float | None) and isinstance(value, str):
-        try:  # YAML reads 1e-6 as a word
-            return float(value)
-        except ValueError:
-            pass
-    if isinstance(value, dict):
-        raise RecipeError(f"'{path}': '{key}' must be a value or a list, got a mapping.")
-    for kind, name in KINDS.items():
-        if wanted in (kind, kind | None) and not _is_a(kind, value):
-            raise RecipeError(f"'{path}': '{key}' must be {name}, got {brief(value)}.")
-    if wanted == list[str] | None and not _is_a(list, value):
-        raise RecipeError(f"'{path}': '{key}' must be a list of texts, got {brief(value)}.")
-    return value
+    """A YAML value as the command wants it: lists become what one would type after an option.
 
-
-def _element(value: Any, key: str, path: Path) -> str:
-    """An element of a list, as one would type it."""
-    if isinstance(value, str) and "\0" not in value:
-        return value
-    if _is_a(float, value) and value is not None:
-        return str(value)
-    raise RecipeError(f"'{path}': '{key}' must be a list of texts or numbers, got {brief(value)}.")
-
-
-def _check_bounds(value: Any, annotation: Any, key: str, path: Path) -> None:
-    """Refuse what the option itself would refuse: a word that is no choice, a number too small."""
+    Raises:
+        RecipeError: it is of another kind, no choice of the option's, or too small.
+    """
+    kind, where = _kind(annotation), f"'{path}': '{key}'"
     if value is None:
-        return
-    choices = _choices(getattr(annotation, "__origin__", annotation))
-    if choices and value not in choices:
-        raise RecipeError(
-            f"'{path}': '{key}' must be one of {', '.join(choices)}, got {brief(value)}."
-        )
+        return None
+    if isinstance(value, str) and "\0" in value:
+        raise RecipeError(f"{where} holds a NUL character, which no name or text has.")
+    if kind is Path:
+        return _path(value, where, path.parent)
+    if isinstance(value, dict):
+        raise RecipeError(f"{where} must be a value or a list, got a mapping.")
+    if isinstance(value, list):
+        value = [_element(item, where) for item in value]
+    plain = typing.get_origin(kind) or kind
+    value = _typed(value, plain)
+    if plain in KINDS and not _is_a(plain, value):
+        raise RecipeError(f"{where} must be {KINDS[plain]}, got {brief(value)}.")
+    words = typing.get_args(kind) if plain is Literal else ()
+    if words and value not in words:
+        raise RecipeError(f"{where} must be one of {', '.join(words)}, got {brief(value)}.")
     for option in getattr(annotation, "__metadata__", ()):
         least = getattr(option, "min", None)
         if least is not None and value < least:
-            raise RecipeError(f"'{path}': '{key}' must be at least {least}, got {brief(value)}.")
+            raise RecipeError(f"{where} must be at least {least}, got {brief(value)}.")
+    return value
 
 
-def _choices(kind: Any) -> tuple[str, ...]:
-    """The words of a literal, optional or not; none for other types."""
-    if typing.get_origin(kind) is Literal:
-        return typing.get_args(kind)
-    return next(filter(None, map(_choices, typing.get_args(kind))), ())
+def _kind(annotation: Any) -> Any:
+    """The type of an option, whether or not it may be left out."""
+    hint = getattr(annotation, "__origin__", annotation)
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return next(part for part in typing.get_args(hint) if part is not type(None))
+    return hint
+
+
+def _path(value: Any, where: str, folder: Path) -> Path:
+    """A path; what comes with a recipe lies beside it."""
+    if not isinstance(value, str | int | float | Path) or isinstance(value, bool):
+        raise RecipeError(f"{where} must be a path, got {brief(value)}.")
+    beside = folder / str(value)
+    return beside if beside.is_file() else Path(str(value))
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """What one would type after an option of a kind, where YAML reads it otherwise."""
+    if kind is str and isinstance(value, list):
+        return ",".join(value)
+    if kind is str and _is_a(float, value):
+        return str(value)
+    if kind is list and isinstance(value, str):
+        return [value]
+    if kind is float and isinstance(value, str):  # YAML reads 1e-6 as a word
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+def _element(value: Any, where: str) -> str:
+    """An element of a list, as one would type it."""
+    if isinstance(value, str) and "\0" not in value:
+        return value
+    if _is_a(float, value):
+        return str(value)
+    raise RecipeError(f"{where} must be a list of texts or numbers, got {brief(value)}.")
 
 
 def _is_a(kind: type, value: Any) -> bool:
-    """A whole number is a number; true and false are none; nothing is left to the default."""
-    if value is None or isinstance(value, bool):
-        return value is None or kind is bool
+    """A whole number is a number; true and false are none."""
+    if isinstance(value, bool):
+        return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)

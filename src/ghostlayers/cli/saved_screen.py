@@ -139,9 +139,9 @@ def show_record(record: Mapping[str, Any]) -> None:
     ]
     table(("gap", "repair", "fit tokens", "relative residual", "condition number"), rows)
     if record["evidence"]:
-        evidence = [[row["model"], *loss_cells(row)] for row in record["evidence"]]
+        losses = [[row["model"], *loss_cells(row)] for row in record["evidence"]]
         columns = ("", "loss", "perplexity", "KL to dense", "agreement")
-        table(columns, evidence, "On held-out calibration windows")
+        table(columns, losses, "On held-out calibration windows")
     text = record["calibration"]
     say(
         f"Calibrated on {text['fit_windows']} of {text['windows']} windows of "

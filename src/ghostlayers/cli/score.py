@@ -12,7 +12,6 @@ from ghostlayers.cli.shell import shared_command, write_json
 from ghostlayers.errors import RecipeError
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.report.heatmap import check_can_draw, draw_heatmap
-from ghostlayers.runtime.files import check_can_write
 from ghostlayers.runtime.parallel import world
 
 
@@ -39,7 +38,6 @@ def score(
 ) -> None:
     """Score every layer, and every span of N layers: cosine, residual, loss after repair."""
     del overwrite  # see `claims`
-    check_can_write(json_file)
     check_can_draw(png)
     if recipe.layers is None:
         raise RecipeError(

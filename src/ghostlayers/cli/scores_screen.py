@@ -1,6 +1,6 @@
 """Scores, cuts and what they cost, on the screen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ghostlayers.checkpoint.record import evidence_row
 from ghostlayers.cli.screen import Part, bold, dim, good, loss_cells, plain, say, table, warn
@@ -35,7 +35,7 @@ def warn_birth(span: Span) -> None:
     )
 
 
-def show_evidence(pruned: PrunedModel) -> None:
+def show_losses(pruned: PrunedModel) -> None:
     """Losses of the dense, the cut and the repaired model on held-out calibration windows."""
     if not pruned.evidence:
         return
@@ -53,11 +53,12 @@ def show_evidence(pruned: PrunedModel) -> None:
     )
     repaired, cut = pruned.evidence.get("repaired"), pruned.evidence["cut"]
     if repaired is not None and repaired.loss_nats >= cut.loss_nats:
-        tokens = max((each.num_tokens for each in pruned.repairs.values()), default=0)
+        tokens = max((repair.num_tokens for repair in pruned.repairs.values()), default=0)
+        advice = _damped(str(pruned.recipe.repair))
         warn(
             f"the repair makes this cut worse than no repair at all on held-out text "
             f"({repaired.loss_nats:.3f} against {cut.loss_nats:.3f} nats). It was fitted on "
-            f"{tokens:,} tokens: give it more (--fit-windows){_damped(pruned.recipe.repair)}, or "
+            f"{tokens:,} tokens: give it more (--fit-windows){advice}, or "
             "remove other layers."
         )
 
@@ -74,32 +75,32 @@ def _damped(repair: str) -> str:
 def show_candidates(scores: ScoreTable) -> None:
     """The shortlist of spans whose loss was measured."""
     listed = set(shortlist(scores))
-    show_spans([each for each in scores.spans if each.span in listed], scores, "Shortlist")
+    show_spans([score for score in scores.spans if score.span in listed], scores, "Shortlist")
     show_score_notes()
 
 
 def show_spans(spans: Sequence[SpanScore], scores: ScoreTable, title: str) -> None:
     """Scores of spans, the best of each column in bold."""
     best = {
-        "cosine": max(each.cosine for each in spans),
-        "angular": min(each.angular for each in spans),
-        "residual": min((each.residual for each in spans if each.residual is not None), default=0),
-        "loss": min((each.loss for each in spans if each.loss is not None), default=0),
+        "cosine": max(score.cosine for score in spans),
+        "angular": min(score.angular for score in spans),
+        "residual": _least(score.residual for score in spans),
+        "loss": _least(score.loss for score in spans),
     }
     rows: list[list[Part]] = []
-    for each in spans:
-        loss: Part = "" if each.loss is None else _mark(each.loss, best["loss"], 3)
-        if each.loss_tokens < scores.num_loss_tokens and each.loss is not None:
+    for score in spans:
+        loss: Part = "" if score.loss is None else _mark(score.loss, best["loss"], 3)
+        if score.loss_tokens < scores.num_loss_tokens and score.loss is not None:
             loss = plain("~", loss)
-        residual = "" if each.residual is None else _mark(each.residual, best["residual"], 4)
+        residual = "" if score.residual is None else _mark(score.residual, best["residual"], 4)
         rows.append(
             [
-                format_layers(each.span.layers),
-                _mark(each.cosine, best["cosine"], 4),
-                _mark(each.angular, best["angular"], 4),
+                format_layers(score.span.layers),
+                _mark(score.cosine, best["cosine"], 4),
+                _mark(score.angular, best["angular"], 4),
                 residual,
                 loss,
-                "yes" if each.birth else "",
+                "yes" if score.birth else "",
             ]
         )
     apart = scores.scattered
@@ -109,6 +110,10 @@ def show_spans(spans: Sequence[SpanScore], scores: ScoreTable, title: str) -> No
         title += f" (dense loss {scores.dense_loss:.3f} nats on the same windows)"
     columns = ("layers", "cosine", "angular", "residual", "repaired loss", "massive birth")
     table(columns, rows, title)
+
+
+def _least(values: Iterable[float | None]) -> float:
+    return min((value for value in values if value is not None), default=0.0)
 
 
 def show_steps(scores: ScoreTable) -> None:
@@ -168,4 +173,4 @@ def show_pruned(pruned: PrunedModel) -> None:
     if table is not None and table.steps:
         show_steps(table)
     show_cut(pruned)
-    show_evidence(pruned)
+    show_losses(pruned)

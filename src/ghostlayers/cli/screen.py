@@ -30,7 +30,7 @@ from ghostlayers.model.dense import BaseModel, DenseModel
 from ghostlayers.plan.units import Plan
 from ghostlayers.presets import find_preset
 from ghostlayers.recipe import CHOOSING, Recipe
-from ghostlayers.repairs import find_method
+from ghostlayers.repairs import RepairMethod
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.runtime.parallel import World
 from ghostlayers.runtime.progress import Advance
@@ -72,9 +72,9 @@ def show_text(preview: str) -> None:
     say(dim(f"Calibration text: {one_line(preview)}"))
 
 
-def show_basis(model: DenseModel, repair: str) -> None:
+def show_basis(model: DenseModel, method: RepairMethod) -> None:
     """Whether a Hadamard basis is not the authors' own."""
-    note = basis_note(model, find_method(repair))
+    note = basis_note(model, method)
     if note is not None:
         say(note)
 
@@ -169,10 +169,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Part]], title: str | N
 
 
 def show_plan(plan: Plan) -> None:
-    """What a run will take, a stage a line."""
+    """What a run will take."""
     rows = [
         _plan_cells(each.name, each.seconds, each.flops, each.memory, each.disk)
-        for each in plan.stages
+        for each in plan.lines
     ]
     total = _plan_cells("in all", plan.seconds, plan.flops, plan.memory, plan.disk)
     table(("what this run will take here", "time", "TFLOP", "memory", "disk"), [*rows, total])

@@ -103,20 +103,20 @@ def _take_any_text() -> None:
 
 def _know_home(arguments: dict[str, Any]) -> None:
     """Read ``~`` in paths where no shell did: behind an equals sign, and in recipes."""
-    arguments |= {k: at_home(each) for k, each in arguments.items() if isinstance(each, Path)}
+    arguments |= {k: at_home(path) for k, path in arguments.items() if isinstance(path, Path)}
 
 
 def _explain(error: BaseException, name: str, options: Collection[str]) -> int:
     """Say why a command ended; the exit status."""
     if isinstance(error, KeyboardInterrupt):
-        kept = " Repeat the command to go on." if name in KEEPING else ""
+        advice = " Repeat the command to go on." if name in KEEPING else ""
         with contextlib.suppress(OSError):  # the terminal may be gone
-            screen.fail(f"{SAID}{kept}")
+            screen.fail(f"{SAID}{advice}")
         return STATUS
     if not isinstance(error, Exception):
         raise error
-    told, status = explain(error, options)
-    screen.fail(told)
+    message, status = explain(error, options)
+    screen.fail(message)
     _drop_what_has_no_room()
     return status
 

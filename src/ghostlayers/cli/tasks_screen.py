@@ -27,35 +27,35 @@ def show_tasks(report: TaskReport, model: str, against: str | None) -> None:
 def _show_results(results: Sequence[TaskResult], title: str) -> None:
     rows = [
         [
-            each.task,
-            each.version,
-            f"{each.num_documents:,}",
-            _cell(each.acc.mean, each.acc.error),
-            "" if each.acc_norm is None else _cell(each.acc_norm.mean, each.acc_norm.error),
+            result.task,
+            result.version,
+            f"{result.num_documents:,}",
+            _share(result.acc.mean, result.acc.error),
+            "" if result.acc_norm is None else _share(result.acc_norm.mean, result.acc_norm.error),
         ]
-        for each in results
+        for result in results
     ]
     if len(results) > 1:
-        documents = f"{sum(each.num_documents for each in results):,}"
-        means = [_cell(*mean_over_tasks(results, metric)) for metric in metrics_of(results)]
+        documents = f"{sum(result.num_documents for result in results):,}"
+        means = [_share(*mean_over_tasks(results, metric)) for metric in metrics_of(results)]
         rows.append(["mean of tasks", "", documents, *means, ""][:5])
     columns = ("task", "version", "documents", "acc, %", "acc_norm, %")
     screen.table(columns, rows, title)
 
 
-def _cell(mean: float, error: float) -> str:
+def _share(mean: float, error: float) -> str:
     return f"{mean:.2%}".rstrip("%") + ("" if math.isnan(error) else f" ± {100 * error:.2f}")
 
 
 def _show_comparisons(comparisons: Sequence[TaskComparison], title: str) -> None:
     rows = []
-    for each in comparisons:
-        name = each.tasks[0] if len(each.tasks) == 1 else "mean of tasks"
-        paired = each.paired
+    for comparison in comparisons:
+        name = comparison.tasks[0] if len(comparison.tasks) == 1 else "mean of tasks"
+        paired = comparison.paired
         rows.append(
             [
                 name,
-                each.metric,
+                comparison.metric,
                 f"{100 * paired.difference:+.2f} ± {100 * paired.error:.2f}",
                 f"{100 * paired.low:+.2f} to {100 * paired.high:+.2f}",
                 _p_value(paired.p_value, paired.samples),
@@ -71,11 +71,11 @@ def _p_value(value: float, samples: int) -> str:
 
 def protocol(results: Sequence[TaskResult]) -> str:
     """How accuracies were measured, in one line."""
-    shots = [f"{each.task} {each.num_fewshot}" for each in results if each.num_fewshot]
+    shots = [f"{result.task} {result.num_fewshot}" for result in results if result.num_fewshot]
     some = [
-        f"{each.task} {each.num_documents:,} of {each.available_documents:,}"
-        for each in results
-        if each.num_documents < each.available_documents
+        f"{result.task} {result.num_documents:,} of {result.available_documents:,}"
+        for result in results
+        if result.num_documents < result.available_documents
     ]
     return "; ".join(
         (
@@ -87,7 +87,7 @@ def protocol(results: Sequence[TaskResult]) -> str:
 
 def _show_notes(report: TaskReport) -> None:
     screen.say(screen.dim(protocol(report.results)))
-    without = [each.task for each in report.results if each.acc_norm is None]
+    without = [result.task for result in report.results if result.acc_norm is None]
     if 0 < len(without) < len(report.results):
         tasks, has = ", ".join(without), "has" if len(without) == 1 else "have"
         screen.say(screen.dim(f"Means of acc_norm take acc for {tasks}, which {has} none."))
@@ -99,9 +99,9 @@ def _show_notes(report: TaskReport) -> None:
                 "within each task."
             )
         )
-    for each in (*report.results, *report.against):
-        if each.num_truncated:
+    for result in (*report.results, *report.against):
+        if result.num_truncated:
             screen.warn(
-                f"{each.num_truncated:,} prompts of {each.task} were longer than the model's "
+                f"{result.num_truncated:,} prompts of {result.task} were longer than the model's "
                 "positions and lost their beginning."
             )

@@ -43,7 +43,7 @@ def correlations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     sign is turned: 1 is a perfect prediction for every score.
 
     Args:
-        results: as `cells.assemble` gives them.
+        results: as `assembly.assemble` gives them.
 
     Returns:
         Plain values of `Correlation`.

@@ -1,23 +1,20 @@
-"""Which cuts a comparison makes, and how long they will take."""
+"""How long a comparison will take: the passes of all its parts, priced."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from ghostlayers.calibration.cuts import loss_pass
 from ghostlayers.calibration.fits import in_stages
 from ghostlayers.calibration.passes import Pass
 from ghostlayers.calibration.scoring import SWEEP
-from ghostlayers.checkpoint.record import table_to_dict
-from ghostlayers.compare.bench import Bench
-from ghostlayers.compare.request import EVERY, Comparison
+from ghostlayers.compare.choices import Jobs, Spans, cut_key, expected_jobs
+from ghostlayers.compare.experiment import Experiment
+from ghostlayers.compare.parts import WARNING_WINDOWS
+from ghostlayers.compare.request import EVERY
+from ghostlayers.plan.expected import Expected, expected_spans
 from ghostlayers.plan.probe import Speed
-from ghostlayers.plan.stages import Expected, expected_spans
-from ghostlayers.plan.units import Plan, prices
+from ghostlayers.plan.units import Plan, Predicted, prices
 from ghostlayers.repairs import find_method
-from ghostlayers.selection.choices import find_selection
-from ghostlayers.spans import Span, format_layers, removed_layers
 
 TIMED_PASSES = 5.0
 TIMED_SHARE = 0.4
@@ -27,223 +24,126 @@ TOKENS_A_PASS = 20
 """New tokens of a continuation that take as long as a window's forward pass."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Layers chosen one way, to be repaired in several."""
-
-    layers: int
-    select: str
-    spans: tuple[Span, ...]
-    repairs: tuple[str, ...]
+def plan_comparison(experiment: Experiment, speed: Speed) -> Plan:
+    """What a comparison takes in all, before anything is chosen."""
+    plan = _plan_presets if experiment.request.presets else _plan_choices
+    return plan(experiment, speed)
 
 
-def choose(bench: Bench) -> tuple[dict[tuple[Span, ...], list[Cell]], dict[str, Any]]:
-    """Which layers go, for every selection and number; equal choices share their work."""
-    chosen: dict[tuple[Span, ...], list[Cell]] = {}
-    tables: dict[str, Any] = {}
-    for layers in sorted(set(bench.request.layers)):
-        # A sweep that keeps a sample of the stream serves those that need none, too.
-        selects = [select for select in bench.request.select if select != EVERY]
-        for select in sorted(selects, key=lambda each: _needs_no_sample(bench, layers, each)):
-            _choose_one(bench, layers, select)
-        for select in bench.request.select:
-            if select == EVERY:
-                for span in bench.request.every_span(bench.dense.num_layers, layers):
-                    name = f"{EVERY}:{format_layers(span.layers)}"
-                    _add(chosen, Cell(layers, name, (span,), bench.repairs))
-                continue
-            spans, table = _choose_one(bench, layers, select)
-            _add(chosen, Cell(layers, select, spans, bench.repairs))
-            known = tables.get(str(layers))
-            if table is not None and (known is None or _measured(table) > _measured(known)):
-                tables[str(layers)] = table
-    if "ghost" in bench.repairs:
-        for layers in bench.request.yardsticks:
-            for select in [each for each in bench.request.select if each != EVERY]:
-                spans, _ = _choose_one(bench, layers, select)
-                _add(chosen, Cell(layers, select, spans, ("ghost",)))
-    return chosen, tables
-
-
-def _needs_no_sample(bench: Bench, layers: int, select: str) -> bool:
-    choice = find_selection(bench.request.cell_recipe(layers, select).select)
-    return "residuals" not in choice.needs
-
-
-def _measured(table: Mapping[str, Any]) -> int:
-    """How many residuals and losses a score table holds."""
-    values = (span[key] for span in table["spans"] for key in ("residual", "loss_nats"))
-    return sum(value is not None for value in values)
-
-
-def _add(chosen: dict[tuple[Span, ...], list[Cell]], cell: Cell) -> None:
-    chosen.setdefault(cell.spans, []).append(cell)
-
-
-def _choose_one(
-    bench: Bench, layers: int, select: str
-) -> tuple[tuple[Span, ...], dict[str, Any] | None]:
-    key = f"choice {layers} {select}"
-    done = bench.store.get(key)
-    if done is None:
-        bench.say(f"Choosing {layers} layers by {select}")
-        recipe = bench.request.cell_recipe(layers, select)
-        with bench.keeping(key, dataclasses.replace(bench.study, recipe=recipe)) as here:
-            cut = here.study.choose()
-        done = bench.store.put(
-            key,
-            {
-                "spans": [[span.start, span.stop] for span in cut.spans],
-                "table": None if cut.table is None else table_to_dict(cut.table),
-            },
-        )
-    return tuple(Span(start, stop) for start, stop in done["spans"]), done["table"]
-
-
-Jobs = list[tuple[tuple[Span, ...], tuple[str, ...]]]
-"""Cuts, and the repairs of each."""
-
-
-def jobs_of(chosen: Mapping[tuple[Span, ...], Sequence[Cell]]) -> Jobs:
-    """The cuts that were chosen."""
-    return [(spans, wanted_repairs(members)) for spans, members in chosen.items()]
-
-
-def wanted_repairs(members: Sequence[Cell]) -> tuple[str, ...]:
-    """The repairs that any of the cells of a cut asks for, each once."""
-    return tuple(dict.fromkeys(name for member in members for name in member.repairs))
-
-
-def expected_jobs(bench: Bench) -> Jobs:
-    """Before anything is chosen: every choice a cut of its own, in the middle of the model."""
-    request, depth = bench.request, bench.dense.num_layers
-    wanted = [
-        (count, select, bench.repairs) for count in request.layers for select in request.select
-    ]
-    if "ghost" in bench.repairs:
-        scored = [select for select in request.select if select != EVERY]
-        wanted += [(count, select, ("ghost",)) for count in request.yardsticks for select in scored]
-    return [
-        ((span,), repairs)
-        for count, select, repairs in wanted
-        for span in _expected_spans(request, select, count, depth)
-    ]
-
-
-def _expected_spans(request: Comparison, select: str, count: int, depth: int) -> Sequence[Span]:
-    if select == EVERY:
-        return request.every_span(depth, count)
-    return (Span((depth - count) // 2, (depth + count) // 2),)
-
-
-def cut_key(spans: Sequence[Span], names: Sequence[str]) -> str:
-    """Under which a finished cut is kept."""
-    return f"cut {format_layers(removed_layers(spans))} {' '.join(names)}"
-
-
-def plan_comparison(bench: Bench, speed: Speed) -> Plan:
-    """What a comparison takes in all, before anything is chosen: a stage a line."""
-    request = bench.request
-    jobs = expected_jobs(bench)
-    here = prices(bench.dense, speed, request.calibration.sequence_length)
+def _plan_choices(experiment: Experiment, speed: Speed) -> Plan:
+    """A line for each kind of work."""
+    dense, request = experiment.study.dense, experiment.request
+    jobs = expected_jobs(request, dense.num_layers, experiment.repairs.names)
+    here = prices(dense, speed, request.calibration.sequence_length)
     lines: list[tuple[str, list[Pass]]] = [
-        ("Scores and searches", _choosing(bench)),
-        ("Measuring the dense model", [_dense_pass(bench)]),
-        ("Fitting the repairs", [each for job in jobs for each in _fits(bench, *job)]),
-        ("Losses of every repair on every text", [_losses(bench, *job) for job in jobs]),
-        ("Speed and continuations", [_timing(bench, *job) for job in jobs]),
+        ("Scores and searches", _choosing(experiment)),
+        ("Measuring the dense model", [_dense_pass(experiment)]),
+        ("Fitting the repairs", [fit for job in jobs for fit in _fits(experiment, *job)]),
+        ("Losses of every repair on every text", [_losses(experiment, *job) for job in jobs]),
+        ("Speed and continuations", [_timing(experiment, *job) for job in jobs]),
     ]
-    if bench.tasks:
-        answers = [_answering(bench, bench.dense.num_layers, 1)]
-        lines.append(("Tasks", answers + [_answers(bench, *job) for job in jobs]))
+    if experiment.tasks:
+        answers = [_dense_answers(experiment)]
+        lines.append(("Tasks", answers + [_answers(experiment, *job) for job in jobs]))
     return Plan(tuple(here.together(title, passes) for title, passes in lines))
 
 
-def plan_presets(bench: Bench, speed: Speed) -> Plan:
-    """What methods by their own choices take: a stage a method, all numbers of layers together."""
-    request, depth = bench.request, bench.dense.num_layers
-    lines = []
-    for name in request.presets:
-        passes: list[Pass] = []
-        for layers in request.layers:
-            recipe = request.preset_recipe(name, layers)
-            expected, spans = Expected.of(bench.dense, recipe), expected_spans(recipe, depth)
-            passes += [each for _, some in expected.selection() for each in some]
-            passes += [expected.fit(spans)] if recipe.refit == "all" else []
-            # Evaluation windows have a length of their own.
-            share = _windows(bench) * request.window_length / recipe.sequence_length
-            behind = depth - layers - spans[0].start
-            passes.append(loss_pass(bench.dense, share, [behind], True, name))
-        here = prices(bench.dense, speed, recipe.sequence_length)
-        lines.append(here.together(name, passes))
-    dense = prices(bench.dense, speed, request.window_length)
-    return Plan((dense.of(_dense_pass(bench)), *lines))
+def _plan_presets(experiment: Experiment, speed: Speed) -> Plan:
+    """A line for each method, all numbers of layers together."""
+    request = experiment.request
+    here = prices(experiment.study.dense, speed, request.window_length)
+    lines = (_preset_line(experiment, name, speed) for name in request.presets)
+    return Plan((here.of(_dense_pass(experiment)), *lines))
 
 
-def _windows(bench: Bench) -> int:
+def _preset_line(experiment: Experiment, name: str, speed: Speed) -> Predicted:
+    request, dense = experiment.request, experiment.study.dense
+    passes: list[Pass] = []
+    for layers in request.layers:
+        recipe = request.preset_recipe(name, layers)
+        expected, spans = Expected.of(dense, recipe), expected_spans(recipe, dense.num_layers)
+        passes += [chosen for _, choosing in expected.selection() for chosen in choosing]
+        passes += [expected.fit(spans)] if recipe.refit == "all" else []
+        # Evaluation windows have a length of their own.
+        share = _windows(experiment) * request.window_length / recipe.sequence_length
+        behind = dense.num_layers - layers - spans[0].start
+        passes.append(loss_pass(dense, share, [behind], True, name))
+    return prices(dense, speed, recipe.sequence_length).together(name, passes)
+
+
+def _windows(experiment: Experiment) -> int:
     """Windows of all evaluation texts."""
-    return sum(map(len, bench.corpora.values()))
+    return sum(map(len, experiment.texts.values()))
 
 
-def _answering(bench: Bench, depth: int, models: int) -> Pass:
+def _answering(experiment: Experiment, depth: int, models: int) -> Pass:
     """Models of some decoder layers on the tasks, whose tokens cost what those of windows do."""
-    windows = models * bench.task_tokens / bench.request.window_length
+    windows = models * experiment.task_tokens / experiment.request.window_length
     return Pass("tasks", "Tasks", windows, layers=windows * depth, heads=windows)
 
 
-def _expected(bench: Bench, layers: int, select: str, repair: str = "ghost") -> Expected:
+def _expected(experiment: Experiment, layers: int, select: str, repair: str = "ghost") -> Expected:
     # Every span is no selection; what a cut costs does not depend on who chose it.
-    recipe = bench.request.cell_recipe(layers, "streamline" if select == EVERY else select)
-    return Expected.of(bench.dense, dataclasses.replace(recipe, repair=repair))
+    recipe = experiment.request.recipe_for(layers, "streamline" if select == EVERY else select)
+    return Expected.of(experiment.study.dense, dataclasses.replace(recipe, repair=repair))
 
 
-def _choosing(bench: Bench) -> list[Pass]:
+def _choosing(experiment: Experiment) -> list[Pass]:
     """Every selection at every number of layers; sweeps on the same windows are shared."""
-    request = bench.request
     passes: dict[Pass | int, Pass] = {}
-    for select in [each for each in request.select if each != EVERY]:
-        for layers in (*request.layers, *request.yardsticks):
-            for _, some in _expected(bench, layers, select).selection():
-                for each in some:
-                    passes[each if each.title == SWEEP else len(passes)] = each
+    for choosing in _selecting(experiment):
+        passes[choosing if choosing.title == SWEEP else len(passes)] = choosing
     return list(passes.values())
 
 
-def _dense_pass(bench: Bench) -> Pass:
-    return loss_pass(bench.dense, _windows(bench), [], True, "Measuring the dense model")
+def _selecting(experiment: Experiment) -> Iterator[Pass]:
+    request = experiment.request
+    for select in request.selections:
+        for layers in (*request.layers, *request.yardsticks):
+            for _, passes in _expected(experiment, layers, select).selection():
+                yield from passes
 
 
-def _losses(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Pass:
+def _dense_pass(experiment: Experiment) -> Pass:
+    dense, windows = experiment.study.dense, _windows(experiment)
+    return loss_pass(dense, windows, [], True, "Measuring the dense model")
+
+
+def _losses(experiment: Experiment, spans: Spans, names: Sequence[str]) -> Pass:
     """Every repair of a cut, and the bare cut on a few windows, on every text."""
-    behind = bench.dense.num_layers - sum(map(len, spans)) - spans[0].start + 1
-    windows = _windows(bench) + len(bench.warning_windows)
-    return loss_pass(bench.dense, windows, [behind] * (len(names) + 1), True, "Losses")
+    behind = experiment.study.dense.num_layers - sum(map(len, spans)) - spans[0].start + 1
+    windows = _windows(experiment) + len(experiment.study.held_out.first(WARNING_WINDOWS))
+    return loss_pass(experiment.study.dense, windows, [behind] * (len(names) + 1), True, "Losses")
 
 
-def _timing(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Pass:
+def _timing(experiment: Experiment, spans: Spans, names: Sequence[str]) -> Pass:
     """Whole forward passes of one window that every repair's speed and continuation take."""
-    request = bench.request
+    request = experiment.request
     forwards = TIMED_PASSES * TIMED_SHARE if request.speed else 0.0
     forwards += request.new_tokens / TOKENS_A_PASS if request.prompt else 0.0
     forwards *= len(names)
-    kept = bench.dense.num_layers - sum(map(len, spans))
-    return Pass("timing", "Timing and writing", forwards, layers=forwards * kept)
+    depth = experiment.study.dense.num_layers - sum(map(len, spans))
+    return Pass("timing", "Timing and writing", forwards, layers=forwards * depth)
 
 
-def _answers(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Pass:
-    kept = bench.dense.num_layers - sum(map(len, spans))
-    return _answering(bench, kept, sum(map(bench.answers_tasks, names)))
+def _dense_answers(experiment: Experiment) -> Pass:
+    return _answering(experiment, experiment.study.dense.num_layers, 1)
 
 
-def _fits(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> list[Pass]:
+def _answers(experiment: Experiment, spans: Spans, names: Sequence[str]) -> Pass:
+    depth = experiment.study.dense.num_layers - sum(map(len, spans))
+    return _answering(experiment, depth, sum(map(experiment.answers_tasks, names)))
+
+
+def _fits(experiment: Experiment, spans: Spans, names: Sequence[str]) -> list[Pass]:
     """One sweep gathers what most want; a repair with stages changes the stream, and sums alone."""
-    removed, select = sum(map(len, spans)), bench.request.select[0]
-    bare = _expected(bench, removed, select).fit(spans)
+    removed, select = sum(map(len, spans)), experiment.request.select[0]
+    bare = _expected(experiment, removed, select).fit(spans)
     shared = dataclasses.replace(bare, products=0.0, solutions=0.0)
     alone: list[Pass] = []
     for name in names:
-        fit = _expected(bench, removed, select, name).fit(spans)
-        if in_stages(bench.dense, find_method(name)):
+        fit = _expected(experiment, removed, select, name).fit(spans)
+        if in_stages(experiment.study.dense, find_method(name)):
             alone.append(dataclasses.replace(fit, layers=fit.layers - bare.layers))
             continue
         solutions = shared.solutions + fit.solutions
@@ -255,17 +155,28 @@ def _products(declared: Pass) -> float:
     return declared.products
 
 
-def say_estimate(bench: Bench, speed: Speed, jobs: Jobs, *, chosen: bool) -> None:
-    """Predicted minutes of what is not done yet."""
-    passes: list[Pass] = []
-    if not chosen:
-        passes = [*_choosing(bench), _dense_pass(bench)]
-        passes.append(_answering(bench, bench.dense.num_layers, 1))
+def say_estimate(experiment: Experiment, speed: Speed) -> None:
+    """Predicted minutes, before anything is chosen."""
+    request, depth = experiment.request, experiment.study.dense.num_layers
+    jobs = expected_jobs(request, depth, experiment.repairs.names)
+    first = [*_choosing(experiment), _dense_pass(experiment), _dense_answers(experiment)]
+    _say(experiment, speed, [*first, *_all_of(experiment, jobs)], "at most ")
+
+
+def say_what_is_left(experiment: Experiment, speed: Speed, jobs: Jobs) -> None:
+    """Predicted minutes of the cuts that are not done yet."""
+    left = [job for job in jobs if experiment.store.get(cut_key(*job)) is None]
+    _say(experiment, speed, [*_all_of(experiment, left)], "")
+
+
+def _all_of(experiment: Experiment, jobs: Jobs) -> Iterator[Pass]:
     for job in jobs:
-        if not chosen or bench.store.get(cut_key(*job)) is None:
-            passes += [*_fits(bench, *job), _losses(bench, *job), _timing(bench, *job)]
-            passes.append(_answers(bench, *job))
-    here = prices(bench.dense, speed, bench.request.calibration.sequence_length)
-    total = here.together("", passes).seconds
-    bound = "" if chosen else "at most "
-    bench.say(f"About {bound}{max(1, round(total / 60))} minutes to go on this machine.")
+        yield from _fits(experiment, *job)
+        yield from (work(experiment, *job) for work in (_losses, _timing, _answers))
+
+
+def _say(experiment: Experiment, speed: Speed, passes: Sequence[Pass], bound: str) -> None:
+    length = experiment.request.calibration.sequence_length
+    seconds = prices(experiment.study.dense, speed, length).together("", passes).seconds
+    minutes = max(1, round(seconds / 60))
+    experiment.say(f"About {bound}{minutes} minutes to go on this machine.")

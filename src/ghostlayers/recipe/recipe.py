@@ -1,24 +1,14 @@
-"""What to do (`Recipe`), beside how to do it (`RunOptions`).
-
-A recipe determines the result; run options change it by rounding at most.
-"""
+"""What to do: `Recipe`."""
 
 import dataclasses
-import math
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.presets import PRESETS, find_preset
+from ghostlayers.recipe import checks
 from ghostlayers.repairs import METHODS, REPAIR_REGISTRY, RepairMethod, find_method
-from ghostlayers.runtime.documents import brief
-from ghostlayers.runtime.run_options import MOST
-from ghostlayers.runtime.run_options import Offload as Offload
-from ghostlayers.runtime.run_options import RunOptions as RunOptions
-from ghostlayers.runtime.run_options import TypeName as TypeName
 from ghostlayers.runtime.settings import FIT, TEXT, WHAT, documented, setting
 from ghostlayers.selection.choices import Selection, find_selection, parse_keep
 from ghostlayers.selection.cosine import CosineAxis
@@ -63,17 +53,22 @@ def _described(name: str, selection: Selection) -> str:
 @documented
 @dataclass(frozen=True)
 class Recipe:
-    """What is removed, how it is repaired, and on what text."""
+    """What is removed, how it is repaired, and on what text.
+
+    ``select`` and ``repair`` are given as text or as objects; `selection` and `method` are the
+    objects, and what the fields themselves hold is the text.
+    """
 
     layers: int | None = setting(None, "How many decoder layers to remove.", WHAT, short="-n")
     remove: str | None = setting(
         None, "Which layers to remove instead, counted from 0, ends included: 10-12,14.", WHAT
     )
-    select: str = setting(
+    select: str | Selection = setting(
         "recoverable",
         f"How to choose them: {'; '.join(_described(*row) for row in SELECTIONS.items())}.",
         WHAT,
         metavar="NAME",
+        read="name",
         paper=PAPER.get("select"),
     )
     iterative: bool = setting(
@@ -90,11 +85,12 @@ class Recipe:
         "does.",
         WHAT,
     )
-    repair: str = setting(
+    repair: str | RepairMethod = setting(
         "ghost",
         f"How to repair each gap: {', '.join(METHODS)}.",
         WHAT,
         metavar="NAME",
+        read="name",
         paper=PAPER.get("repair"),
     )
     data: str | None = setting(
@@ -212,11 +208,17 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "select", SELECTION_REGISTRY.text_of(self.select))
         object.__setattr__(self, "repair", REPAIR_REGISTRY.text_of(self.repair))
-        _check_types(self)
-        if self.preset is not None:
-            find_preset(self.preset)
-        _check_choices(self)
-        _check_numbers(self)
+        checks.check(self)
+
+    @property
+    def selection(self) -> Selection:
+        """How the layers are chosen."""
+        return find_selection(self.select)
+
+    @property
+    def method(self) -> RepairMethod:
+        """How each gap is repaired."""
+        return find_method(self.repair)
 
     @property
     def num_calibration_windows(self) -> int:
@@ -243,8 +245,7 @@ class Recipe:
     @property
     def num_race_windows(self) -> int:
         """Held-out windows that candidates may be measured on, those of the losses included."""
-        choice = find_selection(self.select)
-        if self.remove is not None or "held-out losses" not in choice.needs:
+        if self.remove is not None or "held-out losses" not in self.selection.needs:
             return self.num_held_out_windows
         if self.race_windows is not None:
             return max(self.race_windows, self.num_held_out_windows)
@@ -284,128 +285,3 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values."""
         return dataclasses.asdict(self)
-
-
-def _check_types(recipe: Recipe) -> None:
-    hints = typing.get_type_hints(Recipe)
-    for field in dataclasses.fields(recipe):
-        value, hint = getattr(recipe, field.name), hints[field.name]
-        allowed = _plain_types(hint)
-        if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
-            expected = " or ".join(each.__name__ for each in allowed)
-            raise RecipeError(f"'{field.name}' must be {expected}, got {brief(value)}.")
-        if isinstance(value, str) and "\0" in value:
-            raise RecipeError(f"'{field.name}' holds a NUL character, which no name or text has.")
-        words = typing.get_args(hint) if typing.get_origin(hint) is Literal else (value,)
-        if value not in words:
-            raise RecipeError(f"'{field.name}' must be one of {', '.join(words)}, got '{value}'.")
-
-
-def _plain_types(hint: Any) -> tuple[type, ...]:
-    if typing.get_origin(hint) is Literal:
-        return (str,)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return tuple(each for part in typing.get_args(hint) for each in _plain_types(part))
-    return (int, float) if hint is float else (hint,)
-
-
-def _check_choices(recipe: Recipe) -> None:
-    if recipe.layers is not None and recipe.remove is not None:
-        raise RecipeError("give either the number of layers or which to remove, not both.")
-    _check_iterative(recipe)
-    check_export(recipe.export, recipe.repair)
-
-
-def check_export(export: str, repair: str) -> None:
-    """Refuse a form that a repair cannot be written in; the message names repairs that can.
-
-    Raises:
-        RecipeError: the two do not go together.
-    """
-    form = find_method(repair).form
-    if export == "fold" and form != "fold":
-        raise RecipeError(
-            f"--export fold: repair '{repair}' is a map of the stream and folds into no existing "
-            "weight. Those that fold: refit:3:ridge=auto (nearest to ghost), refit:k, replaceme, "
-            "magnitude."
-        )
-    if export == "stock-layer" and form != "norm map":
-        raise RecipeError(
-            f"--export stock-layer: repair '{repair}' cannot be written as an ordinary decoder "
-            "layer. The one that can: normed."
-        )
-    if export == "custom" and form == "fold":
-        raise RecipeError(
-            f"--export custom: repair '{repair}' folds into existing weights, so that nothing is "
-            "left for custom code to do. Use --export fold; or ghost, normed, piecewise."
-        )
-
-
-def unmoved_score(choice: Selection, method: RepairMethod) -> str:
-    """Why every step of an iterated selection would find the same scores; empty if it would not."""
-    if choice.scores_only_weights and not method.writes_weights:
-        return (
-            "it scores weights alone, and that repair changes none that stay, so that every step "
-            "would rank the layers as the first did. Take --repair magnitude, replaceme or "
-            "refit:k, another selection, or leave out 'iterative'."
-        )
-    return ""
-
-
-def _check_iterative(recipe: Recipe) -> None:
-    choice, method = find_selection(recipe.select), find_method(recipe.repair)
-    if recipe.refit == "none" and not recipe.iterative:
-        raise RecipeError(
-            "refit 'none' says what an iterated choice does with its repairs, but nothing is "
-            "iterated: add 'iterative', or leave it out."
-        )
-    if recipe.refit == "none" and not (method.stacks or method.name == "none"):
-        raise RecipeError(
-            "refit 'none' leaves each removed layer its own repair, and those of "
-            f"'{recipe.repair}' cannot stand one behind the other where neighbouring layers go. "
-            "Take magnitude, linearpatch-diag, linearpatch-hadamard or ghost, or refit 'all'."
-        )
-    if not recipe.iterative:
-        return
-    if recipe.remove is not None:
-        raise RecipeError(
-            "'iterative' chooses layers one at a time, but 'remove' names them all; drop one of "
-            "the two."
-        )
-    unmoved = unmoved_score(choice, method)
-    if unmoved:
-        raise RecipeError(f"'{recipe.select}' cannot be iterated with '{recipe.repair}': {unmoved}")
-    if choice.not_iterated:
-        raise RecipeError(
-            f"'{recipe.select}' cannot be combined with 'iterative': {choice.not_iterated}. Drop "
-            "'iterative', or take shortgpt, streamline, angular, recoverable, perplexity:one-shot, "
-            "taylor or magnitude."
-        )
-
-
-_POSITIVE = ("windows", "fit_windows", "search_windows", "race_windows", "sequence_length")
-
-
-def _check_numbers(recipe: Recipe) -> None:
-    for name in _POSITIVE:
-        value = getattr(recipe, name)
-        if value is not None and value < 1:
-            raise RecipeError(f"'{name}' must be at least 1, got {value}.")
-    for name in ("held_out_windows", "ridge", "absolute_ridge"):
-        value = getattr(recipe, name)
-        if value is not None and not value >= 0:
-            raise RecipeError(f"'{name}' must not be negative, got {value}.")
-    for name in ("ridge", "absolute_ridge"):
-        if not getattr(recipe, name) < math.inf:
-            raise RecipeError(f"'{name}' must be a finite number, got {getattr(recipe, name)}.")
-    for name in ("layers", "held_out_windows", *_POSITIVE):
-        value = getattr(recipe, name)
-        if value is not None and value > MOST:
-            raise RecipeError(f"'{name}' must be at most {MOST:,}, got {brief(value)}.")
-    if recipe.keep_layers is not None:
-        parse_keep(recipe.keep_layers)
-    if not 0 <= recipe.seed < 2**63:
-        raise RecipeError(f"'seed' must lie in [0, 2**63), got {brief(recipe.seed)}.")
-    by_loss = "held-out losses" in find_selection(recipe.select).needs
-    if by_loss and recipe.remove is None and recipe.num_held_out_windows < 1:
-        raise RecipeError("'recoverable' measures losses: 'held_out_windows' must be at least 1.")

@@ -1,22 +1,20 @@
-"""What is told of one model of a comparison, and how the results are put together."""
+"""What is said of one model of a comparison: its size, speed and form, its gaps and operators."""
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ghostlayers.checkpoint.record import repair_row
 from ghostlayers.compare.request import Comparison
-from ghostlayers.compare.tasks import differences, task_row
 from ghostlayers.evaluation.continuation import continue_text
 from ghostlayers.evaluation.speed import prefill_times
 from ghostlayers.model.configs import head_width, kv_heads
 from ghostlayers.repairs.base import Repair
 from ghostlayers.repairs.method import RepairMethod
-from ghostlayers.report.results import read_results
 from ghostlayers.report.summary import NOT_SAVABLE, STOCK
-from ghostlayers.spans import Span, format_layers, removed_layers
+from ghostlayers.spans import Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,7 +89,7 @@ def describe_gap(span: Span, repair: Repair) -> dict[str, Any]:
 
 
 def describe_operators(repairs: Mapping[Span, Repair]) -> list[dict[str, Any]]:
-    """What is told of the maps M of a cut, of those repairs that are one."""
+    """What is said of the maps M of a cut, of those repairs that are one."""
     rows = (describe_operator(span, repair) for span, repair in repairs.items())
     return [row for row in rows if row is not None]
 
@@ -111,78 +109,3 @@ def describe_operator(span: Span, repair: Repair) -> dict[str, Any] | None:
         "antisymmetric_share": float((delta - delta.T).norm()) / 2 / whole,
         "identity_distance": whole / delta.shape[0] ** 0.5,
     }
-
-
-DENSE_NAME = {"layers": 0, "select": "", "repair": "dense", "removed": "none"}
-MODEL_KEYS = (
-    "held_out_loss_nats",
-    "worse_than_none",
-    "gaps",
-    "boundary_residual",
-    "fit_seconds",
-)
-"""What a cut's part holds of a model beside its description."""
-
-
-def assemble(
-    header: dict[str, Any],
-    dense: Mapping[str, Any],
-    parts: Sequence[Mapping[str, Any]],
-    members: Sequence[Sequence[Any]],
-    tables: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The results as `Results` holds them, as plain values.
-
-    Args:
-        header: model, protocol, machine.
-        dense: the untouched model's part.
-        parts: one a cut.
-        members: the cells of each cut.
-        tables: scores by number of layers.
-
-    Raises:
-        OutputError: a part does not fit the schema.
-    """
-    measured: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = [(DENSE_NAME, dense)]
-    skipped = list(header.pop("skipped"))
-    for part, group in zip(parts, members, strict=True):
-        for name in _names(group):
-            model = part["repairs"].get(name["repair"])
-            if model is not None:
-                measured.append((name, {**model, "fit_seconds": part["fit_seconds"]}))
-                continue
-            reasons = [row for row in part["skipped"] if row["repair"] == name["repair"]]
-            skipped.extend({**name, **row} for row in reasons)
-    answered = [(name, part["tasks"]) for name, part in measured if part["tasks"]]
-    results = {
-        **header,
-        "cells": [
-            {**name, "corpus": corpus, **values}
-            for name, part in measured
-            for corpus, values in part["losses"].items()
-        ],
-        "models": [
-            {**name, **part["model"], **{key: part[key] for key in MODEL_KEYS if key in part}}
-            for name, part in measured
-        ],
-        "scores": dict(tables),
-        "operators": [
-            {**name, **row} for name, part in measured for row in part.get("operators", ())
-        ],
-        "tasks": [task_row(name, row) for name, rows in answered for row in rows],
-        "comparisons": list(differences(answered)),
-        "skipped": skipped,
-    }
-    return read_results(results).to_dict()
-
-
-def _names(members: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    """What the rows of the results call the models of one cut."""
-    for member in members:
-        for repair in member.repairs:
-            yield {
-                "layers": member.layers,
-                "select": member.select,
-                "repair": repair,
-                "removed": format_layers(removed_layers(member.spans)),
-            }

@@ -1,0 +1,201 @@
+"""What is measured of the dense model and of every cut: the parts of a comparison."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ghostlayers.calibration import cuts
+from ghostlayers.calibration.search import ChosenCut
+from ghostlayers.compare import models
+from ghostlayers.compare.choices import Spans, cut_key, span_rows
+from ghostlayers.compare.experiment import Experiment
+from ghostlayers.compare.tasks import run_tasks
+from ghostlayers.errors import InputError
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.recipe import Recipe
+from ghostlayers.repairs import find_method
+from ghostlayers.repairs.base import Repair
+from ghostlayers.spans import Span
+from ghostlayers.study import Study
+from ghostlayers.surgery import removal
+from ghostlayers.surgery.features import check_method
+from ghostlayers.text.tokens import Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DISTANCE_WINDOWS = 2
+"""Windows on which the stream's distance from the dense one is measured."""
+
+WARNING_WINDOWS = 4
+"""Held-out windows that tell whether a repair is worse than none."""
+
+Part = dict[str, Any]
+Fits = Mapping[str, Mapping[Span, Repair]]
+"""A repair for every gap, by name."""
+
+
+def dense_part(experiment: Experiment) -> Part:
+    """The untouched model: losses, speed, continuation, tasks."""
+    part = experiment.store.get("dense")
+    if part is not None:
+        return part
+    experiment.say("Measuring the dense model")
+    runner, dense = experiment.study.runner, experiment.study.dense
+    losses = {
+        name: cuts.measure_cuts(runner, windows, {}, title=f"Dense on {name}")[cuts.DENSE].to_dict()
+        for name, windows in experiment.texts.items()
+    }
+    model = models.describe_model(dense.network, dense.tokenizer, experiment.request)
+    tasks = _tasks(experiment, "dense", "dense", dense.network)
+    return experiment.store.put("dense", {"losses": losses, "model": model, "tasks": tasks})
+
+
+def preset_part(experiment: Experiment, name: str, recipe: Recipe) -> Part:
+    """A cut and its repair as a method's own choices have them."""
+    key = f"preset {name} {recipe.layers}"
+    part = experiment.store.get(key)
+    if part is not None:
+        return part
+    experiment.say(f"{recipe.layers} layers as {name}")
+    study = dataclasses.replace(experiment.studies[name], recipe=recipe)
+    with experiment.keeping(key, study) as keeping:
+        start = time.monotonic()
+        cut = keeping.choose()
+        fits = keeping.fit(cut)
+        seconds = time.monotonic() - start
+        part = _part(seconds, [], _repaired(experiment, keeping, fits, key))
+    return experiment.store.put(key, {**part, "spans": span_rows(cut.spans)})
+
+
+def cut_part(experiment: Experiment, spans: Spans, wanted: Sequence[str]) -> Part:
+    """All repairs of one cut: fitted from one sweep, measured on every corpus, built once each."""
+    key = cut_key(spans, wanted)
+    part = experiment.store.get(key)
+    if part is not None:
+        return part
+    with experiment.keeping(key, experiment.study) as keeping:
+        part = _measure_cut(experiment, keeping, spans, wanted)
+    return experiment.store.put(key, part)
+
+
+def _measure_cut(experiment: Experiment, study: Study, spans: Spans, wanted: Sequence[str]) -> Part:
+    names, skipped = _fitting_names(study.dense, spans, wanted)
+    if not names:
+        return _part(0.0, skipped, {})
+    start = time.monotonic()
+    fits = study.fit(ChosenCut(study.recipe, spans), names)
+    seconds = time.monotonic() - start
+    return _part(seconds, skipped, _repaired(experiment, study, fits, str(spans)))
+
+
+def _part(seconds: float, skipped: list[Part], repairs: Part) -> Part:
+    return {"fit_seconds": seconds, "skipped": skipped, "repairs": repairs}
+
+
+def _fitting_names(
+    dense: DenseModel, spans: Spans, wanted: Sequence[str]
+) -> tuple[list[str], list[Part]]:
+    """Repairs that can act on this cut; a cut at layer 0 has no kept layer before it."""
+    names, skipped = [], []
+    for name in wanted:
+        try:
+            check_method(dense, find_method(name), spans)
+        except InputError as error:
+            skipped.append({"repair": name, "reason": str(error)})
+            continue
+        names.append(name)
+    return names, skipped
+
+
+def _repaired(experiment: Experiment, study: Study, fits: Fits, key: str) -> Part:
+    """All that is said of the repairs of one cut; ``key`` names what their models answer."""
+    losses = {
+        name: _losses(study, name, windows, fits) for name, windows in experiment.texts.items()
+    }
+    held_out = _held_out(experiment, study, fits)
+    distances: dict[str, dict[int, float]] = {name: {} for name in fits}
+    windows = study.held_out.first(DISTANCE_WINDOWS)
+    if len(windows):
+        distances = cuts.stream_distances(study.runner, windows, fits)
+    built = _models(experiment, fits, key)
+    return {
+        name: {
+            "losses": {corpus: by_name[name] for corpus, by_name in losses.items()},
+            "held_out_loss_nats": held_out.get(name),
+            "worse_than_none": _worse(held_out, name),
+            "gaps": [models.describe_gap(span, repair) for span, repair in repairs.items()],
+            "boundary_residual": [[b, v] for b, v in sorted(distances[name].items())],
+            "operators": models.describe_operators(repairs),
+            "tasks": built[name].pop("tasks"),
+            "model": built[name],
+        }
+        for name, repairs in fits.items()
+    }
+
+
+def _losses(study: Study, corpus: str, windows: Windows, fits: Fits) -> Part:
+    """By repair."""
+    title = f"{len(fits)} repairs on {corpus}"
+    losses = cuts.measure_cuts(study.runner, windows, fits, title=title)
+    return {name: sums.to_dict() for name, sums in losses.items()}
+
+
+def _held_out(experiment: Experiment, study: Study, fits: Fits) -> dict[str, float]:
+    """Losses on windows that nothing was fitted on; warns of repairs that are worse than none."""
+    windows = study.held_out.first(WARNING_WINDOWS)
+    if not len(windows):
+        return {}
+    spans = tuple(next(iter(fits.values())))
+    both = {**fits, "none": cuts.unrepaired(spans)}
+    rows = _losses(study, "held-out calibration windows", windows, both)
+    losses = {name: rows[name]["loss_nats"] for name in both}
+    for name in fits:
+        if _worse(losses, name):
+            experiment.say(
+                f"Warning: {name} is worse than no repair on held-out text ({losses[name]:.3f} "
+                f"against {losses['none']:.3f} nats)."
+            )
+    return losses
+
+
+def _worse(held_out: Mapping[str, float], name: str) -> bool:
+    return name != "none" and name in held_out and held_out[name] > held_out["none"]
+
+
+def _models(experiment: Experiment, fits: Fits, key: str) -> dict[str, Part]:
+    """Size, speed, continuation and tasks of every repaired model, built one at a time.
+
+    Models whose repairs have the same shapes take the same time, so one of each is measured.
+    """
+    described: dict[str, Part] = {}
+    speeds: dict[Any, Part] = {}
+    dense, request = experiment.study.dense, experiment.request
+    with experiment.study.runner.progress.stage("Timing and writing", len(fits)) as advance:
+        for name, repairs in fits.items():
+            model = removal.prune_layers(dense, tuple(repairs), repairs)
+            shape, gaps = models.runtime_shape(repairs.values()), repairs.values()
+            row = models.describe_model(model, dense.tokenizer, request, speeds.get(shape))
+            speeds.setdefault(shape, {field: row[field] for field in models.SPEED_KEYS})
+            row["checkpoint"] = models.checkpoint_kind(find_method(name), gaps)
+            row["tasks"] = _tasks(experiment, key, name, model)
+            row["added_parameters"] = sum(repair.num_parameters for repair in gaps)
+            described[name] = row
+            advance(1)
+    return described
+
+
+def _tasks(experiment: Experiment, key: str, repair: str, model: "PreTrainedModel") -> list[Part]:
+    """A model's accuracies, kept as soon as they are known: they take longest."""
+    tasks, study = experiment.tasks, experiment.study
+    if tasks is None or not (repair == "dense" or experiment.answers_tasks(repair)):
+        return []
+    name = f"tasks {key} {repair}"
+    part = experiment.store.get(name)
+    if part is None:
+        limit, progress = experiment.request.limit, study.runner.progress
+        rows = run_tasks(model, study.dense.tokenizer, tasks, limit, progress)
+        part = experiment.store.put(name, {"rows": rows})
+    answers: list[Part] = part["rows"]
+    return answers
