@@ -1,14 +1,17 @@
 """What was saved, and what is known of it, on the screen."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghostlayers.checkpoint.hub import Upload
 from ghostlayers.checkpoint.proof import Verification, mode_of
 from ghostlayers.cli.screen import bold, loss_cells, say, table
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.spans import format_layers
+
+if TYPE_CHECKING:
+    from ghostlayers.checkpoint.quantise import Made
 
 
 def show_adapter(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
@@ -43,6 +46,17 @@ def show_exported(file: Path) -> None:
     small = file.with_name(f"{file.stem}-q4_k_m.gguf")
     say(f'\nNext:\n  llama-cli -m {file} -p "..."')
     say(f"  llama-quantize {file} {small} Q4_K_M")
+
+
+def show_family(made: "Iterable[Made]", command: str | None) -> None:
+    """Every file as it comes: how large it is, and which types its tensors have."""
+    for each in made:
+        types = ", ".join(f"{count} {kind}" for kind, count in each.tensors.items())
+        held = f"tensors: {types}" if types else "mean squares of what is multiplied"
+        say("Saved: ", bold(each.path), f", {each.size_bytes / 1e6:,.1f} MB; {held}.")
+    if command is not None:
+        say("\nFurther types with the same importance matrix, by llama.cpp's own program:")
+        say(f"  {command}")
 
 
 def show_materialized(out_folder: Path, verification: Verification) -> None:
