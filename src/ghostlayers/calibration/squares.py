@@ -89,9 +89,7 @@ class _Listener(TorchFunctionMode):
         super().__init__()
         self._heard = heard
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         if func is nn.functional.linear:
             with torch._C.DisableTorchFunction():

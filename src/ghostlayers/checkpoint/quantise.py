@@ -307,5 +307,3 @@ def _encoded(tensor: Any, target: TensorType) -> Any:
             "choose BF16 or F32."
         )
     return made
-
-

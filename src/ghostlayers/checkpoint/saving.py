@@ -85,8 +85,7 @@ def save_checkpoint(
     """
     needed = checkpoint_bytes(model, stored_dtype)
     with whole_folder(out, overwrite=overwrite, needed_bytes=needed) as folder:
-        _write_model(folder, multimodal.whole_of(model), stored_dtype)
-        tokenizer.save_pretrained(folder)
+        write_model(folder, model, tokenizer, stored_dtype)
         multimodal.write_processor(folder, processor or {})
         _drop_foreign_code(folder)
         _copy_licences(base_folder, folder)
@@ -141,7 +140,28 @@ def _mode(model: PreTrainedModel, record: dict[str, Any]) -> str:
     return "stock-layer" if asked == "stock-layer" else mode_of(model)
 
 
-def _write_model(folder: Path, model: PreTrainedModel, stored_dtype: torch.dtype) -> None:
+def write_model(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stored_dtype: torch.dtype,
+) -> None:
+    """Write weights, configs and tokenizer into a folder, unproved.
+
+    Args:
+        folder: an empty one.
+        model: as `removal.prune_layers` returns it, or a dense one.
+        tokenizer: saved beside it.
+        stored_dtype: the type of the weights on disk.
+
+    Raises:
+        ModelError: transformers refuses to save it.
+    """
+    _write_weights(folder, multimodal.whole_of(model), stored_dtype)
+    tokenizer.save_pretrained(folder)
+
+
+def _write_weights(folder: Path, model: PreTrainedModel, stored_dtype: torch.dtype) -> None:
     """Write weights and configs; what a repaired model needs beside them, its config writes."""
     state = _stored_state(model, stored_dtype)
     pieces = in_pieces(model, model.state_dict(keep_vars=True), stored_dtype)

@@ -50,7 +50,7 @@ def export(
     ] = "auto",
     overwrite: o.OverwriteFile = False,
 ) -> None:
-    """Write a checkpoint as a GGUF file, or as one of each type, and prove what they hold."""
+    """Write a checkpoint as a GGUF file, or one of each type, and prove what they hold."""
     if not family.paths(file):
         write_gguf(checkpoint, file, pre_tokenizer, options, dtype=dtype, overwrite=overwrite)
         return

@@ -16,6 +16,7 @@ from ghostlayers.calibration.fingerprint import model_fingerprint
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.compare.store import Store
+from ghostlayers.compare.types import Typed, check_asked, check_writable
 from ghostlayers.errors import InputError
 from ghostlayers.evaluation import LoadedTasks, open_tasks, tokens_to_answer
 from ghostlayers.evaluation.task_files import listed
@@ -60,6 +61,7 @@ class Bench:
         task_tokens: about how many tokens a model reads to answer them.
         store: finished parts.
         say: told what is done and what comes next.
+        files: measures models as GGUF files; None where no types are asked for.
         presets: the same model with the text of every preset, where methods are compared by their
             own choices.
     """
@@ -73,6 +75,7 @@ class Bench:
     task_tokens: int
     store: Store
     say: Say
+    files: Typed | None = None
     presets: Mapping[str, Study] = dataclasses.field(default_factory=dict)
 
     @property
@@ -153,11 +156,13 @@ def prepare(
 ) -> Bench:
     """Open and check everything; arguments as `compare.compare`."""
     options = options or RunOptions()
+    check_asked(request.types)
     opened = _open_tasks(request, say, trust_tasks=trust_tasks) if request.tasks else None
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
     if dense.base.quantized and say is not None:
         say(f"The model's weights were {quantized.expanded(dense.base.quantized)}")
     check_sequence_length(dense.config, request.window_length, "--eval-length")
+    check_writable(dense, request.types)
     kept: tuple[str, ...] = ()
     skipped: tuple[dict[str, Any], ...] = ()
     open_study = functools.partial(Study.open, dense, data=data, options=options, progress=progress)
@@ -190,10 +195,11 @@ def prepare(
         "evaluation": {name: _hash_windows(each) for name, each in texts.items()},
     }
     store = Store(out, identity, overwrite=overwrite)
+    files = Typed(dense, request.types, texts, store, study.runner.progress)
     return Bench(
         request, study, texts, kept, skipped, opened,
         0 if opened is None else tokens_to_answer(opened, dense.tokenizer, request.limit),
-        store, say or _ignore, studies,
+        store, say or _ignore, files if request.types else None, studies,
     )  # fmt: skip
 
 

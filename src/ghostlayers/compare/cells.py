@@ -9,6 +9,7 @@ import torch
 from ghostlayers.checkpoint.record import repair_row
 from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.tasks import differences, task_row
+from ghostlayers.compare.types import file_rows, refused_rows
 from ghostlayers.evaluation.continuation import continue_text
 from ghostlayers.evaluation.speed import prefill_times
 from ghostlayers.model.configs import head_width, kv_heads
@@ -171,7 +172,8 @@ def assemble(
         ],
         "tasks": [task_row(name, row) for name, rows in answered for row in rows],
         "comparisons": list(differences(answered)),
-        "skipped": skipped,
+        "skipped": [*skipped, *refused_rows(measured)],
+        **file_rows(measured),
     }
     return read_results(results).to_dict()
 

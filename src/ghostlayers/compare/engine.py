@@ -24,6 +24,7 @@ from ghostlayers.compare.plan import (
 )
 from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.tasks import run_tasks
+from ghostlayers.compare.types import can_be_a_file
 from ghostlayers.errors import InputError
 from ghostlayers.evaluation import LossSums
 from ghostlayers.model.loading import leaves_models_alone
@@ -176,7 +177,10 @@ def _dense(bench: Bench) -> dict[str, Any]:
     }
     model = cells.describe_model(bench.dense.network, bench.dense.tokenizer, bench.request)
     tasks = _tasks(bench, "dense", "dense", bench.dense.network)
-    return bench.store.put("dense", {"losses": _rows(losses), "model": model, "tasks": tasks})
+    part = {"losses": _rows(losses), "model": model, "tasks": tasks}
+    if bench.files is not None:
+        part["types"] = bench.files.measure("dense", "dense", bench.dense.network)
+    return bench.store.put("dense", part)
 
 
 def _tasks(bench: Bench, key: str, repair: str, model: Any) -> list[dict[str, Any]]:
@@ -249,6 +253,7 @@ def _measured(
                 "boundary_residual": [[b, v] for b, v in sorted(distances[name].items())],
                 "operators": cells.describe_operators(fits[name]),
                 "tasks": models[name].pop("tasks"),
+                "types": models[name].pop("types", {}),
                 "model": models[name],
             }
             for name in fits
@@ -324,6 +329,8 @@ def _models(
             timed.setdefault(shape, {key: described[key] for key in cells.SPEED_KEYS})
             described["checkpoint"] = cells.checkpoint_kind(find_method(name), repairs.values())
             described["tasks"] = _tasks(bench, key, name, model)
+            if bench.files is not None and can_be_a_file(name, described["checkpoint"]):
+                described["types"] = bench.files.measure(key, name, model)
             described["added_parameters"] = sum(each.num_parameters for each in repairs.values())
             found[name] = described
             advance(1)

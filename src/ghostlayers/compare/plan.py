@@ -156,6 +156,9 @@ def plan_comparison(bench: Bench, speed: Speed) -> Plan:
     if bench.tasks:
         answers = [_answering(bench, bench.dense.num_layers, 1)]
         lines.append(("Tasks", answers + [_answers(bench, *job) for job in jobs]))
+    if request.types:
+        files = [_files(bench, 0, 1), *(_files(bench, sum(map(len, s)), len(n)) for s, n in jobs)]
+        lines.append(("GGUF files in llama.cpp", files))
     return Plan(tuple(here.together(title, passes) for title, passes in lines))
 
 
@@ -228,6 +231,13 @@ def _timing(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Pass
     forwards *= len(names)
     kept = bench.dense.num_layers - sum(map(len, spans))
     return Pass("timing", "Timing and writing", forwards, layers=forwards * kept)
+
+
+def _files(bench: Bench, removed: int, models: int) -> Pass:
+    """Each type of models reads every window, and the dense one beside it, as fast as here."""
+    windows = _windows(bench) * models * len(bench.request.types)
+    layers = windows * (2 * bench.dense.num_layers - removed)
+    return Pass("types", "GGUF files", windows, layers=layers, heads=2 * windows)
 
 
 def _answers(bench: Bench, spans: tuple[Span, ...], names: Sequence[str]) -> Pass:

@@ -105,8 +105,7 @@ def find_engine(wanted_for: str) -> Engine:
         return Engine(**run("about"))
     except ModelError as error:
         raise DependencyError(
-            f"{wanted_for} needs llama.cpp, but llama-cpp-python does not start: {error} "
-            f"{INSTALL}."
+            f"{wanted_for} needs llama.cpp, but llama-cpp-python does not start: {error} {INSTALL}."
         ) from error
 
 

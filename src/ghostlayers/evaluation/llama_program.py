@@ -33,7 +33,7 @@ LEVELS = {3, 4}
 """Of its log: warnings and errors."""
 
 
-class Failed(Exception):
+class EngineError(Exception):
     """Something that llama.cpp could not do."""
 
 
@@ -78,7 +78,7 @@ def quantise(asked: dict[str, Any]) -> dict[str, Any]:
     )
     del held
     if done != 0:
-        raise Failed
+        raise EngineError
     return {}
 
 
@@ -140,14 +140,14 @@ class Engine:
         wanted.n_gpu_layers = 0
         self.model = llama_cpp.llama_model_load_from_file(file.encode(), wanted)
         if not self.model:
-            raise Failed
+            raise EngineError
         how = llama_cpp.llama_context_default_params()
         how.n_ctx, how.n_batch, how.n_ubatch = context, batch, batch
         how.n_threads = how.n_threads_batch = threads
         how.no_perf = True
         self.context = llama_cpp.llama_init_from_model(self.model, how)
         if not self.context:
-            raise Failed
+            raise EngineError
         vocabulary = llama_cpp.llama_model_get_vocab(self.model)
         self.words = llama_cpp.llama_vocab_n_tokens(vocabulary)
         self.batch = llama_cpp.llama_batch_init(batch, 0, 1)
@@ -168,7 +168,7 @@ class Engine:
             batch.n_seq_id[index], batch.seq_id[index][0] = 1, 0
             batch.logits[index] = all_logits or index == count - 1
         if llama_cpp.llama_decode(self.context, batch) != 0:
-            raise Failed
+            raise EngineError
         found = llama_cpp.llama_get_logits(self.context)
         rows = count if all_logits else 1
         return np.ctypeslib.as_array(found, shape=(rows, self.words))
@@ -255,7 +255,7 @@ def main(request: str) -> int:
     actions = {"about": about, "quantise": quantise, "losses": losses, "speed": speed}
     try:
         tell(answer=actions[asked["action"]](asked))
-    except Failed:
+    except EngineError:
         tell(error="; ".join(SAID[-2:]) or "llama.cpp gives no reason")
         return 1
     return 0

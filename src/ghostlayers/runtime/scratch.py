@@ -22,7 +22,9 @@ from ghostlayers.runtime import drafts
 
 START = "ghostlayers-"
 LOCK = ".lock"
-_NAME = re.compile(rf"{START}(reload|plan|offload|demo|draft|types)-[a-z0-9_]{{8}}({re.escape(LOCK)})?")
+_NAME = re.compile(
+    rf"{START}(reload|plan|offload|demo|draft|types)-[a-z0-9_]{{8}}({re.escape(LOCK)})?"
+)
 
 _OPEN: "weakref.WeakSet[Scratch]" = weakref.WeakSet()
 """Those of this process."""
