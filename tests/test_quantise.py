@@ -322,3 +322,18 @@ def test_the_sixteen_bit_file_and_its_matrix_tell_the_next_command(
     assert refused.exit_code == 1
     assert "making Q4_0 with an importance matrix needs llama.cpp" in words(refused.output)
     assert "llama-quantize --imatrix small-imatrix.gguf small-F16.gguf" in words(refused.output)
+
+
+def test_a_comparison_of_types_needs_llama_cpp_before_anything_is_computed(
+    folder: Path, tmp_path: Path
+) -> None:
+    result = call(
+        "compare", folder, "-o", tmp_path / "out", "-n", "1", "-d", "absent.txt", "--eval-data",
+        "absent.txt", "--types", "f16,q8_0",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert "--types needs llama.cpp, which is not installed: pip install" in words(result.output)
+    assert not (tmp_path / "out").exists()
+    other = call("compare", folder, "-o", tmp_path / "out", "-n", "1", "-d", "absent.txt",
+                 "--eval-data", "absent.txt", "--types", "q9")  # fmt: skip
+    assert "unknown GGUF type 'q9'" in words(other.output)

@@ -29,7 +29,7 @@ def types_content(results: Results) -> dict[str, Any] | None:
     styles, (head, rows) = styles_of(files), file_grid(results)
     return {
         "sentence": says(files),
-        "keys": styles,
+        "models": styles,
         "panels": type_panels(files, styles),
         "head": head,
         "rows": rows,
