@@ -195,7 +195,7 @@ def test_losses_are_those_of_its_logits(plain: Path, tmp_path: Path) -> None:
         )
         assert sums.num_tokens == len(ids) - 1
         loss = -mine.gather(1, ids[1:, None]).sum()
-        assert sums.loss == pytest.approx(float(loss), rel=1e-4)
+        assert sums.loss == pytest.approx(float(loss), rel=1e-3)  # batches of other sizes
         apart = (dense.exp() * (dense - mine)).sum()
         assert sums.kl == pytest.approx(float(apart), rel=1e-2, abs=1e-4)
         assert abs(sums.agreements - int((mine.argmax(-1) == dense.argmax(-1)).sum())) <= 1
@@ -231,7 +231,6 @@ def test_dense_and_cut_models_are_compared_as_files(
          "sequence_length": 64, "types": ["f16", "q8_0", "q4_k_m"], "prompt": "", "speed": False}
     )  # fmt: skip
     assert asked.types == ("F16", "Q8_0", "Q4_K_M")
-    monkeypatch.setattr(engine, "PROMPT", 32)
     found = compare(str(wide), asked, tmp_path / "out", data=some_text[:-4])
     names = {(each["repair"], each["type"]) for each in found["files"]}
     assert names == {(r, t) for r in ("dense", "none", "refit:1") for t in asked.types}

@@ -51,7 +51,7 @@ def test_the_sentence_says_what_wins_at_equal_bytes_and_speed() -> None:
         "For bytes alone, quantise: 2 cut files lose more than a dense one that is no larger, and "
         "1 cut file is smaller than any dense one (80 MB at least, against 90 MB); at the same "
         "speed, quantise: 1 cut file loses more than a dense one that writes as fast, and 2 cut "
-        "files are faster than any dense one (120 tokens a second at most, against 95)."
+        "files are faster than any dense one (120 tokens a second at most, against 95.0)."
     )
 
 

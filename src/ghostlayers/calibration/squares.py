@@ -92,8 +92,7 @@ class _Listener(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         if func is nn.functional.linear:
-            with torch._C.DisableTorchFunction():
-                self._heard(*_operands(*args, **(kwargs or {})))
+            self._heard(*_operands(*args, **(kwargs or {})))  # itself unheard
         return func(*args, **(kwargs or {}))
 
 

@@ -166,10 +166,14 @@ def _preset_part(bench: Bench, name: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def _dense(bench: Bench) -> dict[str, Any]:
-    """The untouched model: losses, speed, continuation, tasks."""
-    done = bench.store.get("dense")
-    if done is not None:
-        return done
+    """The untouched model: losses, speed, continuation, tasks, files."""
+    part = bench.store.get("dense") or _measure_dense(bench)
+    if bench.files is not None:
+        part["types"] = bench.files.measure("dense", "dense", bench.dense.network)
+    return part
+
+
+def _measure_dense(bench: Bench) -> dict[str, Any]:
     bench.say("Measuring the dense model")
     losses = {
         name: cuts.measure_cuts(bench.runner, windows, {}, title=f"Dense on {name}")[cuts.DENSE]
@@ -177,10 +181,7 @@ def _dense(bench: Bench) -> dict[str, Any]:
     }
     model = cells.describe_model(bench.dense.network, bench.dense.tokenizer, bench.request)
     tasks = _tasks(bench, "dense", "dense", bench.dense.network)
-    part = {"losses": _rows(losses), "model": model, "tasks": tasks}
-    if bench.files is not None:
-        part["types"] = bench.files.measure("dense", "dense", bench.dense.network)
-    return bench.store.put("dense", part)
+    return bench.store.put("dense", {"losses": _rows(losses), "model": model, "tasks": tasks})
 
 
 def _tasks(bench: Bench, key: str, repair: str, model: Any) -> list[dict[str, Any]]:

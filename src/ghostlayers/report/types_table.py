@@ -88,9 +88,14 @@ def _cells(file: File, plain: float | None) -> list[str]:
     memory = None if row.memory_bytes is None else row.memory_bytes / 1e6
     return [
         *(file.title, file.kind, f"{row.size_bytes / 1e6:,.1f}", decimal(file.loss)),
-        *(decimal(above), decimal(file.kl), whole(row.prefill_tokens_s)),
-        *(whole(row.decode_tokens_s), whole(memory)),
+        *(decimal(above), decimal(file.kl), _rounded(row.prefill_tokens_s)),
+        *(_rounded(row.decode_tokens_s), whole(memory)),
     ]
+
+
+def _rounded(rate: float | None) -> str:
+    """Tokens a second: slow ones with a decimal."""
+    return whole(rate) if rate is None or rate >= 100 else decimal(rate, 1)
 
 
 def difference(one: File, other: File) -> tuple[float, float]:
@@ -170,7 +175,7 @@ def _smaller(dense: Sequence[File], cuts: Sequence[File]) -> str:
 
 
 def _faster(dense: Sequence[File], cuts: Sequence[File]) -> str:
-    most = [whole(max(map(_rate, files))) for files in (cuts, dense)]
+    most = [_rounded(max(map(_rate, files))) for files in (cuts, dense)]
     return f"faster than any dense one ({most[0]} tokens a second at most, against {most[1]})"
 
 
