@@ -237,6 +237,8 @@ def test_csv_parses_back() -> None:
 
 def test_markdown_has_a_table_a_cut() -> None:
     losses, tasks = to_markdown(read_results(full())).split("\n## Tasks")
+    losses, files = losses.split("\n## Cut or quantise")
+    assert "| dense | Q8_0 |" in files
     assert losses.count("\n## ") == 2
     assert "## 2 layers removed by recoverable: 1-2" in losses
     assert all(f"| {repair} |" in losses for repair in ("none", "ghost", "refit:1"))
