@@ -134,7 +134,7 @@ def test_the_first_help_lists_the_commands():
         ("eval", "Perplexity of any causal language model, and its divergence from a dense one"),
         ("score", "Score every layer, and every span of N layers"),
         ("push", "Share a checkpoint or an adapter on the Hugging Face Hub, with its model card"),
-        ("export", "Write a checkpoint as a GGUF file, and prove that it holds the same numbers"),
+        ("export", "Write a checkpoint as a GGUF file, or one of each type, and prove what"),
         ("materialize", "Write the whole checkpoint that an adapter describes"),
         ("inspect", "What was removed, kept and repaired in a checkpoint, and on what evidence"),
         ("demo", "The whole pipeline on a real language model"),

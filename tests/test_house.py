@@ -20,7 +20,7 @@ FLOORS = [
     {"calibration", "checkpoint", "preparation"},
     {"plan", "pruned"},
     {"study"},
-    {"compare", "demo", "pipeline"},
+    {"compare", "demo", "export", "pipeline"},
     {"cli"},
     {"__main__"},
 ]

@@ -49,6 +49,14 @@ def full() -> Values:
     values: Values = json.loads(FILE.read_text())
     values["skipped"] = [{**GAP}, {"repair": "joint:x+z", "reason": "no such features"}]
     values["scores"]["2"]["spans"][3]["massive_activation_born"] = True
+    dense, cut = ({k: row[k] for k in ("layers", "select", "repair", "removed")}
+                  for row in (values["models"][0], values["models"][3]))  # fmt: skip
+    for number, (name, kind) in enumerate([(dense, "F16"), (dense, "Q8_0"), (cut, "Q8_0")], 3):
+        row = {**name, "type": kind}
+        speed = {"decode_tokens_s": 10.0 * number, "prompt_tokens": 512, "context": 4096}
+        losses = {"corpus": "one", "loss_nats": float(number), "window_losses": [number, number]}
+        values.setdefault("files", []).append({**row, "size_bytes": 9 - number, **speed})
+        values.setdefault("file_losses", []).append({**row, **losses})
     return values
 
 
@@ -70,7 +78,8 @@ def hostile() -> Values:
     values = full()
     values["model"]["name"] = values["prompt"] = values["command"] = ATTACK
     values["corpora"][0]["name"] = values["skipped"][0]["reason"] = ATTACK
-    for row in [*values["cells"], *values["models"], *values["operators"], *values["tasks"]]:
+    named = ("cells", "models", "operators", "tasks", "files", "file_losses")
+    for row in (row for name in named for row in values[name]):
         row["repair"] = ATTACK if row["repair"] == "refit:1" else row["repair"]
         row["select"] = ATTACK if row["layers"] else ""
         row.update({key: ATTACK for key in ("corpus", "continuation", "task") if key in row})
@@ -228,6 +237,8 @@ def test_csv_parses_back() -> None:
 
 def test_markdown_has_a_table_a_cut() -> None:
     losses, tasks = to_markdown(read_results(full())).split("\n## Tasks")
+    losses, files = losses.split("\n## Cut or quantise")
+    assert "| dense | Q8_0 |" in files
     assert losses.count("\n## ") == 2
     assert "## 2 layers removed by recoverable: 1-2" in losses
     assert all(f"| {repair} |" in losses for repair in ("none", "ghost", "refit:1"))

@@ -92,10 +92,10 @@ def save_checkpoint(
     with whole_folder(out, overwrite=overwrite, needed_bytes=needed) as folder:
         found: dict[str, Any] = {}
         if packed is None:
-            _write_model(folder, multimodal.whole_of(model), stored_dtype)
+            write_model(folder, model, tokenizer, stored_dtype)
         else:
             found["packed"] = _write_packed(folder, model, stored_dtype, packed)
-        tokenizer.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
         multimodal.write_processor(folder, processor or {})
         _drop_foreign_code(folder)
         _copy_licences(base_folder, folder)
@@ -151,19 +151,40 @@ def _mode(model: PreTrainedModel, record: dict[str, Any]) -> str:
     return "stock-layer" if asked == "stock-layer" else mode_of(model)
 
 
+def write_model(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stored_dtype: torch.dtype,
+) -> None:
+    """Write weights, configs and tokenizer into a folder, unproved.
+
+    Args:
+        folder: an empty one.
+        model: as `removal.prune_layers` returns it, or a dense one.
+        tokenizer: saved beside it.
+        stored_dtype: the type of the weights on disk.
+
+    Raises:
+        ModelError: transformers refuses to save it.
+    """
+    _write_weights(folder, multimodal.whole_of(model), stored_dtype)
+    tokenizer.save_pretrained(folder)
+
+
 def _write_packed(
     folder: Path, model: PreTrainedModel, stored_dtype: torch.dtype, packed: PackedBase
 ) -> dict[str, Any]:
     """Write weights and configs, what is untouched as it is in the base; what the record says."""
     result, whole = PackedResult(packed, model), multimodal.whole_of(model)
-    sources = result.write(folder, lambda names: _write_model(folder, whole, stored_dtype, names))
+    sources = result.write(folder, lambda names: _write_weights(folder, whole, stored_dtype, names))
     path = folder / "config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     _write_json(path, content | {ENTRY: result.settings(sources)})
     return result.report(sources)
 
 
-def _write_model(
+def _write_weights(
     folder: Path,
     model: PreTrainedModel,
     stored_dtype: torch.dtype,

@@ -19,7 +19,7 @@ COMMANDS = {
     "prune": "Remove layers, repair every gap, write a checkpoint, and prove that it reloads.",
     "materialize": "Write the whole checkpoint that an adapter describes, and prove that it "
     "reloads.",
-    "export": "Write a checkpoint as a GGUF file, and prove that it holds the same numbers.",
+    "export": "Write a checkpoint as a GGUF file, or one of each type, and prove what they hold.",
     "push": "Share a checkpoint or an adapter on the Hugging Face Hub, with its model card.",
     "eval": "Perplexity of any causal language model, and its divergence from a dense one.",
     "score": "Score every layer, and every span of N layers: cosine, residual, loss after repair.",

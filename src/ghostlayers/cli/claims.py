@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostlayers.calibration.journal import digest
+from ghostlayers.cli.options import names_in
 from ghostlayers.runtime import files, locks, parallel
 from ghostlayers.runtime.outputs import check_place
 from ghostlayers.runtime.places import base_of, check_apart
@@ -21,6 +22,7 @@ INPUTS = {
     "against": "--against",
     "data": "--data",
     "eval_data": "--eval-data",
+    "imatrix_data": "--imatrix-data",
     "tasks_path": "--tasks-path",
     "published": "--published",
 }
@@ -47,13 +49,36 @@ def claimed(command: str, given: Mapping[str, Any]) -> Iterator[None]:
         with _reading(given["recipe"]):
             yield
         return
-    outputs = {name: given[name] for name in (*FOLDERS, *FILES) if given.get(name) is not None}
+    outputs = _outputs(given)
     if not outputs or given.get("plan"):
         yield
         return
     with contextlib.ExitStack() as stack:
         parallel.by_first(lambda: _claim(stack, command, given, outputs))
         yield
+
+
+def _outputs(given: Mapping[str, Any]) -> dict[str, Path]:
+    """What is written, by the parameter; of a family of files, with the type behind its name."""
+    named = [name for name in (*FOLDERS, *FILES) if given.get(name) is not None]
+    if not given.get("type"):
+        return {name: given[name] for name in named}
+    from ghostlayers.export import Family
+
+    types = names_in(given["type"], "--type")
+    family = Family(types=tuple(types), imatrix_data=given.get("imatrix_data"))
+    return {f"file {kind}": path for kind, path in family.paths(given["file"]).items()}
+
+
+def _label(name: str) -> str:
+    """What the user calls an output."""
+    parameter, _, kind = name.partition(" ")
+    return f"{(FOLDERS | FILES)[parameter]} {kind}".strip()
+
+
+def _of(name: str) -> str:
+    """The parameter that an output comes from."""
+    return name.partition(" ")[0]
 
 
 @contextlib.contextmanager
@@ -68,11 +93,10 @@ def _reading(recipe: Path) -> Iterator[None]:
 def _claim(
     stack: contextlib.ExitStack, command: str, given: Mapping[str, Any], outputs: Mapping[str, Path]
 ) -> None:
-    labels = {**FOLDERS, **FILES}
-    check_apart(_inputs(given), {labels[name]: path for name, path in outputs.items()})
+    check_apart(_inputs(given), {_label(name): path for name, path in outputs.items()})
     overwrite = bool(given.get("overwrite"))
     for name, path in outputs.items():
-        if name in FILES:
+        if _of(name) in FILES:
             files.check_can_write(path)
         else:
             check_place(path)
@@ -87,7 +111,7 @@ def _check_replaceable(name: str, path: Path, *, overwrite: bool) -> None:
     claim = locks.held(path)
     if claim is not None and claim.continues:
         claim.replace = overwrite = True
-    if name in FILES and not overwrite:
+    if _of(name) in FILES and not overwrite:
         files.check_new(path)
 
 

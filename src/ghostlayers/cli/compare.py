@@ -19,6 +19,7 @@ from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.report.accuracies import mean_rows
 from ghostlayers.report.results import Results, read_results
 from ghostlayers.report.summary import Entry, at_cut, cuts_of, layer_counts, loss_order, summarise
+from ghostlayers.report.types_table import file_grid, files_of, says
 from ghostlayers.runtime.documents import brief, read_yaml, strict
 from ghostlayers.runtime.scratch import Scratch
 
@@ -29,8 +30,8 @@ ASKED = (
     "layers output select repair preset presets yardstick overwrite data text_column separator "
     "sampling windows fit_windows search_windows held_out_windows race_windows sequence_length bos "
     "seed eval_data eval_separators eval_length max_windows tasks tasks_path trust_tasks limit "
-    "task_repair prompt speed published cosine_axis keep_layers inputs token_weight ridge "
-    "absolute_ridge"
+    "task_repair prompt speed types engine published cosine_axis keep_layers inputs token_weight "
+    "ridge absolute_ridge"
 )
 """Fields of the request and of the recipe that all models share, as help shows them."""
 
@@ -146,6 +147,7 @@ def show(results: Mapping[str, Any]) -> None:
     dense = next((entry.loss for entry in entries if entry.key.is_dense), None)
     if measured.presets:
         show_methods(entries, dense)
+        show_types(measured)
         return
     columns = ("repair", "loss", "x Ghost", "KL", "added", "prefill", "saved as")
     for layers, select in sorted(cuts_of(entries)):
@@ -159,6 +161,7 @@ def show(results: Mapping[str, Any]) -> None:
                 "Ghost's on the same cut; KL: divergence from dense."
             )
         )
+    show_types(measured)
     show_accuracies(measured)
     show_correlations(measured)
 
@@ -182,6 +185,13 @@ def show_methods(entries: Sequence[Entry], dense: float | None) -> None:
             "token, mean of all texts."
         )
     )
+
+
+def show_types(results: "Results") -> None:
+    """Models as GGUF files, and what they say of cutting and quantising."""
+    if results.files:
+        screen.table(*file_grid(results), "GGUF files in llama.cpp")
+        screen.say(says(files_of(results)))
 
 
 def show_accuracies(results: "Results") -> None:

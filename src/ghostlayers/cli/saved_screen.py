@@ -1,9 +1,9 @@
 """What was saved, and what is known of it, on the screen."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ghostlayers.checkpoint.gguf_saving import SavedGguf
 from ghostlayers.checkpoint.hub import Upload
@@ -13,6 +13,9 @@ from ghostlayers.checkpoint.records import inspect
 from ghostlayers.cli.screen import bold, loss_cells, say, table
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.spans import format_layers
+
+if TYPE_CHECKING:
+    from ghostlayers.checkpoint.quantise import Made
 
 
 def show_adapter(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
@@ -70,6 +73,17 @@ def show_copied(pruned: PrunedModel, saved: SavedGguf) -> None:
     say("Saved: ", bold(saved.paths[0]), f", {saved.size / 1e6:,.0f} MB{count}, {proof}")
     say(f'\nNext:\n  llama-cli -m {saved.paths[0]} -p "..."')
     say(f"  ghostlayers eval {saved.paths[0]} --against {pruned.dense.base.name} --data wikitext2")
+
+
+def show_family(made: "Iterable[Made]", command: str | None) -> None:
+    """Every file as it comes: how large it is, and which types its tensors have."""
+    for each in made:
+        types = ", ".join(f"{count} {kind}" for kind, count in each.tensors.items())
+        held = f"tensors: {types}" if types else "mean squares of what is multiplied"
+        say("Saved: ", bold(each.path), f", {each.size_bytes / 1e6:,.1f} MB; {held}.")
+    if command is not None:
+        say("\nFurther types with the same importance matrix, by llama.cpp's own program:")
+        say(f"  {command}")
 
 
 def show_materialized(out_folder: Path, verification: Verification) -> None:

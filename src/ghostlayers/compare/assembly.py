@@ -10,6 +10,7 @@ import torch
 from ghostlayers.compare.choices import Choice
 from ghostlayers.compare.experiment import Experiment
 from ghostlayers.compare.tasks import differences, task_row
+from ghostlayers.compare.types import file_rows, refused_rows
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.report.results import SCHEMA, read_results
 from ghostlayers.runtime.files import shown_name
@@ -137,7 +138,8 @@ def assemble(
         ],
         "tasks": [task_row(name, row) for name, rows in answered for row in rows],
         "comparisons": list(differences(answered)),
-        "skipped": skipped,
+        "skipped": [*skipped, *refused_rows(measured)],
+        **file_rows(measured),
     }
     return read_results(results).to_dict()
 

@@ -20,6 +20,7 @@ from ghostlayers.compare.parts import cut_part, dense_part, preset_part
 from ghostlayers.compare.plan import plan_comparison, say_estimate, say_what_is_left
 from ghostlayers.compare.request import Comparison
 from ghostlayers.compare.store import Store
+from ghostlayers.compare.types import Typed, check_asked
 from ghostlayers.model.loading import leaves_models_alone
 from ghostlayers.plan.probe import Speed, probe
 from ghostlayers.plan.units import Plan
@@ -27,7 +28,7 @@ from ghostlayers.preparation import Documents, ModelSource, Tokenizer, open_mode
 from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime.locks import holding
 from ghostlayers.runtime.places import check_apart
-from ghostlayers.runtime.progress import Progress
+from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.runtime.shown import one_line
 from ghostlayers.spans import format_layers, removed_layers
 
@@ -81,13 +82,15 @@ def compare(
     paths = [source for source in inputs if isinstance(source, (str, Path))]
     check_apart({"input": paths}, {"output": out})
     with holding(out):
+        check_asked(request.types)
         tasks = find_tasks(request, say)
         dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
         repairs = check(dense, request, say)
         studies = open_studies(dense, request, data=data, options=options, progress=progress)
         texts = read_texts(dense, request, eval_data or {})
         store = Store(out, identity(request, studies, texts), overwrite=overwrite)
-        experiment = Experiment(request, studies, texts, repairs, tasks, store, say)
+        files = Typed(dense, request.types, texts, store, progress or Silent())
+        experiment = Experiment(request, studies, texts, repairs, tasks, store, say, files)
         say(f"Calibration text: {one_line(experiment.study.windows.preview)}")
         speed = probe(dense, experiment.study.windows)
         if show_plan is not None and not show_plan(plan_comparison(experiment, speed)):

@@ -11,6 +11,7 @@ from typing import Any
 from ghostlayers.calibration.fingerprint import model_fingerprint
 from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.compare.store import Store
+from ghostlayers.compare.types import Typed, check_writable
 from ghostlayers.errors import InputError
 from ghostlayers.evaluation import LoadedTasks, open_tasks, tokens_to_answer
 from ghostlayers.evaluation.task_files import listed
@@ -54,6 +55,7 @@ class Experiment:
         tasks: opened once; None if none are asked for.
         store: finished parts.
         say: told what is done and what comes next.
+        files: measures models as GGUF files of the types that are asked for.
     """
 
     request: Comparison
@@ -63,6 +65,7 @@ class Experiment:
     tasks: LoadedTasks | None
     store: Store
     say: Say
+    files: Typed
 
     @property
     def study(self) -> Study:
@@ -121,6 +124,7 @@ def check(dense: DenseModel, request: Comparison, say: Say) -> Repairs:
     if dense.base.quantized:
         say(f"The model's weights were {quantized.expanded(dense.base.quantized)}")
     check_sequence_length(dense.config, request.window_length, "--eval-length")
+    check_writable(dense, request.types)
     if request.presets:
         recipes = [
             request.preset_recipe(name, layers)

@@ -11,6 +11,7 @@ from ghostlayers.compare import models
 from ghostlayers.compare.choices import Spans, cut_key, span_rows
 from ghostlayers.compare.experiment import Experiment
 from ghostlayers.compare.tasks import run_tasks
+from ghostlayers.compare.types import can_be_a_file
 from ghostlayers.errors import InputError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe import Recipe
@@ -37,10 +38,15 @@ Fits = Mapping[str, Mapping[Span, Repair]]
 
 
 def dense_part(experiment: Experiment) -> Part:
-    """The untouched model: losses, speed, continuation, tasks."""
-    part = experiment.store.get("dense")
-    if part is not None:
-        return part
+    """The untouched model: losses, speed, continuation, tasks, files."""
+    part = experiment.store.get("dense") or _measure_dense(experiment)
+    if experiment.request.types:
+        network = experiment.study.dense.network
+        part["types"] = experiment.files.measure("dense", "dense", network)
+    return part
+
+
+def _measure_dense(experiment: Experiment) -> Part:
     experiment.say("Measuring the dense model")
     runner, dense = experiment.study.runner, experiment.study.dense
     losses = {
@@ -129,6 +135,7 @@ def _repaired(experiment: Experiment, study: Study, fits: Fits, key: str) -> Par
             "boundary_residual": [[b, v] for b, v in sorted(distances[name].items())],
             "operators": models.describe_operators(repairs),
             "tasks": built[name].pop("tasks"),
+            "types": built[name].pop("types", {}),
             "model": built[name],
         }
         for name, repairs in fits.items()
@@ -180,6 +187,8 @@ def _models(experiment: Experiment, fits: Fits, key: str) -> dict[str, Part]:
             speeds.setdefault(shape, {field: row[field] for field in models.SPEED_KEYS})
             row["checkpoint"] = models.checkpoint_kind(find_method(name), gaps)
             row["tasks"] = _tasks(experiment, key, name, model)
+            if request.types and can_be_a_file(name, row["checkpoint"]):
+                row["types"] = experiment.files.measure(key, name, model)
             row["added_parameters"] = sum(repair.num_parameters for repair in gaps)
             described[name] = row
             advance(1)

@@ -45,6 +45,10 @@ def _plan_choices(experiment: Experiment, speed: Speed) -> Plan:
     if experiment.tasks:
         answers = [_dense_answers(experiment)]
         lines.append(("Tasks", answers + [_answers(experiment, *job) for job in jobs]))
+    if request.types:
+        files = [_files(experiment, 0, 1)]
+        files += [_files(experiment, sum(map(len, spans)), len(names)) for spans, names in jobs]
+        lines.append(("GGUF files in llama.cpp", files))
     return Plan(tuple(here.together(title, passes) for title, passes in lines))
 
 
@@ -124,6 +128,13 @@ def _timing(experiment: Experiment, spans: Spans, names: Sequence[str]) -> Pass:
     forwards *= len(names)
     depth = experiment.study.dense.num_layers - sum(map(len, spans))
     return Pass("timing", "Timing and writing", forwards, layers=forwards * depth)
+
+
+def _files(experiment: Experiment, removed: int, models: int) -> Pass:
+    """Each type of models reads every window, and the dense one beside it, as fast as here."""
+    windows = _windows(experiment) * models * len(experiment.request.types)
+    layers = windows * (2 * experiment.study.dense.num_layers - removed)
+    return Pass("types", "GGUF files", windows, layers=layers, heads=2 * windows)
 
 
 def _dense_answers(experiment: Experiment) -> Pass:

@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
+from ghostlayers.checkpoint.quantise import types_named
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.evaluation.request import TASKS, TaskRequest
 from ghostlayers.presets import PRESETS, find_preset
@@ -38,6 +39,7 @@ Word = Annotated[str, StringConstraints(min_length=1, max_length=10_000, pattern
 
 _WHAT = "What to compare"
 _TEXT = "Evaluation"
+FILES = "GGUF files"
 
 
 @documented
@@ -117,6 +119,20 @@ class Comparison:
     eval_length: Number | None = setting(
         None, "Tokens of an evaluation window.", _TEXT, least=2, says="--sequence-length, or 2048"
     )
+    types: tuple[Word, ...] = setting(
+        (),
+        "Also measure the dense and every stock model as GGUF files of these types, as "
+        "llama-quantize names them: f16,q8_0,q6_k,q5_k_m,q4_k_m.",
+        FILES,
+        metavar="NAMES",
+        read="names",
+    )
+    engine: Literal["llama.cpp"] = setting(
+        "llama.cpp",
+        "What reads those files: 'llama.cpp', through llama-cpp-python.",
+        FILES,
+        metavar="NAME",
+    )
     presets: tuple[Word, ...] = setting(
         (),
         "Instead of selections and repairs: published methods, comma-separated, or 'all', each by "
@@ -156,6 +172,7 @@ class Comparison:
                 "nothing to evaluate on: give --eval-data corpora or files, or --tasks."
             )
         one_separator_each(self.eval_separators, len(self.eval_data))
+        object.__setattr__(self, "types", types_named(self.types))
 
     def _check_tasks(self) -> None:
         asked = {
@@ -297,7 +314,7 @@ WHAT = "the comparison"
 LISTS = frozenset(
     {
         *("layers", "select", "repair", "eval_data", "eval_separators"),
-        *("tasks", "task_repair", "presets"),
+        *("tasks", "task_repair", "presets", "types"),
     }
 )
 

@@ -115,12 +115,13 @@ def line_chart(
         xs, ys = zip(*line.points, strict=True)
         gid = titled(line.title, line.style)
         axes.plot(xs, ys, markevery=line.every, gid=gid, **line.style.marked())
-    _set_axes(axes, x, y)
+    set_axes(axes, x, y)
     _draw_rules(axes, rules)
     return to_svg(axes, label)
 
 
-def _set_axes(axes: "Axes", x: Axis, y: Axis) -> None:
+def set_axes(axes: "Axes", x: Axis, y: Axis) -> None:
+    """Name both axes, and let them span and be divided as they say."""
     from matplotlib.ticker import Locator, LogLocator, MaxNLocator, NullLocator
 
     for name, axis in (("x", x), ("y", y)):
@@ -169,7 +170,7 @@ def scatter_chart(
     top = y.limits[1] if y.limits else float("inf")
     for dot in sorted(dots, key=lambda dot: dot.style.index is not None):
         axes.plot(dot.x, min(dot.y, top), gid=titled(dot.name, dot.style), **dot.style.marked())
-    _set_axes(axes, x, y)
+    set_axes(axes, x, y)
     return to_svg(axes, label)
 
 
@@ -198,7 +199,7 @@ def heat_map(values: Sequence[Sequence[float | None]], marks: Sequence[Dot], lab
     axes.grid(visible=False)
     edges = (-0.5, size - 0.5)
     x = Axis("boundary after the span", edges, whole=True)
-    _set_axes(axes, x, Axis("boundary before the span", edges, whole=True))
+    set_axes(axes, x, Axis("boundary before the span", edges, whole=True))
     return to_svg(axes, label)
 
 
@@ -237,7 +238,7 @@ def dot_chart(
     for row, (_, dots) in enumerate(rows):
         for dot in dots:
             axes.plot(dot.x, row, gid=titled(dot.name, dot.style), **dot.style.marked())
-    _set_axes(axes, x, Axis(""))
+    set_axes(axes, x, Axis(""))
     _name_rows(axes, [name for name, _ in rows], 24)
     _draw_rules(axes, rules)
     return to_svg(axes, label)

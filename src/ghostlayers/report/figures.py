@@ -231,7 +231,7 @@ def _trade(
         Dot(f"{_title(entry.key)}: {x:.1f}, loss {y:.3f}", _dot_style(overview, entry), x, y)
         for x, y, entry in known
     ]
-    axis, note = _loss_axis([y for _, y, _ in known])
+    axis, note = loss_axis([y for _, y, _ in known])
     picture = scatter_chart(
         dots, Axis(label), axis, f"Mean loss against {label}, with the Pareto front",
         [known[index][:2] for index in front],
@@ -245,7 +245,7 @@ def _dot_style(overview: Overview, entry: Entry) -> Style:
     return Style(7) if entry.key.is_dense else overview.style(entry.key.repair)
 
 
-def _loss_axis(losses: Sequence[float]) -> tuple[Axis, str]:
+def loss_axis(losses: Sequence[float]) -> tuple[Axis, str]:
     """An axis of losses that a few hopeless models do not flatten, and what it leaves out."""
     low = min(losses)
     limit = low + 4 * (median(losses) - low)

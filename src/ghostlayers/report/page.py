@@ -49,6 +49,7 @@ from ghostlayers.report.tables import (
     method_grid,
     repair_grid,
 )
+from ghostlayers.report.types_chart import types_content
 from ghostlayers.report.words import NOTHING, decimal, percent, whole, winners
 from ghostlayers.runtime.shown import clean
 
@@ -259,6 +260,13 @@ def _yardstick(overview: Overview, cut: tuple[int, str]) -> Table:
     return table
 
 
+def _types(overview: Overview) -> Content | None:
+    content = types_content(overview.results)
+    if content is not None:
+        content["table"] = _plain(content["head"], content["rows"], "GGUF files")
+    return content
+
+
 def _tasks(overview: Overview) -> Content | None:
     results = overview.results
     if not results.tasks:
@@ -384,6 +392,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Overview], Content | None]]] = {
     "answer": ("The answer", _answer),
     "quality": ("Quality against layers removed", _quality),
     "trade": ("Size and speed against quality", _trade),
+    "types": ("Cut or quantise", _types),
     "tasks": ("Tasks", _tasks),
     "continuations": ("The same prompt, continued", _continuations),
     "diagnostics": ("Diagnostics", _diagnostics),
@@ -392,5 +401,5 @@ SECTIONS: dict[str, tuple[str, Callable[[Overview], Content | None]]] = {
 }
 """In the order of the page; the template shows each by its name."""
 
-OF_METHODS = {"methods", "continuations", "tasks", "protocol"}
+OF_METHODS = {"methods", "types", "continuations", "tasks", "protocol"}
 """What is shown where each method made its own choices."""

@@ -13,7 +13,9 @@ from ghostlayers.errors import OutputError
 from ghostlayers.report.rows import (
     Accuracy,
     Array,
+    FileLoss,
     MeasuredModel,
+    ModelFile,
     ModelName,
     Operator,
     Row,
@@ -176,6 +178,10 @@ class Results(Row, frozen=True):
     """What was left out."""
     correlations: Array[Correlation] = ()
     """Where every contiguous span was measured: how scores predict losses."""
+    files: Array[ModelFile] = ()
+    """A row a model and type, where GGUF files were measured; the dense model first."""
+    file_losses: Array[FileLoss] = ()
+    """A row a model, type and text."""
     published: Array[Published] = ()
     """Figures of papers that were given to set beside."""
 

@@ -245,3 +245,47 @@ class Accuracy(CutModel, frozen=True):
     def score(self) -> float | None:
         """Length-normalised accuracy, or the plain one where there is none."""
         return self.acc if self.acc_norm is None else self.acc_norm
+
+
+class ModelFile(CutModel, frozen=True):
+    """One model as a GGUF file of one type, in llama.cpp on the processor."""
+
+    type: str
+    """Type of the file, as llama-quantize names it."""
+    size_bytes: int
+    """Size of the file, bytes."""
+    tensor_types: dict[str, int] = Field(default_factory=dict)
+    """How many of its tensors have each type."""
+    prefill_tokens_s: float | None = None
+    """Prompt tokens read a second, from the median time."""
+    prefill_spread: float | None = None
+    """Distance of that time's quartiles as a share of its median."""
+    decode_tokens_s: float | None = None
+    """Tokens written a second behind the prompt, from the median time."""
+    decode_spread: float | None = None
+    """Distance of that time's quartiles as a share of its median."""
+    prompt_tokens: int | None = None
+    """Length of that prompt, tokens."""
+    memory_bytes: int | None = None
+    """Memory of weights, workspace and the cache of a whole context, bytes."""
+    context: int | None = None
+    """Length of that context, tokens."""
+
+
+class FileLoss(CutModel, frozen=True):
+    """One file on one text, from llama.cpp's logits."""
+
+    type: str
+    """Type of the file."""
+    corpus: str
+    """Name of the text, as under ``corpora``."""
+    num_tokens: int | None = None
+    """Tokens predicted."""
+    loss_nats: float | None = None
+    """Mean negative log-likelihood of the next token, nats a token."""
+    kl_nats: float | None = None
+    """Mean divergence of the dense model's F16 file's prediction from this one's, nats a token."""
+    greedy_agreement: float | None = None
+    """Share of tokens whose likeliest successor is that file's, 0 to 1."""
+    window_losses: Array[float | None] = ()
+    """Loss of each window, nats a token."""

@@ -18,6 +18,7 @@ from ghostlayers.report.summary import (
     loss_order,
     summarise,
 )
+from ghostlayers.report.types_table import file_grid, files_of, says
 from ghostlayers.report.words import NOTHING, decimal, percent, whole
 from ghostlayers.runtime.shown import markdown, one_line
 
@@ -117,7 +118,7 @@ def to_markdown(results: Results) -> str:
             rows = at_cut(entries, cut)
             blocks.append(f"## {markdown(cut_title(cut, rows))}")
             blocks.append(_piped(*repair_grid([*dense, *rows], names)))
-    return "\n\n".join([*blocks, *_tasks(results)]) + "\n"
+    return "\n\n".join([*blocks, *_types(results), *_tasks(results)]) + "\n"
 
 
 _OF_METHODS = (
@@ -127,6 +128,14 @@ _OF_REPAIRS = (
     "Loss and KL in nats a token. *Of Ghost's* is the loss above the dense model's as a share of "
     "Ghost's on the same cut; below 100% is better than Ghost."
 )
+
+
+def _types(results: Results) -> list[str]:
+    """GGUF files and what they say; nothing where none were measured."""
+    if not results.files:
+        return []
+    table = _piped(*file_grid(results), words=2)
+    return ["## Cut or quantise", *filter(None, [says(files_of(results))]), table]
 
 
 def _tasks(results: Results) -> list[str]:

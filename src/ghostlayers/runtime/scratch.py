@@ -23,7 +23,7 @@ from ghostlayers.runtime import drafts
 START = "ghostlayers-"
 LOCK = ".lock"
 _NAME = re.compile(
-    rf"{START}(reload|plan|offload|expand|demo|draft)-[a-z0-9_]{{8}}({re.escape(LOCK)})?"
+    rf"{START}(reload|plan|offload|expand|demo|draft|types)-[a-z0-9_]{{8}}({re.escape(LOCK)})?"
 )
 
 _OPEN: "weakref.WeakSet[Scratch]" = weakref.WeakSet()

@@ -1,0 +1,131 @@
+"""GGUF files as pictures: loss against bytes, and against speed, with the frontier drawn."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from ghostlayers.report.charts import Axis, Point, limits, set_axes
+from ghostlayers.report.drawing import LIGHT, Style, new_axes, titled, to_svg
+from ghostlayers.report.figures import Panel, loss_axis
+from ghostlayers.report.results import Results
+from ghostlayers.report.summary import pareto_front
+from ghostlayers.report.types_table import File, file_grid, files_of, says
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURED = 7
+"""Cut models that are drawn in colour, those of lowest loss; the others are grey."""
+
+Styles = Mapping[str, Style]
+
+
+def types_content(results: Results) -> dict[str, Any] | None:
+    """What the page shows of files: a sentence, two pictures with their marks, and all numbers."""
+    files = files_of(results)
+    if not files:
+        return None
+    styles, (head, rows) = styles_of(files), file_grid(results)
+    return {
+        "sentence": says(files),
+        "models": styles,
+        "panels": type_panels(files, styles),
+        "head": head,
+        "rows": rows,
+        "file": files[0].row,
+    }
+
+
+def styles_of(files: Sequence[File]) -> dict[str, Style]:
+    """How each model is drawn, by its title, the dense one first."""
+    lowest: dict[str, float] = {}
+    for each in files:
+        if not each.key.is_dense and each.loss is not None:
+            lowest[each.title] = min(each.loss, lowest.get(each.title, each.loss))
+    bright = sorted(lowest, key=lambda title: lowest[title])[:COLOURED]
+    cuts = {title: Style(bright.index(title) if title in bright else None) for title in lowest}
+    return {"dense": Style(COLOURED), **cuts}
+
+
+def type_panels(files: Sequence[File], styles: Styles) -> list[Panel]:
+    """Two pictures: loss against the size of the file, and against tokens written a second."""
+    known = [each for each in files if each.loss is not None]
+    timed = [each for each in known if each.row.decode_tokens_s]
+    panels = []
+    if len(known) > 1:
+        picture = _draw(known, styles, lambda f: f.row.size_bytes / 1e6, "size of the file, MB", 1)
+        panels.append(Panel("Loss against bytes", picture, _named(known, _by_size(known))))
+    if len(timed) > 1:
+        label = "tokens written a second"
+        picture = _draw(timed, styles, lambda f: f.row.decode_tokens_s or 0.0, label, -1)
+        panels.append(Panel("Loss against speed", picture, _named(timed, _by_speed(timed))))
+    return panels
+
+
+def _by_size(files: Sequence[File]) -> list[int]:
+    return pareto_front([(f.row.size_bytes, f.loss or 0.0) for f in files])
+
+
+def _by_speed(files: Sequence[File]) -> list[int]:
+    return pareto_front([(-(f.row.decode_tokens_s or 0.0), f.loss or 0.0) for f in files])
+
+
+def _named(files: Sequence[File], front: Sequence[int]) -> str:
+    """The files on the frontier, those of a model together."""
+    kinds: dict[str, list[str]] = {}
+    for index in front:
+        kinds.setdefault(files[index].title, []).append(files[index].kind)
+    return "On the frontier: " + "; ".join(f"{t}: {', '.join(k)}" for t, k in kinds.items()) + "."
+
+
+def _draw(
+    files: Sequence[File], styles: Styles, cost: Callable[[File], float], label: str, sign: int
+) -> Markup:
+    """Points a file, joined a model at a time; less of ``sign`` times the cost is better."""
+    axes = new_axes(340.0)
+    points = [(cost(each), each.loss or 0.0) for each in files]
+    front = pareto_front([(sign * x, y) for x, y in points])
+    y, _ = loss_axis([loss for _, loss in points])
+    top = y.limits[1] if y.limits else float("inf")
+    _draw_front(axes, [points[index] for index in front])
+    for title, style in sorted(styles.items(), key=lambda item: item[1].index is not None):
+        _draw_model(axes, [e for e in files if e.title == title], style, cost, top)
+    _name_types(axes, files, points, front, top)
+    x = Axis(label, limits([place for place, _ in points]))
+    set_axes(axes, x, y)
+    return to_svg(axes, f"Mean loss against {label}, with the frontier")
+
+
+def _draw_front(axes: "Axes", front: Sequence[Point]) -> None:
+    xs, ys = zip(*front, strict=True)
+    look: dict[str, Any] = {"color": LIGHT["text"], "lw": 1.5, "ls": (0, (4, 2))}
+    axes.step(xs, ys, where="post", gid=titled("frontier"), **look)
+
+
+def _draw_model(
+    axes: "Axes", files: Sequence[File], style: Style, cost: Callable[[File], float], top: float
+) -> None:
+    """A thin line through a model's types, and a mark a file."""
+    ordered = sorted(files, key=cost)
+    places = [(cost(each), min(each.loss or 0.0, top)) for each in ordered]
+    axes.plot(*zip(*places, strict=True), color=LIGHT[style.colour], lw=1.0, alpha=0.6)
+    for each, (x, y) in zip(ordered, places, strict=True):
+        name = f"{each.title}, {each.kind}: {x:,.4g}, loss {each.loss or 0.0:.3f}"
+        axes.plot(x, y, gid=titled(name), **{**style.marked(), "ls": "none"})
+
+
+def _name_types(
+    axes: "Axes",
+    files: Sequence[File],
+    points: Sequence[Point],
+    front: Sequence[int],
+    top: float,
+) -> None:
+    """The type beside each file of the dense model, and beside those on the frontier."""
+    for index, (each, (x, y)) in enumerate(zip(files, points, strict=True)):
+        if (each.key.is_dense or index in front) and y <= top:
+            axes.annotate(
+                each.kind, (x, y), xytext=(5, 5), textcoords="offset points",
+                color=LIGHT["quiet"], fontsize=10.0,
+            )  # fmt: skip
