@@ -15,8 +15,9 @@ import transformers
 from safetensors.torch import load_file
 
 from ghostlayers.errors import ModelError, RecipeError
-from ghostlayers.model import loading
-from ghostlayers.model.loading import compute_dtype, from_memory, load_model
+from ghostlayers.model import computing
+from ghostlayers.model.computing import compute_dtype, device_named, half_precision_gain
+from ghostlayers.model.loading import from_memory, load_model
 from ghostlayers.recipe import RunOptions
 
 CPU = RunOptions(device="cpu")
@@ -281,7 +282,7 @@ def half_folder(folder, tiny_llama):
 
 @pytest.mark.parametrize(("gain", "computed"), [(1.0, torch.float32), (2.0, torch.bfloat16)])
 def test_half_precision_on_disk_is_remembered(half_folder, monkeypatch, gain, computed):
-    monkeypatch.setattr(loading, "half_precision_gain", lambda dtype: gain)
+    monkeypatch.setattr(computing, "half_precision_gain", lambda dtype: gain)
     loaded = load_model(str(half_folder), CPU)
     assert loaded.stored_dtype == torch.bfloat16
     assert {each.dtype for each in loaded.network.parameters()} == {computed}
@@ -320,7 +321,7 @@ def test_narrowing_leaves_buffers_in_float32(folder):
     ],
 )
 def test_the_type_to_compute_in(monkeypatch, asked, stored, device, gain, expected):
-    monkeypatch.setattr(loading, "half_precision_gain", lambda dtype: gain)
+    monkeypatch.setattr(computing, "half_precision_gain", lambda dtype: gain)
     got = compute_dtype(RunOptions(dtype=asked), getattr(torch, stored), torch.device(device))
     assert got == getattr(torch, expected)
 
@@ -329,14 +330,14 @@ def test_the_gain_is_not_measured_where_it_does_not_matter(monkeypatch):
     def measured(dtype):
         raise AssertionError("measured in vain")
 
-    monkeypatch.setattr(loading, "half_precision_gain", measured)
+    monkeypatch.setattr(computing, "half_precision_gain", measured)
     compute_dtype(RunOptions(), torch.float32, torch.device("cpu"))
     compute_dtype(RunOptions(), torch.bfloat16, torch.device("cuda"))
     compute_dtype(RunOptions(dtype="float16"), torch.bfloat16, torch.device("cpu"))
 
 
 def test_the_gain_of_float32_over_itself_is_about_one():
-    assert 0.05 < loading.half_precision_gain(torch.float32) < 20
+    assert 0.05 < half_precision_gain(torch.float32) < 20
 
 
 def test_an_unknown_type_is_refused():
@@ -401,9 +402,9 @@ def test_a_device_without_float64_is_left_aside(monkeypatch: pytest.MonkeyPatch)
         "current_accelerator",
         lambda check_available=False: torch.device("mps"),
     )
-    assert loading._device(RunOptions()) == torch.device("cpu")
+    assert device_named(RunOptions()) == torch.device("cpu")
     with pytest.raises(RecipeError, match=r"'mps' has no float64.*--device cpu"):
-        loading._device(RunOptions(device="mps"))
+        device_named(RunOptions(device="mps"))
 
 
 # The hub

@@ -19,8 +19,9 @@ from ghostlayers.checkpoint import proof, records, saving
 from ghostlayers.checkpoint.packed import PackedBase
 from ghostlayers.errors import ModelError, RecipeError
 from ghostlayers.model import multimodal
+from ghostlayers.model.computing import DTYPES
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.model.loading import DTYPES, load_model
+from ghostlayers.model.loading import load_model
 from ghostlayers.model.residency import sorted_parameters
 from ghostlayers.model.weights import as_stored
 from ghostlayers.recipe import RunOptions

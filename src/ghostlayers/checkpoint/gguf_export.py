@@ -26,6 +26,7 @@ from ghostlayers.errors import (
     UnsupportedModelError,
     VerificationError,
 )
+from ghostlayers.model.computing import DTYPES, dtype_named
 from ghostlayers.model.configs import head_width, kv_heads
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.families import PREFIX
@@ -34,11 +35,10 @@ from ghostlayers.model.gguf_families import (
     GgufFamily,
     check_facts,
     family_of,
-    norm_entry,
     window_entries,
 )
 from ghostlayers.model.gguf_positions import position_entries
-from ghostlayers.model.loading import DTYPES, dtype_named, load_model, read_config
+from ghostlayers.model.loading import load_model, read_config
 from ghostlayers.model.multimodal import check_gguf
 from ghostlayers.recipe import Recipe, RunOptions, TypeName
 from ghostlayers.repairs import find_method
@@ -246,12 +246,22 @@ def _settings(config: Any, row: GgufFamily) -> list[Entry]:
         ("head_count_kv", kv_heads(config)),
         ("key_length", width),
         ("value_length", width),
-        norm_entry(config),
+        _norm_entry(config),
         ("vocab_size", config.vocab_size),
         *position_entries(config, row),
         *window_entries(config, row),
         *row.settings(config),
     ]
+
+
+def _norm_entry(config: Any) -> Entry:
+    """The norms' epsilon, which says by its name what kind of norm they are."""
+    if hasattr(config, "rms_norm_eps"):
+        return ("layer_norm_rms_eps", config.rms_norm_eps)
+    for name in ("layer_norm_eps", "norm_epsilon"):
+        if hasattr(config, name):
+            return ("layer_norm_eps", getattr(config, name))
+    return ("layer_norm_eps", 1e-5)  # OLMo has it in its code
 
 
 def _prove(path: Path, written: dict[str, str], rows: int) -> None:

@@ -381,16 +381,6 @@ def window_entries(config: Any, row: GgufFamily) -> list[Entry]:
     return [("sliding_window", window), ("sliding_window_pattern", flags)]
 
 
-def norm_entry(config: Any) -> Entry:
-    """The norms' epsilon, which says by its name what kind of norm they are."""
-    if hasattr(config, "rms_norm_eps"):
-        return ("layer_norm_rms_eps", config.rms_norm_eps)
-    for name in ("layer_norm_eps", "norm_epsilon"):
-        if hasattr(config, name):
-            return ("layer_norm_eps", getattr(config, name))
-    return ("layer_norm_eps", 1e-5)  # OLMo has it in its code
-
-
 def assumed_width(config: Any, row: GgufFamily) -> int:
     """Of whose root llama.cpp divides the queries of a family with a scale of its own.
 

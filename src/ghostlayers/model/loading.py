@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import io
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,26 +12,20 @@ import torch
 
 from ghostlayers.errors import GhostlayersError, ModelError, RecipeError
 from ghostlayers.model import expanding, multimodal, offload, quantized
+from ghostlayers.model.computing import compute_dtype, device_named
 from ghostlayers.model.config_file import check_config, check_folder, check_settings
 from ghostlayers.model.configs import answer_in_full
 from ghostlayers.model.dense import BaseModel, DenseModel
-from ghostlayers.model.gguf_file import parts_of
 from ghostlayers.model.locating import files_wanted, locate, say_why
 from ghostlayers.model.residency import Memory, is_offloaded
 from ghostlayers.model.tensor_files import Held, held_in, main_type
 from ghostlayers.model.weights import remember_own_types, remember_types
 from ghostlayers.model.whole import Findings, check_whole
-from ghostlayers.presets import find_preset
 from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime.quiet import kept_report
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 SURELY_FITS = 2**30
 """Bytes of weights that are loaded without asking how much memory is free."""
-
-FAST_ENOUGH = 1.3
-"""A half-precision type is used where it multiplies at least this much faster than float32."""
 
 
 def load_model(
@@ -63,7 +55,7 @@ def load_model(
     if not expand and quantized.is_readable(packed):
         packed = {}
     quantized.check_quantization(packed)
-    device = _device(options)
+    device = device_named(options)
     try:
         with kept_report() as report:
             place = locate(path, name, revision, files_wanted(options))
@@ -71,6 +63,8 @@ def load_model(
                 check_folder(place)
             extra: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
             if place.is_file():
+                from ghostlayers.model.gguf_file import parts_of
+
                 place = parts_of(place)[0]
                 read = _read_gguf(name, place, extra, options, device, exact=exact)
             else:
@@ -323,86 +317,6 @@ def _place(model: Any, device: torch.device) -> Any:
         return model.to(device)
     except (AssertionError, RuntimeError) as error:  # how torch says that a device is absent
         raise RecipeError(f"cannot use the device '{device}': {say_why(error)}") from error
-
-
-def _device(options: RunOptions) -> torch.device:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if options.device != "auto":
-        try:
-            device = torch.device(options.device)
-        except RuntimeError as error:
-            raise RecipeError(
-                f"unknown device '{options.device}': {error}".split("\n")[0]
-            ) from error
-        there = {"cpu", "meta", "cpu" if accelerator is None else accelerator.type}
-        if device.type not in there:
-            raise RecipeError(
-                f"device '{options.device}' is not there; this build of torch finds here: "
-                f"{' and '.join(sorted(there - {'meta'}))}."
-            )
-        if not _has_double(device):
-            raise RecipeError(
-                f"device '{options.device}' has no float64, in which losses and sums are taken; "
-                "use --device cpu."
-            )
-        return device
-    if accelerator is None or not _has_double(accelerator):
-        return torch.device("cpu")
-    return accelerator
-
-
-def _has_double(device: torch.device) -> bool:
-    """Apple's graphics processors, for one, have not."""
-    try:
-        torch.zeros(1, dtype=torch.float64, device=device)
-    except (TypeError, RuntimeError):
-        return False
-    return True
-
-
-def compute_dtype(options: RunOptions, stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The type to compute in.
-
-    ``auto`` is the checkpoint's own (with a preset, that of its authors' code), except on a
-    processor that multiplies it slower than float32: many have no bfloat16 units and take nine
-    times as long.
-
-    Raises:
-        RecipeError: an unknown name.
-    """
-    if options.dtype != "auto":
-        return dtype_named(options.dtype)
-    if options.preset is not None and find_preset(options.preset).dtype != "auto":
-        stored = dtype_named(find_preset(options.preset).dtype)
-    if device.type != "cpu" or stored == torch.float32:
-        return stored
-    return stored if half_precision_gain(stored) >= FAST_ENOUGH else torch.float32
-
-
-def dtype_named(name: str) -> torch.dtype:
-    """The type of a name.
-
-    Raises:
-        RecipeError: there is none of that name.
-    """
-    if name not in DTYPES:
-        raise RecipeError(f"unknown dtype '{name}'; expected auto, {', '.join(DTYPES)}.")
-    return DTYPES[name]
-
-
-def half_precision_gain(dtype: torch.dtype) -> float:
-    """How many times faster this processor multiplies matrices in a type than in float32."""
-
-    def seconds(kind: torch.dtype) -> float:
-        left, right = torch.ones(256, 512, dtype=kind), torch.ones(512, 512, dtype=kind)
-        elapsed = []
-        for _ in range(4):
-            start = time.perf_counter()
-            torch.nn.functional.linear(left, right)
-            elapsed.append(time.perf_counter() - start)
-        return statistics.median(elapsed)
-
-    return seconds(torch.float32) / seconds(dtype)
 
 
 def _licence(path: Path) -> str | None:

@@ -1,8 +1,8 @@
 """A comparison as one page that needs nothing else: no network and no second file."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -25,6 +25,7 @@ from ghostlayers.report.figures import (
     trade_panels,
 )
 from ghostlayers.report.glossary import explain, explain_repair
+from ghostlayers.report.page_table import Line, Table, plain
 from ghostlayers.report.results import Results, Skipped
 from ghostlayers.report.rows import MeasuredModel
 from ghostlayers.report.summary import (
@@ -55,48 +56,6 @@ from ghostlayers.runtime.shown import clean
 
 Content = Mapping[str, Any]
 """What the template shows of a section; it holds the sentences around it."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of a table: its texts, a class, and the share that is drawn behind one of them."""
-
-    texts: Sequence[str]
-    kind: str = ""
-    share: float | None = None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose rows' first texts name them.
-
-    Attributes:
-        head: the names of the columns.
-        rows: what stands under them.
-        caption: what it shows.
-        bar: the column that a row's share is drawn in.
-        mark: the column that a row's class colours.
-    """
-
-    head: Sequence[str]
-    rows: Sequence[Line]
-    caption: str = ""
-    bar: int | None = None
-    mark: int | None = None
-
-    @property
-    def words(self) -> set[int]:
-        """The columns of words, which stand at the left."""
-        columns = enumerate(zip(*(row.texts for row in self.rows), strict=True))
-        return {place for place, texts in columns if any(map(_has_letters, texts))} | {0}
-
-
-def _has_letters(text: str) -> bool:
-    return any(letter.isalpha() for letter in text)
-
-
-def _plain(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> Table:
-    return Table(head, [Line(row) for row in rows], caption)
 
 
 def render_page(results: Results) -> str:
@@ -198,7 +157,7 @@ def _answer(overview: Overview) -> Content | None:
     return {
         "sentence": winners(best),
         "dense": overview.dense and overview.dense.loss,
-        "table": _plain(head, rows),
+        "table": plain(head, rows),
         "panels": answer_panels(overview),
     }
 
@@ -263,7 +222,7 @@ def _yardstick(overview: Overview, cut: tuple[int, str]) -> Table:
 def _types(overview: Overview) -> Content | None:
     content = types_content(overview.results)
     if content is not None:
-        content["table"] = _plain(content["head"], content["rows"], "GGUF files")
+        content["table"] = plain(content["head"], content["rows"], "GGUF files")
     return content
 
 
@@ -326,7 +285,7 @@ def _published(overview: Overview) -> Table | None:
         for row in overview.results.published
     ]
     head = ("source", "model", "metric", "published", "ours")
-    return _plain(head, rows, "Published figures") if rows else None
+    return plain(head, rows, "Published figures") if rows else None
 
 
 def _our_value(metric: str, entry: Entry | None, accuracy: float | None) -> float | None:
@@ -355,8 +314,8 @@ def _protocol(overview: Overview) -> Content:
     head = ("text", "windows", "of", "tokens a window", "BOS", "windows also used to calibrate")
     skipped = [(_skipped(row), row.reason) for row in results.skipped]
     tables = [
-        _plain(head, texts, "Texts"),
-        *([_plain(("model", "reason"), skipped, "Skipped")] if skipped else []),
+        plain(head, texts, "Texts"),
+        *([plain(("model", "reason"), skipped, "Skipped")] if skipped else []),
     ]
     recipes = results.presets or {"Recipe": results.recipe}
     facts = {**recipes, "Machine": results.machine.to_dict()}
