@@ -60,8 +60,9 @@ def rewritten(
     for tensor in reader.tensors:
         if tensor.name in without:
             continue
-        kind = next((t for part, t in (types or {}).items() if part in tensor.name), None)
-        kind = tensor.tensor_type if kind is None else kind
+        kind = tensor.tensor_type
+        if len(tensor.shape) > 1:
+            kind = next((t for part, t in (types or {}).items() if part in tensor.name), kind)
         numbers = gguf.dequantize(tensor.data, tensor.tensor_type)
         writer.add_tensor(tensor.name, gguf.quantize(numbers, kind), raw_dtype=kind)
     writer.write_header_to_file()

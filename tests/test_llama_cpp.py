@@ -27,6 +27,8 @@ from ghostlayers.spans import Span
 from ghostlayers.surgery import removal
 from ghostlayers.text.tokens import Windows
 from oracles import fitted, logits
+from test_gguf import READABLE
+from test_gguf_copy import MIXED, cut, made, opened
 
 llama_cpp = pytest.importorskip("llama_cpp")
 
@@ -249,3 +251,21 @@ def test_dense_and_cut_models_are_compared_as_files(
         monkeypatch.setattr(engine, step, None)
     monkeypatch.setattr(quantising, "quantise", None)
     assert compare(str(wide), asked, tmp_path / "out", data=some_text[:-4]) == found
+
+
+@pytest.mark.parametrize("types", [None, MIXED], ids=["plain", "quantised"])
+@pytest.mark.parametrize("name", sorted(READABLE))
+def test_a_file_cut_from_a_file_computes_the_same(
+    name: str, types: Any, byte_tokenizer: Any, tmp_path: Path
+) -> None:
+    """Irregular cuts of files whose layers and types are mixed, beside transformers."""
+    if types is not None and name in {"qwen2_moe", "qwen3_moe", "phi3"}:
+        pytest.skip("rows of experts and merged projections are no whole blocks here")
+    dense = opened(made(name, byte_tokenizer, tmp_path, types))
+    repair = None if name in {"qwen2_moe", "qwen3_moe"} else "refit:1"
+    cut(dense, tmp_path / "small.gguf", repair, (Span(2, 3),))
+    want = logits(opened(tmp_path / "small.gguf").network, IDS)[0].float().numpy()
+    got = computed(tmp_path / "small.gguf", IDS)
+    # Weights of eight and fewer bits meet activations of eight bits.
+    tolerance = 4e-3 if types is None else 5e-2
+    assert np.abs(got - want).max() < tolerance * np.abs(want).max()
