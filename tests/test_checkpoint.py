@@ -61,7 +61,7 @@ def repaired(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 def write(model: Any, folder: Path) -> Path:
     folder.mkdir(parents=True)
-    saving._write_model(folder, model, model.dtype)
+    saving._write_weights(folder, model, model.dtype)
     return folder
 
 
@@ -317,7 +317,7 @@ def test_a_bfloat16_gemma_computed_in_float32_reloads_bit_for_bit(
     }
     model = removal.prune_layers(loaded, SPANS, deltas)
     (tmp_path / "out").mkdir()
-    saving._write_model(tmp_path / "out", model, loaded.stored_dtype)
+    saving._write_weights(tmp_path / "out", model, loaded.stored_dtype)
     assert proof.verify(tmp_path / "out", model).identical
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
@@ -449,7 +449,7 @@ def test_every_repair_that_a_checkpoint_can_hold_reloads_as_it_was_measured(
     repairs = fit_gaps(Runner(layerwise), windows, spans, how)
     built = removal.prune_layers(layerwise, spans, repairs)
     (tmp_path / "out").mkdir()
-    saving._write_model(tmp_path / "out", built, torch.bfloat16)
+    saving._write_weights(tmp_path / "out", built, torch.bfloat16)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     with torch.no_grad():
         want, got = built(token_ids()).logits, again(token_ids()).logits

@@ -224,11 +224,11 @@ def failing_verify(error):
 
 FAULTS = {
     "disk full": (
-        "_write_model",
+        "_write_weights",
         failing_write(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
         OutputError,
     ),
-    "interrupted": ("_write_model", failing_write(KeyboardInterrupt()), KeyboardInterrupt),
+    "interrupted": ("_write_weights", failing_write(KeyboardInterrupt()), KeyboardInterrupt),
     "interrupted while proving": ("verify", failing_verify(KeyboardInterrupt()), KeyboardInterrupt),
     "not proved": ("verify", failing_verify(VerificationError("differs")), VerificationError),
 }

@@ -144,7 +144,7 @@ def test_a_model_that_came_from_a_checkpoint_goes_into_one(
         DenseModel(dense), spans, operators(spans) if kind == "repaired" else None
     )
     (tmp_path / "out").mkdir()
-    saving._write_model(tmp_path / "out", model, torch.float32)
+    saving._write_weights(tmp_path / "out", model, torch.float32)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     got, want = again.state_dict(), model.state_dict()
     assert got.keys() == want.keys()
@@ -161,7 +161,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
             model = removal.prune_layers(DenseModel(build(name)), spans, repairs)
             path = folder / f"{name}-{kind}"
             path.mkdir()
-            saving._write_model(path, model, torch.float32)
+            saving._write_weights(path, model, torch.float32)
     work = tmp_path_factory.mktemp("stranger")
     save_file({"input_ids": token_ids()}, work / "ids")
     environment = {

@@ -98,12 +98,13 @@ def cut(
     repair: str | None,
     spans: tuple[Span, ...],
     how: How | None = None,
+    **more: Any,
 ) -> tuple[Any, Any]:
     """The cut model, and what was saved of it."""
     repairs = None if repair is None else fitted(dense.network, repair, spans)
     pruned = removal.prune_layers(dense, spans, repairs)
     kept = kept_layers(spans, dense.num_layers)
-    return pruned, save_gguf(dense, pruned, kept, RECORDED, out, how or How())
+    return pruned, save_gguf(dense, pruned, kept, RECORDED, out, how or How(), **more)
 
 
 def entries(file: Path) -> dict[str, Any]:
@@ -408,7 +409,7 @@ def test_nothing_is_replaced_unasked(byte_tokenizer: Any, tmp_path: Path) -> Non
     with pytest.raises(OutputError, match="exists already"):
         cut(dense, out, None, (Span(2, 4),))
     assert out.read_text() == "mine"
-    cut(dense, out, None, (Span(2, 4),), How(overwrite=True))
+    cut(dense, out, None, (Span(2, 4),), overwrite=True)
     assert opened(out).num_layers == 3
 
 

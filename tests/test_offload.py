@@ -81,7 +81,7 @@ def test_an_offloaded_run_writes_the_same_bits(
         assert is_offloaded(pruned.dense.network) == (options is DISK)
         out = tmp_path / options.offload
         out.mkdir()
-        saving._write_model(out, pruned.model, pruned.dense.stored_dtype)
+        saving._write_weights(out, pruned.model, pruned.dense.stored_dtype)
         evidence = {name: vars(sums) for name, sums in pruned.evidence.items()}
         runs[options.offload] = (tensors_in(out), evidence, pruned.removed)
     one, two = runs["none"], runs["disk"]
@@ -113,7 +113,7 @@ def test_a_repaired_checkpoint_runs_from_disk(
     )
     out = tmp_path / "out"
     out.mkdir()
-    saving._write_model(out, pruned.model, torch.float32)
+    saving._write_weights(out, pruned.model, torch.float32)
     device_map = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
     device_map |= {"model.rotary_emb": "cpu"} | {f"model.layers.{i}": "disk" for i in range(6)}
     ids = torch.arange(40)[None] % 256
@@ -260,7 +260,7 @@ def test_an_offloaded_model_is_saved_as_it_is_stored(
     pruned = ghostlayers.prune(
         str(model_folder), data=some_text, options=DISK, remove="3", repair="ghost", **RUN
     )
-    saving._write_model(tmp_path, pruned.model, pruned.dense.stored_dtype)
+    saving._write_weights(tmp_path, pruned.model, pruned.dense.stored_dtype)
     before, after = tensors_in(model_folder), tensors_in(tmp_path)
     assert torch.equal(
         after["model.layers.5.mlp.up_proj.weight"], before["model.layers.6.mlp.up_proj.weight"]

@@ -81,7 +81,7 @@ def cut(dense: Any, name: str, kind: str) -> Any:
 def test_both_spellings_are_one_model_here(name: str, kind: str, form: str, tmp_path: Path) -> None:
     """Older words never change what this version reads, and a second save changes neither."""
     model = cut(with_positions(name, kind), name, form)
-    saving._write_model(tmp_path, model, torch.float32)
+    saving._write_weights(tmp_path, model, torch.float32)
     content = json.loads((tmp_path / "config.json").read_text())
     again = AutoConfig.from_pretrained(tmp_path)
     read, had = ({**each.rope_parameters} for each in (again, model.config))
@@ -111,7 +111,7 @@ def read(tmp_path_factory: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]
             model = cut(dense, name, form)
             place = folder / f"{name}-{kind}-{form}"
             place.mkdir()
-            saving._write_model(place, model, torch.float32)
+            saving._write_weights(place, model, torch.float32)
             here[place.name] = logits(model, token_ids())
     save_file({"input_ids": token_ids()}, work / "ids")
     ask(folder, work)

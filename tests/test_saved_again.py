@@ -218,7 +218,7 @@ def test_a_push_to_a_hub_sends_the_code(model: Any, monkeypatch: Any, tmp_path: 
 
 def test_what_a_checkpoint_holds_and_what_a_save_holds_are_one(model: Any, tmp_path: Path) -> None:
     (tmp_path / "written").mkdir()
-    saving._write_model(tmp_path / "written", model, torch.float32)
+    saving._write_weights(tmp_path / "written", model, torch.float32)
     AutoModelForCausalLM.from_pretrained(tmp_path / "written").save_pretrained(tmp_path / "saved")
     one, other = (
         json.loads((tmp_path / n / "config.json").read_text()) for n in ("written", "saved")

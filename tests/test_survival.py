@@ -30,7 +30,7 @@ def folder(
     path = tmp_path_factory.mktemp("repaired") / request.param
     path.mkdir()
     dense = build(request.param, vocab_size=256)
-    saving._write_model(
+    saving._write_weights(
         path, removal.prune_layers(DenseModel(dense), SPANS, operators(SPANS)), torch.float32
     )
     byte_tokenizer.save_pretrained(path)

@@ -149,6 +149,6 @@ def test_vllm_can_read_granites_scale(tmp_path: Path) -> None:
     """Its way through transformers looks for logit_scale only, and would sample too coldly."""
     dense = build("granite", logits_scaling=6.0)
     repaired = removal.prune_layers(DenseModel(dense), SPANS, operators(SPANS))
-    saving._write_model(tmp_path, repaired, torch.float32)
+    saving._write_weights(tmp_path, repaired, torch.float32)
     assert json.loads((tmp_path / "config.json").read_text())["logit_scale"] == 1 / 6
     assert AutoConfig.from_pretrained(tmp_path).logits_scaling == 6.0

@@ -188,7 +188,7 @@ def test_each_tensor_is_stored_in_the_type_of_its_file(folder, tmp_path, byte_to
         pruned = removal.prune_layers(loaded, [Span(1, 2)])
         out = tmp_path / computed
         out.mkdir()
-        saving._write_model(out, pruned, loaded.stored_dtype)
+        saving._write_weights(out, pruned, loaded.stored_dtype)
         saved = tensors_of(out)
         for name, tensor in saved.items():
             parts = name.split(".")
@@ -215,7 +215,7 @@ def test_packed_and_renamed_tensors_keep_type_and_digits_too(
     loaded = load_model(str(place), RunOptions(computed, "cpu"))
     pruned = removal.prune_layers(loaded, [Span(4, 5)])
     (out := tmp_path / "out").mkdir()
-    saving._write_model(out, pruned, loaded.stored_dtype)
+    saving._write_weights(out, pruned, loaded.stored_dtype)
     saved = tensors_of(out)
     assert len(saved) > 0.7 * len(whole)
     for key, tensor in saved.items():
@@ -234,7 +234,7 @@ def test_a_stock_layers_model_keeps_types(folder, tmp_path):
     bare = removal.prune_layers(loaded, [Span(1, 2)])
     made = with_stock_layers(bare, [Span(1, 2)], {Span(1, 2): repair}, torch.bfloat16)
     (out := tmp_path / "out").mkdir()
-    saving._write_model(out, made, torch.bfloat16)
+    saving._write_weights(out, made, torch.bfloat16)
     saved = tensors_of(out)
     assert all(torch.equal(saved[k], whole[k]) for k in saved if "layers.5" in k and k in whole)
     assert saved["model.norm.weight"].dtype == torch.float32
@@ -366,7 +366,7 @@ def test_offloaded_experts_keep_type_and_digits(tmp_path, byte_tokenizer):
     loaded = load_model(str(place), RunOptions("float32", "cpu", offload="disk"))
     out = tmp_path / "out"
     out.mkdir()
-    saving._write_model(out, removal.prune_layers(loaded, [Span(4, 5)]), torch.bfloat16)
+    saving._write_weights(out, removal.prune_layers(loaded, [Span(4, 5)]), torch.bfloat16)
     saved = {k: v for path in out.glob("*.safetensors") for k, v in load_file(path).items()}
     assert saved.keys() == {key for key in whole if ".4." not in key[: len("model.layers.4.")]}
     assert all(torch.equal(tensor, whole[key]) for key, tensor in saved.items())

@@ -155,9 +155,10 @@ class PrunedModel:
                 self.kept,
                 self.record,
                 Path(out),
-                gguf_saving.How(fallback, split, overwrite=overwrite),
+                gguf_saving.How(fallback, split),
                 self.held_out,
-                progress,
+                overwrite=overwrite,
+                progress=progress,
             ),
         )
 

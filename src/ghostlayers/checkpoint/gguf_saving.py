@@ -19,6 +19,7 @@ from ghostlayers.evaluation import evaluate_windows
 from ghostlayers.model import multimodal
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.runtime.progress import Progress, Silent
+from ghostlayers.runtime.settings import WHAT, documented, setting
 from ghostlayers.spans import kept_layers, merge_layers
 from ghostlayers.statistics.losses import LossSums
 from ghostlayers.surgery import removal
@@ -28,19 +29,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@documented
 @dataclass(frozen=True)
 class How:
-    """How a GGUF file is written.
+    """How a GGUF file is written."""
 
-    Attributes:
-        fallback: the type of changed tensors whose own cannot be encoded.
-        split: start another file where one would exceed a size such as ``4G``.
-        overwrite: replace files of that name.
-    """
-
-    fallback: str = "Q8_0"
-    split: str | None = None
-    overwrite: bool = False
+    fallback: str = setting(
+        "Q8_0",
+        "For -o FILE.gguf: type of repaired weights whose own type cannot be encoded.",
+        WHAT,
+        option="--gguf-fallback",
+        metavar="TYPE",
+    )
+    split: str | None = setting(
+        None,
+        "For -o FILE.gguf: several files of at most this size, such as 4G.",
+        WHAT,
+        option="--gguf-split",
+        metavar="SIZE",
+        says="one file",
+    )
 
     def check(self) -> None:
         """Refuse what cannot be read.
@@ -111,6 +119,8 @@ def save_gguf(
     out: Path,
     how: How,
     held_out: Windows | None = None,
+    *,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> SavedGguf:
     """Write a cut model whose base is a GGUF file as one, and measure what is read from it.
@@ -123,6 +133,7 @@ def save_gguf(
         out: the file to make.
         how: see `How`.
         held_out: windows to measure on; nothing is measured without them.
+        overwrite: replace files of that name.
         progress: told of every tensor.
 
     Raises:
@@ -152,7 +163,7 @@ def save_gguf(
         out,
         record,
         split=0 if how.split is None else split_size(how.split),
-        overwrite=how.overwrite,
+        overwrite=overwrite,
         progress=progress,
     )
     return SavedGguf(tuple(paths), verification, cut.types, encoded)

@@ -1,8 +1,9 @@
 """The commands by name. Each is imported when it is called, so that help and version are quick."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -57,12 +58,19 @@ def command_named(name: str) -> Callable[..., None]:
         return getattr(import_module(f"{__package__}.{module}"), function)  # type: ignore[no-any-return]
 
 
+def _proves(args: Sequence[str]) -> bool:
+    """Whether a command will load a folder that it made in a fresh process."""
+    outputs = {after for before, after in pairwise(args) if before in {"-o", "--output"}}
+    one_file = any(output.endswith(".gguf") for output in outputs)
+    return not one_file and not {*args} & WITHOUT_PROOF
+
+
 class Later(TyperCommand):
     """A command that is imported once its arguments are to be read."""
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
         """The context of the command itself."""
-        if self.name in PROVING and not {*args} & WITHOUT_PROOF and is_first():
+        if self.name in PROVING and _proves(args) and is_first():
             from ghostlayers.checkpoint import readiness
 
             with contextlib.suppress(OSError):  # told where the command needs that disk itself

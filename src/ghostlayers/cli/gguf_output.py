@@ -23,12 +23,14 @@ class GgufOutput:
         beside: a file to be made of the folder's checkpoint.
         pre_tokenizer: llama.cpp's name for how the tokenizer splits text.
         how: the only file is written.
+        overwrite: replace a file of that name.
     """
 
     output: Path
     beside: Path | None
     pre_tokenizer: str | None
     how: How
+    overwrite: bool
 
     @property
     def only(self) -> bool:
@@ -50,7 +52,7 @@ class GgufOutput:
             raise RecipeError(
                 f"-o {self.output} names a GGUF file already; drop --gguf, or name a folder."
             )
-        if not self.only and self.how != How(overwrite=self.how.overwrite):
+        if not self.only and self.how != How():
             raise RecipeError("--gguf-fallback and --gguf-split are for -o FILE.gguf.")
         if self.file is None and self.pre_tokenizer is not None:
             raise RecipeError(
@@ -58,7 +60,7 @@ class GgufOutput:
             )
         if self.file is not None:
             self.how.check()
-            check_target(self.file, overwrite=self.how.overwrite)
+            check_target(self.file, overwrite=self.overwrite)
             check_exportable(recipe, save)
             if self.only and recipe.export == "stock-layer":
                 raise RecipeError(
@@ -100,7 +102,7 @@ class GgufOutput:
             self.output,
             fallback=self.how.fallback,
             split=self.how.split,
-            overwrite=self.how.overwrite,
+            overwrite=self.overwrite,
             progress=screen.Bars(),
         )
         saved_screen.show_copied(pruned, saved)
@@ -117,4 +119,4 @@ class GgufOutput:
         from ghostlayers.cli.export import write_gguf
 
         assert self.file is not None
-        write_gguf(checkpoint, self.file, self.pre_tokenizer, options, overwrite=self.how.overwrite)
+        write_gguf(checkpoint, self.file, self.pre_tokenizer, options, overwrite=self.overwrite)

@@ -43,25 +43,6 @@ GgufOption = Annotated[
         panel=WHAT,
     ),
 ]
-GgufFallback = Annotated[
-    str,
-    option(
-        "--gguf-fallback",
-        metavar="TYPE",
-        text="For -o FILE.gguf: type of repaired weights whose own type cannot be encoded. "
-        "[default: Q8_0]",
-        panel=WHAT,
-    ),
-]
-GgufSplit = Annotated[
-    str | None,
-    option(
-        "--gguf-split",
-        metavar="SIZE",
-        text="For -o FILE.gguf: several files of at most this size, such as 4G. [default: one]",
-        panel=WHAT,
-    ),
-]
 PreTokenizer = Annotated[
     str | None,
     option(

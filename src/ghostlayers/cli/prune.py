@@ -37,11 +37,10 @@ def prune(
     output: o.OutOrFile,
     recipe: Annotated[Recipe, Fields(ASKED, make=o.recipe_to, beside=("output",))],
     options: Annotated[RunOptions, Fields(f"{o.RUN} restart plan revision trust_remote_code")],
+    how: Annotated[How, Fields("fallback split")],
     overwrite: o.Overwrite = False,
     save: o.SaveOption = "checkpoint",
     gguf: o.GgufOption = None,
-    gguf_fallback: o.GgufFallback = "Q8_0",
-    gguf_split: o.GgufSplit = None,
     pre_tokenizer: o.PreTokenizer = None,
     restart: o.Restart = False,
     plan: o.PlanOnly = False,
@@ -50,7 +49,7 @@ def prune(
     """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
     options = dataclasses.replace(options, preset=recipe.preset)
     leaves = Output(save, gguf is not None, output)
-    file = GgufOutput(output, gguf, pre_tokenizer, How(gguf_fallback, gguf_split, overwrite))
+    file = GgufOutput(output, gguf, pre_tokenizer, how, overwrite)
     whole = save == "checkpoint"
     if not plan and not file.only:
         check_output(output, overwrite=overwrite, needed_bytes=0)
