@@ -91,12 +91,12 @@ class Family:
     def next_command(self, pattern: Path, kind: str = "Q4_K_M") -> str | None:
         """How llama.cpp's own program makes a further type with the same importance matrix.
 
-        None without such a matrix, or where no file of 16 or 32 bits is made.
+        None without such a matrix, or where types are made that are quantised already.
         """
         paths = self.paths(pattern)
-        plain = next((paths[name] for name in PLAIN if name in paths), None)
-        if plain is None or IMATRIX not in paths:
+        if IMATRIX not in paths or not {*self.types} <= {*PLAIN}:
             return None
+        plain = paths[self.types[0]]
         return quantise_command(plain, paths[IMATRIX], _beside(pattern, kind), kind)
 
 
