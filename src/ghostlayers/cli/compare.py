@@ -26,6 +26,9 @@ from ghostlayers.runtime.scratch import Scratch
 PUBLISHED_METRICS = ("acc", "ppl", "loss")
 """What a paper's figure may be, as the page compares it with ours."""
 
+FILE_COLUMNS = ("type", "MB", "loss", "above F16", "KL", "read", "written", "memory")
+"""Of a table of files on the screen, where `file_grid` has a column for the model, too."""
+
 ASKED = (
     "layers output select repair preset presets yardstick overwrite data text_column separator "
     "sampling windows fit_windows search_windows held_out_windows race_windows sequence_length bos "
@@ -189,8 +192,11 @@ def show_methods(entries: Sequence[Entry], dense: float | None) -> None:
 
 def show_types(results: "Results") -> None:
     """Models as GGUF files, and what they say of cutting and quantising."""
+    for model in dict.fromkeys(row[0] for row in file_grid(results)[1]):
+        rows = [row[1:] for row in file_grid(results)[1] if row[0] == model]
+        screen.table(FILE_COLUMNS, rows, f"{model}, as GGUF files in llama.cpp")
     if results.files:
-        screen.table(*file_grid(results), "GGUF files in llama.cpp")
+        screen.say(screen.dim("read, written: tokens a second; memory at a context, MB."))
         screen.say(says(files_of(results)))
 
 

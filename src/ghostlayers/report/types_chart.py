@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from ghostlayers.report.charts import Axis, Point, limits, set_axes
-from ghostlayers.report.drawing import LIGHT, Style, new_axes, titled, to_svg
+from ghostlayers.report.drawing import LIGHT, LINE, WIDTH, Style, new_axes, titled, to_svg
 from ghostlayers.report.figures import Panel, loss_axis
 from ghostlayers.report.results import Results
 from ghostlayers.report.summary import pareto_front
@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 COLOURED = 7
 """Cut models that are drawn in colour, those of lowest loss; the others are grey."""
 
+DOT, LETTER = 5.0, 7.6
+"""Half of a mark and a letter of a label, in points, with room around them."""
+
 Styles = Mapping[str, Style]
+Box = tuple[float, float, float, float]
 
 
 def types_content(results: Results) -> dict[str, Any] | None:
@@ -91,9 +95,9 @@ def _draw(
     _draw_front(axes, [points[index] for index in front])
     for title, style in sorted(styles.items(), key=lambda item: item[1].index is not None):
         _draw_model(axes, [e for e in files if e.title == title], style, cost, top)
-    _name_types(axes, files, points, front, top)
     x = Axis(label, limits([place for place, _ in points]))
     set_axes(axes, x, y)
+    _name_types(axes, files, [(place, min(loss, top)) for place, loss in points], front)
     return to_svg(axes, f"Mean loss against {label}, with the frontier")
 
 
@@ -116,16 +120,35 @@ def _draw_model(
 
 
 def _name_types(
-    axes: "Axes",
-    files: Sequence[File],
-    points: Sequence[Point],
-    front: Sequence[int],
-    top: float,
+    axes: "Axes", files: Sequence[File], places: Sequence[Point], front: Sequence[int]
 ) -> None:
-    """The type beside each file of the dense model, and beside those on the frontier."""
-    for index, (each, (x, y)) in enumerate(zip(files, points, strict=True)):
-        if (each.key.is_dense or index in front) and y <= top:
+    """The type beside each file of the dense model and on the frontier, where there is room."""
+    scale = 72 / axes.figure.dpi
+    dots = [tuple(scale * each for each in axes.transData.transform(place)) for place in places]
+    taken = [(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in dots]
+    for index in sorted(range(len(files)), key=lambda index: index not in front):
+        kind = files[index].kind
+        if not (files[index].key.is_dense or index in front):
+            continue
+        for right, up in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+            box = _label_box(dots[index], len(kind), right, up)
+            if box[0] < 0 or box[2] > WIDTH or any(_overlap(box, other) for other in taken):
+                continue
+            taken.append(box)
             axes.annotate(
-                each.kind, (x, y), xytext=(5, 5), textcoords="offset points",
-                color=LIGHT["quiet"], fontsize=10.0,
+                kind, places[index], (right * DOT, up * DOT), textcoords="offset points",
+                ha="left" if right > 0 else "right", va="bottom" if up > 0 else "top",
             )  # fmt: skip
+            break
+
+
+def _label_box(dot: Point, letters: int, right: int, up: int) -> Box:
+    """Where a label at a corner of a mark lies in the picture, in points."""
+    xs = sorted((dot[0] + right * DOT, dot[0] + right * (DOT + LETTER * letters)))
+    ys = sorted((dot[1] + up * DOT, dot[1] + up * (DOT + LINE)))
+    return xs[0], ys[0], xs[1], ys[1]
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+    return not apart
