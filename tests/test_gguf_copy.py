@@ -231,6 +231,16 @@ def reader_tensor(weight: torch.Tensor, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(4))
+def test_large_gains_are_told_from_those_with_one_added(seed: int, tmp_path: Path) -> None:
+    """Gemma's norms reach hundreds, beside which a one is less than the file's own rounding."""
+    torch.manual_seed(seed)
+    weight = (torch.randn(64) * 100).to(torch.bfloat16).float()
+    for stored in (weight, weight + 1):
+        how = conversion("w", weight, reader_tensor(stored, tmp_path), set())
+        torch.testing.assert_close(how.to_file(weight), stored)
+
+
+@pytest.mark.parametrize("seed", range(4))
 def test_how_a_weight_lies_is_found(seed: int, tmp_path: Path) -> None:
     """Every way there and back, and none that only looks alike."""
     torch.manual_seed(seed)

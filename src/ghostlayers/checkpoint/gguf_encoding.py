@@ -19,6 +19,9 @@ from ghostlayers.errors import NonFiniteError, RecipeError, UnsupportedModelErro
 FALLBACKS = ("Q8_0", "F16", "BF16", "F32", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 """Types that stand in for those that cannot be encoded."""
 
+ROUNDED = 0.01
+"""What a 16-bit type may take off a weight as it is read, of the largest."""
+
 TERNARY = frozenset({GGMLQuantizationType.TQ1_0, GGMLQuantizationType.TQ2_0})
 """Types of weights that were trained to be -1, 0 and 1; what a repair changes no longer is."""
 
@@ -120,11 +123,11 @@ def conversion(name: str, weight: Tensor, tensor: ReaderTensor, heads: set[int])
         UnsupportedModelError: in no way that is known here.
     """
     there, own = decoded(tensor), weight.detach().float().cpu()
-    size = float(there.abs().max())
-    for how in _conversions(own, heads):
-        made = how.to_file(own)
-        if made.shape == there.shape and torch.allclose(made, there, rtol=0.01, atol=0.01 * size):
-            return how
+    ways = [way for way in _conversions(own, heads) if way.to_file(own).shape == there.shape]
+    # The nearest, not the first that is near: beside large gains a one more is little.
+    errors = [float((way.to_file(own) - there).abs().max()) for way in ways]
+    if ways and min(errors) <= ROUNDED * float(there.abs().max()):
+        return ways[errors.index(min(errors))]
     raise UnsupportedModelError(
         f"'{tensor.name}' of the GGUF file holds '{name}' of the model in a way that is not "
         "written here. Take a folder as the output, and --gguf for a file in 16 bits."
