@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import torch
 
 from families import build
@@ -109,3 +111,24 @@ def with_a_merge(folder: Path) -> Path:
     content["model"]["merges"] = [["t", "h"]]
     path.write_text(json.dumps(content))
     return folder
+
+
+def a_header(architecture: str, depth: int, tmp_path: Path, **said: Any) -> Path:
+    """A file with no more than a header and a tensor a layer."""
+    path = tmp_path / f"{architecture}.gguf"
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(depth)
+    writer.add_embedding_length(8)
+    for name, value in said.items():
+        key = f"{architecture}.{name.replace('__', '.')}"
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        else:
+            writer.add_uint32(key, value)
+    for layer in range(depth):
+        writer.add_tensor(f"blk.{layer}.ffn_down.weight", np.zeros((8, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -20,6 +20,7 @@ import torch
 from typer.testing import CliRunner
 
 from conftest import NOUNS, make_documents
+from gguf_models import a_header
 from ghostlayers import PRESETS, Recipe, RunOptions, pipeline
 from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.proof import Verification
@@ -898,10 +899,12 @@ def test_loggers_are_as_they_were_afterwards() -> None:
 
 
 def test_inspect_says_what_else_was_given(tmp_path):
-    file = tmp_path / "model.gguf"
-    file.touch()
+    file = a_header("llama", 2, tmp_path)
     said = call("inspect", file).output.replace("\n", " ")
     assert "is a GGUF file, which keeps no record of its making" in said
+    empty = tmp_path / "empty.gguf"
+    empty.touch()
+    assert "cannot be read as a GGUF file" in call("inspect", empty).output.replace("\n", " ")
     assert "there is no folder" in call("inspect", tmp_path / "nothing").output
 
 

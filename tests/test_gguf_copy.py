@@ -13,7 +13,7 @@ from gguf import GGUFValueType
 from typer.testing import CliRunner
 
 import ghostlayers
-from gguf_models import IDS, VARIANTS, family, with_a_merge, write
+from gguf_models import IDS, VARIANTS, a_header, family, with_a_merge, write
 from ghostlayers.checkpoint.gguf_copy import split_size
 from ghostlayers.checkpoint.gguf_encoding import conversion, encode, fallback_named
 from ghostlayers.checkpoint.gguf_export import export_gguf
@@ -274,27 +274,6 @@ def test_queries_are_rescaled_where_the_depth_decides(byte_tokenizer: Any, tmp_p
     assert all(name.endswith("attn_q_norm.weight") for name in saved.types)
     again = opened(tmp_path / "small.gguf").network
     torch.testing.assert_close(logits(again, IDS), logits(pruned, IDS), rtol=1e-4, atol=1e-4)
-
-
-def a_header(architecture: str, depth: int, tmp_path: Path, **said: Any) -> Path:
-    """A file with no more than a header and a tensor a layer."""
-    path = tmp_path / f"{architecture}.gguf"
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(depth)
-    writer.add_embedding_length(8)
-    for name, value in said.items():
-        key = f"{architecture}.{name.replace('__', '.')}"
-        if isinstance(value, list):
-            writer.add_array(key, value)
-        else:
-            writer.add_uint32(key, value)
-    for layer in range(depth):
-        writer.add_tensor(f"blk.{layer}.ffn_down.weight", np.zeros((8, 8), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 class Config:
