@@ -6,7 +6,6 @@ transformers reads from the new file is then compared with the model in memory.
 """
 
 import contextlib
-import copy
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,41 +13,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from gguf.gguf_reader import ReaderTensor
-from torch import Tensor, nn
+from torch import Tensor
 
 from ghostlayers.checkpoint.gguf_encoding import Conversion, Encoded, conversion, encode
+from ghostlayers.checkpoint.gguf_export import check_tensors
+from ghostlayers.checkpoint.packed import layers_path
+from ghostlayers.checkpoint.packed_config import Renaming
 from ghostlayers.checkpoint.proof import Verification, compare_logits
 from ghostlayers.checkpoint.records import GGUF_RECORD
 from ghostlayers.errors import RecipeError, UnsupportedModelError, VerificationError
 from ghostlayers.model.configs import kv_heads
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.gguf_file import (
-    SPLIT,
     GgufFile,
     GgufParts,
+    Value,
     for_transformers,
+    header_entries,
     open_gguf,
     part_name,
 )
-from ghostlayers.model.gguf_header import Value, header_after, scaled_queries
+from ghostlayers.model.gguf_header import header_after, scaled_queries
 from ghostlayers.model.loading import load_model
-from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime.documents import to_json
 from ghostlayers.runtime.files import check_new, whole_files
 from ghostlayers.runtime.locks import continues, holding
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.runtime.shown import shared
+from ghostlayers.surgery import removal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-BLOCK = re.compile(r"blk\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ class GgufCut:
     @property
     def lossy(self) -> bool:
         """Whether the network is another one than the one that was repaired."""
-        exact = {GGMLQuantizationType.F32}
-        return any(tensor.type not in exact for tensor in self.encoded.values())
+        return any(one.type != GGMLQuantizationType.F32 for one in self.encoded.values())
 
     @property
     def types(self) -> dict[str, tuple[str, str]]:
@@ -85,14 +84,11 @@ class GgufCut:
 
     def tensors(self) -> Iterator[tuple[str, ReaderTensor | Encoded]]:
         """Names in the new file, and what they hold, in the order of the dense model's file."""
-        numbers = {old: new for new, old in enumerate(self.kept)}
-        for name, tensor in self.file.tensors.items():
-            block = BLOCK.match(name)
-            if block is not None:
-                if int(block[1]) not in numbers:
-                    continue
-                name = f"blk.{numbers[int(block[1])]}.{name[block.end() :]}"
-            yield name, self.encoded.get(name, tensor)
+        move = _blocks(self.kept)
+        for old, tensor in self.file.tensors.items():
+            name = move(old)
+            if name is not None:
+                yield name, self.encoded.get(name, tensor)
 
 
 def cut_gguf(
@@ -115,12 +111,13 @@ def cut_gguf(
     assert dense.base.file is not None
     file = open_gguf(dense.base.file)
     header = header_after(file, dense.config, pruned.config, kept)
+    move = _blocks(kept)
     encoded, weights = {}, {}
     for name, weight, tensor, how in _changes(file, dense, pruned, kept):
         one = encode(weight, how, tensor.tensor_type, fallback)
-        encoded[_renumbered(tensor.name, kept)] = one
-        weights[name] = one.weight.to(dense.stored_dtype)
-    network = _with_weights(pruned, weights)
+        encoded[str(move(tensor.name))] = one
+        weights[name] = one.weight.to(dense.stored_dtype).to(weight)
+    network = removal.with_weights(pruned, weights)
     return GgufCut(file, tuple(kept), header, encoded, network, dense.stored_dtype == torch.float32)
 
 
@@ -232,15 +229,16 @@ class _Writer(GGUFWriter):
         return hashes
 
 
+def _blocks(kept: Sequence[int]) -> Renaming:
+    """How tensors are called once their blocks have new numbers."""
+    return Renaming("blk", "blk", {old: new for new, old in enumerate(kept)})
+
+
 def _entries(cut: GgufCut, record: Mapping[str, Any]) -> Iterator[tuple[str, Value]]:
     """The new header: the old one's entries in their order, then what is new."""
     new = {**cut.header, GGUF_RECORD: (to_json(shared(dict(record))), GGUFValueType.STRING, None)}
-    for key, field in cut.file.parts.fields.items():
-        # What the writer says by itself.
-        if key.startswith(("GGUF.", SPLIT)) or key == gguf.Keys.General.ARCHITECTURE:
-            continue
-        inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
-        value = new.pop(key, (field.contents(), field.types[0], inner))
+    for key, before in header_entries(cut.file.parts):
+        value = new.pop(key, before)
         if value is not None:
             yield key, value
     yield from ((key, value) for key, value in new.items() if value is not None)
@@ -256,9 +254,10 @@ def _changes(
     """The weights that are not the dense model's, or of which the file holds another multiple."""
     rescaled, factor = scaled_queries(pruned.config)
     names = None
-    prefix = _layers_prefix(dense.network)
+    path = layers_path(dense.network)
+    back = Renaming(path, path, dict(enumerate(kept)))
     for name, weight in pruned.named_parameters():
-        old = _old_name(name, prefix, kept)
+        old = str(back(name))
         own = dense.network.get_parameter(old)
         scales = factor != 1.0 and name.split(".")[-2] == rescaled
         if weight is own and not scales:
@@ -269,21 +268,6 @@ def _changes(
         heads = {int(getattr(config, "num_attention_heads", 1)), kv_heads(config)}
         how = conversion(old, own, tensor, heads)
         yield name, weight, tensor, how.scaled(factor) if scales else how
-
-
-def _layers_prefix(network: "PreTrainedModel") -> str:
-    layers = find_decoder_layers(network)
-    for name, module in network.named_modules():
-        if module is layers:
-            return f"{name}."
-    raise AssertionError("the layers are among the modules")
-
-
-def _old_name(name: str, prefix: str, kept: Sequence[int]) -> str:
-    if not name.startswith(prefix):
-        return name
-    number, _, rest = name.removeprefix(prefix).partition(".")
-    return f"{prefix}{kept[int(number)]}.{rest}"
 
 
 def _names_in_file(network: "PreTrainedModel") -> dict[str, list[str]]:
@@ -315,43 +299,15 @@ def _tensor_of(file: GgufFile, names: Sequence[str], weight: str) -> ReaderTenso
     return file.tensors[there[0]]
 
 
-def _renumbered(name: str, kept: Sequence[int]) -> str:
-    return BLOCK.sub(lambda found: f"blk.{list(kept).index(int(found[1]))}.", name, count=1)
-
-
-def _with_weights(network: "PreTrainedModel", weights: Mapping[str, Tensor]) -> "PreTrainedModel":
-    """A network that shares all weights with another but some."""
-    if not weights:
-        return network
-    memo = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    other = copy.deepcopy(network, memo)
-    for name, weight in weights.items():
-        path, _, leaf = name.rpartition(".")
-        module, own = other.get_submodule(path), network.get_parameter(name)
-        value = weight.to(own).reshape(own.shape)
-        module.register_parameter(leaf, nn.Parameter(value, requires_grad=own.requires_grad))
-    if other.config.tie_word_embeddings:
-        other.tie_weights()
-    return other
-
-
 def _prove_bytes(path: Path, cut: GgufCut, written: Mapping[str, str]) -> None:
     """Read every tensor and entry again: what was copied is as it was."""
     parts = GgufParts(path)
     if [tensor.name for tensor in parts.tensors] != list(written):
         raise VerificationError("the GGUF file lacks tensors; nothing was kept.")
-    for part, reader in zip(parts.paths, parts.readers, strict=True):
-        with part.open("rb") as file:  # not through the reader's map, which would stay in memory
-            for tensor in reader.tensors:
-                file.seek(int(tensor.data_offset))
-                read = file.read(int(tensor.n_bytes))
-                if hashlib.sha256(read).hexdigest() != written[tensor.name]:
-                    raise VerificationError(f"'{tensor.name}' reads differently from the file.")
-    for key, field in cut.file.parts.fields.items():
-        if key in cut.header or key == GGUF_RECORD or key.startswith(("GGUF.", SPLIT)):
-            continue
-        again = parts.get_field(key)
-        if again is None or again.contents() != field.contents():
+    check_tensors(parts, written)
+    again = dict(header_entries(parts))
+    for key, value in header_entries(cut.file.parts):
+        if key not in cut.header and key != GGUF_RECORD and again.get(key) != value:
             raise VerificationError(f"'{key}' reads differently from the GGUF file.")
 
 

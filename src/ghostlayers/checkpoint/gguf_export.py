@@ -7,6 +7,7 @@ differs between them is in `gguf_families`. Vectors and norms stay in float32, a
 
 import contextlib
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +38,7 @@ from ghostlayers.model.gguf_families import (
     family_of,
     window_entries,
 )
+from ghostlayers.model.gguf_file import GgufParts
 from ghostlayers.model.gguf_positions import position_entries
 from ghostlayers.model.loading import load_model, read_config
 from ghostlayers.model.multimodal import check_gguf
@@ -266,13 +268,26 @@ def _norm_entry(config: Any) -> Entry:
 
 def _prove(path: Path, written: dict[str, str], rows: int) -> None:
     """Read the file again and compare every tensor; each row of the embedding has its token."""
-    reader = gguf.GGUFReader(path)
+    reader = GgufParts(path)
     if len(reader.fields["tokenizer.ggml.tokens"].data) != rows:
         raise VerificationError("the GGUF file has another number of tokens than of embeddings.")
     if {each.name for each in reader.tensors} != written.keys():
         raise VerificationError("the GGUF file lacks tensors; nothing was kept.")
-    with path.open("rb") as file:  # not through the reader's map, which would stay in memory
-        for each in reader.tensors:
-            file.seek(int(each.data_offset))
-            if hashlib.sha256(file.read(int(each.n_bytes))).hexdigest() != written[each.name]:
-                raise VerificationError(f"'{each.name}' reads differently from the GGUF file.")
+    check_tensors(reader, written)
+
+
+def check_tensors(parts: GgufParts, written: Mapping[str, str]) -> None:
+    """Read the tensors of files that were written, and compare them with their hashes.
+
+    Raises:
+        VerificationError: one reads differently.
+    """
+    for path, reader in zip(parts.paths, parts.readers, strict=True):
+        with path.open("rb") as file:  # not through the reader's map, which would stay in memory
+            for tensor in reader.tensors:
+                file.seek(int(tensor.data_offset))
+                read = file.read(int(tensor.n_bytes))
+                if hashlib.sha256(read).hexdigest() != written[tensor.name]:
+                    raise VerificationError(
+                        f"'{tensor.name}' reads differently from the GGUF file."
+                    )

@@ -146,7 +146,6 @@ def save_gguf(
             "a GGUF file has no place for an operator or a layer of its own between layers. Repair "
             "with refit:3:ridge=auto, replaceme, magnitude or none, or save a folder."
         )
-    check_gguf_cut(dense, pruned, kept)
     cut = cut_gguf(dense, pruned, kept, fallback_named(how.fallback))
     encoded = None
     if cut.lossy and held_out is not None and len(held_out):

@@ -26,6 +26,7 @@ from ghostlayers.errors import (
     suggest,
 )
 from ghostlayers.evaluation import llama_cpp
+from ghostlayers.model.gguf_file import header_entries, open_gguf
 from ghostlayers.runtime.files import whole_file
 from ghostlayers.runtime.locks import holding
 from ghostlayers.runtime.shown import one_line
@@ -173,11 +174,8 @@ def check_source(source: Path) -> None:
     Raises:
         ModelError: it is, or it cannot be read.
     """
-    try:
-        reader = gguf.GGUFReader(source)
-    except (OSError, ValueError, IndexError, KeyError) as error:
-        raise ModelError(f"'{source}' cannot be read as a GGUF file: {one_line(error)}") from error
-    packed = Counter(_type_of(each) for each in reader.tensors if _type_of(each) not in PLAIN)
+    types = map(_type_of, open_gguf(source).tensors.values())
+    packed = Counter(kind for kind in types if kind not in PLAIN)
     if packed:
         kind, count = packed.most_common(1)[0]
         raise ModelError(
@@ -226,20 +224,16 @@ def _check(source: Path, made: Path) -> dict[str, int]:
     shapes = [{each.name: tuple(each.shape) for each in r.tensors} for r in (there, here)]
     if shapes[0] != shapes[1]:
         raise VerificationError("the quantised file lacks tensors, or has others; nothing is kept.")
-    fields = [{name for name in r.fields if not _is_new(name)} for r in (there, here)]
-    other = sorted(
-        name
-        for name in fields[0] | fields[1]
-        if not all(name in each for each in fields)
-        or there.fields[name].contents() != here.fields[name].contents()
-    )
+    before, after = (dict(header_entries(reader)) for reader in (there, here))
+    named = {name for name in before | after if not _is_new(name)}
+    other = sorted(name for name in named if before.get(name) != after.get(name))
     if other:
         raise VerificationError(f"the quantised file says otherwise of {', '.join(other[:5])}.")
     return dict(Counter(map(_type_of, here.tensors)).most_common())
 
 
 def _is_new(name: str) -> bool:
-    return name.startswith((*_NEW_FIELDS, "GGUF."))
+    return name.startswith(_NEW_FIELDS)
 
 
 def _type_of(tensor: Any) -> str:
@@ -272,11 +266,9 @@ def _write(source: Path, out: Path, kind: str) -> None:
 
 
 def _copy_fields(reader: Any, writer: Any) -> None:
-    for name, field in reader.fields.items():
-        if name == "general.architecture" or _is_new(name):
-            continue
-        inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(name, field.contents(), field.types[0], inner)
+    for name, (value, kind, inner) in header_entries(reader):
+        if not _is_new(name):
+            writer.add_key_value(name, value, kind, inner)
 
 
 def _target(tensor: Any, kind: str, head: str) -> TensorType:

@@ -6,7 +6,7 @@ that, measured by processes of its own, and removed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,7 +94,6 @@ class Typed:
     corpora: Mapping[str, Windows]
     parts: Parts
     progress: Progress
-    _scratch: list[Scratch] = field(default_factory=list, repr=False)
 
     def measure(self, key: str, repair: str, model: Any) -> dict[str, Any]:
         """One model in each type.
@@ -138,10 +137,14 @@ class Typed:
         return export_gguf(folder, place / "base.gguf", pre_tokenizer=splits)
 
     @cached_property
+    def _scratch(self) -> Scratch:
+        """Holds the dense model's file for as long as this lives."""
+        return Scratch("types")
+
+    @cached_property
     def _reference(self) -> Path:
-        """The dense model's file that divergences are measured from, for as long as this lives."""
-        self._scratch.append(Scratch("types"))
-        place = Path(self._scratch[0].name)
+        """The dense model's file that divergences are measured from."""
+        place = Path(self._scratch.name)
         return quantise(self._base(place, self.dense.network), place / "f16.gguf", REFERENCE).path
 
     def _file(self, key: str, repair: str, made: Made) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Whatever opens, offloads and checks plain models then does the same with packed 
 than one weight is in memory meanwhile.
 """
 
+import atexit
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -24,9 +25,6 @@ from ghostlayers.runtime.scratch import Scratch
 
 SMALL_FILES = ("*.json", "*.py", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 """What a model's folder holds beside its weights."""
-
-_FOLDERS: list[Scratch] = []
-"""Kept until the process ends; models read from them."""
 
 
 def packed_weights(held: Mapping[str, Held], layout: Layout) -> dict[str, dict[str, Held]]:
@@ -74,7 +72,7 @@ def expand_for_good(
     except BaseException:
         scratch.cleanup()
         raise
-    _FOLDERS.append(scratch)
+    atexit.register(scratch.cleanup)  # models read from it until then
     return Path(scratch.name)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import gguf
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFValueType
 from gguf.gguf_reader import ReaderField, ReaderTensor
 from torch import Tensor
 
@@ -27,6 +27,10 @@ SPLIT = "split."
 
 TOO_BAD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
 """What the reader raises on a damaged file."""
+
+
+Value = tuple[Any, GGUFValueType, GGUFValueType | None]
+"""A value of a header, its type, and the type of an array's entries."""
 
 
 class GgufParts:
@@ -160,6 +164,15 @@ class GgufFile:
         """A tensor of float32 numbers; None where it is not there."""
         tensor = self.tensors.get(name)
         return None if tensor is None else torch.tensor(tensor.data).float()
+
+
+def header_entries(reader: GGUFReader | GgufParts) -> Iterator[tuple[str, Value]]:
+    """The entries of a header as a writer takes them, but for those that it makes by itself."""
+    for key, field in reader.fields.items():
+        if key.startswith(("GGUF.", SPLIT)) or key == gguf.Keys.General.ARCHITECTURE:
+            continue
+        inner = field.types[-1] if field.types[0] == GGUFValueType.ARRAY else None
+        yield key, (field.contents(), field.types[0], inner)
 
 
 @while_unchanged(most=2)

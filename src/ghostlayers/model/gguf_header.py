@@ -12,10 +12,7 @@ from gguf import GGUFValueType
 
 from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.model.gguf_families import GGUF_FAMILIES, query_factor, window_entries
-from ghostlayers.model.gguf_file import GgufFile
-
-Value = tuple[Any, GGUFValueType, GGUFValueType | None]
-"""A value, its type, and the type of an array's entries."""
+from ghostlayers.model.gguf_file import GgufFile, Value, header_entries
 
 NOT_BY_LAYER = frozenset({"rope.dimension_sections"})
 """Arrays whose length may be the number of layers by chance."""
@@ -57,14 +54,13 @@ def header_after(
     _check_family(before, after)
     depth = int(file.entry("block_count"))
     changed: dict[str, Value | None] = {}
-    for key, field in file.parts.fields.items():
+    for key, (value, kind, inner) in header_entries(file.parts):
         prefix, _, name = key.partition(".")
         if prefix != file.architecture:
             continue
-        kind, value = field.types[0], field.contents()
         if kind == GGUFValueType.ARRAY:
             if len(value) == depth and name not in NOT_BY_LAYER:
-                changed[key] = ([value[index] for index in kept], kind, field.types[-1])
+                changed[key] = ([value[index] for index in kept], kind, inner)
         elif name == "block_count":
             changed[key] = (len(kept), kind, None)
         elif name in FIRST_LAYERS:

@@ -71,9 +71,12 @@ class Gptq(Layout):
     turned: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        written = self.settings.get("checkpoint_format") or self.settings.get("format") or "gptq"
-        if written not in ("gptq", "gptq_v2"):
-            raise other_form("gptq", "checkpoint_format", written, "gptq or gptq_v2")
+        if self._version not in ("gptq", "gptq_v2"):
+            raise other_form("gptq", "checkpoint_format", self._version, "gptq or gptq_v2")
+
+    @property
+    def _version(self) -> object:
+        return self.settings.get("checkpoint_format") or self.settings.get("format") or "gptq"
 
     def _setting(self, weight: str, name: str) -> int:
         """A setting of one module: ``dynamic`` holds exceptions, by patterns of names."""
@@ -111,7 +114,7 @@ class Gptq(Layout):
             size = -(-inputs // scales.shape[0])
             group = torch.arange(inputs) // size
         zeros = unpack_bits(parts[".qzeros"], bits, outputs)
-        if (self.settings.get("checkpoint_format") or self.settings.get("format")) != "gptq_v2":
+        if self._version == "gptq":
             zeros = zeros + 1 & (1 << bits) - 1
         return _by_groups(parts[".qweight"].T, bits, zeros.T, scales.T, group.long())
 

@@ -4,13 +4,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from ghostlayers.errors import ModelError
 from ghostlayers.model.layouts import WEIGHT, HeldParts, Layout, Parts, check_shape, other_form
+from ghostlayers.model.tensor_files import Held
+
+Part = TypeVar("Part", Held, Tensor)
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,9 @@ class BlockScaled(Layout):
         frozenset({"", end}) for end in ("_scale_inv", ".qscale_weight")
     )
 
+    def _scale(self, parts: Mapping[str, Part]) -> Part:
+        return next(parts[end] for need in self.needs for end in need - {""} if end in parts)
+
     def _block(self, shape: torch.Size, scales: torch.Size) -> tuple[int, int]:
         """Rows and columns that have one factor."""
         asked = self.settings.get("weight_block_size") or (0, 0)
@@ -143,7 +149,7 @@ class BlockScaled(Layout):
     def check(self, weight: str, parts: HeldParts) -> None:
         """Refuse parts that do not fit together; see `Layout.check`."""
         del weight
-        scale = next(parts[end] for need in self.needs for end in need - {""} if end in parts)
+        scale = self._scale(parts)
         shape, asked = parts[""].shape, self.settings.get("weight_block_size")
         if scale.shape.numel() > 1 and asked:
             grid = tuple(-(-s // a) for s, a in zip(shape[-2:], asked, strict=True))
@@ -153,7 +159,7 @@ class BlockScaled(Layout):
         """The weight; see `Layout.unpack`."""
         del weight
         packed = parts[""].float()
-        scale = next(parts[end] for need in self.needs for end in need - {""} if end in parts)
+        scale = self._scale(parts)
         # Factors that are powers of two may be written as their exponents.
         factors = (scale.float() - 127).exp2() if scale.dtype == torch.uint8 else scale.float()
         if factors.numel() == 1:

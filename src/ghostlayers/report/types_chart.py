@@ -56,23 +56,23 @@ def type_panels(files: Sequence[File], styles: Styles) -> list[Panel]:
     """Two pictures: loss against the size of the file, and against tokens written a second."""
     known = [each for each in files if each.loss is not None]
     timed = [each for each in known if each.row.decode_tokens_s]
-    panels = []
-    if len(known) > 1:
-        picture = _draw(known, styles, lambda f: f.row.size_bytes / 1e6, "size of the file, MB", 1)
-        panels.append(Panel("Loss against bytes", picture, _named(known, _by_size(known))))
-    if len(timed) > 1:
-        label = "tokens written a second"
-        picture = _draw(timed, styles, lambda f: f.row.decode_tokens_s or 0.0, label, -1)
-        panels.append(Panel("Loss against speed", picture, _named(timed, _by_speed(timed))))
-    return panels
+    views = (
+        ("Loss against bytes", known, _size, "size of the file, MB", 1),
+        ("Loss against speed", timed, _speed, "tokens written a second", -1),
+    )
+    return [
+        _panel(title, some, styles, cost, label, sign)
+        for title, some, cost, label, sign in views
+        if len(some) > 1
+    ]
 
 
-def _by_size(files: Sequence[File]) -> list[int]:
-    return pareto_front([(f.row.size_bytes, f.loss or 0.0) for f in files])
+def _size(file: File) -> float:
+    return file.row.size_bytes / 1e6
 
 
-def _by_speed(files: Sequence[File]) -> list[int]:
-    return pareto_front([(-(f.row.decode_tokens_s or 0.0), f.loss or 0.0) for f in files])
+def _speed(file: File) -> float:
+    return file.row.decode_tokens_s or 0.0
 
 
 def _named(files: Sequence[File], front: Sequence[int]) -> str:
@@ -83,13 +83,29 @@ def _named(files: Sequence[File], front: Sequence[int]) -> str:
     return "On the frontier: " + "; ".join(f"{t}: {', '.join(k)}" for t, k in kinds.items()) + "."
 
 
+def _panel(
+    title: str,
+    files: Sequence[File],
+    styles: Styles,
+    cost: Callable[[File], float],
+    label: str,
+    sign: int,
+) -> Panel:
+    """A picture and its frontier in words; less of ``sign`` times the cost is better."""
+    front = pareto_front([(sign * cost(file), file.loss or 0.0) for file in files])
+    return Panel(title, _draw(files, styles, cost, label, front), _named(files, front))
+
+
 def _draw(
-    files: Sequence[File], styles: Styles, cost: Callable[[File], float], label: str, sign: int
+    files: Sequence[File],
+    styles: Styles,
+    cost: Callable[[File], float],
+    label: str,
+    front: Sequence[int],
 ) -> Markup:
-    """Points a file, joined a model at a time; less of ``sign`` times the cost is better."""
+    """Points a file, joined a model at a time."""
     axes = new_axes(340.0)
     points = [(cost(each), each.loss or 0.0) for each in files]
-    front = pareto_front([(sign * x, y) for x, y in points])
     y, _ = loss_axis([loss for _, loss in points])
     top = y.limits[1] if y.limits else float("inf")
     _draw_front(axes, [points[index] for index in front])

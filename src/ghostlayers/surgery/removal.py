@@ -63,7 +63,8 @@ def prune_layers(
         check_layers([layer for span in spans for layer in span.layers], model.num_layers)
     multimodal.check_spans(model.network, spans)
     repairs = dict(sorted((repairs or {}).items()))
-    pruned = share_weights(model)
+    model.residency.release()
+    pruned = share_weights(model.network)
     changed = _changed_weights(model, repairs, folded or {})
     for index, weights in changed.items():
         _replace_weights(find_decoder_layers(pruned)[index], weights)
@@ -209,10 +210,19 @@ def _hook_operator(
     layer.register_forward_hook(leave)
 
 
-def share_weights(model: DenseModel) -> Any:
-    """A copy of the network's structure whose tensors are those of the original."""
-    model.residency.release()
-    network = model.network
+def with_weights(network: Any, weights: Mapping[str, Tensor]) -> Any:
+    """A network that shares all weights with another but those of some names."""
+    if not weights:
+        return network
+    other = share_weights(network)
+    _replace_weights(other, weights)
+    if other.config.tie_word_embeddings:
+        other.tie_weights()
+    return other
+
+
+def share_weights(network: Any) -> Any:
+    """A copy of a network's structure whose tensors are those of the original."""
     shared = [*network.parameters(), *network.buffers(), *residency.shared_maps(network)]
     return copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
 
