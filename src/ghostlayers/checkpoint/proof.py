@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -69,6 +69,10 @@ class Verification:
     largest_difference: float
     num_tokens: int
     packed: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a record holds it: without what was not compared."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def mode_of(model: "PreTrainedModel") -> str:

@@ -101,7 +101,7 @@ def save_checkpoint(
         _copy_licences(base_folder, folder)
         prove = verify if packed is None else verify_packed
         verification = prove(folder, model, tokenizer, stored_dtype)
-        found |= {"mode": _mode(model, record), "verification": vars(verification)}
+        found |= {"mode": _mode(model, record), "verification": verification.to_dict()}
         _describe(folder, {**shared(record), **found})
     return verification
 
@@ -135,7 +135,7 @@ def save_tensors(
         verification = prove(folder)
         found_at = {"name": record["base_model"]["name"]}  # without it there is no model
         base = {**shared(record["base_model"]), **found_at}
-        proved = {"verification": vars(verification)}
+        proved = {"verification": verification.to_dict()}
         _describe(folder, {**shared(record), "base_model": base, **proved})
     return verification
 
