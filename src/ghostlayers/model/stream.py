@@ -259,7 +259,7 @@ class LayerwiseModel:
         self,
         batch: MicroBatch,
         stream: Stream,
-        positions: slice | None = None,
+        positions: slice | Tensor | None = None,
         *,
         differentiable: bool = False,
     ) -> Float[Tensor, "batch positions vocabulary"]:
@@ -273,7 +273,7 @@ class LayerwiseModel:
             differentiable: record it for a backward pass.
         """
         stubs: list[nn.Module] = [Injector(layer, self._wrap, stream) for layer in self.layers]
-        wanted = positions or slice(None)
+        wanted = slice(None) if positions is None else positions
         options = {}
         if self._keeps_some_logits and positions is not None:
             every = torch.arange(batch.input_ids.shape[1], device=self.device)
@@ -286,6 +286,23 @@ class LayerwiseModel:
                 **options,
             ).logits
         return logits if options else logits[:, wanted]
+
+    def final_states(
+        self, batch: MicroBatch, stream: Stream, *, differentiable: bool = False
+    ) -> Stream:
+        """What the base model makes of a stream at boundary L: the hidden states behind its norm.
+
+        Args:
+            batch: the windows that the stream belongs to.
+            stream: hidden states before the final norm.
+            differentiable: record it for a backward pass.
+        """
+        stubs: list[nn.Module] = [Injector(layer, self._wrap, stream) for layer in self.layers]
+        with torch.set_grad_enabled(differentiable), self._replaced(stubs):
+            states: Tensor = self.network.base_model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).last_hidden_state
+        return states
 
     @contextmanager
     def _replaced(self, stubs: Sequence[nn.Module]) -> Iterator[None]:

@@ -76,7 +76,12 @@ def remember_own_types(model: "PreTrainedModel") -> None:
     """Let the tensors of a model in memory keep their types, where they differ from most."""
     for name, tensor in _tensors(model):
         if tensor.is_floating_point() and tensor.dtype != model.dtype:
-            setattr(tensor, MARK, Held(Path(), name, tensor.dtype, tensor.shape))
+            mark_type(tensor, name, tensor.dtype)
+
+
+def mark_type(tensor: Tensor, name: str, dtype: torch.dtype) -> None:
+    """Let a tensor be stored in a type, whatever it is computed in; it holds all its digits."""
+    setattr(tensor, MARK, Held(Path(), name, dtype, tensor.shape))
 
 
 def _rounds(stored: torch.dtype, computed: torch.dtype) -> bool:

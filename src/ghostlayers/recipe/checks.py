@@ -23,14 +23,22 @@ def check(recipe: "Recipe") -> None:
     Raises:
         RecipeError: a field has a wrong type or value, or two of them contradict each other.
     """
-    _check_types(recipe)
+    check_types(recipe)
     if recipe.preset is not None:
         find_preset(recipe.preset)
     _check_choices(recipe)
     _check_numbers(recipe)
 
 
-def _check_types(recipe: "Recipe") -> None:
+def check_types(recipe: Any) -> None:
+    """Refuse a request whose fields have other types or words than they are declared with.
+
+    Args:
+        recipe: a dataclass.
+
+    Raises:
+        RecipeError: a field has a wrong type, or a word that means nothing.
+    """
     hints = typing.get_type_hints(type(recipe))
     for field in dataclasses.fields(recipe):
         value, hint = getattr(recipe, field.name), hints[field.name]

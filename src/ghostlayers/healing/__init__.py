@@ -1,0 +1,1 @@
+"""Training after a cut: only what pays, from the closed form on, against the dense model."""

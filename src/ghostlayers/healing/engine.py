@@ -1,0 +1,186 @@
+"""One lesson: what the dense model says of some windows, and what that changes in the cut one.
+
+Up to the first layer that differs both models compute the same, so the dense model's stream there
+is where the cut model starts, and the layers before run once.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ghostlayers.calibration.cuts import LOGITS_AT_ONCE
+from ghostlayers.healing.head import Head, logit_loss
+from ghostlayers.healing.trained import Trained
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.stream import MicroBatch, Stream, check_finite
+from ghostlayers.recipe.healing import Loss
+
+Positions = Int[Tensor, "windows positions"]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the dense model says of some windows.
+
+    Attributes:
+        input_ids: [windows, sequence].
+        positions: of every window, that predict a next token and are learnt from.
+        stream: at the boundary where the cut model starts, [windows, sequence, hidden].
+        guide: final hidden states at the positions, [windows, positions, hidden]; where the head
+            is not known, the stream at the last boundary of all positions; None without a teacher.
+    """
+
+    input_ids: Int[Tensor, "windows sequence"]
+    positions: Positions
+    stream: Stream
+    guide: Float[Tensor, "windows positions hidden"] | None
+
+    def part(self, rows: slice) -> "Lesson":
+        """Some of the windows."""
+        guide = None if self.guide is None else self.guide[rows]
+        return Lesson(self.input_ids[rows], self.positions[rows], self.stream[rows], guide)
+
+
+class Engine:
+    """Runs lessons: the dense model's part, and the cut model's forwards and backwards.
+
+    Args:
+        trained: the cut model's weights that are trained.
+        loss: what is made small.
+        batch_size: windows a call; 0 chooses.
+        frugal: keep a layer's input alone for the backward pass, and run it again.
+    """
+
+    def __init__(
+        self, trained: Trained, loss: Loss, batch_size: int = 0, *, frugal: bool = False
+    ) -> None:
+        self.trained, self.kind, self.frugal = trained, loss, frugal
+        self.dense: DenseModel = trained.cut.dense
+        self.student = DenseModel(
+            trained.network,
+            stored_dtype=self.dense.stored_dtype,
+            memory=self.dense.residency.memory,
+        )
+        self.head = Head.of(self.dense)
+        self.batch_size = batch_size
+
+    @property
+    def guided(self) -> bool:
+        """Whether the loss asks what the dense model says."""
+        return self.kind != "ce"
+
+    @torch.no_grad()
+    def teach(self, input_ids: Tensor, positions: Positions) -> Lesson:
+        """Run the dense model; of a loss without a teacher, the shared layers alone."""
+        batch, stream = self.dense.begin(input_ids)
+        start = stream
+        for layer in range(self.dense.num_layers):
+            if layer == self.trained.start:
+                start = stream
+                if not self.guided:
+                    break
+            stream = self.dense.run_layer(layer, batch, stream)
+        check_finite(stream, self.dense.num_layers - 1)
+        guide = None
+        if self.guided and self.head is None:
+            guide = stream
+        elif self.guided:
+            guide = _at(self.dense.final_states(batch, stream), positions)
+        return Lesson(input_ids, positions, start, guide)
+
+    def learn(self, lesson: Lesson, total: int) -> float:
+        """Add the gradients of a lesson's loss to what is trained; the loss, summed.
+
+        Args:
+            lesson: some windows.
+            total: positions of the whole step, which the gradient is a mean over.
+        """
+        length = lesson.input_ids.shape[1]
+        step = self.student.windows_per_call(length, self.batch_size)
+        sums = 0.0
+        for start in range(0, len(lesson.input_ids), step):
+            sums += self._learn_part(lesson.part(slice(start, start + step)), total)
+            self.trained.take_gradients()
+        return sums
+
+    def _learn_part(self, lesson: Lesson, total: int) -> float:
+        batch, stream = self._forward(lesson, differentiable=True)
+        check_finite(stream, self.student.num_layers - 1)
+        if self.head is None:
+            return self._through_model(batch, stream, lesson, total)
+        states = self.student.final_states(batch, stream, differentiable=True)
+        chosen = _at(states, lesson.positions).flatten(0, 1)
+        guide = None if lesson.guide is None else lesson.guide.flatten(0, 1)
+        targets = _targets(lesson).flatten().to(chosen.device)
+        loss, gradient = self.head.loss(chosen.detach(), guide, targets, self.kind)
+        if chosen.requires_grad:
+            chosen.backward(gradient / total)
+        return loss
+
+    def _forward(self, lesson: Lesson, *, differentiable: bool) -> tuple[MicroBatch, Stream]:
+        """The cut model's stream at its last boundary."""
+        batch, _ = self.student.begin(lesson.input_ids)
+        stream = lesson.stream
+        for layer in range(self.trained.start, self.student.num_layers):
+            stream = self._layer(layer, batch, stream, differentiable=differentiable)
+        return batch, stream
+
+    def _layer(self, layer: int, batch: MicroBatch, stream: Stream, *, differentiable: bool) -> Any:
+        def run(x: Stream) -> Stream:
+            return self.student.run_layer(layer, batch, x, differentiable=differentiable)
+
+        if self.frugal and differentiable and stream.requires_grad:
+            return checkpoint(run, stream, use_reentrant=False)
+        return run(stream)
+
+    def _through_model(
+        self, batch: MicroBatch, stream: Stream, lesson: Lesson, total: int
+    ) -> float:
+        """The loss where the head is not known: the model's own logits, a few positions at a time.
+
+        Gradients by the stream are collected before the layers are gone through.
+        """
+        leaf = stream.detach().requires_grad_()
+        teacher, _ = self.dense.begin(lesson.input_ids)
+        step = max(1, LOGITS_AT_ONCE // self.dense.config.vocab_size)
+        sums = 0.0
+        for row in range(len(lesson.input_ids)):
+            one = slice(row, row + 1)
+            targets = _targets(lesson.part(one))[0].to(leaf.device)
+            places = lesson.positions[row].to(leaf.device)
+            mine, theirs = _window(batch, one), _window(teacher, one)
+            for start in range(0, len(places), step):
+                some = slice(start, start + step)
+                logits = self.student.logits(mine, leaf[one], places[some], differentiable=True)[0]
+                guide = None
+                if lesson.guide is not None:
+                    with torch.no_grad():
+                        guide = self.dense.logits(theirs, lesson.guide[one], places[some])[
+                            0
+                        ].float()
+                loss, slope = logit_loss(logits.detach().float(), guide, targets[some], self.kind)
+                sums += loss
+                logits.backward((slope / total).to(logits.dtype))
+        if stream.requires_grad and leaf.grad is not None:
+            stream.backward(leaf.grad)
+        return sums
+
+
+def _at(states: Stream, positions: Positions) -> Tensor:
+    """Hidden states at some positions of every window, [windows, positions, hidden]."""
+    places = positions.to(states.device)[:, :, None].expand(-1, -1, states.shape[-1])
+    return states.gather(1, places)
+
+
+def _targets(lesson: Lesson) -> Int[Tensor, "windows positions"]:
+    """The true next tokens."""
+    ids = lesson.input_ids.to(lesson.positions.device)
+    return ids.gather(1, lesson.positions + 1)
+
+
+def _window(batch: MicroBatch, row: slice) -> MicroBatch:
+    return replace(batch, input_ids=batch.input_ids[row], attention_mask=None, parts=())

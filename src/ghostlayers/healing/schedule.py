@@ -1,0 +1,81 @@
+"""How long training goes on, and what is done when: pure numbers."""
+
+import math
+from dataclasses import dataclass
+
+WARM_UP = 0.05
+"""Share of the steps in which the learning rate rises."""
+
+LAST_RATE = 0.1
+"""The learning rate at the end, of its highest."""
+
+MOST_LOOKS = 10
+"""Measurements on held-out windows after the start."""
+
+SHARE_OF_LOOKS = 0.1
+"""Of the work, that these may take."""
+
+STEP_TOKENS = 1024
+LONG_RUNS = ((200_000, 2048), (1_000_000, 8192))
+"""Tokens from which on a step has more of them: noise of the gradient weighs more as rates fall."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a token costs, in forward passes of one decoder layer.
+
+    Attributes:
+        teacher: of the dense model's pass.
+        student: of the cut model's pass and what goes backwards through it.
+        forward: of the cut model's pass alone.
+        head: of one pass through the head.
+        share: of the positions that are learnt from.
+    """
+
+    teacher: float
+    student: float
+    forward: float
+    head: float
+    share: float
+
+    @property
+    def of_training(self) -> float:
+        """A token that is trained on: the head runs for both models, and back."""
+        return self.teacher + self.student + 3.0 * self.head * self.share
+
+    @property
+    def of_looking(self) -> float:
+        """A token of a held-out window."""
+        return self.forward + 2.0 * self.head
+
+
+def rate(step: int, steps: int) -> float:
+    """The learning rate of a step as a share of its highest: rising, then half a cosine."""
+    warm = max(1, round(WARM_UP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    done = (step - warm) / max(1, steps - warm)
+    return LAST_RATE + (1.0 - LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def looks(steps: int, step_tokens: int, held_out_tokens: int, work: Work) -> tuple[int, ...]:
+    """The steps behind which held-out windows are measured; the last one is among them."""
+    training = steps * step_tokens * work.of_training
+    looking = max(held_out_tokens * work.of_looking, 1e-9)
+    count = min(steps, MOST_LOOKS, max(1, round(SHARE_OF_LOOKS * training / looking)))
+    return tuple(sorted({round(steps * (number + 1) / count) for number in range(count)}))
+
+
+def tokens_a_step(tokens: float, asked: int | None) -> int:
+    """Tokens of a step, of a run of so many."""
+    if asked is not None:
+        return asked
+    chosen = STEP_TOKENS
+    for least, size in LONG_RUNS:
+        chosen = size if tokens >= least else chosen
+    return chosen
+
+
+def steps_for(tokens: float, window: int, windows_a_step: int) -> int:
+    """Steps of so many windows that see so many tokens."""
+    return max(1, math.ceil(tokens / (window * windows_a_step)))

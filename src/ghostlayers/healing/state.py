@@ -1,0 +1,160 @@
+"""All that a training run has come to, as tensors of fixed shapes, which the journal keeps."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ghostlayers.healing.schedule import MOST_LOOKS
+from ghostlayers.healing.trained import Trained
+from ghostlayers.statistics.losses import LossSums
+
+BETAS = (0.9, 0.95)
+CLIP = 1.0
+"""The norm that a gradient is shortened to."""
+
+BINS = 100
+"""Stretches of the run whose mean training loss is kept."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A measurement on held-out windows.
+
+    Attributes:
+        step: behind which.
+        seconds: since training began, interruptions left out.
+        losses: of the model as it would be saved.
+    """
+
+    step: int
+    seconds: float
+    losses: LossSums
+
+
+@dataclass
+class State:
+    """Weights, moments, the best state so far, and what was measured.
+
+    Attributes:
+        trained: the weights.
+        optimiser: AdamW without weight decay, one group of weights a part.
+        best: the weights of the best state, as they would be saved.
+        history: a row a look: step, seconds, and a row of `LossSums`.
+        curve: sum of the training loss and positions, [2, bins].
+        notes: looks so far, step of the best, its measure, seconds; steps, and windows of each.
+        text: SHA-256 of what is trained and measured on.
+    """
+
+    trained: Trained
+    optimiser: torch.optim.Optimizer
+    best: dict[str, Tensor]
+    history: Tensor = field(
+        default_factory=lambda: torch.zeros(MOST_LOOKS + 2, 6, dtype=torch.float64)
+    )
+    curve: Tensor = field(default_factory=lambda: torch.zeros(2, BINS, dtype=torch.float64))
+    notes: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
+    text: Tensor = field(default_factory=lambda: torch.zeros(32, dtype=torch.uint8))
+
+    @classmethod
+    def begin(cls, trained: Trained, rates: Mapping[str, float]) -> "State":
+        """At the closed form."""
+        parts = dict.fromkeys(trained.parts.values())
+        groups = [
+            {
+                "params": [trained.masters[n] for n, p in trained.parts.items() if p == part],
+                "lr": rates[part],
+                "highest": rates[part],
+            }
+            for part in parts
+        ]
+        optimiser = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
+        for master in trained.masters.values():
+            optimiser.state[master] = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "exp_avg": torch.zeros_like(master),
+                "exp_avg_sq": torch.zeros_like(master),
+            }
+        state = cls(trained, optimiser, trained.stored())
+        state.notes[2] = math.inf
+        return state
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, not copies."""
+        named: dict[str, Tensor] = {}
+        for name, master in self.trained.masters.items():
+            own = self.optimiser.state[master]
+            named[f"weight {name}"] = master.detach()
+            for moment in ("step", "exp_avg", "exp_avg_sq"):
+                named[f"{moment} {name}"] = own[moment]
+        named |= {f"best {name}": tensor for name, tensor in self.best.items()}
+        return named | {
+            "history": self.history,
+            "curve": self.curve,
+            "notes": self.notes,
+            "text": self.text,
+        }
+
+    @property
+    def masters(self) -> list[Tensor]:
+        """What the optimiser changes."""
+        return list(self.trained.masters.values())
+
+    def step(self, rate: float) -> None:
+        """Change the weights by their gradients, at a share of the highest learning rates."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["highest"]
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        self.trained.write_back()
+
+    def gradient_norm(self) -> float:
+        """The norm of all gradients, which are shortened to `CLIP` where it is greater."""
+        return float(nn.utils.clip_grad_norm_(self.masters, CLIP))
+
+    def note_loss(self, step: int, steps: int, loss: float, positions: int) -> None:
+        """Add a step's loss to the curve."""
+        place = min(BINS - 1, step * BINS // steps)
+        self.curve[:, place] += torch.tensor([loss, positions], dtype=torch.float64)
+
+    def note_look(self, step: int, measured: LossSums, stored: dict[str, Tensor], by: str) -> bool:
+        """Take down a measurement; whether it is the best so far, which is kept."""
+        place = int(self.notes[0])
+        row = torch.tensor([step, float(self.notes[3])], dtype=torch.float64)
+        self.history[place] = torch.cat([row, measured.row()])
+        self.notes[0] = place + 1
+        measure = measured.kl_nats if by == "kl" else measured.loss_nats
+        if not measure < float(self.notes[2]):
+            return False
+        self.notes[1], self.notes[2] = step, measure
+        for name, tensor in stored.items():
+            self.best[name].copy_(tensor)
+        return True
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Steps of the run and windows of each; None before they are known."""
+        steps, windows = (int(number) for number in self.notes[4:])
+        return (steps, windows) if steps else None
+
+    @property
+    def seconds(self) -> float:
+        """That training took so far."""
+        return float(self.notes[3])
+
+    @property
+    def best_step(self) -> int:
+        """Behind which step the best state was; 0 is the closed form."""
+        return int(self.notes[1])
+
+    def looks(self) -> list[Look]:
+        """Every measurement so far."""
+        rows: Sequence[Tensor] = list(self.history[: int(self.notes[0])])
+        return [Look(int(r[0]), float(r[1]), LossSums.of_row(r[2:])) for r in rows]
+
+    def training_losses(self) -> list[float]:
+        """Mean training loss of each stretch of the run that was gone through."""
+        sums, counts = self.curve
+        return [float(s / c) for s, c in zip(sums, counts, strict=True) if c]

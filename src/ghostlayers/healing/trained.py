@@ -1,0 +1,276 @@
+"""What is trained of a cut model: which weights, their float32 masters, and what is saved of them.
+
+The cut model itself stays as it is. Its structure is copied, and in the copy what is trained has
+weights of its own; all others are shared, and nothing is recorded of them.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ghostlayers.errors import RecipeError
+from ghostlayers.healing.cut_model import CutModel, put
+from ghostlayers.model.residency import read_tensor
+from ghostlayers.model.weights import like, mark_type, stored_type
+from ghostlayers.recipe.healing import HealingRecipe
+from ghostlayers.surgery.removal import share_weights, with_weights
+
+ADAPTER = "heal"
+"""What the adapters of ``lora`` are called in the network."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The weights that are trained.
+
+    Attributes:
+        network: the cut model's structure with weights of its own where they are trained.
+        parameters: what the network computes with, by name.
+        masters: the same in float32; the very tensors where they are float32 already.
+        parts: which part of the recipe each belongs to, by name.
+        start: the first layer of the cut model that is trained or differs from the dense model.
+        adapted: projections that carry adapters, by their names in the cut model.
+    """
+
+    network: Any
+    parameters: Mapping[str, nn.Parameter]
+    masters: Mapping[str, Tensor]
+    parts: Mapping[str, str]
+    start: int
+    adapted: tuple[str, ...] = ()
+    cut: CutModel = field(repr=False, kw_only=True)
+
+    def write_back(self) -> None:
+        """Let the network compute with the masters."""
+        for name, master in self.masters.items():
+            own = self.parameters[name]
+            if own is not master:
+                own.data.copy_(master)
+
+    def take_gradients(self) -> None:
+        """Add what a backward pass left to the masters' gradients, in float32."""
+        for name, master in self.masters.items():
+            own = self.parameters[name]
+            if own is master or own.grad is None:
+                continue
+            gradient = own.grad.float()
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            own.grad = None
+
+    @torch.no_grad()
+    def stored(self) -> dict[str, Tensor]:
+        """The trained weights by their names in the cut model, rounded to the types of its files."""
+        whole = dict(self._whole())
+        return {
+            name: tensor.detach().to(self._kind(name), copy=True) for name, tensor in whole.items()
+        }
+
+    def _kind(self, name: str) -> torch.dtype:
+        """The type that a weight's file has, or that is computed in, where that rounds it."""
+        own = self.cut.network.get_parameter(name)
+        kind = stored_type(own, self.cut.dense.stored_dtype)
+        return kind if torch.promote_types(kind, own.dtype) == own.dtype else own.dtype
+
+    def healed(self, stored: Mapping[str, Tensor]) -> Any:
+        """The cut model with trained weights in their places, as its files will hold them."""
+        weights = {}
+        for name, tensor in stored.items():
+            own = self.cut.network.get_parameter(name)
+            weights[name] = tensor.to(own)
+        network = with_weights(self.cut.network, weights)
+        for name, tensor in stored.items():
+            mark_type(network.get_parameter(name), name, tensor.dtype)
+        return network
+
+    def _whole(self) -> Iterator[tuple[str, Tensor]]:
+        """Adapted projections with their adapters in them; what else is trained, as it is."""
+        for name in self.adapted:
+            module = self.network.get_submodule(name)
+            base = read_tensor(self.cut.network, f"{name}.weight").float()
+            yield f"{name}.weight", base + module.get_delta_weight(ADAPTER).float()
+        for name, master in self.masters.items():
+            if "lora_" not in name:
+                yield name.replace(".base_layer.", "."), master
+
+
+def prepare(cut: CutModel, recipe: HealingRecipe, parts: tuple[str, ...]) -> Trained:
+    """Weights of their own for what is trained.
+
+    Raises:
+        RecipeError: the model has nothing of that kind.
+    """
+    names = named_parts(cut, parts)
+    network = share_weights(cut.network)
+    for name in names:
+        own = read_tensor(cut.network, name)
+        put(network, name, like(own, nn.Parameter(own.clone())))
+    adapted = _add_adapters(cut, network, recipe) if "lora" in parts else ()
+    parameters = dict(network.named_parameters())
+    if adapted:
+        names = {_adapted_name(name, adapted): part for name, part in names.items()}
+        names |= {name: "lora" for name in parameters if "lora_" in name}
+    chosen = {name: parameters[name] for name in names}
+    masters = {
+        name: own if own.dtype == torch.float32 else nn.Parameter(own.detach().float())
+        for name, own in chosen.items()
+    }
+    layers = [cut.layer_of(name) for name in {*names, *cut.own}]
+    start = min([cut.gap, *(layer for layer in layers if layer is not None)])
+    return Trained(network, chosen, masters, names, start, adapted, cut=cut)
+
+
+def _adapted_name(name: str, adapted: tuple[str, ...]) -> str:
+    """A parameter's name once its module is wrapped by an adapter."""
+    path, _, leaf = name.rpartition(".")
+    return f"{path}.base_layer.{leaf}" if path in adapted else name
+
+
+@contextmanager
+def recording(trained: Trained) -> Iterator[None]:
+    """Record what is trained for backward passes, and nothing else, whoever shares it."""
+    flags = [(each, each.requires_grad) for each in trained.network.parameters()]
+    wanted = {id(each) for each in trained.parameters.values()}
+    try:
+        for each, _ in flags:
+            if each.is_floating_point():
+                each.requires_grad_(id(each) in wanted)
+        yield
+    finally:
+        for each, flag in flags:
+            if each.is_floating_point():
+                each.requires_grad_(flag)
+
+
+def named_parts(cut: CutModel, parts: tuple[str, ...]) -> dict[str, str]:
+    """Names of the parameters that parts consist of, and which part trains each.
+
+    What several parts hold is trained as the first of them; adapters are added later.
+
+    Raises:
+        RecipeError: a part is empty.
+    """
+    found: dict[str, str] = {}
+    for part in parts:
+        if part == "lora":
+            continue
+        names = [n for n in _CHOOSE[part](cut) if _is_trainable(cut, n)]
+        if not names:
+            raise RecipeError(f"--train {part}: {_MISSING[part]}")
+        for name in names:
+            found.setdefault(name, part)
+    return found
+
+
+def _is_trainable(cut: CutModel, name: str) -> bool:
+    return bool(cut.network.get_parameter(name).is_floating_point())
+
+
+def _operator(cut: CutModel) -> Iterator[str]:
+    """Operators, and weights that a repair was folded into."""
+    repaired, made = cut.repaired_layers(), cut.made_layers()
+    for name, parameter in cut.network.named_parameters():
+        layer = cut.layer_of(name)
+        leaf = name.rpartition(".")[2]
+        if leaf.startswith("repair_") and not leaf.endswith("centroids"):
+            yield name
+            continue
+        folded = layer in repaired and name in cut.own and parameter.dim() > 1
+        if folded and (layer not in made or "down_proj" in name):
+            yield name
+
+
+def _norms(cut: CutModel) -> Iterator[str]:
+    """Gains (and constants) of norms behind the first cut, the last one included."""
+    for path, module in cut.network.named_modules():
+        if "norm" not in type(module).__name__.lower():
+            continue
+        for leaf, _ in module.named_parameters(recurse=False):
+            name = f"{path}.{leaf}"
+            layer = cut.layer_of(name)
+            behind = layer >= cut.gap if layer is not None else _is_final(cut, path)
+            if behind:
+                yield name
+
+
+def _is_final(cut: CutModel, path: str) -> bool:
+    """Whether a norm outside the layers stands behind them: declared after them, beside them."""
+    home = cut.layers_path.rpartition(".")[0]
+    if path.rpartition(".")[0] != home:
+        return False
+    order = [name for name, _ in cut.network.get_submodule(home).named_children()]
+    return order.index(path.rpartition(".")[2]) > order.index(cut.layers_path.rpartition(".")[2])
+
+
+def _suffix(cut: CutModel) -> Iterator[str]:
+    yield from _layers_from(cut, cut.gap)
+    yield from (name for name in _norms(cut) if cut.layer_of(name) is None)
+
+
+def _all(cut: CutModel) -> Iterator[str]:
+    yield from _layers_from(cut, 0)
+    yield from (name for name in _norms(cut) if cut.layer_of(name) is None)
+
+
+def _layers_from(cut: CutModel, first: int) -> Iterator[str]:
+    for name, _ in cut.network.named_parameters():
+        layer = cut.layer_of(name)
+        if layer is not None and layer >= first and not name.endswith("centroids"):
+            yield name
+
+
+_CHOOSE = {"operator": _operator, "norms": _norms, "suffix": _suffix, "all": _all}
+_MISSING = {
+    "operator": "the model has no operator, and nothing that a repair was folded into (it was cut "
+    "with --repair none?). Take suffix or norms.",
+    "norms": "the model has no norms with gains behind the cut. Take operator or suffix.",
+    "suffix": "no layer stands behind the first cut. Take operator.",
+    "all": "the model has no weights of a type that can be trained.",
+}
+
+
+def _add_adapters(cut: CutModel, network: Any, recipe: HealingRecipe) -> tuple[str, ...]:
+    """Put adapters on the projections behind the first cut; the projections' names.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = tuple(
+        path
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+        and (cut.layer_of(f"{path}.weight") or 0) >= cut.gap
+        and cut.layer_of(f"{path}.weight") is not None
+    )
+    if not names:
+        raise RecipeError(
+            "--train lora: no linear projection stands behind the first cut. Take suffix, or "
+            "operator+norms."
+        )
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(recipe.seed)
+    config = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=list(names))
+    inject_adapter_in_model(config, network, adapter_name=ADAPTER)
+    torch.random.set_rng_state(generator_state)
+    network.eval()
+    return names
+
+
+def default_parts(cut: CutModel, recipe: HealingRecipe) -> tuple[str, ...]:
+    """What is trained if nothing is said; see ``docs/heal.md`` for what was measured."""
+    long = (recipe.seconds or 0.0) >= 1200.0 or (recipe.num_tokens or 0) >= 200_000
+    parts = ["norms"] if _has(cut, "norms") else []
+    if _has(cut, "operator"):
+        parts.insert(0, "operator")
+    if (cut.is_stock or long) and _has(cut, "suffix"):
+        parts.append("suffix")
+    return tuple(parts) or ("suffix",)
+
+
+def _has(cut: CutModel, part: str) -> bool:
+    return any(_is_trainable(cut, name) for name in _CHOOSE[part](cut))

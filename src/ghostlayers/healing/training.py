@@ -1,0 +1,323 @@
+"""The training run: a budget, steps, measurements, the best state, and what a killed run kept."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ghostlayers.calibration.journal import Journal, KeptPass
+from ghostlayers.errors import NonFiniteError, ResumeError
+from ghostlayers.healing import schedule
+from ghostlayers.healing.cut_model import CutModel
+from ghostlayers.healing.engine import Engine
+from ghostlayers.healing.held_out import HeldOut
+from ghostlayers.healing.state import Look, State
+from ghostlayers.healing.text import Text
+from ghostlayers.healing.trained import Trained, default_parts, prepare, recording
+from ghostlayers.recipe.healing import HealingRecipe
+from ghostlayers.runtime.parallel import add_up, from_first, world
+from ghostlayers.runtime.progress import Progress, Silent
+from ghostlayers.statistics.losses import LossSums
+
+KEY = "healing"
+"""What the journal knows a training run by."""
+
+HEAD_DOMINATES = 0.25
+"""Share of positions that are learnt from where the head costs more than the trained layers."""
+
+TRIALS = 3
+"""Lessons that tell how long one takes; the first one warms up."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training run came to.
+
+    Attributes:
+        network: the cut model with its best weights, as they will be saved.
+        parts: what was trained.
+        num_trained: numbers that were trained.
+        steps: of the run.
+        step_tokens: of each.
+        share: of the positions that were learnt from.
+        best_step: behind which the best state was; 0 is the closed form.
+        looks: every measurement on held-out windows, the one before training first.
+        dense: the dense model's losses there.
+        training_losses: the mean loss of equal stretches of the run.
+        seconds: that training took, measurements included, interruptions left out.
+        text: what was trained and measured on.
+    """
+
+    network: Any
+    parts: tuple[str, ...]
+    num_trained: int
+    steps: int
+    step_tokens: int
+    share: float
+    best_step: int
+    looks: tuple[Look, ...]
+    dense: LossSums
+    training_losses: tuple[float, ...]
+    seconds: float
+    text: Text
+
+    @property
+    def better(self) -> bool:
+        """Whether any state was better than the closed form."""
+        return self.best_step > 0
+
+    @property
+    def start(self) -> LossSums:
+        """Losses before training."""
+        return self.looks[0].losses
+
+    @property
+    def end(self) -> LossSums:
+        """Losses of the network."""
+        return next(look.losses for look in self.looks if look.step == self.best_step)
+
+
+@dataclass
+class Training:
+    """A training run of one cut model.
+
+    Attributes:
+        cut: the model.
+        recipe: what is trained, how long, and on what.
+        read_text: reads so many windows of the training text, and the held-out ones.
+        batch_size: windows a call; 0 chooses.
+        progress: told of every stage.
+        journal: keeps the state, where a run is to survive.
+        train: go on; otherwise what a killed run kept is taken as it is.
+    """
+
+    cut: CutModel
+    recipe: HealingRecipe
+    read_text: Callable[[int], Text]
+    batch_size: int = 0
+    progress: Progress = field(default_factory=Silent)
+    journal: Journal | None = None
+    train: bool = True
+
+    def run(self) -> Outcome:
+        """Train within the budget.
+
+        Raises:
+            NonFiniteError: the loss or a gradient is NaN or infinite; what was best is kept.
+            ResumeError: what is kept belongs to another text.
+        """
+        parts = self.recipe.parts or default_parts(self.cut, self.recipe)
+        trained = prepare(self.cut, self.recipe, parts)
+        with recording(trained):
+            return self._run(trained, parts)
+
+    def _run(self, trained: Trained, parts: tuple[str, ...]) -> Outcome:
+        recipe, state = self.recipe, State.begin(trained, self.recipe.rates)
+        engine = Engine(trained, recipe.loss, self.batch_size, frugal=_is_frugal(trained))
+        work = work_of(engine, parts, recipe)
+        record = None if self.journal is None else self.journal.next_pass(KEY)
+        if record is not None:
+            record.restore(state.tensors())
+            trained.write_back()
+        steps, windows = state.size or self._size(engine, work)
+        state.notes[4:] = torch.tensor([steps, windows])
+        text = self.read_text(steps * windows)
+        self._check_text(state, text, record)
+        if record is not None:
+            record.begin(1, state.tensors())
+        held_out = HeldOut(trained, text.held_out, self.batch_size)
+        course = _Course(self, engine, state, text, held_out, work, record, steps, windows)
+        if record is None or not record.done:
+            course.look(0)
+        if self.train:
+            course.go(0 if record is None else record.done)
+        return Outcome(
+            network=trained.healed(state.best),
+            parts=parts,
+            num_trained=sum(each.numel() for each in trained.masters.values()),
+            steps=steps,
+            step_tokens=windows * recipe.sequence_length,
+            share=work.share,
+            best_step=state.best_step,
+            looks=tuple(state.looks()),
+            dense=held_out.dense_losses(),
+            training_losses=tuple(state.training_losses()),
+            seconds=state.seconds,
+            text=text,
+        )
+
+    def _size(self, engine: Engine, work: schedule.Work) -> tuple[int, int]:
+        """Steps, and windows of each, from the budget."""
+        recipe, length = self.recipe, self.recipe.sequence_length
+        tokens: float | None = recipe.num_tokens
+        if tokens is None:
+            assert recipe.seconds is not None
+            tokens = from_first(recipe.seconds / self._seconds_a_token(engine, work))
+        windows = max(world().size, schedule.tokens_a_step(tokens, recipe.step_tokens) // length, 1)
+        return schedule.steps_for(tokens, length, windows), windows
+
+    def _seconds_a_token(self, engine: Engine, work: schedule.Work) -> float:
+        """What training on a token takes here, measurements on held-out windows included."""
+        length = self.recipe.sequence_length
+        count = engine.student.windows_per_call(length, self.batch_size)
+        vocabulary = engine.dense.config.vocab_size
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(vocabulary, (count, length), generator=generator)
+        taken = []
+        with self.progress.stage("Timing a step", TRIALS) as advance:
+            for _ in range(TRIALS):
+                began = time.perf_counter()
+                positions = draw_positions(range(count), length, work.share, 0)
+                engine.learn(engine.teach(ids, positions), positions.numel())
+                taken.append(time.perf_counter() - began)
+                advance()
+        for master in engine.trained.masters.values():
+            master.grad = None
+        alone = min(taken[1:]) / (count * length)
+        return alone * (1.0 + schedule.SHARE_OF_LOOKS) / world().size
+
+    def _check_text(self, state: State, text: Text, record: KeptPass | None) -> None:
+        digest = hashlib.sha256(text.input_ids.contiguous().numpy().tobytes())
+        digest.update(text.held_out.input_ids.contiguous().numpy().tobytes())
+        found = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+        if record is not None and record.done and not torch.equal(found, state.text):
+            raise ResumeError(
+                "the training text is another than when the interrupted run began; bring it back, "
+                "or begin anew with --restart."
+            )
+        state.text.copy_(found)
+
+
+@dataclass
+class _Course:
+    """The steps of a run."""
+
+    training: Training
+    engine: Engine
+    state: State
+    text: Text
+    held_out: HeldOut
+    work: schedule.Work
+    record: KeptPass | None
+    steps: int
+    windows: int
+
+    def go(self, done: int) -> None:
+        """From so many steps to the last one."""
+        recipe = self.training.recipe
+        size = self.windows * recipe.sequence_length
+        held_out = self.held_out.windows.input_ids.numel()
+        looks = set(schedule.looks(self.steps, size, held_out, self.work))
+        with self.training.progress.stage(self._title(), self.steps) as advance:
+            advance(done)
+            for step in range(done, self.steps):
+                began = time.perf_counter()
+                self._step(step)
+                self.state.notes[3] += time.perf_counter() - began
+                if step + 1 in looks:
+                    self.look(step + 1)
+                if self.record is not None:
+                    self.record.note(step + 1, self.state.tensors())
+                advance(1)
+        if self.record is not None:
+            self.record.end(self.steps, self.state.tensors())
+
+    def _title(self) -> str:
+        tokens = self.steps * self.windows * self.training.recipe.sequence_length
+        return f"Training on {tokens:,} tokens, {self.steps:,} steps"
+
+    def _step(self, step: int) -> None:
+        """One change of the weights."""
+        first = step * self.windows
+        numbers = [n for n in range(first, first + self.windows) if world().takes(n - first)]
+        length, recipe = self.training.recipe.sequence_length, self.training.recipe
+        sums = torch.zeros(1, dtype=torch.float64)
+        total = self.windows * positions_of(length, self.work.share)
+        if numbers:
+            ids = self.text.input_ids[numbers]
+            positions = draw_positions(numbers, length, self.work.share, recipe.seed)
+            sums += self.engine.learn(self.engine.teach(ids, positions), total)
+        self._share_gradients(sums)
+        loss, norm = float(sums) / total, self.state.gradient_norm()
+        _check_finite(step, loss, norm, self.state)
+        self.state.step(schedule.rate(step, self.steps))
+        self.state.note_loss(step, self.steps, float(sums), total)
+
+    def _share_gradients(self, sums: Tensor) -> None:
+        if world().size == 1:
+            return
+        for master in self.state.masters:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+            add_up([master.grad])
+        add_up([sums])
+
+    def look(self, step: int) -> None:
+        """Measure the model as it would be saved, and keep it if it is the best so far."""
+        began = time.perf_counter()
+        stored = self.state.trained.stored()
+        measured = self.held_out.losses(self.state.trained.healed(stored))
+        self.state.notes[3] += time.perf_counter() - began
+        by = "kl" if self.engine.guided else "loss"
+        self.state.note_look(step, measured, stored, by)
+
+
+def _check_finite(step: int, loss: float, norm: float, state: State) -> None:
+    if torch.isfinite(torch.tensor([loss, norm])).all():
+        return
+    what = "loss" if not torch.isfinite(torch.tensor(loss)) else "gradient"
+    raise NonFiniteError(
+        f"the {what} of training step {step + 1} is NaN or infinite. The best state so far is that "
+        f"behind step {state.best_step}; the same command with --keep writes it. To go further, "
+        "take a lower --learning-rate, or --dtype float32."
+    )
+
+
+def positions_of(length: int, share: float) -> int:
+    """How many positions of a window are learnt from."""
+    return max(1, round(share * (length - 1)))
+
+
+def draw_positions(numbers: Any, length: int, share: float, seed: int) -> Tensor:
+    """Positions of some windows that are learnt from, in order, drawn by the window's number.
+
+    Args:
+        numbers: of the windows, in the order of training.
+        length: tokens of a window; the last one predicts nothing.
+        share: of the positions.
+        seed: of the run.
+
+    Returns:
+        [windows, positions].
+    """
+    count, rows = positions_of(length, share), []
+    for number in numbers:
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
+        rows.append(torch.randperm(length - 1, generator=generator)[:count].sort().values)
+    return torch.stack(rows)
+
+
+def work_of(engine: Engine, parts: tuple[str, ...], recipe: HealingRecipe) -> schedule.Work:
+    """What a token costs, and the share of positions that is learnt from."""
+    trained, dense = engine.trained, engine.dense
+    layer = sum(each.numel() for each in dense.layers[0].parameters())
+    hidden = dense.hidden_size
+    head = dense.config.vocab_size * hidden / max(1, layer)
+    behind = float(engine.student.num_layers - trained.start)
+    weights = not set(parts) <= {"operator", "norms"}
+    student = behind * (3.0 if weights else 2.0)
+    share = recipe.positions
+    if share is None:
+        share = HEAD_DOMINATES if head * 3.0 > student else 1.0
+    teacher = float(dense.num_layers if engine.guided else trained.start)
+    return schedule.Work(teacher, student, behind, head, share)
+
+
+def _is_frugal(trained: Trained) -> bool:
+    """Whether layers run again in the backward pass: where what they keep would be gigabytes."""
+    hidden = trained.cut.dense.hidden_size
+    return hidden * (trained.cut.num_layers - trained.start) > 2**16

@@ -1,0 +1,289 @@
+"""How a cut model is trained: `HealingRecipe`."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ghostlayers.errors import RecipeError, suggest
+from ghostlayers.recipe.checks import check_types
+from ghostlayers.runtime.documents import brief
+from ghostlayers.runtime.run_options import MOST
+from ghostlayers.runtime.settings import TEXT, documented, setting
+from ghostlayers.text.tokens import BosPolicy
+
+Loss = Literal["kl", "ce", "kl+ce"]
+
+HEALING = "Training"
+"""The group of these settings in help."""
+
+PARTS = ("operator", "norms", "suffix", "lora", "all")
+"""What can be trained."""
+
+LEARNING_RATES = {"operator": 3e-4, "norms": 1e-3, "suffix": 1e-4, "lora": 1e-3, "all": 1e-4}
+"""Of each part, if nothing else is said."""
+
+DEFAULT_MINUTES = 5.0
+
+WHAT_IS_TRAINED = (
+    "operator, the repair itself (or the weights that it was folded into); norms, the gains behind "
+    "the first cut; suffix, every weight behind the first cut; lora, adapters on the projections "
+    "there; all, every decoder layer"
+)
+
+_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMbB]?)")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|sec|m|min|h)?")
+_MINUTES = {"s": 1 / 60, "sec": 1 / 60, "m": 1.0, "min": 1.0, "h": 60.0, None: 1.0}
+
+
+@documented
+@dataclass(frozen=True)
+class HealingRecipe:
+    """What of a cut model is trained, for how long, and on what text."""
+
+    train: str | None = setting(
+        None,
+        f"What is trained: {WHAT_IS_TRAINED}. Several are joined by a plus: operator+norms.",
+        HEALING,
+        metavar="PARTS",
+        says="operator+norms; behind a fold, or for 20 minutes and more, suffix with them",
+    )
+    tokens: str | None = setting(
+        None, "Train on so many tokens: 25000, 400k, 1M.", HEALING, metavar="N"
+    )
+    minutes: float | None = setting(
+        None,
+        "Train for so many minutes, the measurements on the way included; the number of steps "
+        "follows from the first ones.",
+        HEALING,
+        says=f"{DEFAULT_MINUTES:g}, unless --tokens is given",
+    )
+    loss: Loss = setting(
+        "kl",
+        "What is made small: 'kl', the divergence from the dense model's whole distribution; 'ce', "
+        "the loss of the true next token; or the sum of both.",
+        HEALING,
+    )
+    learning_rate: str | None = setting(
+        None,
+        "At its highest, for all that is trained, or by part: operator=1e-4,norms=1e-3.",
+        HEALING,
+        metavar="RATE",
+        says=", ".join(f"{part} {rate:g}" for part, rate in LEARNING_RATES.items()),
+    )
+    positions: float | None = setting(
+        None,
+        "Share of the positions of every window that the loss is taken at, drawn anew for each.",
+        HEALING,
+        says="a quarter where the head costs more than the trained layers, else all",
+    )
+    rank: int = setting(16, "Of the adapters of 'lora'.", HEALING, least=1)
+    step_tokens: int | None = setting(
+        None, "Tokens a step.", HEALING, least=2, says="1,024, and more from 200,000 tokens on"
+    )
+    data: str | None = setting(
+        None,
+        "Training text: corpora as for prune, several with their shares: c4:0.7,mine.jsonl:0.3. "
+        "Chats go through the model's template.",
+        TEXT,
+        short="-d",
+    )
+    held_out: str | None = setting(
+        None,
+        "Another text, on which the model is measured before, on the way and at the end; its best "
+        "state there is kept.",
+        TEXT,
+        says="windows of the training text that are not trained on",
+    )
+    held_out_windows: int = setting(16, "Windows of it.", TEXT, least=1)
+    text_column: str | None = setting(
+        None,
+        "Column that holds the text.",
+        TEXT,
+        says="text, else a chat, else the only column of strings that are no identifiers",
+    )
+    separator: str = setting(
+        "\n\n", r"Joins documents; \n is a line break.", TEXT, says="a blank line", read="separator"
+    )
+    sequence_length: int = setting(512, "Tokens a window.", TEXT)
+    bos: BosPolicy = setting("auto", "BOS before each window; 'auto' asks the tokenizer.", TEXT)
+    seed: int = setting(0, "Chooses windows, their order, and positions.", TEXT)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        self._check_numbers()
+        if self.tokens is not None and self.minutes is not None:
+            raise RecipeError("give either --tokens or --minutes, not both.")
+        _ = self.parts, self.rates, self.num_tokens, self.mix  # each refuses what means nothing
+
+    def _check_numbers(self) -> None:
+        share = self.positions
+        if share is not None and not 0 < share <= 1:
+            raise RecipeError(f"'positions' must lie above 0 and up to 1, got {share:g}.")
+        if self.minutes is not None and not 0 < self.minutes < 1e6:
+            raise RecipeError(f"'minutes' must be a positive number, got {self.minutes:g}.")
+        for name, least in (
+            ("rank", 1), ("step_tokens", 2), ("held_out_windows", 1), ("sequence_length", 2)
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not least <= value <= MOST:
+                raise RecipeError(f"'{name}' must lie between {least} and {MOST:,}, got {value}.")
+        if not 0 <= self.seed < 2**63:
+            raise RecipeError(f"'seed' must lie between 0 and 2^63, got {self.seed}.")
+
+    @property
+    def parts(self) -> tuple[str, ...] | None:
+        """What is trained, in the order of `PARTS`; None to choose.
+
+        Raises:
+            RecipeError: an unknown part, or two that are one in the other.
+        """
+        if self.train is None:
+            return None
+        named = [part.strip() for part in self.train.split("+")]
+        for part in named:
+            if part not in PARTS:
+                raise RecipeError(f"--train: nothing is called '{part}'. {suggest(part, PARTS)}")
+        if len(set(named)) < len(named):
+            raise RecipeError(f"--train {self.train} names a part twice.")
+        for whole in ("all", "suffix"):
+            if whole in named and "lora" in named:
+                raise RecipeError(
+                    f"--train {self.train}: 'lora' puts adapters on the weights that '{whole}' "
+                    "trains; leave one of the two out."
+                )
+        return tuple(part for part in PARTS if part in named)
+
+    @property
+    def num_tokens(self) -> int | None:
+        """The budget in tokens; None if it is one of time.
+
+        Raises:
+            RecipeError: it is no amount.
+        """
+        if self.tokens is None:
+            return None
+        match = _AMOUNT.fullmatch(self.tokens.strip().replace(",", "").replace("_", ""))
+        amount = 0.0
+        if match:
+            amount = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()]
+        if not 1 <= amount <= 1e12:
+            raise RecipeError(
+                f"--tokens: expected an amount such as 25000, 400k or 1M, got '{self.tokens[:60]}'."
+            )
+        return math.ceil(amount)
+
+    @property
+    def seconds(self) -> float | None:
+        """The budget in seconds; None if it is one of tokens."""
+        if self.tokens is not None:
+            return None
+        return 60.0 * (DEFAULT_MINUTES if self.minutes is None else self.minutes)
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """The highest learning rate of each part.
+
+        Raises:
+            RecipeError: an unknown part, or no positive number.
+        """
+        rates = dict(LEARNING_RATES)
+        for entry in [] if self.learning_rate is None else self.learning_rate.split(","):
+            part, named, text = entry.rpartition("=")
+            part = part.strip()
+            if named and part not in PARTS:
+                raise RecipeError(
+                    f"--learning-rate: nothing is called '{part}'. {suggest(part, PARTS)}"
+                )
+            rates.update({part: _rate(text)} if named else dict.fromkeys(PARTS, _rate(text)))
+        return rates
+
+    @property
+    def mix(self) -> tuple[tuple[str, float], ...]:
+        """Corpora and their shares, which add up to one; empty if no text is named.
+
+        Raises:
+            RecipeError: a share is no positive number, or only some have one.
+        """
+        return () if self.data is None else read_mix(self.data)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "HealingRecipe":
+        """A recipe from a mapping such as a YAML file's.
+
+        Raises:
+            RecipeError: an unknown key; the message names near ones.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise RecipeError(f"unknown key '{key}' for healing. {suggest(str(key), known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain values."""
+        return dataclasses.asdict(self)
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < 10:
+        raise RecipeError(
+            f"--learning-rate: expected a positive number such as 1e-4, got {brief(text)}."
+        )
+    return rate
+
+
+def read_mix(text: str) -> tuple[tuple[str, float], ...]:
+    """Corpora of a comma-separated list, each with its share behind a colon, or all without.
+
+    Raises:
+        RecipeError: a share is no positive number, or only some have one.
+    """
+    from ghostlayers.runtime.files import exists
+    from ghostlayers.text.corpora import split_names
+
+    named: list[tuple[str, float | None]] = []
+    for entry in split_names(text, ","):
+        name, colon, share = entry.rpartition(":")
+        is_share = colon and re.fullmatch(r"[\d.eE+-]+", share) and not exists(entry)
+        named.append((name.strip(), _share(share, entry)) if is_share else (entry, None))
+    if not all(name for name, _ in named):
+        raise RecipeError("--data names an empty corpus.")
+    shares = [share for _, share in named]
+    if any(share is None for share in shares) and any(share is not None for share in shares):
+        raise RecipeError(f"--data {text[:60]}: give every corpus a share (c4:0.7), or none.")
+    weights = [1.0 if share is None else share for share in shares]
+    return tuple((name, w / sum(weights)) for (name, _), w in zip(named, weights, strict=True))
+
+
+def _share(text: str, entry: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1e9:
+        raise RecipeError(f"--data: '{entry[:60]}' has no positive share behind its colon.")
+    return share
+
+
+def read_budget(text: str) -> dict[str, Any]:
+    """A budget in one word, ``5min``, ``90s``, ``1M`` or ``400k``, as fields of a recipe.
+
+    Raises:
+        RecipeError: it is none.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match and match[2]:
+        return {"minutes": float(match[1]) * _MINUTES[match[2]]}
+    if _AMOUNT.fullmatch(text.strip().replace(",", "")) and not text.strip().isdigit():
+        return {"tokens": text.strip()}
+    raise RecipeError(
+        f"'{text[:60]}' is no budget for training: expected a time such as 5min or 90s, or tokens "
+        "such as 400k or 1M (in capitals; 1m is a minute)."
+    )
