@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from ghostlayers.checkpoint.records import inspect
     from ghostlayers.errors import GhostlayersError
     from ghostlayers.evaluation import EvaluationResult
-    from ghostlayers.pipeline import evaluate, prune, score
+    from ghostlayers.healed import HealedModel
+    from ghostlayers.pipeline import evaluate, heal, prune, score
     from ghostlayers.presets import PRESETS, Preset
     from ghostlayers.pruned import PrunedModel
-    from ghostlayers.recipe import Recipe, RunOptions
+    from ghostlayers.recipe import HealingRecipe, Recipe, RunOptions
     from ghostlayers.selection import ScoreTable, SpanScore
     from ghostlayers.spans import Span
     from ghostlayers.study import Study
@@ -37,6 +38,8 @@ __all__ = [
     "PRESETS",
     "EvaluationResult",
     "GhostlayersError",
+    "HealedModel",
+    "HealingRecipe",
     "Preset",
     "PrunedModel",
     "Recipe",
@@ -48,6 +51,7 @@ __all__ = [
     "Verification",
     "evaluate",
     "from_adapter",
+    "heal",
     "inspect",
     "materialize",
     "prune",
@@ -58,6 +62,8 @@ _HOMES = {
     "PRESETS": "presets",
     "EvaluationResult": "evaluation",
     "GhostlayersError": "errors",
+    "HealedModel": "healed",
+    "HealingRecipe": "recipe",
     "Preset": "presets",
     "PrunedModel": "pruned",
     "Recipe": "recipe",
@@ -69,6 +75,7 @@ _HOMES = {
     "Verification": "checkpoint.proof",
     "evaluate": "pipeline",
     "from_adapter": "checkpoint.adapter",
+    "heal": "pipeline",
     "inspect": "checkpoint.records",
     "materialize": "checkpoint.adapter",
     "prune": "pipeline",

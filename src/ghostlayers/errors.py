@@ -12,7 +12,8 @@ GhostlayersError
 ├── NumericalError (also an ArithmeticError)
 │   ├── NonFiniteError          NaN or infinity in the residual stream
 │   ├── InsufficientTokensError fewer calibration tokens than the fit has unknowns
-│   └── SingularError           normal equations that cannot be solved as asked
+│   ├── SingularError           normal equations that cannot be solved as asked
+│   └── NoGainError             training that made a model no better
 ├── DependencyError             an optional package that is not installed
 ├── VerificationError           a saved checkpoint that does not reload as it was in memory
 ├── DownloadError               a named download that failed or whose hash differs
@@ -82,6 +83,10 @@ class InsufficientTokensError(NumericalError):
 
 class SingularError(NumericalError):
     """Normal equations without a unique, finite solution."""
+
+
+class NoGainError(NumericalError):
+    """Training that made a model no better on held-out text."""
 
 
 class DependencyError(GhostlayersError):

@@ -1,10 +1,12 @@
 """What a run's sums depend on, in a few strings: two runs with equal ones may share them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ghostlayers.calibration.journal import digest
 from ghostlayers.model.dense import DenseModel
@@ -12,9 +14,6 @@ from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime.machine import versions
 from ghostlayers.runtime.parallel import world
 from ghostlayers.text.tokens import Windows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 BLOCK = 2**16
 """Bytes that are read at a place of a file."""
@@ -57,7 +56,7 @@ def model_fingerprint(loaded: DenseModel) -> str:
     files = _weight_files(loaded.base.folder or Path(loaded.base.name))
     if files:
         return digest(config, *(_file_digest(path) for path in files))
-    return digest(config, *_weight_digests(loaded.network))
+    return digest(config, *_digests(loaded.network.state_dict()))
 
 
 def _config_text(config: Any) -> str:
@@ -85,9 +84,14 @@ def _file_digest(path: Path) -> str:
     return digest(path.name, str(size), *blocks)
 
 
-def _weight_digests(model: "PreTrainedModel") -> list[str]:
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of names, shapes and some numbers of every tensor."""
+    return digest(*_digests(tensors))
+
+
+def _digests(tensors: Mapping[str, Tensor]) -> list[str]:
     digests = []
-    for name, weight in model.state_dict().items():
+    for name, weight in tensors.items():
         described = f"{name} {tuple(weight.shape)} {weight.dtype}"
         if weight.is_meta:
             digests.append(described)

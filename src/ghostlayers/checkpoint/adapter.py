@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 
 WEIGHTS = "adapter.safetensors"
 
+Weights = dict[int | None, dict[str, Tensor]]
+"""Changed parameters by layer of the base model; those outside its layers under None."""
+
+OUTSIDE = "model."
+"""Before the names of changed parameters that are in no layer."""
+
 SAME_ANSWERS = 0.02
 """Relative difference of logits up to which a base is the same; bfloat16 differs by less."""
 
@@ -49,12 +55,12 @@ class Adapter:
     Attributes:
         record: its provenance.
         repairs: operators and scales, one repair a gap; folds are in ``folded``.
-        folded: changed parameters by layer of the base model.
+        folded: changed parameters, by repairs' folds or by training.
     """
 
     record: dict[str, Any]
     repairs: dict[Span, Repair]
-    folded: dict[int, dict[str, Tensor]]
+    folded: Weights
 
     @property
     def spans(self) -> tuple[Span, ...]:
@@ -116,6 +122,7 @@ def save_adapter(
     repairs: Mapping[Span, Repair],
     record: dict[str, Any],
     *,
+    weights: Weights | None = None,
     overwrite: bool = False,
 ) -> proof.Verification:
     """Write an adapter, and prove that it makes the same model of the base again.
@@ -126,6 +133,7 @@ def save_adapter(
         model: the repaired one that it must make.
         repairs: one a gap.
         record: provenance.
+        weights: changed parameters, where they are known, instead of the repairs' folds.
         overwrite: replace what Ghostlayers made.
 
     Raises:
@@ -135,7 +143,8 @@ def save_adapter(
     """
     stored = dense.stored_dtype
     check_precision(dense, stored)
-    tensors, gaps = _tensors(dense, repairs)
+    folded = _folded(dense, repairs) if weights is None else weights
+    tensors, gaps = _tensors(dense, repairs, folded)
     base = {
         **record["base_model"],
         "sha256": weights_hash(dense.network, stored),
@@ -150,8 +159,17 @@ def save_adapter(
     return saving.save_tensors(out, WEIGHTS, tensors, record, prove, overwrite=overwrite)
 
 
+def _folded(model: DenseModel, repairs: Mapping[Span, Repair]) -> Weights:
+    """What the repairs' folds change."""
+    folded: Weights = {}
+    for span, repair in repairs.items():
+        for layer, weights in layer_weights(model, span, repair).items():
+            folded.setdefault(layer, {}).update(weights)
+    return folded
+
+
 def _tensors(
-    model: DenseModel, repairs: Mapping[Span, Repair]
+    model: DenseModel, repairs: Mapping[Span, Repair], folded: Weights
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """What is written, by name, and what the record says of it."""
     tensors: dict[str, Tensor] = {}
@@ -160,9 +178,6 @@ def _tensors(
         operator = repair.operator or Operator()
         for name, value in operator.parameters.items():
             tensors[f"operator.{span.start}-{span.stop}.{name}"] = value.to(model.stored_dtype)
-        for layer, weights in layer_weights(model, span, repair).items():
-            for name, value in weights.items():
-                tensors[f"layer.{layer}.{name}"] = value.to(model.stored_dtype)
         gaps.append(
             {
                 "span": [span.start, span.stop],
@@ -172,6 +187,10 @@ def _tensors(
                 "scale": repair.scale,
             }
         )
+    for layer, weights in folded.items():
+        prefix = OUTSIDE if layer is None else f"layer.{layer}."
+        for name, value in weights.items():
+            tensors[f"{prefix}{name}"] = value.to(model.stored_dtype)
     return {name: each.cpu().contiguous() for name, each in tensors.items()}, gaps
 
 
@@ -198,7 +217,7 @@ def read_adapter(folder: str | Path) -> Adapter:
 
 def _read(folder: Path, record: dict[str, Any]) -> Adapter:
     tensors = load_file(folder / WEIGHTS)
-    repairs, folded = {}, dict[int, dict[str, Tensor]]()
+    repairs, folded = {}, Weights()
     for gap in record["gaps"]:
         span = Span(*gap["span"])
         prefix = f"operator.{span.start}-{span.stop}."
@@ -209,13 +228,19 @@ def _read(folder: Path, record: dict[str, Any]) -> Adapter:
         if name.startswith("layer."):
             _, layer, path = name.split(".", 2)
             folded.setdefault(int(layer), {})[path] = tensor
+        elif name.startswith(OUTSIDE):
+            folded.setdefault(None, {})[name.removeprefix(OUTSIDE)] = tensor
     return Adapter(record, repairs, folded)
 
 
 def _rebuild(dense: DenseModel, adapter: Adapter) -> "PreTrainedModel":
+    inside = {layer: each for layer, each in adapter.folded.items() if layer is not None}
     model: PreTrainedModel = removal.prune_layers(
-        dense, adapter.spans, adapter.repairs, folded=adapter.folded
+        dense, adapter.spans, adapter.repairs, folded=inside
     )
+    outside = adapter.folded.get(None, {})
+    like = {name: tensor.to(model.get_parameter(name)) for name, tensor in outside.items()}
+    model = removal.with_weights(model, like)
     if adapter.record["recipe"].get("export") == "stock-layer":
         model = as_stock_layers(dense, model, adapter.spans, adapter.repairs)
     return model

@@ -18,6 +18,7 @@ WHAT = "Remove decoder layers from a language model, and repair every cut in clo
 
 COMMANDS = {
     "prune": "Remove layers, repair every gap, write a checkpoint, and prove that it reloads.",
+    "heal": "Train a cut model for minutes, against the dense one, and prove that it reloads.",
     "materialize": "Write the whole checkpoint that an adapter describes, and prove that it "
     "reloads.",
     "export": "Write a checkpoint as a GGUF file, or one of each type, and prove what they hold.",
@@ -38,7 +39,7 @@ PLACES = {"eval": ("evaluate", "evaluate"), "inspect": ("inspection", "inspect_c
 """Module and function of a command, where these are not called as it is."""
 
 
-PROVING = {"prune", "materialize"}
+PROVING = {"prune", "heal", "materialize"}
 """Commands that load what they wrote in a fresh process, which begins to import when they do."""
 
 WITHOUT_PROOF = {"--help", "--plan", "adapter"}

@@ -23,6 +23,7 @@ INPUTS = {
     "data": "--data",
     "eval_data": "--eval-data",
     "imatrix_data": "--imatrix-data",
+    "held_out": "--held-out",
     "tasks_path": "--tasks-path",
     "published": "--published",
 }

@@ -66,7 +66,7 @@ def prune(
     if not file.only:
         needed = checkpoint_bytes(dense, recipe) if whole else 0
         check_output(output, overwrite=overwrite, needed_bytes=needed)
-    kept = _kept(output, restart=restart)
+    kept = kept_folder(output, restart=restart)
     pruned = _prune(dense, recipe, options, kept, leaves)
     # What is kept goes when all is written, so that a repetition has it until then.
     pruned = dataclasses.replace(pruned, kept_in=None)
@@ -106,7 +106,7 @@ def _prune(
     return pruned
 
 
-def _kept(output: Path, *, restart: bool) -> Path:
+def kept_folder(output: Path, *, restart: bool) -> Path:
     """Where a run keeps its sums; what an interrupted one kept is used, or thrown away."""
     keep = journal.folder_for(output)
     if restart:

@@ -29,7 +29,7 @@ MOST_RUNS = 10_000
 OTHERWISE = {"json": "json_file"}
 """Options whose parameters could not be called what they are."""
 
-RUNNABLE = ("prune", "eval", "score", "compare", "bench")
+RUNNABLE = ("prune", "heal", "eval", "score", "compare", "bench")
 """Commands that a recipe may name."""
 
 

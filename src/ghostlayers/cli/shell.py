@@ -26,8 +26,13 @@ from ghostlayers.runtime.interrupts import SAID, STATUS, raised
 from ghostlayers.runtime.quiet import TALKATIVE
 from ghostlayers.runtime.scratch import clear_scratch, tidied
 
-KEEPING = frozenset({"prune", "compare", "run"})
-"""Commands that keep what an interrupted run has done."""
+KEEPING = {
+    "prune": "",
+    "compare": "",
+    "run": "",
+    "heal": ", or with --keep to write the best state that is kept",
+}
+"""Commands that keep what an interrupted run has done, and what else can be made of that."""
 
 Command = Callable[..., None]
 
@@ -109,7 +114,7 @@ def _know_home(arguments: dict[str, Any]) -> None:
 def _explain(error: BaseException, name: str, options: Collection[str]) -> int:
     """Say why a command ended; the exit status."""
     if isinstance(error, KeyboardInterrupt):
-        advice = " Repeat the command to go on." if name in KEEPING else ""
+        advice = f" Repeat the command to go on{KEEPING[name]}." if name in KEEPING else ""
         with contextlib.suppress(OSError):  # the terminal may be gone
             screen.fail(f"{SAID}{advice}")
         return STATUS
@@ -144,7 +149,7 @@ def _processes(shared: bool, name: str) -> Iterator[None]:
     if not shared:
         raise DistributedError(
             f"`ghostlayers {name}` runs in one process, but a launcher has started several; start "
-            "it without one. Those that share their work: prune, score, eval."
+            "it without one. Those that share their work: prune, heal, score, eval."
         )
     screen.speak_for(parallel.join())
     try:

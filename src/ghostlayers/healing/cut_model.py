@@ -178,7 +178,7 @@ def _share(dense: DenseModel, network: Any, spans: tuple[Span, ...]) -> Iterator
 def _counterparts(
     dense: DenseModel, network: Any, spans: tuple[Span, ...]
 ) -> Iterator[tuple[str, str]]:
-    """Names of the cut model's parameters, and what the same weights are called in the dense one."""
+    """Names of the cut model's parameters, and of the same weights in the dense one."""
     here, there = f"{layers_path(network)}.", f"{layers_path(dense.network)}."
     kept = kept_layers(spans, dense.num_layers)
     made = len(find_decoder_layers(network)) - len(kept)

@@ -15,6 +15,7 @@ from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.runtime.progress import Progress
 from ghostlayers.text import tokens
 from ghostlayers.text.corpora import MAX_CHARACTERS, Corpus, characters_for, load_corpus
+from ghostlayers.text.finding import Use
 from ghostlayers.text.tokens import Windows
 
 Source = tuple[Documents, float]
@@ -30,6 +31,7 @@ class Text:
         corpora: where they are from.
         shares: of each, as asked for.
         repeats: how often the text of each is gone through.
+        documents: hashes of the documents that were read to train on.
         held_out: windows that are measured on.
         held_out_name: the corpus that these are of.
         other: whether that is another text than is trained on.
@@ -39,6 +41,7 @@ class Text:
     corpora: tuple[Corpus, ...]
     shares: tuple[float, ...]
     repeats: tuple[float, ...]
+    documents: tuple[str, ...]
     held_out: Windows
     held_out_name: str
     other: bool
@@ -79,6 +82,7 @@ def read_text(
     generator = torch.Generator().manual_seed(recipe.seed)
     counts = _shared_out(count, [share for _, share in mix])
     corpora, rows, repeats, kept = [], [], [], []
+    documents: dict[str, None] = {}
     for (source, share), wanted in zip(mix, counts, strict=True):
         own = math.ceil(apart * share)
         corpus, windows = _read(dense, recipe, source, wanted + own, progress)
@@ -87,6 +91,7 @@ def read_text(
         kept.append(order[:own])
         chosen, times = _repeated(order[own:], wanted, generator)
         corpora.append(corpus)
+        documents.update(dict.fromkeys(windows.documents))
         rows.append(chosen)
         repeats.append(times)
     ids = torch.cat(rows)
@@ -99,6 +104,7 @@ def read_text(
         tuple(corpora),
         shares,
         tuple(repeats),
+        tuple(documents),
         held_out,
         name,
         other=recipe.held_out is not None,
@@ -120,13 +126,14 @@ def _read(
     source: Documents,
     wanted: int,
     progress: Progress | None,
+    use: Use = "calibration",
 ) -> tuple[Corpus, Windows]:
     """A corpus and its windows, in order: enough of them, if it has so many."""
     characters = characters_for(source, wanted * recipe.sequence_length)
     while True:
         corpus = load_corpus(
             source,
-            use="calibration",
+            use=use,
             text_column=recipe.text_column,
             separator=recipe.separator,
             max_characters=min(characters, MAX_CHARACTERS * 16),
@@ -169,7 +176,9 @@ def _held_out(
 ) -> tuple[Windows, str]:
     """What is measured on: of a text of its own, or what was kept of the training text."""
     if recipe.held_out is not None:
-        corpus, windows = _read(dense, recipe, recipe.held_out, recipe.held_out_windows, progress)
+        corpus, windows = _read(
+            dense, recipe, recipe.held_out, recipe.held_out_windows, progress, "evaluation"
+        )
         generator = torch.Generator().manual_seed(recipe.seed)
         chosen = torch.randperm(len(windows), generator=generator)[: recipe.held_out_windows]
         return _as_windows(windows.input_ids[chosen], windows), corpus.name

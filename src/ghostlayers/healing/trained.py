@@ -4,7 +4,7 @@ The cut model itself stays as it is. Its structure is copied, and in the copy wh
 weights of its own; all others are shared, and nothing is recorded of them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,7 +63,7 @@ class Trained:
 
     @torch.no_grad()
     def stored(self) -> dict[str, Tensor]:
-        """The trained weights by their names in the cut model, rounded to the types of its files."""
+        """Trained weights by their names in the cut model, rounded to the types of its files."""
         whole = dict(self._whole())
         return {
             name: tensor.detach().to(self._kind(name), copy=True) for name, tensor in whole.items()
@@ -118,9 +118,13 @@ def prepare(cut: CutModel, recipe: HealingRecipe, parts: tuple[str, ...]) -> Tra
         name: own if own.dtype == torch.float32 else nn.Parameter(own.detach().float())
         for name, own in chosen.items()
     }
-    layers = [cut.layer_of(name) for name in {*names, *cut.own}]
-    start = min([cut.gap, *(layer for layer in layers if layer is not None)])
-    return Trained(network, chosen, masters, names, start, adapted, cut=cut)
+    return Trained(network, chosen, masters, names, start_of(cut, names), adapted, cut=cut)
+
+
+def start_of(cut: CutModel, trained: Iterable[str]) -> int:
+    """The first layer of the cut model that is trained or differs from the dense model."""
+    layers = [cut.layer_of(name) for name in {*trained, *cut.own}]
+    return min([cut.gap, *(layer for layer in layers if layer is not None)])
 
 
 def _adapted_name(name: str, adapted: tuple[str, ...]) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,8 +26,11 @@ from ghostlayers.statistics.losses import LossSums
 KEY = "healing"
 """What the journal knows a training run by."""
 
-HEAD_DOMINATES = 0.25
-"""Share of positions that are learnt from where the head costs more than the trained layers."""
+SOME = 0.25
+"""Share of positions that are learnt from where the others' way through the head costs much."""
+
+MUCH = 0.2
+"""Of a token's work, that leaving these out must save."""
 
 TRIALS = 3
 """Lessons that tell how long one takes; the first one warms up."""
@@ -38,7 +41,8 @@ class Outcome:
     """What a training run came to.
 
     Attributes:
-        network: the cut model with its best weights, as they will be saved.
+        network: the cut model with its best weights, as they will be saved; with its last ones,
+            where none were better than the closed form.
         parts: what was trained.
         num_trained: numbers that were trained.
         steps: of the run.
@@ -78,6 +82,8 @@ class Outcome:
     @property
     def end(self) -> LossSums:
         """Losses of the network."""
+        if not self.better:
+            return self.looks[-1].losses
         return next(look.losses for look in self.looks if look.step == self.best_step)
 
 
@@ -118,7 +124,7 @@ class Training:
     def _run(self, trained: Trained, parts: tuple[str, ...]) -> Outcome:
         recipe, state = self.recipe, State.begin(trained, self.recipe.rates)
         engine = Engine(trained, recipe.loss, self.batch_size, frugal=_is_frugal(trained))
-        work = work_of(engine, parts, recipe)
+        work = work_of(self.cut, trained.start, parts, recipe)
         record = None if self.journal is None else self.journal.next_pass(KEY)
         if record is not None:
             record.restore(state.tensors())
@@ -135,8 +141,9 @@ class Training:
             course.look(0)
         if self.train:
             course.go(0 if record is None else record.done)
+        best = state.best if state.best_step else trained.stored()
         return Outcome(
-            network=trained.healed(state.best),
+            network=trained.healed(best),
             parts=parts,
             num_trained=sum(each.numel() for each in trained.masters.values()),
             steps=steps,
@@ -301,20 +308,28 @@ def draw_positions(numbers: Any, length: int, share: float, seed: int) -> Tensor
     return torch.stack(rows)
 
 
-def work_of(engine: Engine, parts: tuple[str, ...], recipe: HealingRecipe) -> schedule.Work:
-    """What a token costs, and the share of positions that is learnt from."""
-    trained, dense = engine.trained, engine.dense
+def work_of(
+    cut: CutModel, start: int, parts: tuple[str, ...], recipe: HealingRecipe
+) -> schedule.Work:
+    """What a token costs, and the share of positions that is learnt from.
+
+    Args:
+        cut: the cut model.
+        start: its first layer that runs beside the dense model's.
+        parts: what is trained.
+        recipe: the request.
+    """
+    dense = cut.dense
     layer = sum(each.numel() for each in dense.layers[0].parameters())
-    hidden = dense.hidden_size
-    head = dense.config.vocab_size * hidden / max(1, layer)
-    behind = float(engine.student.num_layers - trained.start)
+    head = dense.config.vocab_size * dense.hidden_size / max(1, layer)
+    behind = float(cut.num_layers - start)
     weights = not set(parts) <= {"operator", "norms"}
-    student = behind * (3.0 if weights else 2.0)
-    share = recipe.positions
-    if share is None:
-        share = HEAD_DOMINATES if head * 3.0 > student else 1.0
-    teacher = float(dense.num_layers if engine.guided else trained.start)
-    return schedule.Work(teacher, student, behind, head, share)
+    teacher = float(start if recipe.loss == "ce" else dense.num_layers)
+    share = 1.0 if recipe.positions is None else recipe.positions
+    work = schedule.Work(teacher, behind * (3.0 if weights else 2.0), behind, head, share)
+    saved = 3.0 * head * (1.0 - SOME)
+    leaves_out = recipe.positions is None and saved > MUCH * work.of_training
+    return replace(work, share=SOME) if leaves_out else work
 
 
 def _is_frugal(trained: Trained) -> bool:

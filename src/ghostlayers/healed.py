@@ -1,0 +1,220 @@
+"""The result of training after a cut: a healed model, and the evidence for it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ghostlayers import modeling
+from ghostlayers.calibration import journal
+from ghostlayers.calibration.fingerprint import model_fingerprint, tensors_digest
+from ghostlayers.checkpoint import adapter, proof, saving
+from ghostlayers.errors import NoGainError, ResumeError
+from ghostlayers.healing.cut_model import CutModel
+from ghostlayers.healing.record import healing_row, with_healing
+from ghostlayers.healing.text import read_text
+from ghostlayers.healing.training import KEY, Outcome, Training
+from ghostlayers.model.causal import check_causal
+from ghostlayers.preparation import Documents
+from ghostlayers.recipe import RunOptions
+from ghostlayers.recipe.healing import HealingRecipe
+from ghostlayers.repairs.base import Operator, Repair
+from ghostlayers.runtime.machine import versions
+from ghostlayers.runtime.parallel import by_first, check_same, world
+from ghostlayers.runtime.places import check_apart
+from ghostlayers.runtime.progress import Progress, Silent
+from ghostlayers.spans import Span, kept_layers, pruned_boundary
+from ghostlayers.text.tokens import check_sequence_length
+
+
+@dataclass(frozen=True)
+class HealedModel:
+    """A healed model, and the evidence for it.
+
+    Attributes:
+        model: an ordinary transformers model; where it was not trained, its weights are the dense
+            one's.
+        cut: the model as it was before.
+        recipe: what was asked for.
+        outcome: how training went.
+        record: provenance, as it is written into the checkpoint.
+        kept_in: the folder of what the run keeps until the result is saved; see `pipeline.heal`.
+    """
+
+    model: Any
+    cut: CutModel
+    recipe: HealingRecipe
+    outcome: Outcome
+    record: dict[str, Any]
+    kept_in: Path | None = None
+
+    @property
+    def better(self) -> bool:
+        """Whether it is better than before on held-out windows."""
+        return self.outcome.better
+
+    @property
+    def tokenizer(self) -> Any:
+        """The dense model's tokenizer."""
+        return self.cut.dense.tokenizer
+
+    def check_better(self) -> None:
+        """Refuse a model that training did not make better.
+
+        Raises:
+            NoGainError: it did not.
+        """
+        if self.better:
+            return
+        before, after = self.outcome.start, self.outcome.looks[-1].losses
+        raise NoGainError(
+            f"training gained nothing on '{self.outcome.text.held_out_name}': loss "
+            f"{before.loss_nats:.4f} and KL to dense {before.kl_nats:.4f} before, "
+            f"{after.loss_nats:.4f} and {after.kl_nats:.4f} after. Nothing was written. Take more "
+            "tokens, a lower --learning-rate, or training text nearer to what is held out; "
+            "--keep-worse writes it all the same."
+        )
+
+    def save(self, out: str | Path, *, overwrite: bool = False) -> proof.Verification:
+        """Write a checkpoint, and prove in a fresh process that it reloads.
+
+        Raises:
+            OutputError: the folder exists, or cannot be written.
+            VerificationError: the reloaded model differs; nothing is left behind.
+        """
+        dense = self.cut.dense
+        self._check_apart(out)
+        verification = by_first(
+            lambda: saving.save_checkpoint(
+                Path(out),
+                self.model,
+                self.tokenizer,
+                self.record,
+                stored_dtype=dense.stored_dtype,
+                base_folder=dense.base.folder,
+                processor=dense.processor,
+                overwrite=overwrite,
+            )
+        )
+        self._finish()
+        return verification
+
+    def save_adapter(self, out: str | Path, *, overwrite: bool = False) -> proof.Verification:
+        """Write only what distinguishes the model from its dense one; see `PrunedModel`.
+
+        Raises:
+            OutputError: the folder exists, or cannot be written.
+            VerificationError: the rebuilt model differs; nothing is left behind.
+        """
+        self._check_apart(out)
+        repairs, weights = self._difference()
+        verification = by_first(
+            lambda: adapter.save_adapter(
+                Path(out),
+                self.cut.dense,
+                self.model,
+                repairs,
+                self.record,
+                weights=weights,
+                overwrite=overwrite,
+            )
+        )
+        self._finish()
+        return verification
+
+    def _difference(self) -> tuple[dict[Span, Repair], adapter.Weights]:
+        """Operators by gap, and weights that are not the dense model's, by its own names."""
+        cut = CutModel.of(self.cut.dense, self.model, self.cut.spans, self.record)
+        kept = kept_layers(cut.spans, cut.dense.num_layers)
+        boundaries = {pruned_boundary(span, cut.spans): span for span in cut.spans}
+        operators: dict[Span, dict[str, Any]] = {span: {} for span in cut.spans}
+        weights: adapter.Weights = {}
+        for name in sorted(cut.own):
+            layer, leaf = cut.layer_of(name), name.rpartition(".")[2]
+            value = self.model.get_parameter(name).detach()
+            if layer is None:
+                weights.setdefault(None, {})[name] = value
+            elif leaf.startswith("repair_"):
+                place, term = leaf.removeprefix("repair_").split("_", 1)
+                span = boundaries[layer + 1 if place == "after" else layer]
+                operators[span][term] = value
+            else:
+                end = name.removeprefix(f"{cut.layers_path}.{layer}.")
+                weights.setdefault(kept[layer], {})[end] = value
+        method = self.record["recipe"]["repair"]
+        eps = modeling.norm_eps(self.model.config)
+        repairs = {
+            span: Repair(method, Operator(own, eps=eps) if own else None)
+            for span, own in operators.items()
+        }
+        return repairs, weights
+
+    def _check_apart(self, out: str | Path) -> None:
+        read = [self.cut.dense.base.name, *(name for name, _ in self.recipe.mix)]
+        check_apart({"input": read}, {"output": Path(out)})
+
+    def _finish(self) -> None:
+        if self.kept_in is not None:
+            journal.finish(self.kept_in)
+
+
+def heal_cut(
+    cut: CutModel,
+    recipe: HealingRecipe,
+    options: RunOptions,
+    *,
+    data: Documents | None = None,
+    keep: Path | None = None,
+    take_kept: bool = False,
+    progress: Progress | None = None,
+) -> HealedModel:
+    """Train a cut model; see `pipeline.heal`.
+
+    Raises:
+        GhostlayersError: bad input, or a loss that is no number.
+    """
+    dense = cut.dense
+    check_sequence_length(dense.config, recipe.sequence_length)
+    check_causal(dense)
+    progress = progress or Silent()
+
+    def train(passes: journal.Journal | None) -> Outcome:
+        return Training(
+            cut,
+            recipe,
+            lambda count: read_text(dense, recipe, count, data, progress),
+            options.batch_size,
+            progress,
+            passes,
+            train=not take_kept,
+        ).run()
+
+    request = _request(cut, recipe, options)
+    check_same("request", request)
+    if keep is None:
+        outcome = train(None)
+    else:
+        with journal.keeping(keep, request) as passes:
+            if take_kept and not any(keep.glob(f"{KEY}-*.safetensors")):
+                raise ResumeError(
+                    f"nothing is kept in '{keep}' yet: a run keeps its state every half minute. "
+                    "Leave --keep away to train."
+                )
+            outcome = train(passes)
+    record = with_healing(cut.record, healing_row(recipe, outcome))
+    return HealedModel(outcome.network, cut, recipe, outcome, record, keep)
+
+
+def _request(cut: CutModel, recipe: HealingRecipe, options: RunOptions) -> dict[str, Any]:
+    """All that the state of a run depends on, beside its text."""
+    own = {name: cut.network.get_parameter(name) for name in sorted(cut.own)}
+    return {
+        "healing": recipe.to_dict(),
+        "model": model_fingerprint(cut.dense),
+        "cut": [[span.start, span.stop] for span in cut.spans],
+        "weights": tensors_digest(own),
+        "dtype": str(cut.dense.network.dtype),
+        "device": cut.dense.device.type,
+        "batch_size": options.batch_size,
+        "processes": world().size,
+        "versions": versions(),
+    }

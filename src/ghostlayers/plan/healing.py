@@ -1,0 +1,81 @@
+"""What training a cut model will take: the run's own arithmetic, priced on this machine."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from ghostlayers.calibration.cuts import LOGITS_AT_ONCE
+from ghostlayers.calibration.passes import Pass
+from ghostlayers.healing import schedule
+from ghostlayers.healing.cut_model import CutModel
+from ghostlayers.healing.trained import default_parts, named_parts, start_of
+from ghostlayers.healing.training import work_of
+from ghostlayers.plan.probe import Speed, writing_seconds
+from ghostlayers.plan.units import Plan, prices
+from ghostlayers.recipe.healing import HealingRecipe
+
+ADAM = 4 + 4 + 4
+"""Bytes a trained number takes beside its weight: gradient and two moments."""
+
+KEPT_BY_A_LAYER = 34
+"""Numbers a token and channel that a decoder layer keeps for its backward pass, or so."""
+
+
+def plan_heal(
+    cut: CutModel,
+    recipe: HealingRecipe,
+    speed: Speed,
+    *,
+    started: float,
+    folder: Path | None = None,
+    processes: int = 1,
+) -> Plan:
+    """What `pipeline.heal` and saving its result will take.
+
+    Args:
+        cut: the cut model.
+        recipe: the request.
+        speed: as probed on this machine, at the recipe's length of windows.
+        started: seconds that this process took to start and load the models.
+        folder: where the result will lie.
+        processes: that share the windows.
+    """
+    length = recipe.sequence_length
+    here = prices(cut.dense, speed, length, processes)
+    training = training_pass(cut, recipe, 1.0)
+    tokens = recipe.num_tokens
+    if tokens is None:
+        assert recipe.seconds is not None
+        tokens = math.ceil(length * recipe.seconds / here.of(training).seconds)
+    size = sum(each.numel() * each.element_size() for each in cut.network.parameters())
+    saved = Pass(
+        "saving",
+        "Writing it, and loading it in a fresh process",
+        held=size,
+        disk=size,
+        fixed=started + writing_seconds(size, folder),
+    )
+    return Plan((here.of(training_pass(cut, recipe, tokens / length)), here.of(saved)))
+
+
+def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float) -> Pass:
+    """Training on so many windows, measurements on held-out ones included."""
+    parts = recipe.parts or default_parts(cut, recipe)
+    names = named_parts(cut, parts)
+    work = work_of(cut, start_of(cut, names), parts, recipe)
+    trained = sum(cut.network.get_parameter(name).numel() for name in names)
+    own = replace(work, head=0.0).of_training * (1.0 + schedule.SHARE_OF_LOOKS)
+    length, model = recipe.sequence_length, cut.dense
+    at_once = model.windows_per_call(length) * length * model.hidden_size * model.dtype.itemsize
+    kept = KEPT_BY_A_LAYER * at_once * max(1.0, work.forward)
+    streams = 2 * recipe.held_out_windows * model.stream_bytes(length)
+    weights = trained * (ADAM + 2 * model.dtype.itemsize)
+    return Pass(
+        "healing",
+        f"Training {' + '.join(parts)} on {windows * length:,.0f} tokens",
+        windows,
+        layers=windows * own,
+        heads=windows * 3.0 * work.share * (1.0 + schedule.SHARE_OF_LOOKS),
+        held=int(kept + streams + weights + 16 * LOGITS_AT_ONCE),
+        disk=trained * (ADAM + model.dtype.itemsize),
+    )
