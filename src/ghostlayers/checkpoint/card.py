@@ -1,12 +1,14 @@
 """The model card of a pruned checkpoint."""
 
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ghostlayers.checkpoint.record import base_title, packed_text
+from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.runtime.shown import code, markdown, one_line
 from ghostlayers.spans import format_layers
@@ -43,7 +45,11 @@ Ghostlayers {{ version }}{{ how }}.
 
 {{ losses }}
 
-## How to load it
+{% if healing %}## How it was healed
+
+{{ healing }}
+
+{% endif %}## How to load it
 
 {{ loading }}
 
@@ -87,6 +93,7 @@ def render_card(record: Mapping[str, Any]) -> str:
         version=markdown(record["versions"].get("ghostlayers", "of an unknown version")),
         how=_how(record),
         losses=loss_table(record),
+        healing=_healing(record["healing"]) if record.get("healing") else "",
         loading=_loading(record),
         fits=_fits(record),
         licence=_licence(base),
@@ -108,10 +115,13 @@ def _licence_entries(stated: str | None) -> tuple[str, str | None]:
 
 def _metrics(record: Mapping[str, Any]) -> list[EvalResult]:
     """The repaired model's measurements, as the hub's leaderboards read them."""
-    rows = [row for row in record["evidence"] if row["model"] == "repaired"]
+    healing = record.get("healing")
+    evidence, last = (healing or record)["evidence"], "healed" if healing else "repaired"
+    rows = [row for row in evidence if row["model"] == last]
     if not rows:
         return []
-    corpus = one_line(shown_name(record["evidence_text"]["corpus"]))
+    text = healing["held_out"] if healing else record["evidence_text"]
+    corpus = one_line(shown_name(text["corpus"]))
     measured = {
         "perplexity": ("Perplexity", rows[0]["perplexity"]),
         "kl_divergence": ("KL to the dense model (nats a token)", rows[0]["kl_nats"]),
@@ -120,7 +130,7 @@ def _metrics(record: Mapping[str, Any]) -> list[EvalResult]:
         EvalResult(
             task_type="text-generation",
             dataset_type=corpus,
-            dataset_name=f"{corpus}, held-out calibration windows",
+            dataset_name=f"{corpus}, held-out windows",
             metric_type=kind,
             metric_name=name,
             metric_value=round(value, 4),
@@ -133,7 +143,8 @@ def _how(record: Mapping[str, Any]) -> str:
     repair = record["recipe"]["repair"]
     if repair == "none":
         return ", not repaired"
-    return f", each gap repaired in closed form by `{code(repair)}`, without training"
+    after = "then trained against the dense model" if record.get("healing") else "without training"
+    return f", each gap repaired in closed form by `{code(repair)}`, {after}"
 
 
 def loss_table(record: Mapping[str, Any]) -> str:
@@ -141,6 +152,14 @@ def loss_table(record: Mapping[str, Any]) -> str:
     evidence = record["evidence"]
     if not evidence:
         return "Not measured (no held-out windows were asked for)."
+    note = (
+        f"On {_windows(record['evidence_text'])} that nothing was fitted on "
+        f"({markdown(record['evidence_text']['bos'])}){_decided(record)}."
+    )
+    return "\n".join([_loss_rows(evidence), "", note])
+
+
+def _loss_rows(evidence: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         "| | loss (nats a token) | perplexity | KL to dense (nats) | same next token |",
         "|---|---|---|---|---|",
@@ -150,13 +169,49 @@ def loss_table(record: Mapping[str, Any]) -> str:
             for row in evidence
         ),
     ]
-    text = record["evidence_text"]
-    note = (
-        f"On {text['windows']} windows of {text['sequence_length']} tokens of "
-        f"`{code(shown_name(text['corpus']))}` "
-        f"that nothing was fitted on ({markdown(text['bos'])}){_decided(record)}."
+    return "\n".join(rows)
+
+
+def _windows(text: Mapping[str, Any]) -> str:
+    return (
+        f"{text['windows']} windows of {text['sequence_length']} tokens of "
+        f"`{code(shown_name(text['corpus']))}`"
     )
-    return "\n".join([*rows, "", note])
+
+
+def _healing(healing: Mapping[str, Any]) -> str:
+    """What was trained on what, and what it won, as Markdown."""
+    corpora = ", ".join(
+        f"`{code(shown_name(each['corpus']))}` ({each['share']:.0%})" for each in healing["corpora"]
+    )
+    text = healing["held_out"]
+    whose = "another text" if text["of_another_text"] else "windows of the same text"
+    trained = markdown(", ".join(healing["trained"]))
+    command = f"ghostlayers heal CUT --against DENSE -o OUT {_options(healing['recipe'])}"
+    return "\n\n".join(
+        [
+            f"Trained after the cut against the dense model: {trained} "
+            f"({healing['num_trained']:,} numbers), on {healing['tokens']:,} tokens of {corpora}, "
+            f"in {healing['steps']:,} steps and {healing['seconds']:,.0f} seconds "
+            f"({markdown(healing['processor'])}).",
+            _loss_rows(healing["evidence"]),
+            f"On {_windows(text)}, {whose}, on which the best state was chosen "
+            f"({markdown(text['bos'])}). The losses above are those before training.",
+            f"```bash\n{command}\n```",
+        ]
+    )
+
+
+def _options(recipe: Mapping[str, Any]) -> str:
+    """What was chosen, as one would type it."""
+    plain = HealingRecipe().to_dict()
+    chosen = {name: value for name, value in recipe.items() if value != plain.get(name)}
+    return code(
+        " ".join(
+            f"--{name.replace('_', '-')} {shlex.quote(shown_name(str(value)))}"
+            for name, value in chosen.items()
+        )
+    )
 
 
 def _decided(record: Mapping[str, Any]) -> str:

@@ -123,6 +123,37 @@ class Packed(Checked):
     plain_bytes: Count
 
 
+class Trainer(Checked):
+    """A corpus that was trained on."""
+
+    corpus: Text
+    share: float
+
+
+class HeldOutText(EvidenceText):
+    """The text that decided which state was kept."""
+
+    of_another_text: bool
+
+
+class Healing(Checked):
+    """How it was trained after the cut."""
+
+    trained: list[Words]
+    num_trained: Count
+    tokens: Count
+    steps: Count
+    positions: float
+    best_step: Count
+    seconds: float
+    processor: Text
+    corpora: Annotated[list[Trainer], Field(min_length=1)]
+    documents: list[Text]
+    held_out: HeldOutText
+    evidence: Annotated[list[Evidence], Field(min_length=3, max_length=3)]
+    recipe: Annotated[dict[str, Any], Field(max_length=100)]
+
+
 class Verified(Checked):
     """How it was proved."""
 
@@ -146,6 +177,7 @@ class Record(Checked):
     mode: Words
     created: Words
     packed: Packed | None = None
+    healing: Healing | None = None
     verification: Verified | None = None
     files: dict[FileName, Hash] = Field(default_factory=dict)
     gaps: list[Gap] = Field(default_factory=list)
@@ -165,7 +197,8 @@ def inspect(folder: str | Path) -> dict[str, Any]:
 
     Returns:
         Its record: ``base_model``, ``cut``, ``repairs``, ``evidence``, ``scores``, ``recipe``,
-        ``calibration``, ``versions``, ``mode``, ``verification`` and ``files``.
+        ``calibration``, ``versions``, ``mode``, ``verification`` and ``files``; ``healing``, where
+        it was trained after the cut.
 
     Raises:
         ModelError: the folder was not made by Ghostlayers, or its record is damaged.
@@ -228,9 +261,10 @@ def check_files(folder: Path, record: dict[str, Any]) -> None:
 
 
 def calibration_documents(folder: str | Path) -> list[str] | None:
-    """Hashes of the documents that a checkpoint was calibrated on; None if it was not."""
+    """Hashes of the documents that a checkpoint was made on; None if it was on none."""
     try:
         record = inspect(folder)
     except GhostlayersError:
         return None
-    return list(record["calibration"]["documents"])
+    trained = record["healing"]["documents"] if record.get("healing") else []
+    return [*record["calibration"]["documents"], *trained]

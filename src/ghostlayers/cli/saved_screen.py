@@ -10,12 +10,16 @@ from ghostlayers.checkpoint.hub import Upload
 from ghostlayers.checkpoint.proof import Verification, mode_of
 from ghostlayers.checkpoint.record import packed_text
 from ghostlayers.checkpoint.records import inspect
-from ghostlayers.cli.screen import bold, loss_cells, say, table
+from ghostlayers.cli.screen import bold, duration, loss_cells, say, table
 from ghostlayers.pruned import PrunedModel
+from ghostlayers.runtime.files import shown_name
 from ghostlayers.spans import format_layers
 
 if TYPE_CHECKING:
     from ghostlayers.checkpoint.quantise import Made
+
+
+LOSSES = ("", "loss", "perplexity", "KL to dense", "agreement")
 
 
 def show_adapter(pruned: PrunedModel, out_folder: Path, verification: Verification) -> None:
@@ -127,6 +131,26 @@ def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification
     say(f"  ghostlayers inspect {out_folder}")
 
 
+def show_healing(row: Mapping[str, Any]) -> None:
+    """A record's entry of a training."""
+    text = row["held_out"]
+    corpora = ", ".join(
+        f"{shown_name(each['corpus'])} ({each['share']:.0%})" for each in row["corpora"]
+    )
+    say(
+        f"Trained {' + '.join(row['trained'])} ({row['num_trained']:,} numbers) on "
+        f"{row['tokens']:,} tokens of {corpora}, {row['steps']:,} steps, in "
+        f"{duration(row['seconds'])}."
+    )
+    rows = [[each["model"], *loss_cells(each)] for each in row["evidence"]]
+    table(LOSSES, rows, f"On {text['windows']} held-out windows of {shown_name(text['corpus'])}")
+    dense, before, healed = (each["loss_nats"] for each in row["evidence"])
+    if before > dense:
+        say(f"Left of what was lost: {(healed - dense) / (before - dense):.0%}.")
+    if row["best_step"] < row["steps"]:
+        say(f"The best state was that behind step {row['best_step']:,}.")
+
+
 def show_record(record: Mapping[str, Any]) -> None:
     """A checkpoint's record."""
     base, cut, recipe = record["base_model"], record["cut"], record["recipe"]
@@ -154,8 +178,9 @@ def show_record(record: Mapping[str, Any]) -> None:
     table(("gap", "repair", "fit tokens", "relative residual", "condition number"), rows)
     if record["evidence"]:
         losses = [[row["model"], *loss_cells(row)] for row in record["evidence"]]
-        columns = ("", "loss", "perplexity", "KL to dense", "agreement")
-        table(columns, losses, "On held-out calibration windows")
+        table(LOSSES, losses, "On held-out calibration windows")
+    if record.get("healing"):
+        show_healing(record["healing"])
     text = record["calibration"]
     say(
         f"Calibrated on {text['fit_windows']} of {text['windows']} windows of "
