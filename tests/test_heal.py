@@ -1,0 +1,732 @@
+"""Training after a cut: the engine is a literal loop, nothing else changes, nothing gets worse."""
+
+import copy
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import ghostlayers
+from families import FAMILIES, PATTERNED, build
+from ghostlayers.calibration import cuts, journal
+from ghostlayers.cli.app import app
+from ghostlayers.errors import (
+    ModelError,
+    NoGainError,
+    NonFiniteError,
+    RecipeError,
+    ResumeError,
+    WindowError,
+)
+from ghostlayers.healing import head as heads
+from ghostlayers.healing import schedule
+from ghostlayers.healing.cut_model import CutModel
+from ghostlayers.healing.engine import Engine
+from ghostlayers.healing.head import Head, LogitMap, logit_loss
+from ghostlayers.healing.state import BETAS, CLIP, State
+from ghostlayers.healing.text import read_text
+from ghostlayers.healing.trained import named_parts, prepare, recording
+from ghostlayers.healing.training import draw_positions, positions_of
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.multimodal import text_view
+from ghostlayers.recipe.healing import PARTS, HealingRecipe, read_budget, read_mix
+from ghostlayers.repairs.base import Operator, Repair
+from ghostlayers.spans import Span
+from ghostlayers.surgery import removal
+
+SMALL = {"sequence_length": 32, "held_out_windows": 3, "step_tokens": 64}
+PRUNE = {"windows": 8, "sequence_length": 64, "held_out_windows": 2, "remove": "3-4"}
+LOSSES = ["kl", "ce", "kl+ce"]
+
+
+@pytest.fixture(scope="module")
+def pruned(trained_llama: Any, byte_tokenizer: Any, some_text: list[str]) -> dict[str, Any]:
+    """The trained Llama without two layers, by repair."""
+    return {
+        repair: ghostlayers.prune(
+            trained_llama, tokenizer=byte_tokenizer, data=some_text, repair=repair, **PRUNE
+        )
+        for repair in ("ghost", "refit:2", "piecewise:2", "joint:x+z", "none")
+    }
+
+
+@pytest.fixture(scope="module")
+def other_text() -> list[str]:
+    from conftest import make_documents
+
+    return make_documents(60, seed=3)
+
+
+def cut_of(pruned: Any) -> CutModel:
+    return CutModel.of(pruned.dense, text_view(pruned.model), pruned.spans, pruned.record)
+
+
+def heal(pruned: Any, text: Any, **choices: Any) -> Any:
+    return ghostlayers.heal(pruned, data=text, **{**SMALL, "tokens": "2000", **choices})
+
+
+def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: each.detach().clone() for name, each in network.named_parameters()}
+
+
+# The head
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("logits_of", [LogitMap(), LogitMap(0.25), LogitMap(1.0, 3.0)])
+def test_the_gradient_of_the_head_is_autograds(
+    kind: Any, logits_of: LogitMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "LOGITS_AT_ONCE", 40 * 7)  # chunks of seven positions
+    torch.manual_seed(0)
+    output = nn.Linear(8, 40)
+    hidden = (3 * torch.randn(31, 8)).requires_grad_()
+    teacher, targets = 3 * torch.randn(31, 8), torch.randint(0, 40, (31,))
+    loss, gradient = Head(output, logits_of).loss(hidden.detach(), teacher, targets, kind)
+
+    logits, wanted = logits_of(output(hidden)), logits_of(output(teacher)).detach()
+    parts = {
+        "kl": nn.functional.kl_div(
+            logits.log_softmax(-1), wanted.log_softmax(-1), reduction="sum", log_target=True
+        ),
+        "ce": nn.functional.cross_entropy(logits, targets, reduction="sum"),
+    }
+    whole = sum(parts[each] for each in kind.split("+"))
+    whole.backward()
+    assert loss == pytest.approx(float(whole.detach()), rel=1e-5)
+    torch.testing.assert_close(gradient, hidden.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_teacher_that_is_the_student_has_no_gradient() -> None:
+    logits = torch.randn(5, 11)
+    loss, slope = logit_loss(logits, logits, torch.zeros(5, dtype=torch.long), "kl")
+    assert loss == pytest.approx(0.0, abs=1e-5)
+    assert float(slope.abs().max()) < 1e-6
+
+
+ANY_CUT = [name for name in FAMILIES if name not in PATTERNED]
+
+
+@pytest.mark.parametrize("name", ANY_CUT)
+def test_every_family_learns_by_the_gradient_of_its_own_logits(name: str) -> None:
+    """One lesson gives the gradients of a literal loss on logits of two whole models."""
+    dense = DenseModel(build(name))
+    span = Span(2, 3)
+    torch.manual_seed(1)
+    operator = Operator({"weight": 0.02 * torch.randn(dense.hidden_size, dense.hidden_size)})
+    network = removal.prune_layers(dense, [span], {span: Repair("ghost", operator)})
+    cut = CutModel.of(dense, network, (span,), {"recipe": {"repair": "ghost"}})
+    trained = prepare(cut, HealingRecipe(), ("operator", "suffix"))
+    ids = torch.randint(3, 90, (2, 9))
+    positions = draw_positions(range(2), 9, 0.6, 0)
+    with recording(trained):
+        engine = Engine(trained, "kl+ce")
+        loss = engine.learn(engine.teach(ids, positions), positions.numel())
+    literal = copy.deepcopy(trained.network)
+    for each in literal.parameters():
+        each.requires_grad_(each.is_floating_point())
+    wanted = literal_loss(literal, dense.network, ids, positions)
+    wanted.backward()
+    assert loss == pytest.approx(float(wanted.detach()) * positions.numel(), rel=2e-4)
+    own = dict(literal.named_parameters())
+    for each, parameter in trained.parameters.items():
+        want = own[each].grad
+        if want is not None and float(want.norm()) > 0:
+            got = torch.zeros_like(want) if parameter.grad is None else parameter.grad
+            assert float((got - want).norm()) <= 2e-3 * float(want.norm()) + 1e-7, each
+
+
+def literal_loss(
+    student: Any, teacher: Any, ids: torch.Tensor, positions: torch.Tensor, kind: str = "kl+ce"
+) -> torch.Tensor:
+    """The mean loss over some positions, from the logits of both whole models."""
+    mine = student(input_ids=ids, use_cache=False).logits.float()
+    with torch.no_grad():
+        theirs = teacher(input_ids=ids, use_cache=False).logits.float()
+    total = torch.zeros(())
+    for row, column in itertools.product(range(len(ids)), range(positions.shape[1])):
+        place = positions[row, column]
+        log_q, log_p = mine[row, place].log_softmax(-1), theirs[row, place].log_softmax(-1)
+        if "kl" in kind:
+            total = total + (log_p.exp() * (log_p - log_q)).sum()
+        if "ce" in kind:
+            total = total - log_q[ids[row, place + 1]]
+    return total / positions.numel()
+
+
+# The engine
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize(
+    ("repair", "train"),
+    [
+        ("ghost", "operator"),
+        ("ghost", "operator+norms+suffix"),
+        ("piecewise:2", "operator+norms"),
+        ("joint:x+z", "operator"),
+        ("refit:2", "suffix"),
+        ("none", "all"),
+    ],
+)
+def test_the_engine_is_a_literal_loop_of_two_models(
+    pruned: Any, other_text: list[str], repair: str, train: str, kind: Any
+) -> None:
+    cut = cut_of(pruned[repair])
+    recipe = HealingRecipe(train=train, loss=kind, positions=0.5, tokens="256", **SMALL)
+    text = read_text(cut.dense, recipe, 8, other_text)
+    healed = heal(pruned[repair], other_text, train=train, loss=kind, positions=0.5, tokens="256")
+    student = copy.deepcopy(prepare(cut, recipe, recipe.parts or ()).network)
+    names = named_parts(cut, recipe.parts or ())
+    own = dict(student.named_parameters())
+    groups = [
+        {"params": [own[n] for n, p in names.items() if p == part], "lr": 0.0, "part": part}
+        for part in dict.fromkeys(names.values())
+    ]
+    for name, each in own.items():
+        each.requires_grad_(name in names)
+    optimiser = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
+    for step in range(4):
+        numbers = range(2 * step, 2 * step + 2)
+        positions = draw_positions(numbers, 32, 0.5, 0)
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rates[group["part"]] * schedule.rate(step, 4)
+        loss = literal_loss(
+            student, cut.dense.network, text.input_ids[list(numbers)], positions, kind
+        )
+        loss.backward()
+        nn.utils.clip_grad_norm_([own[name] for name in names], CLIP)
+        optimiser.step()
+        optimiser.zero_grad()
+    assert healed.outcome.steps == 4
+    if not healed.better:
+        pytest.skip("the best state is the first one")
+    last = healed.outcome.looks[-1].step == healed.outcome.best_step
+    assert last
+    got = dict(healed.model.named_parameters())
+    moved = dict(cut.network.named_parameters())
+    for name in names:
+        want, start = own[name].detach(), moved[name].detach()
+        far = float((want - start).norm())
+        assert float((got[name] - want).norm()) <= 2e-2 * far + 1e-7, name
+
+
+@pytest.mark.parametrize("train", PARTS)
+def test_what_is_not_trained_is_left_alone(
+    pruned: Any, other_text: list[str], train: str, trained_llama: Any
+) -> None:
+    before, flags = weights_of(trained_llama), [p.requires_grad for p in trained_llama.parameters()]
+    cut_before = weights_of(pruned["ghost"].model)
+    cut = cut_of(pruned["ghost"])
+    healed = heal(pruned["ghost"], other_text, train=train)
+    assert all(torch.equal(before[n], p) for n, p in trained_llama.named_parameters())
+    assert [p.requires_grad for p in trained_llama.parameters()] == flags
+    assert all(p.grad is None for p in trained_llama.parameters())
+    assert all(torch.equal(cut_before[n], p) for n, p in pruned["ghost"].model.named_parameters())
+    if train == "lora":
+        names = {n for n in cut_before if (cut.layer_of(n) or 0) >= 3 and "proj" in n}
+    else:
+        names = set(named_parts(cut, (train,)))
+    after = weights_of(healed.model)
+    assert after.keys() == cut_before.keys()
+    changed = {n for n in after if not torch.equal(after[n], cut_before[n])}
+    assert changed
+    assert changed <= names
+    if train in ("operator", "norms"):
+        assert changed == names
+
+
+def test_half_precision_is_trained_in_float32(pruned: Any, other_text: list[str]) -> None:
+    """Updates smaller than the type's digits add up."""
+    dense = DenseModel(copy.deepcopy(pruned["ghost"].dense.network).to(torch.bfloat16))
+    dense.tokenizer = pruned["ghost"].dense.tokenizer
+    span = pruned["ghost"].spans[0]
+    network = removal.prune_layers(dense, [span], pruned["ghost"].repairs)
+    cut = CutModel.of(dense, network, (span,), pruned["ghost"].record)
+    trained = prepare(cut, HealingRecipe(), ("suffix",))
+    state = State.begin(trained, {"suffix": 1e-6})
+    name, master = next(iter(trained.masters.items()))
+    before = master.detach().clone()
+    for _ in range(20):
+        for each in state.masters:
+            each.grad = torch.ones_like(each)
+        state.step(1.0)
+    assert trained.parameters[name].dtype == torch.bfloat16
+    torch.testing.assert_close(
+        before - master.detach(), torch.full_like(before, 2e-5), rtol=0.1, atol=0
+    )
+    assert torch.equal(trained.parameters[name], master.to(torch.bfloat16))
+
+
+def test_a_planted_operator_is_found(
+    trained_llama: Any, byte_tokenizer: Any, other_text: Any
+) -> None:
+    """Layers that do nothing are removed, and a wrong operator stands in their place."""
+    network = copy.deepcopy(trained_llama)
+    for layer in network.model.layers[3:5]:
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    dense = DenseModel(network, byte_tokenizer)
+    span = Span(3, 5)
+    torch.manual_seed(0)
+    wrong = 0.1 * torch.randn(dense.hidden_size, dense.hidden_size)
+    repair = Repair("ghost", Operator({"weight": wrong}))
+    cut = CutModel.of(
+        dense,
+        removal.prune_layers(dense, [span], {span: repair}),
+        (span,),
+        {"recipe": {"repair": "ghost"}},
+    )
+    from ghostlayers.healed import heal_cut
+
+    recipe = HealingRecipe(train="operator", tokens="20000", learning_rate="0.01", **SMALL)
+    healed = heal_cut(cut, recipe, ghostlayers.RunOptions(), data=other_text)
+    assert healed.outcome.end.kl_nats < 0.05 * healed.outcome.start.kl_nats
+
+
+def test_positions_are_drawn_evenly_and_by_the_window_alone() -> None:
+    length, share = 64, 0.25
+    drawn = draw_positions(range(400), length, share, 5)
+    assert drawn.shape == (400, positions_of(length, share)) == (400, 16)
+    assert int(drawn.max()) == length - 2
+    assert bool((drawn.diff(dim=1) > 0).all())
+    counts = torch.bincount(drawn.flatten(), minlength=length - 1).float()
+    assert float((counts - counts.mean()).abs().max()) < 5 * float(counts.mean() * 0.75) ** 0.5
+    assert torch.equal(draw_positions([7], length, share, 5)[0], drawn[7])
+    assert draw_positions(range(3), length, 1.0, 0).tolist() == [list(range(63))] * 3
+
+
+def test_frugal_gradients_are_the_same(pruned: Any) -> None:
+    ids, gradients = torch.randint(0, 200, (2, 32)), []
+    for frugal in (False, True):
+        trained = prepare(cut_of(pruned["ghost"]), HealingRecipe(), ("operator", "suffix"))
+        with recording(trained):
+            engine = Engine(trained, "kl", frugal=frugal)
+            positions = draw_positions(range(2), 32, 1.0, 0)
+            engine.learn(engine.teach(ids, positions), positions.numel())
+        gradients.append([each.grad for each in trained.masters.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+# What it leaves
+
+
+@pytest.mark.parametrize(
+    ("repair", "train", "mode"),
+    [
+        ("ghost", "operator", "custom"),
+        ("joint:x+z", "operator+norms+suffix", "custom"),
+        ("refit:2", "suffix", "stock"),
+        ("refit:2", "lora", "stock"),
+        ("none", "suffix", "stock"),
+    ],
+)
+def test_a_healed_model_is_saved_with_its_record(
+    pruned: Any, other_text: list[str], repair: str, train: str, mode: str, tmp_path: Path
+) -> None:
+    healed = heal(pruned[repair], other_text, train=train)
+    assert healed.better
+    verification = healed.save(tmp_path / "healed")
+    assert verification.identical
+    record = ghostlayers.inspect(tmp_path / "healed")
+    assert record["mode"] == mode
+    row = record["healing"]
+    assert row["trained"] == train.split("+")
+    assert row["tokens"] == 2048
+    dense, before, after = row["evidence"]
+    assert dense["kl_nats"] == pytest.approx(0, abs=1e-6)
+    assert dense["loss_nats"] < before["loss_nats"]
+    assert after["kl_nats"] < before["kl_nats"]
+    card = (tmp_path / "healed" / "README.md").read_text()
+    assert f"{row['num_trained']:,} numbers" in card
+    assert f"--train {train}" in card
+
+
+def test_a_checkpoint_on_disk_heals_as_the_model_in_memory(
+    pruned: Any, other_text: list[str], tmp_path: Path, trained_llama: Any, byte_tokenizer: Any
+) -> None:
+    trained_llama.save_pretrained(tmp_path / "dense")
+    byte_tokenizer.save_pretrained(tmp_path / "dense")
+    for repair in ("ghost", "refit:2"):
+        pruned[repair].save(tmp_path / repair)
+        saved = ghostlayers.heal(
+            tmp_path / repair,
+            against=tmp_path / "dense",
+            data=other_text,
+            tokens="1000",
+            train="operator+norms",
+            **SMALL,
+        )
+        memory = heal(pruned[repair], other_text, tokens="1000", train="operator+norms")
+        for (name, one), other in zip(
+            saved.model.named_parameters(), memory.model.parameters(), strict=True
+        ):
+            assert torch.equal(one, other), name
+    shared = {each.data_ptr() for each in saved.cut.dense.network.parameters()}
+    beside = [n for n, p in saved.cut.network.named_parameters() if p.data_ptr() not in shared]
+    assert sorted(beside) == sorted(saved.cut.own)  # in memory once
+
+
+@pytest.mark.parametrize("train", ["operator", "operator+norms+suffix"])
+def test_an_adapter_heals_into_an_adapter(
+    pruned: Any, other_text: list[str], train: str, tmp_path: Path, tiny_dense: Path
+) -> None:
+    cut = ghostlayers.prune(str(tiny_dense), data=other_text, repair="joint:x+z", **PRUNE)
+    cut.save_adapter(tmp_path / "adapter")
+    healed = ghostlayers.heal(
+        tmp_path / "adapter",
+        against=tiny_dense,
+        data=other_text,
+        tokens="1000",
+        train=train,
+        **SMALL,
+    )
+    healed.save_adapter(tmp_path / "healed")
+    again = ghostlayers.from_adapter(tmp_path / "healed")
+    for (name, one), other in zip(
+        healed.model.named_parameters(), again.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, other[1]), name
+    ghostlayers.materialize(tmp_path / "healed", tmp_path / "whole")
+    assert ghostlayers.inspect(tmp_path / "whole")["healing"]["trained"] == train.split("+")
+
+
+@pytest.fixture(scope="module")
+def tiny_dense(
+    tmp_path_factory: pytest.TempPathFactory, trained_llama: Any, byte_tokenizer: Any
+) -> Path:
+    folder = tmp_path_factory.mktemp("dense") / "model"
+    trained_llama.save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_healed_checkpoint_heals_again(
+    pruned: Any, other_text: list[str], tiny_dense: Path, tmp_path: Path
+) -> None:
+    heal(pruned["ghost"], other_text, train="suffix").save(tmp_path / "once")
+    twice = ghostlayers.heal(
+        tmp_path / "once",
+        against=tiny_dense,
+        data=other_text,
+        tokens="1000",
+        train="operator",
+        **SMALL,
+    )
+    assert twice.outcome.start.kl_nats < heal(pruned["ghost"], other_text).outcome.start.kl_nats
+    assert [row["trained"] for row in twice.record["healed_before"]] == [["suffix"]]
+    assert twice.record["healing"]["trained"] == ["operator"]
+
+
+def test_another_dense_model_is_refused(
+    pruned: Any, other_text: list[str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    pruned["ghost"].save(tmp_path / "cut")
+    with pytest.raises(ModelError, match="was not made of"):
+        ghostlayers.heal(tmp_path / "cut", against=tiny_folder, data=other_text, **SMALL)
+
+
+# Nothing gets worse unnoticed
+
+
+def test_what_gains_nothing_is_not_saved(
+    pruned: Any, other_text: list[str], tmp_path: Path
+) -> None:
+    healed = heal(pruned["ghost"], other_text, learning_rate="5", tokens="300")
+    assert not healed.better
+    with pytest.raises(NoGainError, match="gained nothing"):
+        healed.check_better()
+    last = healed.outcome.looks[-1].losses
+    assert healed.outcome.end == last
+    assert last.kl_nats > healed.outcome.start.kl_nats
+
+
+def test_the_best_state_is_kept(pruned: Any, other_text: list[str]) -> None:
+    healed = heal(pruned["ghost"], other_text, tokens="8000", learning_rate="0.05")
+    best = min(healed.outcome.looks, key=lambda look: look.losses.kl_nats)
+    assert healed.outcome.best_step == best.step
+    assert healed.outcome.end == best.losses
+
+
+def test_one_token_repeated_gains_nothing(
+    pruned: Any, other_text: list[str], tmp_path: Path
+) -> None:
+    held_out = tmp_path / "held.txt"
+    held_out.write_text("\n\n".join(other_text))
+    healed = heal(
+        pruned["ghost"], ["a" * 20000], held_out=str(held_out), train="suffix", learning_rate="0.1"
+    )
+    assert not healed.better or healed.outcome.end.kl_nats < healed.outcome.start.kl_nats
+
+
+@pytest.mark.parametrize("place", ["operator", "dense"])
+def test_weights_that_are_no_numbers_stop_it(
+    pruned: Any, other_text: list[str], place: str
+) -> None:
+    dense = DenseModel(copy.deepcopy(pruned["ghost"].dense.network), pruned["ghost"].tokenizer)
+    span = pruned["ghost"].spans[0]
+    network = removal.prune_layers(dense, [span], pruned["ghost"].repairs)
+    name = "model.layers.2.repair_after_weight" if place == "operator" else "model.norm.weight"
+    model = network if place == "operator" else dense.network
+    model.get_parameter(name).data[0] = float("nan")
+    cut = CutModel.of(dense, network, (span,), pruned["ghost"].record)
+    from ghostlayers.healed import heal_cut
+
+    with pytest.raises(NonFiniteError):
+        heal_cut(
+            cut, HealingRecipe(tokens="500", **SMALL), ghostlayers.RunOptions(), data=other_text
+        )
+
+
+# Interruptions
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+def test_killed_anywhere_it_ends_with_the_same_bits(
+    pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = {"train": "operator+norms+suffix", "tokens": "600", "positions": 0.5}
+    whole = heal(pruned["joint:x+z"], other_text, **choices)
+    monkeypatch.setattr(journal, "SECONDS_BETWEEN", 0.0)
+    note = journal.KeptPass.note
+    for number in range(whole.outcome.steps):
+        left = [number]
+
+        def kill(self: Any, done: int, *given: Any, left: list[int] = left) -> None:
+            note(self, done, *given)
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+
+        keep = tmp_path / f"kept-{number}"
+        with monkeypatch.context() as patch:
+            patch.setattr(journal.KeptPass, "note", kill)
+            with pytest.raises(Killed):
+                heal(pruned["joint:x+z"], other_text, keep=keep, **choices)
+        again = heal(pruned["joint:x+z"], other_text, keep=keep, **choices)
+        for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+            assert torch.equal(one, other)
+        assert [look.losses for look in again.outcome.looks] == [
+            look.losses for look in whole.outcome.looks
+        ]
+        again.save(tmp_path / f"out-{number}")
+        assert not keep.exists()
+
+
+def test_the_best_state_of_an_interrupted_run_can_be_taken(
+    pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "SECONDS_BETWEEN", 0.0)
+    keep, note = tmp_path / "kept", journal.KeptPass.note
+    with pytest.raises(ResumeError, match="nothing is kept"):
+        heal(pruned["ghost"], other_text, keep=keep, take_kept=True)
+
+    def stop(self: Any, done: int, *given: Any) -> None:
+        note(self, done, *given)
+        if done == 20:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.KeptPass, "note", stop)
+        with pytest.raises(Killed):
+            heal(pruned["ghost"], other_text, keep=keep)
+    taken = heal(pruned["ghost"], other_text, keep=keep, take_kept=True)
+    assert taken.better
+    assert taken.outcome.best_step <= 20
+    assert taken.outcome.end.kl_nats < taken.outcome.start.kl_nats
+
+
+def test_another_text_or_request_is_refused(
+    pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "SECONDS_BETWEEN", 0.0)
+    keep = tmp_path / "kept"
+    heal(pruned["ghost"], other_text, keep=keep, tokens="500")
+    with pytest.raises(ResumeError, match="another"):
+        heal(pruned["ghost"], other_text, keep=keep, tokens="500", train="suffix")
+    with pytest.raises(ResumeError, match="training text is another"):
+        heal(pruned["ghost"], other_text[::-1], keep=keep, tokens="500")
+
+
+# Text
+
+
+def test_shares_are_kept_and_short_texts_repeat(pruned: Any, tmp_path: Path) -> None:
+    for name, letter, count in (("a", "a", 40000), ("b", "b", 400)):
+        (tmp_path / f"{name}.txt").write_text(letter * count)
+    data = f"{tmp_path}/a.txt:0.75,{tmp_path}/b.txt:0.25"
+    recipe = HealingRecipe(data=data, **SMALL)
+    text = read_text(pruned["ghost"].dense, recipe, 100)
+    letters = [int(row[0]) for row in text.input_ids]
+    counts = {letter: letters.count(letter) for letter in set(letters)}
+    assert sorted(counts.values()) == [25, 75]
+    assert text.repeats[0] < 1 < text.repeats[1]
+    assert text.num_tokens == 3200
+    order = "".join("a" if letter == letters[0] else "b" for letter in letters)
+    assert "ab" in order
+    assert "ba" in order
+
+
+def test_held_out_windows_are_not_trained_on(pruned: Any, other_text: list[str]) -> None:
+    recipe = HealingRecipe(**SMALL)
+    text = read_text(pruned["ghost"].dense, recipe, 50, other_text)
+    trained = {tuple(row) for row in text.input_ids.tolist()}
+    assert len(text.held_out) == 3
+    assert not trained & {tuple(row) for row in text.held_out.input_ids.tolist()}
+    assert not text.other
+
+
+def test_too_short_a_text_is_refused(pruned: Any) -> None:
+    with pytest.raises(WindowError, match="too short to hold"):
+        read_text(pruned["ghost"].dense, HealingRecipe(**SMALL), 4, ["x" * 40])
+
+
+# What is asked
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"train": "suffixes"}, "did you mean|suffix"),
+        ({"train": "suffix+lora"}, "leave one of the two out"),
+        ({"train": "norms+norms"}, "twice"),
+        ({"tokens": "many"}, "such as 25000"),
+        ({"tokens": "0"}, "such as 25000"),
+        ({"tokens": "1k", "minutes": 1.0}, "not both"),
+        ({"minutes": -1.0}, "positive"),
+        ({"minutes": float("nan")}, "positive"),
+        ({"learning_rate": "fast"}, "positive number"),
+        ({"learning_rate": "suffixe=1e-4"}, "nothing is called"),
+        ({"positions": 0.0}, "above 0"),
+        ({"positions": 1.5}, "above 0"),
+        ({"sequence_length": 1}, "between 2"),
+        ({"held_out_windows": 0}, "between 1"),
+        ({"rank": 0}, "between 1"),
+        ({"data": "a:0.5,b"}, "or none"),
+        ({"data": "a:0"}, "positive share"),
+        ({"loss": "mse"}, "one of"),
+        ({"seed": -1}, "seed"),
+        ({"epochs": 3}, "unknown key"),
+    ],
+)
+def test_what_means_nothing_is_refused(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        HealingRecipe.from_dict(given)
+
+
+def test_amounts_shares_and_budgets_are_read() -> None:
+    assert HealingRecipe(tokens="400k").num_tokens == 400_000
+    assert HealingRecipe(tokens="1.5M").num_tokens == 1_500_000
+    assert HealingRecipe(tokens="25,000").num_tokens == 25_000
+    assert HealingRecipe().seconds == 300.0
+    assert HealingRecipe(tokens="1k").seconds is None
+    assert read_mix("c4:3,mine.jsonl:1") == (("c4", 0.75), ("mine.jsonl", 0.25))
+    assert read_mix("c4,org/name:config:train") == (("c4", 0.5), ("org/name:config:train", 0.5))
+    assert read_budget("5min") == {"minutes": 5.0}
+    assert read_budget("90s") == {"minutes": 1.5}
+    assert read_budget("1M") == {"tokens": "1M"}
+    assert read_budget("1m") == {"minutes": 1.0}
+    for text in ("", "fast", "5", "-1min", "5 parsecs"):
+        with pytest.raises(RecipeError, match="budget"):
+            read_budget(text)
+    rates = HealingRecipe(learning_rate="operator=1e-5,norms=2e-3").rates
+    assert (rates["operator"], rates["norms"]) == (1e-5, 2e-3)
+    assert set(HealingRecipe(learning_rate="1e-5").rates.values()) == {1e-5}
+
+
+def test_the_schedule_rises_and_falls() -> None:
+    for steps in (1, 2, 7, 100, 4000):
+        rates = [schedule.rate(step, steps) for step in range(steps)]
+        top = rates.index(max(rates))
+        assert max(rates) == pytest.approx(1.0)
+        assert rates[: top + 1] == sorted(rates[: top + 1])
+        assert rates[top:] == sorted(rates[top:], reverse=True)
+        assert min(rates[top:]) >= schedule.LAST_RATE
+        work = schedule.Work(30, 24, 12, 8, 0.25)
+        looks = schedule.looks(steps, 1024, 8192, work)
+        assert looks[-1] == steps
+        assert len(looks) <= schedule.MOST_LOOKS
+
+
+# The command
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+@pytest.fixture(scope="module")
+def files(
+    tmp_path_factory: pytest.TempPathFactory, pruned: Any, other_text: list[str]
+) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("heal")
+    (folder / "text.txt").write_text("\n\n".join(other_text))
+    pruned["ghost"].save(folder / "cut")
+    return {"cut": folder / "cut", "text": folder / "text.txt"}
+
+
+def heal_command(files: dict[str, Path], dense: Path, out: Path, *more: Any) -> Any:
+    return run(
+        "heal", files["cut"], "--against", dense, "-o", out, "--data", files["text"],
+        "--sequence-length", 32, "--held-out-windows", 3, "--step-tokens", 64, *more,
+    )  # fmt: skip
+
+
+def test_the_command_writes_a_healed_checkpoint(
+    files: dict[str, Path], tiny_dense: Path, tmp_path: Path
+) -> None:
+    done = heal_command(files, tiny_dense, tmp_path / "out", "--tokens", "2k")
+    assert done.exit_code == 0, done.output
+    assert "Left of what was lost" in done.output
+    assert "are of the training text" in done.output
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["out"]
+    shown = run("inspect", tmp_path / "out")
+    assert "Trained operator + norms" in shown.output
+    again = heal_command(files, tiny_dense, tmp_path / "out", "--tokens", "2k")
+    assert again.exit_code == 1
+    assert "exists" in again.output
+
+
+def test_the_command_leaves_nothing_that_is_worse(
+    files: dict[str, Path], tiny_dense: Path, tmp_path: Path
+) -> None:
+    worse = ("--tokens", "300", "--learning-rate", "5")
+    done = heal_command(files, tiny_dense, tmp_path / "out", *worse)
+    assert done.exit_code == 1
+    assert "gained nothing" in done.output
+    assert not (tmp_path / "out").exists()
+    done = heal_command(files, tiny_dense, tmp_path / "out", *worse, "--keep-worse", "--restart")
+    assert done.exit_code == 0, done.output
+    evidence = json.loads((tmp_path / "out" / "ghostlayers.json").read_text())["healing"][
+        "evidence"
+    ]
+    assert evidence[2]["kl_nats"] > evidence[1]["kl_nats"]
+
+
+def test_the_command_says_what_it_will_take(
+    files: dict[str, Path], tiny_dense: Path, tmp_path: Path
+) -> None:
+    done = heal_command(files, tiny_dense, tmp_path / "out", "--tokens", "2k", "--plan")
+    assert done.exit_code == 0, done.output
+    assert "Training operator + norms" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_needs_a_text(files: dict[str, Path], tiny_dense: Path, tmp_path: Path) -> None:
+    done = run("heal", files["cut"], "--against", tiny_dense, "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "no training text" in done.output
+
+
+def test_a_budget_of_time_is_kept(pruned: Any, other_text: list[str]) -> None:
+    healed = heal(pruned["ghost"], other_text, tokens=None, minutes=0.05)
+    assert healed.outcome.steps > 3
+    assert cuts.LOGITS_AT_ONCE  # the engine's chunks are those of losses
