@@ -63,7 +63,8 @@ class Head:
     def of(cls, model: DenseModel) -> "Head | None":
         """The head of a model; None where its logits come about in some other way."""
         output = model.network.get_output_embeddings()
-        if output is None or not isinstance(getattr(output, "weight", None), Tensor):
+        whole = model.network.base_model is model.network  # it hands out no hidden states
+        if output is None or whole or not isinstance(getattr(output, "weight", None), Tensor):
             return None
         known = _logit_map(model, output)
         return None if known is None else cls(output, known)
