@@ -98,7 +98,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     results = {name: together.found_by(case) for name, case in together.CASES.items()}
     offloaded = together.offloaded(tmp_path_factory.mktemp("models"))
     assert_close(offloaded["spans"], together.scores()["spans"])
-    return {**results, "scores": together.scores(), "offloaded": offloaded}
+    found = {"scores": together.scores(), "healed": together.healed()}
+    return {**results, **found, "offloaded": offloaded}
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -16,9 +16,12 @@ from ghostlayers.calibration.measuring import Repairs, candidates, measure
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.checkpoint.record import make_record
+from ghostlayers.healed import HealedModel, heal_cut
+from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.model import multimodal
 from ghostlayers.model.causal import check_causal
 from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.multimodal import text_view
 from ghostlayers.plan.expected import plan_prune, seconds_since_start
 from ghostlayers.plan.probe import probe_blindly
 from ghostlayers.plan.saving import CHECKPOINT, Output
@@ -36,7 +39,7 @@ from ghostlayers.preparation import (
     read_evaluation,
 )
 from ghostlayers.pruned import PrunedModel, packed_base
-from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.recipe import HealingRecipe, Recipe, RunOptions
 from ghostlayers.repairs import REPAIR_REGISTRY, RepairMethod
 from ghostlayers.runtime.machine import versions
 from ghostlayers.runtime.parallel import check_same, world
@@ -224,6 +227,21 @@ class Study:
             cut = dataclasses.replace(cut, recipe=dataclasses.replace(cut.recipe, repair=method))
             check_result(self.dense, cut.recipe)
         return _build(self, cut, repairs)
+
+    def heal(
+        self, pruned: PrunedModel, recipe: HealingRecipe | None = None, **choices: Any
+    ) -> HealedModel:
+        """Train what `build` made for minutes, on the study's text unless another is named.
+
+        Args:
+            pruned: of this study.
+            recipe: what is trained, and how long.
+            choices: fields of that recipe, by name.
+        """
+        recipe = dataclasses.replace(recipe or HealingRecipe(), **choices)
+        data = self.corpus if recipe.data is None else None
+        cut = CutModel.of(self.dense, text_view(pruned.model), pruned.spans, pruned.record)
+        return heal_cut(cut, recipe, self.options, data=data, progress=self.runner.progress)
 
     def plan(self, output: Output | None = CHECKPOINT) -> Plan:
         """What the recipe will take on this machine: the same passes, priced instead of run."""

@@ -91,10 +91,5 @@ def heal(
     heal_screen.show_healed(healed)
     if not keep_worse:
         healed.check_better()
-    screen.step(f"Writing {output} and proving it ...")
-    if save == "adapter":
-        verification = healed.save_adapter(output, overwrite=overwrite)
-    else:
-        verification = healed.save(output, overwrite=overwrite)
-    heal_screen.show_saved(healed, output, verification, save)
+    heal_screen.save_healed(healed, output, save, overwrite=overwrite)
     journal.finish(kept)

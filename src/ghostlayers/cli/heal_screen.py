@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ghostlayers.checkpoint.proof import Verification, mode_of
 from ghostlayers.cli.saved_screen import ENGINES, show_healing, show_materialized
-from ghostlayers.cli.screen import say, warn
+from ghostlayers.cli.screen import say, step, warn
 from ghostlayers.healed import HealedModel
 
 
@@ -20,6 +20,13 @@ def show_healed(healed: HealedModel) -> None:
     repeats = max(outcome.text.repeats)
     if repeats > 4:
         warn(f"the training text was gone through {repeats:.1f} times; more text would be better.")
+
+
+def save_healed(healed: HealedModel, output: Path, save: str, *, overwrite: bool) -> None:
+    """Write a healed model, and say where it lies and how it was proved."""
+    step(f"Writing {output} and proving it ...")
+    write = healed.save_adapter if save == "adapter" else healed.save
+    show_saved(healed, output, write(output, overwrite=overwrite), save)
 
 
 def show_saved(

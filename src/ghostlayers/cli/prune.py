@@ -9,24 +9,27 @@ from ghostlayers.calibration import journal
 from ghostlayers.checkpoint import readiness
 from ghostlayers.checkpoint.adapter import check_precision
 from ghostlayers.checkpoint.gguf_saving import How
+from ghostlayers.cli import heal_screen, saved_screen, scores_screen, screen
 from ghostlayers.cli import options as o
-from ghostlayers.cli import saved_screen, scores_screen, screen
 from ghostlayers.cli.gguf_output import GgufOutput
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import shared_command
+from ghostlayers.errors import RecipeError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.plan.saving import Output
 from ghostlayers.preparation import open_model
 from ghostlayers.pruned import PrunedModel, checkpoint_bytes
-from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.recipe import HealingRecipe, Recipe, RunOptions
+from ghostlayers.recipe.healing import read_budget
 from ghostlayers.runtime import parallel
 from ghostlayers.runtime.outputs import check_output
+from ghostlayers.runtime.settings import WHAT
 
 ASKED = (
     "layers remove select iterative repair preset cosine_axis keep_layers refit overwrite data "
     "text_column separator sampling windows fit_windows search_windows held_out_windows "
     "race_windows sequence_length bos seed inputs token_weight ridge absolute_ridge export "
-    "quantized"
+    "quantized heal"
 )
 """Fields of the recipe, as help shows them."""
 
@@ -42,6 +45,16 @@ def prune(
     save: o.SaveOption = "checkpoint",
     gguf: o.GgufOption = None,
     pre_tokenizer: o.PreTokenizer = None,
+    heal: Annotated[
+        str | None,
+        o.option(
+            "--heal",
+            metavar="BUDGET",
+            text="Train the result before it is written, on the calibration text: 5min, 90s, 400k "
+            "tokens. `ghostlayers heal` has all the choices. [default: no training]",
+            panel=WHAT,
+        ),
+    ] = None,
     restart: o.Restart = False,
     plan: o.PlanOnly = False,
     revision: o.Revision = None,
@@ -54,6 +67,13 @@ def prune(
     if not plan and not file.only:
         check_output(output, overwrite=overwrite, needed_bytes=0)
     file.check_asked(recipe, save)
+    if heal is not None:
+        healing_of(heal, recipe)
+        if file.only or gguf is not None:
+            raise RecipeError(
+                "--heal writes a folder, not a GGUF file: prune and heal into a folder with a "
+                "repair that folds (refit:3), then `ghostlayers export` it."
+            )
     if whole and not file.only and not plan and parallel.world().leads:
         readiness.be_ready()
     dense = _open(model, recipe, options, revision, exact=file.only)
@@ -70,10 +90,43 @@ def prune(
     pruned = _prune(dense, recipe, options, kept, leaves)
     # What is kept goes when all is written, so that a repetition has it until then.
     pruned = dataclasses.replace(pruned, kept_in=None)
-    if not file.only:
+    if heal is not None:
+        _heal(pruned, healing_of(heal, recipe), output, save, overwrite=overwrite, restart=restart)
+    elif not file.only:
         _save(pruned, output, save, overwrite=overwrite)
     file.write(pruned, options)
     journal.finish(kept)
+
+
+def _heal(
+    pruned: PrunedModel,
+    recipe: HealingRecipe,
+    output: Path,
+    save: str,
+    *,
+    overwrite: bool,
+    restart: bool,
+) -> None:
+    """Train what was pruned, and write it; if that gains nothing, as it was before."""
+    kept = kept_folder(output.with_name(f"{output.name}-heal"), restart=restart)
+    healed = pipeline.heal(pruned, recipe=recipe, keep=kept, progress=screen.Bars())
+    heal_screen.show_healed(healed)
+    if healed.better:
+        heal_screen.save_healed(healed, output, save, overwrite=overwrite)
+    else:
+        screen.warn("training gained nothing, so what is written is the model before it.")
+        _save(pruned, output, save, overwrite=overwrite)
+    journal.finish(kept)
+
+
+def healing_of(budget: str, recipe: Recipe) -> HealingRecipe:
+    """How a model that was just pruned is trained: on the calibration text.
+
+    Raises:
+        RecipeError: no budget.
+    """
+    same = ("data", "text_column", "separator", "bos", "seed")
+    return HealingRecipe(**read_budget(budget), **{name: getattr(recipe, name) for name in same})
 
 
 def _open(
