@@ -240,6 +240,58 @@ def test_what_is_not_trained_is_left_alone(
         assert changed == names
 
 
+def test_a_text_that_is_gone_through_again_is_not_computed_again(
+    pruned: Any, other_text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the dense model says is kept on disk, or made again: the same weights in the end."""
+    taught: list[int] = []
+    teach = Engine.teach
+
+    def counted(self: Any, ids: Any, positions: Any) -> Any:
+        taught.append(len(ids))
+        return teach(self, ids, positions)
+
+    monkeypatch.setattr(Engine, "teach", counted)
+    found = []
+    for cache in (None, "1KB"):
+        taught.clear()
+        healed = heal(
+            pruned["ghost"],
+            other_text[:3],
+            tokens="3000",
+            train="suffix",
+            cache=cache,
+            positions=0.5,
+        )
+        found.append((healed, sum(taught)))
+    (kept, few), (anew, many) = found
+    assert kept.outcome.text.repeats[0] > 2
+    assert many == kept.outcome.steps * 2
+    assert few < many / 2
+    for one, other in zip(kept.model.parameters(), anew.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("train", ["operator+norms", "suffix", "lora"])
+def test_an_offloaded_model_heals_as_one_in_memory(
+    other_text: list[str], tiny_dense: Path, tmp_path: Path, train: str
+) -> None:
+    ghostlayers.prune(str(tiny_dense), data=other_text, repair="joint:x+z", **PRUNE).save(
+        tmp_path / "cut"
+    )
+    both = [
+        ghostlayers.heal(
+            tmp_path / "cut", against=tiny_dense, data=other_text, tokens="700", train=train,
+            options=ghostlayers.RunOptions(offload=offload), **SMALL,
+        )
+        for offload in ("none", "disk")
+    ]  # fmt: skip
+    one, other = (each.outcome.looks[-1].losses for each in both)
+    assert other.loss_nats == pytest.approx(one.loss_nats, rel=1e-5)
+    assert other.kl_nats == pytest.approx(one.kl_nats, rel=1e-4)
+    assert both[1].save(tmp_path / "healed").identical
+
+
 def test_half_precision_is_trained_in_float32(pruned: Any, other_text: list[str]) -> None:
     """Updates smaller than the type's digits add up."""
     dense = DenseModel(copy.deepcopy(pruned["ghost"].dense.network).to(torch.bfloat16))

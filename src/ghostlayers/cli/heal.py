@@ -18,7 +18,7 @@ from ghostlayers.recipe import HealingRecipe, RunOptions
 from ghostlayers.runtime.outputs import check_output
 
 ASKED = (
-    "train tokens minutes loss learning_rate positions rank step_tokens save overwrite data "
+    "train tokens minutes loss learning_rate positions rank step_tokens cache save overwrite data "
     "held_out held_out_windows text_column separator sequence_length bos seed"
 )
 """Fields of the recipe, as help shows them."""

@@ -14,7 +14,7 @@ from ghostlayers.errors import ModelError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
 from ghostlayers.model.multimodal import text_view
-from ghostlayers.model.residency import is_offloaded, read_tensor
+from ghostlayers.model.residency import is_offloaded, keep, read_tensor
 from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.model.weights import like
 from ghostlayers.recipe import RunOptions
@@ -201,4 +201,6 @@ def put(network: nn.Module, name: str, parameter: Tensor) -> None:
     """Put a parameter into a network under a name that it has."""
     path, _, leaf = name.rpartition(".")
     assert isinstance(parameter, nn.Parameter)
-    network.get_submodule(path).register_parameter(leaf, parameter)
+    module = network.get_submodule(path)
+    keep(module)
+    module.register_parameter(leaf, parameter)

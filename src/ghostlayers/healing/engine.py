@@ -133,7 +133,7 @@ class Engine:
         def run(x: Stream) -> Stream:
             return self.student.run_layer(layer, batch, x, differentiable=differentiable)
 
-        if self.frugal and differentiable and stream.requires_grad:
+        if self.frugal and differentiable:
             return checkpoint(run, stream, use_reentrant=False)
         return run(stream)
 

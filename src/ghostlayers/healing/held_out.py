@@ -36,7 +36,9 @@ class HeldOut:
     def __init__(self, trained: Trained, windows: Windows, batch_size: int = 0) -> None:
         self.trained, self.windows = trained, windows
         self.dense = trained.cut.dense
-        self._step = self.dense.windows_per_call(windows.sequence_length, batch_size)
+        self._step = self.dense.windows_at_once(
+            len(windows), windows.sequence_length, batch_size, copies=2
+        )
         self._groups = [self._ready(ids) for ids in windows.input_ids.split(self._step)]
 
     @torch.no_grad()

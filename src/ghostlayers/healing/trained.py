@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ghostlayers.errors import RecipeError
 from ghostlayers.healing.cut_model import CutModel, put
-from ghostlayers.model.residency import read_tensor
+from ghostlayers.model.residency import keep, read_tensor
 from ghostlayers.model.weights import like, mark_type, stored_type
 from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.surgery.removal import share_weights, with_weights
@@ -80,7 +80,7 @@ class Trained:
         weights = {}
         for name, tensor in stored.items():
             own = self.cut.network.get_parameter(name)
-            weights[name] = tensor.to(own)
+            weights[name] = tensor.to(own.dtype)
         network = with_weights(self.cut.network, weights)
         for name, tensor in stored.items():
             mark_type(network.get_parameter(name), name, tensor.dtype)
@@ -256,6 +256,8 @@ def _add_adapters(cut: CutModel, network: Any, recipe: HealingRecipe) -> tuple[s
             "--train lora: no linear projection stands behind the first cut. Take suffix, or "
             "operator+norms."
         )
+    for path in names:  # adapters go where the weights are
+        keep(network.get_submodule(path))
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(recipe.seed)
     config = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=list(names))

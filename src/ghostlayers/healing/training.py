@@ -16,8 +16,11 @@ from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.held_out import HeldOut
 from ghostlayers.healing.state import Look, State
+from ghostlayers.healing.teaching import Teaching, first_occurrences
 from ghostlayers.healing.text import Text
 from ghostlayers.healing.trained import Trained, default_parts, prepare, recording
+from ghostlayers.model.offload import parse_memory
+from ghostlayers.model.residency import is_offloaded
 from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.runtime.parallel import add_up, from_first, world
 from ghostlayers.runtime.progress import Progress, Silent
@@ -125,6 +128,7 @@ class Training:
         recipe, state = self.recipe, State.begin(trained, self.recipe.rates)
         engine = Engine(trained, recipe.loss, self.batch_size, frugal=_is_frugal(trained))
         work = work_of(self.cut, trained.start, parts, recipe)
+        rows = None if self.journal is None else self.journal.file_for(KEY)
         record = None if self.journal is None else self.journal.next_pass(KEY)
         if record is not None:
             record.restore(state.tensors())
@@ -136,7 +140,20 @@ class Training:
         if record is not None:
             record.begin(1, state.tensors())
         held_out = HeldOut(trained, text.held_out, self.batch_size)
-        course = _Course(self, engine, state, text, held_out, work, record, steps, windows)
+        firsts = first_occurrences(text.input_ids)
+        positions = draw_positions(firsts, recipe.sequence_length, work.share, recipe.seed)
+        own = [n for n in range(steps * windows) if world().takes(n % windows)]
+        done = 0 if record is None else record.done * windows
+        teaching = Teaching(
+            engine,
+            text.input_ids,
+            positions,
+            own,
+            sum(n < done for n in own),
+            most=parse_memory(recipe.cache),
+            path=rows,
+        )
+        course = _Course(self, engine, state, teaching, held_out, work, record, steps, windows)
         if record is None or not record.done:
             course.look(0)
         if self.train:
@@ -206,7 +223,7 @@ class _Course:
     training: Training
     engine: Engine
     state: State
-    text: Text
+    teaching: Teaching
     held_out: HeldOut
     work: schedule.Work
     record: KeptPass | None
@@ -228,7 +245,7 @@ class _Course:
                 if step + 1 in looks:
                     self.look(step + 1)
                 if self.record is not None:
-                    self.record.note(step + 1, self.state.tensors())
+                    self.record.note(step + 1, self.state.tensors(), self.teaching.stores)
                 advance(1)
         if self.record is not None:
             self.record.end(self.steps, self.state.tensors())
@@ -241,13 +258,11 @@ class _Course:
         """One change of the weights."""
         first = step * self.windows
         numbers = [n for n in range(first, first + self.windows) if world().takes(n - first)]
-        length, recipe = self.training.recipe.sequence_length, self.training.recipe
+        length = self.training.recipe.sequence_length
         sums = torch.zeros(1, dtype=torch.float64)
         total = self.windows * positions_of(length, self.work.share)
         if numbers:
-            ids = self.text.input_ids[numbers]
-            positions = draw_positions(numbers, length, self.work.share, recipe.seed)
-            sums += self.engine.learn(self.engine.teach(ids, positions), total)
+            sums += self.engine.learn(self.teaching.lesson(numbers), total)
         self._share_gradients(sums)
         loss, norm = float(sums) / total, self.state.gradient_norm()
         _check_finite(step, loss, norm, self.state)
@@ -293,7 +308,7 @@ def draw_positions(numbers: Any, length: int, share: float, seed: int) -> Tensor
     """Positions of some windows that are learnt from, in order, drawn by the window's number.
 
     Args:
-        numbers: of the windows, in the order of training.
+        numbers: of the windows in the order of training; of a repeated one, its first.
         length: tokens of a window; the last one predicts nothing.
         share: of the positions.
         seed: of the run.
@@ -333,6 +348,9 @@ def work_of(
 
 
 def _is_frugal(trained: Trained) -> bool:
-    """Whether layers run again in the backward pass: where what they keep would be gigabytes."""
+    """Whether layers run again in the backward pass.
+
+    So they do where what they keep would be gigabytes, and where their weights go between calls.
+    """
     hidden = trained.cut.dense.hidden_size
-    return hidden * (trained.cut.num_layers - trained.start) > 2**16
+    return is_offloaded(trained.network) or hidden * (trained.cut.num_layers - trained.start) > 2**16

@@ -83,6 +83,14 @@ class HealingRecipe:
     step_tokens: int | None = setting(
         None, "Tokens a step.", HEALING, least=2, says="1,024, and more from 200,000 tokens on"
     )
+    cache: str | None = setting(
+        None,
+        "Disk that may hold what the dense model says of windows which are gone through again: "
+        "8GiB. Where that is too little it is computed again.",
+        HEALING,
+        metavar="SIZE",
+        says="half of what is free",
+    )
     data: str | None = setting(
         None,
         "Training text: corpora as for prune, several with their shares: c4:0.7,mine.jsonl:0.3. "
