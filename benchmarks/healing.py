@@ -1,7 +1,7 @@
 """What training after a cut wins: by what is trained, learning rate, positions, text and tokens.
 
-usage: python benchmarks/healing.py MODEL -o RESULTS.jsonl --remove 12-18 --data TRAIN --held-out TEXT
-           --eval TEXT,TEXT,... --cells CELLS.yaml
+usage: python benchmarks/healing.py MODEL -o RESULTS.jsonl --remove 12-18 --data TRAIN
+           --held-out TEXT --eval TEXT,TEXT,... --cells CELLS.yaml
 
 Every cell is a mapping of fields of `HealingRecipe`, and `start`, the repair that training starts
 from. Each is pruned once, healed, and measured on texts that it was not trained on. A cell whose
