@@ -457,6 +457,31 @@ def tiny_dense(
     return folder
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT uses old names of transformers
+def test_adapters_of_lora_are_kept_for_peft(
+    pruned: Any, other_text: list[str], tiny_dense: Path, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    pruned["refit:2"].save(tmp_path / "cut")
+    choices = {"against": tiny_dense, "data": other_text, "tokens": "1000", **SMALL}
+    healed = ghostlayers.heal(tmp_path / "cut", train="lora", **choices)
+    healed.save_peft(tmp_path / "adapters")
+    cut = AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
+    made = PeftModel.from_pretrained(cut, tmp_path / "adapters").eval()
+    ids = torch.randint(0, 200, (1, 32))
+    with torch.no_grad():
+        got, want = made(input_ids=ids).logits, healed.model(input_ids=ids).logits
+        bare = pruned["refit:2"].model(input_ids=ids).logits
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert float((bare - want).abs().max()) > 1e-3
+    assert ghostlayers.inspect(tmp_path / "adapters")["mode"] == "peft"
+    more = ghostlayers.heal(tmp_path / "cut", train="norms+lora", **choices)
+    with pytest.raises(RecipeError, match="apart"):
+        more.save_peft(tmp_path / "no")
+
+
 def test_a_healed_checkpoint_heals_again(
     pruned: Any, other_text: list[str], tiny_dense: Path, tmp_path: Path
 ) -> None:

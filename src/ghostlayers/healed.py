@@ -1,5 +1,6 @@
 """The result of training after a cut: a healed model, and the evidence for it."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ from ghostlayers import modeling
 from ghostlayers.calibration import journal
 from ghostlayers.calibration.fingerprint import model_fingerprint, tensors_digest
 from ghostlayers.checkpoint import adapter, proof, saving
-from ghostlayers.errors import NoGainError, ResumeError
+from ghostlayers.errors import NoGainError, RecipeError, ResumeError
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.record import healing_row, with_healing
 from ghostlayers.healing.text import read_text
+from ghostlayers.healing.trained import lora_config
 from ghostlayers.healing.training import KEY, Outcome, Training
 from ghostlayers.model.causal import check_causal
 from ghostlayers.preparation import Documents
@@ -23,7 +25,11 @@ from ghostlayers.runtime.parallel import by_first, check_same, world
 from ghostlayers.runtime.places import check_apart
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.spans import Span, kept_layers, pruned_boundary
+from ghostlayers.surgery.removal import share_weights
 from ghostlayers.text.tokens import check_sequence_length
+
+PEFT_FILE = "adapter_model.safetensors"
+"""What PEFT calls the weights of an adapter."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,57 @@ class HealedModel:
         )
         self._finish()
         return verification
+
+    def check_peft(self) -> None:
+        """Refuse to keep adapters apart where they are not all that was trained.
+
+        Raises:
+            RecipeError: something else was trained, too, or the cut model lies in no folder.
+        """
+        if self.outcome.parts != ("lora",):
+            raise RecipeError(
+                "--save peft keeps the adapters of --train lora apart, and nothing else; trained "
+                f"was {' + '.join(self.outcome.parts)}. Take --train lora, or --save checkpoint."
+            )
+        if self.cut.folder is None:
+            raise RecipeError(
+                "--save peft writes adapters for the checkpoint of the cut model, but that lies in "
+                "no folder. Save the cut model first, and heal that folder."
+            )
+
+    def save_peft(self, out: str | Path, *, overwrite: bool = False) -> proof.Verification:
+        """Write the adapters of ``lora`` for the cut model's checkpoint, as PEFT does.
+
+        Raises:
+            RecipeError: see `check_peft`.
+            OutputError: the folder exists, or cannot be written.
+            VerificationError: what PEFT makes of them differs; nothing is left behind.
+        """
+        self.check_peft()
+        self._check_apart(out)
+        tensors = {n: each.cpu().contiguous() for n, each in self.outcome.adapters.items()}
+        record = {**self.record, "mode": "peft", "adapter_of": str(self.cut.folder)}
+        verification = by_first(
+            lambda: saving.save_tensors(
+                Path(out), PEFT_FILE, tensors, record, self._prove_peft, overwrite=overwrite
+            )
+        )
+        self._finish()
+        return verification
+
+    def _prove_peft(self, folder: Path) -> proof.Verification:
+        """Describe the adapters as PEFT does, and load them with it onto the cut model."""
+        from peft import PeftModel
+
+        config = lora_config(self.recipe, self.outcome.adapted)
+        config.base_model_name_or_path = str(self.cut.folder)
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        with warnings.catch_warnings():  # of names that transformers will drop
+            warnings.simplefilter("ignore", FutureWarning)
+            made = PeftModel.from_pretrained(share_weights(self.cut.network), str(folder)).eval()
+        network: Any = made.base_model.model
+        return proof.compare_logits(network, self.model)
 
     def _difference(self) -> tuple[dict[Span, Repair], adapter.Weights]:
         """Operators by gap, and weights that are not the dense model's, by its own names."""

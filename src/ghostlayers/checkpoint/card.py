@@ -229,6 +229,13 @@ def _loading(record: Mapping[str, Any]) -> str:
             'model = ghostlayers.from_adapter("PATH")\n```\n\n'
             "`ghostlayers materialize PATH -o OUT` writes the whole checkpoint."
         )
+    if record["mode"] == "peft":
+        return (
+            "Adapters for the checkpoint of the cut model, which `adapter_config.json` names:\n\n"
+            "```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM"
+            '\n\nmodel = AutoModelForCausalLM.from_pretrained("CUT", trust_remote_code=True)\n'
+            'model = PeftModel.from_pretrained(model, "PATH")\n```'
+        )
     if record["mode"] != "custom":
         opens = record.get("loads_with", "AutoModelForCausalLM")
         sees = "loads_with" in record

@@ -1,7 +1,7 @@
 """`ghostlayers heal`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from ghostlayers.errors import RecipeError
 from ghostlayers.preparation import open_model
 from ghostlayers.recipe import HealingRecipe, RunOptions
 from ghostlayers.runtime.outputs import check_output
+from ghostlayers.runtime.settings import WHAT
 
 ASKED = (
     "train tokens minutes loss learning_rate positions rank step_tokens cache save overwrite data "
@@ -51,7 +52,16 @@ def heal(
     output: o.Out,
     recipe: Annotated[HealingRecipe, Fields(ASKED, make=healing_from)],
     options: Annotated[RunOptions, Fields(f"{o.RUN} keep keep_worse restart plan")],
-    save: o.SaveOption = "checkpoint",
+    save: Annotated[
+        Literal["checkpoint", "adapter", "peft"],
+        o.option(
+            "--save",
+            text="Write the whole model, only what distinguishes it from its dense one, or the "
+            "adapters of --train lora for the cut checkpoint, as PEFT has them. "
+            "[default: checkpoint]",
+            panel=WHAT,
+        ),
+    ] = "checkpoint",
     overwrite: o.Overwrite = False,
     keep: Annotated[
         bool,
@@ -71,6 +81,8 @@ def heal(
     plan: o.PlanOnly = False,
 ) -> None:
     """Train a cut model for minutes, against the dense one, and prove that it reloads."""
+    if save == "peft" and recipe.parts != ("lora",):
+        raise RecipeError("--save peft keeps the adapters of --train lora apart: say --train lora.")
     if not plan:
         check_output(output, overwrite=overwrite, needed_bytes=0)
     screen.step(f"Loading {against} and {checkpoint} ...")

@@ -25,7 +25,8 @@ def show_healed(healed: HealedModel) -> None:
 def save_healed(healed: HealedModel, output: Path, save: str, *, overwrite: bool) -> None:
     """Write a healed model, and say where it lies and how it was proved."""
     step(f"Writing {output} and proving it ...")
-    write = healed.save_adapter if save == "adapter" else healed.save
+    ways = {"checkpoint": healed.save, "adapter": healed.save_adapter, "peft": healed.save_peft}
+    write = ways[save]
     show_saved(healed, output, write(output, overwrite=overwrite), save)
 
 
@@ -38,6 +39,10 @@ def show_saved(
     if save == "adapter":
         say("\nNext:")
         say(f'  ghostlayers.from_adapter("{out_folder}")   # needs {base}')
+        return
+    if save == "peft":
+        say("\nNext:")
+        say(f'  PeftModel.from_pretrained(model, "{out_folder}")   # of {healed.cut.folder}')
         return
     stock = mode_of(healed.model) == "stock"
     say(ENGINES["stock" if stock else "custom"])

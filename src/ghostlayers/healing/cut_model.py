@@ -1,7 +1,7 @@
 """A cut model over the weights of its dense one: what is equal is in memory once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class CutModel:
         spans: what was removed, in the dense model's numbering.
         record: its provenance.
         own: names of the network's parameters that are not the dense model's.
+        folder: the checkpoint that it was read from.
     """
 
     dense: DenseModel
@@ -39,6 +40,7 @@ class CutModel:
     spans: tuple[Span, ...]
     record: dict[str, Any]
     own: frozenset[str]
+    folder: Path | None = None
 
     @classmethod
     def of(
@@ -116,7 +118,8 @@ def open_cut(folder: str | Path, dense: DenseModel, options: RunOptions) -> CutM
     else:
         opened = load_model(str(folder), options)
         network = opened.network
-    return CutModel.of(dense, text_view(network), spans, dict(record))
+    cut = CutModel.of(dense, text_view(network), spans, dict(record))
+    return replace(cut, folder=Path(folder)) if record["mode"] != "adapter" else cut
 
 
 def layers_path(network: nn.Module) -> str:

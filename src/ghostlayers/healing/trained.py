@@ -4,10 +4,10 @@ The cut model itself stays as it is. Its structure is copied, and in the copy wh
 weights of its own; all others are shared, and nothing is recorded of them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,14 @@ from ghostlayers.model.weights import like, mark_type, stored_type
 from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.surgery.removal import share_weights, with_weights
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 ADAPTER = "heal"
 """What the adapters of ``lora`` are called in the network."""
+
+LORA = "adapter "
+"""Before the names of adapters among what is kept of a state."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +69,15 @@ class Trained:
 
     @torch.no_grad()
     def stored(self) -> dict[str, Tensor]:
-        """Trained weights by their names in the cut model, rounded to the types of its files."""
-        whole = dict(self._whole())
-        return {
-            name: tensor.detach().to(self._kind(name), copy=True) for name, tensor in whole.items()
+        """Trained weights by their names in the cut model, rounded to the types of its files.
+
+        Beside them the adapters that are merged in them, under names that begin with `LORA`.
+        """
+        whole = {
+            name: tensor.detach().to(self._kind(name), copy=True) for name, tensor in self._whole()
         }
+        adapters = {n: each for n, each in self.masters.items() if self.parts[n] == "lora"}
+        return whole | {f"{LORA}{n}": each.detach().clone() for n, each in adapters.items()}
 
     def _kind(self, name: str) -> torch.dtype:
         """The type that a weight's file has, or that is computed in, where that rounds it."""
@@ -77,6 +87,7 @@ class Trained:
 
     def healed(self, stored: Mapping[str, Tensor]) -> Any:
         """The cut model with trained weights in their places, as its files will hold them."""
+        stored = {name: each for name, each in stored.items() if not name.startswith(LORA)}
         weights = {}
         for name, tensor in stored.items():
             own = self.cut.network.get_parameter(name)
@@ -93,7 +104,7 @@ class Trained:
             base = read_tensor(self.cut.network, f"{name}.weight").float()
             yield f"{name}.weight", base + module.get_delta_weight(ADAPTER).float()
         for name, master in self.masters.items():
-            if "lora_" not in name:
+            if self.parts[name] != "lora":
                 yield name.replace(".base_layer.", "."), master
 
 
@@ -236,13 +247,33 @@ _MISSING = {
 }
 
 
+def lora_config(recipe: HealingRecipe, names: Sequence[str]) -> "LoraConfig":
+    """The adapters that a recipe puts on projections, as PEFT describes them."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank,
+        target_modules=list(names),
+        task_type="CAUSAL_LM",
+    )
+
+
+def adapters_of(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapters of a state, by the names that PEFT has for them in its files."""
+    mine = {name.removeprefix(LORA): each for name, each in stored.items() if name.startswith(LORA)}
+    return {
+        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": each for name, each in mine.items()
+    }
+
+
 def _add_adapters(cut: CutModel, network: Any, recipe: HealingRecipe) -> tuple[str, ...]:
     """Put adapters on the projections behind the first cut; the projections' names.
 
     Raises:
         RecipeError: there are none.
     """
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import inject_adapter_in_model
 
     names = tuple(
         path
@@ -260,8 +291,7 @@ def _add_adapters(cut: CutModel, network: Any, recipe: HealingRecipe) -> tuple[s
         keep(network.get_submodule(path))
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(recipe.seed)
-    config = LoraConfig(r=recipe.rank, lora_alpha=2 * recipe.rank, target_modules=list(names))
-    inject_adapter_in_model(config, network, adapter_name=ADAPTER)
+    inject_adapter_in_model(lora_config(recipe, names), network, adapter_name=ADAPTER)
     torch.random.set_rng_state(generator_state)
     network.eval()
     return names

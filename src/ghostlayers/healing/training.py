@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from ghostlayers.healing.held_out import HeldOut
 from ghostlayers.healing.state import Look, State
 from ghostlayers.healing.teaching import Teaching, first_occurrences
 from ghostlayers.healing.text import Text
-from ghostlayers.healing.trained import Trained, default_parts, prepare, recording
+from ghostlayers.healing.trained import Trained, adapters_of, default_parts, prepare, recording
 from ghostlayers.model.offload import parse_memory
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.recipe.healing import HealingRecipe
@@ -57,6 +57,8 @@ class Outcome:
         training_losses: the mean loss of equal stretches of the run.
         seconds: that training took, measurements included, interruptions left out.
         text: what was trained and measured on.
+        adapters: of ``lora``, by PEFT's names; those that are merged in the network.
+        adapted: the projections that carry them.
     """
 
     network: Any
@@ -71,6 +73,8 @@ class Outcome:
     training_losses: tuple[float, ...]
     seconds: float
     text: Text
+    adapters: Mapping[str, Tensor] = field(default_factory=dict)
+    adapted: tuple[str, ...] = ()
 
     @property
     def better(self) -> bool:
@@ -172,6 +176,8 @@ class Training:
             training_losses=tuple(state.training_losses()),
             seconds=state.seconds,
             text=text,
+            adapters=adapters_of(best),
+            adapted=trained.adapted,
         )
 
     def _size(self, engine: Engine, work: schedule.Work) -> tuple[int, int]:
@@ -353,4 +359,6 @@ def _is_frugal(trained: Trained) -> bool:
     So they do where what they keep would be gigabytes, and where their weights go between calls.
     """
     hidden = trained.cut.dense.hidden_size
-    return is_offloaded(trained.network) or hidden * (trained.cut.num_layers - trained.start) > 2**16
+    return (
+        is_offloaded(trained.network) or hidden * (trained.cut.num_layers - trained.start) > 2**16
+    )
