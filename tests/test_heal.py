@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from ghostlayers.recipe.healing import PARTS, HealingRecipe, read_budget, read_m
 from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.spans import Span
 from ghostlayers.surgery import removal
+from kills import killed_before
 from oracles import CUTS
 
 SMALL = {"sequence_length": 32, "held_out_windows": 3, "step_tokens": 64}
@@ -595,6 +597,32 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
         ]
         again.save(tmp_path / f"out-{number}")
         assert not keep.exists()
+
+
+def test_killed_at_any_step_on_the_disk_it_ends_with_the_same_bits(
+    pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short text is gone through again, so that lessons lie on the disk beside the state."""
+    monkeypatch.setattr(journal, "SECONDS_BETWEEN", 0.0)
+    choices = {"train": "operator", "tokens": "400", "positions": 0.5}
+    keep, text = tmp_path / "kept", other_text[:1]
+
+    def work() -> Any:
+        return heal(pruned["ghost"], text, keep=keep, **choices)
+
+    whole, count = heal(pruned["ghost"], text, **choices), 0
+    assert whole.outcome.text.repeats[0] > 1
+    for number in itertools.count(0, 7):
+        shutil.rmtree(keep, ignore_errors=True)
+        if not killed_before(number, work):
+            break
+        count += 1
+        again = work()
+        for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+            assert torch.equal(one, other)
+    assert count > 4
+    journal.finish(keep)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_best_state_of_an_interrupted_run_can_be_taken(
