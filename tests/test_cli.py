@@ -598,6 +598,8 @@ def test_eval_writes_all_numbers_of_every_corpus(evaluated, tiny_folder):
         assert result["num_tokens"] == result["num_windows"] * 63
         assert result["kl_nats"] > 0
         assert 0 < result["greedy_agreement"] < 1
+        assert result["acceptance"] == pytest.approx(1 - result["total_variation"])
+        assert 0 < result["acceptance"] < 1 < result["tokens_a_verification"] < 5
 
 
 def test_eval_keeps_the_order_of_corpora(evaluated):

@@ -17,7 +17,7 @@ from ghostlayers.model.stream import MicroBatch, Stream, check_finite, micro_bat
 from ghostlayers.model.taps import Tap
 from ghostlayers.repairs.base import Repair
 from ghostlayers.spans import Span
-from ghostlayers.statistics.losses import LossSums, Reference, sum_losses, token_losses
+from ghostlayers.statistics.losses import ROW, LossSums, Reference, sum_losses, token_losses
 from ghostlayers.statistics.race import Race, run_race
 from ghostlayers.surgery.features import act, caught, reader, tap_places
 from ghostlayers.surgery.folding import layer_weights
@@ -137,7 +137,7 @@ def measure_cuts(
     """
     model = runner.model
     ready = {name: Cut(model, repairs) for name, repairs in cuts.items()}
-    totals = LossRows([DENSE, *cuts], 4)
+    totals = LossRows([DENSE, *cuts], ROW)
     declared = loss_pass(
         model, len(windows), [cut.kept_layers for cut in ready.values()], divergence, title
     )

@@ -67,8 +67,7 @@ class EvaluationResult:
             "calibration_overlap": self.calibration_overlap,
         }
         if self.dense is not None:
-            result["kl_nats"] = self.sums.kl_nats
-            result["greedy_agreement"] = self.sums.agreement
+            result |= self.sums.divergences()
             result["dense_loss_nats"] = self.dense.loss_nats
             result["dense_perplexity"] = self.dense.perplexity
         return result
