@@ -14,7 +14,7 @@ import ghostlayers
 from ghostlayers import study
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.cli.compare import show
-from ghostlayers.compare import Comparison, compare, engine
+from ghostlayers.compare import Comparison, compare, engine, writing
 from ghostlayers.compare.choices import expected_jobs
 from ghostlayers.compare.correlate import spearman
 from ghostlayers.compare.experiment import short_names
@@ -22,7 +22,7 @@ from ghostlayers.compare.files import write_report
 from ghostlayers.compare.store import REPORT, Store, write_report_file
 from ghostlayers.errors import InputError, OutputError, RecipeError, WindowError
 from ghostlayers.evaluation import evaluate_tasks, open_tasks, tokens_to_answer
-from ghostlayers.pipeline import evaluate
+from ghostlayers.pipeline import continue_texts, evaluate
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL
 from ghostlayers.spans import format_layers, removed_layers
@@ -53,6 +53,7 @@ def request(**changes: Any) -> Comparison:
         "repair": REPAIRS,
         "max_windows": 3,
         "prompt": "abc",
+        "continuations": 0,
         "new_tokens": 4,
         "eval_data": [],
         "tasks": [],
@@ -524,6 +525,84 @@ def test_a_plan_counts_the_sums_of_every_stage(
     staged = fitting_flops("refit:1", "refit:3") - one
     assert shared < 0.2 * one  # one sweep is enough for both
     assert staged > one  # three fits, each with sums of its own
+
+
+WRITES = {"layers": [3], "select": ["streamline"], "repair": ["none", "ghost"], "yardstick": False}
+
+
+def test_models_write_what_they_write_when_pruned_one_by_one(
+    trained_llama: Any,
+    byte_tokenizer: Any,
+    some_text: list[str],
+    texts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, asked = tmp_path / "out", {**WRITES, "continuations": 3}
+    found = run(trained_llama, byte_tokenizer, some_text, texts, out, **asked)
+    assert len(found["prefixes"]) == 3
+    rows = {(row["repair"], row["manner"]): row for row in found["writing"]}
+    assert list(rows) == [
+        (repair, manner)
+        for repair in ("dense", "none", "ghost")
+        for manner in ("greedy", "sampled")
+    ]
+    for repair in ("none", "ghost"):
+        pruned = ghostlayers.prune(
+            trained_llama,
+            Recipe(layers=3, select="streamline", repair=repair, **CALIBRATION),
+            tokenizer=byte_tokenizer,
+            data=some_text[:-6],
+        )
+        how = {"tokenizer": byte_tokenizer, "against": trained_llama}
+        read = evaluate(pruned.model, data=texts, sequence_length=64, max_windows=3, **how)
+        report = continue_texts(pruned.model, read, continuations=3, **how)
+        assert list(report.prefixes) == found["prefixes"]
+        for whose, figures in ((repair, report.figures), ("dense", report.dense)):
+            for each in figures:
+                want, row = each.to_dict(), rows[whose, each.manner]
+                loss = pytest.approx(want.pop("dense_loss_nats"), rel=1e-4)
+                assert {key: row[key] for key in want} == want
+                assert row["dense_loss_nats"] == loss
+    assert rows["dense", "greedy"]["agreement_tokens"] == 64
+    assert rows["none", "greedy"]["agreement_tokens"] < 64
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was written already")
+
+    monkeypatch.setattr(writing, "continuations", never)
+    for path in (out / "parts").iterdir():  # a cut that was killed behind its writing
+        if json.loads(path.read_text())["key"].startswith("cut"):
+            path.unlink()
+    again = run(trained_llama, byte_tokenizer, some_text, texts, out, **asked)
+    assert again["writing"] == found["writing"]
+
+
+@pytest.mark.parametrize("presets", [(), ("streamline",)])
+def test_a_plan_counts_what_is_written(
+    trained_llama: Any,
+    byte_tokenizer: Any,
+    some_text: list[str],
+    texts: list[str],
+    tmp_path: Path,
+    presets: tuple[str, ...],
+) -> None:
+    def flops(continuations: int) -> float:
+        plans: list[Any] = []
+        choices = {"layers": [3], "presets": ["llm-streamline"]} if presets else WRITES
+        asked = {"eval_data": texts, **CALIBRATION, **choices, "continuations": continuations}
+        compare(
+            trained_llama,
+            Comparison.from_dict(asked),
+            tmp_path / "out",
+            tokenizer=byte_tokenizer,
+            data=some_text[:-6],
+            show_plan=lambda plan: plans.append(plan) or False,
+        )
+        return float(plans[0].flops)
+
+    without, some, more = map(flops, (0, 1, 17))  # 17 prefixes; behind three of them ten texts
+    assert (more - without) / (some - without) == pytest.approx((17 + 30) / 11, rel=1e-6)
 
 
 def test_every_span_alone_and_a_cut_that_no_repair_fits(

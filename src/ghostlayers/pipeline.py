@@ -15,6 +15,7 @@ from ghostlayers.evaluation import (
     evaluate_windows,
     open_tasks,
 )
+from ghostlayers.evaluation.written import CONTINUATIONS, WritingReport, write_and_measure
 from ghostlayers.model.causal import check_causal
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import leaves_models_alone
@@ -228,6 +229,45 @@ def evaluate(
             )
         )
     return results
+
+
+@leaves_models_alone
+def continue_texts(
+    model: ModelSource,
+    evaluated: Sequence[EvaluationResult],
+    *,
+    against: ModelSource,
+    continuations: int = CONTINUATIONS,
+    tokenizer: "Tokenizer | None" = None,
+    options: RunOptions | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> WritingReport:
+    """What a model and a dense one write behind stretches of the texts that were evaluated.
+
+    Args:
+        model: a folder, a hub id, a ``.gguf`` file, or a model in memory.
+        evaluated: what `evaluate` returned of it.
+        against: the dense model, given in the same ways.
+        continuations: stretches that are continued, of all texts together.
+        tokenizer: for a model in memory.
+        options: how to do it.
+        revision: of a model on the hub.
+        progress: told of every step.
+
+    Raises:
+        GhostlayersError: bad input.
+    """
+    models = _open(model, against, tokenizer, options or RunOptions(), revision)
+    opened, dense = models
+    return write_and_measure(
+        opened.network,
+        dense.network,
+        opened.tokenizer,
+        [result.windows for result in evaluated if result.windows is not None],
+        continuations,
+        progress=progress,
+    )
 
 
 def _open(

@@ -12,6 +12,7 @@ from ghostlayers.compare.choices import Spans, cut_key, span_rows
 from ghostlayers.compare.experiment import Experiment
 from ghostlayers.compare.tasks import run_tasks
 from ghostlayers.compare.types import can_be_a_file
+from ghostlayers.compare.writing import cut_writing, dense_writing
 from ghostlayers.errors import InputError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe import Recipe
@@ -38,8 +39,10 @@ Fits = Mapping[str, Mapping[Span, Repair]]
 
 
 def dense_part(experiment: Experiment) -> Part:
-    """The untouched model: losses, speed, continuation, tasks, files."""
+    """The untouched model: losses, speed, continuations, tasks, files."""
     part = experiment.store.get("dense") or _measure_dense(experiment)
+    written = dense_writing(experiment)
+    part |= {"written": written.get("rows", []), "prefixes": written.get("prefixes", [])}
     if experiment.request.types:
         network = experiment.study.dense.network
         part["types"] = experiment.files.measure("dense", "dense", network)
@@ -136,6 +139,7 @@ def _repaired(experiment: Experiment, study: Study, fits: Fits, key: str) -> Par
             "operators": models.describe_operators(repairs),
             "tasks": built[name].pop("tasks"),
             "types": built[name].pop("types", {}),
+            "written": built[name].pop("written"),
             "model": built[name],
         }
         for name, repairs in fits.items()
@@ -172,7 +176,7 @@ def _worse(held_out: Mapping[str, float], name: str) -> bool:
 
 
 def _models(experiment: Experiment, fits: Fits, key: str) -> dict[str, Part]:
-    """Size, speed, continuation and tasks of every repaired model, built one at a time.
+    """Size, speed, continuations and tasks of every repaired model, built one at a time.
 
     Models whose repairs have the same shapes take the same time, so one of each is measured.
     """
@@ -186,6 +190,7 @@ def _models(experiment: Experiment, fits: Fits, key: str) -> dict[str, Part]:
             row = models.describe_model(model, dense.tokenizer, request, speeds.get(shape))
             speeds.setdefault(shape, {field: row[field] for field in models.SPEED_KEYS})
             row["checkpoint"] = models.checkpoint_kind(find_method(name), gaps)
+            row["written"] = cut_writing(experiment, key, name, model)
             row["tasks"] = _tasks(experiment, key, name, model)
             if request.types and can_be_a_file(name, row["checkpoint"]):
                 row["types"] = experiment.files.measure(key, name, model)

@@ -37,7 +37,7 @@ CONTINUATIONS = 16
 SAMPLES = 10
 """Texts drawn behind one prefix."""
 
-DRAWN_EVERY = 4
+DRAWN_EVERY = 8
 """Behind every so many prefixes texts are drawn, too."""
 
 ROWS_AT_ONCE = 64
@@ -120,6 +120,12 @@ class WritingReport:
             "writing": [each.to_dict() for each in self.figures],
             "writing_against": [each.to_dict() for each in self.dense],
         }
+
+
+def tokens_to_write(count: int) -> int:
+    """About how many tokens a model computes to continue so many prefixes, those included."""
+    rows = count + SAMPLES * -(-count // DRAWN_EVERY)
+    return rows * (PREFIX_TOKENS + NEW_TOKENS)
 
 
 def take_prefixes(
@@ -267,7 +273,7 @@ def _plain_settings(new_tokens: int) -> "GenerationConfig":
 
 def writing_figures(
     written: Written,
-    dense_written: Written,
+    dense_greedy: Int[Tensor, "prefixes new"],
     dense: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
 ) -> tuple[WritingFigures, ...]:
@@ -275,11 +281,11 @@ def writing_figures(
 
     Args:
         written: by the model.
-        dense_written: by the dense model behind the same prefixes; the same value for itself.
+        dense_greedy: what the dense model wrote greedily behind the same prefixes.
         dense: scores what was written.
         tokenizer: makes words of it.
     """
-    pairs = zip(written.greedy.tolist(), dense_written.greedy.tolist(), strict=True)
+    pairs = zip(written.greedy.tolist(), dense_greedy.tolist(), strict=True)
     agreement = statistics.fmean(agreement_length(ours, theirs) for ours, theirs in pairs)
     drawn = [_texts(tokenizer, samples) for samples in written.sampled]
     behind = written.drawn_behind.repeat_interleave(written.sampled.shape[1], dim=0)
@@ -368,6 +374,6 @@ def write_and_measure(
     )
     return WritingReport(
         prefix_texts(tokenizer, prefixes),
-        writing_figures(ours, theirs, dense, tokenizer),
-        writing_figures(theirs, theirs, dense, tokenizer),
+        writing_figures(ours, theirs.greedy, dense, tokenizer),
+        writing_figures(theirs, theirs.greedy, dense, tokenizer),
     )
