@@ -265,13 +265,15 @@ def test_markdown_has_a_table_a_cut() -> None:
 def test_texts_stand_side_by_side_behind_what_they_continue(shown: str) -> None:
     section = shown.split('id="writing"')[1].split("<section")[0]
     assert "Every model continued 9 stretches of the texts by 7 tokens" in section
-    first, second = section.split('class="prefix"')[1:]  # texts were drawn behind every eighth
-    for part, place, drawn in ((first, 0, 0), (second, 8, 1)):
-        assert f"Stretch {place}<" in part
-        cards = re.findall(r"<strong>([^<]+)</strong><p>([^<]+)</p><p[^>]+>Drawn: ([^<]+)<", part)
+    parts = section.split('class="prefix"')[1:]
+    for part, place, drawn in zip(parts, (0, 4, 8), ("0", "", "1"), strict=True):
+        assert f"Stretch {place}<" in part  # texts were drawn behind every eighth
+        cards = re.findall(
+            r"<strong>([^<]+)</strong><p>([^<]+)</p>(?:<p[^>]+>Drawn: ([^<]+)<)?", part
+        )
         assert cards == [
-            ("dense", f"text 0 {place}", f"text 0 {drawn}"),
-            ("refit:1", f"text 1 {place}", f"text 1 {drawn}"),
+            (name, f"text {number} {place}", f"text {number} {drawn}" if drawn else "")
+            for number, name in enumerate(("dense", "refit:1"))
         ]
     rows = re.findall(r'<th scope="row"[^>]*>([^<]+)</th>\s*((?:<td[^>]*>[^<]*</td>\s*)+)', section)
     figures, no = {n: re.findall(r">([^<]*)</td>", cells) for n, cells in rows}, [NOTHING] * 2

@@ -15,11 +15,24 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from conftest import make_byte_tokenizer, make_tiny_llama
+from conftest import NOUNS, make_byte_tokenizer, make_documents, make_tiny_llama
 from ghostlayers import pipeline
 from ghostlayers.cli import app
-from ghostlayers.errors import CorpusError, DependencyError, InputError, ModelError, RecipeError
-from ghostlayers.evaluation import compare_tasks, evaluate_tasks, harness, open_tasks
+from ghostlayers.errors import (
+    CorpusError,
+    DependencyError,
+    InputError,
+    ModelError,
+    RecipeError,
+    WindowError,
+)
+from ghostlayers.evaluation import (
+    compare_tasks,
+    evaluate_tasks,
+    harness,
+    open_tasks,
+    tokens_to_answer,
+)
 from task_texts import COUNT, questions, write_task
 
 
@@ -195,6 +208,138 @@ def test_two_models_are_compared_pair_by_pair(folder, byte_tokenizer) -> None:
     assert mean.paired.difference == pytest.approx(mean.mean - mean.against)
     assert mean.paired.num_documents == COUNT + 9
     assert json.loads(json.dumps(report.to_dict()))["comparisons"][0]["tasks"] == ["nouns"]
+
+
+LAMBADA = """\
+task: lambada
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: "{data}"}}, cache_dir: "{cache}"}}
+test_split: test
+output_type: loglikelihood
+doc_to_text: "{{{{text.split(' ')[:-1] | join(' ')}}}}"
+doc_to_target: "{{{{' ' + text.split(' ')[-1]}}}}"
+metric_list:
+  - {{metric: perplexity, aggregation: perplexity, higher_is_better: false}}
+  - {{metric: acc}}
+"""
+GSM8K = """\
+task: gsm8k
+dataset_path: json
+dataset_kwargs: {{data_files: {{train: "{data}", test: "{data}"}}, cache_dir: "{cache}"}}
+training_split: train
+fewshot_split: train
+test_split: test
+output_type: generate_until
+num_fewshot: 1
+doc_to_text: "Q: {{{{question}}}}\\nA:"
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - metric: exact_match
+    ignore_case: true
+    regexes_to_ignore: [",", "(?s).*#### "]
+generation_kwargs: {{until: ["Q:"], do_sample: false, max_gen_toks: {room}}}
+filter_list:
+  - name: strict
+    filter: [{{function: regex, regex_pattern: "#### (.+)"}}, {{function: take_first}}]
+  - name: loose
+    filter: [{{function: regex, regex_pattern: "(.)"}}, {{function: take_first}}]
+"""
+
+
+def write_files(folder: Path, text: str, rows: list[dict], **more: object) -> None:
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = text.format(data=folder / "data.jsonl", cache=folder / "cache", **more)
+    (folder / "task.yaml").write_text(content)
+
+
+def test_a_word_to_guess_is_read_from_a_local_file(tmp_path, trained_llama, byte_tokenizer) -> None:
+    """As LAMBADA has it: right if each token of the last word is the likeliest."""
+    sentences = [text.split(". ")[1] + "." for text in make_documents(9, seed=3)]
+    texts = [  # which noun comes first, nobody can know
+        " ".join(sentence.split()[: 2 if place % 2 else 99])
+        for place, sentence in enumerate(sentences)
+    ]
+    write_files(tmp_path, LAMBADA, [{"text": text} for text in texts])
+    (result,) = evaluate_tasks(trained_llama, byte_tokenizer, ["lambada"], tasks_path=tmp_path)
+    right = []
+    for text in texts:
+        ids = byte_tokenizer(text)["input_ids"]
+        start = len(byte_tokenizer(text.rpartition(" ")[0])["input_ids"])
+        with torch.no_grad():
+            likeliest = trained_llama(input_ids=torch.tensor([ids])).logits[0].argmax(1).tolist()
+        right.append(float(likeliest[start - 1 : -1] == ids[start:]))
+    assert 0 < sum(right) < len(right)
+    assert result.acc.values == tuple(right)
+    assert (result.measure, result.acc_norm) == ("acc", None)
+
+
+def sums() -> list[dict]:
+    """Questions of the small language; the answer stands behind a mark, as in GSM8K."""
+    return [
+        {"question": f"The {NOUNS[place]}?", "answer": f"It is so. #### {place}"}
+        for place in range(5)
+    ]
+
+
+class Speaker:
+    """Stands in for a model's writing: answers by the question's own row, some of them wrong."""
+
+    def __init__(self, right: list[int]) -> None:
+        self.right, self.prompts = right, []
+
+    def answer(self, context, **_) -> torch.Tensor:
+        tokenizer = make_byte_tokenizer(bos=False)
+        texts = []
+        for row in context:
+            prompt = tokenizer.decode(row)
+            self.prompts.append(prompt)
+            place = next(n for n in range(5) if f"Q: The {NOUNS[n]}?\nA:" in prompt[-40:])
+            number = place if place in self.right else 7
+            texts.append(f" Well. #### {number}\n\nQ: The")
+        new = [tokenizer(text)["input_ids"] for text in texts]
+        return torch.cat([context, torch.tensor(new)], dim=1)
+
+
+def test_an_answer_to_write_is_read_from_a_local_file(
+    tmp_path, byte_tokenizer, monkeypatch, capfd
+) -> None:
+    """As GSM8K has it: the number behind the mark, by the first of two filters."""
+    write_files(tmp_path, GSM8K, sums(), room=20)
+    speaker, watcher = Speaker([1, 4]), Watcher()
+    monkeypatch.setattr(harness.QuietModel, "_model_generate", speaker.answer)
+    (result,) = evaluate_tasks(
+        make_tiny_llama(), byte_tokenizer, ["gsm8k"], tasks_path=tmp_path, progress=watcher
+    )
+    assert result.acc.values == (0.0, 1.0, 0.0, 0.0, 1.0)
+    assert (result.measure, result.num_fewshot) == ("exact_match", 1)
+    assert all(prompt.count("A:") == 2 for prompt in speaker.prompts)
+    assert result.num_truncated == 0
+    assert watcher.stages == [["Answering gsm8k", 5, 5]]
+    assert capfd.readouterr() == ("", "a bar\n")
+    assert result.to_dict()["acc_values"] == [0.0, 1.0, 0.0, 0.0, 1.0]
+
+
+def test_a_model_writes_its_own_answers(tmp_path, byte_tokenizer) -> None:
+    """The tiny model says its last byte again and again: no mark, so no answer."""
+    write_files(tmp_path, GSM8K, sums(), room=60)
+    tasks = open_tasks(["gsm8k"], tasks_path=tmp_path)
+    counted = tokens_to_answer(tasks, byte_tokenizer, None)
+    lengths = [len(instance.args[0]) for instance in tasks.tasks["gsm8k"].instances]
+    assert counted == sum(lengths) + 5 * 60
+    model = make_tiny_llama(max_position_embeddings=60 + min(lengths))
+    (result,) = evaluate_tasks(model, byte_tokenizer, tasks)
+    assert result.acc.values == (0.0,) * 5
+    assert 0 < result.num_truncated == sum(length > min(lengths) for length in lengths) < 5
+    (same,) = pipeline.evaluate_on_tasks(
+        model, tasks, against=model, tokenizer=byte_tokenizer
+    ).comparisons
+    assert (same.metric, same.paired.difference) == ("acc", 0.0)
+
+
+def test_more_to_write_than_a_model_has_positions_for(tmp_path, byte_tokenizer) -> None:
+    write_files(tmp_path, GSM8K, sums(), room=128)
+    with pytest.raises(WindowError, match="'gsm8k' lets a model write 128 tokens, but this one"):
+        evaluate_tasks(make_tiny_llama(), byte_tokenizer, ["gsm8k"], tasks_path=tmp_path)
 
 
 def test_results_on_other_documents_are_not_compared(folder, byte_tokenizer) -> None:

@@ -20,6 +20,10 @@ HEAD = (
 )
 
 
+READ_EVERY = DRAWN_EVERY // 2
+"""Texts behind every so many stretches are shown."""
+
+
 @dataclass(frozen=True)
 class Text:
     """What one model wrote behind one stretch of text.
@@ -28,7 +32,7 @@ class Text:
         name: of the model.
         colour: of its repair on the page.
         greedy: the likeliest token each time.
-        drawn: at temperature 1.
+        drawn: at temperature 1; empty where none was.
     """
 
     name: str
@@ -131,21 +135,21 @@ def _figures(greedy: Writing, drawn: Writing) -> tuple[str, ...]:
 
 
 def _texts(overview: Overview, keys: Sequence[Key]) -> list[tuple[str, list[Text]]]:
-    """Those stretches that texts were also drawn behind."""
+    """Every `READ_EVERY`-th stretch, those that texts were drawn behind among them."""
     results = overview.results
     found = [(key, pair) for key in keys if (pair := _of(results, key)) is not None]
     shown = []
-    for place, prefix in enumerate(results.prefixes[::DRAWN_EVERY]):
+    for place in range(0, len(results.prefixes), READ_EVERY):
         texts = [
             Text(
                 _name(results, key),
                 overview.style(key.repair).colour,
-                _at(greedy, DRAWN_EVERY * place),
-                _at(drawn, place),
+                _at(greedy, place),
+                _at(drawn, place // DRAWN_EVERY) if place % DRAWN_EVERY == 0 else "",
             )
             for key, (greedy, drawn) in found
         ]
-        shown.append((prefix, texts))
+        shown.append((results.prefixes[place], texts))
     return shown
 
 
