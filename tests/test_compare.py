@@ -11,7 +11,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ghostlayers
+from families import build
 from ghostlayers import study
+from ghostlayers.calibration.cuts import unrepaired
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.cli.compare import show
 from ghostlayers.compare import Comparison, compare, engine, writing
@@ -349,6 +351,77 @@ def test_distances_behind_a_cut_are_those_of_hooked_models(
         want, far = dense[boundary], cut[boundary - 2] - dense[boundary]
         ratio = far.square().sum(-1) / want.square().sum(-1)
         assert value == pytest.approx(float(ratio.mean()), rel=1e-4)
+
+
+def test_gates_behind_a_cut_are_those_of_hooked_models(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
+) -> None:
+    from ghostlayers.calibration.fits import Fitting
+    from ghostlayers.calibration.fitting import fit_gaps
+    from ghostlayers.calibration.gates import gate_shifts
+    from ghostlayers.model.dense import DenseModel
+    from ghostlayers.repairs import find_method
+    from ghostlayers.spans import Span
+    from ghostlayers.text.tokens import make_windows
+
+    corpus = ghostlayers.text.corpora.Corpus("text", tuple(some_text))
+    windows = make_windows(corpus, byte_tokenizer, sequence_length=64, count=20, seed=0)
+    layerwise, span = DenseModel(trained_llama), Span(2, 4)
+    fits = fit_gaps(Runner(layerwise), windows, [span], Fitting(find_method("ghost")))
+    asked = {"ghost": fits, "none": unrepaired([span])}
+    got = gate_shifts(Runner(layerwise), windows.first(2), asked)
+
+    def activations(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of every layer, g and act(g) u, by the weights themselves."""
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def note(mlp: Any, args: Any) -> None:
+            gate, up = mlp.gate_proj(args[0]), mlp.up_proj(args[0])
+            written = torch.nn.functional.silu(gate) * up
+            seen.append((gate.flatten(0, 1).double(), written.flatten(0, 1).double()))
+
+        handles = [each.mlp.register_forward_pre_hook(note) for each in model.model.layers]
+        with torch.no_grad():
+            model(input_ids=windows.input_ids[:2], use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return seen
+
+    def dead(written: torch.Tensor) -> float:
+        return sum(
+            float((row.abs() < 0.01 * row.square().mean().sqrt()).double().mean())
+            for row in written
+        ) / len(written)
+
+    dense = activations(trained_llama)
+    for name, repairs in asked.items():
+        cut = activations(removal.prune_layers(DenseModel(trained_llama), [span], repairs))
+        assert [shift.layer for shift in got[name]] == [4, 5, 6, 7]
+        for shift in got[name]:
+            (want, wrote), (found, writes) = dense[shift.layer], cut[shift.layer - 2]
+            units = (found.mean(0) - want.mean(0)) / want.std(0, correction=0)
+            assert shift.mean_shift == pytest.approx(float(units.square().mean().sqrt()), rel=1e-3)
+            spreads = [each.var(0, correction=0).sum().sqrt() for each in (found, want)]
+            assert shift.spread == pytest.approx(float(spreads[0] / spreads[1]), rel=1e-3)
+            assert shift.dead == pytest.approx(dead(writes), abs=2e-3)
+            assert shift.dense_dead == pytest.approx(dead(wrote), abs=1e-9)
+    assert got["ghost"] != got["none"]
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("llama", True), ("gemma3_text", True), ("gpt2", True), ("phi3", True), ("mixtral", False)],
+)
+def test_gates_are_known_in_families_with_one_mlp(name: str, known: bool) -> None:
+    from ghostlayers.calibration.gates import gate_shifts
+    from ghostlayers.model.dense import DenseModel
+    from ghostlayers.spans import Span
+    from ghostlayers.text.tokens import Windows
+
+    ids = torch.arange(40).view(2, 20) + 3
+    runner, cut = Runner(DenseModel(build(name))), {"none": unrepaired([Span(1, 2)])}
+    (shifts,) = gate_shifts(runner, Windows(ids, False, 2, ()), cut).values()
+    assert [shift.layer for shift in shifts] == ([2, 3, 4] if known else [])
 
 
 def test_spearman_is_the_correlation_of_ranks() -> None:

@@ -52,6 +52,17 @@ def full() -> Values:
     values["scores"]["2"]["spans"][3]["massive_activation_born"] = True
     dense, cut = ({k: row[k] for k in ("layers", "select", "repair", "removed")}
                   for row in (values["models"][0], values["models"][3]))  # fmt: skip
+    for place, model in enumerate(values["models"][1:]):
+        model["gates"] = [
+            {
+                "layer": layer,
+                "mean_shift": 0.1,
+                "spread": 1.1,
+                "dead": 0.02 * place,
+                "dense_dead": 0.01,
+            }
+            for layer in (3, 4, 5)
+        ]
     values["prefixes"] = [f"Stretch {number}" for number in range(9)]
     for place, model in enumerate((dense, cut)):
         figures = {"repeated_4grams": 0.125 + place / 4, "dense_loss_nats": 1.5, "new_tokens": 7}

@@ -24,6 +24,7 @@ MODEL_KEYS = (
     "worse_than_none",
     "gaps",
     "boundary_residual",
+    "gates",
     "fit_seconds",
 )
 """What a cut's part holds of a model beside its description."""

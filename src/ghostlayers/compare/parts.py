@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ghostlayers.calibration import cuts
+from ghostlayers.calibration.gates import gate_shifts
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.compare import models
 from ghostlayers.compare.choices import Spans, cut_key, span_rows
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DISTANCE_WINDOWS = 2
-"""Windows on which the stream's distance from the dense one is measured."""
+"""Windows on which the stream's distance from the dense one, and the gates', is measured."""
 
 WARNING_WINDOWS = 4
 """Held-out windows that tell whether a repair is worse than none."""
@@ -128,6 +129,7 @@ def _repaired(experiment: Experiment, study: Study, fits: Fits, key: str) -> Par
     windows = study.held_out.first(DISTANCE_WINDOWS)
     if len(windows):
         distances = cuts.stream_distances(study.runner, windows, fits)
+    gates = gate_shifts(study.runner, windows, fits) if len(windows) else {}
     built = _models(experiment, fits, key)
     return {
         name: {
@@ -136,6 +138,7 @@ def _repaired(experiment: Experiment, study: Study, fits: Fits, key: str) -> Par
             "worse_than_none": _worse(held_out, name),
             "gaps": [models.describe_gap(span, repair) for span, repair in repairs.items()],
             "boundary_residual": [[b, v] for b, v in sorted(distances[name].items())],
+            "gates": [vars(shift) for shift in gates.get(name, ())],
             "operators": models.describe_operators(repairs),
             "tasks": built[name].pop("tasks"),
             "types": built[name].pop("types", {}),

@@ -103,6 +103,21 @@ class Gap(Row, frozen=True):
     """Factor on the whole stream, where the repair has one."""
 
 
+class Gates(Row, frozen=True):
+    """The MLP of one layer behind the cut beside the same layer of the dense model."""
+
+    layer: int
+    """Layer of the dense model."""
+    mean_shift: float | None = None
+    """Difference of the units' mean pre-activations in the dense ones' standard deviations, RMS."""
+    spread: float | None = None
+    """Standard deviation of the pre-activations as a share of the dense layer's."""
+    dead: float | None = None
+    """Share of units and tokens that give less than 1% of that token's RMS, 0 to 1."""
+    dense_dead: float | None = None
+    """That of the dense layer."""
+
+
 class MeasuredModel(CutModel, frozen=True):
     """One model without regard to a text."""
 
@@ -130,6 +145,8 @@ class MeasuredModel(CutModel, frozen=True):
     """The fit of each gap."""
     boundary_residual: Array[Pair] = ()
     """Pairs of a boundary behind the cut and the relative squared distance to the dense stream."""
+    gates: Array[Gates] = ()
+    """What the cut shifts in the MLPs of the layers behind it."""
     fit_seconds: float | None = None
     """Time to fit all repairs of the cut, seconds."""
 
