@@ -210,57 +210,37 @@ def test_two_models_are_compared_pair_by_pair(folder, byte_tokenizer) -> None:
     assert json.loads(json.dumps(report.to_dict()))["comparisons"][0]["tasks"] == ["nouns"]
 
 
-LAMBADA = """\
-task: lambada
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: "{data}"}}, cache_dir: "{cache}"}}
-test_split: test
-output_type: loglikelihood
-doc_to_text: "{{{{text.split(' ')[:-1] | join(' ')}}}}"
-doc_to_target: "{{{{' ' + text.split(' ')[-1]}}}}"
-metric_list:
-  - {{metric: perplexity, aggregation: perplexity, higher_is_better: false}}
-  - {{metric: acc}}
-"""
-GSM8K = """\
-task: gsm8k
-dataset_path: json
-dataset_kwargs: {{data_files: {{train: "{data}", test: "{data}"}}, cache_dir: "{cache}"}}
-training_split: train
-fewshot_split: train
-test_split: test
-output_type: generate_until
-num_fewshot: 1
-doc_to_text: "Q: {{{{question}}}}\\nA:"
-doc_to_target: "{{{{answer}}}}"
-metric_list:
-  - metric: exact_match
-    ignore_case: true
-    regexes_to_ignore: [",", "(?s).*#### "]
-generation_kwargs: {{until: ["Q:"], do_sample: false, max_gen_toks: {room}}}
-filter_list:
-  - name: strict
-    filter: [{{function: regex, regex_pattern: "#### (.+)"}}, {{function: take_first}}]
-  - name: loose
-    filter: [{{function: regex, regex_pattern: "(.)"}}, {{function: take_first}}]
-"""
+DOCS = Path(__file__).parents[1] / "docs" / "evaluation.md"
 
 
-def write_files(folder: Path, text: str, rows: list[dict], **more: object) -> None:
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    content = text.format(data=folder / "data.jsonl", cache=folder / "cache", **more)
-    (folder / "task.yaml").write_text(content)
+def write_documented(folder: Path, name: str, rows: list[dict], **changes: str) -> None:
+    """A task file as the documentation has it, and the local files that it names."""
+    (text,) = re.findall(rf"```yaml\n# tasks/{name}\.yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    for before, after in {
+        "{data_files:": f'{{cache_dir: "{folder}", data_files:',
+        **changes,
+    }.items():
+        assert before in text
+        text = text.replace(before, after)
+    (folder / f"{name}.yaml").write_text(text)
+    for file in re.findall(r"\w+\.jsonl", text):
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_a_word_to_guess_is_read_from_a_local_file(tmp_path, trained_llama, byte_tokenizer) -> None:
+def test_a_word_to_guess_is_read_from_a_local_file(
+    tmp_path, trained_llama, byte_tokenizer, monkeypatch
+) -> None:
     """As LAMBADA has it: right if each token of the last word is the likeliest."""
     sentences = [text.split(". ")[1] + "." for text in make_documents(9, seed=3)]
     texts = [  # which noun comes first, nobody can know
         " ".join(sentence.split()[: 2 if place % 2 else 99])
         for place, sentence in enumerate(sentences)
     ]
-    write_files(tmp_path, LAMBADA, [{"text": text} for text in texts])
-    (result,) = evaluate_tasks(trained_llama, byte_tokenizer, ["lambada"], tasks_path=tmp_path)
+    write_documented(tmp_path, "lambada", [{"text": text} for text in texts])
+    monkeypatch.chdir(tmp_path)
+    (result,) = evaluate_tasks(
+        trained_llama, byte_tokenizer, ["lambada_local"], tasks_path=tmp_path
+    )
     right = []
     for text in texts:
         ids = byte_tokenizer(text)["input_ids"]
@@ -281,6 +261,11 @@ def sums() -> list[dict]:
     ]
 
 
+def write_gsm8k(folder: Path, room: int) -> None:
+    changes = {"num_fewshot: 5": "num_fewshot: 1", "max_gen_toks: 256": f"max_gen_toks: {room}"}
+    write_documented(folder, "gsm8k", sums(), **changes)
+
+
 class Speaker:
     """Stands in for a model's writing: answers by the question's own row, some of them wrong."""
 
@@ -293,9 +278,11 @@ class Speaker:
         for row in context:
             prompt = tokenizer.decode(row)
             self.prompts.append(prompt)
-            place = next(n for n in range(5) if f"Q: The {NOUNS[n]}?\nA:" in prompt[-40:])
+            place = next(
+                n for n in range(5) if f"Question: The {NOUNS[n]}?\nAnswer:" in prompt[-40:]
+            )
             number = place if place in self.right else 7
-            texts.append(f" Well. #### {number}\n\nQ: The")
+            texts.append(f" Well. #### {number}.\n\nQuestion: The")
         new = [tokenizer(text)["input_ids"] for text in texts]
         return torch.cat([context, torch.tensor(new)], dim=1)
 
@@ -304,29 +291,33 @@ def test_an_answer_to_write_is_read_from_a_local_file(
     tmp_path, byte_tokenizer, monkeypatch, capfd
 ) -> None:
     """As GSM8K has it: the number behind the mark, by the first of two filters."""
-    write_files(tmp_path, GSM8K, sums(), room=20)
+    write_gsm8k(tmp_path, room=20)
+    with (tmp_path / "gsm8k.yaml").open("a") as file:
+        file.write("  - {name: loose, filter: [{function: take_first}]}\n")
+    monkeypatch.chdir(tmp_path)
     speaker, watcher = Speaker([1, 4]), Watcher()
     monkeypatch.setattr(harness.QuietModel, "_model_generate", speaker.answer)
     (result,) = evaluate_tasks(
-        make_tiny_llama(), byte_tokenizer, ["gsm8k"], tasks_path=tmp_path, progress=watcher
+        make_tiny_llama(), byte_tokenizer, ["gsm8k_local"], tasks_path=tmp_path, progress=watcher
     )
     assert result.acc.values == (0.0, 1.0, 0.0, 0.0, 1.0)
     assert (result.measure, result.num_fewshot) == ("exact_match", 1)
-    assert all(prompt.count("A:") == 2 for prompt in speaker.prompts)
+    assert all(prompt.count("Answer:") == 2 for prompt in speaker.prompts)
     assert result.num_truncated == 0
-    assert watcher.stages == [["Answering gsm8k", 5, 5]]
+    assert watcher.stages == [["Answering gsm8k_local", 5, 5]]
     assert capfd.readouterr() == ("", "a bar\n")
     assert result.to_dict()["acc_values"] == [0.0, 1.0, 0.0, 0.0, 1.0]
 
 
-def test_a_model_writes_its_own_answers(tmp_path, byte_tokenizer) -> None:
+def test_a_model_writes_its_own_answers(tmp_path, byte_tokenizer, monkeypatch) -> None:
     """The tiny model says its last byte again and again: no mark, so no answer."""
-    write_files(tmp_path, GSM8K, sums(), room=60)
-    tasks = open_tasks(["gsm8k"], tasks_path=tmp_path)
+    write_gsm8k(tmp_path, room=40)
+    monkeypatch.chdir(tmp_path)
+    tasks = open_tasks(["gsm8k_local"], tasks_path=tmp_path)
     counted = tokens_to_answer(tasks, byte_tokenizer, None)
-    lengths = [len(instance.args[0]) for instance in tasks.tasks["gsm8k"].instances]
-    assert counted == sum(lengths) + 5 * 60
-    model = make_tiny_llama(max_position_embeddings=60 + min(lengths))
+    lengths = [len(instance.args[0]) for instance in tasks.tasks["gsm8k_local"].instances]
+    assert counted == sum(lengths) + 5 * 40
+    model = make_tiny_llama(max_position_embeddings=40 + min(lengths))
     (result,) = evaluate_tasks(model, byte_tokenizer, tasks)
     assert result.acc.values == (0.0,) * 5
     assert 0 < result.num_truncated == sum(length > min(lengths) for length in lengths) < 5
@@ -336,10 +327,13 @@ def test_a_model_writes_its_own_answers(tmp_path, byte_tokenizer) -> None:
     assert (same.metric, same.paired.difference) == ("acc", 0.0)
 
 
-def test_more_to_write_than_a_model_has_positions_for(tmp_path, byte_tokenizer) -> None:
-    write_files(tmp_path, GSM8K, sums(), room=128)
-    with pytest.raises(WindowError, match="'gsm8k' lets a model write 128 tokens, but this one"):
-        evaluate_tasks(make_tiny_llama(), byte_tokenizer, ["gsm8k"], tasks_path=tmp_path)
+def test_more_to_write_than_a_model_has_positions_for(
+    tmp_path, byte_tokenizer, monkeypatch
+) -> None:
+    write_gsm8k(tmp_path, room=128)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WindowError, match="'gsm8k_local' lets a model write 128 tokens"):
+        evaluate_tasks(make_tiny_llama(), byte_tokenizer, ["gsm8k_local"], tasks_path=tmp_path)
 
 
 def test_results_on_other_documents_are_not_compared(folder, byte_tokenizer) -> None:

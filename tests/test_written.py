@@ -8,6 +8,7 @@ from transformers import GenerationConfig
 
 from conftest import make_tiny_llama
 from families import build
+from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.evaluation.written import (
     DRAWN_EVERY,
     Written,
@@ -154,6 +155,13 @@ def test_prefixes_begin_as_windows_do() -> None:
     assert prefixes[:, 0].tolist() == [1] * 8
     assert prefixes[:, 1].tolist() == [10, 17, 24, 31, 40, 47, 54, 61]
     assert prefixes[0].tolist() == [1, *range(10, 17)]
+
+
+def test_a_class_that_cannot_generate_is_refused(letters: Any) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=r"LlamaModel has no 'generate'.*continuations 0"
+    ):
+        continuations(build("llama").model, letters, some_prefixes())
 
 
 def planted() -> Written:

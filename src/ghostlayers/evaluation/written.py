@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.evaluation.perplexity import LOGITS_AT_ONCE, predictions, vocabulary_of
 from ghostlayers.runtime.machine import input_device
 from ghostlayers.runtime.progress import Advance, Progress, Silent
@@ -189,7 +190,15 @@ def continuations(
         seed: of the draws.
         title: on the screen.
         progress: told of every step.
+
+    Raises:
+        UnsupportedModelError: the model's class cannot generate.
     """
+    if not hasattr(model, "generate"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no 'generate', so that it cannot continue texts; leave "
+            "that out with --continuations 0."
+        )
     new_tokens = min(new_tokens, _positions(model) - prefixes.shape[1])
     drawn = prefixes[::DRAWN_EVERY].repeat_interleave(samples, dim=0)
     rows, greedy = torch.cat([prefixes, drawn]), len(prefixes)
@@ -234,7 +243,7 @@ class _Draw:
 
 
 def _ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    settings: Any = model.generation_config
+    settings: Any = getattr(model, "generation_config", None)
     said = [] if settings is None else settings.eos_token_id
     known = [*(said if isinstance(said, list) else [said]), tokenizer.eos_token_id]
     return sorted({token for token in known if token is not None})
