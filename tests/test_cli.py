@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -598,6 +599,26 @@ def test_eval_writes_all_numbers_of_every_corpus(evaluated, tiny_folder):
         assert result["num_tokens"] == result["num_windows"] * 63
         assert result["kl_nats"] > 0
         assert 0 < result["greedy_agreement"] < 1
+        assert result["acceptance"] == pytest.approx(1 - result["total_variation"])
+        assert 0 < result["acceptance"] < 1 < result["tokens_a_verification"] < 5
+
+
+def test_eval_tells_what_both_models_write(evaluated):
+    content = json.loads(Path("eval.json").read_text())
+    assert len(content["prefixes"]) == 16
+    for rows in (content["writing"], content["writing_against"]):
+        assert [(row["manner"], row["num_continuations"]) for row in rows] == [
+            ("greedy", 16),
+            ("sampled", 20),
+        ]
+        assert all(row["new_tokens"] == 64 for row in rows)
+    assert content["writing"][0]["agreement_tokens"] < 64
+    assert content["writing_against"][0]["agreement_tokens"] == 64
+    text = words(evaluated.stdout)
+    assert "Every model continued 16 stretches of the texts by 64 tokens" in text
+    assert "4-grams that stood in the text before" in text
+    assert re.search(r"other.txt: total variation 0\.\d+; as a draft of the dense model", text)
+    assert words(content["prefixes"][0])[:20] in text
 
 
 def test_eval_keeps_the_order_of_corpora(evaluated):
@@ -653,7 +674,18 @@ def test_a_model_does_not_differ_from_itself(tiny_folder):
     (result,) = results_in("self.json")
     assert result["kl_nats"] == pytest.approx(0, abs=1e-6)
     assert result["greedy_agreement"] == 1
+    assert result["acceptance"] == pytest.approx(1, abs=1e-6)
     assert result["calibration_overlap"] is None
+    content = json.loads(Path("self.json").read_text())
+    assert content["writing"] == content["writing_against"]
+    assert len(content["prefixes"]) == 3  # windows as long as a prefix
+
+
+def test_eval_writes_nothing_unless_asked_and_beside_a_dense_model(tiny_folder):
+    alone = ("--max-windows", "1", *LENGTH, "--json", "alone.json")
+    for more in ((), ("--against", tiny_folder, "--continuations", "0")):
+        succeed("eval", tiny_folder, "-d", "other.txt", *alone, *more, "--overwrite")
+        assert "writing" not in json.loads(Path("alone.json").read_text())
 
 
 def test_each_corpus_can_have_its_separator(tiny_folder, some_text):

@@ -11,10 +11,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import ghostlayers
+from families import build
 from ghostlayers import study
+from ghostlayers.calibration.cuts import unrepaired
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.cli.compare import show
-from ghostlayers.compare import Comparison, compare, engine
+from ghostlayers.compare import Comparison, compare, engine, writing
 from ghostlayers.compare.choices import expected_jobs
 from ghostlayers.compare.correlate import spearman
 from ghostlayers.compare.experiment import short_names
@@ -22,7 +24,7 @@ from ghostlayers.compare.files import write_report
 from ghostlayers.compare.store import REPORT, Store, write_report_file
 from ghostlayers.errors import InputError, OutputError, RecipeError, WindowError
 from ghostlayers.evaluation import evaluate_tasks, open_tasks, tokens_to_answer
-from ghostlayers.pipeline import evaluate
+from ghostlayers.pipeline import continue_texts, evaluate
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL
 from ghostlayers.spans import format_layers, removed_layers
@@ -53,6 +55,7 @@ def request(**changes: Any) -> Comparison:
         "repair": REPAIRS,
         "max_windows": 3,
         "prompt": "abc",
+        "continuations": 0,
         "new_tokens": 4,
         "eval_data": [],
         "tasks": [],
@@ -350,6 +353,77 @@ def test_distances_behind_a_cut_are_those_of_hooked_models(
         assert value == pytest.approx(float(ratio.mean()), rel=1e-4)
 
 
+def test_gates_behind_a_cut_are_those_of_hooked_models(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
+) -> None:
+    from ghostlayers.calibration.fits import Fitting
+    from ghostlayers.calibration.fitting import fit_gaps
+    from ghostlayers.calibration.gates import gate_shifts
+    from ghostlayers.model.dense import DenseModel
+    from ghostlayers.repairs import find_method
+    from ghostlayers.spans import Span
+    from ghostlayers.text.tokens import make_windows
+
+    corpus = ghostlayers.text.corpora.Corpus("text", tuple(some_text))
+    windows = make_windows(corpus, byte_tokenizer, sequence_length=64, count=20, seed=0)
+    layerwise, span = DenseModel(trained_llama), Span(2, 4)
+    fits = fit_gaps(Runner(layerwise), windows, [span], Fitting(find_method("ghost")))
+    asked = {"ghost": fits, "none": unrepaired([span])}
+    got = gate_shifts(Runner(layerwise), windows.first(2), asked)
+
+    def activations(model: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of every layer, g and act(g) u, by the weights themselves."""
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+        def note(mlp: Any, args: Any) -> None:
+            gate, up = mlp.gate_proj(args[0]), mlp.up_proj(args[0])
+            written = torch.nn.functional.silu(gate) * up
+            seen.append((gate.flatten(0, 1).double(), written.flatten(0, 1).double()))
+
+        handles = [each.mlp.register_forward_pre_hook(note) for each in model.model.layers]
+        with torch.no_grad():
+            model(input_ids=windows.input_ids[:2], use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return seen
+
+    def dead(written: torch.Tensor) -> float:
+        return sum(
+            float((row.abs() < 0.01 * row.square().mean().sqrt()).double().mean())
+            for row in written
+        ) / len(written)
+
+    dense = activations(trained_llama)
+    for name, repairs in asked.items():
+        cut = activations(removal.prune_layers(DenseModel(trained_llama), [span], repairs))
+        assert [shift.layer for shift in got[name]] == [4, 5, 6, 7]
+        for shift in got[name]:
+            (want, wrote), (found, writes) = dense[shift.layer], cut[shift.layer - 2]
+            units = (found.mean(0) - want.mean(0)) / want.std(0, correction=0)
+            assert shift.mean_shift == pytest.approx(float(units.square().mean().sqrt()), rel=1e-3)
+            spreads = [each.var(0, correction=0).sum().sqrt() for each in (found, want)]
+            assert shift.spread == pytest.approx(float(spreads[0] / spreads[1]), rel=1e-3)
+            assert shift.dead == pytest.approx(dead(writes), abs=2e-3)
+            assert shift.dense_dead == pytest.approx(dead(wrote), abs=1e-9)
+    assert got["ghost"] != got["none"]
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("llama", True), ("gemma3_text", True), ("gpt2", True), ("phi3", True), ("mixtral", False)],
+)
+def test_gates_are_known_in_families_with_one_mlp(name: str, known: bool) -> None:
+    from ghostlayers.calibration.gates import gate_shifts
+    from ghostlayers.model.dense import DenseModel
+    from ghostlayers.spans import Span
+    from ghostlayers.text.tokens import Windows
+
+    ids = torch.arange(40).view(2, 20) + 3
+    runner, cut = Runner(DenseModel(build(name))), {"none": unrepaired([Span(1, 2)])}
+    (shifts,) = gate_shifts(runner, Windows(ids, False, 2, ()), cut).values()
+    assert [shift.layer for shift in shifts] == ([2, 3, 4] if known else [])
+
+
 def test_spearman_is_the_correlation_of_ranks() -> None:
     assert spearman([1, 2, 3, 10], [5, 6, 7, 8]) == pytest.approx(1.0)
     assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
@@ -524,6 +598,84 @@ def test_a_plan_counts_the_sums_of_every_stage(
     staged = fitting_flops("refit:1", "refit:3") - one
     assert shared < 0.2 * one  # one sweep is enough for both
     assert staged > one  # three fits, each with sums of its own
+
+
+WRITES = {"layers": [3], "select": ["streamline"], "repair": ["none", "ghost"], "yardstick": False}
+
+
+def test_models_write_what_they_write_when_pruned_one_by_one(
+    trained_llama: Any,
+    byte_tokenizer: Any,
+    some_text: list[str],
+    texts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out, asked = tmp_path / "out", {**WRITES, "continuations": 3}
+    found = run(trained_llama, byte_tokenizer, some_text, texts, out, **asked)
+    assert len(found["prefixes"]) == 3
+    rows = {(row["repair"], row["manner"]): row for row in found["writing"]}
+    assert list(rows) == [
+        (repair, manner)
+        for repair in ("dense", "none", "ghost")
+        for manner in ("greedy", "sampled")
+    ]
+    for repair in ("none", "ghost"):
+        pruned = ghostlayers.prune(
+            trained_llama,
+            Recipe(layers=3, select="streamline", repair=repair, **CALIBRATION),
+            tokenizer=byte_tokenizer,
+            data=some_text[:-6],
+        )
+        how = {"tokenizer": byte_tokenizer, "against": trained_llama}
+        read = evaluate(pruned.model, data=texts, sequence_length=64, max_windows=3, **how)
+        report = continue_texts(pruned.model, read, continuations=3, **how)
+        assert list(report.prefixes) == found["prefixes"]
+        for whose, figures in ((repair, report.figures), ("dense", report.dense)):
+            for each in figures:
+                want, row = each.to_dict(), rows[whose, each.manner]
+                loss = pytest.approx(want.pop("dense_loss_nats"), rel=1e-4)
+                assert {key: row[key] for key in want} == want
+                assert row["dense_loss_nats"] == loss
+    assert rows["dense", "greedy"]["agreement_tokens"] == 64
+    assert rows["none", "greedy"]["agreement_tokens"] < 64
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("it was written already")
+
+    monkeypatch.setattr(writing, "continuations", never)
+    for path in (out / "parts").iterdir():  # a cut that was killed behind its writing
+        if json.loads(path.read_text())["key"].startswith("cut"):
+            path.unlink()
+    again = run(trained_llama, byte_tokenizer, some_text, texts, out, **asked)
+    assert again["writing"] == found["writing"]
+
+
+@pytest.mark.parametrize("presets", [(), ("streamline",)])
+def test_a_plan_counts_what_is_written(
+    trained_llama: Any,
+    byte_tokenizer: Any,
+    some_text: list[str],
+    texts: list[str],
+    tmp_path: Path,
+    presets: tuple[str, ...],
+) -> None:
+    def flops(continuations: int) -> float:
+        plans: list[Any] = []
+        choices = {"layers": [3], "presets": ["llm-streamline"]} if presets else WRITES
+        asked = {"eval_data": texts, **CALIBRATION, **choices, "continuations": continuations}
+        compare(
+            trained_llama,
+            Comparison.from_dict(asked),
+            tmp_path / "out",
+            tokenizer=byte_tokenizer,
+            data=some_text[:-6],
+            show_plan=lambda plan: plans.append(plan) or False,
+        )
+        return float(plans[0].flops)
+
+    without, some, more = map(flops, (0, 1, 17))  # 17 prefixes; behind three of them ten texts
+    assert (more - without) / (some - without) == pytest.approx((17 + 30) / 11, rel=1e-6)
 
 
 def test_every_span_alone_and_a_cut_that_no_repair_fits(

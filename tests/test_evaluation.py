@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy, softmax
 from families import build
 from ghostlayers.errors import InputError
 from ghostlayers.evaluation import LossSums, evaluate_windows, prefill_seconds
-from ghostlayers.statistics.losses import sum_losses
+from ghostlayers.statistics.losses import sum_losses, tokens_a_verification
 from ghostlayers.text.tokens import Windows
 
 
@@ -24,16 +24,19 @@ def test_sums_are_those_of_a_loop() -> None:
     p, q = (torch.randn(600, 17, generator=generator) for _ in range(2))
     targets = torch.randint(0, 17, (600,), generator=generator)
     sums = sum_losses(q, targets, p)
-    loss = kl = agree = 0.0
+    loss = kl = agree = kept = 0.0
     for t in range(600):
         a, b = softmax(p[t].double(), 0), softmax(q[t].double(), 0)
         loss -= math.log(float(b[targets[t]]))
         kl += float((a * (a / b).log()).sum())
         agree += int(p[t].argmax() == q[t].argmax())
+        kept += sum(min(float(a[v]), float(b[v])) for v in range(17))
     assert sums.num_tokens == 600
     assert sums.loss == pytest.approx(loss, rel=1e-6)
     assert sums.kl == pytest.approx(kl, rel=1e-6)
     assert sums.agreements == agree
+    assert sums.acceptance == pytest.approx(kept / 600, rel=1e-6)
+    assert sums.total_variation == pytest.approx(1 - kept / 600, rel=1e-6)
 
 
 def test_a_model_agrees_with_itself() -> None:
@@ -41,6 +44,19 @@ def test_a_model_agrees_with_itself() -> None:
     sums = sum_losses(logits, logits.argmax(dim=1), logits)
     assert sums.kl == 0.0
     assert sums.agreement == 1.0
+    assert sums.total_variation == pytest.approx(0.0, abs=1e-6)
+    assert sums.acceptance == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.9, 1.0])
+def test_tokens_a_verification_are_those_of_the_game_itself(acceptance: float) -> None:
+    """Drafted tokens are kept until the first refusal; the dense model adds one of its own."""
+    expected = 0.0
+    for kept in range(5):
+        chance = acceptance**kept * (1 - acceptance if kept < 4 else 1.0)
+        expected += chance * (kept + 1)
+    assert tokens_a_verification(acceptance) == pytest.approx(expected)
+    assert tokens_a_verification(acceptance, drafted=1) == pytest.approx(1 + acceptance)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bloom", "gemma3_text", "qwen3_moe"])

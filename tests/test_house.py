@@ -21,7 +21,7 @@ FLOORS = [
     {"healing"},
     {"healed", "plan", "pruned"},
     {"study"},
-    {"compare", "demo", "export", "pipeline"},
+    {"compare", "demo", "export", "heal_pipeline", "pipeline"},
     {"cli"},
     {"__main__"},
 ]

@@ -201,6 +201,8 @@ def test_losses_are_those_of_its_logits(plain: Path, tmp_path: Path) -> None:
         apart = (dense.exp() * (dense - mine)).sum()
         assert sums.kl == pytest.approx(float(apart), rel=1e-2, abs=1e-4)
         assert abs(sums.agreements - int((mine.argmax(-1) == dense.argmax(-1)).sum())) <= 1
+        kept = torch.minimum(mine.exp(), dense.exp()).sum(-1).mean()
+        assert sums.acceptance == pytest.approx(float(kept), abs=1e-3)
     alone = engine.measure_losses(plain, windows, plain)
     assert sum(each.kl for each in alone) == 0.0
     assert all(each.agreements == each.num_tokens for each in alone)

@@ -35,6 +35,7 @@ from ghostlayers.report.summary import (
     summarise,
 )
 from ghostlayers.report.tables import tasks_to_csv, to_csv, to_markdown
+from ghostlayers.report.words import NOTHING
 from ghostlayers.spans import Span
 
 FILE = Path(__file__).parent / "fixtures" / "results.json"
@@ -51,6 +52,26 @@ def full() -> Values:
     values["scores"]["2"]["spans"][3]["massive_activation_born"] = True
     dense, cut = ({k: row[k] for k in ("layers", "select", "repair", "removed")}
                   for row in (values["models"][0], values["models"][3]))  # fmt: skip
+    for place, model in enumerate(values["models"][1:]):
+        model["gates"] = [
+            {
+                "layer": layer,
+                "mean_shift": 0.1,
+                "spread": 1.1,
+                "dead": 0.02 * place,
+                "dense_dead": 0.01,
+            }
+            for layer in (3, 4, 5)
+        ]
+    values["prefixes"] = [f"Stretch {number}" for number in range(9)]
+    for place, model in enumerate((dense, cut)):
+        figures = {"repeated_4grams": 0.125 + place / 4, "dense_loss_nats": 1.5, "new_tokens": 7}
+        texts = [f"text {place} {number}" for number in range(9)]
+        more = {"greedy": {"agreement_tokens": 7.0 - place}, "sampled": {"distinct": 8.5}}
+        values["writing"] = values.get("writing", []) + [
+            {**model, "manner": manner, **figures, **row, "texts": texts}
+            for manner, row in more.items()
+        ]
     for number, (name, kind) in enumerate([(dense, "F16"), (dense, "Q8_0"), (cut, "Q8_0")], 3):
         row = {**name, "type": kind}
         speed = {"decode_tokens_s": 10.0 * number, "prompt_tokens": 512, "context": 4096}
@@ -78,7 +99,8 @@ def hostile() -> Values:
     values = full()
     values["model"]["name"] = values["prompt"] = values["command"] = ATTACK
     values["corpora"][0]["name"] = values["skipped"][0]["reason"] = ATTACK
-    named = ("cells", "models", "operators", "tasks", "files", "file_losses")
+    values["prefixes"][0] = values["writing"][0]["texts"][0] = ATTACK
+    named = ("cells", "models", "operators", "tasks", "files", "file_losses", "writing")
     for row in (row for name in named for row in values[name]):
         row["repair"] = ATTACK if row["repair"] == "refit:1" else row["repair"]
         row["select"] = ATTACK if row["layers"] else ""
@@ -238,6 +260,8 @@ def test_csv_parses_back() -> None:
 def test_markdown_has_a_table_a_cut() -> None:
     losses, tasks = to_markdown(read_results(full())).split("\n## Tasks")
     losses, files = losses.split("\n## Cut or quantise")
+    files, written = files.split("\n## What they write")
+    assert "| dense | 12.5% |" in written
     assert "| dense | Q8_0 |" in files
     assert losses.count("\n## ") == 2
     assert "## 2 layers removed by recoverable: 1-2" in losses
@@ -247,6 +271,31 @@ def test_markdown_has_a_table_a_cut() -> None:
         assert len({line.replace("\\|", "").count("|") for line in lines}) == kinds
     assert "<script>" not in to_markdown(read_results(hostile()))
     assert "| recoverable | 1-2 | ghost |" in to_markdown(read_results(methods()))
+
+
+def test_texts_stand_side_by_side_behind_what_they_continue(shown: str) -> None:
+    section = shown.split('id="writing"')[1].split("<section")[0]
+    assert "Every model continued 9 stretches of the texts by 7 tokens" in section
+    parts = section.split('class="prefix"')[1:]
+    for part, place, drawn in zip(parts, (0, 4, 8), ("0", "", "1"), strict=True):
+        assert f"Stretch {place}<" in part  # texts were drawn behind every eighth
+        cards = re.findall(
+            r"<strong>([^<]+)</strong><p>([^<]+)</p>(?:<p[^>]+>Drawn: ([^<]+)<)?", part
+        )
+        assert cards == [
+            (name, f"text {number} {place}", f"text {number} {drawn}" if drawn else "")
+            for number, name in enumerate(("dense", "refit:1"))
+        ]
+    rows = re.findall(r'<th scope="row"[^>]*>([^<]+)</th>\s*((?:<td[^>]*>[^<]*</td>\s*)+)', section)
+    figures, no = {n: re.findall(r">([^<]*)</td>", cells) for n, cells in rows}, [NOTHING] * 2
+    assert figures["dense"] == ["12.5%", *no, "7.0", "1.50", "12.5%", *no[:1], "1.50", "8.5"]
+    assert figures["refit:1"][:4] == ["37.5%", *no, "6.0"]
+
+
+def test_methods_that_wrote_go_by_their_names() -> None:
+    text = to_markdown(read_results(methods())).split("## What they write")[1]
+    assert "### 2 layers removed" in text
+    assert "| recoverable | 37.5% |" in text
 
 
 def test_an_overwritten_comparison_leaves_no_report() -> None:

@@ -15,11 +15,24 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from conftest import make_byte_tokenizer, make_tiny_llama
+from conftest import NOUNS, make_byte_tokenizer, make_documents, make_tiny_llama
 from ghostlayers import pipeline
 from ghostlayers.cli import app
-from ghostlayers.errors import CorpusError, DependencyError, InputError, ModelError, RecipeError
-from ghostlayers.evaluation import compare_tasks, evaluate_tasks, harness, open_tasks
+from ghostlayers.errors import (
+    CorpusError,
+    DependencyError,
+    InputError,
+    ModelError,
+    RecipeError,
+    WindowError,
+)
+from ghostlayers.evaluation import (
+    compare_tasks,
+    evaluate_tasks,
+    harness,
+    open_tasks,
+    tokens_to_answer,
+)
 from task_texts import COUNT, questions, write_task
 
 
@@ -195,6 +208,132 @@ def test_two_models_are_compared_pair_by_pair(folder, byte_tokenizer) -> None:
     assert mean.paired.difference == pytest.approx(mean.mean - mean.against)
     assert mean.paired.num_documents == COUNT + 9
     assert json.loads(json.dumps(report.to_dict()))["comparisons"][0]["tasks"] == ["nouns"]
+
+
+DOCS = Path(__file__).parents[1] / "docs" / "evaluation.md"
+
+
+def write_documented(folder: Path, name: str, rows: list[dict], **changes: str) -> None:
+    """A task file as the documentation has it, and the local files that it names."""
+    (text,) = re.findall(rf"```yaml\n# tasks/{name}\.yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    for before, after in {
+        "{data_files:": f'{{cache_dir: "{folder}", data_files:',
+        **changes,
+    }.items():
+        assert before in text
+        text = text.replace(before, after)
+    (folder / f"{name}.yaml").write_text(text)
+    for file in re.findall(r"\w+\.jsonl", text):
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_word_to_guess_is_read_from_a_local_file(
+    tmp_path, trained_llama, byte_tokenizer, monkeypatch
+) -> None:
+    """As LAMBADA has it: right if each token of the last word is the likeliest."""
+    sentences = [text.split(". ")[1] + "." for text in make_documents(9, seed=3)]
+    texts = [  # which noun comes first, nobody can know
+        " ".join(sentence.split()[: 2 if place % 2 else 99])
+        for place, sentence in enumerate(sentences)
+    ]
+    write_documented(tmp_path, "lambada", [{"text": text} for text in texts])
+    monkeypatch.chdir(tmp_path)
+    (result,) = evaluate_tasks(
+        trained_llama, byte_tokenizer, ["lambada_local"], tasks_path=tmp_path
+    )
+    right = []
+    for text in texts:
+        ids = byte_tokenizer(text)["input_ids"]
+        start = len(byte_tokenizer(text.rpartition(" ")[0])["input_ids"])
+        with torch.no_grad():
+            likeliest = trained_llama(input_ids=torch.tensor([ids])).logits[0].argmax(1).tolist()
+        right.append(float(likeliest[start - 1 : -1] == ids[start:]))
+    assert 0 < sum(right) < len(right)
+    assert result.acc.values == tuple(right)
+    assert (result.measure, result.acc_norm) == ("acc", None)
+
+
+def sums() -> list[dict]:
+    """Questions of the small language; the answer stands behind a mark, as in GSM8K."""
+    return [
+        {"question": f"The {NOUNS[place]}?", "answer": f"It is so. #### {place}"}
+        for place in range(5)
+    ]
+
+
+def write_gsm8k(folder: Path, room: int) -> None:
+    changes = {"num_fewshot: 5": "num_fewshot: 1", "max_gen_toks: 256": f"max_gen_toks: {room}"}
+    write_documented(folder, "gsm8k", sums(), **changes)
+
+
+class Speaker:
+    """Stands in for a model's writing: answers by the question's own row, some of them wrong."""
+
+    def __init__(self, right: list[int]) -> None:
+        self.right, self.prompts = right, []
+
+    def answer(self, context, **_) -> torch.Tensor:
+        tokenizer = make_byte_tokenizer(bos=False)
+        texts = []
+        for row in context:
+            prompt = tokenizer.decode(row)
+            self.prompts.append(prompt)
+            place = next(
+                n for n in range(5) if f"Question: The {NOUNS[n]}?\nAnswer:" in prompt[-40:]
+            )
+            number = place if place in self.right else 7
+            texts.append(f" Well. #### {number}.\n\nQuestion: The")
+        new = [tokenizer(text)["input_ids"] for text in texts]
+        return torch.cat([context, torch.tensor(new)], dim=1)
+
+
+def test_an_answer_to_write_is_read_from_a_local_file(
+    tmp_path, byte_tokenizer, monkeypatch, capfd
+) -> None:
+    """As GSM8K has it: the number behind the mark, by the first of two filters."""
+    write_gsm8k(tmp_path, room=20)
+    with (tmp_path / "gsm8k.yaml").open("a") as file:
+        file.write("  - {name: loose, filter: [{function: take_first}]}\n")
+    monkeypatch.chdir(tmp_path)
+    speaker, watcher = Speaker([1, 4]), Watcher()
+    monkeypatch.setattr(harness.QuietModel, "_model_generate", speaker.answer)
+    (result,) = evaluate_tasks(
+        make_tiny_llama(), byte_tokenizer, ["gsm8k_local"], tasks_path=tmp_path, progress=watcher
+    )
+    assert result.acc.values == (0.0, 1.0, 0.0, 0.0, 1.0)
+    assert (result.measure, result.num_fewshot) == ("exact_match", 1)
+    assert all(prompt.count("Answer:") == 2 for prompt in speaker.prompts)
+    assert result.num_truncated == 0
+    assert watcher.stages == [["Answering gsm8k_local", 5, 5]]
+    assert capfd.readouterr() == ("", "a bar\n")
+    assert result.to_dict()["acc_values"] == [0.0, 1.0, 0.0, 0.0, 1.0]
+
+
+def test_a_model_writes_its_own_answers(tmp_path, byte_tokenizer, monkeypatch) -> None:
+    """The tiny model says its last byte again and again: no mark, so no answer."""
+    write_gsm8k(tmp_path, room=40)
+    monkeypatch.chdir(tmp_path)
+    tasks = open_tasks(["gsm8k_local"], tasks_path=tmp_path)
+    counted = tokens_to_answer(tasks, byte_tokenizer, None)
+    lengths = [len(instance.args[0]) for instance in tasks.tasks["gsm8k_local"].instances]
+    assert counted == sum(lengths) + 5 * 40
+    model = make_tiny_llama(max_position_embeddings=40 + min(lengths))
+    (result,) = evaluate_tasks(model, byte_tokenizer, tasks)
+    assert result.acc.values == (0.0,) * 5
+    assert 0 < result.num_truncated == sum(length > min(lengths) for length in lengths) < 5
+    (same,) = pipeline.evaluate_on_tasks(
+        model, tasks, against=model, tokenizer=byte_tokenizer
+    ).comparisons
+    assert (same.metric, same.paired.difference) == ("acc", 0.0)
+
+
+def test_more_to_write_than_a_model_has_positions_for(
+    tmp_path, byte_tokenizer, monkeypatch
+) -> None:
+    write_gsm8k(tmp_path, room=128)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WindowError, match="'gsm8k_local' lets a model write 128 tokens"):
+        evaluate_tasks(make_tiny_llama(), byte_tokenizer, ["gsm8k_local"], tasks_path=tmp_path)
 
 
 def test_results_on_other_documents_are_not_compared(folder, byte_tokenizer) -> None:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from ghostlayers.checkpoint.records import inspect
     from ghostlayers.errors import GhostlayersError
     from ghostlayers.evaluation import EvaluationResult
+    from ghostlayers.heal_pipeline import heal
     from ghostlayers.healed import HealedModel
-    from ghostlayers.pipeline import evaluate, heal, prune, score
+    from ghostlayers.pipeline import evaluate, prune, score
     from ghostlayers.presets import PRESETS, Preset
     from ghostlayers.pruned import PrunedModel
     from ghostlayers.recipe import HealingRecipe, Recipe, RunOptions
@@ -75,7 +76,7 @@ _HOMES = {
     "Verification": "checkpoint.proof",
     "evaluate": "pipeline",
     "from_adapter": "checkpoint.adapter",
-    "heal": "pipeline",
+    "heal": "heal_pipeline",
     "inspect": "checkpoint.records",
     "materialize": "checkpoint.adapter",
     "prune": "pipeline",

@@ -43,7 +43,7 @@ class HealedModel:
         recipe: what was asked for.
         outcome: how training went.
         record: provenance, as it is written into the checkpoint.
-        kept_in: the folder of what the run keeps until the result is saved; see `pipeline.heal`.
+        kept_in: the folder of what the run keeps until the result is saved; see `heal_pipeline.heal`.
     """
 
     model: Any
@@ -224,7 +224,7 @@ def heal_cut(
     take_kept: bool = False,
     progress: Progress | None = None,
 ) -> HealedModel:
-    """Train a cut model; see `pipeline.heal`.
+    """Train a cut model; see `heal_pipeline.heal`.
 
     Raises:
         GhostlayersError: bad input, or a loss that is no number.

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ghostlayers.checkpoint import records
-from ghostlayers.errors import RecipeError
 from ghostlayers.evaluation import (
     EvaluationResult,
     LoadedTasks,
@@ -16,15 +15,11 @@ from ghostlayers.evaluation import (
     evaluate_windows,
     open_tasks,
 )
-from ghostlayers.healed import HealedModel, heal_cut
-from ghostlayers.healing.cut_model import CutModel, open_cut
+from ghostlayers.evaluation.written import CONTINUATIONS, WritingReport, write_and_measure
 from ghostlayers.model.causal import check_causal
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import leaves_models_alone
-from ghostlayers.model.multimodal import text_view
 from ghostlayers.plan.expected import seconds_since_start
-from ghostlayers.plan.healing import plan_heal
-from ghostlayers.plan.probe import probe_blindly
 from ghostlayers.plan.saving import CHECKPOINT, Output
 from ghostlayers.plan.units import Plan
 from ghostlayers.preparation import (
@@ -38,8 +33,7 @@ from ghostlayers.preparation import (
     read_evaluation,
 )
 from ghostlayers.pruned import PrunedModel
-from ghostlayers.recipe import HealingRecipe, Recipe, RunOptions
-from ghostlayers.runtime.parallel import world
+from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.selection import ScoreTable
 from ghostlayers.study import Study, plan_run
@@ -123,98 +117,6 @@ def plan(
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
     check_result(dense, recipe)
     return plan_run(dense, recipe, options, seconds_since_start(), output)
-
-
-@leaves_models_alone
-def heal(
-    model: "str | Path | PrunedModel",
-    *,
-    against: "ModelSource | None" = None,
-    recipe: HealingRecipe | None = None,
-    data: Documents | None = None,
-    tokenizer: "Tokenizer | None" = None,
-    options: RunOptions | None = None,
-    keep: str | Path | None = None,
-    take_kept: bool = False,
-    progress: Progress | None = None,
-    **choices: Any,
-) -> HealedModel:
-    """Train a cut model for minutes, from its closed-form repair on, against the dense one.
-
-    Args:
-        model: a checkpoint or an adapter that Ghostlayers made, or what `prune` returned.
-        against: the dense model that it was cut from; known already of what `prune` returned.
-        recipe: what is trained, how long, and on what; fields can also be given by name.
-        data: training text instead of the recipe's.
-        tokenizer: for a dense model in memory.
-        options: how to run.
-        keep: a folder for what the run has done so far: the same call goes on from it after an
-            interruption, and ends with the same bits; `HealedModel.save` deletes it.
-        take_kept: train no further, and return the best state that is kept there.
-        progress: told what is being done.
-        choices: fields of the recipe.
-
-    Returns:
-        The best state on held-out windows; `HealedModel.better` says whether it is better than
-        before, and `HealedModel.save` writes it.
-
-    Raises:
-        GhostlayersError: bad input, or a loss that is no number.
-    """
-    recipe = dataclasses.replace(recipe or HealingRecipe(), **_known(choices))
-    options = options or RunOptions()
-    return heal_cut(
-        _open_cut(model, against, tokenizer, options),
-        recipe,
-        options,
-        data=data,
-        keep=None if keep is None else Path(keep),
-        take_kept=take_kept,
-        progress=progress,
-    )
-
-
-def plan_healing(
-    model: str | Path | PrunedModel,
-    against: "ModelSource | None",
-    recipe: HealingRecipe,
-    options: RunOptions | None = None,
-    output: Path | None = None,
-) -> Plan:
-    """What `heal` would take on this machine; arguments as there, ``output`` is where it lies.
-
-    Raises:
-        GhostlayersError: a request that cannot work.
-    """
-    options = options or RunOptions()
-    cut = _open_cut(model, against, None, options)
-    speed = probe_blindly(cut.dense, recipe.sequence_length, options.batch_size)
-    started = seconds_since_start()
-    return plan_heal(cut, recipe, speed, started=started, folder=output, processes=world().size)
-
-
-def _known(choices: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a recipe for healing.
-
-    Raises:
-        RecipeError: one of them is not.
-    """
-    HealingRecipe.from_dict(choices)
-    return choices
-
-
-def _open_cut(
-    model: "str | Path | PrunedModel",
-    against: "ModelSource | None",
-    tokenizer: "Tokenizer | None",
-    options: RunOptions,
-) -> CutModel:
-    if isinstance(model, PrunedModel):
-        return CutModel.of(model.dense, text_view(model.model), model.spans, model.record)
-    if against is None:
-        raise RecipeError("healing a saved model needs the dense one, too: against=...")
-    dense = open_model(against, tokenizer, options, surgery_follows=True)
-    return open_cut(model, dense, options)
 
 
 @leaves_models_alone
@@ -327,6 +229,45 @@ def evaluate(
             )
         )
     return results
+
+
+@leaves_models_alone
+def continue_texts(
+    model: ModelSource,
+    evaluated: Sequence[EvaluationResult],
+    *,
+    against: ModelSource,
+    continuations: int = CONTINUATIONS,
+    tokenizer: "Tokenizer | None" = None,
+    options: RunOptions | None = None,
+    revision: str | None = None,
+    progress: Progress | None = None,
+) -> WritingReport:
+    """What a model and a dense one write behind stretches of the texts that were evaluated.
+
+    Args:
+        model: a folder, a hub id, a ``.gguf`` file, or a model in memory.
+        evaluated: what `evaluate` returned of it.
+        against: the dense model, given in the same ways.
+        continuations: stretches that are continued, of all texts together.
+        tokenizer: for a model in memory.
+        options: how to do it.
+        revision: of a model on the hub.
+        progress: told of every step.
+
+    Raises:
+        GhostlayersError: bad input.
+    """
+    models = _open(model, against, tokenizer, options or RunOptions(), revision)
+    opened, dense = models
+    return write_and_measure(
+        opened.network,
+        dense.network,
+        opened.tokenizer,
+        [result.windows for result in evaluated if result.windows is not None],
+        continuations,
+        progress=progress,
+    )
 
 
 def _open(

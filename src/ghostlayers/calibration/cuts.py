@@ -14,10 +14,10 @@ from torch import Tensor
 from ghostlayers.calibration.passes import Pass, Runner
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import MicroBatch, Stream, check_finite, micro_batches
-from ghostlayers.model.taps import Tap
+from ghostlayers.model.taps import Tap, Taps
 from ghostlayers.repairs.base import Repair
 from ghostlayers.spans import Span
-from ghostlayers.statistics.losses import LossSums, Reference, sum_losses, token_losses
+from ghostlayers.statistics.losses import ROW, LossSums, Reference, sum_losses, token_losses
 from ghostlayers.statistics.race import Race, run_race
 from ghostlayers.surgery.features import act, caught, reader, tap_places
 from ghostlayers.surgery.folding import layer_weights
@@ -73,12 +73,13 @@ class Cut:
         return stream
 
     def walk(
-        self, batch: MicroBatch, stream: Stream, start: int = 0
+        self, batch: MicroBatch, stream: Stream, start: int = 0, watched: Taps = ()
     ) -> Iterator[tuple[int, Stream]]:
         """The stream at every boundary of the dense model, as this cut leaves it.
 
         A removed layer hands its input on, and a gap's repair acts at its end: boundary ``start``
         of a gap is the stream that the repair will receive, boundary ``stop`` what it makes of it.
+        What ``watched`` taps of every layer that runs can be read at the boundary behind it.
         """
         gaps = {layer: span for span in self.repairs for layer in span.layers}
         features: dict[str, Tensor] = {}
@@ -87,7 +88,7 @@ class Cut:
             span = gaps.get(layer)
             if span is None:
                 wanted = self._taps(gaps.get(layer + 1))
-                stream = self._layer(layer, batch, stream, wanted)
+                stream = self._layer(layer, batch, stream, (*wanted.values(), *watched))
                 features = caught(wanted, stream)
             elif layer == span.stop - 1:
                 with torch.no_grad():
@@ -100,12 +101,9 @@ class Cut:
         operator = None if span is None else self.repairs[span].operator
         return {} if operator is None else tap_places(self.model, operator.maps)
 
-    def _layer(
-        self, layer: int, batch: MicroBatch, stream: Stream, taps: Mapping[str, tuple[str, Tap]]
-    ) -> Stream:
-        stream = self.model.run_layer(
-            layer, batch, stream, weights=self.weights.get(layer), taps=tuple(taps.values())
-        )
+    def _layer(self, layer: int, batch: MicroBatch, stream: Stream, taps: Taps) -> Stream:
+        weights = self.weights.get(layer)
+        stream = self.model.run_layer(layer, batch, stream, weights=weights, taps=taps)
         check_finite(stream, layer)
         return stream
 
@@ -137,7 +135,7 @@ def measure_cuts(
     """
     model = runner.model
     ready = {name: Cut(model, repairs) for name, repairs in cuts.items()}
-    totals = LossRows([DENSE, *cuts], 4)
+    totals = LossRows([DENSE, *cuts], ROW)
     declared = loss_pass(
         model, len(windows), [cut.kept_layers for cut in ready.values()], divergence, title
     )

@@ -10,6 +10,7 @@ from ghostlayers.cli import options as o
 from ghostlayers.cli import screen
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import command
+from ghostlayers.cli.writing_screen import show_written
 from ghostlayers.compare import Comparison
 from ghostlayers.compare import compare as run_comparison
 from ghostlayers.compare.files import write_report
@@ -33,8 +34,8 @@ ASKED = (
     "layers output select repair preset presets yardstick overwrite data text_column separator "
     "sampling windows fit_windows search_windows held_out_windows race_windows sequence_length bos "
     "seed eval_data eval_separators eval_length max_windows tasks tasks_path trust_tasks limit "
-    "task_repair prompt speed types engine published cosine_axis keep_layers inputs token_weight "
-    "ridge absolute_ridge"
+    "task_repair prompt continuations speed types engine published cosine_axis keep_layers inputs "
+    "token_weight ridge absolute_ridge"
 )
 """Fields of the request and of the recipe that all models share, as help shows them."""
 
@@ -151,6 +152,7 @@ def show(results: Mapping[str, Any]) -> None:
     if measured.presets:
         show_methods(entries, dense)
         show_types(measured)
+        show_written(measured, entries)
         return
     columns = ("repair", "loss", "x Ghost", "KL", "added", "prefill", "saved as")
     for layers, select in sorted(cuts_of(entries)):
@@ -165,6 +167,7 @@ def show(results: Mapping[str, Any]) -> None:
             )
         )
     show_types(measured)
+    show_written(measured, entries)
     show_accuracies(measured)
     show_correlations(measured)
 

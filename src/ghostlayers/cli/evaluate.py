@@ -6,12 +6,13 @@ from typing import Annotated
 
 from ghostlayers import pipeline
 from ghostlayers.cli import options as o
-from ghostlayers.cli import screen, tasks_screen
+from ghostlayers.cli import screen, tasks_screen, writing_screen
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import shared_command, write_json
 from ghostlayers.errors import DistributedError, RecipeError
 from ghostlayers.evaluation import EvaluationResult, LoadedTasks, TaskReport, open_tasks
 from ghostlayers.evaluation.request import TaskRequest
+from ghostlayers.evaluation.written import CONTINUATIONS, WritingReport
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.preparation import open_model
 from ghostlayers.recipe import Recipe, RunOptions
@@ -52,6 +53,14 @@ class EvaluationRequest(TaskRequest):
     text_column: str | None = same_as(Recipe, "text_column")
     bos: BosPolicy = same_as(Recipe, "bos")
 
+    continuations: int = setting(
+        CONTINUATIONS,
+        "With --against, have both models continue so many stretches of the texts, and measure "
+        "what they write; 0 for none.",
+        _TEXT,
+        least=0,
+    )
+
     def __post_init__(self) -> None:
         if not self.data and not self.tasks:
             raise RecipeError(
@@ -67,7 +76,7 @@ def evaluate(
         EvaluationRequest,
         Fields(
             "data tasks tasks_path trust_tasks limit against sequence_length max_windows separator "
-            "text_column bos"
+            "text_column bos continuations"
         ),
     ],
     options: Annotated[
@@ -82,7 +91,8 @@ def evaluate(
 ) -> None:
     """Perplexity of any causal language model, and its divergence from a dense one.
 
-    With --tasks, its accuracy on tasks of lm-evaluation-harness.
+    With --against, what both write, too. With --tasks, its accuracy on tasks of
+    lm-evaluation-harness.
     """
     del overwrite  # see `claims`
     if request.tasks and launched():
@@ -93,10 +103,11 @@ def evaluate(
     screen.step(f"Loading {model} ...")
     opened = open_model(model, None, options, revision)
     dense = None if against is None else open_model(against, None, options)
-    results, report = [], TaskReport(())
+    results, report, written = [], TaskReport(()), None
     if request.data:
         results = _measure_losses(request, opened, dense, options)
         screen.show_evaluation(results)
+        written = _write(request, results, opened, dense, options)
     if tasks is not None:
         report = pipeline.evaluate_on_tasks(
             opened,
@@ -109,6 +120,7 @@ def evaluate(
         tasks_screen.show_tasks(report, model, against)
     if json_file is not None:
         content = {"results": [result.to_dict() for result in results], **report.to_dict()}
+        content |= {} if written is None else written.to_dict()
         write_json(json_file, {"model": model, "against": against, **content})
 
 
@@ -120,6 +132,28 @@ def _open_tasks(request: EvaluationRequest) -> LoadedTasks | None:
     tasks = open_tasks(request.tasks, tasks_path=folder, trust_tasks=request.trust_tasks)
     tasks_screen.warn_of_code(tasks)
     return tasks
+
+
+def _write(
+    request: EvaluationRequest,
+    results: list[EvaluationResult],
+    model: DenseModel,
+    dense: DenseModel | None,
+    options: RunOptions,
+) -> WritingReport | None:
+    """What both models write; None if that is not asked for, or there is nothing beside it."""
+    if dense is None or request.continuations == 0:
+        return None
+    report = pipeline.continue_texts(
+        model,
+        results,
+        against=dense,
+        continuations=request.continuations,
+        options=options,
+        progress=screen.Bars(),
+    )
+    writing_screen.show_writing(report)
+    return report
 
 
 def _measure_losses(

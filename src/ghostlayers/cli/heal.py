@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ghostlayers import pipeline
+from ghostlayers import heal_pipeline
 from ghostlayers.calibration import journal
 from ghostlayers.cli import heal_screen, screen
 from ghostlayers.cli import options as o
@@ -88,10 +88,10 @@ def heal(
     screen.step(f"Loading {against} and {checkpoint} ...")
     dense = open_model(against, None, options, surgery_follows=True)
     if plan:
-        screen.show_plan(pipeline.plan_healing(checkpoint, dense, recipe, options, output))
+        screen.show_plan(heal_pipeline.plan_healing(checkpoint, dense, recipe, options, output))
         return
     kept = kept_folder(output, restart=restart)
-    healed = pipeline.heal(
+    healed = heal_pipeline.heal(
         checkpoint,
         against=dense,
         recipe=recipe,

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from ghostlayers import pipeline
+from ghostlayers import heal_pipeline, pipeline
 from ghostlayers.calibration import journal
 from ghostlayers.checkpoint import readiness
 from ghostlayers.checkpoint.adapter import check_precision
@@ -109,7 +109,7 @@ def _heal(
 ) -> None:
     """Train what was pruned, and write it; if that gains nothing, as it was before."""
     kept = kept_folder(output.with_name(f"{output.name}-heal"), restart=restart)
-    healed = pipeline.heal(pruned, recipe=recipe, keep=kept, progress=screen.Bars())
+    healed = heal_pipeline.heal(pruned, recipe=recipe, keep=kept, progress=screen.Bars())
     heal_screen.show_healed(healed)
     if healed.better:
         heal_screen.save_healed(healed, output, save, overwrite=overwrite)

@@ -35,6 +35,7 @@ from ghostlayers.runtime.files import shown_name
 from ghostlayers.runtime.parallel import World
 from ghostlayers.runtime.progress import Advance
 from ghostlayers.runtime.shown import clean, one_line
+from ghostlayers.statistics.losses import DRAFTED, LossSums, tokens_a_verification
 from ghostlayers.surgery.features import basis_note
 
 out = Console(highlight=False, soft_wrap=False)
@@ -225,6 +226,8 @@ def show_evaluation(results: Sequence[EvaluationResult]) -> None:
     table(columns, rows)
     for result in results:
         say(dim(f"{result.corpus}: {protocol(result)}"))
+        if result.dense is not None:
+            say(dim(f"{result.corpus}: {as_draft(result.sums)}"))
         if result.calibration_overlap:
             warn(
                 f"{result.calibration_overlap} documents of {result.corpus} also served as "
@@ -242,6 +245,15 @@ def protocol(result: EvaluationResult) -> str:
     return (
         f"{which} windows of {result.sequence_length} tokens, not overlapping, "
         f"{'BOS before each' if result.bos else 'no BOS'}{seen}"
+    )
+
+
+def as_draft(sums: LossSums) -> str:
+    """What a divergence means for speculative decoding, in one line."""
+    tokens = tokens_a_verification(sums.acceptance)
+    return (
+        f"total variation {sums.total_variation:.3f}; as a draft of the dense model "
+        f"{sums.acceptance:.1%} of the tokens are kept, {tokens:.2f} a verification of {DRAFTED}"
     )
 
 

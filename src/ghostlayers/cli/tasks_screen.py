@@ -77,8 +77,10 @@ def protocol(results: Sequence[TaskResult]) -> str:
         for result in results
         if result.num_documents < result.available_documents
     ]
+    written = [result.task for result in results if result.measure != "acc"]
     return "; ".join(
         (
+            *([f"answers written, and matched exactly: {', '.join(written)}"] if written else []),
             f"examples before each question: {', '.join(shots)}" if shots else "zero-shot",
             f"the first documents only: {', '.join(some)}" if some else "all documents",
         )

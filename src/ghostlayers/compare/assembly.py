@@ -11,6 +11,7 @@ from ghostlayers.compare.choices import Choice
 from ghostlayers.compare.experiment import Experiment
 from ghostlayers.compare.tasks import differences, task_row
 from ghostlayers.compare.types import file_rows, refused_rows
+from ghostlayers.compare.writing import writing_rows
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.report.results import SCHEMA, read_results
 from ghostlayers.runtime.files import shown_name
@@ -23,6 +24,7 @@ MODEL_KEYS = (
     "worse_than_none",
     "gaps",
     "boundary_residual",
+    "gates",
     "fit_seconds",
 )
 """What a cut's part holds of a model beside its description."""
@@ -136,6 +138,8 @@ def assemble(
         "operators": [
             {**name, **row} for name, part in measured for row in part.get("operators", ())
         ],
+        "prefixes": list(dense["prefixes"]),
+        "writing": list(writing_rows(measured)),
         "tasks": [task_row(name, row) for name, rows in answered for row in rows],
         "comparisons": list(differences(answered)),
         "skipped": [*skipped, *refused_rows(measured)],

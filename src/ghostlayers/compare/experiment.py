@@ -72,6 +72,11 @@ class Experiment:
         """The model and its calibration text; of presets, the first one's."""
         return next(iter(self.studies.values()))
 
+    @property
+    def writes(self) -> bool:
+        """Whether the models continue stretches of the texts."""
+        return self.request.continuations > 0 and len(self.texts) > 0
+
     @functools.cached_property
     def task_tokens(self) -> int:
         """About how many tokens a model reads to answer the tasks."""

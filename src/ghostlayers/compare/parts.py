@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ghostlayers.calibration import cuts
+from ghostlayers.calibration.gates import gate_shifts
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.compare import models
 from ghostlayers.compare.choices import Spans, cut_key, span_rows
 from ghostlayers.compare.experiment import Experiment
 from ghostlayers.compare.tasks import run_tasks
 from ghostlayers.compare.types import can_be_a_file
+from ghostlayers.compare.writing import cut_writing, dense_writing
 from ghostlayers.errors import InputError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe import Recipe
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DISTANCE_WINDOWS = 2
-"""Windows on which the stream's distance from the dense one is measured."""
+"""Windows on which the stream's distance from the dense one, and the gates', is measured."""
 
 WARNING_WINDOWS = 4
 """Held-out windows that tell whether a repair is worse than none."""
@@ -38,8 +40,10 @@ Fits = Mapping[str, Mapping[Span, Repair]]
 
 
 def dense_part(experiment: Experiment) -> Part:
-    """The untouched model: losses, speed, continuation, tasks, files."""
+    """The untouched model: losses, speed, continuations, tasks, files."""
     part = experiment.store.get("dense") or _measure_dense(experiment)
+    written = dense_writing(experiment)
+    part |= {"written": written.get("rows", []), "prefixes": written.get("prefixes", [])}
     if experiment.request.types:
         network = experiment.study.dense.network
         part["types"] = experiment.files.measure("dense", "dense", network)
@@ -125,6 +129,7 @@ def _repaired(experiment: Experiment, study: Study, fits: Fits, key: str) -> Par
     windows = study.held_out.first(DISTANCE_WINDOWS)
     if len(windows):
         distances = cuts.stream_distances(study.runner, windows, fits)
+    gates = gate_shifts(study.runner, windows, fits) if len(windows) else {}
     built = _models(experiment, fits, key)
     return {
         name: {
@@ -133,9 +138,11 @@ def _repaired(experiment: Experiment, study: Study, fits: Fits, key: str) -> Par
             "worse_than_none": _worse(held_out, name),
             "gaps": [models.describe_gap(span, repair) for span, repair in repairs.items()],
             "boundary_residual": [[b, v] for b, v in sorted(distances[name].items())],
+            "gates": [vars(shift) for shift in gates.get(name, ())],
             "operators": models.describe_operators(repairs),
             "tasks": built[name].pop("tasks"),
             "types": built[name].pop("types", {}),
+            "written": built[name].pop("written"),
             "model": built[name],
         }
         for name, repairs in fits.items()
@@ -172,7 +179,7 @@ def _worse(held_out: Mapping[str, float], name: str) -> bool:
 
 
 def _models(experiment: Experiment, fits: Fits, key: str) -> dict[str, Part]:
-    """Size, speed, continuation and tasks of every repaired model, built one at a time.
+    """Size, speed, continuations and tasks of every repaired model, built one at a time.
 
     Models whose repairs have the same shapes take the same time, so one of each is measured.
     """
@@ -186,6 +193,7 @@ def _models(experiment: Experiment, fits: Fits, key: str) -> dict[str, Part]:
             row = models.describe_model(model, dense.tokenizer, request, speeds.get(shape))
             speeds.setdefault(shape, {field: row[field] for field in models.SPEED_KEYS})
             row["checkpoint"] = models.checkpoint_kind(find_method(name), gaps)
+            row["written"] = cut_writing(experiment, key, name, model)
             row["tasks"] = _tasks(experiment, key, name, model)
             if request.types and can_be_a_file(name, row["checkpoint"]):
                 row["types"] = experiment.files.measure(key, name, model)

@@ -11,6 +11,7 @@ from ghostlayers.compare.choices import Jobs, Spans, cut_key, expected_jobs
 from ghostlayers.compare.experiment import Experiment
 from ghostlayers.compare.parts import WARNING_WINDOWS
 from ghostlayers.compare.request import EVERY
+from ghostlayers.evaluation.written import tokens_to_write
 from ghostlayers.plan.expected import Expected, expected_spans
 from ghostlayers.plan.probe import Speed
 from ghostlayers.plan.units import Plan, Predicted, prices
@@ -22,6 +23,12 @@ TIMED_SHARE = 0.4
 
 TOKENS_A_PASS = 20
 """New tokens of a continuation that take as long as a window's forward pass."""
+
+TOKEN_BY_TOKEN = 1.6
+"""Many texts written side by side a token at a time, in passes over as many tokens at once.
+
+Measured on SmolLM2-135M: 56 texts of 64 tokens behind 64, on one core.
+"""
 
 
 def plan_comparison(experiment: Experiment, speed: Speed) -> Plan:
@@ -42,12 +49,16 @@ def _plan_choices(experiment: Experiment, speed: Speed) -> Plan:
         ("Losses of every repair on every text", [_losses(experiment, *job) for job in jobs]),
         ("Speed and continuations", [_timing(experiment, *job) for job in jobs]),
     ]
+    if experiment.writes:
+        texts = [_writing(experiment, 0, 1)]
+        texts += [_writing(experiment, _removed(spans), len(names)) for spans, names in jobs]
+        lines.append(("What they write", texts))
     if experiment.tasks:
         answers = [_dense_answers(experiment)]
         lines.append(("Tasks", answers + [_answers(experiment, *job) for job in jobs]))
     if request.types:
         files = [_files(experiment, 0, 1)]
-        files += [_files(experiment, sum(map(len, spans)), len(names)) for spans, names in jobs]
+        files += [_files(experiment, _removed(spans), len(names)) for spans, names in jobs]
         lines.append(("GGUF files in llama.cpp", files))
     return Plan(tuple(here.together(title, passes) for title, passes in lines))
 
@@ -57,7 +68,8 @@ def _plan_presets(experiment: Experiment, speed: Speed) -> Plan:
     request = experiment.request
     here = prices(experiment.study.dense, speed, request.window_length)
     lines = (_preset_line(experiment, name, speed) for name in request.presets)
-    return Plan((here.of(_dense_pass(experiment)), *lines))
+    dense = [_dense_pass(experiment), _writing(experiment, 0, 1)]
+    return Plan((here.together(dense[0].title, dense), *lines))
 
 
 def _preset_line(experiment: Experiment, name: str, speed: Speed) -> Predicted:
@@ -72,12 +84,26 @@ def _preset_line(experiment: Experiment, name: str, speed: Speed) -> Predicted:
         share = _windows(experiment) * request.window_length / recipe.sequence_length
         behind = dense.num_layers - layers - spans[0].start
         passes.append(loss_pass(dense, share, [behind], True, name))
+        passes.append(_writing(experiment, layers, 1))
     return prices(dense, speed, recipe.sequence_length).together(name, passes)
 
 
 def _windows(experiment: Experiment) -> int:
     """Windows of all evaluation texts."""
     return sum(map(len, experiment.texts.values()))
+
+
+def _removed(spans: Spans) -> int:
+    return sum(map(len, spans))
+
+
+def _writing(experiment: Experiment, removed: int, models: int) -> Pass:
+    """Models without some layers write, and the dense one scores what they wrote."""
+    request, depth = experiment.request, experiment.study.dense.num_layers
+    tokens = tokens_to_write(request.continuations) if experiment.writes else 0
+    windows = models * tokens / request.window_length
+    layers = windows * (TOKEN_BY_TOKEN * (depth - removed) + depth)
+    return Pass("written", "What they write", windows, layers=layers, heads=2 * windows)
 
 
 def _answering(experiment: Experiment, depth: int, models: int) -> Pass:
@@ -115,7 +141,7 @@ def _dense_pass(experiment: Experiment) -> Pass:
 
 def _losses(experiment: Experiment, spans: Spans, names: Sequence[str]) -> Pass:
     """Every repair of a cut, and the bare cut on a few windows, on every text."""
-    behind = experiment.study.dense.num_layers - sum(map(len, spans)) - spans[0].start + 1
+    behind = experiment.study.dense.num_layers - _removed(spans) - spans[0].start + 1
     windows = _windows(experiment) + len(experiment.study.held_out.first(WARNING_WINDOWS))
     return loss_pass(experiment.study.dense, windows, [behind] * (len(names) + 1), True, "Losses")
 
@@ -126,7 +152,7 @@ def _timing(experiment: Experiment, spans: Spans, names: Sequence[str]) -> Pass:
     forwards = TIMED_PASSES * TIMED_SHARE if request.speed else 0.0
     forwards += request.new_tokens / TOKENS_A_PASS if request.prompt else 0.0
     forwards *= len(names)
-    depth = experiment.study.dense.num_layers - sum(map(len, spans))
+    depth = experiment.study.dense.num_layers - _removed(spans)
     return Pass("timing", "Timing and writing", forwards, layers=forwards * depth)
 
 
@@ -142,13 +168,13 @@ def _dense_answers(experiment: Experiment) -> Pass:
 
 
 def _answers(experiment: Experiment, spans: Spans, names: Sequence[str]) -> Pass:
-    depth = experiment.study.dense.num_layers - sum(map(len, spans))
+    depth = experiment.study.dense.num_layers - _removed(spans)
     return _answering(experiment, depth, sum(map(experiment.answers_tasks, names)))
 
 
 def _fits(experiment: Experiment, spans: Spans, names: Sequence[str]) -> list[Pass]:
     """One sweep gathers what most want; a repair with stages changes the stream, and sums alone."""
-    removed, select = sum(map(len, spans)), experiment.request.select[0]
+    removed, select = _removed(spans), experiment.request.select[0]
     bare = _expected(experiment, removed, select).fit(spans)
     shared = dataclasses.replace(bare, products=0.0, solutions=0.0)
     alone: list[Pass] = []
@@ -170,7 +196,8 @@ def say_estimate(experiment: Experiment, speed: Speed) -> None:
     """Predicted minutes, before anything is chosen."""
     request, depth = experiment.request, experiment.study.dense.num_layers
     jobs = expected_jobs(request, depth, experiment.repairs.names)
-    first = [*_choosing(experiment), _dense_pass(experiment), _dense_answers(experiment)]
+    dense = [_dense_pass(experiment), _writing(experiment, 0, 1), _dense_answers(experiment)]
+    first = [*_choosing(experiment), *dense]
     _say(experiment, speed, [*first, *_all_of(experiment, jobs)], "at most ")
 
 
@@ -184,6 +211,7 @@ def _all_of(experiment: Experiment, jobs: Jobs) -> Iterator[Pass]:
     for job in jobs:
         yield from _fits(experiment, *job)
         yield from (work(experiment, *job) for work in (_losses, _timing, _answers))
+        yield _writing(experiment, _removed(job[0]), len(job[1]))
 
 
 def _say(experiment: Experiment, speed: Speed, passes: Sequence[Pass], bound: str) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field, StringConstraints
 from ghostlayers.checkpoint.quantise import types_named
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.evaluation.request import TASKS, TaskRequest
+from ghostlayers.evaluation.written import CONTINUATIONS
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import ALL, REPAIR_REGISTRY, find_method
@@ -106,6 +107,13 @@ class Comparison:
     )
     prompt: str = setting(PROMPT, "Continued by every model; '' for none.", _TEXT, says="")
     new_tokens: Number = 24
+    continuations: Number = setting(
+        CONTINUATIONS // 2,
+        "Have every model continue so many stretches of the texts, and measure what it writes; 0 "
+        "for none.",
+        _TEXT,
+        least=0,
+    )
     speed: bool = setting(
         True, "Measure the time to read a prompt.", _TEXT, off="--no-speed", says="on"
     )

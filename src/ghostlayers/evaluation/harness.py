@@ -18,9 +18,10 @@ import lm_eval.utils
 import numpy as np
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
-from ghostlayers.errors import CorpusError, RecipeError, first_line, near_names
+from ghostlayers.errors import CorpusError, RecipeError, WindowError, first_line, near_names
 from ghostlayers.runtime.progress import Advance, Progress
 
 if TYPE_CHECKING:
@@ -64,6 +65,27 @@ class QuietModel(HFLM):
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
         del disable_tqdm
+        with self._answering(requests):
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        del disable_tqdm
+        for request in requests:
+            prompt, new = request.args[0], new_tokens_of(request)
+            if new >= self.max_length:
+                raise WindowError(
+                    f"task '{request.task_name}' lets a model write {new} tokens, but this one has "
+                    f"{self.max_length} positions; set max_gen_toks under generation_kwargs in the "
+                    "task's file, or take another task."
+                )
+            known = len(self.tok_encode(prompt))
+            self.truncated[request.task_name] += known > self.max_length - new
+        with self._answering(requests):
+            return super().generate_until(requests, disable_tqdm=True)
+
+    @contextlib.contextmanager
+    def _answering(self, requests: Any) -> Iterator[None]:
+        """Show how many requests are answered."""
         self._names = [request.task_name for request in requests]
         tasks = list(dict.fromkeys(self._names))
         title = f"Answering {', '.join(tasks) if len(tasks) <= NAMED else f'{len(tasks)} tasks'}"
@@ -72,7 +94,7 @@ class QuietModel(HFLM):
             self._progress.stage(title, len(requests)) as advance,
         ):
             self.set_cache_hook(_Counting(advance))
-            return super().loglikelihood(requests, disable_tqdm=True)
+            yield
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
         for name, (_, context, continuation) in zip(self._names, requests, strict=True):
@@ -89,6 +111,14 @@ class _Counting:
     def add_partial(self, kind: str, request: Any, result: Any) -> None:
         del kind, request, result
         self._advance()
+
+
+def new_tokens_of(request: Any) -> int:
+    """Tokens that a model may write to answer a request; 0 where it is to score an option."""
+    settings = request.args[1] if len(request.args) > 1 else None
+    if not isinstance(settings, dict):
+        return 0
+    return int(normalize_gen_kwargs(settings)["max_gen_toks"])
 
 
 def find_tasks(names: Sequence[str], folder: Path | None) -> TaskManager:
@@ -197,7 +227,10 @@ def count_tokens(
     *,
     trusted: bool,
 ) -> int:
-    """About how many tokens one model reads to answer tasks: the first documents stand for all."""
+    """About how many tokens one model computes to answer tasks: the first documents stand for all.
+
+    Of an answer that it writes as many are counted as it may write.
+    """
     total = 0.0
     with _seeded(seed), quiet(), fenced(trusted=trusted):
         _set_fewshot(tasks, seed)
@@ -205,9 +238,14 @@ def count_tokens(
             count = min(len(task.eval_docs), limit or len(task.eval_docs))
             looked_at = min(count, LOOKED_AT)
             task.build_all_requests(limit=looked_at, rank=0, world_size=1)
-            texts = ["".join(map(str, request.args[:2])) for request in task.instances]
-            total += sum(map(len, tokenizer(texts)["input_ids"])) * count / looked_at
+            texts = ["".join(_texts_of(request)) for request in task.instances]
+            known = sum(map(len, tokenizer(texts)["input_ids"]))
+            total += (known + sum(map(new_tokens_of, task.instances))) * count / looked_at
     return round(total)
+
+
+def _texts_of(request: Any) -> list[str]:
+    return [text for text in request.args[:2] if isinstance(text, str)]
 
 
 @contextlib.contextmanager

@@ -132,7 +132,7 @@ def measure_losses(
         np.save(ids, windows.input_ids.numpy().astype(np.int32))
         asked = {"file": file, "reference": reference, "ids": ids}
         found = run("losses", advance, **asked)["windows"]
-    return [LossSums(int(row[0]), row[1], row[2], int(row[3])) for row in found]
+    return [LossSums(int(row[0]), row[1], row[2], int(row[3]), row[4]) for row in found]
 
 
 def measure_speed(

@@ -175,9 +175,9 @@ class Engine:
 
 
 def losses(asked: dict[str, Any]) -> dict[str, Any]:
-    """Loss, divergence and agreement of every window, its logits made a few at a time.
+    """Loss, divergences and agreement of every window, its logits made a few at a time.
 
-    KL(p || q) of the reference's prediction p from the file's q, in nats.
+    KL(p || q) of the reference's prediction p from the file's q, in nats, and half of |p - q|.
     """
     ids = np.load(asked["ids"])
     length = ids.shape[1]
@@ -186,7 +186,7 @@ def losses(asked: dict[str, Any]) -> dict[str, Any]:
     dense = Engine(asked["reference"], **how) if asked["reference"] else None
     rows = []
     for window in ids:
-        sums = np.zeros(4)
+        sums = np.zeros(5)
         for engine in filter(None, (mine, dense)):
             engine.forget()
         for start in range(0, length - 1, POSITIONS):
@@ -197,19 +197,21 @@ def losses(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def chunk(mine: Engine, dense: Engine | None, window: Any, places: slice) -> Any:
-    """Tokens, loss, divergence and agreements of some positions of a window."""
+    """Tokens, loss, divergence, agreements and variation of some positions of a window."""
     targets = window[places.start + 1 : places.stop + 1]
     mine_read = mine.read(window[places], places.start, all_logits=True)
     total = log_sum(mine_read)
     loss = (total - mine_read[np.arange(len(targets)), targets]).sum()
     if dense is None:
-        return np.array([len(targets), loss, 0.0, len(targets)])
+        return np.array([len(targets), loss, 0.0, len(targets), 0.0])
     theirs = dense.read(window[places], places.start, all_logits=True)
     norm = log_sum(theirs)
     share = np.exp(theirs - norm[:, None].astype(np.float32))
     apart = (share * (theirs - mine_read)).sum(axis=1, dtype=np.float64) - norm + total
     agreements = (theirs.argmax(axis=1) == mine_read.argmax(axis=1)).sum()
-    return np.array([len(targets), loss, np.maximum(apart, 0.0).sum(), agreements])
+    gap = np.abs(share - np.exp(mine_read - total[:, None].astype(np.float32)))
+    variation = gap.sum(dtype=np.float64) / 2
+    return np.array([len(targets), loss, np.maximum(apart, 0.0).sum(), agreements, variation])
 
 
 def log_sum(logits: Any) -> Any:

@@ -1,7 +1,7 @@
 """Perplexity of any causal language model, and its divergence from a dense one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +36,7 @@ class EvaluationResult:
         calibration_overlap: documents that also served as calibration; None if not known.
         dense: losses of the model that it was compared with, on the same predictions; None
             without one.
+        windows: what was evaluated.
     """
 
     corpus: str
@@ -47,6 +48,7 @@ class EvaluationResult:
     complete: bool = True
     calibration_overlap: int | None = None
     dense: LossSums | None = None
+    windows: Windows | None = field(default=None, repr=False, compare=False)
 
     @property
     def perplexity(self) -> float:
@@ -67,8 +69,7 @@ class EvaluationResult:
             "calibration_overlap": self.calibration_overlap,
         }
         if self.dense is not None:
-            result["kl_nats"] = self.sums.kl_nats
-            result["greedy_agreement"] = self.sums.agreement
+            result |= self.sums.divergences()
             result["dense_loss_nats"] = self.dense.loss_nats
             result["dense_perplexity"] = self.dense.perplexity
         return result
@@ -101,11 +102,11 @@ def evaluate_windows(
         InputError: the two models' vocabularies differ in size.
     """
     batch = max(
-        1, min(batch_size, LOGITS_AT_ONCE // (windows.sequence_length * _vocabulary(model)))
+        1, min(batch_size, LOGITS_AT_ONCE // (windows.sequence_length * vocabulary_of(model)))
     )
-    if against is not None and _vocabulary(model) != _vocabulary(against):
+    if against is not None and vocabulary_of(model) != vocabulary_of(against):
         raise InputError(
-            f"the models' vocabularies differ ({_vocabulary(model)} and {_vocabulary(against)} "
+            f"the models' vocabularies differ ({vocabulary_of(model)} and {vocabulary_of(against)} "
             "tokens): compare with the model that this one was made from."
         )
     sums = dense = LossSums()
@@ -127,6 +128,7 @@ def evaluate_windows(
         complete=complete,
         calibration_overlap=shared,
         dense=None if against is None else dense,
+        windows=windows,
     )
 
 
@@ -140,20 +142,21 @@ def _evaluate_batch(
     model: "PreTrainedModel", against: "PreTrainedModel | None", ids: Tensor
 ) -> tuple[LossSums, LossSums]:
     """Of the model, and of the one that it is compared with."""
-    logits = _predictions(model, ids)
+    logits = predictions(model, ids)
     targets = ids[:, 1:].flatten().to(logits.device)
     if against is None:
         return sum_losses(logits, targets), LossSums()
-    reference = _predictions(against, ids).to(logits.device)
+    reference = predictions(against, ids).to(logits.device)
     return sum_losses(logits, targets, reference), sum_losses(reference, targets)
 
 
 @torch.no_grad()
-def _predictions(model: "PreTrainedModel", ids: Tensor) -> Tensor:
+def predictions(model: "PreTrainedModel", ids: Tensor) -> Tensor:
     """Logits of every position but the last, windows joined, [predictions, vocabulary]."""
     logits: Tensor = model(input_ids=ids.to(input_device(model)), use_cache=False).logits
     return logits[:, :-1].flatten(0, 1)
 
 
-def _vocabulary(model: "PreTrainedModel") -> int:
+def vocabulary_of(model: "PreTrainedModel") -> int:
+    """Logits that a model gives for each token."""
     return int(model.config.get_text_config().vocab_size)

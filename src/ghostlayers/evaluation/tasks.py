@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MetricName = Literal["acc", "acc_norm"]
 METRICS: tuple[MetricName, ...] = ("acc", "acc_norm")
 
+RIGHT = ("acc", "exact_match")
+"""What tasks call the share of documents that are answered right: chosen, or written."""
+
 
 @dataclass(frozen=True)
 class Accuracy:
@@ -46,10 +49,12 @@ class TaskResult:
         available_documents: documents that the task has.
         num_fewshot: examples shown before each question.
         num_truncated: requests whose prompt lost its beginning to fit the model.
-        acc: share of documents whose right option is the most likely one.
+        acc: share of documents whose right option is the most likely one, or whose answer was
+            written as it is in the document.
         acc_norm: the same with log-likelihoods divided by the options' length in characters; None
             where the task does not measure it.
         documents: hashes that identify the documents, in order.
+        measure: what the task calls ``acc``: one of `RIGHT`.
     """
 
     task: str
@@ -61,6 +66,7 @@ class TaskResult:
     acc: Accuracy
     acc_norm: Accuracy | None
     documents: tuple[str, ...]
+    measure: str = RIGHT[0]
 
     @property
     def metrics(self) -> tuple[MetricName, ...]:
@@ -80,6 +86,7 @@ class TaskResult:
         result: dict[str, Any] = {
             "task": self.task,
             "version": self.version,
+            "measure": self.measure,
             "num_documents": self.num_documents,
             "available_documents": self.available_documents,
             "num_fewshot": self.num_fewshot,
@@ -215,10 +222,11 @@ def open_tasks(
 
 def _check_metric(name: str, task: Any) -> None:
     measured = sorted(task.aggregation())
-    if "acc" not in measured:
+    if not set(RIGHT) & set(measured):
         raise RecipeError(
-            f"task '{name}' measures {', '.join(measured) or 'nothing'}; only tasks that "
-            "measure acc (multiple choice, or a word to guess) can be compared here."
+            f"task '{name}' measures {', '.join(measured) or 'nothing'}; only tasks that measure "
+            "acc (multiple choice, or a word to guess) or exact_match (an answer to write) can be "
+            "compared here."
         )
 
 
@@ -287,9 +295,10 @@ def _result(task: str, outcome: dict[str, Any], truncated: int) -> TaskResult:
     reported = outcome["results"][task]
     accuracies = {
         metric: _accuracy(float(reported[f"{metric},{filter_name}"]), metric, samples)
-        for metric in METRICS
+        for metric in {*METRICS, *RIGHT}
         if f"{metric},{filter_name}" in reported
     }
+    measure = next(metric for metric in RIGHT if metric in accuracies)
     return TaskResult(
         task=task,
         version=str(outcome["versions"][task]),
@@ -297,9 +306,10 @@ def _result(task: str, outcome: dict[str, Any], truncated: int) -> TaskResult:
         available_documents=int(outcome["n-samples"][task]["original"]),
         num_fewshot=int(outcome["n-shot"][task] or 0),
         num_truncated=truncated,
-        acc=accuracies["acc"],
+        acc=accuracies[measure],
         acc_norm=accuracies.get("acc_norm"),
         documents=tuple(sample["doc_hash"][:16] for sample in samples),
+        measure=measure,
     )
 
 

@@ -30,7 +30,7 @@ def plan_heal(
     folder: Path | None = None,
     processes: int = 1,
 ) -> Plan:
-    """What `pipeline.heal` and saving its result will take.
+    """What `heal_pipeline.heal` and saving its result will take.
 
     Args:
         cut: the cut model.

@@ -74,6 +74,13 @@ def diagnose(overview: Overview) -> list[Part]:
             note="Squared distance between the repaired and the dense stream, relative to the "
             "dense one, at every boundary behind the cut. Colours are those of the legend above.",
         ),
+        Part(
+            "Gates behind the cut",
+            gate_panels(overview),
+            note="What goes into the activation of every MLP behind the cut, beside the dense "
+            "model's: how far the units' means have moved, in the dense units' standard deviations "
+            "(RMS over units), and which share of units gives less than 1% of a token's RMS.",
+        ),
     ]
 
 
@@ -282,3 +289,38 @@ def boundary_panels(overview: Overview) -> list[Panel]:
             )
             panels.append(Panel(f"{layers_removed(layers)}, {select}", picture))
     return panels
+
+
+def gate_panels(overview: Overview) -> list[Panel]:
+    """How far a cut moves the gates behind it, and how many units it silences: two panels a cut."""
+    panels = []
+    for cut in cuts_of(overview.entries):
+        rows = {r.repair: r.gates for r in overview.results.models if r.key.cut == cut and r.gates}
+        styles = {name: style for name, style in overview.styles.items() if name in rows}
+        shifts = [
+            line
+            for name, style in styles.items()
+            for line in _line(name, [(row.layer, row.mean_shift) for row in rows[name]], style)
+        ]
+        if shifts:
+            panels.append(_gate_panel(cut, "shift of means", "standard deviations (log)", shifts))
+        dead = [
+            line
+            for name, style in styles.items()
+            for line in _line(name, [(row.layer, _percent(row.dead)) for row in rows[name]], style)
+        ]
+        dense = [(row.layer, _percent(row.dense_dead)) for row in next(iter(rows.values()), ())]
+        dead += _line("dense", dense, overview.style("dense"))
+        if dead:
+            panels.append(_gate_panel(cut, "dead units", "% of units (log)", dead))
+    return panels
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _gate_panel(cut: tuple[int, str], what: str, unit: str, lines: Sequence[Series]) -> Panel:
+    title = f"{layers_removed(cut[0])}, {cut[1]}: {what}"
+    axes = Axis("layer of the original model", whole=True), Axis(unit, log=True)
+    return Panel(title, line_chart(lines, *axes, title))

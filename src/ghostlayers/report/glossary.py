@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ghostlayers.errors import RecipeError
 from ghostlayers.repairs import find_method
 from ghostlayers.selection.methods import find_selection
+from ghostlayers.statistics.losses import DRAFTED
 
 WORDS = {
     "boundary": "The residual stream between two layers; boundary b enters layer b.",
@@ -12,6 +13,11 @@ WORDS = {
     "of Ghost's": "A model's excess loss divided by Ghost's on the same cut; below 100% is "
     "better than Ghost.",
     "KL": "How far the predicted distribution is from the dense model's, in nats a token.",
+    "kept as a draft": "Share of tokens that the dense model keeps where this one drafts them in "
+    "speculative decoding: the mean overlap of both predictions.",
+    "tokens a verification": f"What a pass of the dense model gives behind {DRAFTED} drafted "
+    "tokens, if each is kept with that chance.",
+    "gate": "What goes into the activation of an MLP.",
     "stock checkpoint": "The repair lives in ordinary weights: any engine that runs the base "
     "model runs it. A custom one needs the code that travels with it.",
     "massive activation": "A token whose norm is more than 20 times the median there; no linear "

@@ -52,6 +52,7 @@ from ghostlayers.report.tables import (
 )
 from ghostlayers.report.types_chart import types_content
 from ghostlayers.report.words import NOTHING, decimal, percent, whole, winners
+from ghostlayers.report.writing import writing_content
 from ghostlayers.runtime.shown import clean
 
 Content = Mapping[str, Any]
@@ -354,11 +355,12 @@ SECTIONS: dict[str, tuple[str, Callable[[Overview], Content | None]]] = {
     "types": ("Cut or quantise", _types),
     "tasks": ("Tasks", _tasks),
     "continuations": ("The same prompt, continued", _continuations),
+    "writing": ("What they write", writing_content),
     "diagnostics": ("Diagnostics", _diagnostics),
     "protocol": ("How it was measured", _protocol),
     "glossary": ("Glossary", _glossary),
 }
 """In the order of the page; the template shows each by its name."""
 
-OF_METHODS = {"methods", "types", "continuations", "tasks", "protocol"}
+OF_METHODS = {"methods", "types", "continuations", "writing", "tasks", "protocol"}
 """What is shown where each method made its own choices."""

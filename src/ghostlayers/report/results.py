@@ -21,6 +21,7 @@ from ghostlayers.report.rows import (
     Row,
     Scores,
     TextLoss,
+    Writing,
 )
 from ghostlayers.runtime.documents import check, strict
 
@@ -170,6 +171,10 @@ class Results(Row, frozen=True):
     """By number of layers: scores of the spans."""
     operators: Array[Operator] = ()
     """A row a gap and repair whose operator is a matrix."""
+    prefixes: Array[str] = ()
+    """Stretches of the texts that every model continued."""
+    writing: Array[Writing] = ()
+    """A row a model and manner, where models continued them; the dense model first."""
     tasks: Array[Accuracy] = ()
     """A row a model and task."""
     comparisons: Array[Difference] = ()

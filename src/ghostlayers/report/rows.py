@@ -76,6 +76,12 @@ class TextLoss(CutModel, frozen=True):
     """Mean divergence of the dense model's prediction from this one's, nats a token."""
     greedy_agreement: float | None = None
     """Share of tokens whose likeliest successor is the dense model's, 0 to 1."""
+    total_variation: float | None = None
+    """Mean total variation distance of this prediction from the dense model's, 0 to 1."""
+    acceptance: float | None = None
+    """Share of tokens that the dense model keeps where this one drafts them, 0 to 1."""
+    tokens_a_verification: float | None = None
+    """Tokens that a pass of the dense model gives behind 4 drafted ones, by that share."""
 
 
 class Gap(Row, frozen=True):
@@ -95,6 +101,21 @@ class Gap(Row, frozen=True):
     """Damping that was chosen, where the repair chooses one."""
     scale: float | None = None
     """Factor on the whole stream, where the repair has one."""
+
+
+class Gates(Row, frozen=True):
+    """The MLP of one layer behind the cut beside the same layer of the dense model."""
+
+    layer: int
+    """Layer of the dense model."""
+    mean_shift: float | None = None
+    """Difference of the units' mean pre-activations in the dense ones' standard deviations, RMS."""
+    spread: float | None = None
+    """Standard deviation of the pre-activations as a share of the dense layer's."""
+    dead: float | None = None
+    """Share of units and tokens that give less than 1% of that token's RMS, 0 to 1."""
+    dense_dead: float | None = None
+    """That of the dense layer."""
 
 
 class MeasuredModel(CutModel, frozen=True):
@@ -124,6 +145,8 @@ class MeasuredModel(CutModel, frozen=True):
     """The fit of each gap."""
     boundary_residual: Array[Pair] = ()
     """Pairs of a boundary behind the cut and the relative squared distance to the dense stream."""
+    gates: Array[Gates] = ()
+    """What the cut shifts in the MLPs of the layers behind it."""
     fit_seconds: float | None = None
     """Time to fit all repairs of the cut, seconds."""
 
@@ -223,6 +246,31 @@ class Operator(CutModel, frozen=True):
     """Norm of M over that of the identity."""
 
 
+class Writing(CutModel, frozen=True):
+    """What one model wrote behind the stretches of text under ``prefixes``, in one manner."""
+
+    manner: str
+    """``greedy``, or ``sampled`` at temperature 1 behind every fourth of them, ten times each."""
+    num_continuations: int | None = None
+    """Texts."""
+    new_tokens: int | None = None
+    """Tokens of each."""
+    repeated_4grams: float | None = None
+    """Share of a text's 4-grams that stood in it before (seq-rep-4), mean, 0 to 1."""
+    loops: float | None = None
+    """Share of texts that end in at most 16 tokens said three times or more, 0 to 1."""
+    healthy_tokens: float | None = None
+    """Mean number of tokens before that loop; all of a text without one."""
+    dense_loss_nats: float | None = None
+    """The dense model's loss on what was written, nats a token."""
+    agreement_tokens: float | None = None
+    """Of greedy texts: mean number of tokens before the dense model's text differs."""
+    distinct: float | None = None
+    """Of sampled texts: mean number of different ones among the ten behind one stretch."""
+    texts: Array[str] = ()
+    """Greedy: one a stretch; sampled: the first of each."""
+
+
 class Accuracy(CutModel, frozen=True):
     """What one model answered of one task."""
 
@@ -287,5 +335,11 @@ class FileLoss(CutModel, frozen=True):
     """Mean divergence of the dense model's F16 file's prediction from this one's, nats a token."""
     greedy_agreement: float | None = None
     """Share of tokens whose likeliest successor is that file's, 0 to 1."""
+    total_variation: float | None = None
+    """Mean total variation distance of this prediction from that file's, 0 to 1."""
+    acceptance: float | None = None
+    """Share of tokens that that file keeps where this one drafts them, 0 to 1."""
+    tokens_a_verification: float | None = None
+    """Tokens that a pass of that file gives behind 4 drafted ones, by that share."""
     window_losses: Array[float | None] = ()
     """Loss of each window, nats a token."""

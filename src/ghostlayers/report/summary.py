@@ -29,6 +29,7 @@ class Entry:
             texts cannot be compared.
         kl: mean divergence from the dense model, on the same condition.
         agreement: mean share of tokens on which it predicts what the dense model predicts.
+        acceptance: mean share of tokens that the dense model would keep of its drafts.
         model: what was measured without a text: size, speed, checkpoint.
         excess: loss above the dense model's.
         of_ghost: excess as a share of Ghost's on the same cut.
@@ -45,6 +46,7 @@ class Entry:
     excess: float | None = None
     of_ghost: float | None = None
     of_none: float | None = None
+    acceptance: float | None = None
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -93,6 +95,7 @@ def _entry(
         loss=mean(row.loss_nats for row in rows),
         kl=mean(row.kl_nats for row in rows),
         agreement=mean(row.greedy_agreement for row in rows),
+        acceptance=mean(row.acceptance for row in rows),
         model=model or MeasuredModel(layers=key.layers, select=key.select, repair=key.repair),
     )
 

@@ -20,7 +20,9 @@ from ghostlayers.report.summary import (
 )
 from ghostlayers.report.types_table import file_grid, files_of, says
 from ghostlayers.report.words import NOTHING, decimal, percent, whole
+from ghostlayers.report.writing import said_of_writing, writing_grid, written_cuts
 from ghostlayers.runtime.shown import markdown, one_line
+from ghostlayers.statistics.losses import tokens_a_verification
 
 MODEL_COLUMNS = (
     *("num_parameters", "added_parameters", "prefill_ms", "prefill_spread_ms", "prefill_tokens"),
@@ -29,6 +31,7 @@ MODEL_COLUMNS = (
 CELL_COLUMNS = (
     *("layers", "select", "repair", "removed", "corpus"),
     *("num_tokens", "loss_nats", "perplexity", "kl_nats", "greedy_agreement"),
+    *("total_variation", "acceptance", "tokens_a_verification"),
 )
 
 ABOVE = "above dense"
@@ -40,6 +43,7 @@ def repair_grid(entries: Iterable[Entry], names: Sequence[str]) -> Grid:
     """A row a repair of one cut; ``names`` are the texts."""
     head = (
         *("repair", *names, "mean loss", ABOVE, OF_GHOST, "KL", "same next token"),
+        *("kept as a draft", "tokens a verification"),
         *("added parameters", "prefill ms", "KV bytes a token", "checkpoint"),
     )
     return head, [_repair_row(entry, names) for entry in entries]
@@ -56,11 +60,17 @@ def _repair_row(entry: Entry, names: Sequence[str]) -> tuple[str, ...]:
         percent(entry.of_ghost),
         decimal(entry.kl),
         percent(entry.agreement, 1),
+        percent(entry.acceptance, 1),
+        decimal(_tokens_a_verification(entry), 2),
         whole(model.added_parameters),
         NOTHING if model.prefill_ms is None else decimal(model.prefill_ms, 1) + spread,
         whole(model.kv_bytes_per_token),
         model.checkpoint or NOTHING,
     )
+
+
+def _tokens_a_verification(entry: Entry) -> float | None:
+    return None if entry.acceptance is None else tokens_a_verification(entry.acceptance)
 
 
 def method_grid(
@@ -118,7 +128,8 @@ def to_markdown(results: Results) -> str:
             rows = at_cut(entries, cut)
             blocks.append(f"## {markdown(cut_title(cut, rows))}")
             blocks.append(_piped(*repair_grid([*dense, *rows], names)))
-    return "\n\n".join([*blocks, *_types(results), *_tasks(results)]) + "\n"
+    more = (*_types(results), *_writing(results, entries), *_tasks(results))
+    return "\n\n".join([*blocks, *more]) + "\n"
 
 
 _OF_METHODS = (
@@ -136,6 +147,16 @@ def _types(results: Results) -> list[str]:
         return []
     table = _piped(*file_grid(results), words=2)
     return ["## Cut or quantise", *filter(None, [says(files_of(results))]), table]
+
+
+def _writing(results: Results, entries: Sequence[Entry]) -> list[str]:
+    """What models wrote, cut by cut; nothing where they did not."""
+    if not results.writing:
+        return []
+    blocks = ["## What they write", said_of_writing(results)]
+    for title, keys in written_cuts(results, entries):
+        blocks += [f"### {markdown(title)}", _piped(*writing_grid(results, keys))]
+    return blocks
 
 
 def _tasks(results: Results) -> list[str]:

@@ -12,6 +12,9 @@ from ghostlayers.errors import NonFiniteError
 POSITIONS_PER_BLOCK = 64
 """Positions turned into float32 log-probabilities at a time: bounds memory, not the result."""
 
+DRAFTED = 4
+"""Tokens that a draft model proposes before the dense model verifies them, gamma."""
+
 
 @dataclass(frozen=True)
 class LossSums:
@@ -22,39 +25,41 @@ class LossSums:
         loss: cross-entropy of the true next token, in nats.
         kl: KL(reference || model), in nats; 0 where there is no reference.
         agreements: predictions whose most likely token is the reference's.
+        variation: total variation distance of both distributions; 0 where there is no reference.
     """
 
     num_tokens: int = 0
     loss: float = 0.0
     kl: float = 0.0
     agreements: int = 0
+    variation: float = 0.0
 
     def __add__(self, other: "LossSums") -> "LossSums":
-        return LossSums(
-            self.num_tokens + other.num_tokens,
-            self.loss + other.loss,
-            self.kl + other.kl,
-            self.agreements + other.agreements,
-        )
+        return LossSums.of_row(self.row() + other.row())
 
-    def row(self) -> Float[Tensor, "4"]:
-        """The sums as numbers that are added up elsewhere."""
-        row = (self.num_tokens, self.loss, self.kl, self.agreements)
+    def row(self) -> Float[Tensor, "5"]:
+        """The sums as numbers that are added up elsewhere, as many as `ROW`."""
+        row = (self.num_tokens, self.loss, self.kl, self.agreements, self.variation)
         return torch.tensor(row, dtype=torch.float64)
 
     @classmethod
-    def of_row(cls, row: Float[Tensor, "4"]) -> "LossSums":
+    def of_row(cls, row: Float[Tensor, "5"]) -> "LossSums":
         """From what became of `row`."""
-        num_tokens, loss, kl, agreements = row.tolist()
-        return cls(int(num_tokens), loss, kl, int(agreements))
+        num_tokens, loss, kl, agreements, variation = row.tolist()
+        return cls(int(num_tokens), loss, kl, int(agreements), variation)
 
     def to_dict(self) -> dict[str, float]:
         """Means a token, and their number, as plain values."""
+        return {"num_tokens": self.num_tokens, "loss_nats": self.loss_nats, **self.divergences()}
+
+    def divergences(self) -> dict[str, float]:
+        """How far the predictions are from the reference's, as plain values."""
         return {
-            "num_tokens": self.num_tokens,
-            "loss_nats": self.loss_nats,
             "kl_nats": self.kl_nats,
             "greedy_agreement": self.agreement,
+            "total_variation": self.total_variation,
+            "acceptance": self.acceptance,
+            "tokens_a_verification": tokens_a_verification(self.acceptance),
         }
 
     @property
@@ -76,6 +81,37 @@ class LossSums:
     def agreement(self) -> float:
         """Share of predictions that agree with the reference's."""
         return self.agreements / max(self.num_tokens, 1)
+
+    @property
+    def total_variation(self) -> float:
+        """Mean of half of sum_v |p(v) - q(v)|, 0 to 1."""
+        return self.variation / max(self.num_tokens, 1)
+
+    @property
+    def acceptance(self) -> float:
+        """Chance that the reference keeps a token that the model has drafted.
+
+        E sum_v min(p(v), q(v)), which is 1 minus the total variation distance. Leviathan, Kalman,
+        Matias, Fast Inference from Transformers via Speculative Decoding, arXiv:2211.17192.
+        """
+        return 1.0 - self.total_variation
+
+
+ROW = len(LossSums().row())
+"""Numbers of `LossSums.row`."""
+
+
+def tokens_a_verification(acceptance: float, drafted: int = DRAFTED) -> float:
+    """Tokens that one pass of the reference gives, where a draft model proposes some before it.
+
+    (1 - a^(drafted + 1)) / (1 - a), if each token is kept with the same chance a, whatever became
+    of those before it (arXiv:2211.17192, eq. 1).
+
+    Args:
+        acceptance: a, 0 to 1.
+        drafted: tokens proposed at a time.
+    """
+    return sum(acceptance**kept for kept in range(drafted + 1))
 
 
 @dataclass(frozen=True)
@@ -172,4 +208,6 @@ def _sum_block(logits: Tensor, targets: Tensor, reference: Reference | None) -> 
     kl = float((cross - reference.entropies).double().sum().clamp_min(0.0))
     _check_finite(kl)
     agreements = int((reference.words == log_q.argmax(dim=1)).sum())
-    return LossSums(targets.shape[0], loss, kl, agreements)
+    apart = log_q.exp_().sub_(reference.probabilities).abs_().sum(dim=-1)
+    variation = float(apart.double().sum()) / 2
+    return LossSums(targets.shape[0], loss, kl, agreements, variation)
