@@ -121,16 +121,6 @@ def cut_gguf(
     return GgufCut(file, tuple(kept), header, encoded, network, dense.stored_dtype == torch.float32)
 
 
-def check_gguf_cut(dense: DenseModel, pruned: "PreTrainedModel", kept: Sequence[int]) -> None:
-    """Refuse a cut that no GGUF file could hold, before anything is computed for it.
-
-    Raises:
-        UnsupportedModelError: with the reason.
-    """
-    assert dense.base.file is not None
-    header_after(open_gguf(dense.base.file), dense.config, pruned.config, kept)
-
-
 def write_gguf_cut(
     cut: GgufCut,
     out: Path,

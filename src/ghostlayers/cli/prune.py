@@ -9,13 +9,13 @@ from ghostlayers.calibration import journal
 from ghostlayers.checkpoint import readiness
 from ghostlayers.checkpoint.adapter import check_precision
 from ghostlayers.checkpoint.gguf_saving import How
+from ghostlayers.checkpoint.output import Output
 from ghostlayers.cli import options as o
 from ghostlayers.cli import saved_screen, scores_screen, screen
-from ghostlayers.cli.gguf_output import GgufOutput
+from ghostlayers.cli.gguf_output import write_file
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import shared_command
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.plan.saving import Output
 from ghostlayers.preparation import open_model
 from ghostlayers.pruned import PrunedModel, checkpoint_bytes
 from ghostlayers.recipe import Recipe, RunOptions
@@ -48,31 +48,29 @@ def prune(
 ) -> None:
     """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
     options = dataclasses.replace(options, preset=recipe.preset)
-    leaves = Output(save, gguf is not None, output)
-    file = GgufOutput(output, gguf, pre_tokenizer, how, overwrite)
+    leaves = Output(save, gguf, output, how, pre_tokenizer, overwrite)
     whole = save == "checkpoint"
-    if not plan and not file.only:
+    if not plan and not leaves.is_file:
         check_output(output, overwrite=overwrite, needed_bytes=0)
-    file.check_asked(recipe, save)
-    if whole and not file.only and not plan and parallel.world().leads:
+    leaves.check_asked(recipe)
+    if whole and not leaves.is_file and not plan and parallel.world().leads:
         readiness.be_ready()
-    dense = _open(model, recipe, options, revision, exact=file.only)
-    file.check_base(dense, recipe)
+    dense = _open(model, recipe, options, revision, exact=leaves.is_file)
     if not whole:
         check_precision(dense, dense.stored_dtype)
     if plan:
         screen.show_plan(pipeline.plan(dense, recipe, options=options, output=leaves))
         return
-    if not file.only:
+    if not leaves.is_file:
         needed = checkpoint_bytes(dense, recipe) if whole else 0
         check_output(output, overwrite=overwrite, needed_bytes=needed)
     kept = _kept(output, restart=restart)
     pruned = _prune(dense, recipe, options, kept, leaves)
     # What is kept goes when all is written, so that a repetition has it until then.
     pruned = dataclasses.replace(pruned, kept_in=None)
-    if not file.only:
+    if not leaves.is_file:
         _save(pruned, output, save, overwrite=overwrite)
-    file.write(pruned, options)
+    write_file(pruned, leaves, options)
     journal.finish(kept)
 
 

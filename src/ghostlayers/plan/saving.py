@@ -1,42 +1,19 @@
 """What writing the result takes: a checkpoint or an adapter, and the proof that it loads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ghostlayers.calibration.passes import Pass
+from ghostlayers.checkpoint.output import Output
 from ghostlayers.model.anatomy import writers
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.plan.probe import hashing_seconds, writing_seconds
-from ghostlayers.recipe import Recipe, Save
+from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import RepairMethod
 from ghostlayers.spans import Span
 from ghostlayers.surgery.features import feature_widths
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a run leaves.
-
-    Attributes:
-        save: a whole checkpoint, or what distinguishes it from its base.
-        gguf: a GGUF file is made of the checkpoint, too.
-        folder: where; beside the files for a while if not given. A name that ends in ``.gguf`` is
-            that of one file.
-    """
-
-    save: Save = "checkpoint"
-    gguf: bool = False
-    folder: Path | None = None
-
-    @property
-    def is_file(self) -> bool:
-        """Whether nothing but a GGUF file is left."""
-        return self.folder is not None and self.folder.suffix == ".gguf"
-
 
 CHECKPOINT = Output()
 
@@ -71,12 +48,13 @@ def saving_passes(
         added = 0
     gone = sum(sizes[index] for span in spans for index in span.layers)
     size = (total - gone) * kind + added
-    if output.is_file and loaded.base.file is not None:
+    if output.copies(loaded):
+        assert loaded.base.file is not None
         size = int(loaded.base.file.stat().st_size * (1 - gone / total))
         return [_gguf(size, output, size)]
     kept = len(sizes) - sum(map(len, spans))
     written = [_checkpoint(size, kept if is_offloaded(model) else 0, output, started)]
-    if output.gguf or output.is_file:
+    if output.file is not None:
         written.append(_gguf(size, output, max(sizes) * kind))
     return written
 
