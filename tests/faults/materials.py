@@ -96,6 +96,7 @@ RESULTS = {
         *("--save", "adapter"),
     ],
     "model.gguf": ["export", "in/stock", "--pre-tokenizer", "gpt-2", "--gguf"],
+    "whole.gguf": ["export", "in/tied", "--pre-tokenizer", "gpt-2", "--gguf"],
     "compared": [
         *("compare", "in/tied", "-n", "1", "--select", "angular", "--repair", "none,ghost"),
         *("-d", "in/text.txt", "--eval-data", "in/text.txt", "--max-windows", "2"),
@@ -205,7 +206,8 @@ class Plan:
         label: what was done to the input.
         must: "refuse" where success is wrong, "succeed" where refusal is, "either".
         truth: a folder whose loss the result must agree with, as far as it has one.
-        drop: layers that the result lacks; then "out" is a model, and its loss is compared.
+        drop: layers that the result lacks; then it is a model, and its loss is compared.
+        made: the result.
         outputs: what may lie there afterwards.
         there: what lay beside the inputs before.
         limits: of memory and file sizes.
@@ -220,6 +222,7 @@ class Plan:
     must: str = "either"
     truth: str | None = None
     drop: list[int] = field(default_factory=list)
+    made: str = "out"
     outputs: tuple[str, ...] = OUTPUTS
     there: tuple[str, ...] = ()
     limits: dict[str, int] = field(default_factory=dict)

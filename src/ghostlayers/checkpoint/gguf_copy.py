@@ -150,8 +150,8 @@ def write_gguf_cut(
     writer = _Writer(cut, record, split)
     paths = writer.names(out)
     with holding(out, replace=overwrite):
-        if not overwrite and not continues(out):
-            for path in paths:
+        for path in paths:
+            if not overwrite and not continues(out, path):
                 check_new(path)
         with whole_files(out, paths) as drafts:
             written = writer.write(drafts, progress or Silent())
