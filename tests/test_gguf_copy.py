@@ -23,10 +23,11 @@ from ghostlayers.cli import app
 from ghostlayers.errors import GhostlayersError, ModelError, OutputError, RecipeError
 from ghostlayers.evaluation import evaluate_windows
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.model.gguf_file import open_gguf, part_name
+from ghostlayers.model.gguf_file import open_gguf
 from ghostlayers.model.gguf_header import header_after
 from ghostlayers.model.loading import load_model
 from ghostlayers.recipe import RunOptions
+from ghostlayers.runtime.places import part_name
 from ghostlayers.spans import Span, kept_layers
 from ghostlayers.surgery import removal
 from oracles import fitted, logits

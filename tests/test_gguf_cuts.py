@@ -171,6 +171,10 @@ def test_what_is_no_file_is_refused_before_a_folder_is_written(
     )
     with pytest.raises(UnsupportedModelError, match="no place for an operator"):
         pruned.save(tmp_path / "small.gguf")
-    with pytest.raises(OutputError, match="there is no folder"):
+    (tmp_path / "text").write_text("mine")
+    with pytest.raises(OutputError, match="cannot write"):
+        pruned.save(tmp_path / "text" / "small.gguf")
+    with pytest.raises(UnsupportedModelError, match="no place for an operator"):
         pruned.save(tmp_path / "none" / "small.gguf")
+    (tmp_path / "text").unlink()
     assert list(tmp_path.iterdir()) == []

@@ -7,12 +7,13 @@ from typing import Any, TypeVar
 
 from ghostlayers.calibration import journal
 from ghostlayers.checkpoint import adapter, gguf_saving, proof, saving
-from ghostlayers.checkpoint.packed import PackedBase
+from ghostlayers.checkpoint.packed import PackedBase, packed_base
 from ghostlayers.evaluation import LossSums
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import Repair
+from ghostlayers.runtime.locks import holding
 from ghostlayers.runtime.parallel import by_first
 from ghostlayers.runtime.places import check_apart
 from ghostlayers.runtime.progress import Progress
@@ -142,36 +143,35 @@ class PrunedModel:
             OutputError: the file exists, or cannot be written.
             VerificationError: what is read differs; nothing is left behind.
         """
-        model, how = text_view(self.model), gguf_saving.How(fallback, split)
-        if self.dense.base.file is None:
-            return self._once(
-                out,
-                lambda: gguf_saving.save_through_folder(
+        model, how, file = text_view(self.model), gguf_saving.How(fallback, split), Path(out)
+
+        def write() -> gguf_saving.SavedGguf:
+            with holding(file, replace=overwrite):
+                if self.dense.base.file is None:
+                    return gguf_saving.save_through_folder(
+                        model,
+                        self.tokenizer,
+                        file,
+                        how,
+                        self._write,
+                        pre_tokenizer=pre_tokenizer,
+                        options=options,
+                        overwrite=overwrite,
+                        progress=progress,
+                    )
+                return gguf_saving.save_gguf(
+                    self.dense,
                     model,
-                    self.tokenizer,
-                    Path(out),
+                    self.kept,
+                    self.record,
+                    file,
                     how,
-                    self._write,
-                    pre_tokenizer=pre_tokenizer,
-                    options=options,
+                    self.held_out,
                     overwrite=overwrite,
                     progress=progress,
-                ),
-            )
-        return self._once(
-            out,
-            lambda: gguf_saving.save_gguf(
-                self.dense,
-                model,
-                self.kept,
-                self.record,
-                Path(out),
-                how,
-                self.held_out,
-                overwrite=overwrite,
-                progress=progress,
-            ),
-        )
+                )
+
+        return self._once(file, write)
 
     def _write(
         self, out: Path, packed: PackedBase | None = None, *, overwrite: bool = False
@@ -197,16 +197,6 @@ class PrunedModel:
         if self.kept_in is not None:
             journal.finish(self.kept_in)
         return result
-
-
-def packed_base(dense: DenseModel, recipe: Recipe) -> PackedBase | None:
-    """The packed model that a result will copy weights of; None if it will be plain.
-
-    Raises:
-        UnsupportedModelError: its files name their layers in an unknown way.
-    """
-    base = PackedBase.of(dense) if recipe.quantized == "keep" else None
-    return base if base is None or base.file_path else None
 
 
 def checkpoint_bytes(dense: DenseModel, recipe: Recipe) -> int:

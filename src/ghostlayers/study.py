@@ -16,6 +16,7 @@ from ghostlayers.calibration.measuring import Repairs, candidates, measure
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.checkpoint.output import Output
+from ghostlayers.checkpoint.packed import packed_base
 from ghostlayers.checkpoint.record import make_record
 from ghostlayers.model import multimodal
 from ghostlayers.model.causal import check_causal
@@ -36,7 +37,7 @@ from ghostlayers.preparation import (
     read_calibration,
     read_evaluation,
 )
-from ghostlayers.pruned import PrunedModel, packed_base
+from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import REPAIR_REGISTRY, RepairMethod
 from ghostlayers.runtime.machine import versions

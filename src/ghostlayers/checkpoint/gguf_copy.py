@@ -35,7 +35,6 @@ from ghostlayers.model.gguf_file import (
     for_transformers,
     header_entries,
     open_gguf,
-    part_name,
 )
 from ghostlayers.model.gguf_header import header_after, scaled_queries
 from ghostlayers.model.loading import load_model
@@ -43,6 +42,7 @@ from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime.documents import to_json
 from ghostlayers.runtime.files import check_new, whole_files
 from ghostlayers.runtime.locks import continues, holding
+from ghostlayers.runtime.places import part_name
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.runtime.shown import shared
 from ghostlayers.surgery import removal

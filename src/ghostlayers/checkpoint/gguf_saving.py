@@ -10,14 +10,14 @@ from ghostlayers.checkpoint.gguf_encoding import fallback_named
 from ghostlayers.checkpoint.gguf_export import check_model, check_target, export_gguf
 from ghostlayers.checkpoint.proof import Verification, mode_of
 from ghostlayers.checkpoint.record import evidence_row
-from ghostlayers.errors import RecipeError, UnsupportedModelError
+from ghostlayers.errors import OutputError, RecipeError, UnsupportedModelError
 from ghostlayers.evaluation import evaluate_windows
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.gguf_families import check_facts
 from ghostlayers.model.multimodal import whole_of
 from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime import drafts
-from ghostlayers.runtime.locks import holding
+from ghostlayers.runtime.places import PART
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.runtime.settings import WHAT, documented, setting
 from ghostlayers.statistics.losses import LossSums
@@ -57,6 +57,21 @@ class How:
         fallback_named(self.fallback)
         if self.split is not None:
             split_size(self.split)
+
+    def check_copied(self, file: Path, out: Path) -> None:
+        """Refuse parts whose names may be those of the parts of the file that is copied.
+
+        Raises:
+            OutputError: with what to do.
+        """
+        named = PART.fullmatch(file.name)
+        if self.split is None or named is None or named["stem"] != out.stem:
+            return
+        if file.parent.resolve() == out.parent.resolve():
+            raise OutputError(
+                f"the parts of '{out}' would be named as those of the input, '{file.name}', are. "
+                "What is read is never written to; choose another name."
+            )
 
     def check_made_anew(self) -> None:
         """Refuse what is for files that are copied from a GGUF file.
@@ -122,6 +137,8 @@ def save_gguf(
         GhostlayersError: see `write_gguf_cut`.
     """
     how.check()
+    assert dense.base.file is not None
+    how.check_copied(dense.base.file, out)
     check_target(out, overwrite=overwrite)
     progress = progress or Silent()
     _check_stock(pruned, extra=pruned.config.num_hidden_layers - len(kept))
@@ -164,7 +181,7 @@ def save_through_folder(
     Args:
         pruned: as `removal.prune_layers` returns it.
         tokenizer: its own.
-        out: the file to make.
+        out: the file to make, whose lock is held.
         how: see `How`.
         write: makes a folder of the model, plain, and proves it.
         pre_tokenizer: llama.cpp's name for how the tokenizer splits text, where it is not known.
@@ -181,20 +198,19 @@ def save_through_folder(
     _check_stock(pruned)
     check_model(whole_of(pruned), tokenizer, pre_tokenizer)
     check_facts(pruned.config)
-    with holding(out, replace=overwrite):
-        folder = drafts.new_folder(out)
-        try:
-            verification = write(folder / "checkpoint")
-            export_gguf(
-                folder / "checkpoint",
-                out,
-                pre_tokenizer=pre_tokenizer,
-                options=options,
-                overwrite=overwrite,
-                progress=progress,
-            )
-        finally:
-            drafts.remove(folder)
+    folder = drafts.new_folder(out)
+    try:
+        verification = write(folder / "checkpoint")
+        export_gguf(
+            folder / "checkpoint",
+            out,
+            pre_tokenizer=pre_tokenizer,
+            options=options,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    finally:
+        drafts.remove(folder)
     return SavedGguf((out,), verification, {})
 
 

@@ -83,7 +83,10 @@ class Output:
         """
         if self.file is None:
             return
-        if not self.copies(dense):
+        if self.copies(dense):
+            assert dense.base.file is not None
+            self.how.check_copied(dense.base.file, self.file)
+        else:
             self.how.check_made_anew()
             check_model(whole_of(dense.network), dense.tokenizer, self.pre_tokenizer)
         if recipe.export == "stock-layer":  # the config that is written is another family's

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,10 +17,8 @@ from ghostlayers.errors import ModelError
 from ghostlayers.model.config_file import check_sizes
 from ghostlayers.runtime.documents import brief
 from ghostlayers.runtime.files import while_unchanged
+from ghostlayers.runtime.places import PART, parts_beside
 from ghostlayers.runtime.shown import one_line
-
-PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-"""How llama.cpp names the files that it splits a model into."""
 
 SPLIT = "split."
 """Entries of a header that speak of such files."""
@@ -92,23 +89,15 @@ def parts_of(path: Path) -> list[Path]:
     Raises:
         ModelError: some of them are missing.
     """
-    named = PART.fullmatch(path.name)
-    if named is None:
-        return [path]
-    count = int(named["count"])
-    parts = [path.with_name(part_name(named["stem"], 1 + i, count)) for i in range(count)]
+    parts = parts_beside(path)
     missing = [part.name for part in parts if not part.is_file()]
-    if missing or not parts:
+    if PART.fullmatch(path.name) and (missing or not parts):
         raise ModelError(
-            f"'{path}' is one of {count} files of a model, but {', '.join(missing[:5]) or 'none'} "
-            f"{'is' if len(missing) == 1 else 'are'} not beside it."
+            f"'{path}' is one of {len(parts)} files of a model, but "
+            f"{', '.join(missing[:5]) or 'none'} {'is' if len(missing) == 1 else 'are'} not beside "
+            "it."
         )
     return parts
-
-
-def part_name(stem: str, number: int, count: int) -> str:
-    """The name of one of several files, counted from 1."""
-    return f"{stem}-{number:05d}-of-{count:05d}.gguf"
 
 
 class GgufFile:

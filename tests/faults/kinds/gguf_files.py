@@ -266,7 +266,12 @@ def _mixed(path: Path, rng: Random) -> None:
     write(path, file)
 
 
-def _split(wrong: str) -> Damage:
+def in_parts(path: Path) -> None:
+    """A sound model in two files, in the place of its one."""
+    _split("", "parts")(path, Random(0))
+
+
+def _split(wrong: str, stem: str = "whole") -> Damage:
     """Two files of one model, something about which is wrong."""
 
     def damage(path: Path, rng: Random) -> None:
@@ -280,12 +285,12 @@ def _split(wrong: str) -> Damage:
                 ("split.tensors.count", 5, struct.pack("<i", count + (wrong == "tensors"))),
             ]
             entries = file.entries if number == 0 else file.entries[:1]
-            part = path.with_name(f"whole-0000{number + 1}-of-00002.gguf")
+            part = path.with_name(f"{stem}-0000{number + 1}-of-00002.gguf")
             write(part, File([*entries, *split], file.tensors[:1] if wrong == "twice" else tensors))
         if wrong == "missing":
             part.unlink()
         if wrong == "swapped":
-            first = part.with_name("whole-00001-of-00002.gguf")
+            first = part.with_name(f"{stem}-00001-of-00002.gguf")
             a, b = first.read_bytes(), part.read_bytes()
             first.write_bytes(b), part.write_bytes(a)
         path.unlink()
