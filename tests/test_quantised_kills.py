@@ -1,4 +1,4 @@
-"""Killed before any step on the disk, a cut GGUF file is there whole or not at all."""
+"""Killed before any step on the disk, what stays quantised is there whole or not at all."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from ghostlayers.checkpoint import gguf_copy
+import ghostlayers
+from conftest import make_tiny_llama
+from ghostlayers.checkpoint import gguf_copy, saving
 from ghostlayers.checkpoint.gguf_copy import GgufCut, cut_gguf, write_gguf_cut
 from ghostlayers.checkpoint.gguf_encoding import fallback_named
 from ghostlayers.checkpoint.proof import Verification
@@ -17,7 +19,8 @@ from ghostlayers.runtime.locks import holding
 from ghostlayers.spans import Span, kept_layers
 from ghostlayers.surgery import removal
 from kills import kills
-from test_gguf_copy import MIXED, made, opened
+from packers import pack_folder
+from test_gguf_copy import HOW, MIXED, made, opened
 
 SPLIT = 45_000
 """Bytes of a part: three of them."""
@@ -143,3 +146,44 @@ def test_parts_that_cannot_get_their_names_leave_the_old_ones(
             save(cut, out, SPLIT, overwrite=True)
     assert held(tmp_path) == old
     assert len(list(tmp_path.iterdir())) == len(old)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_packed_folder_is_there_whole_or_not_at_all(
+    byte_tokenizer: Any, some_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, place = tmp_path / "base", tmp_path / "place"
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 4}
+    make_tiny_llama(**sizes).half().save_pretrained(base)
+    byte_tokenizer.save_pretrained(base)
+    pack_folder(base, "gptq")
+    pruned = ghostlayers.prune(
+        str(base), data=some_text, remove="2", repair="refit:1", windows=2, fit_windows=2,
+        held_out_windows=1, sequence_length=64, options=HOW,
+    )  # fmt: skip
+    monkeypatch.setattr(saving, "verify_packed", lambda *_: Verification(True, 0.0, 0))
+    torch.set_num_threads(1)
+    out, count, published = place / "small", 0, 0
+
+    def write(request: str = "this") -> None:
+        with holding(out, request):
+            pruned.save(out)
+
+    def bits() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    emptied(place)
+    write()
+    whole = bits()
+    for _ in kills(lambda: emptied(place), write):
+        count += 1
+        if out.exists():
+            published += 1
+            assert bits() == whole
+            with pytest.raises(OutputError, match="exists already"):
+                write("another")
+        write()
+        assert bits() == whole
+        assert [path.name for path in place.iterdir()] == ["small"]
+    assert count > 12
+    assert published
