@@ -7,11 +7,11 @@ from pathlib import Path
 from ghostlayers.checkpoint.gguf_cuts import GgufCuts
 from ghostlayers.checkpoint.gguf_export import check_exportable, check_model, check_target
 from ghostlayers.checkpoint.gguf_saving import How
-from ghostlayers.errors import RecipeError
+from ghostlayers.errors import RecipeError, UnsupportedModelError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import whole_of
 from ghostlayers.recipe import Recipe, Save
-from ghostlayers.spans import Span, merge_layers
+from ghostlayers.spans import Span, format_layers, merge_layers, removed_layers
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Output:
         if removed is None:
             GgufCuts(dense, self.copies(dense)).check_choice(recipe)
         else:
-            self.check_cut(dense, recipe, merge_layers(removed))
+            GgufCuts(dense, self.copies(dense)).check(merge_layers(removed))
 
     def check_cut(self, dense: DenseModel, recipe: Recipe, spans: Sequence[Span]) -> None:
         """Refuse layers that have been chosen and whose cut no GGUF file could hold.
@@ -103,5 +103,13 @@ class Output:
         Raises:
             UnsupportedModelError: with the reason.
         """
-        if self.file is not None and recipe.export != "stock-layer":
+        if self.file is None or recipe.export == "stock-layer":
+            return
+        try:
             GgufCuts(dense, self.copies(dense)).check(spans)
+        except UnsupportedModelError as error:
+            layers = format_layers(removed_layers(spans))
+            raise UnsupportedModelError(
+                f"{error} Chosen were layers {layers}; take --select streamline, by which one run "
+                "goes, or name the layers with --remove."
+            ) from error
