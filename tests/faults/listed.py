@@ -439,7 +439,7 @@ def rows() -> list[Listed]:
 
 
 def _weights(add: Callable[..., None]) -> None:
-    for name in ("2^60 entries of an array", "arrays in arrays", "another type", "a token less"):
+    for name in ("2^60 entries of an array", "no epsilon", "another type", "a token less"):
         add("P1", f"a GGUF file: {name}", REFUSED, gguf(name))
     add("P1", "untied config, no head", REFUSED, config("refuse", tie_word_embeddings=False))
     add(

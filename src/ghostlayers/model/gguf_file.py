@@ -28,6 +28,13 @@ TOO_BAD = (
 )  # fmt: skip
 """What the reader raises on a damaged file."""
 
+NEEDED = {
+    "attn_q": ("attention.head_count",),
+    "norm": ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
+    "_exps": ("expert_used_count",),
+}
+"""Entries that llama.cpp asks for where there are such tensors; transformers makes them up."""
+
 LONGEST_ARRAY = 2**23
 """Entries of an array in a header: several times as many as the largest vocabulary has merges."""
 
@@ -149,6 +156,13 @@ class GgufFile:
                 f"{where} speaks of {brief(depth)} layers, but holds {len(held):,}: it is cut "
                 "short, or its header was changed. Get it again."
             )
+        for part, names in NEEDED.items():
+            some = next((name for name in self.sizes if part in name), None)
+            if some is not None and all(self.entry(name) is None for name in names):
+                raise ModelError(
+                    f"{where} holds '{some}', but its header does not name {' or '.join(names)}, "
+                    "without which nobody knows what to compute with it. Get it again."
+                )
         words = self.entry("vocab_size") or 1
         values = {"hidden_size": int(width), "vocab_size": int(words)}
         check_sizes(values, where, sum(self.sizes.values()))

@@ -139,6 +139,15 @@ def _drop_entry(path: Path, rng: Random) -> str:
     return gone[0]
 
 
+def _without(key: str) -> Damage:
+    def damage(path: Path, rng: Random) -> None:
+        file = read(path)
+        del file.entries[file.place(key)]
+        write(path, file)
+
+    return damage
+
+
 def _twice(path: Path, rng: Random) -> str:
     file = read(path)
     file.entries.append(rng.choice(file.entries))
@@ -347,6 +356,8 @@ WRONG: dict[str, Damage] = {
     "an alignment of 3": _added("general.alignment", 3),
     "a token less": _fewer_tokens,
     "an entry twice": _twice,
+    "no epsilon": _without("norm_rms_epsilon"),
+    "no number of heads": _without("head_count"),
     "a name twice": _tensor(lambda file, at, rng: file.tensors.append(file.tensors[at])),
     "a tensor is missing": _tensor(lambda file, at, rng: file.tensors.pop(at)),
     "a tensor too many": _tensor(
