@@ -29,6 +29,7 @@ TOO_BAD = (
 """What the reader raises on a damaged file."""
 
 NEEDED = {
+    "token_embd": ("context_length",),
     "attn_q": ("attention.head_count",),
     "norm": ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
     "_exps": ("expert_used_count",),

@@ -358,6 +358,7 @@ WRONG: dict[str, Damage] = {
     "an entry twice": _twice,
     "no epsilon": _without("norm_rms_epsilon"),
     "no number of heads": _without("head_count"),
+    "no length": _without("context_length"),
     "a name twice": _tensor(lambda file, at, rng: file.tensors.append(file.tensors[at])),
     "a tensor is missing": _tensor(lambda file, at, rng: file.tensors.pop(at)),
     "a tensor too many": _tensor(
