@@ -352,6 +352,8 @@ def test_several_files_are_read_and_written_as_one(byte_tokenizer: Any, tmp_path
     _, several = cut(dense, tmp_path / "several.gguf", "refit:1", (Span(2, 4),), How(split="1M"))
     assert several.paths == (tmp_path / "several.gguf",)  # all of it is smaller
     assert contents(several.paths[0]) == contents(one.paths[0])
+    with pytest.raises(OutputError, match="would be named as those of the input"):
+        cut(dense, tmp_path / "many.gguf", None, (Span(2, 4),), How(split="1M"))
     parts[1].unlink()
     with pytest.raises(ModelError, match=r"one of 3 files.*00002-of-00003.gguf is not beside it"):
         opened(parts[0])
