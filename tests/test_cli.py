@@ -938,6 +938,7 @@ def test_inspect_says_what_else_was_given(tmp_path):
     empty.touch()
     assert "cannot be read as a GGUF file" in call("inspect", empty).output.replace("\n", " ")
     assert "there is no folder" in call("inspect", tmp_path / "nothing").output
+    assert "there is no file" in call("inspect", tmp_path / "nothing.gguf").output
 
 
 def test_a_later_command_of_a_process_starts_its_own_clock(monkeypatch, capsys):

@@ -23,10 +23,11 @@ from ghostlayers.cli import app
 from ghostlayers.errors import GhostlayersError, ModelError, OutputError, RecipeError
 from ghostlayers.evaluation import evaluate_windows
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.model.gguf_file import open_gguf, part_name
+from ghostlayers.model.gguf_file import open_gguf
 from ghostlayers.model.gguf_header import header_after
 from ghostlayers.model.loading import load_model
 from ghostlayers.recipe import RunOptions
+from ghostlayers.runtime.places import part_name
 from ghostlayers.spans import Span, kept_layers
 from ghostlayers.surgery import removal
 from oracles import fitted, logits
@@ -351,6 +352,8 @@ def test_several_files_are_read_and_written_as_one(byte_tokenizer: Any, tmp_path
     _, several = cut(dense, tmp_path / "several.gguf", "refit:1", (Span(2, 4),), How(split="1M"))
     assert several.paths == (tmp_path / "several.gguf",)  # all of it is smaller
     assert contents(several.paths[0]) == contents(one.paths[0])
+    with pytest.raises(OutputError, match="would be named as those of the input"):
+        cut(dense, tmp_path / "many.gguf", None, (Span(2, 4),), How(split="1M"))
     parts[1].unlink()
     with pytest.raises(ModelError, match=r"one of 3 files.*00002-of-00003.gguf is not beside it"):
         opened(parts[0])

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import pickle
+import random
 import shutil
 import socket
 import sys
@@ -338,6 +339,19 @@ def test_the_gain_is_not_measured_where_it_does_not_matter(monkeypatch):
 
 def test_the_gain_of_float32_over_itself_is_about_one():
     assert 0.05 < half_precision_gain(torch.float32) < 20
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_gain_is_that_of_an_idle_machine(monkeypatch, seed):
+    """Two of three products take up to twenty times as long, as on a busy one."""
+    rng, now, cost = random.Random(seed), [0.0], {torch.float32: 1.0, torch.bfloat16: 0.25}
+
+    def product(left, right):
+        now[0] += cost[left.dtype] * (1 if rng.random() < 1 / 3 else rng.uniform(1, 20))
+
+    monkeypatch.setattr(computing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch.nn.functional, "linear", product)
+    assert half_precision_gain(torch.bfloat16) == pytest.approx(4.0, rel=0.05)
 
 
 def test_an_unknown_type_is_refused():

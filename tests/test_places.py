@@ -169,3 +169,15 @@ def test_a_lock_that_cannot_be_noted_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
     with locks.holding(tmp_path / "new/a"):  # nobody holds it
         pass
+
+
+def test_all_parts_of_a_split_model_are_its_input(tmp_path: Path) -> None:
+    first, second = (tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2))
+    for part in (first, second):
+        part.write_text("a part")
+    for name in (str(first), first, f"{second},{first}"):
+        with pytest.raises(OutputError, match="is the same as MODEL"):
+            check_apart({"MODEL": [name]}, {"-o": second})
+    check_apart({"MODEL": [str(first)]}, {"-o": tmp_path / "m.gguf"})
+    second.unlink()  # what is not there is told where the model is opened
+    check_apart({"MODEL": [str(first)]}, {"-o": second})

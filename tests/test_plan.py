@@ -14,13 +14,13 @@ from ghostlayers import pipeline
 from ghostlayers.calibration.fits import sums_bytes
 from ghostlayers.calibration.gradients import BACKWARD
 from ghostlayers.calibration.passes import Pass
+from ghostlayers.checkpoint.output import Output
 from ghostlayers.cli.app import app
 from ghostlayers.model import stream
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.plan import probe
 from ghostlayers.plan.expected import Expected, expected_spans, plan_prune
 from ghostlayers.plan.probe import Speed, layer_flops
-from ghostlayers.plan.saving import Output
 from ghostlayers.plan.units import Plan, Predicted, Prices
 from ghostlayers.recipe import Recipe
 from ghostlayers.spans import Span
@@ -237,7 +237,10 @@ def test_bytes_that_are_written(
 def test_a_gguf_file_is_planned_too(trained_llama: Any, byte_tokenizer: Any) -> None:
     choices = {**GIVEN, "remove": "3-5", "repair": "refit:3"}
     *_, saving, gguf = pipeline.plan(
-        trained_llama, tokenizer=byte_tokenizer, output=Output(gguf=True), **choices
+        trained_llama,
+        tokenizer=byte_tokenizer,
+        output=Output(gguf=Path("model.gguf"), pre_tokenizer="gpt-2"),
+        **choices,
     ).lines
     assert "GGUF" in gguf.name
     assert gguf.disk == saving.disk > 0

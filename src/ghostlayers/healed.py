@@ -43,7 +43,8 @@ class HealedModel:
         recipe: what was asked for.
         outcome: how training went.
         record: provenance, as it is written into the checkpoint.
-        kept_in: the folder of what the run keeps until the result is saved; see `heal_pipeline.heal`.
+        kept_in: the folder of what the run keeps until the result is saved; see
+            `heal_pipeline.heal`.
     """
 
     model: Any

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostlayers.checkpoint import records
+from ghostlayers.checkpoint.output import Output
 from ghostlayers.evaluation import (
     EvaluationResult,
     LoadedTasks,
@@ -20,7 +21,7 @@ from ghostlayers.model.causal import check_causal
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import leaves_models_alone
 from ghostlayers.plan.expected import seconds_since_start
-from ghostlayers.plan.saving import CHECKPOINT, Output
+from ghostlayers.plan.saving import CHECKPOINT
 from ghostlayers.plan.units import Plan
 from ghostlayers.preparation import (
     Documents,
@@ -62,8 +63,8 @@ def prune(
     the same call goes on from it after an interruption, and ends with the same bits;
     `PrunedModel.save` deletes it. ``show_text`` is told how the calibration text begins, and
     ``show_plan``, once all is checked and before anything is computed, what the run will take;
-    ``output`` says for that what will be made of the result: a checkpoint beside ``keep`` if it is
-    not given.
+    ``output`` says what will be made of the result, so that what could not be is refused early: a
+    checkpoint beside ``keep`` if it is not given.
 
     Returns:
         The pruned model with its evidence; `PrunedModel.save` writes it.
@@ -79,6 +80,7 @@ def prune(
         options=options,
         revision=revision,
         result_follows=True,
+        output=output,
         progress=progress,
         **choices,
     )
@@ -89,6 +91,8 @@ def prune(
         show_plan(study.plan(output or Output(folder=folder)))
     with study.keeping(keep) as keeping:
         cut = keeping.choose()
+        if output is not None:
+            output.check_cut(study.dense, study.recipe, cut.spans)
         (repairs,) = keeping.fit(cut).values()
         return keeping.build(cut, repairs)
 
@@ -116,6 +120,8 @@ def plan(
     options = dataclasses.replace(options or RunOptions(), preset=recipe.preset)
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
     check_result(dense, recipe)
+    if output is not None:
+        output.check_base(dense, recipe)
     return plan_run(dense, recipe, options, seconds_since_start(), output)
 
 

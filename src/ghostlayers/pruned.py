@@ -7,12 +7,13 @@ from typing import Any, TypeVar
 
 from ghostlayers.calibration import journal
 from ghostlayers.checkpoint import adapter, gguf_saving, proof, saving
-from ghostlayers.checkpoint.packed import PackedBase
+from ghostlayers.checkpoint.packed import PackedBase, packed_base
 from ghostlayers.evaluation import LossSums
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
-from ghostlayers.recipe import Recipe
+from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import Repair
+from ghostlayers.runtime.locks import holding
 from ghostlayers.runtime.parallel import by_first
 from ghostlayers.runtime.places import check_apart
 from ghostlayers.runtime.progress import Progress
@@ -83,20 +84,8 @@ class PrunedModel:
         """
         if Path(out).suffix == ".gguf":
             return self.save_gguf(out, overwrite=overwrite).verification
-        return self._once(
-            out,
-            lambda: saving.save_checkpoint(
-                Path(out),
-                text_view(self.model),
-                self.tokenizer,
-                self.record,
-                stored_dtype=self.dense.stored_dtype,
-                base_folder=self.dense.base.folder,
-                processor=self.dense.processor,
-                packed=packed_base(self.dense, self.recipe),
-                overwrite=overwrite,
-            ),
-        )
+        packed = packed_base(self.dense, self.recipe)
+        return self._once(out, lambda: self._write(Path(out), packed, overwrite=overwrite))
 
     def save_adapter(self, out: str | Path, *, overwrite: bool = False) -> proof.Verification:
         """Write only what distinguishes the model from its base: megabytes, see `adapter`.
@@ -126,40 +115,78 @@ class PrunedModel:
         *,
         fallback: str = "Q8_0",
         split: str | None = None,
+        pre_tokenizer: str | None = None,
+        options: RunOptions | None = None,
         overwrite: bool = False,
         progress: Progress | None = None,
     ) -> gguf_saving.SavedGguf:
-        """Write one GGUF file of a model that was read from one: quantised stays quantised.
+        """Write one GGUF file; of a model that was read from one, what is quantised stays so.
 
-        All that the cut leaves alone is copied, byte for byte; weights that the repair changed are
-        encoded anew in their own type, or in ``fallback`` where the `gguf` library has no encoder
-        for that. The model that is then read is measured again on the held-out windows.
+        Then all that the cut leaves alone is copied, byte for byte; weights that the repair changed
+        are encoded anew in their own type, or in ``fallback`` where the `gguf` library has no
+        encoder for that. The model that is then read is measured again on the held-out windows.
+        Of any other model a checkpoint is written beside the file for a while, and exported.
 
         Args:
             out: the file to make.
             fallback: a type such as ``Q8_0`` or ``F16``.
             split: start another file where one would exceed a size such as ``4G``.
+            pre_tokenizer: llama.cpp's name for how the tokenizer splits text, where the base is no
+                GGUF file and it is not known.
+            options: how much memory that checkpoint may take.
             overwrite: replace a file of that name.
             progress: told of every tensor.
 
         Raises:
-            UnsupportedModelError: the base is no GGUF file, or llama.cpp could not run the result.
+            UnsupportedModelError: llama.cpp could not run the result.
+            RecipeError: ``split``, and the base is no GGUF file.
             OutputError: the file exists, or cannot be written.
             VerificationError: what is read differs; nothing is left behind.
         """
-        return self._once(
+        model, how, file = text_view(self.model), gguf_saving.How(fallback, split), Path(out)
+
+        def write() -> gguf_saving.SavedGguf:
+            with holding(file, replace=overwrite):
+                if self.dense.base.file is None:
+                    return gguf_saving.save_through_folder(
+                        model,
+                        self.tokenizer,
+                        file,
+                        how,
+                        self._write,
+                        pre_tokenizer=pre_tokenizer,
+                        options=options,
+                        overwrite=overwrite,
+                        progress=progress,
+                    )
+                return gguf_saving.save_gguf(
+                    self.dense,
+                    model,
+                    self.kept,
+                    self.record,
+                    file,
+                    how,
+                    self.held_out,
+                    overwrite=overwrite,
+                    progress=progress,
+                )
+
+        return self._once(file, write)
+
+    def _write(
+        self, out: Path, packed: PackedBase | None = None, *, overwrite: bool = False
+    ) -> proof.Verification:
+        """Write a checkpoint, plain unless a packed base is given."""
+        return saving.save_checkpoint(
             out,
-            lambda: gguf_saving.save_gguf(
-                self.dense,
-                text_view(self.model),
-                self.kept,
-                self.record,
-                Path(out),
-                gguf_saving.How(fallback, split),
-                self.held_out,
-                overwrite=overwrite,
-                progress=progress,
-            ),
+            text_view(self.model),
+            self.tokenizer,
+            self.record,
+            stored_dtype=self.dense.stored_dtype,
+            base_folder=self.dense.base.folder,
+            processor=self.dense.processor,
+            packed=packed,
+            overwrite=overwrite,
         )
 
     def _once(self, out: str | Path, write: Callable[[], Result]) -> Result:
@@ -170,16 +197,6 @@ class PrunedModel:
         if self.kept_in is not None:
             journal.finish(self.kept_in)
         return result
-
-
-def packed_base(dense: DenseModel, recipe: Recipe) -> PackedBase | None:
-    """The packed model that a result will copy weights of; None if it will be plain.
-
-    Raises:
-        UnsupportedModelError: its files name their layers in an unknown way.
-    """
-    base = PackedBase.of(dense) if recipe.quantized == "keep" else None
-    return base if base is None or base.file_path else None
 
 
 def checkpoint_bytes(dense: DenseModel, recipe: Recipe) -> int:

@@ -15,6 +15,8 @@ from ghostlayers.calibration.fitting import fit_many
 from ghostlayers.calibration.measuring import Repairs, candidates, measure
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut
+from ghostlayers.checkpoint.output import Output
+from ghostlayers.checkpoint.packed import packed_base
 from ghostlayers.checkpoint.record import make_record
 from ghostlayers.healed import HealedModel, heal_cut
 from ghostlayers.healing.cut_model import CutModel
@@ -24,7 +26,7 @@ from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
 from ghostlayers.plan.expected import plan_prune, seconds_since_start
 from ghostlayers.plan.probe import probe_blindly
-from ghostlayers.plan.saving import CHECKPOINT, Output
+from ghostlayers.plan.saving import CHECKPOINT
 from ghostlayers.plan.units import Plan
 from ghostlayers.preparation import (
     Documents,
@@ -38,7 +40,7 @@ from ghostlayers.preparation import (
     read_calibration,
     read_evaluation,
 )
-from ghostlayers.pruned import PrunedModel, packed_base
+from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import HealingRecipe, Recipe, RunOptions
 from ghostlayers.repairs import REPAIR_REGISTRY, RepairMethod
 from ghostlayers.runtime.machine import versions
@@ -95,6 +97,7 @@ class Study:
         revision: str | None = None,
         surgery_follows: bool = True,
         result_follows: bool = False,
+        output: Output | None = None,
         progress: Progress | None = None,
         **choices: Any,
     ) -> "Study":
@@ -110,6 +113,7 @@ class Study:
             surgery_follows: layers will be removed, so the family must be one that can be cut.
             result_follows: the recipe will be carried out and its result saved, so that it must say
                 what goes, and the model must have a place for its repair.
+            output: what that result will be, where more than a checkpoint is to be made of it.
             progress: told of every pass.
             choices: fields of the recipe.
 
@@ -118,11 +122,20 @@ class Study:
         """
         recipe = make_recipe(recipe, choices)
         options = dataclasses.replace(options or RunOptions(), preset=recipe.preset)
-        dense = open_model(model, tokenizer, options, revision, surgery_follows=surgery_follows)
+        dense = open_model(
+            model,
+            tokenizer,
+            options,
+            revision,
+            surgery_follows=surgery_follows,
+            exact=output is not None and output.is_file,
+        )
         started, progress = seconds_since_start(), progress or Silent()
         if result_follows:
             check_result(dense, recipe)
             packed_base(dense, recipe)
+            if output is not None:
+                output.check_base(dense, recipe)
         else:
             check_model(dense, recipe, surgery_follows=surgery_follows)
         text = read_calibration(dense, recipe, data, progress=progress)

@@ -150,7 +150,7 @@ def _results(place: Place, plan: Plan, said: Said, truth: Truth) -> Verdict | No
         return Verdict("silent", f"{plan.label}: accepted, though: {wanted['refuse']}")
     found = _loss(place.root / "out.json")
     if plan.drop:
-        made = truth("out", [])
+        made = truth(plan.made, [])
         found = made.get("loss", math.nan)
     return None if found is None else _compare(found, wanted["loss"], plan)
 

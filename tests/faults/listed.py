@@ -20,7 +20,7 @@ from typing import Any
 from faults import materials
 from faults.campaign import Lane, make_templates
 from faults.judge import Verdict
-from faults.kinds import canaries, commands, configs, paths, weights
+from faults.kinds import canaries, commands, configs, gguf_files, paths, weights
 from faults.kinds.commands import TEXT
 from faults.kinds.interruptions import COMMANDS, _fresh, _polite
 from faults.kinds.machines import ODD
@@ -379,6 +379,17 @@ def _gguf_blocks(place: Place) -> Plan:
     return by_name("eval", "in/model.gguf")
 
 
+def gguf(name: str) -> Try:
+    """A GGUF file that is not what it says."""
+
+    def make(place: Place) -> Plan:
+        path = place.take("whole.gguf", "text.txt", "tied").with_name("whole.gguf")
+        gguf_files.WRONG[name](path, place.rng)
+        return by_name("eval", "in/whole.gguf")
+
+    return one(make, must="refuse")
+
+
 def _comparison(name: str) -> Try:
     def make(place: Place) -> Plan:
         place.take("compared", "tied", "text.txt").rename(place.root / "out")
@@ -428,6 +439,8 @@ def rows() -> list[Listed]:
 
 
 def _weights(add: Callable[..., None]) -> None:
+    for name in ("2^60 entries of an array", "no epsilon", "another type", "a token less"):
+        add("P1", f"a GGUF file: {name}", REFUSED, gguf(name))
     add("P1", "untied config, no head", REFUSED, config("refuse", tie_word_embeddings=False))
     add(
         "P1",

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from faults.zygote import OURS
+
 QUICK = ["--windows", "8", "--fit-windows", "4", "--held-out-windows", "2"]
 QUICK += ["--sequence-length", "32", "--device", "cpu"]
 """As little calibration as a repair of the tiny model needs."""
@@ -22,7 +24,13 @@ def make_all(folder: str) -> None:
     _make_in(Path(folder), make_byte_tokenizer, make_documents, make_tiny_llama)
 
 
+WIDE = {"seed": 4, "num_hidden_layers": 5, "hidden_size": 128, "intermediate_size": 256}
+"""Of a model whose file is split where every megabyte ends."""
+
+
 def _make_in(folder: Path, make_byte_tokenizer, make_documents, make_tiny_llama) -> None:
+    from packers import pack_folder
+
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = make_byte_tokenizer(bos=False)
     # Wide weights: what is wrong then shows in the loss, which of a usual random model is log 256.
@@ -31,6 +39,13 @@ def _make_in(folder: Path, make_byte_tokenizer, make_documents, make_tiny_llama)
         model = make_tiny_llama(**wide, **changes)
         model.save_pretrained(folder / name)
         _save_tokenizer(tokenizer, folder / name)
+    parts = make_tiny_llama(**WIDE)
+    parts.save_pretrained(folder / "wide")
+    _save_tokenizer(tokenizer, folder / "wide")
+    few = make_tiny_llama(**{**wide, "hidden_size": 64, "intermediate_size": 64}).half()
+    few.save_pretrained(folder / "packed")
+    _save_tokenizer(tokenizer, folder / "packed")
+    pack_folder(folder / "packed", "gptq")
     half = make_tiny_llama(**wide).bfloat16()
     half.save_pretrained(folder / "bfloat16")
     _save_tokenizer(tokenizer, folder / "bfloat16")
@@ -65,7 +80,8 @@ def _write_task(folder: Path) -> None:
     )
 
 
-OUTPUTS = ("out", "out.json", "out.png", "out.gguf")
+PARTS = tuple(f"out-{n:05d}-of-{of:05d}.gguf" for of in (2, 3, 4) for n in range(1, of + 1))
+OUTPUTS = ("out", "out.json", "out.png", "out.gguf", *PARTS)
 """What commands are told to make."""
 
 RESULTS = {
@@ -96,6 +112,8 @@ RESULTS = {
         *("--save", "adapter"),
     ],
     "model.gguf": ["export", "in/stock", "--pre-tokenizer", "gpt-2", "--gguf"],
+    "whole.gguf": ["export", "in/tied", "--pre-tokenizer", "gpt-2", "--gguf"],
+    "wide.gguf": ["export", "in/wide", "--pre-tokenizer", "gpt-2", "--gguf"],
     "compared": [
         *("compare", "in/tied", "-n", "1", "--select", "angular", "--repair", "none,ghost"),
         *("-d", "in/text.txt", "--eval-data", "in/text.txt", "--max-windows", "2"),
@@ -179,7 +197,7 @@ def left_behind(root: Path, allowed: Iterable[str]) -> list[str]:
     found += [
         f"tmp/{path.name}"
         for path in (root / "tmp").iterdir()
-        if not path.name.startswith("torchinductor_")  # torch's own cache
+        if not path.name.startswith(("torchinductor_", OURS))  # torch's own cache, and ours
         and not _is_probe(path)
     ]
     return sorted(name for name in found if not _is_lock(root / name))
@@ -205,7 +223,8 @@ class Plan:
         label: what was done to the input.
         must: "refuse" where success is wrong, "succeed" where refusal is, "either".
         truth: a folder whose loss the result must agree with, as far as it has one.
-        drop: layers that the result lacks; then "out" is a model, and its loss is compared.
+        drop: layers that the result lacks; then it is a model, and its loss is compared.
+        made: the result.
         outputs: what may lie there afterwards.
         there: what lay beside the inputs before.
         limits: of memory and file sizes.
@@ -220,6 +239,7 @@ class Plan:
     must: str = "either"
     truth: str | None = None
     drop: list[int] = field(default_factory=list)
+    made: str = "out"
     outputs: tuple[str, ...] = OUTPUTS
     there: tuple[str, ...] = ()
     limits: dict[str, int] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from faults.kinds import FAMILIES
 QUICK = {
     "weights": 14,
     "configs": 12,
+    "GGUF files": 10,
     "tokenizers": 4,
     "texts": 10,
     "records": 8,

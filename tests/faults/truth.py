@@ -16,14 +16,14 @@ def loss_of(folder: str, text: str, length: int, windows: int, drop: list[int]) 
     """Mean loss in nats over the first windows of a text, or why there is none.
 
     Args:
-        folder: of a model and its tokenizer.
+        folder: of a model and its tokenizer; or a GGUF file, a Llama's.
         text: a file.
         length: tokens of a window.
         windows: how many.
         drop: decoder layers left out.
     """
     try:
-        model = _load(Path(folder))
+        model = _load_gguf(Path(folder)) if folder.endswith(".gguf") else _load(Path(folder))
     except Exception as error:
         return {"refuse": f"{type(error).__name__}: {error}"[:300]}
     return _measure(model, folder, text, length, windows, drop)
@@ -57,6 +57,64 @@ def _load(folder: Path) -> Any:
     return model.eval()
 
 
+NAMES = {
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm", "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm", "output": "lm_head",
+}  # fmt: skip
+
+
+def _load_gguf(path: Path) -> Any:
+    """A Llama, weight by weight, with what llama.cpp asks for and what it takes for granted."""
+    import gguf
+    import torch
+    import transformers
+
+    parts = sorted(path.parent.glob("whole-*.gguf")) if "-of-" in path.name else [path]
+    readers = [gguf.GGUFReader(part) for part in parts]
+    said = {key: field.contents() for key, field in readers[0].fields.items()}
+    if said["general.architecture"] != "llama":
+        raise ValueError("another family")
+    said = {k.removeprefix("llama."): v for k, v in said.items() if k.startswith("llama.")}
+    tensors = [tensor for reader in readers for tensor in reader.tensors]
+    held = {t.name: torch.tensor(gguf.dequantize(t.data, t.tensor_type)) for t in tensors}
+    heads = said["attention.head_count"]
+    config = transformers.LlamaConfig(
+        vocab_size=held["token_embd.weight"].shape[0],
+        hidden_size=said["embedding_length"],
+        num_hidden_layers=said["block_count"],
+        intermediate_size=said["feed_forward_length"],
+        num_attention_heads=heads,
+        num_key_value_heads=said.get("attention.head_count_kv", heads),
+        head_dim=said.get("attention.key_length", said["embedding_length"] // heads),
+        rms_norm_eps=said["attention.layer_norm_rms_epsilon"],
+        rope_parameters={"rope_type": "default", "rope_theta": said.get("rope.freq_base", 1e4)},
+        max_position_embeddings=said["context_length"],
+        tie_word_embeddings="output.weight" not in held,
+    )
+    state = {}
+    for name, tensor in held.items():
+        stem, _, end = name.rpartition(".")
+        before, _, part = stem.rpartition(".")
+        count = {"attn_q": heads, "attn_k": config.num_key_value_heads}.get(part)
+        if count is not None:  # neighbouring rows in llama.cpp, halves here
+            tensor = (
+                tensor.view(count, -1, 2, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+            )
+        layer = before.replace("blk.", "model.layers.")
+        state[".".join(each for each in (layer, NAMES[part], end) if each)] = tensor
+    if config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model = transformers.LlamaForCausalLM._from_config(config, dtype=torch.float32)
+    model.load_state_dict(state, strict=True)
+    bad = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if bad:
+        raise ValueError(f"not finite: {bad[0]}")
+    return model.eval()
+
+
 def _files(folder: Path) -> list[Path]:
     """The one file, or those that the index names."""
     one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -78,7 +136,10 @@ def _measure(
         kept = [each for i, each in enumerate(model.model.layers) if i not in drop]
         model.model.layers = torch.nn.ModuleList(kept)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        where, name = Path(folder), {}
+        if where.suffix == ".gguf":
+            where, name = where.parent, {"gguf_file": where.name}
+        tokenizer = AutoTokenizer.from_pretrained(where, **name)
         content = Path(text).read_text(encoding="utf-8")
         ids = torch.tensor(tokenizer(content, verbose=False)["input_ids"])
         ids = ids[: windows * length].view(windows, length)

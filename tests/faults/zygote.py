@@ -30,6 +30,9 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 REMOVALS = {"os.remove", "os.rmdir"}
 """What a full disk allows."""
 
+OURS = "faults-said-"
+"""What the campaign itself leaves where a run is killed while it waits."""
+
 CHANGES = {"os.rename", "os.mkdir", "os.link", "os.symlink", *REMOVALS}
 """What the interpreter tells of before it changes a folder."""
 
@@ -98,7 +101,7 @@ class Started:
 
 def run_in(zygote: str, program: str, arguments: Sequence[str], environment: Mapping[str, str]):
     """`subprocess.run` of a Python program, in a fork of another zygote."""
-    with tempfile.TemporaryDirectory() as said:
+    with tempfile.TemporaryDirectory(prefix=OURS) as said:
         found = socket.socket(socket.AF_UNIX)
         found.connect(zygote)
         request = {"program": program, "argv": [*map(str, arguments)], "env": {**environment}}

@@ -35,7 +35,6 @@ from ghostlayers.model.gguf_file import (
     for_transformers,
     header_entries,
     open_gguf,
-    part_name,
 )
 from ghostlayers.model.gguf_header import header_after, scaled_queries
 from ghostlayers.model.loading import load_model
@@ -43,6 +42,7 @@ from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime.documents import to_json
 from ghostlayers.runtime.files import check_new, whole_files
 from ghostlayers.runtime.locks import continues, holding
+from ghostlayers.runtime.places import part_name
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.runtime.shown import shared
 from ghostlayers.surgery import removal
@@ -121,16 +121,6 @@ def cut_gguf(
     return GgufCut(file, tuple(kept), header, encoded, network, dense.stored_dtype == torch.float32)
 
 
-def check_gguf_cut(dense: DenseModel, pruned: "PreTrainedModel", kept: Sequence[int]) -> None:
-    """Refuse a cut that no GGUF file could hold, before anything is computed for it.
-
-    Raises:
-        UnsupportedModelError: with the reason.
-    """
-    assert dense.base.file is not None
-    header_after(open_gguf(dense.base.file), dense.config, pruned.config, kept)
-
-
 def write_gguf_cut(
     cut: GgufCut,
     out: Path,
@@ -160,8 +150,8 @@ def write_gguf_cut(
     writer = _Writer(cut, record, split)
     paths = writer.names(out)
     with holding(out, replace=overwrite):
-        if not overwrite and not continues(out):
-            for path in paths:
+        for path in paths:
+            if not overwrite and not continues(out, path):
                 check_new(path)
         with whole_files(out, paths) as drafts:
             written = writer.write(drafts, progress or Silent())

@@ -97,6 +97,21 @@ def encode(
     raise NonFiniteError("a changed weight holds numbers that are not finite.")
 
 
+def encoded_bytes(tensor: ReaderTensor, fallback: GGMLQuantizationType) -> int:
+    """Bytes of a tensor once its numbers were changed; see `encode`.
+
+    Args:
+        tensor: of the file.
+        fallback: the type where its own cannot be encoded.
+    """
+    own = tensor.tensor_type
+    kind = own if own.name in FALLBACKS else fallback
+    if int(tensor.shape[0]) % gguf.GGML_QUANT_SIZES[kind][0]:
+        kind = GGMLQuantizationType.F16
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    return int(tensor.n_elements) // block * size
+
+
 def fallback_named(name: str) -> GGMLQuantizationType:
     """The type of a name.
 

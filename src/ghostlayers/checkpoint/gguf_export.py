@@ -17,7 +17,12 @@ import torch
 from transformers import AutoConfig
 
 from ghostlayers.checkpoint.gguf_tensors import file_tensors
-from ghostlayers.checkpoint.gguf_tokenizer import add_tokenizer, read_tokenizer, splitting_name
+from ghostlayers.checkpoint.gguf_tokenizer import (
+    add_tokenizer,
+    check_tokenizer,
+    read_tokenizer,
+    splitting_name,
+)
 from ghostlayers.checkpoint.record import base_title
 from ghostlayers.checkpoint.records import inspect
 from ghostlayers.errors import (
@@ -154,16 +159,20 @@ def _config_of(folder: Path) -> Any:
         ) from error
 
 
-def check_model(config: Any, name: str, pre_tokenizer: str | None) -> None:
+def check_model(model: Any, tokenizer: Any, pre_tokenizer: str | None) -> None:
     """Refuse a model whose checkpoints are not written as GGUF, as far as it shows before the cut.
+
+    Args:
+        model: as a whole.
+        tokenizer: its own.
+        pre_tokenizer: llama.cpp's name for how that splits text; None where it must be known.
 
     Raises:
         UnsupportedModelError: its family or its tokenizer is not handled.
     """
-    check_gguf(config)
-    family_of(config)
-    if pre_tokenizer is None and (Path(name) / "tokenizer.json").is_file():
-        splitting_name(read_tokenizer(Path(name)))
+    check_gguf(model.config)
+    family_of(model.config)
+    check_tokenizer(tokenizer, pre_tokenizer)
 
 
 def _check(folder: Path, out: Path, *, overwrite: bool) -> None:

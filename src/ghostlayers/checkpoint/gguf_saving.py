@@ -1,32 +1,30 @@
 """A cut model as one GGUF file: of a GGUF file by copying, of any other base through a folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ghostlayers.checkpoint.gguf_copy import (
-    check_gguf_cut,
-    cut_gguf,
-    split_size,
-    write_gguf_cut,
-)
+from ghostlayers.checkpoint.gguf_copy import cut_gguf, split_size, write_gguf_cut
 from ghostlayers.checkpoint.gguf_encoding import fallback_named
+from ghostlayers.checkpoint.gguf_export import check_model, check_target, export_gguf
 from ghostlayers.checkpoint.proof import Verification, mode_of
 from ghostlayers.checkpoint.record import evidence_row
-from ghostlayers.errors import UnsupportedModelError
+from ghostlayers.errors import OutputError, RecipeError, UnsupportedModelError
 from ghostlayers.evaluation import evaluate_windows
-from ghostlayers.model import multimodal
 from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.gguf_families import check_facts
+from ghostlayers.model.multimodal import whole_of
+from ghostlayers.recipe import RunOptions
+from ghostlayers.runtime import drafts
+from ghostlayers.runtime.places import PART
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.runtime.settings import WHAT, documented, setting
-from ghostlayers.spans import kept_layers, merge_layers
 from ghostlayers.statistics.losses import LossSums
-from ghostlayers.surgery import removal
 from ghostlayers.text.tokens import Windows
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @documented
@@ -60,6 +58,33 @@ class How:
         if self.split is not None:
             split_size(self.split)
 
+    def check_copied(self, file: Path, out: Path) -> None:
+        """Refuse parts whose names may be those of the parts of the file that is copied.
+
+        Raises:
+            OutputError: with what to do.
+        """
+        named = PART.fullmatch(file.name)
+        if self.split is None or named is None or named["stem"] != out.stem:
+            return
+        if file.parent.resolve() == out.parent.resolve():
+            raise OutputError(
+                f"the parts of '{out}' would be named as those of the input, '{file.name}', are. "
+                "What is read is never written to; choose another name."
+            )
+
+    def check_made_anew(self) -> None:
+        """Refuse what is for files that are copied from a GGUF file.
+
+        Raises:
+            RecipeError: several files are asked for.
+        """
+        if self.split is not None:
+            raise RecipeError(
+                "--gguf-split is for files that are copied from a GGUF file; split this one by "
+                "llama.cpp's gguf-split."
+            )
+
 
 @dataclass(frozen=True)
 class SavedGguf:
@@ -81,34 +106,6 @@ class SavedGguf:
     def size(self) -> int:
         """Bytes of all files."""
         return sum(path.stat().st_size for path in self.paths)
-
-
-def check_gguf_base(dense: DenseModel, how: How) -> None:
-    """Refuse what no GGUF file can be made of by copying, before anything is computed.
-
-    Raises:
-        UnsupportedModelError: the model was not read from such a file.
-        RecipeError: the options cannot be read.
-    """
-    how.check()
-    if dense.base.file is None:
-        raise UnsupportedModelError(
-            f"'{dense.base.name}' was not read from a GGUF file, so there is none to copy from. "
-            "Save a folder, and make a GGUF file of it (ghostlayers export)."
-        )
-
-
-def check_named_cut(dense: DenseModel, removed: Sequence[int] | None) -> None:
-    """Refuse layers that are named to go and whose cut no GGUF file could hold.
-
-    Raises:
-        GhostlayersError: with the reason.
-    """
-    if removed is None:
-        return
-    spans = merge_layers(removed)
-    pruned = multimodal.text_view(removal.prune_layers(dense, spans))
-    check_gguf_cut(dense, pruned, kept_layers(spans, dense.num_layers))
 
 
 def save_gguf(
@@ -139,13 +136,12 @@ def save_gguf(
     Raises:
         GhostlayersError: see `write_gguf_cut`.
     """
-    check_gguf_base(dense, how)
+    how.check()
+    assert dense.base.file is not None
+    how.check_copied(dense.base.file, out)
+    check_target(out, overwrite=overwrite)
     progress = progress or Silent()
-    if mode_of(pruned) == "custom" or pruned.config.num_hidden_layers != len(kept):
-        raise UnsupportedModelError(
-            "a GGUF file has no place for an operator or a layer of its own between layers. Repair "
-            "with refit:3:ridge=auto, replaceme, magnitude or none, or save a folder."
-        )
+    _check_stock(pruned, extra=pruned.config.num_hidden_layers - len(kept))
     cut = cut_gguf(dense, pruned, kept, fallback_named(how.fallback))
     encoded = None
     if cut.lossy and held_out is not None and len(held_out):
@@ -166,3 +162,62 @@ def save_gguf(
         progress=progress,
     )
     return SavedGguf(tuple(paths), verification, cut.types, encoded)
+
+
+def save_through_folder(
+    pruned: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    out: Path,
+    how: How,
+    write: Callable[[Path], Verification],
+    *,
+    pre_tokenizer: str | None = None,
+    options: RunOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> SavedGguf:
+    """Write a cut model whose base is no GGUF file as one: first a checkpoint, then that as a file.
+
+    Args:
+        pruned: as `removal.prune_layers` returns it.
+        tokenizer: its own.
+        out: the file to make, whose lock is held.
+        how: see `How`.
+        write: makes a folder of the model, plain, and proves it.
+        pre_tokenizer: llama.cpp's name for how the tokenizer splits text, where it is not known.
+        options: how much memory reading that folder may take.
+        overwrite: replace a file of that name.
+        progress: told of every tensor.
+
+    Raises:
+        GhostlayersError: see `export_gguf`.
+    """
+    how.check()
+    how.check_made_anew()
+    check_target(out, overwrite=overwrite)
+    _check_stock(pruned)
+    check_model(whole_of(pruned), tokenizer, pre_tokenizer)
+    check_facts(pruned.config)
+    folder = drafts.new_folder(out)
+    try:
+        verification = write(folder / "checkpoint")
+        export_gguf(
+            folder / "checkpoint",
+            out,
+            pre_tokenizer=pre_tokenizer,
+            options=options,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    finally:
+        drafts.remove(folder)
+    return SavedGguf((out,), verification, {})
+
+
+def _check_stock(pruned: "PreTrainedModel", extra: int = 0) -> None:
+    """Refuse operators, and layers more than the base's header can tell of."""
+    if mode_of(pruned) == "custom" or extra:
+        raise UnsupportedModelError(
+            "a GGUF file has no place for an operator or a layer of its own between layers. Repair "
+            "with refit:3:ridge=auto, replaceme, magnitude or none, or save a folder."
+        )

@@ -59,11 +59,34 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
         kind = content["model"]["type"]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"'{path}' is damaged: {error!r}.") from error
+    _check_kind(kind)
+    return content
+
+
+def check_tokenizer(tokenizer: Any, pre_tokenizer: str | None) -> None:
+    """Refuse an open tokenizer whose `tokenizer.json` could not be written as GGUF.
+
+    Args:
+        tokenizer: as transformers opens it.
+        pre_tokenizer: llama.cpp's name for how it splits text; None where it must be known.
+
+    Raises:
+        UnsupportedModelError: its kind is not written here, or nobody knows how it splits text.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # what has none is told by the folder that is written
+        return
+    content = json.loads(backend.to_str())
+    _check_kind(content["model"]["type"])
+    if pre_tokenizer is None:
+        splitting_name(content)
+
+
+def _check_kind(kind: str) -> None:
     if kind != "BPE":
         raise UnsupportedModelError(
             f"a tokenizer of type {kind} is not written as GGUF here: expected BPE."
         )
-    return content
 
 
 def splitting_name(content: dict[str, Any]) -> str:

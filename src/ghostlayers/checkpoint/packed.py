@@ -6,7 +6,7 @@ What a repair changed or added is written plain, and the config says that it is 
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +31,9 @@ from ghostlayers.model.tensor_files import (
     weight_files,
     width,
 )
-from ghostlayers.model.tensor_writer import piece_in, write_pieces
+from ghostlayers.model.tensor_writer import ROOM_FOR_AN_ENTRY, piece_in, write_pieces
 from ghostlayers.model.weights import names_in_file, unprefixed
+from ghostlayers.recipe import Recipe
 
 SHARD = 5 * 10**9
 """Bytes of a file of weights, about."""
@@ -108,6 +109,40 @@ class PackedBase:
             f"the files of this model name its decoder layers otherwise than '{self.path}', so "
             "that their packed weights cannot be copied. Use --quantized expand."
         )
+
+    def bytes_after(self, kept: Sequence[int], changed: Collection[str], itemsize: int) -> int:
+        """Bytes of the files of a cut that is still to be made.
+
+        Args:
+            kept: the layers that stay.
+            changed: weights that it changes, by their names in memory.
+            itemsize: bytes of a number of those, which become plain.
+        """
+        state = self.network.state_dict(keep_vars=True)
+        plain = set(with_experts(changed, state))
+        experts = {found[0] for name in plain if (found := EXPERTS.match(name))}
+        move = Renaming(self.file_path, self.file_path, {old: new for new, old in enumerate(kept)})
+        parts = {each.name: name for name, ps in self.packed.items() for each in ps.values()}
+
+        def stays(name: str) -> bool:
+            weight = self.path + parts.get(name, name).removeprefix(self.file_path)
+            group = EXPERTS.match(weight)
+            is_plain = weight in plain or (group is not None and group[0] in experts)
+            return move(name) is not None and not is_plain
+
+        sizes = [held.bytes for name, held in self.held.items() if stays(name)]
+        sizes += [int(state[name].numel()) * itemsize for name in plain]
+        return sum(sizes) + len(sizes) * ROOM_FOR_AN_ENTRY
+
+
+def packed_base(dense: DenseModel, recipe: Recipe) -> PackedBase | None:
+    """The packed model that a result will copy weights of; None if it will be plain.
+
+    Raises:
+        UnsupportedModelError: its files name their layers in an unknown way.
+    """
+    base = PackedBase.of(dense) if recipe.quantized == "keep" else None
+    return base if base is None or base.file_path else None
 
 
 def layers_path(model: Any) -> str:

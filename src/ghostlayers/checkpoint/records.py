@@ -237,7 +237,7 @@ def _is_there(path: Path) -> bool:
 
 def _no_record(folder: Path) -> str:
     if not folder.exists():
-        return f"there is no folder '{folder}'."
+        return f"there is no {'file' if folder.suffix == '.gguf' else 'folder'} '{folder}'."
     return f"'{folder}' holds no {RECORD}: it was not made by Ghostlayers."
 
 

@@ -1,6 +1,7 @@
 """`ghostlayers prune`."""
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,21 +10,21 @@ from ghostlayers.calibration import journal
 from ghostlayers.checkpoint import readiness
 from ghostlayers.checkpoint.adapter import check_precision
 from ghostlayers.checkpoint.gguf_saving import How
+from ghostlayers.checkpoint.output import Output
 from ghostlayers.cli import heal_screen, saved_screen, scores_screen, screen
 from ghostlayers.cli import options as o
-from ghostlayers.cli.gguf_output import GgufOutput
+from ghostlayers.cli.gguf_output import write_file
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import shared_command
 from ghostlayers.errors import RecipeError
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.plan.saving import Output
 from ghostlayers.preparation import open_model
 from ghostlayers.pruned import PrunedModel, checkpoint_bytes
 from ghostlayers.recipe import HealingRecipe, Recipe, RunOptions
 from ghostlayers.recipe.healing import read_budget
 from ghostlayers.runtime import parallel
 from ghostlayers.runtime.outputs import check_output
-from ghostlayers.runtime.settings import WHAT
+from ghostlayers.runtime.settings import WHAT, setting
 
 ASKED = (
     "layers remove select iterative repair preset cosine_axis keep_layers refit overwrite data "
@@ -34,67 +35,66 @@ ASKED = (
 """Fields of the recipe, as help shows them."""
 
 
+@dataclass(frozen=True)
+class Making(How):
+    """How the result is made: a GGUF file's types and parts, and whether it is trained before."""
+
+    heal: str | None = setting(
+        None,
+        "Train the result before it is written, on the calibration text: 5min, 90s, or 400k "
+        "tokens. `ghostlayers heal` has all the choices.",
+        WHAT,
+        metavar="BUDGET",
+        says="no training",
+    )
+
+
 @shared_command
 def prune(
     model: o.Model,
     output: o.OutOrFile,
     recipe: Annotated[Recipe, Fields(ASKED, make=o.recipe_to, beside=("output",))],
     options: Annotated[RunOptions, Fields(f"{o.RUN} restart plan revision trust_remote_code")],
-    how: Annotated[How, Fields("fallback split")],
+    making: Annotated[Making, Fields("fallback split")],
     overwrite: o.Overwrite = False,
     save: o.SaveOption = "checkpoint",
     gguf: o.GgufOption = None,
     pre_tokenizer: o.PreTokenizer = None,
-    heal: Annotated[
-        str | None,
-        o.option(
-            "--heal",
-            metavar="BUDGET",
-            text="Train the result before it is written, on the calibration text: 5min, 90s, 400k "
-            "tokens. `ghostlayers heal` has all the choices. [default: no training]",
-            panel=WHAT,
-        ),
-    ] = None,
     restart: o.Restart = False,
     plan: o.PlanOnly = False,
     revision: o.Revision = None,
 ) -> None:
     """Remove layers, repair every gap, write a checkpoint, and prove that it reloads."""
     options = dataclasses.replace(options, preset=recipe.preset)
-    leaves = Output(save, gguf is not None, output)
-    file = GgufOutput(output, gguf, pre_tokenizer, how, overwrite)
+    how = How(making.fallback, making.split)
+    leaves = Output(save, gguf, output, how, pre_tokenizer, overwrite)
     whole = save == "checkpoint"
-    if not plan and not file.only:
+    if not plan and not leaves.is_file:
         check_output(output, overwrite=overwrite, needed_bytes=0)
-    file.check_asked(recipe, save)
-    if heal is not None:
-        healing_of(heal, recipe)
-        if file.only or gguf is not None:
-            raise RecipeError(
-                "--heal writes a folder, not a GGUF file: prune and heal into a folder with a "
-                "repair that folds (refit:3), then `ghostlayers export` it."
-            )
-    if whole and not file.only and not plan and parallel.world().leads:
+    leaves.check_asked(recipe)
+    if making.heal is not None:
+        _check_healing(making.heal, recipe, leaves)
+    if whole and not leaves.is_file and not plan and parallel.world().leads:
         readiness.be_ready()
-    dense = _open(model, recipe, options, revision, exact=file.only)
-    file.check_base(dense, recipe)
+    dense = _open(model, recipe, options, revision, exact=leaves.is_file)
     if not whole:
         check_precision(dense, dense.stored_dtype)
     if plan:
         screen.show_plan(pipeline.plan(dense, recipe, options=options, output=leaves))
         return
-    if not file.only:
+    if not leaves.is_file:
         needed = checkpoint_bytes(dense, recipe) if whole else 0
         check_output(output, overwrite=overwrite, needed_bytes=needed)
     kept = kept_folder(output, restart=restart)
     pruned = _prune(dense, recipe, options, kept, leaves)
     # What is kept goes when all is written, so that a repetition has it until then.
     pruned = dataclasses.replace(pruned, kept_in=None)
-    if heal is not None:
-        _heal(pruned, healing_of(heal, recipe), output, save, overwrite=overwrite, restart=restart)
-    elif not file.only:
+    if making.heal is not None:
+        healing = healing_of(making.heal, recipe)
+        _heal(pruned, healing, output, save, overwrite=overwrite, restart=restart)
+    elif not leaves.is_file:
         _save(pruned, output, save, overwrite=overwrite)
-    file.write(pruned, options)
+    write_file(pruned, leaves, options)
     journal.finish(kept)
 
 
@@ -117,6 +117,20 @@ def _heal(
         screen.warn("training gained nothing, so what is written is the model before it.")
         _save(pruned, output, save, overwrite=overwrite)
     journal.finish(kept)
+
+
+def _check_healing(budget: str, recipe: Recipe, leaves: Output) -> None:
+    """Refuse training that cannot be, before the model is opened.
+
+    Raises:
+        RecipeError: no budget, or the result is to be a GGUF file.
+    """
+    healing_of(budget, recipe)
+    if leaves.is_file or leaves.gguf is not None:
+        raise RecipeError(
+            "--heal writes a folder, not a GGUF file: prune and heal into a folder with a repair "
+            "that folds (refit:3), then `ghostlayers export` it."
+        )
 
 
 def healing_of(budget: str, recipe: Recipe) -> HealingRecipe:

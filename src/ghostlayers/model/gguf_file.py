@@ -2,12 +2,12 @@
 
 import contextlib
 import functools
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import gguf
+import numpy as np
 import torch
 from gguf import GGUFReader, GGUFValueType
 from gguf.gguf_reader import ReaderField, ReaderTensor
@@ -17,20 +17,53 @@ from ghostlayers.errors import ModelError
 from ghostlayers.model.config_file import check_sizes
 from ghostlayers.runtime.documents import brief
 from ghostlayers.runtime.files import while_unchanged
+from ghostlayers.runtime.places import PART, parts_beside
 from ghostlayers.runtime.shown import one_line
-
-PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-"""How llama.cpp names the files that it splits a model into."""
 
 SPLIT = "split."
 """Entries of a header that speak of such files."""
 
-TOO_BAD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError)
+TOO_BAD = (
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, OSError, RecursionError
+)  # fmt: skip
 """What the reader raises on a damaged file."""
+
+NEEDED = {
+    "token_embd": ("context_length",),
+    "attn_q": ("attention.head_count",),
+    "norm": ("attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"),
+    "_exps": ("expert_used_count",),
+}
+"""Entries that llama.cpp asks for where there are such tensors; transformers makes them up."""
+
+LONGEST_ARRAY = 2**23
+"""Entries of an array in a header: several times as many as the largest vocabulary has merges."""
 
 
 Value = tuple[Any, GGUFValueType, GGUFValueType | None]
 """A value of a header, its type, and the type of an array's entries."""
+
+
+class BoundedReader(GGUFReader):
+    """Reads no more than there is: the library takes what a header claims for granted.
+
+    It goes through 2^60 entries of an array one by one, an object each, even behind the file's end.
+    """
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+        found = super()._get(offset, dtype, count, override_order)
+        if len(found) != count:
+            raise ValueError(
+                f"it ends at byte {len(self.data):,}, before all that its header names"
+            )
+        return found
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type == GGUFValueType.ARRAY:
+            length = int(self._get(orig_offs + 4, np.uint64)[0])
+            if length > min(LONGEST_ARRAY, len(self.data)):
+                raise ValueError(f"its header names an array of {brief(length)} entries")
+        return super()._get_field_parts(orig_offs, raw_type)
 
 
 class GgufParts:
@@ -45,7 +78,7 @@ class GgufParts:
 
     def __init__(self, path: str | Path, mode: str = "r") -> None:
         self.paths = parts_of(Path(path))
-        self.readers = [GGUFReader(part, mode) for part in self.paths]  # type: ignore[arg-type]
+        self.readers = [BoundedReader(part, mode) for part in self.paths]  # type: ignore[arg-type]
         self.fields = self.readers[0].fields
         self.endianess = self.readers[0].endianess
         self.alignment = self.readers[0].alignment
@@ -64,23 +97,15 @@ def parts_of(path: Path) -> list[Path]:
     Raises:
         ModelError: some of them are missing.
     """
-    named = PART.fullmatch(path.name)
-    if named is None:
-        return [path]
-    count = int(named["count"])
-    parts = [path.with_name(part_name(named["stem"], 1 + i, count)) for i in range(count)]
+    parts = parts_beside(path)
     missing = [part.name for part in parts if not part.is_file()]
-    if missing or not parts:
+    if PART.fullmatch(path.name) and (missing or not parts):
         raise ModelError(
-            f"'{path}' is one of {count} files of a model, but {', '.join(missing[:5]) or 'none'} "
-            f"{'is' if len(missing) == 1 else 'are'} not beside it."
+            f"'{path}' is one of {len(parts)} files of a model, but "
+            f"{', '.join(missing[:5]) or 'none'} {'is' if len(missing) == 1 else 'are'} not beside "
+            "it."
         )
     return parts
-
-
-def part_name(stem: str, number: int, count: int) -> str:
-    """The name of one of several files, counted from 1."""
-    return f"{stem}-{number:05d}-of-{count:05d}.gguf"
 
 
 class GgufFile:
@@ -117,6 +142,9 @@ class GgufFile:
     def _check(self, where: str) -> None:
         """Refuse a header that speaks of another model than its tensors, before one is made."""
         self._check_parts(where)
+        for path, reader in zip(self.parts.paths, self.parts.readers, strict=True):
+            _check_layout(f"'{path}'", reader)
+        _check_tokens(where, self.parts)
         held = {name.split(".")[1] for name in self.sizes if name.startswith("blk.")}
         depth, width = self.entry("block_count"), self.entry("embedding_length")
         if not self.sizes or depth is None or width is None:
@@ -129,6 +157,13 @@ class GgufFile:
                 f"{where} speaks of {brief(depth)} layers, but holds {len(held):,}: it is cut "
                 "short, or its header was changed. Get it again."
             )
+        for part, names in NEEDED.items():
+            some = next((name for name in self.sizes if part in name), None)
+            if some is not None and all(self.entry(name) is None for name in names):
+                raise ModelError(
+                    f"{where} holds '{some}', but its header does not name {' or '.join(names)}, "
+                    "without which nobody knows what to compute with it. Get it again."
+                )
         words = self.entry("vocab_size") or 1
         values = {"hidden_size": int(width), "vocab_size": int(words)}
         check_sizes(values, where, sum(self.sizes.values()))
@@ -164,6 +199,39 @@ class GgufFile:
         """A tensor of float32 numbers; None where it is not there."""
         tensor = self.tensors.get(name)
         return None if tensor is None else torch.tensor(tensor.data).float()
+
+
+def _check_layout(where: str, reader: GGUFReader) -> None:
+    """Refuse tensors that do not lie one behind the other, as llama.cpp expects them.
+
+    One of another type or size than it was written in has other bytes than its own behind it.
+    """
+    end = int(reader.data_offset)
+    for tensor in reader.tensors:
+        if int(tensor.data_offset) != end:
+            raise ModelError(
+                f"{where}: '{tensor.name}' begins at byte {int(tensor.data_offset):,}, but the "
+                f"tensors before it end at {end:,}: types or sizes in its header were changed. "
+                "Get it again."
+            )
+        end += -(-int(tensor.n_bytes) // reader.alignment) * int(reader.alignment)
+    if len(reader.data) > end:
+        raise ModelError(
+            f"{where} holds {len(reader.data):,} bytes, but its header names {end:,}: it is not "
+            "what was written. Get it again."
+        )
+
+
+def _check_tokens(where: str, parts: GgufParts) -> None:
+    """Refuse lists of tokens of different lengths."""
+    lengths = {
+        name: len(field.data)
+        for name in ("tokens", "token_type", "scores")
+        if (field := parts.get_field(f"tokenizer.ggml.{name}")) is not None
+    }
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{count:,} in '{name}'" for name, count in lengths.items())
+        raise ModelError(f"{where} tells of different numbers of tokens: {said}. Get it again.")
 
 
 def header_entries(reader: GGUFReader | GgufParts) -> Iterator[tuple[str, Value]]:

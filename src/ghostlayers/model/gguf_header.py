@@ -50,8 +50,7 @@ def header_after(
     Raises:
         UnsupportedModelError: no header could say what the layers that stay are.
     """
-    _check_rules(file, kept)
-    _check_family(before, after)
+    check_kept(file, before, after, kept)
     depth = int(file.entry("block_count"))
     changed: dict[str, Value | None] = {}
     for key, (value, kind, inner) in header_entries(file.parts):
@@ -68,6 +67,16 @@ def header_after(
         elif name in LAST_LAYERS:
             changed[key] = (sum(index >= depth - value for index in kept), kind, None)
     return changed | _windows(file, after)
+
+
+def check_kept(file: GgufFile, before: Any, after: Any, kept: Sequence[int]) -> None:
+    """Refuse a cut that no header could tell of; the arguments are those of `header_after`.
+
+    Raises:
+        UnsupportedModelError: with the reason.
+    """
+    _check_rules(file, kept)
+    _check_family(before, after)
 
 
 def scaled_queries(config: Any) -> tuple[str, float]:

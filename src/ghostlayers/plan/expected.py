@@ -18,9 +18,10 @@ from ghostlayers.calibration.gradients import backward_pass
 from ghostlayers.calibration.measuring import without_pass
 from ghostlayers.calibration.passes import Pass
 from ghostlayers.calibration.scoring import NORMS, residual_pass, sweep_pass
+from ghostlayers.checkpoint.output import Output
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.plan.probe import Speed
-from ghostlayers.plan.saving import CHECKPOINT, Output, saving_passes
+from ghostlayers.plan.saving import CHECKPOINT, saving_passes
 from ghostlayers.plan.units import Plan, prices
 from ghostlayers.recipe import Recipe
 from ghostlayers.selection.births import NORM_WINDOWS

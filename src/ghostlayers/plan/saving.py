@@ -1,44 +1,27 @@
 """What writing the result takes: a checkpoint or an adapter, and the proof that it loads."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from ghostlayers.calibration.passes import Pass
+from ghostlayers.checkpoint.gguf_encoding import encoded_bytes, fallback_named
+from ghostlayers.checkpoint.output import Output
+from ghostlayers.checkpoint.packed import packed_base
 from ghostlayers.model.anatomy import writers
 from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.gguf_file import open_gguf
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.plan.probe import hashing_seconds, writing_seconds
-from ghostlayers.recipe import Recipe, Save
+from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import RepairMethod
-from ghostlayers.spans import Span
+from ghostlayers.spans import Span, kept_layers
 from ghostlayers.surgery.features import feature_widths
 
-
-@dataclass(frozen=True)
-class Output:
-    """What a run leaves.
-
-    Attributes:
-        save: a whole checkpoint, or what distinguishes it from its base.
-        gguf: a GGUF file is made of the checkpoint, too.
-        folder: where; beside the files for a while if not given. A name that ends in ``.gguf`` is
-            that of one file.
-    """
-
-    save: Save = "checkpoint"
-    gguf: bool = False
-    folder: Path | None = None
-
-    @property
-    def is_file(self) -> bool:
-        """Whether nothing but a GGUF file is left."""
-        return self.folder is not None and self.folder.suffix == ".gguf"
-
-
 CHECKPOINT = Output()
+
+Weight = tuple[int, str]
+"""Of a layer, by its number and its name in it."""
 
 
 def saving_passes(
@@ -62,23 +45,81 @@ def saving_passes(
     model, kind = loaded.network, loaded.stored_dtype.itemsize
     sizes = [_numbers(layer) for layer in find_decoder_layers(model)]
     total = sum(each.numel() for each in model.parameters())
-    added = _added(loaded, method, spans) * kind
+    offloaded, kept = is_offloaded(model), kept_layers(spans, len(sizes))
     if output.save == "adapter":
-        return [_adapter(total * kind, added, len(sizes) if is_offloaded(model) else 0, output)]
-    if recipe.export == "stock-layer":
-        added = len(spans) * max(sizes) * kind
-    elif method.form == "fold":
-        added = 0
-    gone = sum(sizes[index] for span in spans for index in span.layers)
-    size = (total - gone) * kind + added
-    if output.is_file and loaded.base.file is not None:
-        size = int(loaded.base.file.stat().st_size * (1 - gone / total))
+        added = _added(loaded, method, spans) * kind
+        return [_adapter(total * kind, added, len(sizes) if offloaded else 0, output)]
+    if output.copies(loaded):
+        size = _copied(loaded, _changed(loaded, method, spans), kept, output)
         return [_gguf(size, output, size)]
-    kept = len(sizes) - sum(map(len, spans))
-    written = [_checkpoint(size, kept if is_offloaded(model) else 0, output, started)]
-    if output.gguf or output.is_file:
-        written.append(_gguf(size, output, max(sizes) * kind))
+    added = _more(loaded, recipe, method, spans, max(sizes)) * kind
+    plain = (total - sum(sizes[index] for span in spans for index in span.layers)) * kind + added
+    base = None if output.is_file else packed_base(loaded, recipe)
+    size = plain
+    if base is not None:
+        changed = _changed(loaded, method, spans)
+        names = {f"{base.path}.{layer}.{name}" for layer, name in changed}
+        size = base.bytes_after(kept, names, kind) + added
+    brought = len(kept) if offloaded else 0
+    written = [_checkpoint(size, plain, brought, output, started)]
+    if output.file is not None:
+        written.append(_gguf(plain, output, max(sizes) * kind))
     return written
+
+
+def _more(
+    loaded: DenseModel, recipe: Recipe, method: RepairMethod, spans: Sequence[Span], layer: int
+) -> int:
+    """Numbers that a checkpoint holds beside those of the layers that stay."""
+    if recipe.export == "stock-layer":
+        return len(spans) * layer
+    return 0 if method.form == "fold" else _added(loaded, method, spans)
+
+
+def _changed(loaded: DenseModel, method: RepairMethod, spans: Sequence[Span]) -> set[Weight]:
+    """The weights of kept layers that a repair changes."""
+    anatomy, changed = loaded.anatomy, set[Weight]()
+    gone = {layer for span in spans for layer in span.layers}
+    folds = method.writes_weights and not (method.scales or method.form != "fold")
+    backs = [*(stage.back for stage in method.before), *([1] if folds else [])]
+    for layer in {span.start - back for span in spans for back in backs} - gone:
+        changed |= {(layer, name) for name in _writers(loaded, layer, anatomy.mlp_output)}
+    if method.scales:
+        paths = anatomy.post_norms or (anatomy.attention_output, anatomy.mlp_output)
+        behind = set(range(min(span.stop for span in spans), loaded.num_layers)) - gone
+        changed |= {
+            (layer, name)
+            for layer in behind
+            for path in paths
+            if path is not None
+            for name in _writers(loaded, layer, path)
+        }
+    return changed
+
+
+def _writers(loaded: DenseModel, layer: int, path: str) -> Iterable[str]:
+    if loaded.anatomy.experts and path == loaded.anatomy.mlp_output:
+        return writers(loaded.layer(layer), f"{path}.")
+    return (f"{path}.weight",)
+
+
+def _copied(
+    loaded: DenseModel, changed: Collection[Weight], kept: Sequence[int], output: Output
+) -> int:
+    """Bytes of a GGUF file that is copied from the model's own, its header included."""
+    assert loaded.base.file is not None
+    file = open_gguf(loaded.base.file)
+    fallback = fallback_named(output.how.fallback)
+    names = {loaded.anatomy.mlp_output: "ffn_down", loaded.anatomy.attention_output: "attn_output"}
+    anew = {
+        f"blk.{layer}.{names.get(name.removesuffix('.weight'))}.weight" for layer, name in changed
+    }
+    size = int(file.parts.readers[0].data_offset)
+    for name, tensor in file.tensors.items():
+        block = name.split(".")[1] if name.startswith("blk.") else str(kept[0])
+        if int(block) in kept:
+            size += encoded_bytes(tensor, fallback) if name in anew else int(tensor.n_bytes)
+    return size
 
 
 def _numbers(layer: Any) -> int:
@@ -104,13 +145,14 @@ def _added(model: DenseModel, method: RepairMethod, spans: Sequence[Span]) -> in
     )
 
 
-def _checkpoint(size: int, brought: int, output: Output, started: float) -> Pass:
+def _checkpoint(size: int, plain: int, brought: int, output: Output, started: float) -> Pass:
+    """What is written; ``plain`` are the bytes of the same, none of it packed."""
     return Pass(
         "saving",
         "Writing it, and loading it in a fresh process",
         copies=0,
         brought=2 * brought,
-        held=0 if brought else size,  # the fresh process holds it, while this one waits
+        held=0 if brought else plain,  # the fresh process holds it, while this one waits
         disk=size,
         fixed=started + writing_seconds(size, output.folder),
     )

@@ -58,6 +58,8 @@ def settle(path: Path) -> None:
     for draft in left:
         if draft.suffix == OLD and not os.path.lexists(path):
             draft.rename(path)
+        elif draft.is_dir():
+            put_parts_back(draft)
     for draft in left:
         remove(draft)
 
@@ -123,6 +125,16 @@ def put_back(old: Path, draft: Path, path: Path) -> None:
     else:
         path.rename(draft)
         old.rename(path)
+
+
+def put_parts_back(draft: Path) -> None:
+    """Give what was moved into a draft its names again, unless all new files have theirs."""
+    held = list(draft.iterdir())
+    if all(path.suffix == OLD for path in held):
+        return
+    for path in sorted(held):
+        if path.suffix == OLD:
+            path.replace(draft.with_name(path.name.removesuffix(OLD)))
 
 
 def _exchanged(one: Path, other: Path) -> bool:

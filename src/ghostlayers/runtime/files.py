@@ -93,6 +93,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_files(out: Path, paths: Sequence[Path]) -> Iterator[list[Path]]:
     """Drafts of files that belong together; the first one, which leads to the others, comes last.
 
+    Where they replace others, those are put back when a name cannot be given, or by the next run
+    that is at this output when this one is killed in between; and no reader ever finds the first of
+    the ones beside others of the other.
+
     Args:
         out: what they are made under, whose lock is held.
         paths: the files, beside it.
@@ -108,23 +112,47 @@ def whole_files(out: Path, paths: Sequence[Path]) -> Iterator[list[Path]]:
         folder = drafts.new_folder(out)
         try:
             yield [folder / path.name for path in paths]
-            for path in reversed(paths):
-                _publish(folder / path.name, path)
+            locks.note_parts(out, {path: folder / path.name for path in paths})
+            _publish_all(out, folder, paths)
         finally:
             drafts.remove(folder)
     except OSError as error:
         raise OutputError(f"cannot write '{out}': {error.strerror or error}.") from error
 
 
+def _publish_all(out: Path, folder: Path, paths: Sequence[Path]) -> None:
+    """Give drafts in a folder of ours their names beside it, or leave all as it was."""
+    made: list[Path] = []
+    for path in paths:
+        _check_still_new(out, path)
+    try:
+        for path in paths:
+            if os.path.lexists(path):
+                path.replace(folder / f"{path.name}{drafts.OLD}")
+        for path in reversed(paths):
+            _publish(folder / path.name, path)
+            made.append(path)
+    except BaseException:
+        for path in made:
+            path.replace(folder / path.name)
+        drafts.put_parts_back(folder)
+        raise
+
+
 def _publish(draft: Path, path: Path) -> None:
-    claim = locks.held(path)
-    if claim is not None and not claim.replace:  # somebody may have made it meanwhile
-        check_new(path)
+    _check_still_new(path, path)
     draft.chmod(path.stat().st_mode & 0o777 if path.is_file() else 0o666 & ~_umask())
     drafts.flush(draft)
     locks.note_made(path, draft)
     draft.replace(path)
     drafts.flush_name(path)
+
+
+def _check_still_new(out: Path, path: Path) -> None:
+    """Refuse to replace what somebody may have made meanwhile."""
+    claim = locks.held(out)
+    if claim is not None and not claim.replace and not locks.continues(out, path):
+        check_new(path)
 
 
 def _pour(draft: Path, path: Path) -> None:

@@ -13,7 +13,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,10 +75,17 @@ def held(path: Path) -> Claim | None:
     return _HELD.get(_key(path))
 
 
-def continues(path: Path) -> bool:
-    """Whether what is there was made by an interrupted run of the command that is under way."""
+def continues(path: Path, part: Path | None = None) -> bool:
+    """Whether what is there was made by an interrupted run of the command that is under way.
+
+    Args:
+        path: the output.
+        part: of several files that it is made of, the one that is asked about.
+    """
     claim = held(path)
-    return claim is not None and claim.continues
+    if claim is None or not claim.continues:
+        return False
+    return part is None or _is_made(claim.left or {}, part)
 
 
 @contextlib.contextmanager
@@ -114,6 +121,33 @@ def note_made(path: Path, draft: Path) -> None:
     if claim is not None:
         claim.note["made"] = identity(draft)
         claim.write()
+
+
+def note_parts(path: Path, parts: Mapping[Path, Path]) -> None:
+    """Note that drafts are about to get the names of the files that an output is made of.
+
+    Args:
+        path: the output, which this process holds.
+        parts: drafts by the names to come, beside the output.
+    """
+    claim = held(path)
+    if claim is not None:
+        claim.note["parts"] = {part.name: identity(draft) for part, draft in parts.items()}
+        claim.write()
+
+
+def _is_made(note: Mapping[str, Any], path: Path) -> bool:
+    """Whether a run, by its note, has made what is there under a name; a part's, too."""
+    parts = note.get("parts")
+    made = [note.get("made"), parts.get(path.name) if isinstance(parts, dict) else None]
+    return identity(path) in [each for each in made if each]
+
+
+def _is_begun(note: Mapping[str, Any], path: Path) -> bool:
+    """Whether a run has made an output, or any part of it."""
+    parts = note.get("parts")
+    names = [Path(name).name for name in parts] if isinstance(parts, dict) else []
+    return any(_is_made(note, each) for each in (path, *map(path.with_name, filter(None, names))))
 
 
 def identity(path: Path) -> list[int] | None:
@@ -168,12 +202,11 @@ def _take(path: Path, request: str | None, *, replace: bool) -> Claim:
 
 def _let_go(claim: Claim, *, ended: bool) -> None:
     """Remove the lock's file, unless what was made may have to be made again."""
-    if not ended and "made" not in claim.note and claim.left is not None:
+    if not ended and not claim.note.keys() & {"made", "parts"} and claim.left is not None:
         claim.note, claim.left = {**claim.left}, None
         with contextlib.suppress(OSError):
             claim.write()
-    made = claim.note.get("made")
-    stays = not ended and claim.note["request"] and made and made == identity(claim.path)
+    stays = not ended and claim.note["request"] and _is_begun(claim.note, claim.path)
     _leave(claim.lock, claim.parents, stays=bool(stays))
 
 
@@ -211,7 +244,7 @@ def _left(path: Path, file: Path) -> dict[str, Any] | None:
     """The note of the last run that had made what is there now and then did not end well."""
     note = _read(file)
     for former in (note, note.get("left")):
-        if isinstance(former, dict) and former.get("made") and former["made"] == identity(path):
+        if isinstance(former, dict) and _is_begun(former, path):
             return {name: value for name, value in former.items() if name != "left"}
     return None
 

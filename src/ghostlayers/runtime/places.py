@@ -5,6 +5,7 @@ import glob
 import itertools
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,9 @@ from pathlib import Path
 from ghostlayers.errors import OutputError
 from ghostlayers.runtime.files import at_home, exists
 from ghostlayers.runtime.outputs import RECORD
+
+PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+"""How llama.cpp names the files that it splits a model into."""
 
 FILES_LOOKED_AT = 20_000
 """Of an input folder: a model has dozens, and no search of a disk shall begin here."""
@@ -115,8 +119,31 @@ def base_of(adapter: str | Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def part_name(stem: str, number: int, count: int) -> str:
+    """The name of one of several files that a model is split into, counted from 1."""
+    return f"{stem}-{number:05d}-of-{count:05d}.gguf"
+
+
+def parts_beside(path: Path) -> list[Path]:
+    """The files of a model of which one is named, whether they are there or not; the one alone."""
+    named = PART.fullmatch(path.name)
+    if named is None:
+        return [path]
+    count = int(named["count"])
+    return [path.with_name(part_name(named["stem"], 1 + i, count)) for i in range(count)]
+
+
 def paths_of(name: Input) -> Iterator[Path]:
-    """The paths that may be meant by a name: a path, several joined, a pattern, or a hub's id."""
+    """The paths that may be meant by a name: a path, several joined, a pattern, or a hub's id.
+
+    Of a model that is split into files, all of them.
+    """
+    for path in _named(name):
+        yield path
+        yield from (part for part in parts_beside(path) if part != path and exists(part))
+
+
+def _named(name: Input) -> Iterator[Path]:
     if name is None or str(name) == "":
         return
     text = str(name)

@@ -8,6 +8,7 @@ from faults.kinds import (
     canaries,
     configs,
     disks,
+    gguf_files,
     interruptions,
     machines,
     numbers,
@@ -43,6 +44,7 @@ class Family:
 FAMILIES = {
     "weights": Family(weights.make, 6),
     "configs": Family(configs.make, 6),
+    "GGUF files": Family(gguf_files.make, 5),
     "tokenizers": Family(tokenizer_files.make, 2),
     "texts": Family(texts.make, 3),
     "records": Family(records.make, 4),

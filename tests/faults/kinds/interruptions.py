@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import os
 import random
 import signal
@@ -11,12 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from faults.judge import Verdict
+from faults.kinds import gguf_files
 from faults.kinds.commands import TEXT, prune
 from faults.materials import RESULTS, Place, Plan, digest, left_behind
 
 SCORE = ["score", "in/tied", "-n", "1", "-d", TEXT, "--windows", "4", "--held-out-windows", "2"]
 SCORE += ["--sequence-length", "32", "--device", "cpu", "--json", "out.json"]
 SIGNALS = ["SIGKILL", "SIGKILL", "SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"]
+
+
+def _file(model: str, repair: str) -> list[str]:
+    """A cut model as one file."""
+    found = [*prune(model, repair).arguments]
+    found[found.index("out")] = "out.gguf"
+    return found
+
+
 COMMANDS = {
     "prune": prune("in/tied", "ghost").arguments,
     "prune, unrepaired": prune("in/tied", "none").arguments,
@@ -35,6 +46,11 @@ COMMANDS = {
     "offload": [*prune("in/tied", "ghost").arguments, "--offload", "disk"],
     "export": ["export", "in/stock", "--pre-tokenizer", "gpt-2", "--gguf", "out.gguf"],
     "score": SCORE,
+    "prune GGUF": [*_file("in/whole.gguf", "refit:1")],
+    "prune GGUF over another": [*_file("in/whole.gguf", "none"), "--overwrite"],
+    "prune GGUF in parts": [*_file("in/wide.gguf", "none"), "--gguf-split", "1M"],
+    "prune packed": prune("in/packed", "refit:1").arguments,
+    "prune packed into a file": [*_file("in/packed", "none"), "--pre-tokenizer", "gpt-2"],
 }
 VOLATILE = {"ghostlayers.json", "README.md", "report.html", "results.json", "results.md"}
 VOLATILE |= {"written.json"}
@@ -78,7 +94,10 @@ _bits: dict[str, dict[str, str]] = {}
 
 
 def _fresh(place: Place, name: str) -> None:
-    place.take("tied", "text.txt", "adapter", "stock", "custom")
+    place.take("tied", "text.txt", "adapter", "stock", "custom", "packed")
+    place.take("whole.gguf", "wide.gguf", "model.gguf")
+    if name == "prune GGUF over another":
+        (place.inputs / "model.gguf").rename(place.root / "out.gguf")
     if name == "prune over another":
         (place.inputs / "custom").rename(place.root / "out")
 
@@ -105,12 +124,21 @@ def _own_bits(place: Place) -> dict[str, str]:
     found = digest(place.root)
     if "out/results.csv" in found:
         found["out/results.csv"] = _timeless(place.root / "out/results.csv")
+    for path in place.root.glob("out*.gguf"):
+        found[path.name] = _without_record(path)
     return {
         name: value
         for name, value in found.items()
         if name.startswith("out") and name.rpartition("/")[2] not in VOLATILE
         and value != "folder" and "parts" not in name and "report" not in name
     }  # fmt: skip
+
+
+def _without_record(path: Path) -> str:
+    """A file without what holds the time at which it was made."""
+    file = gguf_files.read(path)
+    entries = [each for each in file.entries if each[0] != "ghostlayers.record"]
+    return hashlib.sha256(repr((entries, file.tensors)).encode()).hexdigest()
 
 
 def _timeless(path: Path) -> str:
@@ -143,12 +171,19 @@ def _killed(
         return Verdict("input", "an input is not as it was after the interruption")
     if code == 0:
         return Verdict("ok", "it had ended before")
-    if at is None and code == -getattr(signal, name):
-        return None  # before the command line had begun
+    if at is None and code == -getattr(signal, name):  # before the command line had begun,
+        return Verdict("ok", "it had ended") if _had_ended(place, plan) else None  # or behind it
     errors = place.root / f"said/{turn}/stderr"
     if at is None and not errors.exists():
         return None  # before it had a screen
     return _polite(name, code, errors.read_text(errors="replace"))
+
+
+def _had_ended(place: Place, plan: Plan) -> bool:
+    """Whether all is there, and the lock gone: the same command would not be an interrupted one."""
+    name = next(each for each, given in COMMANDS.items() if given == plan.arguments)
+    locks = place.root.glob(".*.ghostlayers-lock")
+    return bool(_bits[name]) and not _other_bits(place, name) and not any(locks)
 
 
 def _polite(name: str, code: int | None, errors: str) -> Verdict | None:
@@ -170,7 +205,8 @@ class Together:
     """Two commands with one output at the same time."""
 
     def carry_out(self, lane: Any, place: Place) -> tuple[Plan, Verdict]:
-        name = place.rng.choice(["prune", "prune, unrepaired", "prune and GGUF", "adapter"])
+        names = ["prune", "prune, unrepaired", "prune and GGUF", "adapter", "prune packed"]
+        name = place.rng.choice([*names, "prune GGUF", "prune GGUF in parts"])
         _whole(lane, name, COMMANDS[name])
         _fresh(place, name)
         plan = Plan(COMMANDS[name], f"two at once: {name}", interrupted=True)

@@ -2,6 +2,7 @@
 
 import os
 
+from faults.kinds import gguf_files
 from faults.kinds.commands import EVAL, TEXT
 from faults.materials import OUTPUTS, QUICK, Place, Plan
 
@@ -12,6 +13,10 @@ EVALUATE = ["eval", "in/tied", *EVAL[:-2], "--device", "cpu"]
 def make(place: Place, index: int) -> Plan:
     """One relation between an output and what is there."""
     place.take("tied", "text.txt", "custom", "adapter", "model.gguf", "stock", "compared")
+    gguf_files.in_parts(place.take("whole.gguf"))
+    _link(place, "link-to-model.gguf", "in/model.gguf")
+    _link(place, "link-to-part.gguf", "in/parts-00002-of-00002.gguf")
+    _link(place, "link-to-notes.gguf", "in/text.txt")
     label, arguments, must = RELATIONS[index % len(RELATIONS)]
     (place.inputs / "notes").mkdir()
     (place.inputs / "notes" / "thesis.txt").write_text("years of work")
@@ -31,7 +36,28 @@ def _link(place: Place, name: str, target: str) -> None:
     path.symlink_to(os.path.relpath(place.root / target, path.parent))
 
 
+CUT = ["--remove", "1", "--repair", "none", "-d", TEXT, *QUICK, "--overwrite"]
+ONE = "in/parts-00001-of-00002.gguf"
 RELATIONS = [
+    (f"a GGUF of a GGUF, output {name}", ["prune", model, *CUT, "-o", out, *more], must)
+    for name, model, out, more, must in [
+        ("is the input", "in/model.gguf", "in/model.gguf", [], "refuse"),
+        ("is the input, in parts", "in/model.gguf", "in/model.gguf", ["--gguf-split", "1M"],
+         "refuse"),
+        ("is the input through a link", "in/model.gguf", "link-to-model.gguf", [], "refuse"),
+        ("is another part of it", ONE, "in/parts-00002-of-00002.gguf", [], "refuse"),
+        ("is another part through a link", ONE, "link-to-part.gguf", [], "refuse"),
+        ("has parts of the same names", ONE, "in/parts.gguf", ["--gguf-split", "1M"], "refuse"),
+        ("is a link to something else", "in/model.gguf", "link-to-notes.gguf", [], "either"),
+        ("is the text", "in/model.gguf", "in/text.txt", [], "refuse"),
+        ("is a folder", "in/model.gguf", "in/notes", [], "refuse"),
+        ("lies in a file", "in/model.gguf", "in/text.txt/out.gguf", [], "refuse"),
+        ("is a plain file", "in/model.gguf", "out.gguf", [], "either"),
+    ]
+] + [
+    ("eval, --json is a part of the model", ["eval", ONE, *EVAL[:-2], "--device", "cpu", "--json",
+                                             "in/parts-00002-of-00002.gguf"], "refuse"),
+] + [
     (f"prune, output {name}", [*PRUNE, "-o", out, "--overwrite"], "refuse")
     for name, out in {
         "is the model": "in/tied",
