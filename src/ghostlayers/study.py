@@ -122,20 +122,11 @@ class Study:
         """
         recipe = make_recipe(recipe, choices)
         options = dataclasses.replace(options or RunOptions(), preset=recipe.preset)
-        dense = open_model(
-            model,
-            tokenizer,
-            options,
-            revision,
-            surgery_follows=surgery_follows,
-            exact=output is not None and output.is_file,
-        )
+        how = {"surgery_follows": surgery_follows, "exact": output is not None and output.is_file}
+        dense = open_model(model, tokenizer, options, revision, **how)
         started, progress = seconds_since_start(), progress or Silent()
         if result_follows:
-            check_result(dense, recipe)
-            packed_base(dense, recipe)
-            if output is not None:
-                output.check_base(dense, recipe)
+            _check_result(dense, recipe, output)
         else:
             check_model(dense, recipe, surgery_follows=surgery_follows)
         text = read_calibration(dense, recipe, data, progress=progress)
@@ -292,6 +283,14 @@ class Study:
             progress=self.runner.progress,
         )
         return windows
+
+
+def _check_result(dense: DenseModel, recipe: Recipe, output: Output | None) -> None:
+    """Refuse a result that could not be saved as it is asked for."""
+    check_result(dense, recipe)
+    packed_base(dense, recipe)
+    if output is not None:
+        output.check_base(dense, recipe)
 
 
 def plan_run(

@@ -30,7 +30,7 @@ ASKED = (
     "layers remove select iterative repair preset cosine_axis keep_layers refit overwrite data "
     "text_column separator sampling windows fit_windows search_windows held_out_windows "
     "race_windows sequence_length bos seed inputs token_weight ridge absolute_ridge export "
-    "quantized heal"
+    "quantized"
 )
 """Fields of the recipe, as help shows them."""
 
@@ -55,7 +55,7 @@ def prune(
     output: o.OutOrFile,
     recipe: Annotated[Recipe, Fields(ASKED, make=o.recipe_to, beside=("output",))],
     options: Annotated[RunOptions, Fields(f"{o.RUN} restart plan revision trust_remote_code")],
-    making: Annotated[Making, Fields("fallback split")],
+    making: Annotated[Making, Fields("fallback split heal")],
     overwrite: o.Overwrite = False,
     save: o.SaveOption = "checkpoint",
     gguf: o.GgufOption = None,
