@@ -302,6 +302,9 @@ def test_corpora_of_one_name_are_told_apart(paths: tuple[str, ...], names: tuple
         ({"limit": 3}, "'limit' mean nothing without 'tasks'"),
         ({"tasks": ["a"], "limit": 0}, "'limit' must be at least 1, got 0"),
         ({"tasks": ["a"], "task_repair": ["normed"]}, "'normed', which is not among the repairs"),
+        ({"heal": "soon"}, "is no budget"),
+        ({"heal_repair": ["ghost"]}, "nothing without 'heal'"),
+        ({"heal": "2min", "heal_repair": ["normed"]}, "'normed', which is not among"),
         ({"max_windows": 0}, "'max_windows' must be at least 1, got 0"),
         ({"new_tokens": 0}, "'new_tokens' must be at least 1, got 0"),
         ({"held_out_windows": 0}, "'held_out_windows' must be at least 1"),
@@ -699,3 +702,41 @@ def test_no_file_of_a_comparison_says_where_the_texts_lie(results: Any, texts: l
     assert any(path.parent.name == "parts" for path in written)
     folder = str(Path(texts[0]).parent)
     assert not [path.name for path in written if folder in path.read_text(errors="replace")]
+
+
+def test_healed_models_stand_beside_closed_forms(
+    trained_llama: Any,
+    byte_tokenizer: Any,
+    some_text: list[str],
+    texts: list[str],
+    tmp_path: Path,
+) -> None:
+    """Rows of trained models, as one who prunes and heals them one by one gets them."""
+    out = tmp_path / "out"
+    asked = {**WRITES, "continuations": 2, "heal": "2k", "heal_repair": ["ghost"]}
+    found = run(trained_llama, byte_tokenizer, some_text, texts, out, **asked)
+    losses = {row["repair"]: row["loss_nats"] for row in found["cells"]}
+    assert list(losses) == ["dense", "none", "ghost", "ghost+heal"]
+    assert losses["dense"] < losses["ghost+heal"] < losses["ghost"]
+    rows = {row["repair"]: row for row in found["models"]}
+    healing = rows["ghost+heal"]["healing"]
+    assert healing["tokens"] >= 2000
+    assert healing["trained"] == ["operator", "norms"]
+    assert rows["ghost"].get("healing") is None
+    assert rows["ghost+heal"]["added_parameters"] == rows["ghost"]["added_parameters"]
+    assert {row["repair"] for row in found["writing"]} == set(losses)
+    pruned = ghostlayers.prune(
+        trained_llama,
+        Recipe(layers=3, select="streamline", repair="ghost", **CALIBRATION),
+        tokenizer=byte_tokenizer,
+        data=some_text[:-6],
+    )
+    healed = ghostlayers.heal(
+        pruned, data=some_text[:-6], tokens="2k", sequence_length=64, separator="\n\n"
+    )
+    (alone,) = evaluate(
+        healed.model, data=texts, sequence_length=64, max_windows=3, tokenizer=byte_tokenizer
+    )
+    assert alone.sums.loss_nats == pytest.approx(losses["ghost+heal"], rel=1e-3)
+    assert "ghost+heal" in (out / "report.html").read_text()
+    assert "2,048 tokens" in (out / "results.md").read_text()

@@ -34,7 +34,8 @@ ASKED = (
     "layers output select repair preset presets yardstick overwrite data text_column separator "
     "sampling windows fit_windows search_windows held_out_windows race_windows sequence_length bos "
     "seed eval_data eval_separators eval_length max_windows tasks tasks_path trust_tasks limit "
-    "task_repair prompt continuations speed types engine published cosine_axis keep_layers inputs "
+    "task_repair prompt continuations speed types engine heal heal_repair published "
+    "cosine_axis keep_layers inputs "
     "token_weight ridge absolute_ridge"
 )
 """Fields of the request and of the recipe that all models share, as help shows them."""

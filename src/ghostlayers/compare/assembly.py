@@ -14,6 +14,7 @@ from ghostlayers.compare.types import file_rows, refused_rows
 from ghostlayers.compare.writing import writing_rows
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.report.results import SCHEMA, read_results
+from ghostlayers.report.summary import HEALED
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.runtime.machine import processor_name, versions
 from ghostlayers.spans import format_layers, removed_layers
@@ -151,7 +152,8 @@ def assemble(
 def _names(choices: Sequence[Choice]) -> Iterator[dict[str, Any]]:
     """What the rows of the results call the models of one cut."""
     for choice in choices:
-        for repair in choice.repairs:
+        healed = (f"{repair}{HEALED}" for repair in choice.repairs)
+        for repair in (*choice.repairs, *healed):
             yield {
                 "layers": choice.layers,
                 "select": choice.select,

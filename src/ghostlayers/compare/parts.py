@@ -11,6 +11,7 @@ from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.compare import models
 from ghostlayers.compare.choices import Spans, cut_key, span_rows
 from ghostlayers.compare.experiment import Experiment
+from ghostlayers.compare.heal import healed_model, heals
 from ghostlayers.compare.tasks import run_tasks
 from ghostlayers.compare.types import can_be_a_file
 from ghostlayers.compare.writing import cut_writing, dense_writing
@@ -19,6 +20,7 @@ from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import Repair
+from ghostlayers.report.summary import HEALED
 from ghostlayers.spans import Span
 from ghostlayers.study import Study
 from ghostlayers.surgery import removal
@@ -131,7 +133,7 @@ def _repaired(experiment: Experiment, study: Study, fits: Fits, key: str) -> Par
         distances = cuts.stream_distances(study.runner, windows, fits)
     gates = gate_shifts(study.runner, windows, fits) if len(windows) else {}
     built = _models(experiment, fits, key)
-    return {
+    rows: Part = {
         name: {
             "losses": {corpus: by_name[name] for corpus, by_name in losses.items()},
             "held_out_loss_nats": held_out.get(name),
@@ -146,6 +148,40 @@ def _repaired(experiment: Experiment, study: Study, fits: Fits, key: str) -> Par
             "model": built[name],
         }
         for name, repairs in fits.items()
+    }
+    for name in [each for each in fits if heals(experiment, each)]:
+        rows[f"{name}{HEALED}"] = _healed(experiment, study, fits[name], key, name, rows[name])
+    return rows
+
+
+def _healed(
+    experiment: Experiment,
+    study: Study,
+    repairs: Mapping[Span, Repair],
+    key: str,
+    name: str,
+    before: Part,
+) -> Part:
+    """What is said of the model of one repair once it is trained."""
+    experiment.say(f"Training {name} for {experiment.request.heal}")
+    network, found = healed_model(experiment, study, repairs, key, name)
+    label = f"{name}{HEALED}"
+    tokenizer, plain = study.dense.tokenizer, before["model"]
+    speed = {field: plain[field] for field in models.SPEED_KEYS}  # it has the same shape
+    model = models.describe_model(network, tokenizer, experiment.request, speed)
+    same = {field: plain[field] for field in ("checkpoint", "added_parameters")}
+    return {
+        **before,
+        "losses": found["losses"],
+        "held_out_loss_nats": None,
+        "worse_than_none": False,
+        "boundary_residual": [],
+        "gates": [],
+        "operators": [],
+        "tasks": _tasks(experiment, key, label, network),
+        "types": {},
+        "written": cut_writing(experiment, key, label, network),
+        "model": {**model, **same, "healing": found["healing"]},
     }
 
 

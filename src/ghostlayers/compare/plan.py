@@ -9,6 +9,7 @@ from ghostlayers.calibration.passes import Pass
 from ghostlayers.calibration.scoring import SWEEP
 from ghostlayers.compare.choices import Jobs, Spans, cut_key, expected_jobs
 from ghostlayers.compare.experiment import Experiment
+from ghostlayers.compare.heal import healing_recipe, heals
 from ghostlayers.compare.parts import WARNING_WINDOWS
 from ghostlayers.compare.request import EVERY
 from ghostlayers.evaluation.written import tokens_to_write
@@ -53,6 +54,8 @@ def _plan_choices(experiment: Experiment, speed: Speed) -> Plan:
         texts = [_writing(experiment, 0, 1)]
         texts += [_writing(experiment, _removed(spans), len(names)) for spans, names in jobs]
         lines.append(("What they write", texts))
+    if request.heal is not None:
+        lines.append(("Training", [_healing(experiment, *job) for job in jobs]))
     if experiment.tasks:
         answers = [_dense_answers(experiment)]
         lines.append(("Tasks", answers + [_answers(experiment, *job) for job in jobs]))
@@ -104,6 +107,18 @@ def _writing(experiment: Experiment, removed: int, models: int) -> Pass:
     windows = models * tokens / request.window_length
     layers = windows * (TOKEN_BY_TOKEN * (depth - removed) + depth)
     return Pass("written", "What they write", windows, layers=layers, heads=2 * windows)
+
+
+def _healing(experiment: Experiment, spans: Spans, names: Sequence[str]) -> Pass:
+    """Every repair's model is trained for the budget."""
+    count = sum(heals(experiment, name) for name in names)
+    recipe = healing_recipe(experiment, experiment.study)
+    if recipe.num_tokens is None:
+        return Pass("heal", "Training", fixed=count * (recipe.seconds or 0.0))
+    depth = experiment.study.dense.num_layers
+    behind = depth - spans[0].start - _removed(spans)
+    windows = count * recipe.num_tokens / experiment.request.window_length
+    return Pass("heal", "Training", windows, layers=windows * (depth + 3 * behind), heads=windows)
 
 
 def _answering(experiment: Experiment, depth: int, models: int) -> Pass:
@@ -212,6 +227,8 @@ def _all_of(experiment: Experiment, jobs: Jobs) -> Iterator[Pass]:
         yield from _fits(experiment, *job)
         yield from (work(experiment, *job) for work in (_losses, _timing, _answers))
         yield _writing(experiment, _removed(job[0]), len(job[1]))
+        if experiment.request.heal is not None:
+            yield _healing(experiment, *job)
 
 
 def _say(experiment: Experiment, speed: Speed, passes: Sequence[Pass], bound: str) -> None:

@@ -13,6 +13,7 @@ from ghostlayers.evaluation.request import TASKS, TaskRequest
 from ghostlayers.evaluation.written import CONTINUATIONS
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe
+from ghostlayers.recipe.healing import read_budget
 from ghostlayers.repairs import ALL, REPAIR_REGISTRY, find_method
 from ghostlayers.repairs.arguments import WithArguments
 from ghostlayers.repairs.registry import Registry
@@ -141,6 +142,21 @@ class Comparison:
         FILES,
         metavar="NAME",
     )
+    heal: Word | None = setting(
+        None,
+        "Also train the model of every repair that can be saved, each for this budget: 2min, or "
+        "100k tokens ('ghostlayers heal').",
+        _WHAT,
+        metavar="BUDGET",
+    )
+    heal_repair: tuple[Word, ...] = setting(
+        (),
+        "Repairs whose models are trained, comma-separated.",
+        _WHAT,
+        metavar="NAMES",
+        read="names or none",
+        says="all",
+    )
     presets: tuple[Word, ...] = setting(
         (),
         "Instead of selections and repairs: published methods, comma-separated, or 'all', each by "
@@ -164,6 +180,7 @@ class Comparison:
         for name in self.repair_names():
             find_method(name)
         self._check_tasks()
+        self._check_healing()
         for name in self.selections:
             self.recipe_for(self.layers[0], name)  # refuses an unknown one
         if self.calibration.num_held_out_windows < 1:
@@ -198,6 +215,18 @@ class Comparison:
             if name not in self.repair_names():
                 raise RecipeError(
                     f"'task_repair' names '{name}', which is not among the repairs compared: "
+                    f"{', '.join(self.repair_names())}."
+                )
+
+    def _check_healing(self) -> None:
+        if self.heal is not None:
+            read_budget(self.heal)
+        elif self.heal_repair:
+            raise RecipeError("'heal_repair' means nothing without 'heal'.")
+        for name in self.heal_repair:
+            if name not in self.repair_names():
+                raise RecipeError(
+                    f"'heal_repair' names '{name}', which is not among the repairs compared: "
                     f"{', '.join(self.repair_names())}."
                 )
 
@@ -323,6 +352,7 @@ LISTS = frozenset(
     {
         *("layers", "select", "repair", "eval_data", "eval_separators"),
         *("tasks", "task_repair", "presets", "types"),
+        *("heal_repair",),
     }
 )
 
@@ -331,6 +361,7 @@ METHODS_IN: Mapping[str, Registry[Any]] = {
     "select": SELECTION_REGISTRY,
     "repair": REPAIR_REGISTRY,
     "task_repair": REPAIR_REGISTRY,
+    "heal_repair": REPAIR_REGISTRY,
 }
 """Keys that take objects, too, whose text the request holds."""
 

@@ -52,7 +52,9 @@ class State:
     optimiser: torch.optim.Optimizer
     best: dict[str, Tensor]
     history: Tensor = field(
-        default_factory=lambda: torch.zeros(MOST_LOOKS + 2, 6, dtype=torch.float64)
+        default_factory=lambda: torch.zeros(
+            MOST_LOOKS + 2, 2 + len(LossSums().row()), dtype=torch.float64
+        )
     )
     curve: Tensor = field(default_factory=lambda: torch.zeros(2, BINS, dtype=torch.float64))
     notes: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))

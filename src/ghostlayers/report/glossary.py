@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ghostlayers.errors import RecipeError
 from ghostlayers.repairs import find_method
+from ghostlayers.report.summary import HEALED
 from ghostlayers.selection.methods import find_selection
 from ghostlayers.statistics.losses import DRAFTED
 
@@ -32,6 +33,9 @@ def explain_repair(name: str) -> str:
     """What a repair does, its arguments included; empty for an unknown one."""
     if name == "dense":
         return "The original model, nothing removed."
+    if name.endswith(HEALED):
+        before = explain_repair(name.removesuffix(HEALED))
+        return f"{before} Then trained for the budget against the dense model.".strip()
     try:
         return find_method(name).explain()
     except RecipeError:

@@ -118,6 +118,21 @@ class Gates(Row, frozen=True):
     """That of the dense layer."""
 
 
+class Healing(Row, frozen=True):
+    """How a model was trained after the cut."""
+
+    trained: Array[str]
+    """What of it."""
+    tokens: int
+    """That it was trained on."""
+    seconds: float
+    """That training took, measurements on held-out windows included."""
+    steps: int
+    """Of the run."""
+    best_step: int
+    """Behind which the state was that is measured; 0 if none was better than the closed form."""
+
+
 class MeasuredModel(CutModel, frozen=True):
     """One model without regard to a text."""
 
@@ -149,6 +164,8 @@ class MeasuredModel(CutModel, frozen=True):
     """What the cut shifts in the MLPs of the layers behind it."""
     fit_seconds: float | None = None
     """Time to fit all repairs of the cut, seconds."""
+    healing: Healing | None = None
+    """How it was trained after the cut; null where it was not."""
 
 
 class Scattered(Row, frozen=True):

@@ -56,6 +56,10 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(given) else None
 
 
+HEALED = "+heal"
+"""Behind a repair's name: its model was trained after the cut."""
+
+
 def excess_share(loss: float | None, dense: float | None, reference: float | None) -> float | None:
     """(loss - dense) / (reference - dense); None where the reference loses nothing."""
     if loss is None or dense is None or reference is None or reference <= dense:

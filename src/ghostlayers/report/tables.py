@@ -46,7 +46,22 @@ def repair_grid(entries: Iterable[Entry], names: Sequence[str]) -> Grid:
         *("kept as a draft", "tokens a verification"),
         *("added parameters", "prefill ms", "KV bytes a token", "checkpoint"),
     )
-    return head, [_repair_row(entry, names) for entry in entries]
+    entries = list(entries)
+    healed = any(entry.model.healing for entry in entries)
+    rows = [_repair_row(entry, names) for entry in entries]
+    if not healed:
+        return head, rows
+    return (*head, "trained"), [
+        (*row, _healing(entry)) for row, entry in zip(rows, entries, strict=True)
+    ]
+
+
+def _healing(entry: Entry) -> str:
+    """What training after the cut took."""
+    healing = entry.model.healing
+    if healing is None:
+        return NOTHING
+    return f"{' + '.join(healing.trained)}, {healing.tokens:,} tokens, {healing.seconds:,.0f} s"
 
 
 def _repair_row(entry: Entry, names: Sequence[str]) -> tuple[str, ...]:
