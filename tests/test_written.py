@@ -158,9 +158,7 @@ def test_prefixes_begin_as_windows_do() -> None:
 
 
 def test_a_class_that_cannot_generate_is_refused(letters: Any) -> None:
-    with pytest.raises(
-        UnsupportedModelError, match=r"LlamaModel has no 'generate'.*continuations 0"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"LlamaModel has no 'generate'"):
         continuations(build("llama").model, letters, some_prefixes())
 
 

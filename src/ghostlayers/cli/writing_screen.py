@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ghostlayers.cli import screen
-from ghostlayers.evaluation.written import SAMPLES, WritingFigures, WritingReport
+from ghostlayers.evaluation.written import WritingFigures, WritingReport
 from ghostlayers.report.results import Results
 from ghostlayers.report.summary import Entry
 from ghostlayers.report.writing import (
@@ -26,8 +26,8 @@ def show_writing(report: WritingReport) -> None:
     """A row a manner, the dense model's below it; what the columns are; a few texts to read."""
     rows = []
     for ours, theirs in zip(report.figures, report.dense, strict=True):
-        rows += [_row(ours.manner, ours), _row("  the dense model", theirs)]
-    screen.table(("written", *HEAD[1:GREEDY], f"distinct of {SAMPLES}"), rows)
+        rows += [_row(ours.manner, ours), _row("  dense", theirs)]
+    screen.table(("written", *HEAD[1:GREEDY], "distinct"), rows)
     screen.say(screen.dim(explain(len(report.prefixes), report.figures[0].new_tokens)))
     texts = zip(report.prefixes, report.dense[0].texts, report.figures[0].texts, strict=True)
     for shown in list(texts)[:SHOWN]:

@@ -79,7 +79,8 @@ def diagnose(overview: Overview) -> list[Part]:
             gate_panels(overview),
             note="What goes into the activation of every MLP behind the cut, beside the dense "
             "model's: how far the units' means have moved, in the dense units' standard deviations "
-            "(RMS over units), and which share of units gives less than 1% of a token's RMS.",
+            "(RMS over units), and which share of units gives less than 1% of a token's RMS, with "
+            "the dense model's as a thin grey line.",
         ),
     ]
 
