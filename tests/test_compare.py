@@ -739,5 +739,6 @@ def test_healed_models_stand_beside_closed_forms(
     )
     cells = [row["loss_nats"] for row in found["cells"] if row["repair"] == "ghost+heal"]
     assert cells == pytest.approx([each.sums.loss_nats for each in alone], rel=1e-3)
+    write_report(found, out)
     assert "ghost+heal" in (out / "report.html").read_text()
     assert "2,048 tokens" in (out / "results.md").read_text()
