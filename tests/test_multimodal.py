@@ -469,3 +469,24 @@ def test_the_text_part_alone_is_no_whole_model(tmp_path: Path) -> None:
     config.architectures = ["Llama4ForCausalLM"]
     assert not multimodal.is_whole(config)
     assert not multimodal.is_whole(AutoConfig.for_model("llama"))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl", "llava"])
+def test_a_cut_model_heals_whole(
+    name: str, folders: Path, some_text: list[str], tmp_path: Path
+) -> None:
+    """Its text layers are trained; towers and processor stay, and it sees as the one in memory."""
+    cut = ghostlayers.prune(folders / name, remove="1-2", repair="none", data=some_text, **FEW)
+    cut.save(tmp_path / "cut")
+    healed = ghostlayers.heal(
+        tmp_path / "cut", against=folders / name, data=some_text, tokens="1000", train="suffix",
+        sequence_length=32, held_out_windows=2, step_tokens=64,
+    )  # fmt: skip
+    assert type(healed.model) is type(cut.model)
+    assert healed.better
+    assert healed.save(tmp_path / "healed").identical
+    assert (tmp_path / "healed" / "preprocessor_config.json").is_file()
+    before, after = tensors_of(cut.model), tensors_of(healed.model)
+    changed = {key for key in after if not torch.equal(before[key], after[key])}
+    assert changed
+    assert not [key for key in changed if "vision" in key or "visual" in key or "project" in key]

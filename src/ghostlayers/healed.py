@@ -15,6 +15,7 @@ from ghostlayers.healing.record import healing_row, with_healing
 from ghostlayers.healing.text import read_text
 from ghostlayers.healing.trained import lora_config
 from ghostlayers.healing.training import KEY, Outcome, Training
+from ghostlayers.model import multimodal
 from ghostlayers.model.causal import check_causal
 from ghostlayers.preparation import Documents
 from ghostlayers.recipe import RunOptions
@@ -37,8 +38,8 @@ class HealedModel:
     """A healed model, and the evidence for it.
 
     Attributes:
-        model: an ordinary transformers model; where it was not trained, its weights are the dense
-            one's.
+        model: an ordinary transformers model, whole where it sees images, too; where it was not
+            trained, its weights are the dense one's.
         cut: the model as it was before.
         recipe: what was asked for.
         outcome: how training went.
@@ -93,7 +94,7 @@ class HealedModel:
         verification = by_first(
             lambda: saving.save_checkpoint(
                 Path(out),
-                self.model,
+                self.outcome.network,
                 self.tokenizer,
                 self.record,
                 stored_dtype=dense.stored_dtype,
@@ -118,7 +119,7 @@ class HealedModel:
             lambda: adapter.save_adapter(
                 Path(out),
                 self.cut.dense,
-                self.model,
+                self.outcome.network,
                 repairs,
                 self.record,
                 weights=weights,
@@ -177,18 +178,19 @@ class HealedModel:
             warnings.simplefilter("ignore", FutureWarning)
             made = PeftModel.from_pretrained(share_weights(self.cut.network), str(folder)).eval()
         network: Any = made.base_model.model
-        return proof.compare_logits(network, self.model)
+        return proof.compare_logits(network, self.outcome.network)
 
     def _difference(self) -> tuple[dict[Span, Repair], adapter.Weights]:
         """Operators by gap, and weights that are not the dense model's, by its own names."""
-        cut = CutModel.of(self.cut.dense, self.model, self.cut.spans, self.record)
+        network = self.outcome.network
+        cut = CutModel.of(self.cut.dense, network, self.cut.spans, self.record)
         kept = kept_layers(cut.spans, cut.dense.num_layers)
         boundaries = {pruned_boundary(span, cut.spans): span for span in cut.spans}
         operators: dict[Span, dict[str, Any]] = {span: {} for span in cut.spans}
         weights: adapter.Weights = {}
         for name in sorted(cut.own):
             layer, leaf = cut.layer_of(name), name.rpartition(".")[2]
-            value = self.model.get_parameter(name).detach()
+            value = network.get_parameter(name).detach()
             if layer is None:
                 weights.setdefault(None, {})[name] = value
             elif leaf.startswith("repair_"):
@@ -199,7 +201,7 @@ class HealedModel:
                 end = name.removeprefix(f"{cut.layers_path}.{layer}.")
                 weights.setdefault(kept[layer], {})[end] = value
         method = self.record["recipe"]["repair"]
-        eps = modeling.norm_eps(self.model.config)
+        eps = modeling.norm_eps(network.config)
         repairs = {
             span: Repair(method, Operator(own, eps=eps) if own else None)
             for span, own in operators.items()
@@ -259,7 +261,8 @@ def heal_cut(
                 )
             outcome = train(passes)
     record = with_healing(cut.record, healing_row(recipe, outcome))
-    return HealedModel(outcome.network, cut, recipe, outcome, record, keep)
+    whole = multimodal.whole_of(outcome.network)
+    return HealedModel(whole, cut, recipe, outcome, record, keep)
 
 
 def _request(cut: CutModel, recipe: HealingRecipe, options: RunOptions) -> dict[str, Any]:

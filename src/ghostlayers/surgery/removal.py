@@ -216,8 +216,9 @@ def with_weights(network: Any, weights: Mapping[str, Tensor]) -> Any:
         return network
     other = share_weights(network)
     _replace_weights(other, weights)
-    if other.config.tie_word_embeddings:
-        other.tie_weights()
+    whole = multimodal.whole_of(other)
+    if whole.config.tie_word_embeddings:
+        whole.tie_weights()
     return other
 
 
