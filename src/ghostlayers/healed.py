@@ -66,13 +66,14 @@ class HealedModel:
         return self.cut.dense.tokenizer
 
     def check_better(self) -> None:
-        """Refuse a model that training did not make better.
+        """Refuse a model that training did not make better, and forget what the run kept.
 
         Raises:
             NoGainError: it did not.
         """
         if self.better:
             return
+        self._finish()  # another try is another request
         before, after = self.outcome.start, self.outcome.looks[-1].losses
         raise NoGainError(
             f"training gained nothing on '{self.outcome.text.held_out_name}': loss "
