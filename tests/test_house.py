@@ -18,6 +18,7 @@ FLOORS = [
     {"model", "report"},
     {"surgery"},
     {"calibration", "checkpoint", "preparation"},
+    {"writing"},
     {"healing"},
     {"healed", "plan", "pruned"},
     {"study"},
@@ -74,6 +75,7 @@ def test_public_names_are_pinned() -> None:
         "materialize",
         "prune",
         "score",
+        "write_data",
     ]
     assert all(hasattr(ghostlayers, name) for name in ghostlayers.__all__)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ghostlayers.selection import ScoreTable, SpanScore
     from ghostlayers.spans import Span
     from ghostlayers.study import Study
+    from ghostlayers.writing.writing import write_data
 
     __version__: str
 
@@ -56,6 +57,7 @@ __all__ = [
     "materialize",
     "prune",
     "score",
+    "write_data",
 ]
 
 _HOMES = {
@@ -80,6 +82,7 @@ _HOMES = {
     "materialize": "checkpoint.adapter",
     "prune": "pipeline",
     "score": "pipeline",
+    "write_data": "writing.writing",
 }
 """The module of every public name, imported when the name is first used (PEP 562)."""
 

@@ -19,6 +19,8 @@ WHAT = "Remove decoder layers from a language model, and repair every cut in clo
 COMMANDS = {
     "prune": "Remove layers, repair every gap, write a checkpoint, and prove that it reloads.",
     "heal": "Train a cut model for minutes, against the dense one, and prove that it reloads.",
+    "write-data": "Write training text with the dense model itself: its own answers, or "
+    "continuations.",
     "materialize": "Write the whole checkpoint that an adapter describes, and prove that it "
     "reloads.",
     "export": "Write a checkpoint as a GGUF file, or one of each type, and prove what they hold.",
@@ -35,7 +37,11 @@ COMMANDS = {
 }
 """What each does: the first paragraph of its own help."""
 
-PLACES = {"eval": ("evaluate", "evaluate"), "inspect": ("inspection", "inspect_checkpoint")}
+PLACES = {
+    "eval": ("evaluate", "evaluate"),
+    "inspect": ("inspection", "inspect_checkpoint"),
+    "write-data": ("write_data", "write_data"),
+}
 """Module and function of a command, where these are not called as it is."""
 
 

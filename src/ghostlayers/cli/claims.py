@@ -13,7 +13,7 @@ from ghostlayers.runtime.outputs import check_place
 from ghostlayers.runtime.places import base_of, check_apart
 
 FOLDERS = {"output": "-o"}
-FILES = {"gguf": "--gguf", "file": "--gguf", "json_file": "--json", "png": "--png"}
+FILES = {"gguf": "--gguf", "file": "--gguf", "written": "-o", "json_file": "--json", "png": "--png"}
 INPUTS = {
     "model": "MODEL",
     "checkpoint": "CHECKPOINT",
@@ -21,6 +21,8 @@ INPUTS = {
     "base": "--base",
     "against": "--against",
     "data": "--data",
+    "prompts": "--prompts",
+    "prefixes": "--prefixes",
     "eval_data": "--eval-data",
     "imatrix_data": "--imatrix-data",
     "held_out": "--held-out",

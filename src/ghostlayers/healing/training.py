@@ -353,4 +353,6 @@ def _is_frugal(trained: Trained) -> bool:
     So they do where what they keep would be gigabytes, and where their weights go between calls.
     """
     hidden = trained.cut.dense.hidden_size
-    return is_offloaded(trained.network) or hidden * (trained.cut.num_layers - trained.start) > 2**16
+    return (
+        is_offloaded(trained.network) or hidden * (trained.cut.num_layers - trained.start) > 2**16
+    )

@@ -1,0 +1,477 @@
+"""Text that the dense model writes: what is asked, what is kept, and how it is trained on."""
+
+import itertools
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import ghostlayers
+from conftest import make_byte_tokenizer
+from ghostlayers.cli.app import app
+from ghostlayers.errors import (
+    CorpusError,
+    DependencyError,
+    OutputError,
+    RecipeError,
+    ResumeError,
+)
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.recipe import RunOptions
+from ghostlayers.recipe.writing import WritingRecipe
+from ghostlayers.text.corpora import load_corpus
+from ghostlayers.writing import authors, composing
+from ghostlayers.writing.authors import Author, generate
+from ghostlayers.writing.composing import batches_of, compose
+from ghostlayers.writing.faults import LONGEST_PERIOD, REPEATS, fault_of, loops, speaks_of_itself
+from ghostlayers.writing.orders import Order, read_orders
+from ghostlayers.writing.writing import draft_for, write_data
+
+TEMPLATE = (
+    "{% for turn in messages %}<{{ turn['role'] }}>{{ turn['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+STOP = 0
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer() -> Any:
+    tokenizer = make_byte_tokenizer(bos=False)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def dense(trained_llama: Any, chat_tokenizer: Any) -> DenseModel:
+    return DenseModel(trained_llama, chat_tokenizer)
+
+
+def says(answers: dict[str, str | None], tokenizer: Any) -> Author:
+    """An author that answers a prompt by the first key found in it; None never ends."""
+
+    def write(prompts: Any, new: int, temperature: float, seed: int) -> list[list[int]]:
+        del temperature, seed
+        found = []
+        for prompt in prompts:
+            text = tokenizer.decode(list(prompt))
+            answer = next(answer for key, answer in answers.items() if key in text)
+            ids = tokenizer("never" if answer is None else answer, add_special_tokens=False)[
+                "input_ids"
+            ]
+            found.append(ids[:new] if answer is None else [*ids, STOP])
+        return found
+
+    return Author("words", tokenizer, 4096, frozenset([STOP]), 2, {"model": "words"}, write)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+# What is wrong with a text
+
+
+def loops_literally(ids: list[int]) -> bool:
+    return any(
+        len(ids) >= REPEATS * period and ids[-REPEATS * period :] == ids[-period:] * REPEATS
+        for period in range(1, LONGEST_PERIOD + 1)
+    )
+
+
+def test_loops_are_those_of_the_literal_definition() -> None:
+    generator = torch.Generator().manual_seed(0)
+    cases = [torch.randint(0, 3, (n,), generator=generator).tolist() for n in range(200)]
+    for period, times in itertools.product((1, 2, 31, 32, 33), (3, 4, 5)):
+        cases.append([9, *(list(range(period)) * times)])
+        cases.append([*(list(range(period)) * times), 99])
+    found = [loops(ids) for ids in cases]
+    assert found == [loops_literally(ids) for ids in cases]
+    assert {True, False} == set(found)
+    assert loops(list(range(32)) * 4)
+    assert not loops(list(range(33)) * 4)
+    assert not loops([1, 2] * 3)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The reference answer says 4.",
+        "Here is my response: four.",
+        "This, in my own words, is four.",
+        "Four.\nUser: and five?",
+        "Four <|im_end|> and more",
+        "Four<end_of_turn>",
+        "Sure, here it is: four",
+        "### Response\nfour",
+    ],
+)
+def test_words_about_the_task_are_found(text: str) -> None:
+    assert speaks_of_itself(text, "What is 2 + 2?")
+    assert not speaks_of_itself(text, f"A text to translate: {text}")
+    assert fault_of(text, [1, 2, 3], "What is 2 + 2?", ended=True) == "meta"
+    assert fault_of(text, [1, 2, 3], None, ended=False) is None  # of a continuation
+
+
+@pytest.mark.parametrize(
+    "text", ["Four.", "The correct answer is 4.", "user: root\nsystem: linux", "a < b | c > d"]
+)
+def test_plain_answers_are_kept(text: str) -> None:
+    assert fault_of(text, [1, 2, 3], "What is 2 + 2?", ended=True) is None
+
+
+def test_what_is_empty_or_breaks_off_is_told() -> None:
+    assert fault_of(" \n", [5], "?", ended=True) == "empty"
+    assert fault_of("Four", [1, 2], "?", ended=False) == "unfinished"
+    assert fault_of("aaaa", [5] * 4, None, ended=False) == "loop"
+
+
+# What is asked
+
+
+@pytest.mark.parametrize(
+    ("row", "question", "answer"),
+    [
+        ({"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
+         "Q", "A"),
+        ({"messages": [{"role": "user", "content": "Q"}]}, "Q", None),
+        ({"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]},
+         "Q", "A"),
+        ({"prompt": "Q", "completion": "A"}, "Q", "A"),
+        ({"prompt": "Q", "response": "A"}, "Q", "A"),
+        ({"prompt": "Q", "answer": "A"}, "Q", "A"),
+        ({"question": "Q", "answer": "A"}, "Q", "A"),
+        ({"instruction": "Q", "output": "A"}, "Q", "A"),
+        ({"prompt": "Q", "answer": ""}, "Q", None),
+        ({"prompt": "Tell me of Q"}, "Tell me of Q", None),
+    ],
+)  # fmt: skip
+def test_prompts_are_read_in_every_form(
+    row: dict[str, Any], question: str, answer: str | None, tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    path = write_rows(tmp_path / "prompts.jsonl", [row] * 2)
+    orders = read_orders(WritingRecipe(prompts=path), chat_tokenizer)
+    assert len(orders) == 2
+    (turn,) = orders[0].turns or ()
+    assert turn == {"role": "user", "content": question}
+    shown = chat_tokenizer.decode(list(orders[0].ids))
+    if answer is None:
+        assert orders[0].reference is None
+        assert shown == f"<user>{question}\n<assistant>"
+    else:
+        assert orders[0].reference == {"role": "assistant", "content": answer}
+        assert question in shown
+        assert f"Answer given:\n{answer}" in shown
+        assert shown.endswith("<assistant>")
+
+
+def test_a_model_without_a_template_is_refused(tmp_path: Path, byte_tokenizer: Any) -> None:
+    path = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Q", "answer": "A"}])
+    with pytest.raises(CorpusError, match="no template for chats"):
+        read_orders(WritingRecipe(prompts=path), byte_tokenizer)
+
+
+def test_prefixes_are_windows_of_the_text(some_text: list[str], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(some_text))
+    recipe = WritingRecipe(prefixes=str(tmp_path / "text.txt"), rows=12, prefix_tokens=16)
+    tokenizer = make_byte_tokenizer(bos=True)
+    orders = read_orders(recipe, tokenizer)
+    text = (tmp_path / "text.txt").read_text()
+    assert len({order.ids for order in orders}) == 12
+    assert all(order.ids[0] == tokenizer.bos_token_id for order in orders)
+    assert all(tokenizer.decode(list(order.ids[1:])) in text for order in orders)
+    assert sum(order.greedy for order in orders) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "got neither"),
+        ({"prompts": "a", "prefixes": "b"}, "got both"),
+        ({"prompts": "a", "greedy": 1.5}, "between 0 and 1"),
+        ({"prompts": "a", "temperature": -1.0}, "between 0 and 100"),
+        ({"prompts": "a", "rows": 0}, "'rows' must lie"),
+        ({"prompts": "a", "new_tokens": 0}, "'new_tokens' must lie"),
+        ({"prompts": "a", "seed": -1}, "'seed' must lie"),
+        ({"prompts": "a", "grredy": 0.1}, "greedy"),
+    ],
+)
+def test_what_means_nothing_is_refused(given: dict[str, Any], expected: str) -> None:
+    with pytest.raises(RecipeError, match=expected):
+        WritingRecipe.from_dict(given)
+
+
+# What is written
+
+
+def test_greedy_words_are_those_of_a_literal_loop_whatever_stands_beside(dense: DenseModel) -> None:
+    """Padding at the left changes nothing: each prompt as if it were alone."""
+    tokenizer = dense.tokenizer
+    texts = ["The", "The farmer carries", "Part 3. The old teacher", "x"]
+    prompts = [tokenizer(text)["input_ids"] for text in texts]
+    found = generate(dense, prompts, 12, 0.0, 0, frozenset())
+    for prompt, got in zip(prompts, found, strict=True):
+        ids = list(prompt)
+        for _ in range(12):
+            with torch.no_grad():
+                logits = dense.network(torch.tensor([ids]), use_cache=False).logits
+            ids.append(int(logits[0, -1].argmax()))
+        assert got == ids[len(prompt) :]
+    stop = found[1][5]
+    stopped = generate(dense, prompts, 12, 0.0, 0, frozenset([stop]))
+    for whole, cut in zip(found, stopped, strict=True):
+        assert cut == (whole[: whole.index(stop) + 1] if stop in whole else whole)
+
+
+def test_what_is_drawn_follows_the_models_own_distribution(dense: DenseModel) -> None:
+    """At temperature 1, with no top-k, whatever the model's settings say."""
+    prompt = dense.tokenizer("The f")["input_ids"]
+    with torch.no_grad():
+        p = dense.network(torch.tensor([prompt])).logits[0, -1].softmax(-1).double()
+    settings = dense.network.generation_config
+    before = settings.top_k, settings.repetition_penalty
+    settings.top_k, settings.repetition_penalty = 2, 5.0
+    try:
+        state = torch.random.get_rng_state()
+        drawn = generate(dense, [prompt] * 3000, 1, 1.0, 7, frozenset())
+        assert torch.equal(state, torch.random.get_rng_state())
+    finally:
+        settings.top_k, settings.repetition_penalty = before
+    counts = torch.bincount(torch.tensor([ids[0] for ids in drawn]), minlength=len(p))
+    off = (counts - 3000 * p).abs() / (3000 * p * (1 - p)).sqrt().clamp_min(1.0)
+    assert float(off.max()) < 5
+    assert int((counts > 0).sum()) > 2
+
+
+def test_what_is_no_good_falls_back_to_the_reference(tmp_path: Path, chat_tokenizer: Any) -> None:
+    answers = {
+        "q-good": "Fine words.",
+        "q-meta": "In the reference answer it is 4.",
+        "q-loop": "no no no no no no no",
+        "q-empty": "",
+        "q-long": None,
+    }
+    rows = [{"prompt": f"q{name[1:]}", "answer": f"known {name}"} for name in answers]
+    alone = [{"prompt": f"{name} alone", "answer": ""} for name in answers]
+    path = write_rows(tmp_path / "prompts.jsonl", [*rows, *alone])
+    recipe = WritingRecipe(prompts=path, new_tokens=400)
+    written = compose(says(answers, chat_tokenizer), recipe, read_orders(recipe, chat_tokenizer))
+    assert written.sources == {"dense": 2, "reference": 4, "dropped": 4}
+    assert written.faults == {"empty": 2, "loop": 2, "meta": 2, "unfinished": 2}
+    first, *others = written.rows[:5]
+    assert first == {
+        "messages": [
+            {"role": "user", "content": "q-good"},
+            {"role": "assistant", "content": "Fine words."},
+        ],
+        "from": "dense",
+    }
+    assert [row["messages"][-1]["content"] for row in others] == [
+        f"known {name}" for name in list(answers)[1:]
+    ]
+    assert [row["from"] for row in written.rows] == ["dense", *["reference"] * 4, "dense"]
+
+
+def test_too_long_and_shapeless_chats_keep_their_reference(
+    tmp_path: Path, chat_tokenizer: Any
+) -> None:
+    answer = {"role": "assistant", "content": "A"}
+    rows = [
+        {"messages": [{"role": "user", "content": "q" * 5000}, answer]},
+        {"messages": [answer]},
+        {"messages": [{"role": "user", "content": "q"}, answer]},
+    ]
+    path = write_rows(tmp_path / "prompts.jsonl", rows)
+    recipe = WritingRecipe(prompts=path)
+    written = compose(
+        says({"q": "Yes"}, chat_tokenizer), recipe, read_orders(recipe, chat_tokenizer)
+    )
+    assert written.faults == {"form": 1, "long": 1}
+    assert [row["from"] for row in written.rows] == ["reference", "reference", "dense"]
+
+
+def test_nothing_good_is_said(tmp_path: Path, chat_tokenizer: Any) -> None:
+    path = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "q", "answer": ""}] * 3)
+    recipe = WritingRecipe(prompts=path)
+    orders = read_orders(recipe, chat_tokenizer)
+    with pytest.raises(CorpusError, match=r"nothing .* can be kept \(3 empty\)"):
+        compose(says({"q": ""}, chat_tokenizer), recipe, orders)
+
+
+def test_batches_are_alike_in_length_and_in_how_they_are_drawn() -> None:
+    lengths = [5, 1, 9, 3, 7, 2]
+    orders = [Order((1,) * n, greedy=n > 5) for n in lengths]
+    orders.append(Order((), fault="form"))
+    assert batches_of(orders, 2) == [[4, 2], [1, 5], [3, 0]]
+
+
+def test_continuations_begin_with_their_prefix(
+    dense: DenseModel, some_text: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("\n\n".join(some_text))
+    out = tmp_path / "out.jsonl"
+    written = ghostlayers.write_data(
+        dense, out, prefixes=str(tmp_path / "text.txt"), rows=10, prefix_tokens=24, new_tokens=20,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert rows == list(written.rows)
+    assert {row["from"] for row in rows} == {"dense"}
+    text = (tmp_path / "text.txt").read_text()
+    assert all(row["text"][:24] in text and 24 < len(row["text"]) <= 44 for row in rows)
+    again = load_corpus(str(out), use="calibration")
+    assert list(again.documents) == [row["text"] for row in rows]
+
+
+# Interruptions, and what is in the way
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+@pytest.fixture
+def prefixes(some_text: list[str], tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "text.txt").write_text("\n\n".join(some_text))
+    return {
+        "prefixes": str(tmp_path / "text.txt"), "rows": 9, "prefix_tokens": 20, "new_tokens": 12,
+        "options": RunOptions(batch_size=3),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_killed_anywhere_it_ends_with_the_same_bytes(
+    dense: DenseModel,
+    prefixes: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    torn: bool,
+) -> None:
+    write_data(dense, tmp_path / "whole.jsonl", **prefixes)
+    wanted = (tmp_path / "whole.jsonl").read_bytes()
+    add, calls = composing.Draft.add, []
+
+    def kill(self: Any, batch: Any) -> None:
+        calls.append(1)
+        add(self, batch)
+        raise Killed
+
+    out = tmp_path / "out.jsonl"
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr(composing.Draft, "add", kill)
+            with pytest.raises(Killed):
+                write_data(dense, out, **prefixes)
+        assert not out.exists()
+    if torn:
+        kept = draft_for(out).read_bytes()
+        draft_for(out).write_bytes(kept[:-7])
+        monkeypatch.setattr(composing.Draft, "add", lambda *given: (calls.append(1), add(*given)))
+    write_data(dense, out, **prefixes)
+    assert len(calls) == 3 + (2 if torn else 0)
+    assert out.read_bytes() == wanted
+    left = sorted(each.name for each in tmp_path.iterdir())
+    assert left == ["out.jsonl", "text.txt", "whole.jsonl"]
+
+
+def test_a_draft_of_another_request_is_refused(
+    dense: DenseModel, prefixes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(composing, "_gather", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            write_data(dense, out, **prefixes)
+    kept = draft_for(out).read_bytes()
+    with pytest.raises(ResumeError, match="another request"):
+        write_data(dense, out, **prefixes, seed=1)
+    assert draft_for(out).read_bytes() == kept
+    write_data(dense, out, **prefixes, seed=1, restart=True)
+    with pytest.raises(OutputError, match="exists already"):
+        write_data(dense, out, **prefixes)
+    write_data(dense, out, **prefixes, overwrite=True)
+
+
+# The command
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def test_the_command_writes_and_counts(
+    trained_llama: Any, chat_tokenizer: Any, tmp_path: Path, some_text: list[str]
+) -> None:
+    trained_llama.save_pretrained(tmp_path / "dense")
+    chat_tokenizer.save_pretrained(tmp_path / "dense")
+    (tmp_path / "text.txt").write_text("\n\n".join(some_text))
+    out = tmp_path / "out.jsonl"
+    command = (
+        "write-data", tmp_path / "dense", "--prefixes", tmp_path / "text.txt", "-o", out,
+        "--rows", 5, "--new-tokens", 10,
+    )  # fmt: skip
+    done = run(*command)
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.output.split())
+    assert "by the dense model" in words
+    assert "Not kept of what the model wrote: none." in words
+    assert len(out.read_text().splitlines()) == 5
+    again = run(*command)
+    assert again.exit_code == 1
+    assert "exists" in again.output
+    neither = run("write-data", tmp_path / "dense", "-o", tmp_path / "new.jsonl")
+    assert neither.exit_code == 2
+    assert "got neither" in neither.output
+    itself = run(*command[:2], "--prompts", out, "-o", out, "--overwrite")
+    assert itself.exit_code == 1
+    assert len(out.read_text().splitlines()) == 5
+
+
+# vLLM
+
+
+def test_vllm_is_asked_by_name_and_its_words_end_as_ours(
+    tmp_path: Path, chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    class Engine:
+        llm_engine = types.SimpleNamespace(model_config=types.SimpleNamespace(max_model_len=4096))
+
+        def __init__(self, name: str, **given: Any) -> None:
+            asked.append((name, given))
+
+        def get_tokenizer(self) -> Any:
+            return chat_tokenizer
+
+        def generate(self, prompts: Any, how: Any, use_tqdm: bool) -> Any:
+            del use_tqdm
+            asked.extend(
+                (prompt["prompt_token_ids"], h) for prompt, h in zip(prompts, how, strict=True)
+            )
+            ids = chat_tokenizer("Fine.")["input_ids"]
+            one = types.SimpleNamespace(token_ids=ids, finish_reason="stop")
+            return [types.SimpleNamespace(outputs=[one]) for _ in prompts]
+
+    module = types.ModuleType("vllm")
+    module.LLM, module.SamplingParams = Engine, dict  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setattr(authors, "find_spec", lambda name: name == "vllm")
+    path = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "q", "answer": "a"}] * 2)
+    written = write_data("org/model", tmp_path / "out.jsonl", prompts=path, engine="vllm")
+    assert [row["messages"][-1]["content"] for row in written.rows] == ["Fine."] * 2
+    (name, _), *prompts = asked
+    assert name == "org/model"
+    assert [how["temperature"] for _, how in prompts] == [0.0, 0.0]
+    assert len({how["seed"] for _, how in prompts}) == 2
+
+
+def test_vllm_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authors, "find_spec", lambda name: None)
+    with pytest.raises(DependencyError, match="pip install vllm"):
+        write_data("org/model", tmp_path / "out.jsonl", prompts="p.jsonl", engine="vllm")
+    assert not authors.takes_vllm(WritingRecipe(prompts="p"), "org/model", RunOptions())
