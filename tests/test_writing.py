@@ -1,5 +1,7 @@
 """Text that the dense model writes: what is asked, what is kept, and how it is trained on."""
 
+import copy
+import dataclasses
 import itertools
 import json
 import sys
@@ -21,10 +23,19 @@ from ghostlayers.errors import (
     RecipeError,
     ResumeError,
 )
+from ghostlayers.healing.completions import chat_windows
+from ghostlayers.healing.cut_model import CutModel
+from ghostlayers.healing.engine import Engine
+from ghostlayers.healing.text import read_text
+from ghostlayers.healing.trained import prepare, recording
+from ghostlayers.healing.training import draw_positions
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.recipe import RunOptions
+from ghostlayers.model.multimodal import text_view
+from ghostlayers.recipe import HealingRecipe, RunOptions
 from ghostlayers.recipe.writing import WritingRecipe
+from ghostlayers.text.chats import prompt_of, split_answer
 from ghostlayers.text.corpora import load_corpus
+from ghostlayers.text.rows import turns_in
 from ghostlayers.writing import authors, composing
 from ghostlayers.writing.authors import Author, generate
 from ghostlayers.writing.composing import batches_of, compose
@@ -475,3 +486,173 @@ def test_vllm_that_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(DependencyError, match="pip install vllm"):
         write_data("org/model", tmp_path / "out.jsonl", prompts="p.jsonl", engine="vllm")
     assert not authors.takes_vllm(WritingRecipe(prompts="p"), "org/model", RunOptions())
+
+
+# Answers alone
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> str:
+    """Chats of which one ends in a question, and one has two answers."""
+    rows: list[list[dict[str, str]]] = []
+    for number in range(30):
+        question = {"role": "user", "content": f"Who carries lamp {number}?"}
+        answer = {"role": "assistant", "content": f"The farmer {number % 7} carries it by hand."}
+        rows.append([question, answer])
+    rows.append([*rows[0], {"role": "user", "content": "Why?"}])
+    rows.append([*rows[1], *rows[2]])
+    return write_rows(tmp_path / "chats.jsonl", [{"messages": turns} for turns in rows])
+
+
+def test_only_the_last_answer_counts(chats: str, chat_tokenizer: Any) -> None:
+    """Characters are tokens here, so what counts can be read back."""
+    corpus = load_corpus(chats, use="calibration", turns=True)
+    written, windows, counts = chat_windows(corpus, chat_tokenizer, sequence_length=40)
+    assert len(written.documents) == 31
+    chats_of = [turns_in(document) or [] for document in corpus.documents]
+    marks = ""
+    for turns in chats_of:
+        if turns[-1]["role"] != "assistant":
+            continue
+        for turn in turns[:-1]:
+            marks += "." * len(f"<{turn['role']}>{turn['content']}\n")
+        marks += "." * len("<assistant>") + "x" * len(f"{turns[-1]['content']}\n") + ".."
+    text = written.joined() + "\n\n"
+    assert len(marks) == len(text)
+    wanted = [
+        (text[start : start + 40], marks[start : start + 40])
+        for start in range(0, len(text) - 39, 40)
+        if "x" in marks[start + 1 : start + 40]
+    ]
+    found = [
+        (chat_tokenizer.decode(ids), "".join("x" if each else "." for each in row))
+        for ids, row in zip(windows.input_ids, counts.tolist(), strict=True)
+    ]
+    assert found == wanted
+
+
+def test_a_window_begins_with_bos_which_counts_for_nothing(chats: str) -> None:
+    tokenizer = make_byte_tokenizer(bos=True)
+    tokenizer.chat_template = "{{ bos_token }}" + TEMPLATE
+    corpus = load_corpus(chats, use="calibration", turns=True)
+    written, windows, counts = chat_windows(corpus, tokenizer, sequence_length=40)
+    assert set(windows.input_ids[:, 0].tolist()) == {tokenizer.bos_token_id}
+    assert not bool(counts[:, 0].any())
+    assert tokenizer.bos_token not in written.documents[0]
+
+
+def test_a_template_that_hides_where_an_answer_begins_is_refused(
+    chats: str, chat_tokenizer: Any
+) -> None:
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.name_or_path = "some/model"
+    tokenizer.chat_template = "{{ messages | length }}" + TEMPLATE
+    with pytest.raises(CorpusError, match=r"template of 'some/model' does not tell.*--completions"):
+        split_answer(tokenizer, [{"role": "user", "content": "Q"}] * 2)
+    corpus = load_corpus(chats, use="calibration", turns=True)
+    with pytest.raises(CorpusError, match="does not tell"):
+        chat_windows(corpus, tokenizer, sequence_length=40)
+
+
+def test_what_is_asked_and_answered_is_the_whole_chat(chat_tokenizer: Any) -> None:
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    assert split_answer(chat_tokenizer, turns) == ("<user>Q\n<assistant>", "A\n")
+    assert prompt_of(chat_tokenizer, turns[:1]) == "<user>Q\n<assistant>"
+
+
+PRUNE = {"windows": 8, "sequence_length": 64, "held_out_windows": 2, "remove": "3-4"}
+SMALL = {"sequence_length": 48, "held_out_windows": 3, "step_tokens": 96}
+
+
+@pytest.fixture(scope="module")
+def pruned(trained_llama: Any, chat_tokenizer: Any, some_text: list[str]) -> Any:
+    return ghostlayers.prune(
+        trained_llama, tokenizer=chat_tokenizer, data=some_text, repair="ghost", **PRUNE
+    )
+
+
+def cut_of(pruned: Any) -> CutModel:
+    return CutModel.of(pruned.dense, text_view(pruned.model), pruned.spans, pruned.record)
+
+
+@pytest.mark.parametrize("known_head", [True, False])
+@pytest.mark.parametrize("kind", ["ce", "kl", "kl+ce"])
+def test_weighted_gradients_are_those_of_a_literal_loop(
+    pruned: Any, kind: Any, known_head: bool
+) -> None:
+    cut = cut_of(pruned)
+    torch.manual_seed(3)
+    ids = torch.randint(3, 200, (3, 14))
+    positions = draw_positions(range(3), 14, 0.7, 0)
+    weights = torch.rand(positions.shape) * (torch.rand(positions.shape) < 0.6)
+    weights[1] = 0.0
+    trained = prepare(cut, HealingRecipe(), ("operator", "suffix"))
+    with recording(trained):
+        engine = Engine(trained, kind)
+        if not known_head:
+            engine.head = None
+        lesson = dataclasses.replace(engine.teach(ids, positions), weights=weights)
+        loss = engine.learn(lesson, float(weights.sum()))
+    student, teacher = copy.deepcopy(trained.network), cut.dense.network
+    for each in student.parameters():
+        each.requires_grad_(True)
+    wanted = torch.zeros(())
+    for row, column in itertools.product(range(3), range(positions.shape[1])):
+        place, weight = positions[row, column], weights[row, column]
+        log_q = student(input_ids=ids[row : row + 1]).logits[0, place].log_softmax(-1)
+        with torch.no_grad():
+            log_p = teacher(input_ids=ids[row : row + 1]).logits[0, place].log_softmax(-1)
+        if "kl" in kind:
+            wanted = wanted + weight * (log_p.exp() * (log_p - log_q)).sum()
+        if "ce" in kind:
+            wanted = wanted - weight * log_q[ids[row, place + 1]]
+    wanted.backward()
+    assert loss == pytest.approx(float(wanted.detach()), rel=1e-4)
+    own = dict(student.named_parameters())
+    for name, master in trained.masters.items():
+        want = own[name].grad / weights.sum()  # type: ignore[operator]
+        got = torch.zeros_like(want) if master.grad is None else master.grad
+        assert float((got - want).norm()) <= 1e-3 * float(want.norm()) + 1e-7, name
+
+
+def test_healing_on_answers_learns_by_them_alone(
+    pruned: Any, chats: str, some_text: list[str], tmp_path: Path
+) -> None:
+    """One step of the whole run is one step of the literal mean over answers' tokens."""
+    (tmp_path / "held.txt").write_text("\n\n".join(some_text))
+    choices = {
+        **SMALL, "data": chats, "held_out": str(tmp_path / "held.txt"), "loss": "ce",
+        "completions": True, "positions": 1.0, "tokens": "96", "train": "operator",
+    }  # fmt: skip
+    recipe, cut = HealingRecipe(**choices), cut_of(pruned)
+    text = read_text(cut.dense, recipe, 2)
+    assert text.counts is not None
+    assert 0 < int(text.counts.sum()) < text.counts.numel()
+    healed = ghostlayers.heal(pruned, **choices)
+    assert healed.outcome.steps == 1
+    logits = cut.network(input_ids=text.input_ids).logits[:, :-1].log_softmax(-1)
+    chosen = logits.gather(2, text.input_ids[:, 1:, None])[:, :, 0]
+    literal = -chosen[text.counts[:, 1:]].mean()
+    assert healed.outcome.training_losses[0] == pytest.approx(float(literal), rel=1e-4)
+
+
+def test_answers_of_a_text_without_chats_are_refused(pruned: Any, some_text: list[str]) -> None:
+    recipe = HealingRecipe(completions=True, **SMALL)
+    with pytest.raises(RecipeError, match="the training text holds none"):
+        read_text(pruned.dense, recipe, 4, some_text)
+
+
+def test_plain_text_beside_chats_counts_as_a_whole(
+    pruned: Any, chats: str, some_text: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "plain.txt").write_text("\n\n".join(some_text))
+    mix = f"{chats}:0.5,{tmp_path / 'plain.txt'}:0.5"
+    text = read_text(pruned.dense, HealingRecipe(completions=True, data=mix, **SMALL), 20)
+    assert text.counts is not None
+    whole = text.counts.all(dim=1)
+    assert int(whole.sum()) == 10
+    tokenizer = pruned.dense.tokenizer
+    plain = " ".join((tmp_path / "plain.txt").read_text().split())
+    for ids, every in zip(text.input_ids, whole.tolist(), strict=True):
+        words = " ".join(tokenizer.decode(ids).split())
+        assert (words in plain) is every

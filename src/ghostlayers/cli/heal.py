@@ -18,8 +18,8 @@ from ghostlayers.recipe import HealingRecipe, RunOptions
 from ghostlayers.runtime.outputs import check_output
 
 ASKED = (
-    "train tokens minutes loss learning_rate positions rank step_tokens cache save overwrite data "
-    "held_out held_out_windows text_column separator sequence_length bos seed"
+    "train tokens minutes loss learning_rate positions completions rank step_tokens cache save "
+    "overwrite data held_out held_out_windows text_column separator sequence_length bos seed"
 )
 """Fields of the recipe, as help shows them."""
 

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ghostlayers.errors import RecipeError, WindowError
+from ghostlayers.healing.completions import Counts, chat_windows, holds_chats
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.preparation import Documents
 from ghostlayers.recipe.healing import HealingRecipe
@@ -35,6 +36,7 @@ class Text:
         held_out: windows that are measured on.
         held_out_name: the corpus that these are of.
         other: whether that is another text than is trained on.
+        counts: which tokens are learnt to be predicted, [windows, sequence]; None for all.
     """
 
     input_ids: Int[Tensor, "windows sequence"]
@@ -45,6 +47,7 @@ class Text:
     held_out: Windows
     held_out_name: str
     other: bool
+    counts: Counts | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -81,21 +84,23 @@ def read_text(
     apart = recipe.held_out_windows if recipe.held_out is None else 0
     generator = torch.Generator().manual_seed(recipe.seed)
     counts = _shared_out(count, [share for _, share in mix])
-    corpora, rows, repeats, kept = [], [], [], []
+    corpora, rows, counted, repeats, kept = [], [], [], [], []
     documents: dict[str, None] = {}
     for (source, share), wanted in zip(mix, counts, strict=True):
         own = math.ceil(apart * share)
-        corpus, windows = _read(dense, recipe, source, wanted + own, progress)
-        order = windows.input_ids[torch.randperm(len(windows), generator=generator)]
+        corpus, windows, learnt = _read(dense, recipe, source, wanted + own, progress)
+        order = torch.randperm(len(windows), generator=generator)
         own = min(own, len(order) // 4)
-        kept.append(order[:own])
+        kept.append(windows.input_ids[order[:own]])
         chosen, times = _repeated(order[own:], wanted, generator)
         corpora.append(corpus)
         documents.update(dict.fromkeys(windows.documents))
-        rows.append(chosen)
+        rows.append(windows.input_ids[chosen])
+        counted.append(None if learnt is None else learnt[chosen])
         repeats.append(times)
     ids = torch.cat(rows)
-    ids = ids[torch.randperm(len(ids), generator=generator)]
+    mixed = torch.randperm(len(ids), generator=generator)
+    ids, learnt = ids[mixed], _joined(recipe, counted, rows)
     held_out, name = _held_out(dense, recipe, torch.cat(kept), windows, corpora, progress)
     tokens.check_tokens(dense.network, dense.tokenizer, held_out, _as_windows(ids, windows))
     shares = tuple(share for _, share in mix)
@@ -108,6 +113,28 @@ def read_text(
         held_out,
         name,
         other=recipe.held_out is not None,
+        counts=None if learnt is None else learnt[mixed],
+    )
+
+
+def _joined(
+    recipe: HealingRecipe, counted: Sequence[Counts | None], rows: Sequence[Tensor]
+) -> Counts | None:
+    """Which tokens count, of all corpora: of those without chats, all.
+
+    Raises:
+        RecipeError: answers are to count, and no corpus has any.
+    """
+    if not recipe.completions:
+        return None
+    if all(each is None for each in counted):
+        raise RecipeError(
+            "--completions trains on the answers of chats, and the training text holds none: "
+            "expected rows with messages, or with prompt and completion. Leave --completions out."
+        )
+    pairs = zip(counted, rows, strict=True)
+    return torch.cat(
+        [torch.ones_like(row, dtype=torch.bool) if c is None else c for c, row in pairs]
     )
 
 
@@ -127,8 +154,12 @@ def _read(
     wanted: int,
     progress: Progress | None,
     use: Use = "calibration",
-) -> tuple[Corpus, Windows]:
-    """A corpus and its windows, in order: enough of them, if it has so many."""
+) -> tuple[Corpus, Windows, Counts | None]:
+    """A corpus and its windows, in order: enough of them, if it has so many.
+
+    Of chats whose answers alone are trained on, also which tokens count.
+    """
+    turns = recipe.completions and use == "calibration"
     characters = characters_for(source, wanted * recipe.sequence_length)
     while True:
         corpus = load_corpus(
@@ -139,17 +170,24 @@ def _read(
             max_characters=min(characters, MAX_CHARACTERS * 16),
             seed=recipe.seed,
             tokenizer=dense.tokenizer,
+            turns=turns,
         )
-        windows = tokens.make_windows(
-            corpus,
-            dense.tokenizer,
-            sequence_length=recipe.sequence_length,
-            bos=recipe.bos,
-            progress=progress,
-        )
+        counts = None
         whole = corpus.complete or corpus is source or characters > MAX_CHARACTERS * 4
+        if turns and holds_chats(corpus):
+            corpus, windows, counts = chat_windows(
+                corpus, dense.tokenizer, sequence_length=recipe.sequence_length, bos=recipe.bos
+            )
+        else:
+            windows = tokens.make_windows(
+                corpus,
+                dense.tokenizer,
+                sequence_length=recipe.sequence_length,
+                bos=recipe.bos,
+                progress=progress,
+            )
         if whole or len(windows) >= wanted:
-            return corpus, windows
+            return corpus, windows, counts
         characters *= 4
 
 
@@ -176,7 +214,7 @@ def _held_out(
 ) -> tuple[Windows, str]:
     """What is measured on: of a text of its own, or what was kept of the training text."""
     if recipe.held_out is not None:
-        corpus, windows = _read(
+        corpus, windows, _ = _read(
             dense, recipe, recipe.held_out, recipe.held_out_windows, progress, "evaluation"
         )
         generator = torch.Generator().manual_seed(recipe.seed)

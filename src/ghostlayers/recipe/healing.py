@@ -83,6 +83,13 @@ class HealingRecipe:
     step_tokens: int | None = setting(
         None, "Tokens a step.", HEALING, least=2, says="1,024, and more from 200,000 tokens on"
     )
+    completions: bool = setting(
+        False,
+        "Of chats, train on the answer alone: the last turn, where it is the model's. Other text "
+        "counts as a whole.",
+        HEALING,
+        says="off: all tokens",
+    )
     cache: str | None = setting(
         None,
         "Disk that may hold what the dense model says of windows which are gone through again: "
