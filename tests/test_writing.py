@@ -656,3 +656,57 @@ def test_plain_text_beside_chats_counts_as_a_whole(
     for ids, every in zip(text.input_ids, whole.tolist(), strict=True):
         words = " ".join(tokenizer.decode(ids).split())
         assert (words in plain) is every
+
+
+# The preset
+
+
+def test_a_preset_fills_in_what_is_not_given() -> None:
+    plain = HealingRecipe.from_dict({"preset": "self-data-distillation"})
+    assert (plain.rank, plain.parts, plain.loss) == (8, ("lora",), "ce")
+    assert plain.rates["lora"] == 1e-4
+    assert plain.completions
+    own = HealingRecipe(rank=4).changed(
+        {"preset": "self-data-distillation", "loss": "kl", "completions": False}
+    )
+    assert (own.rank, own.loss, own.completions, own.modules) == (4, "kl", False, "q_proj,v_proj")
+    assert HealingRecipe.from_dict(own.to_dict()) == own
+    with pytest.raises(RecipeError, match="Did you mean 'self-data-distillation'"):
+        HealingRecipe.from_dict({"preset": "self-distillation"})
+
+
+def test_only_the_projections_that_are_named_change(pruned: Any, some_text: list[str]) -> None:
+    choices = {**SMALL, "tokens": "300", "preset": "self-data-distillation", "completions": False}
+    healed = ghostlayers.heal(pruned, data=some_text, **choices)
+    before = dict(pruned.model.named_parameters())
+    trained = prepare(cut_of(pruned), healed.recipe, ("lora",))
+    assert {name.rpartition(".")[2] for name in trained.adapted} == {"q_proj", "v_proj"}
+    assert {each.shape[0] for n, each in trained.masters.items() if "lora_A" in n} == {8}
+    names = {f"{name}.weight" for name in trained.adapted}
+    changed = {n for n, p in healed.model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed <= names
+    assert changed or not healed.better
+    with pytest.raises(RecipeError, match=r"called 'r_proj'.*q_proj"):
+        ghostlayers.heal(pruned, data=some_text, **{**choices, "modules": "r_proj"})
+
+
+def test_the_command_says_what_its_preset_chooses(
+    pruned: Any, trained_llama: Any, chat_tokenizer: Any, chats: str, tmp_path: Path
+) -> None:
+    trained_llama.save_pretrained(tmp_path / "dense")
+    chat_tokenizer.save_pretrained(tmp_path / "dense")
+    pruned.save(tmp_path / "cut")
+    done = run(
+        "heal", tmp_path / "cut", "--against", tmp_path / "dense", "-o", tmp_path / "out",
+        "--data", chats, "--preset", "self-data-distillation", "--rank", 4, "--tokens", 300,
+        "--sequence-length", 48, "--held-out-windows", 3, "--keep-worse",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.output.split())
+    assert "Self-Data Distillation, arXiv:2410.09982" in words
+    assert "rank 4 (not 8)" in words
+    assert "modules 'q_proj,v_proj'," in words
+    recipe = ghostlayers.inspect(tmp_path / "out")["healing"]["recipe"]
+    assert (recipe["preset"], recipe["rank"]) == ("self-data-distillation", 4)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "--completions --" in card

@@ -161,7 +161,7 @@ def heal(
     Raises:
         GhostlayersError: bad input, or a loss that is no number.
     """
-    recipe = dataclasses.replace(recipe or HealingRecipe(), **_known(choices))
+    recipe = (recipe or HealingRecipe()).changed(choices)
     options = options or RunOptions()
     return heal_cut(
         _open_cut(model, against, tokenizer, options),
@@ -191,16 +191,6 @@ def plan_healing(
     speed = probe_blindly(cut.dense, recipe.sequence_length, options.batch_size)
     started = seconds_since_start()
     return plan_heal(cut, recipe, speed, started=started, folder=output, processes=world().size)
-
-
-def _known(choices: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a recipe for healing.
-
-    Raises:
-        RecipeError: one of them is not.
-    """
-    HealingRecipe.from_dict(choices)
-    return choices
 
 
 def _open_cut(

@@ -208,7 +208,8 @@ def _options(recipe: Mapping[str, Any]) -> str:
     chosen = {name: value for name, value in recipe.items() if value != plain.get(name)}
     return code(
         " ".join(
-            f"--{name.replace('_', '-')} {shlex.quote(shown_name(str(value)))}"
+            f"--{name.replace('_', '-')}"
+            + ("" if value is True else f" {shlex.quote(shown_name(str(value)))}")
             for name, value in chosen.items()
         )
     )

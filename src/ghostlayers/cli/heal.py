@@ -18,8 +18,9 @@ from ghostlayers.recipe import HealingRecipe, RunOptions
 from ghostlayers.runtime.outputs import check_output
 
 ASKED = (
-    "train tokens minutes loss learning_rate positions completions rank step_tokens cache save "
-    "overwrite data held_out held_out_windows text_column separator sequence_length bos seed"
+    "train tokens minutes loss learning_rate positions completions preset rank modules "
+    "step_tokens cache save overwrite data held_out held_out_windows text_column separator "
+    "sequence_length bos seed"
 )
 """Fields of the recipe, as help shows them."""
 
@@ -71,6 +72,7 @@ def heal(
     plan: o.PlanOnly = False,
 ) -> None:
     """Train a cut model for minutes, against the dense one, and prove that it reloads."""
+    heal_screen.show_preset(recipe)
     if not plan:
         check_output(output, overwrite=overwrite, needed_bytes=0)
     screen.step(f"Loading {against} and {checkpoint} ...")

@@ -130,7 +130,8 @@ def _joined(
     if all(each is None for each in counted):
         raise RecipeError(
             "--completions trains on the answers of chats, and the training text holds none: "
-            "expected rows with messages, or with prompt and completion. Leave --completions out."
+            "expected rows with messages, or with prompt and completion. Leave --completions "
+            "out (beside a preset: --no-completions)."
         )
     pairs = zip(counted, rows, strict=True)
     return torch.cat(

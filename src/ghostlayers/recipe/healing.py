@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.recipe.checks import check_types
+from ghostlayers.recipe.healing_presets import HEALING_PRESETS, find_healing_preset
 from ghostlayers.runtime.documents import brief
 from ghostlayers.runtime.run_options import MOST
 from ghostlayers.runtime.settings import TEXT, documented, setting
@@ -83,12 +84,26 @@ class HealingRecipe:
     step_tokens: int | None = setting(
         None, "Tokens a step.", HEALING, least=2, says="1,024, and more from 200,000 tokens on"
     )
+    modules: str | None = setting(
+        None,
+        "Projections that 'lora' adapts, by their own names.",
+        HEALING,
+        metavar="NAMES",
+        says="all behind the first cut",
+    )
+    preset: str | None = setting(
+        None,
+        f"A published way to train: {', '.join(HEALING_PRESETS)}. What else is given wins.",
+        HEALING,
+        metavar="NAME",
+    )
     completions: bool = setting(
         False,
         "Of chats, train on the answer alone: the last turn, where it is the model's. Other text "
         "counts as a whole.",
         HEALING,
         says="off: all tokens",
+        off="--no-completions",
     )
     cache: str | None = setting(
         None,
@@ -132,6 +147,8 @@ class HealingRecipe:
         if self.tokens is not None and self.minutes is not None:
             raise RecipeError("give either --tokens or --minutes, not both.")
         _ = self.parts, self.rates, self.num_tokens, self.mix  # each refuses what means nothing
+        if self.preset is not None:
+            find_healing_preset(self.preset)
 
     def _check_numbers(self) -> None:
         share = self.positions
@@ -226,11 +243,13 @@ class HealingRecipe:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "HealingRecipe":
-        """A recipe from a mapping such as a YAML file's.
+        """A recipe from a mapping such as a YAML file's; a ``preset`` fills in what is not given.
 
         Raises:
-            RecipeError: an unknown key; the message names near ones.
+            RecipeError: an unknown key or preset; the message names near ones.
         """
+        if values.get("preset") is not None:
+            values = {**find_healing_preset(values["preset"]).choices, **values}
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
@@ -240,6 +259,18 @@ class HealingRecipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values."""
         return dataclasses.asdict(self)
+
+    def changed(self, choices: Mapping[str, Any]) -> "HealingRecipe":
+        """With some fields replaced; of a preset among them, what is not chosen here either.
+
+        Raises:
+            RecipeError: an unknown field, value or preset.
+        """
+        base = self.to_dict()
+        if choices.get("preset") is not None:
+            plain = HealingRecipe().to_dict()
+            base = {name: value for name, value in base.items() if value != plain[name]}
+        return HealingRecipe.from_dict({**base, **choices})
 
 
 def _rate(text: str) -> float:
