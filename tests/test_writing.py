@@ -710,3 +710,67 @@ def test_the_command_says_what_its_preset_chooses(
     assert (recipe["preset"], recipe["rank"]) == ("self-data-distillation", 4)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "--completions --" in card
+
+
+# Text that the dense model writes for a run
+
+
+@pytest.fixture
+def mixed(some_text: list[str], tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "real.txt").write_text("\n\n".join(some_text))
+    return {**SMALL, "data": f"@dense:0.5,{tmp_path / 'real.txt'}:0.5", "train": "operator"}
+
+
+def test_the_dense_model_writes_its_share(pruned: Any, mixed: dict[str, Any]) -> None:
+    recipe = HealingRecipe(**mixed)
+    text = read_text(pruned.dense, recipe, 20)
+    real, own = text.corpora
+    assert own.name == "@dense"
+    assert [round(share, 3) for share in text.shares] == [0.5, 0.5]
+    assert len(text.input_ids) == 20
+    joined, decode = real.joined(), pruned.dense.tokenizer.decode
+    begins = [document[:24] for document in own.documents]
+    trained = [decode(ids) for ids in text.input_ids]
+    assert sum(window in joined for window in trained) >= 10
+    assert all(any(window.startswith(each) for window in trained) for each in begins)
+    held_out = [decode(ids) for ids in text.held_out.input_ids]
+    assert len(held_out) == 3
+    assert all(window in joined for window in held_out)  # real text alone is measured on
+
+
+@pytest.mark.parametrize("budget", [{"tokens": "960"}, {"minutes": 0.02}])
+def test_a_run_killed_while_it_writes_or_trains_goes_on(
+    pruned: Any,
+    mixed: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    budget: dict[str, Any],
+) -> None:
+    keep, add, written = tmp_path / "kept", composing.Draft.add, []
+
+    def kill(self: Any, batch: Any) -> None:
+        add(self, batch)
+        written.append(batch)
+        if len(written) == 1:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(composing.Draft, "add", kill)
+        with pytest.raises(Killed):
+            ghostlayers.heal(pruned, keep=keep, recipe=HealingRecipe(**mixed, **budget))
+        assert (keep / "written.jsonl").is_file()
+        healed = ghostlayers.heal(pruned, keep=keep, recipe=HealingRecipe(**mixed, **budget))
+    tokens = str(healed.outcome.text.num_tokens)
+    whole = ghostlayers.heal(pruned, recipe=HealingRecipe(**mixed, tokens=tokens))
+    assert whole.outcome.text.corpora[1].sha256() == healed.outcome.text.corpora[1].sha256()
+    if "tokens" in budget:
+        for one, other in zip(healed.model.parameters(), whole.model.parameters(), strict=True):
+            assert torch.equal(one, other)
+    healed.save(tmp_path / "out")
+    assert not keep.exists()
+
+
+@pytest.mark.parametrize("data", ["@dense", "@dense:0.2,@dense:0.3,a.txt:0.5"])
+def test_nothing_to_go_on_from_is_refused(data: str) -> None:
+    with pytest.raises(RecipeError, match="stands once, beside corpora"):
+        HealingRecipe(data=data)

@@ -8,7 +8,7 @@ from ghostlayers import modeling
 from ghostlayers.calibration import journal
 from ghostlayers.calibration.fingerprint import model_fingerprint, tensors_digest
 from ghostlayers.checkpoint import adapter, proof, saving
-from ghostlayers.errors import NoGainError, ResumeError
+from ghostlayers.errors import NoGainError, RecipeError, ResumeError
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.record import healing_row, with_healing
 from ghostlayers.healing.text import read_text
@@ -81,20 +81,8 @@ class HealedModel:
             OutputError: the folder exists, or cannot be written.
             VerificationError: the reloaded model differs; nothing is left behind.
         """
-        dense = self.cut.dense
         self._check_apart(out)
-        verification = by_first(
-            lambda: saving.save_checkpoint(
-                Path(out),
-                self.model,
-                self.tokenizer,
-                self.record,
-                stored_dtype=dense.stored_dtype,
-                base_folder=dense.base.folder,
-                processor=dense.processor,
-                overwrite=overwrite,
-            )
-        )
+        verification = save_whole(self.cut, self.model, self.record, Path(out), overwrite=overwrite)
         self._finish()
         return verification
 
@@ -157,6 +145,30 @@ class HealedModel:
             journal.finish(self.kept_in)
 
 
+def save_whole(
+    cut: CutModel, model: Any, record: dict[str, Any], out: Path, *, overwrite: bool
+) -> proof.Verification:
+    """Write a checkpoint with what the dense model has beside its weights, and prove it.
+
+    Raises:
+        OutputError: the folder exists, or cannot be written.
+        VerificationError: the reloaded model differs; nothing is left behind.
+    """
+    dense = cut.dense
+    return by_first(
+        lambda: saving.save_checkpoint(
+            out,
+            model,
+            dense.tokenizer,
+            record,
+            stored_dtype=dense.stored_dtype,
+            base_folder=dense.base.folder,
+            processor=dense.processor,
+            overwrite=overwrite,
+        )
+    )
+
+
 def heal_cut(
     cut: CutModel,
     recipe: HealingRecipe,
@@ -176,12 +188,17 @@ def heal_cut(
     check_sequence_length(dense.config, recipe.sequence_length)
     check_causal(dense)
     progress = progress or Silent()
+    if recipe.writes and world().size > 1:
+        raise RecipeError(
+            "@dense is written by one process, and a launcher has started several: write the text "
+            "with `ghostlayers write-data DENSE --prefixes CORPUS -o FILE`, and name that file."
+        )
 
     def train(passes: journal.Journal | None) -> Outcome:
         return Training(
             cut,
             recipe,
-            lambda count: read_text(dense, recipe, count, data, progress),
+            lambda count: read_text(dense, recipe, count, data, progress, keep),
             options.batch_size,
             progress,
             passes,

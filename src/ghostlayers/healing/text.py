@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
@@ -10,9 +11,10 @@ from torch import Tensor
 
 from ghostlayers.errors import RecipeError, WindowError
 from ghostlayers.healing.completions import Counts, chat_windows, holds_chats
+from ghostlayers.healing.own_text import write_own
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.preparation import Documents
-from ghostlayers.recipe.healing import HealingRecipe
+from ghostlayers.recipe.healing import OWN, HealingRecipe
 from ghostlayers.runtime.progress import Progress
 from ghostlayers.text import tokens
 from ghostlayers.text.corpora import MAX_CHARACTERS, Corpus, characters_for, load_corpus
@@ -61,6 +63,7 @@ def read_text(
     count: int,
     data: Documents | None = None,
     progress: Progress | None = None,
+    keep: Path | None = None,
 ) -> Text:
     """Windows to train on, and others to measure on.
 
@@ -72,6 +75,7 @@ def read_text(
         count: windows to train on.
         data: one corpus instead of the recipe's.
         progress: told what is being done, where it takes long.
+        keep: a folder for what the dense model writes, which is then found there.
 
     Raises:
         CorpusError: a text cannot be read.
@@ -81,13 +85,18 @@ def read_text(
     mix: Sequence[Source] = recipe.mix if data is None else [(data, 1.0)]
     if not mix:
         raise RecipeError("no training text: give --data a corpus name or a file.")
+    mix = sorted(mix, key=_is_own)  # what is written goes on from what is read
+    real = sum(share for source, share in mix if not _is_own((source, share)))
     apart = recipe.held_out_windows if recipe.held_out is None else 0
     generator = torch.Generator().manual_seed(recipe.seed)
     counts = _shared_out(count, [share for _, share in mix])
-    corpora, rows, counted, repeats, kept = [], [], [], [], []
+    rows: list[Tensor] = []
+    corpora, counted, repeats, kept = [], [], [], []
     documents: dict[str, None] = {}
     for (source, share), wanted in zip(mix, counts, strict=True):
-        own = math.ceil(apart * share)
+        own = math.ceil(apart * share / real)
+        if _is_own((source, share)):
+            source, own = write_own(dense, recipe, torch.cat(rows), wanted, keep, progress), 0
         corpus, windows, learnt = _read(dense, recipe, source, wanted + own, progress)
         order = torch.randperm(len(windows), generator=generator)
         own = min(own, len(order) // 4)
@@ -137,6 +146,11 @@ def _joined(
     return torch.cat(
         [torch.ones_like(row, dtype=torch.bool) if c is None else c for c, row in pairs]
     )
+
+
+def _is_own(source: Source) -> bool:
+    """Whether the dense model writes it."""
+    return isinstance(source[0], str) and source[0] == OWN
 
 
 def _as_windows(ids: Tensor, like: Windows) -> Windows:
@@ -215,15 +229,28 @@ def _held_out(
 ) -> tuple[Windows, str]:
     """What is measured on: of a text of its own, or what was kept of the training text."""
     if recipe.held_out is not None:
-        corpus, windows, _ = _read(
-            dense, recipe, recipe.held_out, recipe.held_out_windows, progress, "evaluation"
-        )
-        generator = torch.Generator().manual_seed(recipe.seed)
-        chosen = torch.randperm(len(windows), generator=generator)[: recipe.held_out_windows]
-        return _as_windows(windows.input_ids[chosen], windows), corpus.name
+        return read_held_out(dense, recipe, progress)
     if not len(kept):
         raise WindowError(
             "the training text is too short to hold any of it out; give more text, a shorter "
             "--sequence-length, or another text as --held-out."
         )
     return _as_windows(kept, like), ", ".join(corpus.name for corpus in corpora)
+
+
+def read_held_out(
+    dense: DenseModel, recipe: HealingRecipe, progress: Progress | None = None
+) -> tuple[Windows, str]:
+    """Windows of the recipe's held-out text, drawn by its seed, and the text's name.
+
+    Raises:
+        CorpusError: the text cannot be read.
+        WindowError: it gives no window.
+    """
+    assert recipe.held_out is not None
+    corpus, windows, _ = _read(
+        dense, recipe, recipe.held_out, recipe.held_out_windows, progress, "evaluation"
+    )
+    generator = torch.Generator().manual_seed(recipe.seed)
+    chosen = torch.randperm(len(windows), generator=generator)[: recipe.held_out_windows]
+    return _as_windows(windows.input_ids[chosen], windows), corpus.name

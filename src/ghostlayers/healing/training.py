@@ -135,6 +135,8 @@ class Training:
             trained.write_back()
         steps, windows = state.size or self._size(engine, work)
         state.notes[4:] = torch.tensor([steps, windows])
+        if record is not None and recipe.writes:  # the same text is wanted when the run goes on
+            record.keep(state.tensors())
         text = self.read_text(steps * windows)
         self._check_text(state, text, record)
         if record is not None:

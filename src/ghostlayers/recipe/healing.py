@@ -26,6 +26,9 @@ PARTS = ("operator", "norms", "suffix", "lora", "all")
 LEARNING_RATES = {"operator": 3e-4, "norms": 1e-3, "suffix": 1e-4, "lora": 1e-3, "all": 1e-4}
 """Of each part, if nothing else is said."""
 
+OWN = "@dense"
+"""The corpus that the dense model writes itself, behind beginnings of the others."""
+
 DEFAULT_MINUTES = 5.0
 
 WHAT_IS_TRAINED = (
@@ -116,7 +119,8 @@ class HealingRecipe:
     data: str | None = setting(
         None,
         "Training text: corpora as for prune, several with their shares: c4:0.7,mine.jsonl:0.3. "
-        "Chats go through the model's template.",
+        "Chats go through the model's template. The share of @dense is written by the dense model "
+        "before training, behind beginnings of the others: @dense:0.5,c4:0.5.",
         TEXT,
         short="-d",
     )
@@ -147,6 +151,12 @@ class HealingRecipe:
         if self.tokens is not None and self.minutes is not None:
             raise RecipeError("give either --tokens or --minutes, not both.")
         _ = self.parts, self.rates, self.num_tokens, self.mix  # each refuses what means nothing
+        names = [name for name, _ in self.mix]
+        if names.count(OWN) > 1 or names == [OWN]:
+            raise RecipeError(
+                f"--data {brief(self.data)}: {OWN} stands once, beside corpora whose beginnings "
+                f"the dense model continues: {OWN}:0.5,c4:0.5."
+            )
         if self.preset is not None:
             find_healing_preset(self.preset)
 
@@ -240,6 +250,11 @@ class HealingRecipe:
             RecipeError: a share is no positive number, or only some have one.
         """
         return () if self.data is None else read_mix(self.data)
+
+    @property
+    def writes(self) -> bool:
+        """Whether the dense model is to write some of the text."""
+        return any(name == OWN for name, _ in self.mix)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "HealingRecipe":
