@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import itertools
 import json
+import math
+import operator
 import sys
 import types
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 import ghostlayers
@@ -19,6 +22,7 @@ from ghostlayers.cli.app import app
 from ghostlayers.errors import (
     CorpusError,
     DependencyError,
+    ModelError,
     OutputError,
     RecipeError,
     ResumeError,
@@ -29,10 +33,12 @@ from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.text import read_text
 from ghostlayers.healing.trained import prepare, recording
 from ghostlayers.healing.training import draw_positions
+from ghostlayers.merged import TRIED
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
 from ghostlayers.recipe import HealingRecipe, RunOptions
 from ghostlayers.recipe.writing import WritingRecipe
+from ghostlayers.statistics.slerp import slerp
 from ghostlayers.text.chats import prompt_of, split_answer
 from ghostlayers.text.corpora import load_corpus
 from ghostlayers.text.rows import turns_in
@@ -774,3 +780,150 @@ def test_a_run_killed_while_it_writes_or_trains_goes_on(
 def test_nothing_to_go_on_from_is_refused(data: str) -> None:
     with pytest.raises(RecipeError, match="stands once, beside corpora"):
         HealingRecipe(data=data)
+
+
+# Two healed checkpoints
+
+
+def literal_slerp(first: Any, second: Any, t: float) -> torch.Tensor:
+    """The formula, a number at a time."""
+    a, b = first.flatten().tolist(), second.flatten().tolist()
+    dot, lengths = math.fsum(map(operator.mul, a, b)), math.hypot(*a) * math.hypot(*b)
+    theta = math.acos(min(1.0, max(-1.0, dot / lengths))) if lengths else 0.0
+    if math.sin(theta) < 1e-4:
+        found = [(1 - t) * x + t * y for x, y in zip(a, b, strict=True)]
+    else:
+        left, right = math.sin((1 - t) * theta), math.sin(t * theta)
+        found = [(left * x + right * y) / math.sin(theta) for x, y in zip(a, b, strict=True)]
+    return torch.tensor(found).reshape(first.shape)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
+def test_slerp_is_the_formula(t: float) -> None:
+    torch.manual_seed(0)
+    a, b = torch.randn(5, 7), torch.randn(5, 7)
+    for first, second in ((a, b), (a, 3 * a), (a, a + 1e-6), (a, -a), (a, 0 * a), (0 * a, 0 * a)):
+        torch.testing.assert_close(slerp(first, second, t), literal_slerp(first, second, t))
+    arc = slerp(a / a.norm(), b / b.norm(), t)
+    assert float(arc.norm()) == pytest.approx(1.0, abs=1e-5)  # the chord's middle is shorter
+
+
+@pytest.fixture(scope="module")
+def healed_twice(
+    tmp_path_factory: pytest.TempPathFactory,
+    pruned: Any,
+    trained_llama: Any,
+    chat_tokenizer: Any,
+    some_text: list[str],
+) -> Path:
+    folder = tmp_path_factory.mktemp("twice")
+    trained_llama.save_pretrained(folder / "dense")
+    chat_tokenizer.save_pretrained(folder / "dense")
+    (folder / "text.txt").write_text("\n\n".join(some_text))
+    for seed in (1, 2):
+        choices = {**SMALL, "tokens": "600", "seed": seed, "train": "operator+suffix"}
+        ghostlayers.heal(pruned, data=some_text, **choices).save(folder / f"healed-{seed}")
+    pruned.save(folder / "cut")
+    return folder
+
+
+def merge(folder: Path, t: float | None, **changes: Any) -> Any:
+    recipe = HealingRecipe(
+        held_out=str(folder / "text.txt"), sequence_length=48, held_out_windows=4
+    )
+    given = {"first": folder / "healed-1", "second": folder / "healed-2", **changes}
+    return ghostlayers.merge(**given, against=folder / "dense", recipe=recipe, t=t)
+
+
+def test_every_weight_of_a_merged_model_lies_between(healed_twice: Path, tmp_path: Path) -> None:
+    made = merge(healed_twice, 0.3)
+    parents = [
+        dict(AutoModelForCausalLM.from_pretrained(healed_twice / f"healed-{n}").named_parameters())
+        for n in (1, 2)
+    ]
+    moved = 0
+    for name, each in made.model.named_parameters():
+        first, second = parents[0][name].detach(), parents[1][name].detach()
+        torch.testing.assert_close(each, literal_slerp(first, second, 0.3), rtol=1e-4, atol=1e-6)
+        moved += not torch.equal(first, second)
+    assert moved > 10
+    assert made.save(tmp_path / "merged").identical
+    record = ghostlayers.inspect(tmp_path / "merged")
+    row = record["merged"]
+    assert [Path(each["checkpoint"]).name for each in row["parents"]] == ["healed-1", "healed-2"]
+    assert all(each["healing"]["trained"] == ["operator", "suffix"] for each in row["parents"])
+    assert "healing" not in record
+    assert (row["kept"], row["t"]) == ("merged", 0.3)
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert "`healed-1` and `healed-2`, were merged" in card
+    assert "0.3 of the way" in card
+
+
+def test_the_best_of_both_and_what_lies_between_is_kept(healed_twice: Path) -> None:
+    made = merge(healed_twice, None)
+    assert sorted(t for _, t in made.losses) == [0.0, *TRIED, 1.0]
+    best = min(made.losses, key=lambda each: made.losses[each].kl_nats)
+    assert (made.kept, made.t) == best
+    worse = merge(healed_twice, None, second=healed_twice / "cut")  # not healed at all
+    least = min(worse.losses, key=lambda each: worse.losses[each].kl_nats)
+    assert (worse.kept, worse.t) == least
+    ends = {who: sums.kl_nats for (who, _), sums in worse.losses.items()}
+    assert ends["first"] < ends["second"]
+    again = merge(healed_twice, None, first=healed_twice / "cut", second=healed_twice / "healed-1")
+    assert again.losses["second", 1.0].kl_nats == pytest.approx(ends["first"])
+
+
+def test_a_parent_that_is_better_alone_is_kept(
+    healed_twice: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ghostlayers.merged.slerp", lambda a, b, t: a * 5)
+    made = merge(healed_twice, None)
+    assert made.kept in ("first", "second")
+    number = 1 if made.kept == "first" else 2
+    parent = AutoModelForCausalLM.from_pretrained(healed_twice / f"healed-{number}")
+    for one, other in zip(made.model.parameters(), parent.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert made.record["healing"] == made.cut.record["healing"]
+
+
+def test_what_is_not_of_one_cut_is_refused(
+    healed_twice: Path,
+    trained_llama: Any,
+    chat_tokenizer: Any,
+    some_text: list[str],
+    tmp_path: Path,
+) -> None:
+    others = {"remove": {**PRUNE, "remove": "2-3"}, "repair": {**PRUNE, "repair": "joint:x+z"}}
+    for name, choices in others.items():
+        ghostlayers.prune(
+            trained_llama,
+            tokenizer=chat_tokenizer,
+            data=some_text,
+            **{"repair": "ghost", **choices},
+        ).save(tmp_path / name)
+    with pytest.raises(ModelError, match=r"\[3, 5\), the other \[2, 4\)"):
+        merge(healed_twice, 0.5, second=tmp_path / "remove")
+    with pytest.raises(ModelError, match="repaired by 'ghost', the other by 'joint:x"):
+        merge(healed_twice, 0.5, second=tmp_path / "repair")
+
+
+def test_the_command_merges(healed_twice: Path, tmp_path: Path) -> None:
+    command = (
+        "merge", healed_twice / "healed-1", healed_twice / "healed-2", "--against",
+        healed_twice / "dense", "-o", tmp_path / "out", "--held-out", healed_twice / "text.txt",
+        "--sequence-length", 48, "--held-out-windows", 4,
+    )  # fmt: skip
+    done = run(*command, "--slerp", "0.5")
+    assert done.exit_code == 0, done.output
+    assert "at 0.5 of the way" in " ".join(done.output.split())
+    shown = run("inspect", tmp_path / "out")
+    assert "Merged healed-1 (first) and healed-2 (second)" in " ".join(shown.output.split())
+    again = run(*command)
+    assert again.exit_code == 1
+    assert "exists" in again.output
+    wrong = run(*command, "--overwrite", "--slerp", "2")
+    assert wrong.exit_code == 2
+    assert "expected 'auto' or a share" in " ".join(wrong.output.split())
+    without = run(*command[:-6], "--overwrite")
+    assert without.exit_code == 2
+    assert "--held-out TEXT" in without.output

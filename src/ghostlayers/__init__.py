@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ghostlayers.errors import GhostlayersError
     from ghostlayers.evaluation import EvaluationResult
     from ghostlayers.healed import HealedModel
+    from ghostlayers.merged import MergedModel, merge
     from ghostlayers.pipeline import evaluate, heal, prune, score
     from ghostlayers.presets import PRESETS, Preset
     from ghostlayers.pruned import PrunedModel
@@ -41,6 +42,7 @@ __all__ = [
     "GhostlayersError",
     "HealedModel",
     "HealingRecipe",
+    "MergedModel",
     "Preset",
     "PrunedModel",
     "Recipe",
@@ -55,6 +57,7 @@ __all__ = [
     "heal",
     "inspect",
     "materialize",
+    "merge",
     "prune",
     "score",
     "write_data",
@@ -66,6 +69,7 @@ _HOMES = {
     "GhostlayersError": "errors",
     "HealedModel": "healed",
     "HealingRecipe": "recipe",
+    "MergedModel": "merged",
     "Preset": "presets",
     "PrunedModel": "pruned",
     "Recipe": "recipe",
@@ -80,6 +84,7 @@ _HOMES = {
     "heal": "pipeline",
     "inspect": "checkpoint.records",
     "materialize": "checkpoint.adapter",
+    "merge": "merged",
     "prune": "pipeline",
     "score": "pipeline",
     "write_data": "writing.writing",

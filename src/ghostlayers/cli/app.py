@@ -19,6 +19,7 @@ WHAT = "Remove decoder layers from a language model, and repair every cut in clo
 COMMANDS = {
     "prune": "Remove layers, repair every gap, write a checkpoint, and prove that it reloads.",
     "heal": "Train a cut model for minutes, against the dense one, and prove that it reloads.",
+    "merge": "Merge two healed checkpoints of one cut into one, and prove that it reloads.",
     "write-data": "Write training text with the dense model itself: its own answers, or "
     "continuations.",
     "materialize": "Write the whole checkpoint that an adapter describes, and prove that it "
@@ -45,7 +46,7 @@ PLACES = {
 """Module and function of a command, where these are not called as it is."""
 
 
-PROVING = {"prune", "heal", "materialize"}
+PROVING = {"prune", "heal", "merge", "materialize"}
 """Commands that load what they wrote in a fresh process, which begins to import when they do."""
 
 WITHOUT_PROOF = {"--help", "--plan", "adapter"}

@@ -17,6 +17,8 @@ FILES = {"gguf": "--gguf", "file": "--gguf", "written": "-o", "json_file": "--js
 INPUTS = {
     "model": "MODEL",
     "checkpoint": "CHECKPOINT",
+    "first": "A",
+    "second": "B",
     "adapter": "ADAPTER",
     "base": "--base",
     "against": "--against",

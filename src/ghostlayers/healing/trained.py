@@ -66,10 +66,11 @@ class Trained:
         """Trained weights by their names in the cut model, rounded to the types of its files."""
         whole = dict(self._whole())
         return {
-            name: tensor.detach().to(self._kind(name), copy=True) for name, tensor in whole.items()
+            name: tensor.detach().to(self.kind_of(name), copy=True)
+            for name, tensor in whole.items()
         }
 
-    def _kind(self, name: str) -> torch.dtype:
+    def kind_of(self, name: str) -> torch.dtype:
         """The type that a weight's file has, or that is computed in, where that rounds it."""
         own = self.cut.network.get_parameter(name)
         kind = stored_type(own, self.cut.dense.stored_dtype)
