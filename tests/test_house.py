@@ -18,9 +18,10 @@ FLOORS = [
     {"model", "report"},
     {"surgery"},
     {"calibration", "checkpoint", "preparation"},
+    {"writing"},
     {"healing"},
     {"healed", "plan", "pruned"},
-    {"study"},
+    {"merged", "study"},
     {"compare", "demo", "export", "heal_pipeline", "pipeline"},
     {"cli"},
     {"__main__"},
@@ -58,6 +59,7 @@ def test_public_names_are_pinned() -> None:
         "GhostlayersError",
         "HealedModel",
         "HealingRecipe",
+        "MergedModel",
         "Preset",
         "PrunedModel",
         "Recipe",
@@ -72,8 +74,10 @@ def test_public_names_are_pinned() -> None:
         "heal",
         "inspect",
         "materialize",
+        "merge",
         "prune",
         "score",
+        "write_data",
     ]
     assert all(hasattr(ghostlayers, name) for name in ghostlayers.__all__)
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ghostlayers.evaluation import EvaluationResult
     from ghostlayers.heal_pipeline import heal
     from ghostlayers.healed import HealedModel
+    from ghostlayers.merged import MergedModel, merge
     from ghostlayers.pipeline import evaluate, prune, score
     from ghostlayers.presets import PRESETS, Preset
     from ghostlayers.pruned import PrunedModel
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ghostlayers.selection import ScoreTable, SpanScore
     from ghostlayers.spans import Span
     from ghostlayers.study import Study
+    from ghostlayers.writing.writing import write_data
 
     __version__: str
 
@@ -41,6 +43,7 @@ __all__ = [
     "GhostlayersError",
     "HealedModel",
     "HealingRecipe",
+    "MergedModel",
     "Preset",
     "PrunedModel",
     "Recipe",
@@ -55,8 +58,10 @@ __all__ = [
     "heal",
     "inspect",
     "materialize",
+    "merge",
     "prune",
     "score",
+    "write_data",
 ]
 
 _HOMES = {
@@ -65,6 +70,7 @@ _HOMES = {
     "GhostlayersError": "errors",
     "HealedModel": "healed",
     "HealingRecipe": "recipe",
+    "MergedModel": "merged",
     "Preset": "presets",
     "PrunedModel": "pruned",
     "Recipe": "recipe",
@@ -79,8 +85,10 @@ _HOMES = {
     "heal": "heal_pipeline",
     "inspect": "checkpoint.records",
     "materialize": "checkpoint.adapter",
+    "merge": "merged",
     "prune": "pipeline",
     "score": "pipeline",
+    "write_data": "writing.writing",
 }
 """The module of every public name, imported when the name is first used (PEP 562)."""
 

@@ -1,6 +1,5 @@
 """Training after a cut, as people ask for it: a saved model or one just pruned, and a budget."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ def heal(
     Raises:
         GhostlayersError: bad input, or a loss that is no number.
     """
-    recipe = dataclasses.replace(recipe or HealingRecipe(), **_known(choices))
+    recipe = (recipe or HealingRecipe()).changed(choices)
     options = options or RunOptions()
     return heal_cut(
         _open_cut(model, against, tokenizer, options),
@@ -86,16 +85,6 @@ def plan_healing(
     speed = probe_blindly(cut.dense, recipe.sequence_length, options.batch_size)
     started = seconds_since_start()
     return plan_heal(cut, recipe, speed, started=started, folder=output, processes=world().size)
-
-
-def _known(choices: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a recipe for healing.
-
-    Raises:
-        RecipeError: one of them is not.
-    """
-    HealingRecipe.from_dict(choices)
-    return choices
 
 
 def _open_cut(

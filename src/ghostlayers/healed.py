@@ -90,19 +90,9 @@ class HealedModel:
             OutputError: the folder exists, or cannot be written.
             VerificationError: the reloaded model differs; nothing is left behind.
         """
-        dense = self.cut.dense
         self._check_apart(out)
-        verification = by_first(
-            lambda: saving.save_checkpoint(
-                Path(out),
-                self.outcome.network,
-                self.tokenizer,
-                self.record,
-                stored_dtype=dense.stored_dtype,
-                base_folder=dense.base.folder,
-                processor=dense.processor,
-                overwrite=overwrite,
-            )
+        verification = save_whole(
+            self.cut, self.outcome.network, self.record, Path(out), overwrite=overwrite
         )
         self._finish()
         return verification
@@ -218,6 +208,30 @@ class HealedModel:
             journal.finish(self.kept_in)
 
 
+def save_whole(
+    cut: CutModel, model: Any, record: dict[str, Any], out: Path, *, overwrite: bool
+) -> proof.Verification:
+    """Write a checkpoint with what the dense model has beside its weights, and prove it.
+
+    Raises:
+        OutputError: the folder exists, or cannot be written.
+        VerificationError: the reloaded model differs; nothing is left behind.
+    """
+    dense = cut.dense
+    return by_first(
+        lambda: saving.save_checkpoint(
+            out,
+            model,
+            dense.tokenizer,
+            record,
+            stored_dtype=dense.stored_dtype,
+            base_folder=dense.base.folder,
+            processor=dense.processor,
+            overwrite=overwrite,
+        )
+    )
+
+
 def heal_cut(
     cut: CutModel,
     recipe: HealingRecipe,
@@ -237,12 +251,17 @@ def heal_cut(
     check_sequence_length(dense.config, recipe.sequence_length)
     check_causal(dense)
     progress = progress or Silent()
+    if recipe.writes and world().size > 1:
+        raise RecipeError(
+            "@dense is written by one process, and a launcher has started several: write the text "
+            "with `ghostlayers write-data DENSE --prefixes CORPUS -o FILE`, and name that file."
+        )
 
     def train(passes: journal.Journal | None) -> Outcome:
         return Training(
             cut,
             recipe,
-            lambda count: read_text(dense, recipe, count, data, progress),
+            lambda count: read_text(dense, recipe, count, data, progress, keep),
             options.batch_size,
             progress,
             passes,

@@ -242,7 +242,7 @@ class Study:
             recipe: what is trained, and how long.
             choices: fields of that recipe, by name.
         """
-        recipe = dataclasses.replace(recipe or HealingRecipe(), **choices)
+        recipe = (recipe or HealingRecipe()).changed(choices)
         data = self.corpus if recipe.data is None else None
         cut = CutModel.of(self.dense, text_view(pruned.model), pruned.spans, pruned.record)
         return heal_cut(cut, recipe, self.options, data=data, progress=self.runner.progress)

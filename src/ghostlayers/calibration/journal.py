@@ -38,7 +38,7 @@ SECONDS_BETWEEN = 30.0
 
 REQUEST = "request.json"
 
-KEPT = ("*-of-process-*-*.safetensors", "*-of-process-*-*.rows", "*.draft")
+KEPT = ("*-of-process-*-*.safetensors", "*-of-process-*-*.rows", "written.jsonl", "*.draft")
 """What a run keeps beside its request; drafts are of older versions."""
 
 
@@ -170,6 +170,10 @@ class KeptPass:
             for file in files:
                 file.flush()
             self._write(self.share, tensors)
+
+    def keep(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write the sums now, whatever went into them."""
+        self._write(self.share, tensors)
 
     def end(
         self, done: int, tensors: Mapping[str, Tensor], files: Sequence[Flushable] = ()

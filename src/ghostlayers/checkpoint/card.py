@@ -93,7 +93,7 @@ def render_card(record: Mapping[str, Any]) -> str:
         version=markdown(record["versions"].get("ghostlayers", "of an unknown version")),
         how=_how(record),
         losses=loss_table(record),
-        healing=_healing(record["healing"]) if record.get("healing") else "",
+        healing=_trained(record),
         loading=_loading(record),
         fits=_fits(record),
         licence=_licence(base),
@@ -115,8 +115,10 @@ def _licence_entries(stated: str | None) -> tuple[str, str | None]:
 
 def _metrics(record: Mapping[str, Any]) -> list[EvalResult]:
     """The repaired model's measurements, as the hub's leaderboards read them."""
-    healing = record.get("healing")
+    merged = record.get("merged")
+    healing = merged or record.get("healing")
     evidence, last = (healing or record)["evidence"], "healed" if healing else "repaired"
+    last = merged["kept"] if merged else last
     rows = [row for row in evidence if row["model"] == last]
     if not rows:
         return []
@@ -143,7 +145,8 @@ def _how(record: Mapping[str, Any]) -> str:
     repair = record["recipe"]["repair"]
     if repair == "none":
         return ", not repaired"
-    after = "then trained against the dense model" if record.get("healing") else "without training"
+    trained = record.get("healing") or record.get("merged")
+    after = "then trained against the dense model" if trained else "without training"
     return f", each gap repaired in closed form by `{code(repair)}`, {after}"
 
 
@@ -179,6 +182,21 @@ def _windows(text: Mapping[str, Any]) -> str:
     )
 
 
+def _trained(record: Mapping[str, Any]) -> str:
+    """What was trained, or merged of what was; nothing, where neither was done."""
+    parts = [_healing(record["healing"])] if record.get("healing") else []
+    if record.get("merged"):
+        row = record["merged"]
+        names = " and ".join(f"`{code(shown_name(p['checkpoint']))}`" for p in row["parents"])
+        kept = {"merged": f"at {row['t']:g} of the way from the first to the second"}
+        said = kept.get(row["kept"], f"of which the {row['kept']} alone was kept, the better one")
+        parts.append(
+            f"Two trained checkpoints of this cut, {names}, were merged by spherical "
+            f"interpolation of every weight, {said}. Both trainings stand in `ghostlayers.json`."
+        )
+    return "\n\n".join(parts)
+
+
 def _healing(healing: Mapping[str, Any]) -> str:
     """What was trained on what, and what it won, as Markdown."""
     corpora = ", ".join(
@@ -208,7 +226,8 @@ def _options(recipe: Mapping[str, Any]) -> str:
     chosen = {name: value for name, value in recipe.items() if value != plain.get(name)}
     return code(
         " ".join(
-            f"--{name.replace('_', '-')} {shlex.quote(shown_name(str(value)))}"
+            f"--{name.replace('_', '-')}"
+            + ("" if value is True else f" {shlex.quote(shown_name(str(value)))}")
             for name, value in chosen.items()
         )
     )

@@ -19,6 +19,9 @@ WHAT = "Remove decoder layers from a language model, and repair every cut in clo
 COMMANDS = {
     "prune": "Remove layers, repair every gap, write a checkpoint, and prove that it reloads.",
     "heal": "Train a cut model for minutes, against the dense one, and prove that it reloads.",
+    "merge": "Merge two healed checkpoints of one cut into one, and prove that it reloads.",
+    "write-data": "Write training text with the dense model itself: its own answers, or "
+    "continuations.",
     "materialize": "Write the whole checkpoint that an adapter describes, and prove that it "
     "reloads.",
     "export": "Write a checkpoint as a GGUF file, or one of each type, and prove what they hold.",
@@ -35,11 +38,15 @@ COMMANDS = {
 }
 """What each does: the first paragraph of its own help."""
 
-PLACES = {"eval": ("evaluate", "evaluate"), "inspect": ("inspection", "inspect_checkpoint")}
+PLACES = {
+    "eval": ("evaluate", "evaluate"),
+    "inspect": ("inspection", "inspect_checkpoint"),
+    "write-data": ("write_data", "write_data"),
+}
 """Module and function of a command, where these are not called as it is."""
 
 
-PROVING = {"prune", "heal", "materialize"}
+PROVING = {"prune", "heal", "merge", "materialize"}
 """Commands that load what they wrote in a fresh process, which begins to import when they do."""
 
 WITHOUT_PROOF = {"--help", "--plan", "adapter"}

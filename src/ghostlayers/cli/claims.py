@@ -13,14 +13,18 @@ from ghostlayers.runtime.outputs import check_place
 from ghostlayers.runtime.places import base_of, check_apart
 
 FOLDERS = {"output": "-o"}
-FILES = {"gguf": "--gguf", "file": "--gguf", "json_file": "--json", "png": "--png"}
+FILES = {"gguf": "--gguf", "file": "--gguf", "written": "-o", "json_file": "--json", "png": "--png"}
 INPUTS = {
     "model": "MODEL",
     "checkpoint": "CHECKPOINT",
+    "first": "A",
+    "second": "B",
     "adapter": "ADAPTER",
     "base": "--base",
     "against": "--against",
     "data": "--data",
+    "prompts": "--prompts",
+    "prefixes": "--prefixes",
     "eval_data": "--eval-data",
     "imatrix_data": "--imatrix-data",
     "held_out": "--held-out",

@@ -19,8 +19,9 @@ from ghostlayers.runtime.outputs import check_output
 from ghostlayers.runtime.settings import WHAT
 
 ASKED = (
-    "train tokens minutes loss learning_rate positions rank step_tokens cache save overwrite data "
-    "held_out held_out_windows text_column separator sequence_length bos seed"
+    "train tokens minutes loss learning_rate positions completions preset rank modules "
+    "step_tokens cache save overwrite data held_out held_out_windows text_column separator "
+    "sequence_length bos seed"
 )
 """Fields of the recipe, as help shows them."""
 
@@ -83,6 +84,7 @@ def heal(
     """Train a cut model for minutes, against the dense one, and prove that it reloads."""
     if save == "peft" and recipe.parts != ("lora",):
         raise RecipeError("--save peft keeps the adapters of --train lora apart: say --train lora.")
+    heal_screen.show_preset(recipe)
     if not plan:
         check_output(output, overwrite=overwrite, needed_bytes=0)
     screen.step(f"Loading {against} and {checkpoint} ...")

@@ -4,8 +4,20 @@ from pathlib import Path
 
 from ghostlayers.checkpoint.proof import Verification, mode_of
 from ghostlayers.cli.saved_screen import ENGINES, show_healing, show_materialized
-from ghostlayers.cli.screen import say, step, warn
+from ghostlayers.cli.screen import bold, choice, dim, say, step, warn
 from ghostlayers.healed import HealedModel
+from ghostlayers.recipe import HealingRecipe
+from ghostlayers.recipe.healing_presets import find_healing_preset
+
+
+def show_preset(recipe: HealingRecipe) -> None:
+    """Every choice that a preset makes, those that were made otherwise marked."""
+    if recipe.preset is None:
+        return
+    preset, now = find_healing_preset(recipe.preset), recipe.to_dict()
+    say(bold(preset.title), f", arXiv:{preset.paper}")
+    say("  ", ", ".join(choice(name, each, now[name]) for name, each in preset.choices.items()))
+    say("  ", dim(f"not as there: {preset.differs}."))
 
 
 def show_healed(healed: HealedModel) -> None:

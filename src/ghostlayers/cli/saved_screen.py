@@ -10,7 +10,7 @@ from ghostlayers.checkpoint.hub import Upload
 from ghostlayers.checkpoint.proof import Verification, mode_of
 from ghostlayers.checkpoint.record import packed_text
 from ghostlayers.checkpoint.records import inspect
-from ghostlayers.cli.screen import bold, duration, loss_cells, say, table
+from ghostlayers.cli.screen import bold, duration, loss_cells, say, table, warn
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.spans import format_layers
@@ -151,6 +151,20 @@ def show_healing(row: Mapping[str, Any]) -> None:
         say(f"The best state was that behind step {row['best_step']:,}.")
 
 
+def show_merged(row: Mapping[str, Any]) -> None:
+    """A record's entry of a merge of two healed checkpoints."""
+    first, second = (shown_name(each["checkpoint"]) for each in row["parents"])
+    say(f"Merged {first} (first) and {second} (second), at {row['merged_at']:g} of the way.")
+    text = row["held_out"]
+    rows = [[each["model"], *loss_cells(each)] for each in row["evidence"]]
+    table(LOSSES, rows, f"On {text['windows']} held-out windows of {shown_name(text['corpus'])}")
+    best = min(row["tried"], key=lambda each: float(each["kl_nats"]))
+    if row["kept"] != "merged":
+        warn(f"the {row['kept']} alone is nearer to the dense model than anything between: kept.")
+    elif best["model"] != "merged":
+        warn(f"the {best['model']} alone is nearer to the dense model; --slerp auto keeps it.")
+
+
 def show_record(record: Mapping[str, Any]) -> None:
     """A checkpoint's record."""
     base, cut, recipe = record["base_model"], record["cut"], record["recipe"]
@@ -181,6 +195,8 @@ def show_record(record: Mapping[str, Any]) -> None:
         table(LOSSES, losses, "On held-out calibration windows")
     if record.get("healing"):
         show_healing(record["healing"])
+    if record.get("merged"):
+        show_merged(record["merged"])
     text = record["calibration"]
     say(
         f"Calibrated on {text['fit_windows']} of {text['windows']} windows of "

@@ -91,12 +91,13 @@ def show_preset(recipe: Recipe, dtype: Any) -> None:
         chosen = {key: value for key, value in chosen.items() if key not in CHOOSING}
     computed = str(dtype).removeprefix("torch.")
     now = {**recipe.to_dict(), "dtype": "auto" if preset.dtype == "auto" else computed}
-    say("  ", ", ".join(_choice(name, each, now[name]) for name, each in chosen.items()))
+    say("  ", ", ".join(choice(name, each, now[name]) for name, each in chosen.items()))
     for each in preset.differs:
         say("  ", dim(f"not as there: {each}"))
 
 
-def _choice(name: str, preset: Any, now: Any) -> str:
+def choice(name: str, preset: Any, now: Any) -> str:
+    """A choice of a preset, and what it should have been."""
     return f"{name} {now!r}" + ("" if now == preset else f" (not {preset!r})")
 
 

@@ -30,6 +30,7 @@ KEEPING = {
     "prune": "",
     "compare": "",
     "run": "",
+    "write_data": "",
     "heal": ", or with --keep to write the best state that is kept",
 }
 """Commands that keep what an interrupted run has done, and what else can be made of that."""

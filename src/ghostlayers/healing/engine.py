@@ -32,17 +32,20 @@ class Lesson:
         stream: at the boundary where the cut model starts, [windows, sequence, hidden].
         guide: final hidden states at the positions, [windows, positions, hidden]; where the head
             is not known, the stream at the last boundary of all positions; None without a teacher.
+        weights: of every position's loss, [windows, positions]; None where all are one.
     """
 
     input_ids: Int[Tensor, "windows sequence"]
     positions: Positions
     stream: Stream
     guide: Float[Tensor, "windows positions hidden"] | None
+    weights: Float[Tensor, "windows positions"] | None = None
 
     def part(self, rows: slice) -> "Lesson":
         """Some of the windows."""
         guide = None if self.guide is None else self.guide[rows]
-        return Lesson(self.input_ids[rows], self.positions[rows], self.stream[rows], guide)
+        weights = None if self.weights is None else self.weights[rows]
+        return Lesson(self.input_ids[rows], self.positions[rows], self.stream[rows], guide, weights)
 
 
 class Engine:
@@ -92,12 +95,12 @@ class Engine:
             guide = _at(self.dense.final_states(batch, stream), positions)
         return Lesson(input_ids, positions, start, guide)
 
-    def learn(self, lesson: Lesson, total: int) -> float:
+    def learn(self, lesson: Lesson, total: float) -> float:
         """Add the gradients of a lesson's loss to what is trained; the loss, summed.
 
         Args:
             lesson: some windows.
-            total: positions of the whole step, which the gradient is a mean over.
+            total: weight of all positions of the step, which the gradient is a mean over.
         """
         length = lesson.input_ids.shape[1]
         step = self.student.windows_per_call(length, self.batch_size)
@@ -107,7 +110,7 @@ class Engine:
             self.trained.take_gradients()
         return sums
 
-    def _learn_part(self, lesson: Lesson, total: int) -> float:
+    def _learn_part(self, lesson: Lesson, total: float) -> float:
         batch, stream = self._forward(lesson, differentiable=True)
         check_finite(stream, self.student.num_layers - 1)
         if self.head is None:
@@ -116,7 +119,12 @@ class Engine:
         chosen = _at(states, lesson.positions).flatten(0, 1)
         guide = None if lesson.guide is None else lesson.guide.flatten(0, 1)
         targets = _targets(lesson).flatten().to(chosen.device)
-        loss, gradient = self.head.loss(chosen.detach(), guide, targets, self.kind)
+        weights = None if lesson.weights is None else lesson.weights.flatten().to(chosen.device)
+        if weights is not None:  # what counts for nothing need not go through the head
+            some = weights > 0
+            guide = None if guide is None else guide[some.to(guide.device)]
+            chosen, targets, weights = chosen[some], targets[some], weights[some]
+        loss, gradient = self.head.loss(chosen.detach(), guide, targets, self.kind, weights)
         if chosen.requires_grad:
             chosen.backward(gradient / total)
         return loss
@@ -138,7 +146,7 @@ class Engine:
         return run(stream)
 
     def _through_model(
-        self, batch: MicroBatch, stream: Stream, lesson: Lesson, total: int
+        self, batch: MicroBatch, stream: Stream, lesson: Lesson, total: float
     ) -> float:
         """The loss where the head is not known: the model's own logits, a few positions at a time.
 
@@ -152,6 +160,7 @@ class Engine:
             one = slice(row, row + 1)
             targets = _targets(lesson.part(one))[0].to(leaf.device)
             places = lesson.positions[row].to(leaf.device)
+            weights = None if lesson.weights is None else lesson.weights[row].to(leaf.device)
             mine, theirs = _window(batch, one), _window(teacher, one)
             for start in range(0, len(places), step):
                 some = slice(start, start + step)
@@ -162,7 +171,13 @@ class Engine:
                         guide = self.dense.logits(theirs, lesson.guide[one], places[some])[
                             0
                         ].float()
-                loss, slope = logit_loss(logits.detach().float(), guide, targets[some], self.kind)
+                loss, slope = logit_loss(
+                    logits.detach().float(),
+                    guide,
+                    targets[some],
+                    self.kind,
+                    None if weights is None else weights[some],
+                )
                 sums += loss
                 logits.backward((slope / total).to(logits.dtype))
         if stream.requires_grad and leaf.grad is not None:

@@ -92,6 +92,7 @@ class Head:
         teacher: Hidden | None,
         targets: Int[Tensor, " positions"],
         kind: Loss,
+        weights: Float[Tensor, " positions"] | None = None,
     ) -> tuple[float, Hidden]:
         """The loss in nats, summed over positions, and its gradient by the hidden states.
 
@@ -100,12 +101,14 @@ class Head:
             teacher: the dense model's; None where the loss does not ask for it.
             targets: the true next tokens.
             kind: which loss.
+            weights: of each position; None where all are one.
         """
         total, gradient = 0.0, torch.empty_like(hidden)
         for part in self._chunks(len(hidden)):
             guide = None if teacher is None else self.logits(teacher[part])
             logits = self.logits(hidden[part])
-            loss, slope = logit_loss(logits, guide, targets[part], kind)
+            own = None if weights is None else weights[part]
+            loss, slope = logit_loss(logits, guide, targets[part], kind, own)
             total += loss
             slope *= self.logits_of.slope(logits)
             gradient[part] = slope.to(hidden.dtype) @ self._weight
@@ -122,6 +125,7 @@ def logit_loss(
     teacher: Float[Tensor, "positions vocabulary"] | None,
     targets: Int[Tensor, " positions"],
     kind: Loss,
+    weights: Float[Tensor, " positions"] | None = None,
 ) -> tuple[float, Float[Tensor, "positions vocabulary"]]:
     """The loss summed over positions, and its gradient by the logits.
 
@@ -130,21 +134,24 @@ def logit_loss(
         teacher: the dense model's, float32.
         targets: the true next tokens.
         kind: ``kl``, ``ce``, or their sum.
+        weights: of each position; None where all are one.
     """
     log_q = torch.log_softmax(logits, dim=-1)
     q = log_q.exp()
-    total, slope = 0.0, torch.zeros_like(q)
+    losses, slope = torch.zeros(len(q), dtype=torch.float64, device=q.device), torch.zeros_like(q)
     if kind in ("kl", "kl+ce"):
         assert teacher is not None
         log_p = torch.log_softmax(teacher, dim=-1)
         p = log_p.exp()
-        total += float(torch.linalg.vecdot(p, log_p - log_q).double().sum())
+        losses += torch.linalg.vecdot(p, log_p - log_q)
         slope += q - p
     if kind in ("ce", "kl+ce"):
-        total -= float(log_q.gather(1, targets[:, None]).double().sum())
+        losses -= log_q.gather(1, targets[:, None])[:, 0]
         slope += q
         slope.scatter_add_(1, targets[:, None], torch.full_like(q[:, :1], -1.0))
-    return total, slope
+    if weights is not None:
+        losses, slope = losses * weights, slope * weights[:, None]
+    return float(losses.sum()), slope
 
 
 @torch.no_grad()

@@ -116,7 +116,7 @@ class State:
         """The norm of all gradients, which are shortened to `CLIP` where it is greater."""
         return float(nn.utils.clip_grad_norm_(self.masters, CLIP))
 
-    def note_loss(self, step: int, steps: int, loss: float, positions: int) -> None:
+    def note_loss(self, step: int, steps: int, loss: float, positions: float) -> None:
         """Add a step's loss to the curve."""
         place = min(BINS - 1, step * BINS // steps)
         self.curve[:, place] += torch.tensor([loss, positions], dtype=torch.float64)

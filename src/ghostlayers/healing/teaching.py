@@ -6,10 +6,11 @@ model, whose layers are slow to bring in, the lessons of many steps are computed
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ghostlayers.calibration.boundaries import BoundaryStore
@@ -28,6 +29,7 @@ class Teaching:
         done: so many of them were learnt from before, in a run that goes on.
         most: bytes that kept lessons may take on disk; half of what is free if not given.
         path: keep them in a file of this name, which stays.
+        weights: of the positions, [windows, positions]; None where all are one.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class Teaching:
         *,
         most: int | None = None,
         path: Path | None = None,
+        weights: Float[Tensor, "windows positions"] | None = None,
     ) -> None:
         self.engine, self.input_ids, self.positions = engine, input_ids, positions
+        self.weights = weights
         self._firsts = first_occurrences(input_ids)
         self._own, self._at = own, {number: place for place, number in enumerate(own)}
         self._written = {self._firsts[number] for number in own[:done]}
@@ -80,6 +84,16 @@ class Teaching:
 
     def lesson(self, numbers: Sequence[int]) -> Lesson:
         """The lesson of this process's windows of a step; what came before is read again."""
+        lesson = self._lesson(numbers)
+        return lesson if self.weights is None else replace(lesson, weights=self.weights[numbers])
+
+    def total(self, numbers: Sequence[int]) -> float:
+        """The weight of all positions of some windows, whichever process has them."""
+        if self.weights is None:
+            return len(numbers) * self.positions.shape[1]
+        return float(self.weights[list(numbers)].sum())
+
+    def _lesson(self, numbers: Sequence[int]) -> Lesson:
         if self._stores and all(self._firsts[n] in self._written for n in numbers):
             return self._read(numbers)
         if self._chunk is None or not set(numbers) <= set(self._chunk[0]):

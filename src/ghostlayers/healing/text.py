@@ -3,15 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ghostlayers.errors import RecipeError, WindowError
+from ghostlayers.healing.completions import Counts, chat_windows, holds_chats
+from ghostlayers.healing.own_text import write_own
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.preparation import Documents
-from ghostlayers.recipe.healing import HealingRecipe
+from ghostlayers.recipe.healing import OWN, HealingRecipe
 from ghostlayers.runtime.progress import Progress
 from ghostlayers.text import tokens
 from ghostlayers.text.corpora import MAX_CHARACTERS, Corpus, characters_for, load_corpus
@@ -35,6 +38,7 @@ class Text:
         held_out: windows that are measured on.
         held_out_name: the corpus that these are of.
         other: whether that is another text than is trained on.
+        counts: which tokens are learnt to be predicted, [windows, sequence]; None for all.
     """
 
     input_ids: Int[Tensor, "windows sequence"]
@@ -45,6 +49,7 @@ class Text:
     held_out: Windows
     held_out_name: str
     other: bool
+    counts: Counts | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -58,6 +63,7 @@ def read_text(
     count: int,
     data: Documents | None = None,
     progress: Progress | None = None,
+    keep: Path | None = None,
 ) -> Text:
     """Windows to train on, and others to measure on.
 
@@ -69,6 +75,7 @@ def read_text(
         count: windows to train on.
         data: one corpus instead of the recipe's.
         progress: told what is being done, where it takes long.
+        keep: a folder for what the dense model writes, which is then found there.
 
     Raises:
         CorpusError: a text cannot be read.
@@ -78,24 +85,31 @@ def read_text(
     mix: Sequence[Source] = recipe.mix if data is None else [(data, 1.0)]
     if not mix:
         raise RecipeError("no training text: give --data a corpus name or a file.")
+    mix = sorted(mix, key=_is_own)  # what is written goes on from what is read
+    real = sum(share for source, share in mix if not _is_own((source, share)))
     apart = recipe.held_out_windows if recipe.held_out is None else 0
     generator = torch.Generator().manual_seed(recipe.seed)
     counts = _shared_out(count, [share for _, share in mix])
-    corpora, rows, repeats, kept = [], [], [], []
+    rows: list[Tensor] = []
+    corpora, counted, repeats, kept = [], [], [], []
     documents: dict[str, None] = {}
     for (source, share), wanted in zip(mix, counts, strict=True):
-        own = math.ceil(apart * share)
-        corpus, windows = _read(dense, recipe, source, wanted + own, progress)
-        order = windows.input_ids[torch.randperm(len(windows), generator=generator)]
+        own = math.ceil(apart * share / real)
+        if _is_own((source, share)):
+            source, own = write_own(dense, recipe, torch.cat(rows), wanted, keep, progress), 0
+        corpus, windows, learnt = _read(dense, recipe, source, wanted + own, progress)
+        order = torch.randperm(len(windows), generator=generator)
         own = min(own, len(order) // 4)
-        kept.append(order[:own])
+        kept.append(windows.input_ids[order[:own]])
         chosen, times = _repeated(order[own:], wanted, generator)
         corpora.append(corpus)
         documents.update(dict.fromkeys(windows.documents))
-        rows.append(chosen)
+        rows.append(windows.input_ids[chosen])
+        counted.append(None if learnt is None else learnt[chosen])
         repeats.append(times)
     ids = torch.cat(rows)
-    ids = ids[torch.randperm(len(ids), generator=generator)]
+    mixed = torch.randperm(len(ids), generator=generator)
+    ids, learnt = ids[mixed], _joined(recipe, counted, rows)
     held_out, name = _held_out(dense, recipe, torch.cat(kept), windows, corpora, progress)
     tokens.check_tokens(dense.network, dense.tokenizer, held_out, _as_windows(ids, windows))
     shares = tuple(share for _, share in mix)
@@ -108,7 +122,35 @@ def read_text(
         held_out,
         name,
         other=recipe.held_out is not None,
+        counts=None if learnt is None else learnt[mixed],
     )
+
+
+def _joined(
+    recipe: HealingRecipe, counted: Sequence[Counts | None], rows: Sequence[Tensor]
+) -> Counts | None:
+    """Which tokens count, of all corpora: of those without chats, all.
+
+    Raises:
+        RecipeError: answers are to count, and no corpus has any.
+    """
+    if not recipe.completions:
+        return None
+    if all(each is None for each in counted):
+        raise RecipeError(
+            "--completions trains on the answers of chats, and the training text holds none: "
+            "expected rows with messages, or with prompt and completion. Leave --completions "
+            "out (beside a preset: --no-completions)."
+        )
+    pairs = zip(counted, rows, strict=True)
+    return torch.cat(
+        [torch.ones_like(row, dtype=torch.bool) if c is None else c for c, row in pairs]
+    )
+
+
+def _is_own(source: Source) -> bool:
+    """Whether the dense model writes it."""
+    return isinstance(source[0], str) and source[0] == OWN
 
 
 def _as_windows(ids: Tensor, like: Windows) -> Windows:
@@ -127,8 +169,12 @@ def _read(
     wanted: int,
     progress: Progress | None,
     use: Use = "calibration",
-) -> tuple[Corpus, Windows]:
-    """A corpus and its windows, in order: enough of them, if it has so many."""
+) -> tuple[Corpus, Windows, Counts | None]:
+    """A corpus and its windows, in order: enough of them, if it has so many.
+
+    Of chats whose answers alone are trained on, also which tokens count.
+    """
+    turns = recipe.completions and use == "calibration"
     characters = characters_for(source, wanted * recipe.sequence_length)
     while True:
         corpus = load_corpus(
@@ -139,17 +185,24 @@ def _read(
             max_characters=min(characters, MAX_CHARACTERS * 16),
             seed=recipe.seed,
             tokenizer=dense.tokenizer,
+            turns=turns,
         )
-        windows = tokens.make_windows(
-            corpus,
-            dense.tokenizer,
-            sequence_length=recipe.sequence_length,
-            bos=recipe.bos,
-            progress=progress,
-        )
+        counts = None
         whole = corpus.complete or corpus is source or characters > MAX_CHARACTERS * 4
+        if turns and holds_chats(corpus):
+            corpus, windows, counts = chat_windows(
+                corpus, dense.tokenizer, sequence_length=recipe.sequence_length, bos=recipe.bos
+            )
+        else:
+            windows = tokens.make_windows(
+                corpus,
+                dense.tokenizer,
+                sequence_length=recipe.sequence_length,
+                bos=recipe.bos,
+                progress=progress,
+            )
         if whole or len(windows) >= wanted:
-            return corpus, windows
+            return corpus, windows, counts
         characters *= 4
 
 
@@ -176,15 +229,28 @@ def _held_out(
 ) -> tuple[Windows, str]:
     """What is measured on: of a text of its own, or what was kept of the training text."""
     if recipe.held_out is not None:
-        corpus, windows = _read(
-            dense, recipe, recipe.held_out, recipe.held_out_windows, progress, "evaluation"
-        )
-        generator = torch.Generator().manual_seed(recipe.seed)
-        chosen = torch.randperm(len(windows), generator=generator)[: recipe.held_out_windows]
-        return _as_windows(windows.input_ids[chosen], windows), corpus.name
+        return read_held_out(dense, recipe, progress)
     if not len(kept):
         raise WindowError(
             "the training text is too short to hold any of it out; give more text, a shorter "
             "--sequence-length, or another text as --held-out."
         )
     return _as_windows(kept, like), ", ".join(corpus.name for corpus in corpora)
+
+
+def read_held_out(
+    dense: DenseModel, recipe: HealingRecipe, progress: Progress | None = None
+) -> tuple[Windows, str]:
+    """Windows of the recipe's held-out text, drawn by its seed, and the text's name.
+
+    Raises:
+        CorpusError: the text cannot be read.
+        WindowError: it gives no window.
+    """
+    assert recipe.held_out is not None
+    corpus, windows, _ = _read(
+        dense, recipe, recipe.held_out, recipe.held_out_windows, progress, "evaluation"
+    )
+    generator = torch.Generator().manual_seed(recipe.seed)
+    chosen = torch.randperm(len(windows), generator=generator)[: recipe.held_out_windows]
+    return _as_windows(windows.input_ids[chosen], windows), corpus.name

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ghostlayers.errors import RecipeError
+from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.healing.cut_model import CutModel, put
 from ghostlayers.model.residency import keep, read_tensor
 from ghostlayers.model.weights import like, mark_type, stored_type
@@ -74,12 +74,13 @@ class Trained:
         Beside them the adapters that are merged in them, under names that begin with `LORA`.
         """
         whole = {
-            name: tensor.detach().to(self._kind(name), copy=True) for name, tensor in self._whole()
+            name: tensor.detach().to(self.kind_of(name), copy=True)
+            for name, tensor in self._whole()
         }
         adapters = {n: each for n, each in self.masters.items() if self.parts[n] == "lora"}
         return whole | {f"{LORA}{n}": each.detach().clone() for n, each in adapters.items()}
 
-    def _kind(self, name: str) -> torch.dtype:
+    def kind_of(self, name: str) -> torch.dtype:
         """The type that a weight's file has, or that is computed in, where that rounds it."""
         own = self.cut.network.get_parameter(name)
         kind = stored_type(own, self.cut.dense.stored_dtype)
@@ -271,7 +272,7 @@ def _add_adapters(cut: CutModel, network: Any, recipe: HealingRecipe) -> tuple[s
     """Put adapters on the projections behind the first cut; the projections' names.
 
     Raises:
-        RecipeError: there are none.
+        RecipeError: there are none, or none of the names that are asked for.
     """
     from peft import inject_adapter_in_model
 
@@ -287,6 +288,8 @@ def _add_adapters(cut: CutModel, network: Any, recipe: HealingRecipe) -> tuple[s
             "--train lora: no linear projection stands behind the first cut. Take suffix, or "
             "operator+norms."
         )
+    if recipe.modules is not None:
+        names = _of_names(names, recipe.modules)
     for path in names:  # adapters go where the weights are
         keep(network.get_submodule(path))
     generator_state = torch.random.get_rng_state()
@@ -295,6 +298,23 @@ def _add_adapters(cut: CutModel, network: Any, recipe: HealingRecipe) -> tuple[s
     torch.random.set_rng_state(generator_state)
     network.eval()
     return names
+
+
+def _of_names(paths: tuple[str, ...], modules: str) -> tuple[str, ...]:
+    """Those projections that have one of the names in a comma-separated list.
+
+    Raises:
+        RecipeError: a name is none of theirs.
+    """
+    wanted = [name.strip() for name in modules.split(",")]
+    known = {path.rpartition(".")[2] for path in paths}
+    for name in wanted:
+        if name not in known:
+            raise RecipeError(
+                f"--modules {modules[:60]}: no projection behind the first cut is called "
+                f"'{name[:60]}'. {suggest(name, known)}"
+            )
+    return tuple(path for path in paths if path.rpartition(".")[2] in wanted)
 
 
 def default_parts(cut: CutModel, recipe: HealingRecipe) -> tuple[str, ...]:

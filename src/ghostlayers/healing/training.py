@@ -139,6 +139,8 @@ class Training:
             trained.write_back()
         steps, windows = state.size or self._size(engine, work)
         state.notes[4:] = torch.tensor([steps, windows])
+        if record is not None and recipe.writes:  # the same text is wanted when the run goes on
+            record.keep(state.tensors())
         text = self.read_text(steps * windows)
         self._check_text(state, text, record)
         if record is not None:
@@ -156,6 +158,7 @@ class Training:
             sum(n < done for n in own),
             most=parse_memory(recipe.cache),
             path=rows,
+            weights=weights_at(text.counts, positions),
         )
         course = _Course(self, engine, state, teaching, held_out, work, record, steps, windows)
         if record is None or not record.done:
@@ -264,9 +267,8 @@ class _Course:
         """One change of the weights."""
         first = step * self.windows
         numbers = [n for n in range(first, first + self.windows) if world().takes(n - first)]
-        length = self.training.recipe.sequence_length
         sums = torch.zeros(1, dtype=torch.float64)
-        total = self.windows * positions_of(length, self.work.share)
+        total = self.teaching.total(range(first, first + self.windows)) or 1.0
         if numbers:
             sums += self.engine.learn(self.teaching.lesson(numbers), total)
         self._share_gradients(sums)
@@ -327,6 +329,16 @@ def draw_positions(numbers: Any, length: int, share: float, seed: int) -> Tensor
         generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
         rows.append(torch.randperm(length - 1, generator=generator)[:count].sort().values)
     return torch.stack(rows)
+
+
+def weights_at(counts: Tensor | None, positions: Tensor) -> Tensor | None:
+    """Weights of positions: one where the token that they predict counts, else none.
+
+    Args:
+        counts: of every token, [windows, sequence]; None where all count.
+        positions: of every window, [windows, positions].
+    """
+    return None if counts is None else counts.gather(1, positions + 1).float()
 
 
 def work_of(

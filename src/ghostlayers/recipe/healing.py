@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.recipe.checks import check_types
+from ghostlayers.recipe.healing_presets import HEALING_PRESETS, find_healing_preset
 from ghostlayers.runtime.documents import brief
 from ghostlayers.runtime.run_options import MOST
 from ghostlayers.runtime.settings import TEXT, documented, setting
@@ -24,6 +25,9 @@ PARTS = ("operator", "norms", "suffix", "lora", "all")
 
 LEARNING_RATES = {"operator": 3e-4, "norms": 1e-3, "suffix": 1e-4, "lora": 1e-3, "all": 1e-4}
 """Of each part, if nothing else is said."""
+
+OWN = "@dense"
+"""The corpus that the dense model writes itself, behind beginnings of the others."""
 
 DEFAULT_MINUTES = 5.0
 
@@ -83,6 +87,27 @@ class HealingRecipe:
     step_tokens: int | None = setting(
         None, "Tokens a step.", HEALING, least=2, says="1,024, and more from 200,000 tokens on"
     )
+    modules: str | None = setting(
+        None,
+        "Projections that 'lora' adapts, by their own names.",
+        HEALING,
+        metavar="NAMES",
+        says="all behind the first cut",
+    )
+    preset: str | None = setting(
+        None,
+        f"A published way to train: {', '.join(HEALING_PRESETS)}. What else is given wins.",
+        HEALING,
+        metavar="NAME",
+    )
+    completions: bool = setting(
+        False,
+        "Of chats, train on the answer alone: the last turn, where it is the model's. Other text "
+        "counts as a whole.",
+        HEALING,
+        says="off: all tokens",
+        off="--no-completions",
+    )
     cache: str | None = setting(
         None,
         "Disk that may hold what the dense model says of windows which are gone through again: "
@@ -94,7 +119,8 @@ class HealingRecipe:
     data: str | None = setting(
         None,
         "Training text: corpora as for prune, several with their shares: c4:0.7,mine.jsonl:0.3. "
-        "Chats go through the model's template.",
+        "Chats go through the model's template. The share of @dense is written by the dense model "
+        "before training, behind beginnings of the others: @dense:0.5,c4:0.5.",
         TEXT,
         short="-d",
     )
@@ -125,6 +151,14 @@ class HealingRecipe:
         if self.tokens is not None and self.minutes is not None:
             raise RecipeError("give either --tokens or --minutes, not both.")
         _ = self.parts, self.rates, self.num_tokens, self.mix  # each refuses what means nothing
+        names = [name for name, _ in self.mix]
+        if names.count(OWN) > 1 or names == [OWN]:
+            raise RecipeError(
+                f"--data {brief(self.data)}: {OWN} stands once, beside corpora whose beginnings "
+                f"the dense model continues: {OWN}:0.5,c4:0.5."
+            )
+        if self.preset is not None:
+            find_healing_preset(self.preset)
 
     def _check_numbers(self) -> None:
         share = self.positions
@@ -217,13 +251,20 @@ class HealingRecipe:
         """
         return () if self.data is None else read_mix(self.data)
 
+    @property
+    def writes(self) -> bool:
+        """Whether the dense model is to write some of the text."""
+        return any(name == OWN for name, _ in self.mix)
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "HealingRecipe":
-        """A recipe from a mapping such as a YAML file's.
+        """A recipe from a mapping such as a YAML file's; a ``preset`` fills in what is not given.
 
         Raises:
-            RecipeError: an unknown key; the message names near ones.
+            RecipeError: an unknown key or preset; the message names near ones.
         """
+        if values.get("preset") is not None:
+            values = {**find_healing_preset(values["preset"]).choices, **values}
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
@@ -233,6 +274,18 @@ class HealingRecipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values."""
         return dataclasses.asdict(self)
+
+    def changed(self, choices: Mapping[str, Any]) -> "HealingRecipe":
+        """With some fields replaced; of a preset among them, what is not chosen here either.
+
+        Raises:
+            RecipeError: an unknown field, value or preset.
+        """
+        base = self.to_dict()
+        if choices.get("preset") is not None:
+            plain = HealingRecipe().to_dict()
+            base = {name: value for name, value in base.items() if value != plain[name]}
+        return HealingRecipe.from_dict({**base, **choices})
 
 
 def _rate(text: str) -> float:

@@ -134,10 +134,11 @@ class _Wanted:
     max_characters: int
     seed: int | None
     tokenizer: "PreTrainedTokenizerBase | None"
+    turns: bool = False
 
     def text_of(self, rows: Sequence[Any], where: str) -> TextOfRow:
         """How the rows of a source become text."""
-        return choose_text(rows, self.text_column, where, self.tokenizer)
+        return choose_text(rows, self.text_column, where, self.tokenizer, turns=self.turns)
 
 
 def load_corpus(
@@ -149,6 +150,7 @@ def load_corpus(
     max_characters: int = MAX_CHARACTERS,
     seed: int | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
+    turns: bool = False,
 ) -> Corpus:
     """Read a corpus.
 
@@ -166,11 +168,13 @@ def load_corpus(
         seed: draw so many characters, and `DRAWN` at least, from anywhere in the source, if it has
             more than that and than `raw.WHOLE`; without a seed, the first are read.
         tokenizer: has the template that chats go through.
+        turns: chats go through none: their documents hold turns, see `rows.turns_in`.
 
     Raises:
         CorpusError: the corpus cannot be found, read, or holds no text.
     """
-    return _load(data, _Wanted(use, text_column, separator, max_characters, seed, tokenizer))
+    wanted = _Wanted(use, text_column, separator, max_characters, seed, tokenizer, turns)
+    return _load(data, wanted)
 
 
 def _load(data: str | Path | Sequence[str] | Corpus, wanted: _Wanted) -> Corpus:
@@ -323,7 +327,7 @@ def _hub_documents(
     head = list(islice(rows, PEEK if entry.column is None else 1))
     if not head:
         return
-    text = choose_text(head, column, name, wanted.tokenizer)
+    text = choose_text(head, column, name, wanted.tokenizer, turns=wanted.turns)
     for row in chain(head, rows):
         yield Document(text.render(row))
 

@@ -1,5 +1,6 @@
 """Which part of a row is text: a column, or a chat that goes through the model's template."""
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,15 @@ PEEK = 8
 CHATS = ("messages", "conversations", "conversation")
 """Columns that hold a list of turns."""
 
-PAIRS = (("prompt", "completion"), ("instruction", "output"), ("instruction", "response"))
+PAIRS = (
+    *(("prompt", answer) for answer in ("completion", "response", "answer")),
+    *(("instruction", answer) for answer in ("output", "response")),
+    ("question", "answer"),
+)
 """Columns that hold what is asked and what is answered."""
+
+RECORD = "\x1e"
+"""Begins a document that is a chat as JSON; no text begins with a separator of records."""
 
 CONTEXTS = ("input", "context")
 """Columns that belong to an instruction."""
@@ -80,6 +88,8 @@ def choose_text(
     wanted: str | None,
     where: str,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
+    *,
+    turns: bool = False,
 ) -> TextOfRow:
     """How rows become text: the wanted column, ``text``, a chat, or the only column of strings.
 
@@ -88,6 +98,7 @@ def choose_text(
         wanted: the column that the user named.
         where: the source, for messages.
         tokenizer: has the template that chats go through.
+        turns: chats stay turns (`turns_in`) and go through no template.
 
     Raises:
         CorpusError: there is no such column, or more than one, or only identifiers.
@@ -101,6 +112,10 @@ def choose_text(
     if wanted is not None and not _holds_turns(rows, wanted):
         return TextOfRow((wanted,), lambda row: _plain(row.get(wanted), wanted, where))
     chat = _chat(rows, names, wanted)
+    if chat is not None and turns:
+        return TextOfRow(
+            chat.columns, lambda row: RECORD + json.dumps(chat.turns(row), default=str)
+        )
     if chat is not None:
         return _templated(chat, where, tokenizer)
     texts = [name for name, values in strings.items() if not is_identifier(name, values)]
@@ -162,6 +177,14 @@ def _plain(value: Any, column: str, where: str) -> str:
 
 
 # Chats
+
+
+def turns_in(document: str) -> list[dict[str, Any]] | None:
+    """The turns of a document that was read with ``turns``; None if it is no chat."""
+    if not document.startswith(RECORD):
+        return None
+    turns: list[dict[str, Any]] = json.loads(document[len(RECORD) :])
+    return turns
 
 
 def _holds_turns(rows: Sequence[Row], name: str) -> bool:

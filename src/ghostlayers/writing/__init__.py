@@ -1,0 +1,1 @@
+"""Training text that the dense model writes itself."""
