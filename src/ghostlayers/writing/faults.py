@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 
+from ghostlayers.statistics.writing import loop_start
+
 LONGEST_PERIOD, REPEATS = 32, 4
 """A text loops if it ends in so many repetitions of so many tokens at most."""
 
@@ -26,11 +28,7 @@ _META = tuple(re.compile(phrase, re.IGNORECASE | re.MULTILINE) for phrase in MET
 
 def loops(ids: Sequence[int]) -> bool:
     """Whether the last tokens are one stretch, again and again."""
-    for period in range(1, LONGEST_PERIOD + 1):
-        tail = ids[-period * REPEATS :]
-        if len(tail) == period * REPEATS and tail[period:] == tail[:-period]:
-            return True
-    return False
+    return loop_start(ids, LONGEST_PERIOD, REPEATS) is not None
 
 
 def speaks_of_itself(text: str, asked: str) -> bool:
