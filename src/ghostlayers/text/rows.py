@@ -20,12 +20,12 @@ PEEK = 8
 CHATS = ("messages", "conversations", "conversation")
 """Columns that hold a list of turns."""
 
-PAIRS = (
-    *(("prompt", answer) for answer in ("completion", "response", "answer")),
-    *(("instruction", answer) for answer in ("output", "response")),
-    ("question", "answer"),
-)
-"""Columns that hold what is asked and what is answered."""
+PAIRS = {
+    "prompt": ("completion", "response", "answer"),
+    "instruction": ("output", "response"),
+    "question": ("answer",),
+}
+"""Columns that hold what is asked, and those that may hold what is answered."""
 
 RECORD = "\x1e"
 """Begins a document that is a chat as JSON; no text begins with a separator of records."""
@@ -206,11 +206,11 @@ def _chat(rows: Sequence[Row], names: Sequence[str], wanted: str | None) -> _Cha
     for name in CHATS if wanted is None else (wanted,):
         if name in names and _holds_turns(rows, name):
             return _Chat((name,), partial(_turns, name))
-    for asked, answered in PAIRS if wanted is None else ():
-        if asked in names and answered in names:
+    for asked, known in PAIRS.items() if wanted is None else ():
+        answers = [name for name in known if name in names]
+        if asked in names and answers:
             more = [name for name in CONTEXTS if name in names and asked == "instruction"]
-            columns = (asked, *more, answered)
-            return _Chat(columns, partial(_pair, columns))
+            return _Chat((asked, *more, *answers), partial(_pair, (asked, *more), answers))
     return None
 
 
@@ -218,12 +218,13 @@ def _turns(name: str, row: Row) -> list[dict[str, Any]]:
     return [_turn(turn) for turn in row.get(name) or []]
 
 
-def _pair(columns: Sequence[str], row: Row) -> list[dict[str, Any]]:
+def _pair(columns: Sequence[str], answers: Sequence[str], row: Row) -> list[dict[str, Any]]:
     """What was asked and answered, as turns: each a text, or turns already."""
-    asked, answered = row.get(columns[0]), row.get(columns[-1])
+    asked = row.get(columns[0])
+    answered = next((row[name] for name in answers if row.get(name)), None)
     if isinstance(asked, list) or isinstance(answered, list):
         return [*_side(asked, "user"), *_side(answered, "assistant")]
-    parts = [str(row.get(name) or "") for name in columns[:-1]]
+    parts = [str(row.get(name) or "") for name in columns]
     question = "\n\n".join(part for part in parts if part.strip())
     return [
         {"role": "user", "content": question},

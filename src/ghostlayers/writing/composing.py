@@ -1,9 +1,10 @@
 """Writing all that is ordered, batch by batch, into a draft that a killed run goes on with."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,6 @@ class Draft:
 
     path: Path | None
     request: Mapping[str, Any]
-    _batches: list[list[Said]] = field(default_factory=list)
 
     def begin(self) -> list[list[Said]]:
         """The batches that are there already; what a kill cut off is forgotten.
@@ -72,25 +72,29 @@ class Draft:
         """
         if self.path is None:
             return []
-        asked = {"request": digest(json.dumps(self.request, sort_keys=True, default=str))}
-        whole = self._whole_lines(self.path)
-        if whole and json.loads(whole[0]) != asked:
+        asked = to_line({"request": digest(json.dumps(self.request, sort_keys=True, default=str))})
+        try:
+            there = self.path.read_bytes() if self.path.exists() else b""
+            *whole, torn = there.split(b"\n")
+            if torn:  # a kill came in between
+                os.truncate(self.path, len(there) - len(torn))
+        except OSError as error:
+            raise OutputError(f"cannot write '{self.path}': {error.strerror}.") from error
+        if not whole:
+            self._append(asked)
+            return []
+        try:
+            first, *batches = (line.decode() for line in whole)
+            done = [[(text, fault) for text, fault in json.loads(line)] for line in batches]
+        except (ValueError, TypeError):
+            first, done = "", []
+        if first != asked:
             raise ResumeError(
                 f"'{self.path}' holds what an interrupted run of another request wrote (another "
                 "text, model, setting or version). Repeat that request to go on with it, begin "
                 "anew with --restart, or choose another output."
             )
-        try:
-            self.path.write_text("\n".join([*(whole or [to_line(asked)]), ""]), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write '{self.path}': {error.strerror}.") from error
-        return [[(text, fault) for text, fault in json.loads(line)] for line in whole[1:]]
-
-    @staticmethod
-    def _whole_lines(path: Path) -> list[str]:
-        if not path.is_file():
-            return []
-        return path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        return done
 
     def add(self, batch: Sequence[Said]) -> None:
         """Have the disk hold one more batch.
@@ -98,11 +102,16 @@ class Draft:
         Raises:
             OutputError: it cannot.
         """
-        if self.path is None:
-            return
+        if self.path is not None:
+            self._append(to_line(batch))
+
+    def _append(self, line: str) -> None:
+        assert self.path is not None
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(f"{to_line(batch)}\n")
+                file.write(f"{line}\n")
+                file.flush()
+                os.fsync(file.fileno())
         except OSError as error:
             raise OutputError(f"cannot write '{self.path}': {error.strerror}.") from error
 

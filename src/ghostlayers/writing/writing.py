@@ -8,7 +8,7 @@ from ghostlayers.model.loading import leaves_models_alone
 from ghostlayers.preparation import ModelSource, Tokenizer, open_model
 from ghostlayers.recipe import RunOptions
 from ghostlayers.recipe.writing import WritingRecipe
-from ghostlayers.runtime import files
+from ghostlayers.runtime import files, locks
 from ghostlayers.runtime.places import check_apart
 from ghostlayers.runtime.progress import Progress
 from ghostlayers.writing.authors import Author, author_in_memory, author_in_vllm, takes_vllm
@@ -64,18 +64,19 @@ def write_data(
     ]
     check_apart({"input": read}, {"output": out})
     files.check_can_write(out)
-    if not overwrite:
-        files.check_new(out)
-    draft = draft_for(out)
-    if restart:
+    with locks.holding(out):
+        if not overwrite and not locks.continues(out):
+            files.check_new(out)
+        draft = draft_for(out)
+        if restart:
+            draft.unlink(missing_ok=True)
+        author = _open(model, tokenizer, recipe, options, revision)
+        orders = read_orders(recipe, author.tokenizer, progress)
+        written = compose(
+            author, recipe, orders, batch_size=options.batch_size, draft=draft, progress=progress
+        )
+        files.write_whole(out, written.lines())
         draft.unlink(missing_ok=True)
-    author = _open(model, tokenizer, recipe, options, revision)
-    orders = read_orders(recipe, author.tokenizer, progress)
-    written = compose(
-        author, recipe, orders, batch_size=options.batch_size, draft=draft, progress=progress
-    )
-    files.write_whole(out, written.lines())
-    draft.unlink(missing_ok=True)
     return written
 
 
