@@ -187,6 +187,14 @@ def test_prompts_are_read_in_every_form(
         assert shown.endswith("<assistant>")
 
 
+def test_a_row_has_its_answer_in_any_of_the_columns(tmp_path: Path, chat_tokenizer: Any) -> None:
+    rows = [{"prompt": "Q", "answer": "A"}, {"prompt": "Q", "response": "B"}, {"prompt": "Q"}]
+    path = write_rows(tmp_path / "prompts.jsonl", rows)
+    orders = read_orders(WritingRecipe(prompts=path), chat_tokenizer)
+    found = [order.reference and order.reference["content"] for order in orders]
+    assert found == ["A", "B", None]
+
+
 def test_a_model_without_a_template_is_refused(tmp_path: Path, byte_tokenizer: Any) -> None:
     path = write_rows(tmp_path / "prompts.jsonl", [{"prompt": "Q", "answer": "A"}])
     with pytest.raises(CorpusError, match="no template for chats"):
@@ -411,6 +419,30 @@ def test_a_draft_of_another_request_is_refused(
     with pytest.raises(OutputError, match="exists already"):
         write_data(dense, out, **prefixes)
     write_data(dense, out, **prefixes, overwrite=True)
+
+
+def test_an_offloaded_model_writes_the_same(
+    trained_llama: Any, chat_tokenizer: Any, prefixes: dict[str, Any], tmp_path: Path
+) -> None:
+    trained_llama.save_pretrained(tmp_path / "dense")
+    chat_tokenizer.save_pretrained(tmp_path / "dense")
+    found = []
+    for offload in ("none", "disk"):
+        options = RunOptions(offload=offload, batch_size=3)
+        choices = {**prefixes, "options": options, "greedy": 1.0}
+        out = tmp_path / f"{offload}.jsonl"
+        found.append(write_data(tmp_path / "dense", out, **choices).rows)
+    assert found[0] == found[1]
+
+
+def test_somebody_elses_file_in_the_place_of_a_draft_is_left(
+    dense: DenseModel, prefixes: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    draft_for(out).write_text("my notes\nof today\n")
+    with pytest.raises(ResumeError, match="another request"):
+        write_data(dense, out, **prefixes)
+    assert draft_for(out).read_text() == "my notes\nof today\n"
 
 
 # The command
