@@ -1,6 +1,7 @@
 """A run that is killed goes on where it was, and ends with the same bits."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -51,6 +52,32 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr
     return dict(zip(KILLED, map(json.loads, done.stdout.splitlines()[-len(KILLED) :]), strict=True))
+
+
+def test_what_takes_long_to_write_is_written_more_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that every write moves on by ten seconds: a twentieth of the time goes into it."""
+    now = [0.0]
+    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
+    save = journal.save_file
+
+    def slow(*given: Any, **more: Any) -> None:
+        now[0] += 10.0
+        save(*given, **more)
+
+    monkeypatch.setattr(journal, "save_file", slow)
+    with journal.keeping(tmp_path / "kept", {"what": "a test"}) as run:
+        record, writes = run.next_pass("slow"), []
+        record._written = 0.0
+        for step in range(100):
+            now[0] += 10.0
+            before = now[0]
+            record.note(step, {"sum": torch.zeros(3)})
+            writes += [before] if now[0] > before else []
+    assert writes[0] == 30.0
+    assert all(later - earlier >= 200.0 for earlier, later in itertools.pairwise(writes))
+    assert len(writes) > 3
 
 
 @pytest.mark.parametrize("case", KILLED)

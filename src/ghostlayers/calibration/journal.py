@@ -36,6 +36,9 @@ from ghostlayers.spans import small_number
 SECONDS_BETWEEN = 30.0
 """How much work a killed run loses at most, and how often it writes."""
 
+SHARE_OF_WRITING = 0.05
+"""Of the time, that writing may take: a training run's state is gigabytes."""
+
 REQUEST = "request.json"
 
 KEPT = ("*-of-process-*-*.safetensors", "*-of-process-*-*.rows", "written.jsonl", "*.draft")
@@ -107,6 +110,7 @@ class KeptPass:
     merged: bool = False
     _began: float = field(default_factory=time.monotonic)
     _written: float = field(default_factory=time.monotonic)
+    _took: float = 0.0
 
     @property
     def whole(self) -> Path:
@@ -166,7 +170,11 @@ class KeptPass:
         Files that hold more of them are written to the disk first.
         """
         self.done = done
-        if time.monotonic() - self._written >= self.journal.seconds_between:
+        # What takes long to write is written more seldom: a twentieth of the time at most.
+        pause = self.journal.seconds_between and max(
+            self.journal.seconds_between, self._took / SHARE_OF_WRITING
+        )
+        if time.monotonic() - self._written >= pause:
             for file in files:
                 file.flush()
             self._write(self.share, tensors)
@@ -194,12 +202,14 @@ class KeptPass:
             "done": str(self.done),
         }
         content = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        began = time.monotonic()
         try:
             with whole_file(path) as draft:
                 save_file(content, draft, metadata=notes)
         except SafetensorError as error:
             raise OutputError(f"cannot keep the run's state in '{path}': {error}.") from error
         self._written = time.monotonic()
+        self._took = self._written - began
 
 
 def folder_for(out: Path) -> Path:
