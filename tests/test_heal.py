@@ -679,6 +679,15 @@ def test_shares_are_kept_and_short_texts_repeat(pruned: Any, tmp_path: Path) -> 
     assert "ba" in order
 
 
+def test_a_name_is_read_as_the_recipes_is(pruned: Any, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} " * 4000)
+    data = f"{tmp_path}/a.txt:0.75,{tmp_path}/b.txt:0.25"
+    healed = heal(pruned["ghost"], data, tokens="256")
+    assert healed.outcome.text.shares == (0.75, 0.25)
+    assert [each["share"] for each in healed.record["healing"]["corpora"]] == [0.75, 0.25]
+
+
 def test_held_out_windows_are_not_trained_on(pruned: Any, other_text: list[str]) -> None:
     recipe = HealingRecipe(**SMALL)
     text = read_text(pruned["ghost"].dense, recipe, 50, other_text)

@@ -39,7 +39,7 @@ def heal(
         model: a checkpoint or an adapter that Ghostlayers made, or what `prune` returned.
         against: the dense model that it was cut from; known already of what `prune` returned.
         recipe: what is trained, how long, and on what; fields can also be given by name.
-        data: training text instead of the recipe's.
+        data: training text instead of the recipe's: documents, or corpora with their shares.
         tokenizer: for a dense model in memory.
         options: how to run.
         keep: a folder for what the run has done so far: the same call goes on from it after an
@@ -55,6 +55,8 @@ def heal(
     Raises:
         GhostlayersError: bad input, or a loss that is no number.
     """
+    if isinstance(data, (str, Path)):  # a name is read as the recipe's is, shares and all
+        choices, data = {**choices, "data": str(data)}, None
     recipe = (recipe or HealingRecipe()).changed(choices)
     options = options or RunOptions()
     return heal_cut(
