@@ -340,7 +340,8 @@ def test_config_files_that_hold_no_settings(content: str, tmp_path: Path) -> Non
 
 def small_gguf(path: Path, **changes: Any) -> bytes:
     writer = gguf.GGUFWriter(path, "llama")
-    for name, value in {"block_count": 1, "embedding_length": 8, **changes}.items():
+    entries = {"block_count": 1, "embedding_length": 8, "context_length": 64}
+    for name, value in {**entries, **changes}.items():
         writer.add_uint32(f"llama.{name}", value)
     writer.add_tensor("token_embd.weight", np.zeros((16, 8), np.float32))
     writer.add_tensor("blk.0.ffn_up.weight", np.zeros((8, 8), np.float32))
