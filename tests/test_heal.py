@@ -769,6 +769,16 @@ def test_the_schedule_rises_and_falls() -> None:
         assert len(looks) <= schedule.MOST_LOOKS
 
 
+def test_a_time_is_for_training_and_for_looking() -> None:
+    work = schedule.Work(teacher=30, student=24, forward=12, head=8, share=0.25)
+    # A token is 60 units of training; one of the 1,000 held out is 28 of looking, twice.
+    for seconds in (1.0, 5.0, 1000.0):
+        tokens = schedule.tokens_within(seconds, 0.006, 1000, work)
+        spent = tokens * 0.006 * (1 + schedule.SHARE_OF_LOOKS)
+        assert spent == pytest.approx(max(seconds / 2, seconds - 2 * 1000 * 28 * 0.0001))
+        assert schedule.tokens_within(seconds, 0.006, 1000, work, 4) == pytest.approx(4 * tokens)
+
+
 # The command
 
 

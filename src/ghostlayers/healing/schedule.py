@@ -76,6 +76,23 @@ def tokens_a_step(tokens: float, asked: int | None) -> int:
     return chosen
 
 
+def tokens_within(
+    seconds: float, seconds_a_token: float, held_out_tokens: int, work: Work, processes: int = 1
+) -> float:
+    """Tokens that can be trained on within a time, measurements on held-out windows included.
+
+    Args:
+        seconds: the time; half of it at least goes into training.
+        seconds_a_token: of training, in one process.
+        held_out_tokens: that every process measures, before training and behind it at least.
+        work: what a token costs.
+        processes: that share the training.
+    """
+    looking = 2.0 * held_out_tokens * seconds_a_token * work.of_looking / work.of_training
+    left = max(seconds / 2.0, seconds - looking)
+    return processes * left / (seconds_a_token * (1.0 + SHARE_OF_LOOKS))
+
+
 def steps_for(tokens: float, window: int, windows_a_step: int) -> int:
     """Steps of so many windows that see so many tokens."""
     return max(1, math.ceil(tokens / (window * windows_a_step)))

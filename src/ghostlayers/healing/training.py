@@ -189,12 +189,15 @@ class Training:
         tokens: float | None = recipe.num_tokens
         if tokens is None:
             assert recipe.seconds is not None
-            tokens = from_first(recipe.seconds / self._seconds_a_token(engine, work))
+            held_out = recipe.held_out_windows * length
+            alone = self._seconds_a_token(engine, work)
+            found = schedule.tokens_within(recipe.seconds, alone, held_out, work, world().size)
+            tokens = from_first(found)
         windows = max(world().size, schedule.tokens_a_step(tokens, recipe.step_tokens) // length, 1)
         return schedule.steps_for(tokens, length, windows), windows
 
     def _seconds_a_token(self, engine: Engine, work: schedule.Work) -> float:
-        """What training on a token takes here, measurements on held-out windows included."""
+        """What training on a token takes this process."""
         length = self.recipe.sequence_length
         count = engine.student.windows_per_call(length, self.batch_size)
         vocabulary = engine.dense.config.vocab_size
@@ -210,8 +213,7 @@ class Training:
                 advance()
         for master in engine.trained.masters.values():
             master.grad = None
-        alone = min(taken[1:]) / (count * length)
-        return alone * (1.0 + schedule.SHARE_OF_LOOKS) / world().size
+        return max(taken[1:]) / (count * length)
 
     def _check_text(self, state: State, text: Text, record: KeptPass | None) -> None:
         digest = hashlib.sha256(text.input_ids.contiguous().numpy().tobytes())
