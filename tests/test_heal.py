@@ -26,12 +26,13 @@ from ghostlayers.errors import (
 )
 from ghostlayers.healing import head as heads
 from ghostlayers.healing import schedule
+from ghostlayers.healing import trained as trained_module
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.head import Head, LogitMap, logit_loss
 from ghostlayers.healing.state import BETAS, CLIP, State
 from ghostlayers.healing.text import read_text
-from ghostlayers.healing.trained import named_parts, prepare, recording
+from ghostlayers.healing.trained import default_parts, named_parts, prepare, recording
 from ghostlayers.healing.training import draw_positions, positions_of
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
@@ -340,6 +341,17 @@ def test_a_planted_operator_is_found(
     recipe = HealingRecipe(train="operator", tokens="20000", learning_rate="0.01", **SMALL)
     healed = heal_cut(cut, recipe, ghostlayers.RunOptions(), data=other_text)
     assert healed.outcome.end.kl_nats < 0.05 * healed.outcome.start.kl_nats
+
+
+def test_what_is_trained_by_default_depends_on_the_memory(
+    pruned: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = {name: default_parts(cut_of(pruned[name])) for name in pruned}
+    assert every["ghost"] == every["joint:x+z"] == ("operator", "norms", "suffix")
+    assert every["none"] == ("norms", "suffix")
+    monkeypatch.setattr(trained_module, "memory_of", lambda _: 10_000)
+    assert default_parts(cut_of(pruned["ghost"])) == ("operator", "norms")
+    assert default_parts(cut_of(pruned["none"])) == ("norms",)
 
 
 def test_positions_are_drawn_evenly_and_by_the_window_alone() -> None:

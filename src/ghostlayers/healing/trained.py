@@ -17,6 +17,7 @@ from ghostlayers.healing.cut_model import CutModel, put
 from ghostlayers.model.residency import keep, read_tensor
 from ghostlayers.model.weights import like, mark_type, stored_type
 from ghostlayers.recipe.healing import HealingRecipe
+from ghostlayers.runtime.machine import memory_of
 from ghostlayers.surgery.removal import share_weights, with_weights
 
 if TYPE_CHECKING:
@@ -317,15 +318,26 @@ def _of_names(paths: tuple[str, ...], modules: str) -> tuple[str, ...]:
     return tuple(path for path in paths if path.rpartition(".")[2] in wanted)
 
 
-def default_parts(cut: CutModel, recipe: HealingRecipe) -> tuple[str, ...]:
-    """What is trained if nothing is said; see ``docs/heal.md`` for what was measured."""
-    long = (recipe.seconds or 0.0) >= 1200.0 or (recipe.num_tokens or 0) >= 200_000
-    parts = ["norms"] if _has(cut, "norms") else []
-    if _has(cut, "operator"):
-        parts.insert(0, "operator")
-    if (cut.is_stock or long) and _has(cut, "suffix"):
+BYTES_TRAINED = 18
+"""Of a number that is trained: weight, gradient, two moments, and the best state."""
+
+SHARE_OF_MEMORY = 0.5
+"""That these may take if nothing is said of what is trained."""
+
+
+def default_parts(cut: CutModel) -> tuple[str, ...]:
+    """What is trained if nothing is said; see ``docs/heal.md`` for what was measured.
+
+    It depends on how much memory there is, not on how much is free, so that a run that goes on
+    trains the same.
+    """
+    parts = [part for part in ("operator", "norms") if _has(cut, part)]
+    behind = list(_suffix(cut))
+    numbers = sum(cut.network.get_parameter(name).numel() for name in behind)
+    fits = numbers * BYTES_TRAINED < SHARE_OF_MEMORY * memory_of(cut.dense.device)
+    if behind and (fits or not parts):
         parts.append("suffix")
-    return tuple(parts) or ("suffix",)
+    return tuple(parts)
 
 
 def _has(cut: CutModel, part: str) -> bool:

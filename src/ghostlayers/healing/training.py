@@ -123,7 +123,7 @@ class Training:
             NonFiniteError: the loss or a gradient is NaN or infinite; what was best is kept.
             ResumeError: what is kept belongs to another text.
         """
-        parts = self.recipe.parts or default_parts(self.cut, self.recipe)
+        parts = self.recipe.parts or default_parts(self.cut)
         trained = prepare(self.cut, self.recipe, parts)
         with recording(trained):
             return self._run(trained, parts)

@@ -60,7 +60,7 @@ def plan_heal(
 
 def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float) -> Pass:
     """Training on so many windows, measurements on held-out ones included."""
-    parts = recipe.parts or default_parts(cut, recipe)
+    parts = recipe.parts or default_parts(cut)
     names = named_parts(cut, parts)
     work = work_of(cut, start_of(cut, names), parts, recipe)
     trained = sum(cut.network.get_parameter(name).numel() for name in names)

@@ -52,7 +52,7 @@ class HealingRecipe:
         f"What is trained: {WHAT_IS_TRAINED}. Several are joined by a plus: operator+norms.",
         HEALING,
         metavar="PARTS",
-        says="operator+norms; behind a fold, or for 20 minutes and more, suffix with them",
+        says="operator+norms+suffix, without suffix where its training would take half the memory",
     )
     tokens: str | None = setting(
         None, "Train on so many tokens: 25000, 400k, 1M.", HEALING, metavar="N"

@@ -37,6 +37,14 @@ def room_for_streams(*, on_disk: bool) -> int:
     return int(SHARE_OF_FREE * free)
 
 
+def memory_of(device: torch.device) -> int:
+    """Bytes of memory that a device has in all."""
+    if device.type == "cpu":
+        return int(psutil.virtual_memory().total)
+    known = torch.get_device_module(device).get_device_properties(device)
+    return int(getattr(known, "total_memory", psutil.virtual_memory().total))
+
+
 def input_device(model: "PreTrainedModel") -> torch.device:
     """Where a model takes its token ids, wherever its layers are."""
     weight: Any = model.get_input_embeddings().weight
