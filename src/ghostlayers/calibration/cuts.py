@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from ghostlayers.calibration.passes import Pass, Runner
@@ -336,22 +337,53 @@ def _window_token_losses(
     return {name: torch.cat(parts) for name, parts in losses.items()}
 
 
+def positions_at_once(model: DenseModel) -> int:
+    """Positions whose logits are made together; see `LOGITS_AT_ONCE`."""
+    return int(max(1, LOGITS_AT_ONCE // model.network.config.vocab_size))
+
+
 def _window_logits(
-    model: DenseModel, batch: MicroBatch, streams: Mapping[str, Tensor], window: int
+    model: DenseModel,
+    batch: MicroBatch,
+    streams: Mapping[str, Tensor],
+    window: int,
+    others: Mapping[str, DenseModel] | None = None,
 ) -> Iterator[tuple[Tensor, Callable[[str], Tensor]]]:
     """For a few positions of one window at a time: the true next tokens, and logits by name."""
     row = slice(window, window + 1)
     ids = batch.input_ids[row]
     one = MicroBatch(ids, None, batch.calls)
     length = ids.shape[1] - 1
-    step = max(1, LOGITS_AT_ONCE // model.network.config.vocab_size)
+    step, owners = positions_at_once(model), others or {}
     for start in range(0, length, step):
         positions = slice(start, min(start + step, length))
 
         def logits(name: str, positions: slice = positions) -> Tensor:
-            return model.logits(one, streams[name][row], positions)[0]
+            return owners.get(name, model).logits(one, streams[name][row], positions)[0]
 
         yield ids[0, 1:][positions], logits
+
+
+def losses_beside(
+    model: DenseModel,
+    input_ids: Int[Tensor, "windows sequence"],
+    streams: Mapping[str, Stream],
+    others: Mapping[str, DenseModel] | None = None,
+) -> dict[str, LossSums]:
+    """Losses of streams at the last boundary, and how far they are from the dense one.
+
+    Args:
+        model: the dense model.
+        input_ids: windows.
+        streams: by name, that of ``dense`` among them.
+        others: models whose norm and head read a stream instead of the dense model's, by its name.
+    """
+    batch = MicroBatch(input_ids.to(model.device), None, ())
+    totals = {name: LossSums() for name in streams}
+    for window in range(len(input_ids)):
+        found = _window_losses(model, batch, streams, window, True, others)
+        totals = {name: totals[name] + sums for name, sums in found.items()}
+    return totals
 
 
 def _window_losses(
@@ -360,10 +392,11 @@ def _window_losses(
     streams: Mapping[str, Tensor],
     window: int,
     divergence: bool,
+    others: Mapping[str, DenseModel] | None = None,
 ) -> dict[str, LossSums]:
     """Losses of one window, its logits made for a few positions at a time."""
     totals = {name: LossSums() for name in streams}
-    for targets, logits in _window_logits(model, batch, streams, window):
+    for targets, logits in _window_logits(model, batch, streams, window, others):
         dense = logits(DENSE)
         reference = Reference.of(dense) if divergence else None
         for name in streams:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ghostlayers.calibration.cuts import LOGITS_AT_ONCE, Cut
+from ghostlayers.calibration.cuts import Cut, positions_at_once
 from ghostlayers.calibration.passes import Pass, Runner
 from ghostlayers.errors import NonFiniteError
 from ghostlayers.model.dense import DenseModel
@@ -96,7 +96,7 @@ def head_gradient(model: DenseModel, batch: MicroBatch, stream: Stream) -> Strea
     """
     result = torch.zeros_like(stream)
     length = batch.input_ids.shape[1] - 1
-    step = max(1, LOGITS_AT_ONCE // model.network.config.vocab_size)
+    step = positions_at_once(model)
     for window in range(batch.input_ids.shape[0]):
         row = slice(window, window + 1)
         one = MicroBatch(batch.input_ids[row], None, batch.calls)

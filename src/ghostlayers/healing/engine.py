@@ -4,7 +4,7 @@ Up to the first layer that differs both models compute the same, so the dense mo
 is where the cut model starts, and the layers before run once.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ghostlayers.calibration.cuts import LOGITS_AT_ONCE
+from ghostlayers.calibration.cuts import positions_at_once
 from ghostlayers.healing.head import Head, logit_loss
 from ghostlayers.healing.trained import Trained
 from ghostlayers.model.dense import DenseModel
@@ -79,20 +79,12 @@ class Engine:
     @torch.no_grad()
     def teach(self, input_ids: Tensor, positions: Positions) -> Lesson:
         """Run the dense model; of a loss without a teacher, the shared layers alone."""
-        batch, stream = self.dense.begin(input_ids)
-        start = stream
-        for layer in range(self.dense.num_layers):
-            if layer == self.trained.start:
-                start = stream
-                if not self.guided:
-                    break
-            stream = self.dense.run_layer(layer, batch, stream)
-        check_finite(stream, self.dense.num_layers - 1)
+        batch, start, end = run_dense(self.dense, input_ids, self.trained.start, whole=self.guided)
         guide = None
         if self.guided and self.head is None:
-            guide = stream
+            guide = end
         elif self.guided:
-            guide = _at(self.dense.final_states(batch, stream), positions)
+            guide = _at(self.dense.final_states(batch, end), positions)
         return Lesson(input_ids, positions, start, guide)
 
     def learn(self, lesson: Lesson, total: float) -> float:
@@ -111,10 +103,10 @@ class Engine:
         return sums
 
     def _learn_part(self, lesson: Lesson, total: float) -> float:
-        batch, stream = self._forward(lesson, differentiable=True)
+        batch, stream = self._forward(lesson)
         check_finite(stream, self.student.num_layers - 1)
         if self.head is None:
-            return self._through_model(batch, stream, lesson, total)
+            return self._through_model(stream, lesson, total)
         states = self.student.final_states(batch, stream, differentiable=True)
         chosen = _at(states, lesson.positions).flatten(0, 1)
         guide = None if lesson.guide is None else lesson.guide.flatten(0, 1)
@@ -129,48 +121,43 @@ class Engine:
             chosen.backward(gradient / total)
         return loss
 
-    def _forward(self, lesson: Lesson, *, differentiable: bool) -> tuple[MicroBatch, Stream]:
-        """The cut model's stream at its last boundary."""
+    def _forward(self, lesson: Lesson) -> tuple[MicroBatch, Stream]:
+        """The cut model's stream at its last boundary, recorded for the backward pass."""
         batch, _ = self.student.begin(lesson.input_ids)
         stream = lesson.stream
         for layer in range(self.trained.start, self.student.num_layers):
-            stream = self._layer(layer, batch, stream, differentiable=differentiable)
+            stream = self._layer(layer, batch, stream)
         return batch, stream
 
-    def _layer(self, layer: int, batch: MicroBatch, stream: Stream, *, differentiable: bool) -> Any:
+    def _layer(self, layer: int, batch: MicroBatch, stream: Stream) -> Any:
         def run(x: Stream) -> Stream:
-            return self.student.run_layer(layer, batch, x, differentiable=differentiable)
+            return self.student.run_layer(layer, batch, x, differentiable=True)
 
-        if self.frugal and differentiable:
-            return checkpoint(run, stream, use_reentrant=False)
-        return run(stream)
+        return checkpoint(run, stream, use_reentrant=False) if self.frugal else run(stream)
 
-    def _through_model(
-        self, batch: MicroBatch, stream: Stream, lesson: Lesson, total: float
-    ) -> float:
+    def _through_model(self, stream: Stream, lesson: Lesson, total: float) -> float:
         """The loss where the head is not known: the model's own logits, a few positions at a time.
 
         Gradients by the stream are collected before the layers are gone through.
         """
         leaf = stream.detach().requires_grad_()
-        teacher, _ = self.dense.begin(lesson.input_ids)
-        step = max(1, LOGITS_AT_ONCE // self.dense.config.vocab_size)
-        sums = 0.0
+        step, sums = positions_at_once(self.dense), 0.0
         for row in range(len(lesson.input_ids)):
             one = slice(row, row + 1)
             targets = _targets(lesson.part(one))[0].to(leaf.device)
             places = lesson.positions[row].to(leaf.device)
             weights = None if lesson.weights is None else lesson.weights[row].to(leaf.device)
-            mine, theirs = _window(batch, one), _window(teacher, one)
+            window = MicroBatch(lesson.input_ids[one].to(leaf.device), None, ())
             for start in range(0, len(places), step):
                 some = slice(start, start + step)
-                logits = self.student.logits(mine, leaf[one], places[some], differentiable=True)[0]
+                logits = self.student.logits(window, leaf[one], places[some], differentiable=True)[
+                    0
+                ]
                 guide = None
                 if lesson.guide is not None:
                     with torch.no_grad():
-                        guide = self.dense.logits(theirs, lesson.guide[one], places[some])[
-                            0
-                        ].float()
+                        theirs = self.dense.logits(window, lesson.guide[one], places[some])
+                    guide = theirs[0].float()
                 loss, slope = logit_loss(
                     logits.detach().float(),
                     guide,
@@ -185,6 +172,28 @@ class Engine:
         return sums
 
 
+@torch.no_grad()
+def run_dense(
+    dense: DenseModel, input_ids: Tensor, start: int, *, whole: bool = True
+) -> tuple[MicroBatch, Stream, Stream]:
+    """The dense model's stream where the cut one starts, and at its last boundary.
+
+    Args:
+        dense: the dense model.
+        input_ids: windows.
+        start: the boundary where the cut model starts.
+        whole: go on behind it; otherwise both streams are that one.
+    """
+    batch, stream = dense.begin(input_ids)
+    for layer in range(start):
+        stream = dense.run_layer(layer, batch, stream)
+    end = stream
+    for layer in range(start, dense.num_layers if whole else start):
+        end = dense.run_layer(layer, batch, end)
+    check_finite(end, dense.num_layers - 1)
+    return batch, stream, end
+
+
 def _at(states: Stream, positions: Positions) -> Tensor:
     """Hidden states at some positions of every window, [windows, positions, hidden]."""
     places = positions.to(states.device)[:, :, None].expand(-1, -1, states.shape[-1])
@@ -195,7 +204,3 @@ def _targets(lesson: Lesson) -> Int[Tensor, "windows positions"]:
     """The true next tokens."""
     ids = lesson.input_ids.to(lesson.positions.device)
     return ids.gather(1, lesson.positions + 1)
-
-
-def _window(batch: MicroBatch, row: slice) -> MicroBatch:
-    return replace(batch, input_ids=batch.input_ids[row], attention_mask=None, parts=())

@@ -6,13 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ghostlayers.calibration.cuts import LOGITS_AT_ONCE
-from ghostlayers.healing.engine import _window
+from ghostlayers.calibration.cuts import DENSE, losses_beside
+from ghostlayers.healing.engine import run_dense
 from ghostlayers.healing.trained import Trained
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.model.stream import MicroBatch, Stream
-from ghostlayers.statistics.losses import LossSums, Reference, sum_losses
+from ghostlayers.model.stream import Stream
+from ghostlayers.statistics.losses import LossSums
 from ghostlayers.text.tokens import Windows
+
+HEALED = "healed"
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,17 @@ class HeldOut:
         )
         self._groups = [self._ready(ids) for ids in windows.input_ids.split(self._step)]
 
-    @torch.no_grad()
     def _ready(self, ids: Tensor) -> Ready:
-        batch, stream = self.dense.begin(ids)
-        start = stream
-        for layer in range(self.dense.num_layers):
-            if layer == self.trained.start:
-                start = stream
-            stream = self.dense.run_layer(layer, batch, stream)
-        return Ready(ids, start, stream)
+        _, start, end = run_dense(self.dense, ids, self.trained.start)
+        return Ready(ids, start, end)
 
+    @torch.no_grad()
     def dense_losses(self) -> LossSums:
         """The dense model's own losses."""
-        return sum((self._losses(self.dense, each, each.end) for each in self._groups), LossSums())
+        total = LossSums()
+        for each in self._groups:
+            total = total + losses_beside(self.dense, each.input_ids, {DENSE: each.end})[DENSE]
+        return total
 
     @torch.no_grad()
     def losses(self, network: Any) -> LossSums:
@@ -64,36 +64,7 @@ class HeldOut:
             stream = each.start
             for layer in range(self.trained.start, model.num_layers):
                 stream = model.run_layer(layer, batch, stream)
-            total = total + self._losses(model, each, stream)
-        return total
-
-    @torch.no_grad()
-    def _losses(self, model: DenseModel, group: Ready, stream: Stream) -> LossSums:
-        own, _ = model.begin(group.input_ids)
-        teacher, _ = self.dense.begin(group.input_ids)
-        step = max(1, LOGITS_AT_ONCE // self.dense.config.vocab_size)
-        total = LossSums()
-        for row in range(len(group.input_ids)):
-            one = slice(row, row + 1)
-            mine, theirs = _window(own, one), _window(teacher, one)
-            total = total + self._window_losses(
-                model, mine, theirs, stream[one], group.end[one], step
-            )
-        return total
-
-    def _window_losses(
-        self,
-        model: DenseModel,
-        mine: MicroBatch,
-        theirs: MicroBatch,
-        stream: Stream,
-        end: Stream,
-        step: int,
-    ) -> LossSums:
-        targets, total = mine.input_ids[0, 1:], LossSums()
-        for start in range(0, len(targets), step):
-            some = slice(start, min(start + step, len(targets)))
-            reference = Reference.of(self.dense.logits(theirs, end, some)[0])
-            logits = model.logits(mine, stream, some)[0]
-            total = total + sum_losses(logits, targets[some], reference)
+            streams = {DENSE: each.end, HEALED: stream}
+            found = losses_beside(self.dense, each.input_ids, streams, {HEALED: model})
+            total = total + found[HEALED]
         return total
