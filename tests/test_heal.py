@@ -867,3 +867,37 @@ def test_a_budget_of_time_is_kept(pruned: Any, other_text: list[str]) -> None:
     healed = heal(pruned["ghost"], other_text, tokens=None, minutes=0.05)
     assert healed.outcome.steps > 3
     assert cuts.LOGITS_AT_ONCE  # the engine's chunks are those of losses
+
+
+def prune_command(files: dict[str, Path], dense: Path, out: Path, *more: Any) -> Any:
+    return run(
+        "prune", dense, "-o", out, "--remove", "3-4", "--data", files["text"], "--windows", 8,
+        "--held-out-windows", 2, "--sequence-length", 64, *more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("save", ["checkpoint", "adapter"])
+def test_pruning_and_healing_in_one_command(
+    files: dict[str, Path], tiny_dense: Path, tmp_path: Path, save: str
+) -> None:
+    """The windows are no longer than the recipe's: this model has positions for 128 tokens."""
+    done = prune_command(files, tiny_dense, tmp_path / "out", "--heal", "2k", "--save", save)
+    assert done.exit_code == 0, done.output
+    assert "Left of what was lost" in done.output
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
+    record = ghostlayers.inspect(tmp_path / "out")
+    assert record["healing"]["recipe"]["sequence_length"] == 64
+    assert record["healing"]["tokens"] == 2048
+    assert record["cut"]["removed"] == [3, 4]
+
+
+def test_what_cannot_be_healed_in_one_command_is_refused_at_once(
+    files: dict[str, Path], tiny_dense: Path, tmp_path: Path
+) -> None:
+    for out, budget, says in (
+        ("out", "soon", "is no budget"), ("out.gguf", "2min", "writes a folder, not a GGUF file")
+    ):  # fmt: skip
+        done = prune_command(files, tiny_dense, tmp_path / out, "--heal", budget)
+        assert done.exit_code == 2
+        assert says in " ".join(done.output.split())
+    assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ from ghostlayers.model.dense import DenseModel
 from ghostlayers.preparation import open_model
 from ghostlayers.pruned import PrunedModel, checkpoint_bytes
 from ghostlayers.recipe import HealingRecipe, Recipe, RunOptions
-from ghostlayers.recipe.healing import read_budget
+from ghostlayers.recipe.healing import healing_after
 from ghostlayers.runtime import parallel
 from ghostlayers.runtime.outputs import check_output
 from ghostlayers.runtime.settings import WHAT, setting
@@ -90,7 +90,7 @@ def prune(
     # What is kept goes when all is written, so that a repetition has it until then.
     pruned = dataclasses.replace(pruned, kept_in=None)
     if making.heal is not None:
-        healing = healing_of(making.heal, recipe)
+        healing = healing_after(making.heal, recipe)
         _heal(pruned, healing, output, save, overwrite=overwrite, restart=restart)
     elif not leaves.is_file:
         _save(pruned, output, save, overwrite=overwrite)
@@ -125,22 +125,12 @@ def _check_healing(budget: str, recipe: Recipe, leaves: Output) -> None:
     Raises:
         RecipeError: no budget, or the result is to be a GGUF file.
     """
-    healing_of(budget, recipe)
+    healing_after(budget, recipe)
     if leaves.is_file or leaves.gguf is not None:
         raise RecipeError(
             "--heal writes a folder, not a GGUF file: prune and heal into a folder with a repair "
             "that folds (refit:3), then `ghostlayers export` it."
         )
-
-
-def healing_of(budget: str, recipe: Recipe) -> HealingRecipe:
-    """How a model that was just pruned is trained: on the calibration text.
-
-    Raises:
-        RecipeError: no budget.
-    """
-    same = ("data", "text_column", "separator", "bos", "seed")
-    return HealingRecipe(**read_budget(budget), **{name: getattr(recipe, name) for name in same})
 
 
 def _open(

@@ -9,7 +9,7 @@ from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.text import read_text
 from ghostlayers.healing.training import Outcome, Training
 from ghostlayers.recipe import HealingRecipe
-from ghostlayers.recipe.healing import read_budget
+from ghostlayers.recipe.healing import healing_after
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import Repair
 from ghostlayers.spans import Span
@@ -18,9 +18,6 @@ from ghostlayers.surgery import removal
 
 Part = dict[str, Any]
 
-LONGEST = 512
-"""Tokens of a window that is trained on, at most: gradients cost with its square."""
-
 
 def healing_recipe(experiment: Experiment, study: Study) -> HealingRecipe:
     """How every model of a comparison is trained: on the calibration text.
@@ -28,13 +25,7 @@ def healing_recipe(experiment: Experiment, study: Study) -> HealingRecipe:
     Raises:
         RecipeError: the budget is none.
     """
-    same = ("data", "text_column", "separator", "bos", "seed")
-    recipe = study.recipe
-    return HealingRecipe(
-        **read_budget(experiment.request.heal or ""),
-        **{name: getattr(recipe, name) for name in same},
-        sequence_length=min(LONGEST, recipe.sequence_length),
-    )
+    return healing_after(experiment.request.heal or "", study.recipe)
 
 
 def heals(experiment: Experiment, repair: str) -> bool:

@@ -4,9 +4,10 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from ghostlayers.errors import RecipeError
+from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.presets import find_preset
 from ghostlayers.repairs import RepairMethod
 from ghostlayers.runtime.documents import brief
@@ -28,6 +29,50 @@ def check(recipe: "Recipe") -> None:
         find_preset(recipe.preset)
     _check_choices(recipe)
     _check_numbers(recipe)
+
+
+def check_keys(owner: type, values: Mapping[str, Any], where: str) -> None:
+    """Refuse keys that are no fields of a request.
+
+    Args:
+        owner: the request's class, a dataclass.
+        values: from a file or a call.
+        where: what the keys stand in, as the message says it.
+
+    Raises:
+        RecipeError: an unknown key; the message names near ones.
+    """
+    known = [field.name for field in dataclasses.fields(owner)]
+    for key in values:
+        if key not in known:
+            raise RecipeError(f"unknown key '{key}' {where}. {suggest(str(key), known)}")
+
+
+def check_bounds(request: Any, least: Mapping[str, int]) -> None:
+    """Refuse counts that are too small or too large, where they are given, and seeds that are none.
+
+    Args:
+        request: with a ``seed``.
+        least: the smallest number that each field may hold.
+
+    Raises:
+        RecipeError: one lies outside.
+    """
+    for name, smallest in least.items():
+        value = getattr(request, name)
+        if value is not None and not smallest <= value <= MOST:
+            raise RecipeError(f"'{name}' must lie between {smallest} and {MOST:,}, got {value}.")
+    check_seed(request.seed)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes.
+
+    Raises:
+        RecipeError: it is negative, or too large.
+    """
+    if not 0 <= seed < 2**63:
+        raise RecipeError(f"'seed' must lie in [0, 2**63), got {brief(seed)}.")
 
 
 def check_types(recipe: Any) -> None:
@@ -152,8 +197,7 @@ def _check_numbers(recipe: "Recipe") -> None:
             raise RecipeError(f"'{name}' must be at most {MOST:,}, got {brief(value)}.")
     if recipe.keep_layers is not None:
         parse_keep(recipe.keep_layers)
-    if not 0 <= recipe.seed < 2**63:
-        raise RecipeError(f"'seed' must lie in [0, 2**63), got {brief(recipe.seed)}.")
+    check_seed(recipe.seed)
     by_loss = "held-out losses" in recipe.selection.needs
     if by_loss and recipe.remove is None and recipe.num_held_out_windows < 1:
         raise RecipeError("'recoverable' measures losses: 'held_out_windows' must be at least 1.")

@@ -5,15 +5,17 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ghostlayers.errors import RecipeError, suggest
-from ghostlayers.recipe.checks import check_types
+from ghostlayers.recipe.checks import check_bounds, check_keys, check_types
 from ghostlayers.recipe.healing_presets import HEALING_PRESETS, find_healing_preset
 from ghostlayers.runtime.documents import brief
-from ghostlayers.runtime.run_options import MOST
 from ghostlayers.runtime.settings import TEXT, documented, setting
 from ghostlayers.text.tokens import BosPolicy
+
+if TYPE_CHECKING:
+    from ghostlayers.recipe.recipe import Recipe
 
 Loss = Literal["kl", "ce", "kl+ce"]
 
@@ -30,6 +32,9 @@ OWN = "@dense"
 """The corpus that the dense model writes itself, behind beginnings of the others."""
 
 DEFAULT_MINUTES = 5.0
+
+WINDOW = 512
+"""Tokens of a window, if nothing else is said: gradients cost with its square."""
 
 WHAT_IS_TRAINED = (
     "operator, the repair itself (or the weights that it was folded into); norms, the gains behind "
@@ -141,7 +146,7 @@ class HealingRecipe:
     separator: str = setting(
         "\n\n", r"Joins documents; \n is a line break.", TEXT, says="a blank line", read="separator"
     )
-    sequence_length: int = setting(512, "Tokens a window.", TEXT)
+    sequence_length: int = setting(WINDOW, "Tokens a window.", TEXT)
     bos: BosPolicy = setting("auto", "BOS before each window; 'auto' asks the tokenizer.", TEXT)
     seed: int = setting(0, "Chooses windows, their order, and positions.", TEXT)
 
@@ -166,14 +171,8 @@ class HealingRecipe:
             raise RecipeError(f"'positions' must lie above 0 and up to 1, got {share:g}.")
         if self.minutes is not None and not 0 < self.minutes < 1e6:
             raise RecipeError(f"'minutes' must be a positive number, got {self.minutes:g}.")
-        for name, least in (
-            ("rank", 1), ("step_tokens", 2), ("held_out_windows", 1), ("sequence_length", 2)
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not least <= value <= MOST:
-                raise RecipeError(f"'{name}' must lie between {least} and {MOST:,}, got {value}.")
-        if not 0 <= self.seed < 2**63:
-            raise RecipeError(f"'seed' must lie between 0 and 2^63, got {self.seed}.")
+        least = {"rank": 1, "step_tokens": 2, "held_out_windows": 1, "sequence_length": 2}
+        check_bounds(self, least)
 
     @property
     def parts(self) -> tuple[str, ...] | None:
@@ -265,10 +264,7 @@ class HealingRecipe:
         """
         if values.get("preset") is not None:
             values = {**find_healing_preset(values["preset"]).choices, **values}
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise RecipeError(f"unknown key '{key}' for healing. {suggest(str(key), known)}")
+        check_keys(cls, values, "for healing")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -331,6 +327,20 @@ def _share(text: str, entry: str) -> float:
     if not 0 < share < 1e9:
         raise RecipeError(f"--data: '{entry[:60]}' has no positive share behind its colon.")
     return share
+
+
+def healing_after(budget: str, recipe: "Recipe") -> HealingRecipe:
+    """How a model that a recipe made is trained for a budget: on its calibration text.
+
+    Its windows are as long as those of the recipe at most, which the model has positions for.
+
+    Raises:
+        RecipeError: no budget.
+    """
+    same = ("data", "text_column", "separator", "bos", "seed")
+    kept = {name: getattr(recipe, name) for name in same}
+    length = min(WINDOW, recipe.sequence_length)
+    return HealingRecipe(**read_budget(budget), **kept, sequence_length=length)
 
 
 def read_budget(text: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import checks
 from ghostlayers.repairs import METHODS, REPAIR_REGISTRY, RepairMethod, find_method
@@ -276,10 +275,7 @@ class Recipe:
             if values.get("remove") is not None:  # nothing is chosen
                 chosen = {key: value for key, value in chosen.items() if key not in CHOOSING}
             values = {**chosen, **values, "preset": preset.name}
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise RecipeError(f"unknown key '{key}' in a recipe. {suggest(str(key), known)}")
+        checks.check_keys(cls, values, "in a recipe")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

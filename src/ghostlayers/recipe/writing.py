@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ghostlayers.errors import RecipeError, suggest
-from ghostlayers.recipe.checks import check_types
-from ghostlayers.runtime.run_options import MOST
+from ghostlayers.errors import RecipeError
+from ghostlayers.recipe.checks import check_bounds, check_keys, check_types
 from ghostlayers.runtime.settings import TEXT, WHAT, documented, setting
 from ghostlayers.text.tokens import BosPolicy
 
@@ -87,12 +86,7 @@ class WritingRecipe:
             raise RecipeError(
                 f"'temperature' must lie between 0 and 100, got {self.temperature:g}."
             )
-        for name, least in (("rows", 1), ("prefix_tokens", 2), ("new_tokens", 1)):
-            value = getattr(self, name)
-            if value is not None and not least <= value <= MOST:
-                raise RecipeError(f"'{name}' must lie between {least} and {MOST:,}, got {value}.")
-        if not 0 <= self.seed < 2**63:
-            raise RecipeError(f"'seed' must lie between 0 and 2^63, got {self.seed}.")
+        check_bounds(self, {"rows": 1, "prefix_tokens": 2, "new_tokens": 1})
 
     @property
     def most_tokens(self) -> int:
@@ -114,10 +108,7 @@ class WritingRecipe:
         Raises:
             RecipeError: an unknown key; the message names near ones.
         """
-        known = [field.name for field in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise RecipeError(f"unknown key '{key}' for writing. {suggest(str(key), known)}")
+        check_keys(cls, values, "for writing")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
