@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import ghostlayers
 from families import FAMILIES, PATTERNED, build
 from ghostlayers.calibration import cuts, journal
+from ghostlayers.cli import heal as heal_command_module
 from ghostlayers.cli.app import app
 from ghostlayers.errors import (
     ModelError,
@@ -867,6 +868,39 @@ def test_a_budget_of_time_is_kept(pruned: Any, other_text: list[str]) -> None:
     healed = heal(pruned["ghost"], other_text, tokens=None, minutes=0.05)
     assert healed.outcome.steps > 3
     assert cuts.LOGITS_AT_ONCE  # the engine's chunks are those of losses
+
+
+@pytest.mark.parametrize(
+    ("made", "train", "save", "says"),
+    [
+        ({"--save": "adapter"}, "lora", "peft", "lies in no folder"),
+        ({}, "operator+lora", "peft", "trained is operator + lora"),
+        ({"--repair": "normed", "--export": "stock-layer"}, "norms", "adapter", "layer of its own"),
+    ],
+)
+def test_a_form_that_there_is_not_is_refused_before_training(
+    files: dict[str, Path],
+    tiny_dense: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    made: dict[str, str],
+    train: str,
+    save: str,
+    says: str,
+) -> None:
+    cut = tmp_path / "cut"
+    options = [each for pair in made.items() for each in pair]
+    assert prune_command(files, tiny_dense, cut, *options).exit_code == 0
+
+    def never(*_: Any) -> None:
+        raise AssertionError("it was opened for nothing")
+
+    monkeypatch.setattr(heal_command_module, "open_model", never)
+    asked = ("--train", train, "--save", save)
+    done = heal_command({**files, "cut": cut}, tiny_dense, tmp_path / "out", *asked)
+    assert done.exit_code == 2
+    assert says in " ".join(done.output.split())
+    assert [each.name for each in tmp_path.iterdir()] == ["cut"]
 
 
 def prune_command(files: dict[str, Path], dense: Path, out: Path, *more: Any) -> Any:

@@ -1,9 +1,10 @@
 """The result of training after a cut: a healed model, and the evidence for it."""
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ghostlayers import modeling
 from ghostlayers.calibration import journal
@@ -22,12 +23,13 @@ from ghostlayers.recipe import RunOptions
 from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.runtime.machine import versions
-from ghostlayers.runtime.parallel import by_first, check_same, world
-from ghostlayers.runtime.places import check_apart
+from ghostlayers.runtime.parallel import check_same, world
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.spans import Span, kept_layers, pruned_boundary
 from ghostlayers.surgery.removal import share_weights
 from ghostlayers.text.tokens import check_sequence_length
+
+Save = Literal["checkpoint", "adapter", "peft"]
 
 PEFT_FILE = "adapter_model.safetensors"
 """What PEFT calls the weights of an adapter."""
@@ -73,7 +75,8 @@ class HealedModel:
         """
         if self.better:
             return
-        self._finish()  # another try is another request
+        if self.kept_in is not None:
+            journal.finish(self.kept_in)  # another try is another request
         before, after = self.outcome.start, self.outcome.looks[-1].losses
         raise NoGainError(
             f"training gained nothing on '{self.outcome.text.held_out_name}': loss "
@@ -90,12 +93,10 @@ class HealedModel:
             OutputError: the folder exists, or cannot be written.
             VerificationError: the reloaded model differs; nothing is left behind.
         """
-        self._check_apart(out)
-        verification = save_whole(
-            self.cut, self.outcome.network, self.record, Path(out), overwrite=overwrite
+        network, record = self.outcome.network, self.record
+        return self._once(
+            out, lambda: save_whole(self.cut, network, record, Path(out), overwrite=overwrite)
         )
-        self._finish()
-        return verification
 
     def save_adapter(self, out: str | Path, *, overwrite: bool = False) -> proof.Verification:
         """Write only what distinguishes the model from its dense one; see `PrunedModel`.
@@ -104,9 +105,10 @@ class HealedModel:
             OutputError: the folder exists, or cannot be written.
             VerificationError: the rebuilt model differs; nothing is left behind.
         """
-        self._check_apart(out)
+        check_save("adapter", self.outcome.parts, "stock-layer" if self.cut.made_layers() else "")
         repairs, weights = self._difference()
-        verification = by_first(
+        return self._once(
+            out,
             lambda: adapter.save_adapter(
                 Path(out),
                 self.cut.dense,
@@ -115,47 +117,26 @@ class HealedModel:
                 self.record,
                 weights=weights,
                 overwrite=overwrite,
-            )
+            ),
         )
-        self._finish()
-        return verification
-
-    def check_peft(self) -> None:
-        """Refuse to keep adapters apart where they are not all that was trained.
-
-        Raises:
-            RecipeError: something else was trained, too, or the cut model lies in no folder.
-        """
-        if self.outcome.parts != ("lora",):
-            raise RecipeError(
-                "--save peft keeps the adapters of --train lora apart, and nothing else; trained "
-                f"was {' + '.join(self.outcome.parts)}. Take --train lora, or --save checkpoint."
-            )
-        if self.cut.folder is None:
-            raise RecipeError(
-                "--save peft writes adapters for the checkpoint of the cut model, but that lies in "
-                "no folder. Save the cut model first, and heal that folder."
-            )
 
     def save_peft(self, out: str | Path, *, overwrite: bool = False) -> proof.Verification:
         """Write the adapters of ``lora`` for the cut model's checkpoint, as PEFT does.
 
         Raises:
-            RecipeError: see `check_peft`.
+            RecipeError: see `check_save`.
             OutputError: the folder exists, or cannot be written.
             VerificationError: what PEFT makes of them differs; nothing is left behind.
         """
-        self.check_peft()
-        self._check_apart(out)
+        check_save("peft", self.outcome.parts, "adapter" if self.cut.folder is None else "")
         tensors = {n: each.cpu().contiguous() for n, each in self.outcome.adapters.items()}
         record = {**self.record, "mode": "peft", "adapter_of": str(self.cut.folder)}
-        verification = by_first(
+        return self._once(
+            out,
             lambda: saving.save_tensors(
                 Path(out), PEFT_FILE, tensors, record, self._prove_peft, overwrite=overwrite
-            )
+            ),
         )
-        self._finish()
-        return verification
 
     def _prove_peft(self, folder: Path) -> proof.Verification:
         """Describe the adapters as PEFT does, and load them with it onto the cut model."""
@@ -199,13 +180,39 @@ class HealedModel:
         }
         return repairs, weights
 
-    def _check_apart(self, out: str | Path) -> None:
+    def _once(self, out: str | Path, write: Callable[[], proof.Verification]) -> proof.Verification:
         read = [self.cut.dense.base.name, *(name for name, _ in self.recipe.mix)]
-        check_apart({"input": read}, {"output": Path(out)})
+        return journal.write_once(write, out, read, self.kept_in)
 
-    def _finish(self) -> None:
-        if self.kept_in is not None:
-            journal.finish(self.kept_in)
+
+def check_save(save: Save, parts: Sequence[str] | None, mode: str) -> None:
+    """Refuse a form that a healed model has no place in.
+
+    Args:
+        save: what is to be written.
+        parts: what is trained; None if that is not known yet.
+        mode: of the cut model's record; ``adapter`` where it lies in no folder of its own.
+
+    Raises:
+        RecipeError: there is no such form of it.
+    """
+    if save == "peft" and tuple(parts or ()) != ("lora",):
+        trained = "" if parts is None else f"; trained is {' + '.join(parts)}"
+        raise RecipeError(
+            f"--save peft keeps the adapters of --train lora apart, and nothing else{trained}. "
+            "Take --train lora, or --save checkpoint."
+        )
+    if save == "peft" and mode == "adapter":
+        raise RecipeError(
+            "--save peft writes adapters for the checkpoint of the cut model, but that lies in no "
+            "folder. Save the cut model first (of an adapter: `ghostlayers materialize`), and heal "
+            "that folder."
+        )
+    if save == "adapter" and mode == "stock-layer":
+        raise RecipeError(
+            "--save adapter knows its model by the layers of the dense one, but this one's repair "
+            "is a layer of its own. Take --save checkpoint."
+        )
 
 
 def save_whole(
@@ -218,17 +225,15 @@ def save_whole(
         VerificationError: the reloaded model differs; nothing is left behind.
     """
     dense = cut.dense
-    return by_first(
-        lambda: saving.save_checkpoint(
-            out,
-            model,
-            dense.tokenizer,
-            record,
-            stored_dtype=dense.stored_dtype,
-            base_folder=dense.base.folder,
-            processor=dense.processor,
-            overwrite=overwrite,
-        )
+    return saving.save_checkpoint(
+        out,
+        model,
+        dense.tokenizer,
+        record,
+        stored_dtype=dense.stored_dtype,
+        base_folder=dense.base.folder,
+        processor=dense.processor,
+        overwrite=overwrite,
     )
 
 

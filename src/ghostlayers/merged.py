@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ghostlayers.calibration.journal import write_once
 from ghostlayers.checkpoint.proof import Verification
 from ghostlayers.checkpoint.record import evidence_row
 from ghostlayers.errors import ModelError, RecipeError
@@ -22,7 +23,6 @@ from ghostlayers.preparation import ModelSource, Tokenizer, open_model
 from ghostlayers.recipe import HealingRecipe, RunOptions
 from ghostlayers.runtime.documents import brief
 from ghostlayers.runtime.machine import versions
-from ghostlayers.runtime.places import check_apart
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.statistics.losses import LossSums
 from ghostlayers.statistics.slerp import slerp
@@ -68,8 +68,12 @@ class MergedModel:
             VerificationError: the reloaded model differs; nothing is left behind.
         """
         read = [each["checkpoint"] for each in self.record["merged"]["parents"]]
-        check_apart({"input": [self.cut.dense.base.name, *read]}, {"output": Path(out)})
-        return save_whole(self.cut, self.model, self.record, Path(out), overwrite=overwrite)
+        return write_once(
+            lambda: save_whole(self.cut, self.model, self.record, Path(out), overwrite=overwrite),
+            out,
+            [self.cut.dense.base.name, *read],
+            None,
+        )
 
 
 @leaves_models_alone

@@ -14,8 +14,6 @@ from ghostlayers.model.multimodal import text_view
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import Repair
 from ghostlayers.runtime.locks import holding
-from ghostlayers.runtime.parallel import by_first
-from ghostlayers.runtime.places import check_apart
 from ghostlayers.runtime.progress import Progress
 from ghostlayers.selection import ScoreTable
 from ghostlayers.spans import Span, kept_layers, removed_layers
@@ -190,13 +188,8 @@ class PrunedModel:
         )
 
     def _once(self, out: str | Path, write: Callable[[], Result]) -> Result:
-        """Write in the first process; then what the run has kept is of no more use."""
         read = [self.dense.base.name, self.recipe.data]
-        check_apart({"input": read}, {"output": Path(out)})
-        result = by_first(write)
-        if self.kept_in is not None:
-            journal.finish(self.kept_in)
-        return result
+        return journal.write_once(write, out, read, self.kept_in)
 
 
 def checkpoint_bytes(dense: DenseModel, recipe: Recipe) -> int:

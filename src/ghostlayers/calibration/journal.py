@@ -16,10 +16,10 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -31,7 +31,10 @@ from ghostlayers.runtime.documents import check, read_json, strict, to_json
 from ghostlayers.runtime.files import whole_file, write_whole
 from ghostlayers.runtime.locks import holding
 from ghostlayers.runtime.parallel import all_hold, by_first, world
+from ghostlayers.runtime.places import check_apart
 from ghostlayers.spans import small_number
+
+T = TypeVar("T")
 
 SECONDS_BETWEEN = 30.0
 """How much work a killed run loses at most, and how often it writes."""
@@ -257,6 +260,27 @@ def _alone_in(folder: Path) -> Iterator[None]:
             raise OutputError(f"'{folder}' is no folder, so no state can be kept there; remove it.")
         drafts.clear(folder)
         yield
+
+
+def write_once(
+    write: Callable[[], T], out: str | Path, inputs: Sequence[Any], kept_in: Path | None
+) -> T:
+    """Write a result in the first process; then what its run has kept is of no more use.
+
+    Args:
+        write: what writes it.
+        out: where.
+        inputs: what was read, none of which the output may be.
+        kept_in: the folder of what the run kept.
+
+    Raises:
+        OutputError: the output is an input, or cannot be written.
+    """
+    check_apart({"input": list(inputs)}, {"output": Path(out)})
+    result = by_first(write)
+    if kept_in is not None:
+        finish(kept_in)
+    return result
 
 
 def finish(folder: Path) -> None:

@@ -1,18 +1,20 @@
 """`ghostlayers heal`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from ghostlayers import heal_pipeline
 from ghostlayers.calibration import journal
+from ghostlayers.checkpoint import records
 from ghostlayers.cli import heal_screen, screen
 from ghostlayers.cli import options as o
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.prune import kept_folder
 from ghostlayers.cli.shell import shared_command
 from ghostlayers.errors import RecipeError
+from ghostlayers.healed import Save, check_save
 from ghostlayers.preparation import open_model
 from ghostlayers.recipe import HealingRecipe, RunOptions
 from ghostlayers.runtime.outputs import check_output
@@ -54,7 +56,7 @@ def heal(
     recipe: Annotated[HealingRecipe, Fields(ASKED, make=healing_from)],
     options: Annotated[RunOptions, Fields(f"{o.RUN} keep keep_worse restart plan")],
     save: Annotated[
-        Literal["checkpoint", "adapter", "peft"],
+        Save,
         o.option(
             "--save",
             text="Write the whole model, only what distinguishes it from its dense one, or the "
@@ -82,8 +84,7 @@ def heal(
     plan: o.PlanOnly = False,
 ) -> None:
     """Train a cut model for minutes, against the dense one, and prove that it reloads."""
-    if save == "peft" and recipe.parts != ("lora",):
-        raise RecipeError("--save peft keeps the adapters of --train lora apart: say --train lora.")
+    check_save(save, recipe.parts, records.inspect(checkpoint)["mode"])
     heal_screen.show_preset(recipe)
     if not plan:
         check_output(output, overwrite=overwrite, needed_bytes=0)
