@@ -935,3 +935,31 @@ def test_what_cannot_be_healed_in_one_command_is_refused_at_once(
         assert done.exit_code == 2
         assert says in " ".join(done.output.split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("train", ["operator", "operator+norms+suffix", "lora"])
+def test_a_repair_that_is_a_layer_is_healed_as_one(
+    trained_llama: Any, byte_tokenizer: Any, other_text: list[str], tmp_path: Path, train: str
+) -> None:
+    cut = ghostlayers.prune(
+        trained_llama, tokenizer=byte_tokenizer, data=other_text, repair="normed",
+        export="stock-layer", **PRUNE,
+    )  # fmt: skip
+    healed = heal(cut, other_text, train=train)
+    assert healed.better
+    before, after = weights_of(cut.model), weights_of(healed.model)
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    if train == "operator":
+        assert (
+            changed
+            == {"model.layers.3.mlp.down_proj.weight", "model.layers.3.mlp.down_proj.bias"}
+            & changed
+        )
+        assert changed
+    assert healed.save(tmp_path / "healed").identical
+    assert ghostlayers.inspect(tmp_path / "healed")["mode"] == "stock-layer"
+    saved = ghostlayers.heal(
+        tmp_path / "healed", against=DenseModel(trained_llama, byte_tokenizer), data=other_text,
+        tokens="300", train="norms", **SMALL,
+    )  # fmt: skip
+    assert saved.outcome.start.kl_nats == pytest.approx(healed.outcome.end.kl_nats, rel=1e-4)
