@@ -24,6 +24,7 @@ class Teaching:
     Args:
         engine: computes them.
         input_ids: every window, in the order of training, [windows, sequence].
+        firsts: for every window the number of the first one that equals it.
         positions: that are learnt from, of each, [windows, positions].
         own: numbers of this process's windows, in order.
         done: so many of them were learnt from before, in a run that goes on.
@@ -36,6 +37,7 @@ class Teaching:
         self,
         engine: Engine,
         input_ids: Int[Tensor, "windows sequence"],
+        firsts: Sequence[int],
         positions: Int[Tensor, "windows positions"],
         own: Sequence[int],
         done: int = 0,
@@ -46,7 +48,7 @@ class Teaching:
     ) -> None:
         self.engine, self.input_ids, self.positions = engine, input_ids, positions
         self.weights = weights
-        self._firsts = first_occurrences(input_ids)
+        self._firsts = firsts
         self._own, self._at = own, {number: place for place, number in enumerate(own)}
         self._written = {self._firsts[number] for number in own[:done]}
         self._chunk: tuple[list[int], Lesson] | None = None

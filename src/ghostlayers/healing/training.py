@@ -153,6 +153,7 @@ class Training:
         teaching = Teaching(
             engine,
             text.input_ids,
+            firsts,
             positions,
             own,
             sum(n < done for n in own),
