@@ -39,6 +39,12 @@ def computed(file: Path, ids: torch.Tensor) -> np.ndarray:
     return np.array(llama.scores[: ids.shape[1]])
 
 
+def apart(file: Path) -> float:
+    """The largest difference between llama.cpp's logits and transformers', of the largest logit."""
+    want = logits(opened(file).network, IDS)[0].float().numpy()
+    return float(np.abs(computed(file, IDS) - want).max() / np.abs(want).max())
+
+
 def check(model: Any, tokenizer: Any, folder: Path, *, exported: Any = None) -> None:
     """A file of ``exported``, by default the model itself, computes what the model does."""
     write(exported or model, tokenizer, folder / "model")
@@ -263,11 +269,12 @@ def test_a_file_cut_from_a_file_computes_the_same(
     """Irregular cuts of files whose layers and types are mixed, beside transformers."""
     if types is not None and name in {"qwen2_moe", "qwen3_moe", "phi3"}:
         pytest.skip("rows of experts and merged projections are no whole blocks here")
-    dense = opened(made(name, byte_tokenizer, tmp_path, types))
+    whole = made(name, byte_tokenizer, tmp_path, types)
     repair = None if name in {"qwen2_moe", "qwen3_moe"} else "refit:1"
-    cut(dense, tmp_path / "small.gguf", repair, (Span(2, 3),))
-    want = logits(opened(tmp_path / "small.gguf").network, IDS)[0].float().numpy()
-    got = computed(tmp_path / "small.gguf", IDS)
-    # Weights of eight and fewer bits meet activations of eight bits.
-    tolerance = 4e-3 if types is None else 5e-2
-    assert np.abs(got - want).max() < tolerance * np.abs(want).max()
+    cut(opened(whole), tmp_path / "small.gguf", repair, (Span(2, 3),))
+    tolerance = 4e-3
+    if types is not None:
+        # Weights of eight and fewer bits meet activations of eight bits, and the matrix units of
+        # some processors (AMX) compute them otherwise: no cut is nearer than the uncut file is.
+        tolerance = max(5e-2, 2 * apart(whole))
+    assert apart(tmp_path / "small.gguf") < tolerance
