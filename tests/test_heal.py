@@ -25,7 +25,6 @@ from ghostlayers.errors import (
     ResumeError,
     WindowError,
 )
-from ghostlayers.healing import head as heads
 from ghostlayers.healing import schedule
 from ghostlayers.healing import trained as trained_module
 from ghostlayers.healing.cut_model import CutModel
@@ -87,7 +86,7 @@ def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
 def test_the_gradient_of_the_head_is_autograds(
     kind: Any, logits_of: LogitMap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "LOGITS_AT_ONCE", 40 * 7)  # chunks of seven positions
+    monkeypatch.setattr(cuts, "LOGITS_AT_ONCE", 40 * 7)  # chunks of seven positions
     torch.manual_seed(0)
     output = nn.Linear(8, 40)
     hidden = (3 * torch.randn(31, 8)).requires_grad_()
@@ -109,7 +108,7 @@ def test_the_gradient_of_the_head_is_autograds(
 
 def test_a_teacher_that_is_the_student_has_no_gradient() -> None:
     logits = torch.randn(5, 11)
-    loss, slope = logit_loss(logits, logits, torch.zeros(5, dtype=torch.long), "kl")
+    loss, slope = logit_loss(logits, logits.clone(), torch.zeros(5, dtype=torch.long), "kl")
     assert loss == pytest.approx(0.0, abs=1e-5)
     assert float(slope.abs().max()) < 1e-6
 
@@ -786,12 +785,25 @@ def test_the_schedule_rises_and_falls() -> None:
 
 def test_a_time_is_for_training_and_for_looking() -> None:
     work = schedule.Work(teacher=30, student=24, forward=12, head=8, share=0.25)
-    # A token is 60 units of training; one of the 1,000 held out is 28 of looking, twice.
+    # A token is 61 units of training; one of the 1,000 held out is 28 of looking, twice.
     for seconds in (1.0, 5.0, 1000.0):
-        tokens = schedule.tokens_within(seconds, 0.006, 1000, work)
-        spent = tokens * 0.006 * (1 + schedule.SHARE_OF_LOOKS)
+        tokens = schedule.tokens_within(seconds, 0.0061, 1000, work)
+        spent = tokens * 0.0061 * (1 + schedule.SHARE_OF_LOOKS)
         assert spent == pytest.approx(max(seconds / 2, seconds - 2 * 1000 * 28 * 0.0001))
-        assert schedule.tokens_within(seconds, 0.006, 1000, work, 4) == pytest.approx(4 * tokens)
+        assert schedule.tokens_within(seconds, 0.0061, 1000, work, 4) == pytest.approx(4 * tokens)
+
+
+def test_measuring_takes_a_share_of_the_time_of_training() -> None:
+    work = schedule.Work(teacher=30, student=24, forward=12, head=8, share=0.25)
+    least, most = schedule.HELD_OUT
+    counts = [schedule.held_out_windows(tokens, 512, work) for tokens in range(1000, 10**6, 7000)]
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (least, most)
+    for tokens in (50_000, 100_000, 150_000):
+        count = schedule.held_out_windows(tokens, 512, work)
+        share = count * 512 * (30 + 2 * 28) / (tokens * 61)
+        assert least < count < most
+        assert share == pytest.approx(schedule.SHARE_OF_LOOKS, rel=0.05)
 
 
 # The command

@@ -266,7 +266,7 @@ def heal_cut(
         return Training(
             cut,
             recipe,
-            lambda count: read_text(dense, recipe, count, data, progress, keep),
+            lambda count, recipe: read_text(dense, recipe, count, data, progress, keep),
             options.batch_size,
             progress,
             passes,

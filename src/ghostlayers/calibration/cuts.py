@@ -27,6 +27,10 @@ from ghostlayers.text.tokens import Windows
 LOGITS_AT_ONCE = 2**24
 """Elements of logits made at a time: 64 MB in float32. Fewer would stream a big head too often."""
 
+LOGITS_ON_CPU = 2**23 - 2**12
+"""... on a processor: the C library takes pieces of 32 MiB and more anew from the system each time,
+and clearing their pages costs more than what is computed in them."""
+
 DENSE = "dense"
 
 
@@ -337,9 +341,10 @@ def _window_token_losses(
     return {name: torch.cat(parts) for name, parts in losses.items()}
 
 
-def positions_at_once(model: DenseModel) -> int:
+def positions_at_once(vocabulary: int, device: torch.device) -> int:
     """Positions whose logits are made together; see `LOGITS_AT_ONCE`."""
-    return int(max(1, LOGITS_AT_ONCE // model.network.config.vocab_size))
+    most = min(LOGITS_ON_CPU, LOGITS_AT_ONCE) if device.type == "cpu" else LOGITS_AT_ONCE
+    return max(1, most // vocabulary)
 
 
 def _window_logits(
@@ -354,7 +359,8 @@ def _window_logits(
     ids = batch.input_ids[row]
     one = MicroBatch(ids, None, batch.calls)
     length = ids.shape[1] - 1
-    step, owners = positions_at_once(model), others or {}
+    owners = others or {}
+    step = positions_at_once(model.network.config.vocab_size, model.device)
     for start in range(0, length, step):
         positions = slice(start, min(start + step, length))
 

@@ -96,7 +96,7 @@ def head_gradient(model: DenseModel, batch: MicroBatch, stream: Stream) -> Strea
     """
     result = torch.zeros_like(stream)
     length = batch.input_ids.shape[1] - 1
-    step = positions_at_once(model)
+    step = positions_at_once(model.network.config.vocab_size, model.device)
     for window in range(batch.input_ids.shape[0]):
         row = slice(window, window + 1)
         one = MicroBatch(batch.input_ids[row], None, batch.calls)

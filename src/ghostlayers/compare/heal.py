@@ -59,7 +59,7 @@ def healed_model(
         outcome = Training(
             cut,
             recipe,
-            lambda count: read_text(
+            lambda count, recipe: read_text(
                 dense, recipe, count, None if recipe.data else study.corpus, runner.progress
             ),
             runner.batch_size,

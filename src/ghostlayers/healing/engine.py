@@ -141,7 +141,8 @@ class Engine:
         Gradients by the stream are collected before the layers are gone through.
         """
         leaf = stream.detach().requires_grad_()
-        step, sums = positions_at_once(self.dense), 0.0
+        step = positions_at_once(self.dense.network.config.vocab_size, leaf.device)
+        sums = 0.0
         for row in range(len(lesson.input_ids)):
             one = slice(row, row + 1)
             targets = _targets(lesson.part(one))[0].to(leaf.device)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from ghostlayers.calibration.cuts import LOGITS_AT_ONCE
+from ghostlayers.calibration.cuts import positions_at_once
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe.healing import Loss
 
@@ -37,13 +37,14 @@ class LogitMap:
 
     def __call__(self, products: Tensor) -> Tensor:
         """The logits, in float32."""
-        scaled = products.float() * self.scale
+        scaled = products.float()
+        scaled = scaled if self.scale == 1.0 else scaled * self.scale
         return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
 
-    def slope(self, logits: Tensor) -> Tensor | float:
-        """Derivative of the logits by the products, from the logits."""
+    def slope(self, logits: Tensor) -> Tensor | float | None:
+        """Derivative of the logits by the products, from the logits; None where it is one."""
         if self.cap is None:
-            return self.scale
+            return None if self.scale == 1.0 else self.scale
         return self.scale * (1.0 - (logits / self.cap).square())
 
 
@@ -68,11 +69,6 @@ class Head:
             return None
         known = _logit_map(model, output)
         return None if known is None else cls(output, known)
-
-    @property
-    def positions_at_once(self) -> int:
-        """Positions of a chunk."""
-        return int(max(1, LOGITS_AT_ONCE // self._weight.shape[0]))
 
     @property
     def _weight(self) -> Tensor:
@@ -108,14 +104,15 @@ class Head:
             guide = None if teacher is None else self.logits(teacher[part])
             logits = self.logits(hidden[part])
             own = None if weights is None else weights[part]
+            steepness = self.logits_of.slope(logits)
             loss, slope = logit_loss(logits, guide, targets[part], kind, own)
             total += loss
-            slope *= self.logits_of.slope(logits)
+            slope = slope if steepness is None else slope.mul_(steepness)
             gradient[part] = slope.to(hidden.dtype) @ self._weight
         return total, gradient
 
     def _chunks(self, count: int) -> Iterator[slice]:
-        step = self.positions_at_once
+        step = positions_at_once(self._weight.shape[0], self._weight.device)
         for start in range(0, count, step):
             yield slice(start, min(start + step, count))
 
@@ -129,29 +126,38 @@ def logit_loss(
 ) -> tuple[float, Float[Tensor, "positions vocabulary"]]:
     """The loss summed over positions, and its gradient by the logits.
 
+    Every pass over the vocabulary counts, so KL(p || q) is taken as a dot product of p with the
+    difference of the logits, and the difference of their normalisers.
+
     Args:
         logits: the student's, float32.
-        teacher: the dense model's, float32.
+        teacher: the dense model's, float32; overwritten.
         targets: the true next tokens.
         kind: ``kl``, ``ce``, or their sum.
         weights: of each position; None where all are one.
     """
-    log_q = torch.log_softmax(logits, dim=-1)
-    q = log_q.exp()
-    losses, slope = torch.zeros(len(q), dtype=torch.float64, device=q.device), torch.zeros_like(q)
+    slope, normaliser = _softmax(logits)
+    losses = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
+    if kind == "kl+ce":
+        slope.mul_(2.0)
     if kind in ("kl", "kl+ce"):
         assert teacher is not None
-        log_p = torch.log_softmax(teacher, dim=-1)
-        p = log_p.exp()
-        losses += torch.linalg.vecdot(p, log_p - log_q)
-        slope += q - p
+        p, theirs = _softmax(teacher)
+        apart = teacher.sub_(logits)
+        losses += torch.bmm(p[:, None], apart[:, :, None])[:, 0, 0] - theirs + normaliser
+        slope.sub_(p)
     if kind in ("ce", "kl+ce"):
-        losses -= log_q.gather(1, targets[:, None])[:, 0]
-        slope += q
-        slope.scatter_add_(1, targets[:, None], torch.full_like(q[:, :1], -1.0))
+        losses += normaliser - logits.gather(1, targets[:, None])[:, 0]
+        slope.scatter_add_(1, targets[:, None], torch.full_like(slope[:, :1], -1.0))
     if weights is not None:
-        losses, slope = losses * weights, slope * weights[:, None]
+        losses, slope = losses * weights, slope.mul_(weights[:, None])
     return float(losses.sum()), slope
+
+
+def _softmax(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities, and log sum_v exp(logits): the largest logit and probability tell it."""
+    q = torch.softmax(logits, dim=-1)
+    return q, logits.amax(dim=-1) - q.amax(dim=-1).log()
 
 
 @torch.no_grad()

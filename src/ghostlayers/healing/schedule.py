@@ -15,6 +15,12 @@ MOST_LOOKS = 10
 SHARE_OF_LOOKS = 0.1
 """Of the work, that these may take."""
 
+HELD_OUT = (4, 32)
+"""Windows that are measured on, at the least and at the most, if nothing is said."""
+
+HEADS = 3.5
+"""Passes through the head for a token: of both models, and back; the softmaxes cost half of one."""
+
 STEP_TOKENS = 1024
 LONG_RUNS = ((200_000, 2048), (1_000_000, 8192))
 """Tokens from which on a step has more of them: noise of the gradient weighs more as rates fall."""
@@ -41,7 +47,7 @@ class Work:
     @property
     def of_training(self) -> float:
         """A token that is trained on: the head runs for both models, and back."""
-        return self.teacher + self.student + 3.0 * self.head * self.share
+        return self.teacher + self.student + HEADS * self.head * self.share
 
     @property
     def of_looking(self) -> float:
@@ -64,6 +70,20 @@ def looks(steps: int, step_tokens: int, held_out_tokens: int, work: Work) -> tup
     looking = max(held_out_tokens * work.of_looking, 1e-9)
     count = min(steps, MOST_LOOKS, max(1, round(SHARE_OF_LOOKS * training / looking)))
     return tuple(sorted({round(steps * (number + 1) / count) for number in range(count)}))
+
+
+def held_out_windows(tokens: float, window: int, work: Work) -> int:
+    """Windows to measure on before and after so many tokens, in a share of their time.
+
+    Args:
+        tokens: of training.
+        window: tokens of a window.
+        work: what a token costs.
+    """
+    measured = work.teacher + 2.0 * work.of_looking
+    wanted = SHARE_OF_LOOKS * tokens * work.of_training / (window * measured)
+    least, most = HELD_OUT
+    return min(max(round(wanted), least), most)
 
 
 def tokens_a_step(tokens: float, asked: int | None) -> int:

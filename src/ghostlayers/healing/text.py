@@ -87,7 +87,7 @@ def read_text(
         raise RecipeError("no training text: give --data a corpus name or a file.")
     mix = sorted(mix, key=_is_own)  # what is written goes on from what is read
     real = sum(share for source, share in mix if not _is_own((source, share)))
-    apart = recipe.held_out_windows if recipe.held_out is None else 0
+    apart = recipe.num_held_out_windows if recipe.held_out is None else 0
     generator = torch.Generator().manual_seed(recipe.seed)
     counts = _shared_out(count, [share for _, share in mix])
     rows: list[Tensor] = []
@@ -249,8 +249,8 @@ def read_held_out(
     """
     assert recipe.held_out is not None
     corpus, windows, _ = _read(
-        dense, recipe, recipe.held_out, recipe.held_out_windows, progress, "evaluation"
+        dense, recipe, recipe.held_out, recipe.num_held_out_windows, progress, "evaluation"
     )
     generator = torch.Generator().manual_seed(recipe.seed)
-    chosen = torch.randperm(len(windows), generator=generator)[: recipe.held_out_windows]
+    chosen = torch.randperm(len(windows), generator=generator)[: recipe.num_held_out_windows]
     return _as_windows(windows.input_ids[chosen], windows), corpus.name

@@ -101,7 +101,8 @@ class Training:
     Attributes:
         cut: the model.
         recipe: what is trained, how long, and on what.
-        read_text: reads so many windows of the training text, and the held-out ones.
+        read_text: reads so many windows of the training text, and the held-out ones, as the recipe
+            that it is given says.
         batch_size: windows a call; 0 chooses.
         progress: told of every stage.
         journal: keeps the state, where a run is to survive.
@@ -110,7 +111,7 @@ class Training:
 
     cut: CutModel
     recipe: HealingRecipe
-    read_text: Callable[[int], Text]
+    read_text: Callable[[int, HealingRecipe], Text]
     batch_size: int = 0
     progress: Progress = field(default_factory=Silent)
     journal: Journal | None = None
@@ -141,7 +142,8 @@ class Training:
         state.notes[4:] = torch.tensor([steps, windows])
         if record is not None and recipe.writes:  # the same text is wanted when the run goes on
             record.keep(state.tensors())
-        text = self.read_text(steps * windows)
+        tokens = steps * windows * recipe.sequence_length
+        text = self.read_text(steps * windows, _measuring(recipe, tokens, work))
         self._check_text(state, text, record)
         if record is not None:
             record.begin(1, state.tensors())
@@ -190,8 +192,9 @@ class Training:
         tokens: float | None = recipe.num_tokens
         if tokens is None:
             assert recipe.seconds is not None
-            held_out = recipe.held_out_windows * length
             alone = self._seconds_a_token(engine, work)
+            likely = world().size * recipe.seconds / alone
+            held_out = _measuring(recipe, likely, work).num_held_out_windows * length
             found = schedule.tokens_within(recipe.seconds, alone, held_out, work, world().size)
             tokens = from_first(found)
         windows = max(world().size, schedule.tokens_a_step(tokens, recipe.step_tokens) // length, 1)
@@ -363,9 +366,17 @@ def work_of(
     teacher = float(start if recipe.loss == "ce" else dense.num_layers)
     share = 1.0 if recipe.positions is None else recipe.positions
     work = schedule.Work(teacher, behind * (3.0 if weights else 2.0), behind, head, share)
-    saved = 3.0 * head * (1.0 - SOME)
+    saved = schedule.HEADS * head * (1.0 - SOME)
     leaves_out = recipe.positions is None and saved > MUCH * work.of_training
     return replace(work, share=SOME) if leaves_out else work
+
+
+def _measuring(recipe: HealingRecipe, tokens: float, work: schedule.Work) -> HealingRecipe:
+    """The recipe with as many held-out windows as a run of so many tokens pays for."""
+    if recipe.held_out_windows is not None:
+        return recipe
+    count = schedule.held_out_windows(tokens, recipe.sequence_length, work)
+    return replace(recipe, held_out_windows=count)
 
 
 def _is_frugal(trained: Trained) -> bool:

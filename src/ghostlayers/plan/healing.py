@@ -68,14 +68,14 @@ def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float) -> Pass:
     length, model = recipe.sequence_length, cut.dense
     at_once = model.windows_per_call(length) * length * model.hidden_size * model.dtype.itemsize
     kept = KEPT_BY_A_LAYER * at_once * max(1.0, work.forward)
-    streams = 2 * recipe.held_out_windows * model.stream_bytes(length)
+    streams = 2 * recipe.num_held_out_windows * model.stream_bytes(length)
     weights = trained * (ADAM + 2 * model.dtype.itemsize)
     return Pass(
         "healing",
         f"Training {' + '.join(parts)} on {windows * length:,.0f} tokens",
         windows,
         layers=windows * own,
-        heads=windows * 3.0 * work.share * (1.0 + schedule.SHARE_OF_LOOKS),
+        heads=windows * schedule.HEADS * work.share * (1.0 + schedule.SHARE_OF_LOOKS),
         held=int(kept + streams + weights + 16 * LOGITS_AT_ONCE),
         disk=trained * (ADAM + model.dtype.itemsize),
     )

@@ -33,6 +33,8 @@ OWN = "@dense"
 
 DEFAULT_MINUTES = 5.0
 
+HELD_OUT_WINDOWS = 16
+
 WINDOW = 512
 """Tokens of a window, if nothing else is said: gradients cost with its square."""
 
@@ -136,7 +138,13 @@ class HealingRecipe:
         TEXT,
         says="windows of the training text that are not trained on",
     )
-    held_out_windows: int = setting(16, "Windows of it.", TEXT, least=1)
+    held_out_windows: int | None = setting(
+        None,
+        "Windows of it.",
+        TEXT,
+        least=1,
+        says="as many as a tenth of the training's time pays for, 4 to 32",
+    )
     text_column: str | None = setting(
         None,
         "Column that holds the text.",
@@ -249,6 +257,11 @@ class HealingRecipe:
             RecipeError: a share is no positive number, or only some have one.
         """
         return () if self.data is None else read_mix(self.data)
+
+    @property
+    def num_held_out_windows(self) -> int:
+        """Windows to measure on, where no length of training says more of it."""
+        return HELD_OUT_WINDOWS if self.held_out_windows is None else self.held_out_windows
 
     @property
     def writes(self) -> bool:
