@@ -796,12 +796,12 @@ def test_a_time_is_for_training_and_for_looking() -> None:
 def test_measuring_takes_a_share_of_the_time_of_training() -> None:
     work = schedule.Work(teacher=30, student=24, forward=12, head=8, share=0.25)
     least, most = schedule.HELD_OUT
-    counts = [schedule.held_out_windows(tokens, 512, work) for tokens in range(1000, 10**6, 7000)]
+    counts = [schedule.held_out_windows(tokens, 256, work) for tokens in range(1000, 10**6, 7000)]
     assert counts == sorted(counts)
     assert (counts[0], counts[-1]) == (least, most)
     for tokens in (50_000, 100_000, 150_000):
-        count = schedule.held_out_windows(tokens, 512, work)
-        share = count * 512 * (30 + 2 * 28) / (tokens * 61)
+        count = schedule.held_out_windows(tokens, 256, work)
+        share = count * 256 * (30 + 2 * 28) / (tokens * 61)
         assert least < count < most
         assert share == pytest.approx(schedule.SHARE_OF_LOOKS, rel=0.05)
 

@@ -32,7 +32,7 @@ KEY = "healing"
 SOME = 0.25
 """Share of positions that are learnt from where the others' way through the head costs much."""
 
-MUCH = 0.2
+MUCH = 0.4
 """Of a token's work, that leaving these out must save."""
 
 TRIALS = 3

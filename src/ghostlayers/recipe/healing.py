@@ -35,8 +35,8 @@ DEFAULT_MINUTES = 5.0
 
 HELD_OUT_WINDOWS = 16
 
-WINDOW = 512
-"""Tokens of a window, if nothing else is said: gradients cost with its square."""
+WINDOW = 256
+"""Tokens of a window, if nothing else is said: short ones bring more subjects into a budget."""
 
 WHAT_IS_TRAINED = (
     "operator, the repair itself (or the weights that it was folded into); norms, the gains behind "
@@ -88,11 +88,11 @@ class HealingRecipe:
         None,
         "Share of the positions of every window that the loss is taken at, drawn anew for each.",
         HEALING,
-        says="a quarter where the head costs more than the trained layers, else all",
+        says="a quarter where the head would take more than half of the time, else all",
     )
     rank: int = setting(16, "Of the adapters of 'lora'.", HEALING, least=1)
     step_tokens: int | None = setting(
-        None, "Tokens a step.", HEALING, least=2, says="1,024, and more from 200,000 tokens on"
+        None, "Tokens a step.", HEALING, least=2, says="256, and more from 50,000 tokens on"
     )
     modules: str | None = setting(
         None,
@@ -143,7 +143,7 @@ class HealingRecipe:
         "Windows of it.",
         TEXT,
         least=1,
-        says="as many as a tenth of the training's time pays for, 4 to 32",
+        says="as many as a tenth of the training's time pays for, 8 to 64",
     )
     text_column: str | None = setting(
         None,

@@ -36,6 +36,7 @@ HEALING_PRESETS: Mapping[str, HealingPreset] = {
             "loss": "ce",
             "completions": True,
             "positions": 1.0,
+            "sequence_length": 512,
         },
         "no code is public; rank, projections and rate are those of the method that it builds on "
         "(arXiv:2402.13669), adapters stand behind the first cut only, and chats are packed into "
