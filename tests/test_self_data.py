@@ -475,6 +475,14 @@ def test_the_command_writes_and_counts(
     neither = run("write-data", tmp_path / "dense", "-o", tmp_path / "new.jsonl")
     assert neither.exit_code == 2
     assert "got neither" in neither.output
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"command: write-data\nmodel: {tmp_path / 'dense'}\nprefixes: {tmp_path / 'text.txt'}\n"
+        f"output: {tmp_path / 'same.jsonl'}\nrows: 5\nnew-tokens: 10\n"
+    )
+    same = run("run", recipe)
+    assert same.exit_code == 0, same.output
+    assert (tmp_path / "same.jsonl").read_bytes() == out.read_bytes()
     itself = run(*command[:2], "--prompts", out, "-o", out, "--overwrite")
     assert itself.exit_code == 1
     assert len(out.read_text().splitlines()) == 5
@@ -953,6 +961,16 @@ def test_the_command_merges(healed_twice: Path, tmp_path: Path) -> None:
     again = run(*command)
     assert again.exit_code == 1
     assert "exists" in again.output
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"command: merge\nfirst: {healed_twice / 'healed-1'}\nsecond: {healed_twice / 'healed-2'}\n"
+        f"against: {healed_twice / 'dense'}\noutput: {tmp_path / 'same'}\nslerp: 0.5\n"
+        f"held-out: {healed_twice / 'text.txt'}\nsequence-length: 48\nheld-out-windows: 4\n"
+    )
+    same = run("run", recipe)
+    assert same.exit_code == 0, same.output
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "same")]
+    assert weights[0] == weights[1]
     wrong = run(*command, "--overwrite", "--slerp", "2")
     assert wrong.exit_code == 2
     assert "expected 'auto' or a share" in " ".join(wrong.output.split())

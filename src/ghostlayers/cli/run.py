@@ -1,4 +1,4 @@
-"""`ghostlayers run recipe.yaml`: any command, with its options in a file."""
+"""`ghostlayers run recipe.yaml`: a command, with its options in a file."""
 
 import contextlib
 import inspect
@@ -26,10 +26,21 @@ from ghostlayers.runtime.documents import brief, parse_yaml, read_json, read_yam
 MOST_RUNS = 10_000
 """Of one recipe: more would take years."""
 
-OTHERWISE = {"json": "json_file"}
+OTHERWISE = {"json": "json_file", "gguf": "file"}
 """Options whose parameters could not be called what they are."""
 
-RUNNABLE = ("prune", "heal", "eval", "score", "compare", "bench")
+RUNNABLE = (
+    "prune",
+    "heal",
+    "merge",
+    "write-data",
+    "eval",
+    "score",
+    "compare",
+    "bench",
+    "export",
+    "materialize",
+)
 """Commands that a recipe may name."""
 
 

@@ -23,7 +23,7 @@ ASKED = (
 @command
 def write_data(
     model: o.Model,
-    written: Annotated[
+    output: Annotated[
         Path, o.option("--output", "-o", text="The .jsonl file to make.", panel=WHAT)
     ],
     recipe: Annotated[WritingRecipe, Fields(ASKED)],
@@ -33,12 +33,12 @@ def write_data(
     revision: o.Revision = None,
 ) -> None:
     """Write training text with the dense model itself: its own answers, or continuations."""
-    if writing.draft_for(written).is_file() and not restart:
-        screen.step(f"Going on with what an interrupted run wrote for {written} ...")
+    if writing.draft_for(output).is_file() and not restart:
+        screen.step(f"Going on with what an interrupted run wrote for {output} ...")
     screen.step(f"Loading {model} ...")
     done = writing.write_data(
         model,
-        written,
+        output,
         recipe,
         options=options,
         revision=revision,
@@ -46,7 +46,7 @@ def write_data(
         restart=restart,
         progress=screen.Bars(),
     )
-    _show(done, written)
+    _show(done, output)
 
 
 def _show(done: Written, path: Path) -> None:

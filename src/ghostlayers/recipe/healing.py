@@ -33,7 +33,7 @@ OWN = "@dense"
 
 DEFAULT_MINUTES = 5.0
 
-HELD_OUT_WINDOWS = 16
+HELD_OUT_WINDOWS = 32
 
 WINDOW = 256
 """Tokens of a window, if nothing else is said: short ones bring more subjects into a budget."""
