@@ -30,10 +30,10 @@ from ghostlayers.healing import trained as trained_module
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.head import Head, LogitMap, logit_loss
+from ghostlayers.healing.positions import draw_positions, positions_of
 from ghostlayers.healing.state import BETAS, CLIP, State
 from ghostlayers.healing.text import read_text
 from ghostlayers.healing.trained import default_parts, named_parts, prepare, recording
-from ghostlayers.healing.training import draw_positions, positions_of
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
 from ghostlayers.recipe.healing import PARTS, HealingRecipe, read_budget, read_mix
@@ -874,6 +874,25 @@ def test_the_command_needs_a_text(files: dict[str, Path], tiny_dense: Path, tmp_
     done = run("heal", files["cut"], "--against", tiny_dense, "-o", tmp_path / "out")
     assert done.exit_code == 2
     assert "no training text" in done.output
+
+
+def test_timing_a_step_changes_nothing(pruned: Any) -> None:
+    cut = cut_of(pruned["ghost"])
+    trained = prepare(cut, HealingRecipe(**SMALL), ("operator", "suffix"))
+    state = State.begin(trained, HealingRecipe().rates)
+    before = {name: each.clone() for name, each in state.tensors().items()}
+    ids = torch.randint(3, 90, (2, 9))
+    positions = draw_positions(range(2), 9, 1.0, 0)
+    with recording(trained):
+        engine = Engine(trained, "kl")
+        engine.learn(engine.teach(ids, positions), positions.numel())
+        assert all(master.grad is not None for master in state.masters)
+        state.rehearse()
+        state.masters[0].grad = torch.full_like(state.masters[0], torch.nan)
+        state.rehearse()
+    assert all(master.grad is None for master in state.masters)
+    after = state.tensors()
+    assert all(torch.equal(each, after[name]) for name, each in before.items())
 
 
 def test_a_budget_of_time_is_kept(pruned: Any, other_text: list[str]) -> None:

@@ -30,9 +30,9 @@ from ghostlayers.errors import (
 from ghostlayers.healing.completions import chat_windows
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.engine import Engine
+from ghostlayers.healing.positions import draw_positions
 from ghostlayers.healing.text import read_text
 from ghostlayers.healing.trained import prepare, recording
-from ghostlayers.healing.training import draw_positions
 from ghostlayers.merged import TRIED
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view

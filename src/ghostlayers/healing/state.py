@@ -112,6 +112,15 @@ class State:
         self.optimiser.zero_grad(set_to_none=True)
         self.trained.write_back()
 
+    def rehearse(self) -> None:
+        """All the work of a step, which changes nothing and forgets the gradients."""
+        if math.isfinite(self.gradient_norm()):
+            self.step(0.0)
+        self.optimiser.zero_grad(set_to_none=True)
+        for own in self.optimiser.state.values():
+            for moment in own.values():
+                moment.zero_()
+
     def gradient_norm(self) -> float:
         """The norm of all gradients, which are shortened to `CLIP` where it is greater."""
         return float(nn.utils.clip_grad_norm_(self.masters, CLIP))

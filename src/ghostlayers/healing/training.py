@@ -1,6 +1,7 @@
 """The training run: a budget, steps, measurements, the best state, and what a killed run kept."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from ghostlayers.healing import schedule
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.held_out import HeldOut
+from ghostlayers.healing.positions import draw_positions, weights_at
 from ghostlayers.healing.state import Look, State
 from ghostlayers.healing.teaching import Teaching, first_occurrences
 from ghostlayers.healing.text import Text
@@ -138,7 +140,7 @@ class Training:
         if record is not None:
             record.restore(state.tensors())
             trained.write_back()
-        steps, windows = state.size or self._size(engine, work)
+        steps, windows = state.size or self._size(state, engine, work)
         state.notes[4:] = torch.tensor([steps, windows])
         if record is not None and recipe.writes:  # the same text is wanted when the run goes on
             record.keep(state.tensors())
@@ -186,24 +188,45 @@ class Training:
             adapted=trained.adapted,
         )
 
-    def _size(self, engine: Engine, work: schedule.Work) -> tuple[int, int]:
-        """Steps, and windows of each, from the budget."""
-        recipe, length = self.recipe, self.recipe.sequence_length
-        tokens: float | None = recipe.num_tokens
-        if tokens is None:
-            assert recipe.seconds is not None
-            alone = self._seconds_a_token(engine, work)
-            likely = world().size * recipe.seconds / alone
-            held_out = _measuring(recipe, likely, work).num_held_out_windows * length
-            found = schedule.tokens_within(recipe.seconds, alone, held_out, work, world().size)
-            tokens = from_first(found)
-        windows = max(world().size, schedule.tokens_a_step(tokens, recipe.step_tokens) // length, 1)
-        return schedule.steps_for(tokens, length, windows), windows
+    def _size(self, state: State, engine: Engine, work: schedule.Work) -> tuple[int, int]:
+        """Steps, and windows of each, from the budget.
 
-    def _seconds_a_token(self, engine: Engine, work: schedule.Work) -> float:
-        """What training on a token takes this process."""
+        The work of a step that does not grow with its windows counts, too, so steps are timed at
+        the size that they will have: a longer run, whose steps are larger, is timed once more.
+        """
+        recipe, length = self.recipe, self.recipe.sequence_length
+        tokens = recipe.num_tokens
+        if tokens is not None:
+            windows = self._windows_a_step(tokens)
+            return schedule.steps_for(tokens, length, windows), windows
+        windows, wanted = 0, self._windows_a_step(1)
+        while wanted > windows:
+            windows = wanted
+            found = self._tokens_within(state, engine, work, windows)
+            wanted = self._windows_a_step(found)
+        return schedule.steps_for(found, length, windows), windows
+
+    def _windows_a_step(self, tokens: float) -> int:
+        """Windows of a step, of a run of so many tokens."""
+        size = schedule.tokens_a_step(tokens, self.recipe.step_tokens)
+        return max(world().size, size // self.recipe.sequence_length, 1)
+
+    def _tokens_within(
+        self, state: State, engine: Engine, work: schedule.Work, windows: int
+    ) -> float:
+        """Tokens that the budget of time is enough for, with steps of so many windows."""
+        recipe, processes = self.recipe, world().size
+        assert recipe.seconds is not None
+        alone = self._seconds_a_token(state, engine, work, math.ceil(windows / processes))
+        likely = processes * recipe.seconds / alone
+        held_out = _measuring(recipe, likely, work).num_held_out_windows * recipe.sequence_length
+        return from_first(schedule.tokens_within(recipe.seconds, alone, held_out, work, processes))
+
+    def _seconds_a_token(
+        self, state: State, engine: Engine, work: schedule.Work, count: int
+    ) -> float:
+        """What training on a token takes this process, in steps of so many windows of its own."""
         length = self.recipe.sequence_length
-        count = engine.student.windows_per_call(length, self.batch_size)
         vocabulary = engine.dense.config.vocab_size
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(vocabulary, (count, length), generator=generator)
@@ -213,10 +236,9 @@ class Training:
                 began = time.perf_counter()
                 positions = draw_positions(range(count), length, work.share, 0)
                 engine.learn(engine.teach(ids, positions), positions.numel())
+                state.rehearse()
                 taken.append(time.perf_counter() - began)
                 advance()
-        for master in engine.trained.masters.values():
-            master.grad = None
         return max(taken[1:]) / (count * length)
 
     def _check_text(self, state: State, text: Text, record: KeptPass | None) -> None:
@@ -311,40 +333,6 @@ def _check_finite(step: int, loss: float, norm: float, state: State) -> None:
         f"behind step {state.best_step}; the same command with --keep writes it. To go further, "
         "take a lower --learning-rate, or --dtype float32."
     )
-
-
-def positions_of(length: int, share: float) -> int:
-    """How many positions of a window are learnt from."""
-    return max(1, round(share * (length - 1)))
-
-
-def draw_positions(numbers: Any, length: int, share: float, seed: int) -> Tensor:
-    """Positions of some windows that are learnt from, in order, drawn by the window's number.
-
-    Args:
-        numbers: of the windows in the order of training; of a repeated one, its first.
-        length: tokens of a window; the last one predicts nothing.
-        share: of the positions.
-        seed: of the run.
-
-    Returns:
-        [windows, positions].
-    """
-    count, rows = positions_of(length, share), []
-    for number in numbers:
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
-        rows.append(torch.randperm(length - 1, generator=generator)[:count].sort().values)
-    return torch.stack(rows)
-
-
-def weights_at(counts: Tensor | None, positions: Tensor) -> Tensor | None:
-    """Weights of positions: one where the token that they predict counts, else none.
-
-    Args:
-        counts: of every token, [windows, sequence]; None where all count.
-        positions: of every window, [windows, positions].
-    """
-    return None if counts is None else counts.gather(1, positions + 1).float()
 
 
 def work_of(
