@@ -34,6 +34,7 @@ OWN = "@dense"
 DEFAULT_MINUTES = 5.0
 
 HELD_OUT_WINDOWS = 32
+"""Windows that a merge measures on, and that a plan counts with, if nothing else is said."""
 
 WINDOW = 256
 """Tokens of a window, if nothing else is said: short ones bring more subjects into a budget."""
@@ -143,7 +144,7 @@ class HealingRecipe:
         "Windows of it.",
         TEXT,
         least=1,
-        says="as many as a tenth of the training's time pays for, 8 to 64",
+        says="as many as a tenth of the training's time pays for, 8 to 64; 32 to merge",
     )
     text_column: str | None = setting(
         None,
