@@ -37,6 +37,7 @@ from ghostlayers.healing.trained import default_parts, named_parts, prepare, rec
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
 from ghostlayers.recipe.healing import PARTS, HealingRecipe, read_budget, read_mix
+from ghostlayers.recipe.rates import LEARNING_RATES, Rate
 from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.spans import Span
 from ghostlayers.surgery import removal
@@ -187,8 +188,8 @@ def test_the_engine_is_a_literal_loop_of_two_models(
     names = named_parts(cut, recipe.parts or ())
     own = dict(student.named_parameters())
     groups = [
-        {"params": [own[n] for n, p in names.items() if p == part], "lr": 0.0, "part": part}
-        for part in dict.fromkeys(names.values())
+        {"params": [own[name]], "lr": 0.0, "part": part, "size": own[name].abs().mean().item()}
+        for name, part in names.items()
     ]
     for name, each in own.items():
         each.requires_grad_(name in names)
@@ -197,7 +198,8 @@ def test_the_engine_is_a_literal_loop_of_two_models(
         numbers = range(2 * step, 2 * step + 2)
         positions = draw_positions(numbers, 32, 0.5, 0)
         for group in optimiser.param_groups:
-            group["lr"] = recipe.rates[group["part"]] * schedule.rate(step, 4)
+            highest = LEARNING_RATES[group["part"]].value * group["size"]
+            group["lr"] = highest * schedule.rate(step, 4)
         loss = literal_loss(
             student, cut.dense.network, text.input_ids[list(numbers)], positions, kind
         )
@@ -731,6 +733,9 @@ def test_too_short_a_text_is_refused(pruned: Any) -> None:
         ({"minutes": -1.0}, "positive"),
         ({"minutes": float("nan")}, "positive"),
         ({"learning_rate": "fast"}, "positive number"),
+        ({"learning_rate": "%"}, "positive number"),
+        ({"learning_rate": "norms=nan%"}, "positive number"),
+        ({"learning_rate": "-1%"}, "positive number"),
         ({"learning_rate": "suffixe=1e-4"}, "nothing is called"),
         ({"positions": 0.0}, "above 0"),
         ({"positions": 1.5}, "above 0"),
@@ -765,8 +770,10 @@ def test_amounts_shares_and_budgets_are_read() -> None:
         with pytest.raises(RecipeError, match="budget"):
             read_budget(text)
     rates = HealingRecipe(learning_rate="operator=1e-5,norms=2e-3").rates
-    assert (rates["operator"], rates["norms"]) == (1e-5, 2e-3)
-    assert set(HealingRecipe(learning_rate="1e-5").rates.values()) == {1e-5}
+    assert (rates["operator"], rates["norms"]) == (Rate(1e-5), Rate(2e-3))
+    assert rates["suffix"] == LEARNING_RATES["suffix"]
+    assert set(HealingRecipe(learning_rate="1e-5").rates.values()) == {Rate(1e-5)}
+    assert HealingRecipe(learning_rate="norms=0.3%").rates["norms"] == Rate(0.003, relative=True)
 
 
 def test_the_schedule_rises_and_falls() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ghostlayers.healing.schedule import MOST_LOOKS
 from ghostlayers.healing.trained import Trained
+from ghostlayers.recipe.rates import Rate
 from ghostlayers.statistics.losses import LossSums
 
 BETAS = (0.9, 0.95)
@@ -40,7 +41,7 @@ class State:
 
     Attributes:
         trained: the weights.
-        optimiser: AdamW without weight decay, one group of weights a part.
+        optimiser: AdamW without weight decay, a group for each weight.
         best: the weights of the best state, as they would be saved.
         history: a row a look: step, seconds, and a row of `LossSums`.
         curve: sum of the training loss and positions, [2, bins].
@@ -61,17 +62,12 @@ class State:
     text: Tensor = field(default_factory=lambda: torch.zeros(32, dtype=torch.uint8))
 
     @classmethod
-    def begin(cls, trained: Trained, rates: Mapping[str, float]) -> "State":
+    def begin(cls, trained: Trained, rates: Mapping[str, Rate]) -> "State":
         """At the closed form."""
-        parts = dict.fromkeys(trained.parts.values())
-        groups = [
-            {
-                "params": [trained.masters[n] for n, p in trained.parts.items() if p == part],
-                "lr": rates[part],
-                "highest": rates[part],
-            }
-            for part in parts
-        ]
+        groups = []
+        for name, master in trained.masters.items():
+            highest = rates[trained.parts[name]].of(trained.size_of(name))
+            groups.append({"params": [master], "lr": highest, "highest": highest})
         optimiser = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
         for master in trained.masters.values():
             optimiser.state[master] = {
@@ -116,7 +112,8 @@ class State:
         """All the work of a step, which changes nothing and forgets the gradients."""
         if math.isfinite(self.gradient_norm()):
             self.step(0.0)
-        self.optimiser.zero_grad(set_to_none=True)
+        else:
+            self.optimiser.zero_grad(set_to_none=True)
         for own in self.optimiser.state.values():
             for moment in own.values():
                 moment.zero_()
