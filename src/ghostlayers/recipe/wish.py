@@ -19,6 +19,12 @@ KINDS: tuple[Kind, ...] = ("smaller", "faster", "fits", "max_loss")
 FIXED = ("layers", "remove")
 """Fields that say what goes by number or by name."""
 
+HOW_MANY = (*FIXED, *KINDS)
+"""Fields one of which says how many layers go."""
+
+DETAILS = ("at", "speed", "context", "as_type")
+"""Fields that say how a budget is counted."""
+
 FLOATS = ("float32", "bfloat16", "float16")
 PACKED = (
     *("q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0"),
@@ -31,6 +37,9 @@ CONTEXT = 4096
 
 AT = "1x512"
 """Where ``faster`` is measured, unless it is told otherwise: batch and tokens of the prompt."""
+
+LEAST_WINDOWS = 4
+"""Held-out windows that ``max_loss`` needs, so that there is an error to speak of."""
 
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?|\.[0-9]+")
 _AT = re.compile(r"\s*([0-9]{1,6})\s*[xX]\s*([0-9]{1,9})\s*")
@@ -178,13 +187,12 @@ def check_wish(recipe: "Recipe") -> None:
     _check_details(recipe)
 
 
-_DETAILS: dict[str, Kind] = {"context": "fits", "as_type": "fits", "at": "faster"}
-_DETAILS |= {"speed": "faster"}
+_BELONGS: dict[str, Kind] = dict(zip(DETAILS, ("faster", "faster", "fits", "fits"), strict=True))
 
 
 def _check_details(recipe: "Recipe") -> None:
     """Refuse details of a budget that is not asked for."""
-    for name, kind in _DETAILS.items():
+    for name, kind in _BELONGS.items():
         if getattr(recipe, name) is not None and getattr(recipe, kind) is None:
             option = "--as" if name == "as_type" else f"--{name}"
             raise RecipeError(f"{option} belongs to --{kind}, which is not given; drop it.")
@@ -198,10 +206,10 @@ def _check_details(recipe: "Recipe") -> None:
             f"--as: the size of a model in '{_short(recipe.as_type)}' is not known beforehand. "
             f"{suggest(recipe.as_type.lower(), known)}"
         )
-    if recipe.max_loss is not None and recipe.num_held_out_windows < 2:
+    if recipe.max_loss is not None and recipe.num_held_out_windows < LEAST_WINDOWS:
         raise RecipeError(
-            "--max-loss measures losses, and its error needs two held-out windows at least: raise "
-            "--held-out-windows."
+            "--max-loss is settled by differences between held-out windows, "
+            f"{LEAST_WINDOWS} of them at the least; raise --held-out-windows."
         )
 
 

@@ -24,5 +24,7 @@ def parse_memory(text: str | None) -> int | None:
 
 
 def show_bytes(size: float) -> str:
-    """Bytes in three or four digits: 212.3 MB, 15.02 GiB from a gibibyte on."""
-    return f"{size / 2**30:.2f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.1f} MiB"
+    """Bytes as people read them: 212.3 MiB, 15.02 GiB from a gibibyte on, 8.0 KiB below one MiB."""
+    if abs(size) >= 2**30:
+        return f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**20:.1f} MiB" if abs(size) >= 2**20 else f"{size / 2**10:.1f} KiB"
