@@ -21,6 +21,7 @@ FLOORS = [
     {"writing"},
     {"healing"},
     {"healed", "plan", "pruned"},
+    {"budgets"},
     {"merged", "study"},
     {"compare", "demo", "export", "heal_pipeline", "pipeline"},
     {"cli"},

@@ -17,11 +17,11 @@ from ghostlayers.errors import ModelError, RecipeError
 from ghostlayers.model import offload, residency, stream
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
-from ghostlayers.model.offload import parse_memory
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.plan import probe
 from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime import machine
+from ghostlayers.runtime.sizes import parse_memory
 
 DISK = RunOptions(offload="disk", dtype="float32")
 NONE = RunOptions(offload="none", dtype="float32")

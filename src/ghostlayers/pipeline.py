@@ -5,6 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ghostlayers.budgets.budgets import budget_of
+from ghostlayers.budgets.decide import settled
+from ghostlayers.calibration.passes import Runner
 from ghostlayers.checkpoint import records
 from ghostlayers.checkpoint.output import Output
 from ghostlayers.evaluation import (
@@ -28,7 +31,6 @@ from ghostlayers.preparation import (
     ModelSource,
     Tokenizer,
     check_asked,
-    check_result,
     make_recipe,
     open_model,
     read_evaluation,
@@ -37,7 +39,7 @@ from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.selection import ScoreTable
-from ghostlayers.study import Study, plan_run
+from ghostlayers.study import Study, check_what_follows, plan_run
 from ghostlayers.text import corpora, tokens
 
 
@@ -86,15 +88,16 @@ def prune(
     )
     if show_text is not None:
         show_text(study.windows.preview)
-    if show_plan is not None:
-        folder = None if keep is None else Path(keep).parent
-        show_plan(study.plan(output or Output(folder=folder)))
     with study.keeping(keep) as keeping:
-        cut = keeping.choose()
+        sure = keeping.settled()
+        if show_plan is not None:
+            folder = None if keep is None else Path(keep).parent
+            show_plan(sure.plan(output or Output(folder=folder)))
+        cut = sure.choose()
         if output is not None:
             output.check_cut(study.dense, study.recipe, cut.spans)
-        (repairs,) = keeping.fit(cut).values()
-        return keeping.build(cut, repairs)
+        (repairs,) = sure.fit(cut).values()
+        return sure.build(cut, repairs)
 
 
 def plan(
@@ -105,13 +108,14 @@ def plan(
     options: RunOptions | None = None,
     revision: str | None = None,
     output: Output | None = CHECKPOINT,
+    progress: Progress | None = None,
     **choices: Any,
 ) -> Plan:
     """What `prune` would take on this machine: time, memory, disk and arithmetic, line by line.
 
-    Nothing is computed but a probe of a second or two on random tokens; no text is read. Arguments
-    as for `Study.open`; ``output`` says what is written of the result (None: nothing), and where:
-    that disk is timed for a large model.
+    Nothing is computed but a probe of a second or two on random tokens, and what a budget of speed
+    times; no text is read. Arguments as for `Study.open` and `prune`; ``output`` says what is
+    written of the result (None: nothing), and where: that disk is timed for a large model.
 
     Raises:
         GhostlayersError: a request that cannot work.
@@ -119,10 +123,14 @@ def plan(
     recipe = make_recipe(recipe, choices)
     options = dataclasses.replace(options or RunOptions(), preset=recipe.preset)
     dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
-    check_result(dense, recipe)
-    if output is not None:
-        output.check_base(dense, recipe)
-    return plan_run(dense, recipe, options, seconds_since_start(), output)
+    check_asked(recipe)
+    check_what_follows(dense, recipe, output)
+    budget = None
+    if recipe.wish is not None and recipe.max_loss is None:
+        runner = Runner(dense, options.batch_size, progress or Silent())
+        budget = budget_of(runner, recipe, output or CHECKPOINT)
+        recipe = settled(recipe, budget.fewest())
+    return plan_run(dense, recipe, options, seconds_since_start(), output, budget)
 
 
 @leaves_models_alone

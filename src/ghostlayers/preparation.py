@@ -112,10 +112,13 @@ def check_asked(recipe: Recipe) -> None:
     """Refuse a recipe that does not say what goes.
 
     Raises:
-        RecipeError: neither a number of layers nor their names.
+        RecipeError: neither a number of layers nor their names nor a budget.
     """
-    if recipe.layers is None and recipe.remove is None:
-        raise RecipeError("say how many layers to remove (--layers) or which (--remove).")
+    if recipe.layers is None and recipe.remove is None and recipe.wish is None:
+        raise RecipeError(
+            "say how many layers to remove (--layers) or which (--remove), or a budget: --smaller "
+            "20%, --faster 1.25x, --fits 6GiB, --max-loss 0.1."
+        )
 
 
 def check_request(loaded: DenseModel, recipe: Recipe, *, surgery_follows: bool = True) -> None:

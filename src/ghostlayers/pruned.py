@@ -12,6 +12,7 @@ from ghostlayers.evaluation import LossSums
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
 from ghostlayers.recipe import Recipe, RunOptions
+from ghostlayers.recipe.decision import Decision
 from ghostlayers.repairs import Repair
 from ghostlayers.runtime.locks import holding
 from ghostlayers.runtime.progress import Progress
@@ -40,6 +41,7 @@ class PrunedModel:
         record: provenance, as it is written into the checkpoint.
         held_out: the windows of the evidence.
         kept_in: the folder of what the run keeps until the result is saved; see `pipeline.prune`.
+        decision: how a budget came to the number of layers, where there was one.
     """
 
     model: Any
@@ -54,6 +56,7 @@ class PrunedModel:
     record: dict[str, Any]
     held_out: Windows | None = None
     kept_in: Path | None = None
+    decision: Decision | None = None
 
     @property
     def tokenizer(self) -> Any:

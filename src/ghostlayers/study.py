@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ghostlayers.budgets.budgets import budget_of
+from ghostlayers.budgets.decide import Budget, check_wished, choose_within, settled
+from ghostlayers.budgets.instead import measured_instead, type_instead
+from ghostlayers.budgets.loss import search_loss
+from ghostlayers.budgets.planned import plan_search
 from ghostlayers.calibration import journal, scoring, search
 from ghostlayers.calibration.cuts import measure_cuts, measure_evidence, unrepaired
 from ghostlayers.calibration.fingerprint import run_request
@@ -18,6 +23,7 @@ from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.checkpoint.output import Output
 from ghostlayers.checkpoint.packed import packed_base
 from ghostlayers.checkpoint.record import make_record
+from ghostlayers.errors import RecipeError
 from ghostlayers.healed import HealedModel, heal_cut
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.model import multimodal
@@ -32,6 +38,7 @@ from ghostlayers.preparation import (
     Documents,
     ModelSource,
     Tokenizer,
+    check_asked,
     check_model,
     check_request,
     check_result,
@@ -42,9 +49,11 @@ from ghostlayers.preparation import (
 )
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import HealingRecipe, Recipe, RunOptions
+from ghostlayers.recipe.decision import Decision
+from ghostlayers.recipe.wish import DETAILS, HOW_MANY
 from ghostlayers.repairs import REPAIR_REGISTRY, RepairMethod
 from ghostlayers.runtime.machine import versions
-from ghostlayers.runtime.parallel import check_same, world
+from ghostlayers.runtime.parallel import check_same, from_first, world
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.selection import ScoreTable, Selection
 from ghostlayers.spans import Span
@@ -73,6 +82,8 @@ class Study:
         windows: of it, for scores, searches and fits.
         held_out: further ones, which nothing is fitted on.
         started: seconds that this process took until the model was open.
+        output: what is to be made of a result.
+        budget: that the recipe's number of layers was settled by; see `settled`.
         kept_in: where a run keeps what it has done; see `keeping`.
     """
 
@@ -83,6 +94,8 @@ class Study:
     windows: Windows
     held_out: Windows
     started: float = 0.0
+    output: Output = CHECKPOINT
+    budget: Budget | None = None
     kept_in: Path | None = None
 
     @classmethod
@@ -126,13 +139,13 @@ class Study:
         dense = open_model(model, tokenizer, options, revision, **how)
         started, progress = seconds_since_start(), progress or Silent()
         if result_follows:
-            _check_result(dense, recipe, output)
+            check_what_follows(dense, recipe, output)
         else:
             check_model(dense, recipe, surgery_follows=surgery_follows)
         text = read_calibration(dense, recipe, data, progress=progress)
         check_causal(dense)
         runner = Runner(dense, options.batch_size, progress, sweeps={})
-        return cls(runner, recipe, options, *text, started)
+        return cls(runner, recipe, options, *text, started, output or CHECKPOINT)
 
     def __repr__(self) -> str:
         model, text, windows = self.dense.base.name, self.corpus.name, self.windows
@@ -153,12 +166,34 @@ class Study:
             GhostlayersError: what cannot work with this model.
         """
         given = {name: value for name, value in choices.items() if value is not None}
-        if "layers" in given or "remove" in given:  # one of the two: the other's is no longer asked
-            given = {"layers": None, "remove": None, **given}
-        recipe = make_recipe(self.recipe, given)
-        study = dataclasses.replace(self, recipe=recipe)
-        check_request(self.dense, recipe, surgery_follows=False)
+        base, budget = self.recipe, self.budget
+        if given and budget is not None:  # the number of layers is settled anew
+            base, budget = budget.recipe, None
+        if set(given) & set(HOW_MANY):  # one of them: the others' is no longer asked
+            given = {**dict.fromkeys((*HOW_MANY, *DETAILS)), **given}
+        recipe = make_recipe(base, given)
+        study = dataclasses.replace(self, recipe=recipe, budget=budget)
+        check_asked(recipe)
+        if recipe.wish is None:
+            check_request(self.dense, recipe, surgery_follows=False)
+        else:
+            check_wished(self.dense, recipe, self.output, surgery_follows=False)
         return study
+
+    def settled(self) -> "Study":
+        """The same, in whose recipe a budget of bytes or speed has become a number of layers.
+
+        Speed is measured for it, once in a run. A budget of loss is settled by `choose`.
+
+        Raises:
+            GhostlayersError: the budget is out of reach, or met already.
+        """
+        wish = self.recipe.wish
+        if wish is None or wish.kind == "max_loss":
+            return self
+        budget = budget_of(self.runner, self.recipe, self.output)
+        recipe = settled(self.recipe, from_first(budget.fewest()))
+        return dataclasses.replace(self, recipe=recipe, budget=budget)
 
     def scores(self, **choices: Any) -> ScoreTable:
         """Score every layer, and every contiguous span of ``layers`` layers.
@@ -166,14 +201,34 @@ class Study:
         What only some selections need is measured when ``select`` says so: losses after repair of
         the shortlist of ``recoverable``, or the importance of every layer.
         """
-        study = self.with_choices(**choices)
+        study = self.with_choices(**choices).settled()
+        if study.recipe.layers is None and study.recipe.remove is None:
+            raise RecipeError(
+                "--max-loss chooses and repairs for every number of layers that it tries; to look "
+                "at scores, say how many (--layers)."
+            )
         return measure(study, candidates(study), residuals=True)[0]
 
     def choose(self, select: str | Selection | None = None, **choices: Any) -> ChosenCut:
-        """The layers to remove, by a selection, or as named (``remove="20-22"``)."""
-        chosen = search.choose(self.with_choices(select=select, **choices))
+        """The layers to remove, by a selection, or as named (``remove="20-22"``).
+
+        With a budget (``smaller="20%"``, ``faster="1.25x"``, ``fits="6GiB"``, ``max_loss=0.1``),
+        their number follows from it; the cut then says how.
+        """
+        study = self.with_choices(select=select, **choices).settled()
+        if study.recipe.max_loss is not None:
+            chosen = search_loss(study, study.output)
+        elif study.budget is not None:
+            assert study.recipe.layers is not None
+            chosen = choose_within(study.budget, study.recipe.layers, study._choose)
+            chosen = chosen.with_instead(type_instead(study.budget))
+        else:
+            chosen = search.choose(study)
         check_same("choice of layers", chosen.spans)
         return chosen
+
+    def _choose(self, recipe: Recipe) -> ChosenCut:
+        return search.choose(dataclasses.replace(self, recipe=recipe))
 
     def fit(self, cut: ChosenCut, repairs: Sequence[str | RepairMethod] = ()) -> dict[str, Repairs]:
         """Fit repairs of one cut from one sweep.
@@ -249,7 +304,8 @@ class Study:
 
     def plan(self, output: Output | None = CHECKPOINT) -> Plan:
         """What the recipe will take on this machine: the same passes, priced instead of run."""
-        return plan_run(self.dense, self.recipe, self.options, self.started, output)
+        how = (self.options, self.started, output, self.budget)
+        return plan_run(self.dense, self.recipe, *how)
 
     @contextlib.contextmanager
     def keeping(self, folder: str | Path | None) -> "Iterator[Study]":
@@ -285,10 +341,13 @@ class Study:
         return windows
 
 
-def _check_result(dense: DenseModel, recipe: Recipe, output: Output | None) -> None:
+def check_what_follows(dense: DenseModel, recipe: Recipe, output: Output | None) -> None:
     """Refuse a result that could not be saved as it is asked for."""
-    check_result(dense, recipe)
     packed_base(dense, recipe)
+    if recipe.wish is not None:
+        check_wished(dense, recipe, output or CHECKPOINT)
+        return
+    check_result(dense, recipe)
     if output is not None:
         output.check_base(dense, recipe)
 
@@ -299,16 +358,28 @@ def plan_run(
     options: RunOptions,
     started: float,
     output: Output | None,
+    budget: Budget | None = None,
 ) -> Plan:
     """What pruning a model by a recipe takes on this machine, after a probe of a second or two."""
     speed = probe_blindly(dense, recipe.sequence_length, options.batch_size)
-    return plan_prune(dense, recipe, speed, started=started, output=output, processes=world().size)
+
+    def price(recipe: Recipe) -> Plan:
+        how: dict[str, Any] = {"started": started, "output": output, "processes": world().size}
+        return plan_prune(dense, recipe, speed, **how)
+
+    if recipe.max_loss is not None:
+        return plan_search(dense, recipe, output or CHECKPOINT, price)
+    plan = price(recipe)
+    if budget is None or recipe.layers is None:
+        return plan
+    return dataclasses.replace(plan, budget=budget.foreseen(recipe.layers))
 
 
 def _build(study: Study, cut: ChosenCut, repairs: Repairs) -> PrunedModel:
     dense, recipe = study.dense, cut.recipe
     held_out = study.held_out.first(recipe.num_held_out_windows)
     evidence = measure_evidence(study.runner, held_out, repairs)
+    decision = _weighed(study, cut.decision, held_out, evidence)
     births = scoring.find_births(study.runner, study.windows, cut.spans, cut.table)
     pruned = removal.prune_layers(dense, cut.spans, repairs)
     if recipe.export == "stock-layer":
@@ -325,6 +396,7 @@ def _build(study: Study, cut: ChosenCut, repairs: Repairs) -> PrunedModel:
         evidence=evidence,
         measured_on=(study.corpus.name, held_out),
         versions=versions(),
+        decision=decision,
     )
     return PrunedModel(
         model=multimodal.whole_of(pruned),
@@ -337,6 +409,18 @@ def _build(study: Study, cut: ChosenCut, repairs: Repairs) -> PrunedModel:
         evidence=evidence,
         births=births,
         record=multimodal.described(dense.network) | record,
+        decision=decision,
         held_out=held_out,
         kept_in=study.kept_in,
     )
+
+
+def _weighed(
+    study: Study, decision: Decision | None, held_out: Windows, evidence: Mapping[str, LossSums]
+) -> Decision | None:
+    """How a budget came to its layers, with what quantising would do for it where that is known."""
+    if decision is None or decision.instead is None or not evidence:
+        return decision
+    best = evidence.get("repaired", evidence["cut"]).loss_nats
+    found = measured_instead(study.runner, decision.instead, held_out, best)
+    return dataclasses.replace(decision, alternative=found)

@@ -303,25 +303,46 @@ def race_cuts(
 
     def measure(names: Sequence[str], start: int, stop: int) -> dict[str, Tensor]:
         part = windows.split_at(start)[1].first(stop - start)
-        losses = LossRows([DENSE, *names], len(part))
+        running = {name: ready[name] for name in names}
         declared = loss_pass(
             model,
             len(part),
-            [ready[name].kept_layers for name in names],
+            [cut.kept_layers for cut in running.values()],
             False,
             f"{title} ({len(names)} on windows {start + 1}-{stop})",
             key=f"race on {start + 1}-{stop}",
         )
-        for first, ids in runner.visit(declared, part, losses):
-            running = {name: ready[name] for name in names}
-            batch, streams = _cut_streams(model, ids, running, trunk)
-            for window in range(ids.shape[0]):
-                for name, values in _window_token_losses(model, batch, streams, window).items():
-                    losses.rows[name][first + window] = values.double().mean()
-        own.append(losses.rows[DENSE])
-        return losses.rows
+        rows = _mean_losses(runner, declared, part, running, trunk)
+        own.append(rows[DENSE])
+        return rows
 
     return run_race(list(cuts), measure, len(windows)), torch.cat(own)
+
+
+def window_losses(
+    runner: Runner, windows: Windows, repairs: Mapping[Span, Repair], *, title: str
+) -> tuple[Tensor, Tensor]:
+    """Mean loss in nats of every window, of a repaired cut and of the dense model, [windows]."""
+    model = runner.model
+    cut = Cut(model, repairs)
+    declared = loss_pass(
+        model, len(windows), [cut.kept_layers], False, title, key="losses by window"
+    )
+    rows = _mean_losses(runner, declared, windows, {"cut": cut}, Cut(model, {}))
+    return rows["cut"], rows[DENSE]
+
+
+def _mean_losses(
+    runner: Runner, declared: Pass, windows: Windows, cuts: Mapping[str, Cut], trunk: Cut
+) -> dict[str, Tensor]:
+    """Mean loss of every window, of the trunk (as ``dense``) and of every cut."""
+    losses = LossRows([DENSE, *cuts], len(windows))
+    for first, ids in runner.visit(declared, windows, losses):
+        batch, streams = _cut_streams(runner.model, ids, cuts, trunk)
+        for window in range(ids.shape[0]):
+            for name, values in _window_token_losses(runner.model, batch, streams, window).items():
+                losses.rows[name][first + window] = values.double().mean()
+    return losses.rows
 
 
 def end_losses(model: DenseModel, batch: MicroBatch, stream: Stream) -> Tensor:

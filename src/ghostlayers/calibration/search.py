@@ -25,6 +25,7 @@ from ghostlayers.calibration.measuring import (
     searched,
 )
 from ghostlayers.recipe import Recipe
+from ghostlayers.recipe.decision import Decision
 from ghostlayers.repairs.stack import stack
 from ghostlayers.selection import ScoreTable, Step
 from ghostlayers.selection.choices import Selection, check_eligible, find_selection, select
@@ -45,12 +46,21 @@ class ChosenCut:
         spans: the layers, a span a gap.
         table: the dense model's scores, with the steps of a search; None where nothing was scored.
         repairs: one a gap, where the choice has settled them.
+        decision: how a budget came to their number, where there was one.
     """
 
     recipe: Recipe
     spans: tuple[Span, ...]
     table: ScoreTable | None = None
     repairs: Repairs | None = None
+    decision: Decision | None = None
+
+    def with_instead(self, instead: tuple[str, float] | None) -> "ChosenCut":
+        """The same, with a type of weights that would do instead; see `Decision`."""
+        assert self.decision is not None
+        return dataclasses.replace(
+            self, decision=dataclasses.replace(self.decision, instead=instead)
+        )
 
 
 def choose(study: StudyLike) -> ChosenCut:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ghostlayers.model.dense import BaseModel
 from ghostlayers.recipe import Recipe
+from ghostlayers.recipe.decision import Decision
 from ghostlayers.repairs import Repair
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.selection import ScoreTable
@@ -29,10 +30,12 @@ def make_record(
     evidence: Mapping[str, LossSums],
     measured_on: tuple[str, Windows],
     versions: Mapping[str, str],
+    decision: Decision | None = None,
 ) -> dict[str, Any]:
     """The record of a pruned model.
 
-    ``measured_on`` names the text of the evidence, and gives its windows.
+    ``measured_on`` names the text of the evidence, and gives its windows; ``decision`` is how a
+    budget came to the number of layers.
     """
     return {
         "base_model": {
@@ -53,6 +56,7 @@ def make_record(
         "evidence_text": _text(*measured_on),
         "scores": None if table is None else table_to_dict(table),
         "recipe": recipe.to_dict(),
+        "budget": None if decision is None else decision.to_dict(),
         "calibration": _calibration(recipe, corpus, windows),
         "versions": dict(versions),
         "created": datetime.datetime.now(datetime.UTC).date().isoformat(),

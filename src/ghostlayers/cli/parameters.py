@@ -1,6 +1,7 @@
 """The parameters of a command: its own, and those that are made of fields of dataclasses."""
 
 import inspect
+import keyword
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
@@ -140,7 +141,8 @@ def option_name(name: str, how: Setting) -> str:
 
 def parameter_name(name: str, how: Setting) -> str:
     """A field's name in recipes, and as a parameter of the command."""
-    return option_name(name, how).removeprefix("--").replace("-", "_")
+    spelled = option_name(name, how).removeprefix("--").replace("-", "_")
+    return name if keyword.iskeyword(spelled) else spelled
 
 
 def option_for(owner: type, name: str) -> Any:

@@ -27,10 +27,10 @@ from ghostlayers.runtime.outputs import check_output
 from ghostlayers.runtime.settings import WHAT, setting
 
 ASKED = (
-    "layers remove select iterative repair preset cosine_axis keep_layers refit overwrite data "
-    "text_column separator sampling windows fit_windows search_windows held_out_windows "
-    "race_windows sequence_length bos seed inputs token_weight ridge absolute_ridge export "
-    "quantized"
+    "layers remove smaller faster at speed fits context as_type max_loss select iterative repair "
+    "preset cosine_axis keep_layers refit overwrite data text_column separator sampling windows "
+    "fit_windows search_windows held_out_windows race_windows sequence_length bos seed inputs "
+    "token_weight ridge absolute_ridge export quantized"
 )
 """Fields of the recipe, as help shows them."""
 
@@ -80,7 +80,10 @@ def prune(
     if not whole:
         check_precision(dense, dense.stored_dtype)
     if plan:
-        screen.show_plan(pipeline.plan(dense, recipe, options=options, output=leaves))
+        priced = pipeline.plan(
+            dense, recipe, options=options, output=leaves, progress=screen.Bars()
+        )
+        screen.show_plan(priced)
         return
     if not leaves.is_file:
         needed = checkpoint_bytes(dense, recipe) if whole else 0

@@ -21,8 +21,8 @@ def score(
     recipe: Annotated[
         Recipe,
         Fields(
-            "layers repair cosine_axis data text_column separator windows held_out_windows "
-            "sequence_length bos seed token_weight",
+            "layers smaller faster at speed fits context as_type repair cosine_axis data "
+            "text_column separator windows held_out_windows sequence_length bos seed token_weight",
             make=o.recipe_from,
         ),
     ],
@@ -39,9 +39,10 @@ def score(
     """Score every layer, and every span of N layers: cosine, residual, loss after repair."""
     del overwrite  # see `claims`
     check_can_draw(png)
-    if recipe.layers is None:
+    if recipe.layers is None and recipe.wish is None:
         raise RecipeError(
-            "say how many layers to remove (--layers): every span of that length is scored."
+            "say how many layers to remove (--layers), or a budget such as --smaller 20%: every "
+            "span of that length is scored."
         )
     screen.step(f"Loading {model} ...")
     table = pipeline.score(

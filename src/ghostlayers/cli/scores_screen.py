@@ -3,7 +3,18 @@
 from collections.abc import Iterable, Sequence
 
 from ghostlayers.checkpoint.record import evidence_row
-from ghostlayers.cli.screen import Part, bold, dim, good, loss_cells, plain, say, table, warn
+from ghostlayers.cli.screen import (
+    Part,
+    bold,
+    dim,
+    good,
+    loss_cells,
+    plain,
+    say,
+    show_decision,
+    table,
+    warn,
+)
 from ghostlayers.errors import GhostlayersError
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.repairs import find_method
@@ -174,3 +185,5 @@ def show_pruned(pruned: PrunedModel) -> None:
         show_steps(table)
     show_cut(pruned)
     show_losses(pruned)
+    if pruned.decision is not None:
+        show_decision(pruned.decision)

@@ -30,6 +30,7 @@ from ghostlayers.model.dense import BaseModel, DenseModel
 from ghostlayers.plan.units import Plan
 from ghostlayers.presets import find_preset
 from ghostlayers.recipe import CHOOSING, Recipe
+from ghostlayers.recipe.decision import Decision
 from ghostlayers.repairs import RepairMethod
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.runtime.parallel import World
@@ -171,7 +172,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Part]], title: str | N
 
 
 def show_plan(plan: Plan) -> None:
-    """What a run will take."""
+    """What a run will take, and how many layers a budget asks for."""
+    if plan.budget is not None:
+        show_foreseen(plan.budget)
     rows = [
         _plan_cells(each.name, each.seconds, each.flops, each.memory, each.disk)
         for each in plan.lines
@@ -180,6 +183,25 @@ def show_plan(plan: Plan) -> None:
     table(("what this run will take here", "time", "TFLOP", "memory", "disk"), [*rows, total])
     passed = time.time() - _began
     say(f"Beside the {duration(passed)} that starting, opening the model and this look at it took.")
+
+
+def show_foreseen(decision: Decision) -> None:
+    """How a budget comes to a number of layers, before they are chosen."""
+    first, *others = decision.says
+    say(bold(decision.asked), ": ", first)
+    for each in others:
+        say(dim(each))
+
+
+def show_decision(decision: Decision) -> None:
+    """How a budget came to the layers that were chosen, and whether quantising does better."""
+    say(bold(decision.asked), ": ", decision.says[0])
+    if decision.counted == "loss":
+        for each in decision.says[1:]:
+            say(dim(each))
+    if decision.quantising is not None and decision.alternative is not None:
+        say(decision.quantising)
+        say(f"  {decision.alternative['command']}")
 
 
 _began = psutil.Process().create_time()

@@ -125,7 +125,7 @@ def measure_grid(
             caches, peaks = dict.fromkeys(models, 0), dict.fromkeys(models, 0)
             for turn in range(rounds):
                 for name, model in models.items():
-                    read, written, caches[name] = _run(model, batch, length, new_tokens)
+                    read, written, caches[name] = read_and_write(model, batch, length, new_tokens)
                     if turn >= warmup:
                         reads[name].append(read)
                         writes[name].extend(written)
@@ -134,7 +134,7 @@ def measure_grid(
             for name, model in models.items():
                 return_freed_memory()
                 with _peak_memory(model) as peak:
-                    _run(model, batch, length, new_tokens=1)
+                    read_and_write(model, batch, length, new_tokens=1)
                 peaks[name] = peak()
                 advance(1)
             points += [
@@ -147,7 +147,7 @@ def measure_grid(
     return points
 
 
-def _run(
+def read_and_write(
     model: "PreTrainedModel", batch: int, length: int, new_tokens: int
 ) -> tuple[float, list[float], int]:
     """Seconds of the prompt and of each token behind it; bytes of the cache behind the prompt."""
@@ -185,25 +185,30 @@ def _timed(device: torch.device, work: Callable[[], Any]) -> tuple[Any, float]:
 
 def cache_bytes(cache: Any) -> int:
     """Bytes of all tensors that a cache holds: keys and values, or a recurrent layer's state."""
-    sizes: dict[int, int] = {}
-    _collect(cache, sizes, set())
-    return sum(sizes.values())
+    return sum(each.numel() * each.element_size() for each in tensors_in(cache))
 
 
-def _collect(value: Any, sizes: dict[int, int], seen: set[int]) -> None:
+def tensors_in(cache: Any) -> list[Tensor]:
+    """All tensors that a cache, or a layer of one, holds, each once."""
+    found: dict[int, Tensor] = {}
+    _collect(cache, found, set())
+    return list(found.values())
+
+
+def _collect(value: Any, found: dict[int, Tensor], seen: set[int]) -> None:
     if id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
-        sizes[value.data_ptr()] = value.numel() * value.element_size()
+        found[value.data_ptr()] = value
     elif isinstance(value, dict):
         for item in value.values():
-            _collect(item, sizes, seen)
+            _collect(item, found, seen)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _collect(item, sizes, seen)
+            _collect(item, found, seen)
     elif hasattr(value, "__dict__") and type(value).__module__.startswith("transformers"):
-        _collect(vars(value), sizes, seen)
+        _collect(vars(value), found, seen)
 
 
 @contextmanager

@@ -21,11 +21,11 @@ from ghostlayers.healing.state import Look, State
 from ghostlayers.healing.teaching import Teaching, first_occurrences
 from ghostlayers.healing.text import Text
 from ghostlayers.healing.trained import Trained, adapters_of, default_parts, prepare, recording
-from ghostlayers.model.offload import parse_memory
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.runtime.parallel import add_up, from_first, world
 from ghostlayers.runtime.progress import Progress, Silent
+from ghostlayers.runtime.sizes import parse_memory
 from ghostlayers.statistics.losses import LossSums
 
 KEY = "healing"

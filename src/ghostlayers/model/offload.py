@@ -26,6 +26,7 @@ from ghostlayers.model.stream import (
 )
 from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime.scratch import Scratch
+from ghostlayers.runtime.sizes import parse_memory
 
 ROOM = 0.8
 """Share of the free memory that weights may take before they are put elsewhere unasked."""
@@ -60,25 +61,6 @@ class Placement:
     layer: int
     total: int
     elsewhere: str = ""
-
-
-def parse_memory(text: str | None) -> int | None:
-    """A size such as 4GiB or 500MB in bytes.
-
-    Raises:
-        RecipeError: it is none.
-    """
-    if text is None:
-        return None
-    from accelerate.utils import convert_file_size_to_int
-
-    try:
-        size = int(convert_file_size_to_int(text.replace(" ", "")))
-    except (ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise RecipeError(f"'{text[:60]}' is no size; expected one such as 4GiB or 500MB.")
-    return size
 
 
 def place_weights(

@@ -15,6 +15,7 @@ from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.plan.probe import hashing_seconds, writing_seconds
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import RepairMethod
+from ghostlayers.repairs.shapes import operator_numbers
 from ghostlayers.spans import Span, kept_layers
 from ghostlayers.surgery.features import feature_widths
 
@@ -42,42 +43,68 @@ def saving_passes(
         output: what is asked for.
         started: seconds that starting a process and loading the model take.
     """
-    model, kind = loaded.network, loaded.stored_dtype.itemsize
-    sizes = [_numbers(layer) for layer in find_decoder_layers(model)]
-    total = sum(each.numel() for each in model.parameters())
-    offloaded, kept = is_offloaded(model), kept_layers(spans, len(sizes))
+    kind, kept = loaded.stored_dtype.itemsize, kept_layers(spans, loaded.num_layers)
+    offloaded = is_offloaded(loaded.network)
     if output.save == "adapter":
         added = _added(loaded, method, spans) * kind
-        return [_adapter(total * kind, added, len(sizes) if offloaded else 0, output)]
+        total = _plain(loaded, recipe, method, ())
+        return [_adapter(total, added, loaded.num_layers if offloaded else 0, output)]
+    size = result_bytes(loaded, recipe, method, spans, output)
     if output.copies(loaded):
-        size = _copied(loaded, _changed(loaded, method, spans), kept, output)
         return [_gguf(size, output, size)]
-    added = _more(loaded, recipe, method, spans, max(sizes)) * kind
-    plain = (total - sum(sizes[index] for span in spans for index in span.layers)) * kind + added
-    base = None if output.is_file else packed_base(loaded, recipe)
-    size = plain
-    if base is not None:
-        changed = _changed(loaded, method, spans)
-        names = {f"{base.path}.{layer}.{name}" for layer, name in changed}
-        size = base.bytes_after(kept, names, kind) + added
-    brought = len(kept) if offloaded else 0
+    plain, brought = _plain(loaded, recipe, method, spans), len(kept) if offloaded else 0
     written = [_checkpoint(size, plain, brought, output, started)]
     if output.file is not None:
-        written.append(_gguf(plain, output, max(sizes) * kind))
+        layer = max(_numbers(each) for each in find_decoder_layers(loaded.network))
+        written.append(_gguf(plain, output, layer * kind))
     return written
 
 
-def _more(
-    loaded: DenseModel, recipe: Recipe, method: RepairMethod, spans: Sequence[Span], layer: int
+def result_bytes(
+    loaded: DenseModel,
+    recipe: Recipe,
+    method: RepairMethod,
+    spans: Sequence[Span],
+    output: Output,
+) -> int:
+    """Bytes of the weights that are written, packed ones as they lie; arguments as above.
+
+    Without spans it is what the dense model takes in the same form.
+    """
+    kept = kept_layers(spans, loaded.num_layers)
+    if output.copies(loaded):
+        return _copied(loaded, _changed(loaded, method, spans), kept, output)
+    base = None if output.is_file else packed_base(loaded, recipe)
+    if base is None:
+        return _plain(loaded, recipe, method, spans)
+    changed = _changed(loaded, method, spans)
+    names = {f"{base.path}.{layer}.{name}" for layer, name in changed}
+    kind = loaded.stored_dtype.itemsize
+    return base.bytes_after(kept, names, kind) + added_numbers(loaded, recipe, method, spans) * kind
+
+
+def _plain(loaded: DenseModel, recipe: Recipe, method: RepairMethod, spans: Sequence[Span]) -> int:
+    """The same, none of it packed."""
+    sizes = [_numbers(layer) for layer in find_decoder_layers(loaded.network)]
+    total = sum(each.numel() for each in loaded.network.parameters())
+    gone = sum(sizes[index] for span in spans for index in span.layers)
+    added = added_numbers(loaded, recipe, method, spans)
+    return (total - gone + added) * loaded.stored_dtype.itemsize
+
+
+def added_numbers(
+    loaded: DenseModel, recipe: Recipe, method: RepairMethod, spans: Sequence[Span]
 ) -> int:
     """Numbers that a checkpoint holds beside those of the layers that stay."""
     if recipe.export == "stock-layer":
-        return len(spans) * layer
-    return 0 if method.form == "fold" else _added(loaded, method, spans)
+        return len(spans) * max(map(_numbers, find_decoder_layers(loaded.network)))
+    return len(spans) * operator_numbers(method, loaded.hidden_size)
 
 
 def _changed(loaded: DenseModel, method: RepairMethod, spans: Sequence[Span]) -> set[Weight]:
     """The weights of kept layers that a repair changes."""
+    if not spans or not method.writes_weights:
+        return set()
     anatomy, changed = loaded.anatomy, set[Weight]()
     gone = {layer for span in spans for layer in span.layers}
     folds = method.writes_weights and not (method.scales or method.form != "fold")

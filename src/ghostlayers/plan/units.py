@@ -11,6 +11,7 @@ from ghostlayers.calibration.passes import Pass
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.offload import workspace
 from ghostlayers.plan.probe import Speed, head_flops, layer_flops
+from ghostlayers.recipe.decision import Decision
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,16 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes, a line for each piece of its work, in order."""
+    """What a run takes, a line for each piece of its work, in order.
+
+    Attributes:
+        lines: the pieces.
+        budget: how a budget of bytes or speed comes to the number of layers, as foreseen before
+            they are chosen.
+    """
 
     lines: tuple[Predicted, ...] = ()
+    budget: Decision | None = None
 
     @property
     def seconds(self) -> float:

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import checks
+from ghostlayers.recipe.wish import AT, CONTEXT, FLOATS, PACKED, Wish, check_wish, wish_of
 from ghostlayers.repairs import METHODS, REPAIR_REGISTRY, RepairMethod, find_method
-from ghostlayers.runtime.settings import FIT, TEXT, WHAT, documented, setting
+from ghostlayers.runtime.settings import BUDGET, FIT, TEXT, WHAT, documented, setting
 from ghostlayers.selection.choices import Selection, find_selection, parse_keep
 from ghostlayers.selection.cosine import CosineAxis
 from ghostlayers.selection.methods import SELECTION_REGISTRY, SELECTIONS
@@ -20,6 +21,7 @@ Refit = Literal["all", "none"]
 Export = Literal["auto", "fold", "stock-layer", "custom"]
 Quantized = Literal["keep", "expand"]
 Save = Literal["checkpoint", "adapter"]
+Speed = Literal["decode", "prefill"]
 TokenWeight = Literal["auto", "uniform", "balanced", "relative"]
 
 
@@ -61,6 +63,61 @@ class Recipe:
     layers: int | None = setting(None, "How many decoder layers to remove.", WHAT, short="-n")
     remove: str | None = setting(
         None, "Which layers to remove instead, counted from 0, ends included: 10-12,14.", WHAT
+    )
+    smaller: str | None = setting(
+        None,
+        "As few layers as make the model's bytes so much less, the repair counted: 20%.",
+        BUDGET,
+        metavar="SHARE",
+    )
+    faster: str | None = setting(
+        None,
+        "As few layers as make it so many times as fast on this machine, the repair counted: "
+        "1.25x. Measured as --at and --speed say.",
+        BUDGET,
+        metavar="FACTOR",
+    )
+    at: str | None = setting(
+        None,
+        "Of --faster: sequences at a time, and tokens of each prompt.",
+        BUDGET,
+        metavar="BATCHxLENGTH",
+        says=AT,
+    )
+    speed: Speed | None = setting(
+        None,
+        "Of --faster: 'decode', writing one token after another, or 'prefill', reading a prompt.",
+        BUDGET,
+        says="decode",
+    )
+    fits: str | None = setting(
+        None,
+        "As few layers as make weights, repair, caches of one sequence and the room to compute "
+        "in fit into so much memory: 6GiB.",
+        BUDGET,
+        metavar="SIZE",
+    )
+    context: int | None = setting(
+        None,
+        "Of --fits: tokens in the caches.",
+        BUDGET,
+        least=1,
+        says=f"{CONTEXT}, or the model's positions where these are fewer",
+    )
+    as_type: str | None = setting(
+        None,
+        f"Of --fits: the type of the weights, {', '.join((*FLOATS, *PACKED))}.",
+        BUDGET,
+        option="--as",
+        metavar="TYPE",
+        says="as the result is stored",
+    )
+    max_loss: float | None = setting(
+        None,
+        "As many layers as keep the repaired model within so many nats a token of the dense one, "
+        "on held-out windows: 0.1.",
+        BUDGET,
+        metavar="NATS",
     )
     select: str | Selection = setting(
         "recoverable",
@@ -208,6 +265,12 @@ class Recipe:
         object.__setattr__(self, "select", SELECTION_REGISTRY.text_of(self.select))
         object.__setattr__(self, "repair", REPAIR_REGISTRY.text_of(self.repair))
         checks.check(self)
+        check_wish(self)
+
+    @property
+    def wish(self) -> Wish | None:
+        """The budget from which the number of layers follows, if there is one."""
+        return wish_of(self)
 
     @property
     def selection(self) -> Selection:
@@ -236,10 +299,11 @@ class Recipe:
 
     @property
     def num_held_out_windows(self) -> int:
-        """Windows that losses are measured on."""
-        return (
-            max(4, self.windows // 16) if self.held_out_windows is None else self.held_out_windows
-        )
+        """Windows that losses are measured on: more where a budget is settled on them."""
+        if self.held_out_windows is not None:
+            return self.held_out_windows
+        usual = max(4, self.windows // 16)
+        return usual if self.max_loss is None else max(RACE_WINDOWS, RACE_BUDGET * usual)
 
     @property
     def num_race_windows(self) -> int:
@@ -248,6 +312,8 @@ class Recipe:
             return self.num_held_out_windows
         if self.race_windows is not None:
             return max(self.race_windows, self.num_held_out_windows)
+        if self.max_loss is not None:  # they decide together
+            return self.num_held_out_windows
         return max(RACE_WINDOWS, RACE_BUDGET * self.num_held_out_windows)
 
     @property

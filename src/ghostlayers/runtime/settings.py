@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 WHAT = "What to do"
+BUDGET = "A budget instead of a number of layers"
 TEXT = "Calibration text"
 FIT = "Fit"
 HOW = "How to run"
