@@ -91,8 +91,8 @@ def prune(
         show_plan(study.plan(output or Output(folder=folder)))
     with study.keeping(keep) as keeping:
         cut = keeping.choose()
-        if output is not None:
-            output.check_cut(study.dense, study.recipe, cut.spans)
+        (output or CHECKPOINT).check_cut(study.dense, study.recipe, cut.spans)
+        cut = keeping.choose_repair(cut)
         (repairs,) = keeping.fit(cut).values()
         return keeping.build(cut, repairs)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ghostlayers.calibration import journal
+from ghostlayers.calibration.contest import Contest
 from ghostlayers.checkpoint import adapter, gguf_saving, proof, saving
 from ghostlayers.checkpoint.packed import PackedBase, packed_base
 from ghostlayers.evaluation import LossSums
@@ -40,6 +41,7 @@ class PrunedModel:
         record: provenance, as it is written into the checkpoint.
         held_out: the windows of the evidence.
         kept_in: the folder of what the run keeps until the result is saved; see `pipeline.prune`.
+        contest: what chose the repair, where it was left to held-out windows.
     """
 
     model: Any
@@ -54,6 +56,7 @@ class PrunedModel:
     record: dict[str, Any]
     held_out: Windows | None = None
     kept_in: Path | None = None
+    contest: Contest | None = None
 
     @property
     def tokenizer(self) -> Any:

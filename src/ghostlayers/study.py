@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostlayers.calibration import journal, scoring, search
+from ghostlayers.calibration.contest import hold_contest
 from ghostlayers.calibration.cuts import measure_cuts, measure_evidence, unrepaired
 from ghostlayers.calibration.fingerprint import run_request
 from ghostlayers.calibration.fits import make_fitting
@@ -175,17 +176,32 @@ class Study:
         check_same("choice of layers", chosen.spans)
         return chosen
 
+    def choose_repair(self, cut: ChosenCut) -> ChosenCut:
+        """The same cut with the repair that held-out windows choose, fitted.
+
+        As it is, unless the recipe leaves the repair to them (``auto``).
+        """
+        if not cut.recipe.contested:
+            return cut
+        study = dataclasses.replace(self, recipe=cut.recipe)
+        contest, repairs = hold_contest(study, cut.spans)
+        check_same("choice of a repair", contest.winner)
+        recipe = cut.recipe.repaired_by(contest.winner)
+        return dataclasses.replace(cut, recipe=recipe, repairs=repairs, contest=contest)
+
     def fit(self, cut: ChosenCut, repairs: Sequence[str | RepairMethod] = ()) -> dict[str, Repairs]:
         """Fit repairs of one cut from one sweep.
 
         Args:
             cut: the layers that go.
-            repairs: names such as ``ghost:rank=64``, or objects; the recipe's own if none is given.
+            repairs: names such as ``ghost:rank=64``, or objects; the recipe's own if none is given,
+                of ``auto`` the one that `choose_repair` takes.
 
         Returns:
             A repair for every gap, by name.
         """
         text_of = REPAIR_REGISTRY.text_of  # it brings an object of a script's class along
+        cut = cut if repairs else self.choose_repair(cut)
         if cut.repairs is not None and not repairs:  # settled while layers were chosen
             return {text_of(cut.recipe.repair): cut.repairs}
         fittings = {
@@ -227,8 +243,8 @@ class Study:
         """
         repairs = repairs or unrepaired(cut.spans)
         method = next(iter(repairs.values())).method
-        if method != cut.recipe.method.name:
-            cut = dataclasses.replace(cut, recipe=dataclasses.replace(cut.recipe, repair=method))
+        if cut.recipe.contested or method != cut.recipe.method.name:
+            cut = dataclasses.replace(cut, recipe=cut.recipe.repaired_by(method))
             check_result(self.dense, cut.recipe)
         return _build(self, cut, repairs)
 
@@ -289,8 +305,7 @@ def _check_result(dense: DenseModel, recipe: Recipe, output: Output | None) -> N
     """Refuse a result that could not be saved as it is asked for."""
     check_result(dense, recipe)
     packed_base(dense, recipe)
-    if output is not None:
-        output.check_base(dense, recipe)
+    (output or CHECKPOINT).check_base(dense, recipe)
 
 
 def plan_run(
@@ -326,6 +341,8 @@ def _build(study: Study, cut: ChosenCut, repairs: Repairs) -> PrunedModel:
         measured_on=(study.corpus.name, held_out),
         versions=versions(),
     )
+    if cut.contest is not None:
+        record["contest"] = cut.contest.to_dict()
     return PrunedModel(
         model=multimodal.whole_of(pruned),
         dense=dense,
@@ -337,6 +354,7 @@ def _build(study: Study, cut: ChosenCut, repairs: Repairs) -> PrunedModel:
         evidence=evidence,
         births=births,
         record=multimodal.described(dense.network) | record,
+        contest=cut.contest,
         held_out=held_out,
         kept_in=study.kept_in,
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ghostlayers.calibration import cuts, scoring
+from ghostlayers.calibration.contest import Contest
 from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fits import make_fitting
 from ghostlayers.calibration.measuring import (
@@ -45,12 +46,14 @@ class ChosenCut:
         spans: the layers, a span a gap.
         table: the dense model's scores, with the steps of a search; None where nothing was scored.
         repairs: one a gap, where the choice has settled them.
+        contest: what chose the repair, where it was left to held-out windows.
     """
 
     recipe: Recipe
     spans: tuple[Span, ...]
     table: ScoreTable | None = None
     repairs: Repairs | None = None
+    contest: Contest | None = None
 
 
 def choose(study: StudyLike) -> ChosenCut:

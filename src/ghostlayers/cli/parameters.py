@@ -1,6 +1,7 @@
 """The parameters of a command: its own, and those that are made of fields of dataclasses."""
 
 import inspect
+import keyword
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
@@ -139,8 +140,9 @@ def option_name(name: str, how: Setting) -> str:
 
 
 def parameter_name(name: str, how: Setting) -> str:
-    """A field's name in recipes, and as a parameter of the command."""
-    return option_name(name, how).removeprefix("--").replace("-", "_")
+    """A field's name in recipes, and as a parameter of the command, where Python lets it be one."""
+    called = option_name(name, how).removeprefix("--").replace("-", "_")
+    return name if keyword.iskeyword(called) else called
 
 
 def option_for(owner: type, name: str) -> Any:

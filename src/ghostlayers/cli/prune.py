@@ -27,9 +27,10 @@ from ghostlayers.runtime.outputs import check_output
 from ghostlayers.runtime.settings import WHAT, setting
 
 ASKED = (
-    "layers remove select iterative repair preset cosine_axis keep_layers refit overwrite data "
-    "text_column separator sampling windows fit_windows search_windows held_out_windows "
-    "race_windows sequence_length bos seed inputs token_weight ridge absolute_ridge export "
+    "layers remove select iterative repair engine overhead preset cosine_axis keep_layers refit "
+    "overwrite data text_column separator sampling windows fit_windows search_windows "
+    "held_out_windows race_windows sequence_length bos seed inputs token_weight ridge "
+    "absolute_ridge export "
     "quantized"
 )
 """Fields of the recipe, as help shows them."""
