@@ -35,6 +35,7 @@ KILLED = (
     "taylor:unprotected,piecewise:2,none",
     "shortgpt,joint:x+z,none",
     "streamline,ghost:ridge=auto,none",
+    "streamline,auto,none",
 )
 """Selection, repair and offloading of runs that are killed."""
 

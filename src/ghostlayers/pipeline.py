@@ -94,8 +94,8 @@ def prune(
             folder = None if keep is None else Path(keep).parent
             show_plan(sure.plan(output or Output(folder=folder)))
         cut = sure.choose()
-        if output is not None:
-            output.check_cut(study.dense, study.recipe, cut.spans)
+        (output or CHECKPOINT).check_cut(study.dense, study.recipe, cut.spans)
+        cut = sure.choose_repair(cut)
         (repairs,) = sure.fit(cut).values()
         return sure.build(cut, repairs)
 

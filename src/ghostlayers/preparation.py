@@ -31,8 +31,7 @@ from ghostlayers.selection.choices import (
 )
 from ghostlayers.spans import Span, check_count, check_layers, format_layers, merge_layers
 from ghostlayers.surgery import removal
-from ghostlayers.surgery.features import check_fit_tokens, check_method
-from ghostlayers.surgery.stock_layer import check_stock_layer
+from ghostlayers.surgery.eligible import check_repair
 from ghostlayers.text import corpora, tokens
 from ghostlayers.text.corpora import Corpus
 from ghostlayers.text.raw import WHOLE
@@ -152,7 +151,9 @@ def check_result(loaded: DenseModel, recipe: Recipe) -> None:
     Raises:
         RecipeError: the model has no place for the repair.
     """
-    multimodal.check_recipe(loaded.network, recipe.method.form, recipe.export, str(recipe.repair))
+    if not recipe.contested:
+        form, repair = recipe.method.form, str(recipe.repair)
+        multimodal.check_recipe(loaded.network, form, recipe.export, repair)
     check_request(loaded, recipe)
 
 
@@ -168,17 +169,9 @@ def _check(loaded: DenseModel, recipe: Recipe, *, surgery_follows: bool = True) 
         check_count(recipe.layers, loaded.num_layers)
         if surgery_follows:
             check_selection(loaded, recipe, loaded.num_layers)
-    method = recipe.method
-    if surgery_follows and not method.savable:
-        raise RecipeError(
-            f"repair '{recipe.repair}' cannot be saved in a checkpoint yet; `ghostlayers compare` "
-            "measures it. To save: ghost, normed, joint:x+z, joint:x+norm, piecewise or refit."
-        )
-    if recipe.export == "stock-layer" and surgery_follows:
-        check_stock_layer(loaded.network)
-    spans = () if removed is None else merge_layers(removed)
-    check_method(loaded, method, spans)
-    check_fit_tokens(loaded, method, recipe.num_fit_windows * recipe.sequence_length)
+    if not recipe.contested:  # else those that cannot be are left out of the contest
+        spans = () if removed is None else merge_layers(removed)
+        check_repair(loaded, recipe, spans, saved=surgery_follows)
 
 
 def _check_kept(removed: Sequence[int], recipe: Recipe, num_layers: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ghostlayers.calibration import journal
+from ghostlayers.calibration.contest import Contest
 from ghostlayers.checkpoint import adapter, gguf_saving, proof, saving
 from ghostlayers.checkpoint.packed import PackedBase, packed_base
 from ghostlayers.evaluation import LossSums
@@ -42,6 +43,7 @@ class PrunedModel:
         held_out: the windows of the evidence.
         kept_in: the folder of what the run keeps until the result is saved; see `pipeline.prune`.
         decision: how a budget came to the number of layers, where there was one.
+        contest: what chose the repair, where it was left to held-out windows.
     """
 
     model: Any
@@ -57,6 +59,7 @@ class PrunedModel:
     held_out: Windows | None = None
     kept_in: Path | None = None
     decision: Decision | None = None
+    contest: Contest | None = None
 
     @property
     def tokenizer(self) -> Any:

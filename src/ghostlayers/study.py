@@ -13,6 +13,7 @@ from ghostlayers.budgets.instead import measured_instead, type_instead
 from ghostlayers.budgets.loss import search_loss
 from ghostlayers.budgets.planned import plan_search
 from ghostlayers.calibration import journal, scoring, search
+from ghostlayers.calibration.contest import hold_contest
 from ghostlayers.calibration.cuts import measure_cuts, measure_evidence, unrepaired
 from ghostlayers.calibration.fingerprint import run_request
 from ghostlayers.calibration.fits import make_fitting
@@ -230,17 +231,32 @@ class Study:
     def _choose(self, recipe: Recipe) -> ChosenCut:
         return search.choose(dataclasses.replace(self, recipe=recipe))
 
+    def choose_repair(self, cut: ChosenCut) -> ChosenCut:
+        """The same cut with the repair that held-out windows choose, fitted.
+
+        As it is, unless the recipe leaves the repair to them (``auto``).
+        """
+        if not cut.recipe.contested:
+            return cut
+        study = dataclasses.replace(self, recipe=cut.recipe)
+        contest, repairs = hold_contest(study, cut.spans)
+        check_same("choice of a repair", contest.winner)
+        recipe = cut.recipe.repaired_by(contest.winner)
+        return dataclasses.replace(cut, recipe=recipe, repairs=repairs, contest=contest)
+
     def fit(self, cut: ChosenCut, repairs: Sequence[str | RepairMethod] = ()) -> dict[str, Repairs]:
         """Fit repairs of one cut from one sweep.
 
         Args:
             cut: the layers that go.
-            repairs: names such as ``ghost:rank=64``, or objects; the recipe's own if none is given.
+            repairs: names such as ``ghost:rank=64``, or objects; the recipe's own if none is given,
+                of ``auto`` the one that `choose_repair` takes.
 
         Returns:
             A repair for every gap, by name.
         """
         text_of = REPAIR_REGISTRY.text_of  # it brings an object of a script's class along
+        cut = cut if repairs else self.choose_repair(cut)
         if cut.repairs is not None and not repairs:  # settled while layers were chosen
             return {text_of(cut.recipe.repair): cut.repairs}
         fittings = {
@@ -282,8 +298,8 @@ class Study:
         """
         repairs = repairs or unrepaired(cut.spans)
         method = next(iter(repairs.values())).method
-        if method != cut.recipe.method.name:
-            cut = dataclasses.replace(cut, recipe=dataclasses.replace(cut.recipe, repair=method))
+        if cut.recipe.contested or method != cut.recipe.method.name:
+            cut = dataclasses.replace(cut, recipe=cut.recipe.repaired_by(method))
             check_result(self.dense, cut.recipe)
         return _build(self, cut, repairs)
 
@@ -348,8 +364,7 @@ def check_what_follows(dense: DenseModel, recipe: Recipe, output: Output | None)
         check_wished(dense, recipe, output or CHECKPOINT)
         return
     check_result(dense, recipe)
-    if output is not None:
-        output.check_base(dense, recipe)
+    (output or CHECKPOINT).check_base(dense, recipe)
 
 
 def plan_run(
@@ -398,6 +413,8 @@ def _build(study: Study, cut: ChosenCut, repairs: Repairs) -> PrunedModel:
         versions=versions(),
         decision=decision,
     )
+    if cut.contest is not None:
+        record["contest"] = cut.contest.to_dict()
     return PrunedModel(
         model=multimodal.whole_of(pruned),
         dense=dense,
@@ -410,6 +427,7 @@ def _build(study: Study, cut: ChosenCut, repairs: Repairs) -> PrunedModel:
         births=births,
         record=multimodal.described(dense.network) | record,
         decision=decision,
+        contest=cut.contest,
         held_out=held_out,
         kept_in=study.kept_in,
     )

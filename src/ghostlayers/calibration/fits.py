@@ -238,7 +238,7 @@ def make_fitting(
 ) -> Fitting:
     """How the recipe wants gaps fitted, with another repair than its own if one is named."""
     return Fitting(
-        method=find_method(recipe.repair if repair is None else repair),
+        method=recipe.method if repair is None else find_method(repair),
         options=FitOptions(ridge=recipe.ridge, absolute_ridge=recipe.absolute_ridge),
         token_weight=None if recipe.token_weight == "auto" else recipe.token_weight,
         repaired_inputs=recipe.inputs == "repaired",

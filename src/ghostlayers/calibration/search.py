@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ghostlayers.calibration import cuts, scoring
+from ghostlayers.calibration.contest import Contest
 from ghostlayers.calibration.cuts import Cut
 from ghostlayers.calibration.fits import make_fitting
 from ghostlayers.calibration.measuring import (
@@ -47,6 +48,7 @@ class ChosenCut:
         table: the dense model's scores, with the steps of a search; None where nothing was scored.
         repairs: one a gap, where the choice has settled them.
         decision: how a budget came to their number, where there was one.
+        contest: what chose the repair, where it was left to held-out windows.
     """
 
     recipe: Recipe
@@ -54,6 +56,7 @@ class ChosenCut:
     table: ScoreTable | None = None
     repairs: Repairs | None = None
     decision: Decision | None = None
+    contest: Contest | None = None
 
     def with_instead(self, instead: tuple[str, float] | None) -> "ChosenCut":
         """The same, with a type of weights that would do instead; see `Decision`."""

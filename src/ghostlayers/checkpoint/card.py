@@ -237,6 +237,7 @@ def _decided(record: Mapping[str, Any]) -> str:
     """Whether the layers were chosen on these windows, too."""
     recipe = record["recipe"]
     chosen = recipe["remove"] is None and recipe["select"].startswith("recoverable")
+    chosen = chosen or record.get("contest") is not None
     return "; the choice between the best candidates was made on them" if chosen else ""
 
 
@@ -276,8 +277,23 @@ def _loading(record: Mapping[str, Any]) -> str:
     )
 
 
+def contest_lines(record: Mapping[str, Any]) -> list[str]:
+    """Which repair held-out windows chose, why, and what the others lose, as Markdown."""
+    contest = record.get("contest")
+    if contest is None:
+        return []
+    tried = ", ".join(
+        f"`{code(each['repair'])}` {each['loss_nats']:.3f}" for each in contest["contestants"]
+    )
+    return [
+        f"- The repair was chosen on held-out windows: `{code(contest['winner'])}`, because "
+        f"{markdown(contest['reason'])}. Losses there (dense {contest['dense_loss_nats']:.3f}): "
+        f"{tried}."
+    ]
+
+
 def _fits(record: Mapping[str, Any]) -> str:
-    lines = []
+    lines = contest_lines(record)
     for fit in record["repairs"]:
         start, stop = fit["span"]
         condition, left = fit["condition_number"], fit["relative_residual"]

@@ -48,7 +48,6 @@ from ghostlayers.model.gguf_positions import position_entries
 from ghostlayers.model.loading import load_model, read_config
 from ghostlayers.model.multimodal import check_gguf
 from ghostlayers.recipe import Recipe, RunOptions, TypeName
-from ghostlayers.repairs import find_method
 from ghostlayers.runtime.files import check_can_write, check_new, whole_file
 from ghostlayers.runtime.locks import continues, holding
 from ghostlayers.runtime.places import check_apart
@@ -139,7 +138,7 @@ def check_exportable(recipe: Recipe, save: str) -> None:
     """
     if save != "checkpoint":
         raise RecipeError("--gguf is made from a checkpoint; drop --save adapter.")
-    form = find_method(recipe.repair).form
+    form = recipe.method.form
     if form == "fold" or (form == "norm map" and recipe.export == "stock-layer"):
         return
     raise RecipeError(

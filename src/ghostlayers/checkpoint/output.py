@@ -81,12 +81,13 @@ class Output:
         Raises:
             GhostlayersError: with the reason.
         """
-        if self.file is None:
+        if not self._is_for_llama_cpp(recipe):
             return
         if self.copies(dense):
             assert dense.base.file is not None
+            assert self.file is not None
             self.how.check_copied(dense.base.file, self.file)
-        else:
+        elif self.file is not None:
             self.how.check_made_anew()
             check_model(whole_of(dense.network), dense.tokenizer, self.pre_tokenizer)
         if recipe.export == "stock-layer":  # the config that is written is another family's
@@ -97,13 +98,16 @@ class Output:
         else:
             GgufCuts(dense, self.copies(dense)).check(merge_layers(removed))
 
+    def _is_for_llama_cpp(self, recipe: Recipe) -> bool:
+        return self.file is not None or recipe.engine == "llama.cpp"
+
     def check_cut(self, dense: DenseModel, recipe: Recipe, spans: Sequence[Span]) -> None:
         """Refuse layers that have been chosen and whose cut no GGUF file could hold.
 
         Raises:
             UnsupportedModelError: with the reason.
         """
-        if self.file is None or recipe.export == "stock-layer":
+        if not self._is_for_llama_cpp(recipe) or recipe.export == "stock-layer":
             return
         try:
             GgufCuts(dense, self.copies(dense)).check(spans)

@@ -125,10 +125,16 @@ def recipe_to(output: Path, **values: Any) -> Recipe:
     """`recipe_from`, with a repair that the output has a place for unless another one is named.
 
     Raises:
-        RecipeError: see `recipe_from`.
+        RecipeError: see `recipe_from`; or a GGUF file is to be made for another engine.
     """
-    if output.suffix == ".gguf" and not {"repair", "preset"} & values.keys():
-        values["repair"] = REPAIR_OF_FILES
+    if output.suffix == ".gguf":
+        if values.setdefault("engine", "llama.cpp") != "llama.cpp":
+            raise RecipeError(
+                f"-o {output} is a file for llama.cpp, but --for {values['engine']} is asked for; "
+                "drop --for, or name a folder."
+            )
+        if not {"repair", "overhead", "preset"} & values.keys():
+            values["repair"] = REPAIR_OF_FILES
     return recipe_from(**values)
 
 

@@ -140,9 +140,9 @@ def option_name(name: str, how: Setting) -> str:
 
 
 def parameter_name(name: str, how: Setting) -> str:
-    """A field's name in recipes, and as a parameter of the command."""
-    spelled = option_name(name, how).removeprefix("--").replace("-", "_")
-    return name if keyword.iskeyword(spelled) else spelled
+    """A field's name in recipes, and as a parameter of the command, where Python lets it be one."""
+    called = option_name(name, how).removeprefix("--").replace("-", "_")
+    return name if keyword.iskeyword(called) else called
 
 
 def option_for(owner: type, name: str) -> Any:

@@ -28,9 +28,9 @@ from ghostlayers.runtime.settings import WHAT, setting
 
 ASKED = (
     "layers remove smaller faster at speed fits context as_type max_loss select iterative repair "
-    "preset cosine_axis keep_layers refit overwrite data text_column separator sampling windows "
-    "fit_windows search_windows held_out_windows race_windows sequence_length bos seed inputs "
-    "token_weight ridge absolute_ridge export quantized"
+    "engine overhead preset cosine_axis keep_layers refit overwrite data text_column separator "
+    "sampling windows fit_windows search_windows held_out_windows race_windows sequence_length bos "
+    "seed inputs token_weight ridge absolute_ridge export quantized"
 )
 """Fields of the recipe, as help shows them."""
 

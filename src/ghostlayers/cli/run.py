@@ -26,7 +26,7 @@ from ghostlayers.runtime.documents import brief, parse_yaml, read_json, read_yam
 MOST_RUNS = 10_000
 """Of one recipe: more would take years."""
 
-OTHERWISE = {"json": "json_file", "gguf": "file", "as": "as_type"}
+OTHERWISE = {"json": "json_file", "gguf": "file", "as": "as_type", "for": "engine"}
 """Options whose parameters could not be called what they are."""
 
 RUNNABLE = (

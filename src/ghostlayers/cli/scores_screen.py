@@ -158,6 +158,28 @@ def show_block_influence(scores: ScoreTable) -> None:
     table(("layer", "Block Influence", "median norm after", "largest norm after"), rows)
 
 
+def show_contest(pruned: PrunedModel) -> None:
+    """Which repair was chosen, why, and what the others lose."""
+    contest = pruned.contest
+    if contest is None:
+        return
+    rows = [
+        [
+            good(each.repair) if each.repair == contest.winner else each.repair,
+            ("" if each.finished else "~") + f"{each.loss_nats:.3f}",
+            f"{each.behind_nats:.3f} ± {each.behind_error:.3f}",
+            str(each.windows),
+            f"{each.overhead:.2%}",
+        ]
+        for each in contest.contestants
+    ]
+    title = f"Repairs on held-out windows (dense {contest.dense_loss:.3f})"
+    table(("repair", "loss", "behind the lowest", "windows", "overhead"), rows, title)
+    say("Repair: ", bold(contest.winner), f", because {contest.reason}.")
+    for name, reason in contest.refused.items():
+        say(dim(f"Left out: {name}: {reason}"))
+
+
 SCORE_NOTES = (
     "cosine: mean over tokens, before against after the span; high is similar.\n"
     "angular: angle over pi, at the last token of each window only; low is similar.\n"
@@ -184,6 +206,7 @@ def show_pruned(pruned: PrunedModel) -> None:
     if table is not None and table.steps:
         show_steps(table)
     show_cut(pruned)
+    show_contest(pruned)
     show_losses(pruned)
     if pruned.decision is not None:
         show_decision(pruned.decision)

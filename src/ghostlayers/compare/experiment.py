@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostlayers.calibration.fingerprint import model_fingerprint
+from ghostlayers.compare.auto import contested, is_auto, method_named
 from ghostlayers.compare.request import EVERY, Comparison
 from ghostlayers.compare.store import Store
 from ghostlayers.compare.types import Typed, check_writable
@@ -143,7 +144,7 @@ def check(dense: DenseModel, request: Comparison, say: Say) -> Repairs:
         check_request(dense, shared_recipe(request))
         _check_selections(dense, request)
         repairs = _possible_repairs(dense, request)
-        methods = [find_method(name) for name in repairs.names]
+        methods = [method_named(name) for name in repairs.names]
     for note in filter(None, (basis_note(dense, method) for method in methods)):
         say(note)
     return repairs
@@ -183,7 +184,12 @@ def _race_windows(request: Comparison) -> int:
         for layers in request.layers
         for select in request.selections
     )
-    return max(asked, default=0)
+    races = (
+        contested(request.calibration, name).num_race_windows
+        for name in request.repair_names()
+        if is_auto(name)
+    )
+    return max([*asked, *races], default=0)
 
 
 def _check_selections(dense: DenseModel, request: Comparison) -> None:
@@ -202,6 +208,9 @@ def _possible_repairs(dense: DenseModel, request: Comparison) -> Repairs:
     num_tokens = recipe.num_fit_windows * recipe.sequence_length
     names, skipped = [], []
     for name in request.repair_names():
+        if is_auto(name):
+            names.append(name)
+            continue
         method = find_method(name)
         try:
             check_method(dense, method)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ghostlayers.compare.auto import method_named
 from ghostlayers.compare.experiment import Experiment
 from ghostlayers.evaluation import evaluate_windows
 from ghostlayers.healing.cut_model import CutModel
@@ -10,7 +11,6 @@ from ghostlayers.healing.text import read_text
 from ghostlayers.healing.training import Outcome, Training
 from ghostlayers.recipe import HealingRecipe
 from ghostlayers.recipe.healing import healing_after
-from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import Repair
 from ghostlayers.spans import Span
 from ghostlayers.study import Study
@@ -31,7 +31,7 @@ def healing_recipe(experiment: Experiment, study: Study) -> HealingRecipe:
 def heals(experiment: Experiment, repair: str) -> bool:
     """Whether the models of a repair are trained, too."""
     request = experiment.request
-    if request.heal is None or not find_method(repair).savable:
+    if request.heal is None or not method_named(repair).savable:
         return False
     return repair in (request.heal_repair or (repair,))
 

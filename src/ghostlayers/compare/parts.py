@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from ghostlayers.calibration import cuts
 from ghostlayers.calibration.gates import gate_shifts
-from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.compare import models
+from ghostlayers.compare.auto import fit_named, is_auto
 from ghostlayers.compare.choices import Spans, cut_key, span_rows
 from ghostlayers.compare.experiment import Experiment
 from ghostlayers.compare.heal import healed_model, heals
@@ -97,7 +97,7 @@ def _measure_cut(experiment: Experiment, study: Study, spans: Spans, wanted: Seq
     if not names:
         return _part(0.0, skipped, {})
     start = time.monotonic()
-    fits = study.fit(ChosenCut(study.recipe, spans), names)
+    fits = fit_named(study, spans, names)
     seconds = time.monotonic() - start
     return _part(seconds, skipped, _repaired(experiment, study, fits, str(spans)))
 
@@ -113,7 +113,8 @@ def _fitting_names(
     names, skipped = [], []
     for name in wanted:
         try:
-            check_method(dense, find_method(name), spans)
+            if not is_auto(name):  # of those that it chooses from, some can
+                check_method(dense, find_method(name), spans)
         except InputError as error:
             skipped.append({"repair": name, "reason": str(error)})
             continue
@@ -228,7 +229,8 @@ def _models(experiment: Experiment, fits: Fits, key: str) -> dict[str, Part]:
             shape, gaps = models.runtime_shape(repairs.values()), repairs.values()
             row = models.describe_model(model, dense.tokenizer, request, speeds.get(shape))
             speeds.setdefault(shape, {field: row[field] for field in models.SPEED_KEYS})
-            row["checkpoint"] = models.checkpoint_kind(find_method(name), gaps)
+            method = find_method(next(iter(gaps)).method)
+            row["checkpoint"] = models.checkpoint_kind(method, gaps)
             row["written"] = cut_writing(experiment, key, name, model)
             row["tasks"] = _tasks(experiment, key, name, model)
             if request.types and can_be_a_file(name, row["checkpoint"]):

@@ -7,13 +7,14 @@ from ghostlayers.calibration.cuts import loss_pass
 from ghostlayers.calibration.fits import in_stages
 from ghostlayers.calibration.passes import Pass
 from ghostlayers.calibration.scoring import SWEEP
+from ghostlayers.compare.auto import contested, is_auto
 from ghostlayers.compare.choices import Jobs, Spans, cut_key, expected_jobs
 from ghostlayers.compare.experiment import Experiment
 from ghostlayers.compare.heal import healing_recipe, heals
 from ghostlayers.compare.parts import WARNING_WINDOWS
 from ghostlayers.compare.request import EVERY
 from ghostlayers.evaluation.written import tokens_to_write
-from ghostlayers.plan.expected import Expected, expected_spans
+from ghostlayers.plan.expected import Expected, contest_passes, expected_spans
 from ghostlayers.plan.probe import Speed
 from ghostlayers.plan.units import Plan, Predicted, prices
 from ghostlayers.repairs import find_method
@@ -194,6 +195,10 @@ def _fits(experiment: Experiment, spans: Spans, names: Sequence[str]) -> list[Pa
     shared = dataclasses.replace(bare, products=0.0, solutions=0.0)
     alone: list[Pass] = []
     for name in names:
+        if is_auto(name):
+            recipe = contested(experiment.request.calibration, name)
+            alone += contest_passes(experiment.study.dense, recipe, spans)
+            continue
         fit = _expected(experiment, removed, select, name).fit(spans)
         if in_stages(experiment.study.dense, find_method(name)):
             alone.append(dataclasses.replace(fit, layers=fit.layers - bare.layers))

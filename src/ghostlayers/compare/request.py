@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints
 
 from ghostlayers.checkpoint.quantise import types_named
+from ghostlayers.compare.auto import method_named
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.evaluation.request import TASKS, TaskRequest
 from ghostlayers.evaluation.written import CONTINUATIONS
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe
 from ghostlayers.recipe.healing import read_budget
-from ghostlayers.repairs import ALL, REPAIR_REGISTRY, find_method
+from ghostlayers.repairs import ALL, REPAIR_REGISTRY
 from ghostlayers.repairs.arguments import WithArguments
 from ghostlayers.repairs.registry import Registry
 from ghostlayers.runtime.documents import brief, check, shape_of
@@ -71,7 +72,8 @@ class Comparison:
     repair: tuple[Word, ...] = setting(
         ("none", "linearpatch-diag", "replaceme", "refit:3", "ghost"),
         "Repairs, comma-separated, arguments behind colons: ghost,joint:x+z,piecewise:8; 'all' for "
-        "every one that the model has what it needs for.",
+        "every one that the model has what it needs for; 'auto' and 'auto:llama.cpp' for the one "
+        "that held-out windows choose on each cut.",
         _WHAT,
         metavar="NAMES",
         read="names",
@@ -178,7 +180,7 @@ class Comparison:
         if not self.select or not self.repair:
             raise RecipeError("name at least one selection and one repair.")
         for name in self.repair_names():
-            find_method(name)
+            method_named(name)
         self._check_tasks()
         self._check_healing()
         for name in self.selections:
@@ -211,7 +213,7 @@ class Comparison:
         if self.limit is not None and self.limit < 1:
             raise RecipeError(f"'limit' must be at least 1, got {self.limit}.")
         for name in self.task_repair:
-            find_method(name)
+            method_named(name)
             if name not in self.repair_names():
                 raise RecipeError(
                     f"'task_repair' names '{name}', which is not among the repairs compared: "
@@ -275,7 +277,9 @@ class Comparison:
         iterative = self.calibration.iterative or not alone
         repair = self.calibration.repair
         if iterative and find_selection(name).scores_only_weights:
-            moves = [repair for repair in self.repair_names() if find_method(repair).writes_weights]
+            moves = [
+                repair for repair in self.repair_names() if method_named(repair).writes_weights
+            ]
             repair = next(iter(moves), repair)
         return dataclasses.replace(
             self.calibration,

@@ -13,7 +13,13 @@ from dataclasses import dataclass, replace
 import psutil
 
 from ghostlayers.calibration.cuts import loss_pass
-from ghostlayers.calibration.fits import SOLUTIONS_OF_A_FIT, Fitting, fit_pass, make_fitting
+from ghostlayers.calibration.fits import (
+    SOLUTIONS_OF_A_FIT,
+    Fitting,
+    fit_pass,
+    in_stages,
+    make_fitting,
+)
 from ghostlayers.calibration.gradients import backward_pass
 from ghostlayers.calibration.measuring import without_pass
 from ghostlayers.calibration.passes import Pass
@@ -34,6 +40,7 @@ from ghostlayers.selection.residual import TOKENS_PER_CHANNEL
 from ghostlayers.spans import Span, merge_layers
 from ghostlayers.statistics.moments import products_of_a_token
 from ghostlayers.statistics.race import FIRST_WINDOWS
+from ghostlayers.surgery.eligible import contestants
 
 CANDIDATES = 2 + SHORTLIST * 5 / 3
 """Of a race: the best by two rankings, some of which agree, by angle, and layers apart."""
@@ -94,21 +101,18 @@ class Expected:
 
     def race(self, candidates: float, removed: int, title: str) -> Iterator[Pass]:
         """Most candidates leave after the first windows, a few stay for as many as may be."""
-        model, budget = self.model, self.recipe.num_race_windows
+        model, hidden = self.model, self.model.hidden_size
         # Spans that may lie anywhere have as many layers behind them as before, on average.
-        behind, hidden = (model.num_layers - removed) / 2, model.hidden_size
-        first = min(FIRST_WINDOWS, budget)
+        behind = (model.num_layers - removed) / 2
         fits = TOKENS_PER_CHANNEL * hidden * products_of_a_token((("x", hidden),), hidden)
-        for racing, windows in ((candidates, first), (STAYING, budget - first)):
-            lap = loss_pass(model, windows, [behind], False, title)
+        for lap, racing in zip(
+            laps(model, self.recipe, candidates, behind, title), (candidates, 0), strict=True
+        ):
             yield replace(
                 lap,
-                layers=windows * (model.num_layers + racing * behind),
-                heads=windows * (1 + racing),
-                copies=2 + int(racing),
                 # Each is fitted once, from the sample, before it starts.
-                products=racing * fits if windows == first else 0.0,
-                solutions=racing * SOLUTIONS_OF_A_FIT * hidden**3 / 3 if windows == first else 0.0,
+                products=racing * fits,
+                solutions=racing * SOLUTIONS_OF_A_FIT * hidden**3 / 3,
             )
 
     def selection(self) -> list[tuple[str, list[Pass]]]:
@@ -177,6 +181,56 @@ class Expected:
         yield from self.race(GREEDY_CANDIDATES, step + 1, "")
 
 
+def contest_passes(model: DenseModel, recipe: Recipe, spans: Sequence[Span]) -> Iterator[Pass]:
+    """Fitting all repairs that may be chosen, and racing them.
+
+    Those that are fitted in one go share the sweep and what is gathered for the widest of them;
+    stages of the others come on top.
+    """
+    names, _ = contestants(model, recipe, spans)
+    fittings = [make_fitting(model, recipe, name) for name in names]
+    length, windows = recipe.sequence_length, recipe.num_fit_windows
+    fits = [fit_pass(model, spans, fitting, windows, length) for fitting in fittings]
+    sweep = min(each.layers for each in fits)
+    shared = [
+        each for each, how in zip(fits, fittings, strict=True) if not in_stages(model, how.method)
+    ]
+    staged = [each for each in fits if each not in shared]
+    yield replace(
+        fits[0],
+        title=f"Fitting {len(fits)} repairs",
+        layers=sweep + sum(each.layers - sweep for each in fits),
+        products=max(each.products for each in shared) + sum(each.products for each in staged),
+        solutions=sum(each.solutions for each in fits),
+        held=max(each.held for each in fits),
+    )
+    behind = model.num_layers - spans[0].start - sum(map(len, spans))
+    yield from laps(model, recipe, len(names), behind, f"Racing {len(names)} repairs")
+
+
+def laps(
+    model: DenseModel, recipe: Recipe, candidates: float, behind: float, title: str
+) -> Iterator[Pass]:
+    """The passes of a race: all candidates on the first windows, a few on all that may be.
+
+    Args:
+        model: the dense model.
+        recipe: says on how many windows.
+        candidates: at the start.
+        behind: layers that run for each.
+        title: on the screen.
+    """
+    budget = recipe.num_race_windows
+    first = min(FIRST_WINDOWS, budget)
+    for racing, windows in ((candidates, first), (STAYING, budget - first)):
+        yield replace(
+            loss_pass(model, windows, [behind], False, title),
+            layers=windows * (model.num_layers + racing * behind),
+            heads=windows * (1 + racing),
+            copies=2 + int(racing),
+        )
+
+
 def plan_prune(
     model: DenseModel,
     recipe: Recipe,
@@ -201,7 +255,9 @@ def plan_prune(
     spans = expected_spans(recipe, model.num_layers)
     here = prices(model, speed, recipe.sequence_length, processes)
     passes: list[Pass] = []
-    if recipe.refit == "all":  # what is fitted once was fitted while layers were chosen
+    if recipe.contested:
+        passes += contest_passes(model, recipe, spans)
+    elif recipe.refit == "all":  # what is fitted once was fitted while layers were chosen
         passes.append(expected.fit(spans))
     passes.append(expected.losses(spans))
     if recipe.removed() is not None:

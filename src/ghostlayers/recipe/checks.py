@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -111,6 +112,8 @@ def _check_choices(recipe: "Recipe") -> None:
         raise RecipeError("give either the number of layers or which to remove, not both.")
     _check_iterative(recipe)
     _check_export(recipe)
+    _check_engine(recipe)
+    _check_contest(recipe)
 
 
 def _check_export(recipe: "Recipe") -> None:
@@ -132,6 +135,59 @@ def _check_export(recipe: "Recipe") -> None:
             f"--export custom: repair '{repair}' folds into existing weights, so that nothing is "
             "left for custom code to do. Use --export fold; or ghost, normed, piecewise."
         )
+
+
+def _check_engine(recipe: "Recipe") -> None:
+    """Refuse a repair that what must load the result has no place for."""
+    stock = recipe.method.form == "fold" or recipe.export == "stock-layer"
+    if recipe.engine == "llama.cpp" and not stock:
+        raise RecipeError(
+            f"--for llama.cpp: repair '{recipe.repair}' adds an operator, which llama.cpp has no "
+            "place for. Take --repair auto, or one that folds: refit:3:ridge=auto (nearest to "
+            "ghost), replaceme, magnitude, none."
+        )
+
+
+def _check_contest(recipe: "Recipe") -> None:
+    """Refuse what leaves ``auto`` no choice, or asks it for what it cannot choose."""
+    if not recipe.contested:
+        if recipe.overhead is not None:
+            raise RecipeError(
+                f"'overhead' is for repair 'auto', but the repair is '{recipe.repair}'; drop one."
+            )
+        return
+    read_share("overhead", recipe.overhead or "0")
+    if recipe.export not in ("auto", "fold"):
+        raise RecipeError(
+            f"--repair auto may choose a repair that folds, or none, which --export "
+            f"{recipe.export} is not for. Leave --export out, or name the repair."
+        )
+    if recipe.refit == "none":
+        raise RecipeError(
+            "refit 'none' keeps the repairs that are fitted while layers are chosen, so 'auto' "
+            "has nothing left to choose. Name a repair, or take refit 'all'."
+        )
+    if recipe.iterative and recipe.selection.scores_only_weights:
+        raise RecipeError(
+            f"'{recipe.select}' scores the weights that each repair leaves, so that it cannot be "
+            "iterated before a repair is chosen. Name one instead of 'auto'."
+        )
+
+
+_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
+
+
+def read_share(name: str, given: str) -> float:
+    """A share such as ``2%`` or ``0.02``, between 0 and 1.
+
+    Raises:
+        RecipeError: it is none; names the field.
+    """
+    found = _SHARE.fullmatch(given.strip())
+    share = math.nan if found is None else float(found[1]) / (100 if found[2] else 1)
+    if not 0 <= share <= 1:
+        raise RecipeError(f"'{name}' must be a share such as 2% or 0.02, got '{given[:60]}'.")
+    return share
 
 
 def _unmoved_score(choice: Selection, method: RepairMethod) -> str:
@@ -201,3 +257,5 @@ def _check_numbers(recipe: "Recipe") -> None:
     by_loss = "held-out losses" in recipe.selection.needs
     if by_loss and recipe.remove is None and recipe.num_held_out_windows < 1:
         raise RecipeError("'recoverable' measures losses: 'held_out_windows' must be at least 1.")
+    if recipe.contested and recipe.num_held_out_windows < 1:
+        raise RecipeError("'auto' measures losses: 'held_out_windows' must be at least 1.")

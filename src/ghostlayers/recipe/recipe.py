@@ -9,6 +9,7 @@ from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import checks
 from ghostlayers.recipe.wish import AT, CONTEXT, FLOATS, PACKED, Wish, check_wish, wish_of
 from ghostlayers.repairs import METHODS, REPAIR_REGISTRY, RepairMethod, find_method
+from ghostlayers.repairs.auto import AUTO, STAND_IN, STOCK_STAND_IN
 from ghostlayers.runtime.settings import BUDGET, FIT, TEXT, WHAT, documented, setting
 from ghostlayers.selection.choices import Selection, find_selection, parse_keep
 from ghostlayers.selection.cosine import CosineAxis
@@ -19,6 +20,7 @@ from ghostlayers.text.tokens import BosPolicy, Sampling
 Inputs = Literal["repaired", "original"]
 Refit = Literal["all", "none"]
 Export = Literal["auto", "fold", "stock-layer", "custom"]
+Engine = Literal["any", "transformers", "vllm", "llama.cpp"]
 Quantized = Literal["keep", "expand"]
 Save = Literal["checkpoint", "adapter"]
 Speed = Literal["decode", "prefill"]
@@ -37,6 +39,9 @@ RACE_WINDOWS = 32
 Eight still take the wrong one of two close spans, 0.2 nats apart on other text
 (``benchmarks/regret.py``); most candidates leave after the first four."""
 
+
+OVERHEAD = "2%"
+"""A matrix of hidden x hidden is 0.2 to 0.5 % of the layers that stay, a decoder layer 3 to 8 %."""
 
 PAPER = PRESETS["ghosted"].choices
 """What the paper chooses."""
@@ -143,11 +148,29 @@ class Recipe:
     )
     repair: str | RepairMethod = setting(
         "ghost",
-        f"How to repair each gap: {', '.join(METHODS)}.",
+        f"How to repair each gap: {', '.join(METHODS)}; or 'auto', the one that loses least on "
+        "held-out windows of those that --for and --overhead allow.",
         WHAT,
         metavar="NAME",
         read="name",
         paper=PAPER.get("repair"),
+    )
+    engine: Engine = setting(
+        "any",
+        "What must load the result: 'transformers' or 'vllm', which run operators too, or "
+        "'llama.cpp', for which a repair has to fold. Without --repair, --repair auto.",
+        WHAT,
+        option="--for",
+        metavar="ENGINE",
+        says="anything",
+    )
+    overhead: str | None = setting(
+        None,
+        "For --repair auto: what a repair may cost at run time, as a share of the arithmetic of "
+        "the layers that stay.",
+        WHAT,
+        metavar="SHARE",
+        says=OVERHEAD,
     )
     data: str | None = setting(
         None,
@@ -196,8 +219,8 @@ class Recipe:
     )
     race_windows: int | None = setting(
         None,
-        "Held-out windows that 'recoverable' may measure its candidates on in all, as far as the "
-        "text goes, before the lowest loss wins.",
+        "Held-out windows that 'recoverable' and '--repair auto' may measure their candidates on "
+        "in all, as far as the text goes, before the lowest loss wins.",
         TEXT,
         says="four times --held-out-windows, at least 32",
     )
@@ -279,8 +302,25 @@ class Recipe:
 
     @property
     def method(self) -> RepairMethod:
-        """How each gap is repaired."""
-        return find_method(self.repair)
+        """How each gap is repaired; before ``auto`` has chosen, by what layers are."""
+        if not self.contested:
+            return find_method(self.repair)
+        folds = self.engine == "llama.cpp" or self.export == "fold"
+        return find_method(STOCK_STAND_IN if folds else STAND_IN)
+
+    @property
+    def contested(self) -> bool:
+        """Whether held-out windows choose the repair."""
+        return self.repair == AUTO
+
+    @property
+    def most_overhead(self) -> float:
+        """What a repair may cost at run time, as a share of the layers that stay."""
+        return checks.read_share("overhead", self.overhead or OVERHEAD)
+
+    def repaired_by(self, name: str) -> "Recipe":
+        """The same with a repair that was chosen."""
+        return dataclasses.replace(self, repair=name, overhead=None)
 
     @property
     def num_calibration_windows(self) -> int:
@@ -308,11 +348,10 @@ class Recipe:
     @property
     def num_race_windows(self) -> int:
         """Held-out windows that candidates may be measured on, those of the losses included."""
-        if self.remove is not None or "held-out losses" not in self.selection.needs:
-            return self.num_held_out_windows
-        if self.race_windows is not None:
+        chooses = self.remove is None and "held-out losses" in self.selection.needs
+        if self.race_windows is not None and (chooses or self.contested or self.remove is not None):
             return max(self.race_windows, self.num_held_out_windows)
-        if self.max_loss is not None:  # they decide together
+        if not (chooses or self.contested or self.max_loss is not None):
             return self.num_held_out_windows
         return max(RACE_WINDOWS, RACE_BUDGET * self.num_held_out_windows)
 
@@ -342,6 +381,9 @@ class Recipe:
                 chosen = {key: value for key, value in chosen.items() if key not in CHOOSING}
             values = {**chosen, **values, "preset": preset.name}
         checks.check_keys(cls, values, "in a recipe")
+        asked = values.get("overhead") is not None or values.get("engine", "any") != "any"
+        if asked and "repair" not in values:
+            values = {**values, "repair": AUTO}
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ghostlayers.errors import RecipeError
 from ghostlayers.repairs import find_method
+from ghostlayers.repairs.auto import AUTO
 from ghostlayers.report.summary import HEALED
 from ghostlayers.selection.methods import find_selection
 from ghostlayers.statistics.losses import DRAFTED
@@ -36,6 +37,8 @@ def explain_repair(name: str) -> str:
     if name.endswith(HEALED):
         before = explain_repair(name.removesuffix(HEALED))
         return f"{before} Then trained for the budget against the dense model.".strip()
+    if name.split(":")[0] == AUTO:
+        return "The repair that held-out windows chose on each cut; its gaps name it."
     try:
         return find_method(name).explain()
     except RecipeError:
