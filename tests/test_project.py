@@ -58,3 +58,22 @@ def test_the_lock_has_what_the_project_asks_for() -> None:
 
 def test_the_lock_names_versions_and_no_place() -> None:
     assert not [line for line in LOCK if re.search("://|@|--|^torch=|nvidia", line)]
+
+
+@pytest.mark.parametrize(
+    "form", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml")), ids=lambda p: p.stem
+)
+def test_issue_forms_have_what_the_host_asks_of_them(form: Path) -> None:
+    content = yaml.safe_load(form.read_text())
+    assert {"name", "description", "body"} <= content.keys()
+    names = [each["id"] for each in content["body"]]
+    assert len({*names}) == len(names)
+    assert all(each["type"] in {"input", "textarea"} for each in content["body"])
+    assert all(each["attributes"]["label"] for each in content["body"])
+
+
+def test_the_workflow_runs_what_ci_runs() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    (job,) = workflow["jobs"].values()
+    assert {"run": "bash .ci/run"} in job["steps"]
+    assert (ROOT / ".ci" / "run").is_file()
