@@ -1,5 +1,6 @@
 # Two commands: `make demo` and `make test`. Both install what they need into .venv first.
 # `make check` is what CI runs. `make bench-check` says whether a change made calibration slower.
+# `make locked` installs the very versions of requirements-dev.lock, which `make lock` writes anew.
 # `make faults` tries what can go wrong, two hours at most.
 # Another torch build: make install TORCH="torch --index-url URL".
 
@@ -10,7 +11,7 @@ VENV := .venv
 WORKERS ?= --numprocesses 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: demo test install check bench-check faults lint types clean
+.PHONY: demo test install locked lock check bench-check faults lint types clean
 
 demo: $(VENV)/.runs
 	$(BIN)/ghostlayers demo
@@ -31,6 +32,21 @@ $(VENV)/.runs: pyproject.toml
 $(VENV)/.installed: $(VENV)/.runs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
+
+locked:
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $(VENV)/.runs $(VENV)/.installed
+
+# Not torch, nor what its builds for a GPU bring.
+lock: install
+	echo '# By `make lock`, for every system. torch comes first, in the build that fits the machine.' > $@.part
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --quiet \
+		--no-header --no-annotate --no-emit-index-url --no-emit-package torch > $@.all
+	grep -Ev '^(nvidia|cuda|triton)' $@.all >> $@.part
+	mv $@.part requirements-dev.lock && rm $@.all
 
 check: install lint types
 	$(BIN)/python -m pytest $(WORKERS) --cov --cov-report=term:skip-covered

@@ -2,4 +2,4 @@
 
 from ghostlayers.cli import app
 
-app()
+app(prog_name="ghostlayers")  # as where it is installed, for usage and for the completion of shells

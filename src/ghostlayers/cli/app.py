@@ -78,7 +78,8 @@ class Later(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
         """The context of the command itself."""
-        if self.name in PROVING and _proves(args) and is_first():
+        completes = bool(extra.get("resilient_parsing"))  # for a shell, which runs nothing
+        if self.name in PROVING and _proves(args) and is_first() and not completes:
             from ghostlayers.checkpoint import readiness
 
             with contextlib.suppress(OSError):  # told where the command needs that disk itself
@@ -112,7 +113,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     help=WHAT,
 )
 

@@ -156,6 +156,7 @@ def option_for(owner: type, name: str) -> Any:
         panel=how.panel,
         metavar=how.metavar,
         min=how.least,
+        envvar=how.variable,
     )
 
 

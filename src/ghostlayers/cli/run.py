@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import itertools
 import math
+import os
 import re
 import types
 import typing
@@ -232,6 +233,7 @@ def _arguments(path: Path, name: str, given: Mapping[str, Any]) -> dict[str, Any
                 f"'{path}': unknown key '{key}' for {name}. {suggest(parameter, known)}"
             )
         arguments[parameter] = _argument(value, known[parameter].annotation, key, path)
+    arguments = _from_environment(known) | arguments
     missing = [
         parameter.name
         for parameter in known.values()
@@ -240,6 +242,17 @@ def _arguments(path: Path, name: str, given: Mapping[str, Any]) -> dict[str, Any
     if missing:
         raise RecipeError(f"'{path}': {name} also needs {', '.join(missing)}.")
     return arguments
+
+
+def _from_environment(known: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """What variables say of a command's options, as they do where it is typed."""
+    said: dict[str, Any] = {}
+    for name, parameter in known.items():
+        for each in getattr(parameter.annotation, "__metadata__", ()):
+            variable = getattr(each, "envvar", None)
+            if value := os.environ.get(variable or "", ""):
+                said[name] = _argument(value, parameter.annotation, name, Path(str(variable)))
+    return said
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from ghostlayers.errors import RecipeError
 from ghostlayers.runtime.settings import documented, setting
 
 TASKS = "Tasks"
-"""The group of these settings in help."""
+DRAFT = "As a draft"
+"""Groups of these settings in help."""
 
 
 @documented
@@ -51,4 +52,51 @@ class TaskRequest:
         ):
             raise RecipeError(
                 "--tasks-path, --trust-tasks and --limit mean nothing without --tasks."
+            )
+
+
+@documented
+@dataclass(frozen=True)
+class DraftRequest:
+    """A smaller model as the draft of the dense one, in speculative decoding.
+
+    Raises:
+        RecipeError: a number is too small, or something is said of a draft that is not asked for.
+    """
+
+    draft: bool = setting(
+        False,
+        "Measure it as a draft for speculative decoding: how often its tokens are kept, and how "
+        "much faster the dense model writes with it. Needs --against.",
+        DRAFT,
+        says="off",
+    )
+    data: tuple[str, ...] = setting(
+        (),
+        "Texts whose stretches are continued, comma-separated: files, or corpora of the hub.",
+        DRAFT,
+        short="-d",
+        says="the reference that comes with Python",
+        read="corpora",
+    )
+    prompts: int = setting(8, "Stretches that are continued, one after the other.", DRAFT, least=1)
+    draft_tokens: tuple[int, ...] = setting(
+        (2, 4, 8),
+        "Tokens that are drafted before each verification.",
+        DRAFT,
+        says="2,4,8",
+        metavar="N,N",
+        read="numbers",
+    )
+    sampled: bool = setting(
+        False, "Draw from the model at temperature 1, not its likeliest token.", DRAFT, says="off"
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "draft_tokens", tuple(dict.fromkeys(self.draft_tokens)))
+        if min(self.draft_tokens) < 1:
+            raise RecipeError("--draft-tokens: at least one token is drafted, such as 2,4,8.")
+        if not self.draft and self != DraftRequest():
+            raise RecipeError(
+                "--data, --prompts, --draft-tokens and --sampled mean nothing without --draft."
             )

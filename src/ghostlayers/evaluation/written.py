@@ -204,7 +204,7 @@ def continuations(
     rows, greedy = torch.cat([prefixes, drawn]), len(prefixes)
     batches = rows.split(ROWS_AT_ONCE)
     generator = torch.Generator().manual_seed(seed)
-    ends, written = _ends(model, tokenizer), []
+    ends, written = end_tokens(model, tokenizer), []
     with (progress or Silent()).stage(title, new_tokens * len(batches)) as advance:
         for start, batch in zip(range(0, len(rows), ROWS_AT_ONCE), batches, strict=True):
             draw = _Draw(max(greedy - start, 0), ends, generator, advance)
@@ -242,7 +242,8 @@ class _Draw:
         return scores
 
 
-def _ends(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The tokens that end a text, as the model's settings and its tokenizer have them."""
     settings: Any = getattr(model, "generation_config", None)
     said = [] if settings is None else settings.eos_token_id
     known = [*(said if isinstance(said, list) else [said]), tokenizer.eos_token_id]
@@ -255,22 +256,22 @@ def _generate(model: "PreTrainedModel", rows: Tensor, new_tokens: int, draw: _Dr
     written: Tensor = model.generate(  # type: ignore[operator]
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        generation_config=_plain_settings(new_tokens),
+        generation_config=plain_settings(new_tokens),
         logits_processor=[draw],
     )
     return written[:, rows.shape[1] :].cpu()
 
 
-def _plain_settings(new_tokens: int) -> "GenerationConfig":
-    """The likeliest token each time; what is not said here would be the model's own settings."""
+def plain_settings(new_tokens: int, *, sampled: bool = False) -> "GenerationConfig":
+    """The likeliest token each time, or a draw from all; what is not said would be the model's."""
     from transformers import GenerationConfig
 
     return GenerationConfig(
         max_new_tokens=new_tokens,
-        do_sample=False,
+        do_sample=sampled,
         num_beams=1,
         temperature=1.0,
-        top_k=50,
+        top_k=0 if sampled else 50,
         top_p=1.0,
         typical_p=1.0,
         repetition_penalty=1.0,

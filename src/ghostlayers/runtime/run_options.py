@@ -23,8 +23,9 @@ class RunOptions:
         "auto",
         "Type to compute in; what is written keeps the base model's. 'auto' is the base model's "
         "own, or float32 where a processor multiplies that slowly.",
+        variable="GHOSTLAYERS_DTYPE",
     )
-    device: str = setting("auto", "cpu, cuda, cuda:1, xpu, ...")
+    device: str = setting("auto", "cpu, cuda, cuda:1, xpu, ...", variable="GHOSTLAYERS_DEVICE")
     batch_size: int = setting(
         0, "Windows at a time.", least=0, says="about 1,024 tokens; 8,192 on an accelerator"
     )
@@ -41,6 +42,7 @@ class RunOptions:
         "How much memory the run may take where it computes: 4GiB.",
         metavar="SIZE",
         says="what is free",
+        variable="GHOSTLAYERS_MAX_MEMORY",
     )
     preset: str | None = None
     """With dtype ``auto``, the type of this method's code instead of the checkpoint's."""

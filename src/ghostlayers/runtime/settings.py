@@ -35,6 +35,7 @@ class Setting:
         option: its name on the command line, where that is not the field's.
         metavar: stands for its value in help.
         least: the smallest number that it may be.
+        variable: of the environment, which says its value where the option is not given.
         read: how its value is typed, where it is not typed as it is (see ``cli.options``).
     """
 
@@ -47,6 +48,7 @@ class Setting:
     option: str = ""
     metavar: str | None = None
     least: int | None = None
+    variable: str | None = None
     read: str = ""
 
 
