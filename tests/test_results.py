@@ -19,7 +19,7 @@ from ghostlayers.report.results import SCHEMA, read_results
 # select=["recoverable"], repair=["none", "ghost", "refit:1"], windows=8, held_out_windows=2,
 # max_windows=2, sequence_length=32, limit=8, new_tokens=4; "published" and a processor set by hand.
 FILE = Path(__file__).parent / "fixtures" / "results.json"
-DOCS = Path(__file__).parents[1] / "docs" / "results-json.md"
+DOCS = Path(__file__).parents[1] / "docs" / "reference" / "results-json.md"
 
 
 @pytest.fixture
