@@ -89,10 +89,10 @@ def _type(annotation: str) -> str:
     plain = {"str": "text", "int": "integer", "float": "number", "bool": "true or false",
              "None": "null", "Any": "any", "Pair": "[integer, number or null]",
              "Literal[1]": "1"}  # fmt: skip
-    if " | " in annotation and not annotation.endswith("]"):
-        return " or ".join(_type(part) for part in annotation.split(" | "))
     if annotation.endswith(" | None"):
         return f"{_type(annotation.removesuffix(' | None'))} or null"
+    if " | " in annotation and not annotation.endswith("]"):
+        return " or ".join(_type(part) for part in annotation.split(" | "))
     if annotation.startswith("Array["):
         return f"array of {_type(annotation[6:-1])}"
     if annotation.startswith("dict[str, "):
