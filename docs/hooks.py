@@ -161,7 +161,7 @@ def settings(name: str) -> str:
 
 def _cell(text: str) -> str:
     """Plain text within a table."""
-    return re.sub(r"([|<>*_\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"[|<>*_\[\]`]", lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
 
 
 MAKERS = {"options": options, "settings": settings}

@@ -37,9 +37,11 @@ def wrong_links(page: Path) -> list[str]:
     for link in links_of(page):
         name, _, anchor = link.partition("#")
         target = (page.parent / name).resolve() if name else page
-        if not target.exists() or not target.is_relative_to(ROOT):
-            wrong.append(link)
-        elif anchor and anchor not in anchors_of(target):
+        if (
+            not target.exists()
+            or not target.is_relative_to(ROOT)
+            or (anchor and anchor not in anchors_of(target))
+        ):
             wrong.append(link)
     return wrong
 
