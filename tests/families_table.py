@@ -1,4 +1,4 @@
-"""Write ``docs/families.md`` from what the contract suite builds. Run as a program."""
+"""Write ``docs/reference/families.md`` from what the contract suite builds. Run as a program."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.families import REFUSED, REFUSED_IF
 from ghostlayers.model.multimodal import text_view
 
-PATH = Path(__file__).parent.parent / "docs" / "families.md"
+PATH = Path(__file__).parent.parent / "docs" / "reference" / "families.md"
 
 HEAD = """# Families
 
@@ -111,7 +111,7 @@ def render() -> str:
         seen + "\n## Refused\n\n| model type | because |\n|---|---|\n" + "\n".join(refused) + "\n"
     )
     head = HEAD.replace("VERSION", transformers.__version__)
-    return head + "\n".join(rows) + "\n" + seen + tail
+    return head + "\n".join(rows) + "\n" + tail
 
 
 if __name__ == "__main__":

@@ -205,6 +205,17 @@ def prune(trained_llama: Any, byte_tokenizer: Any, some_text: list[str]) -> Any:
     )
 
 
+def test_a_study_fits_and_builds_by_an_object_of_a_script_s_class(
+    tiny_folder: Path, text: str
+) -> None:
+    study = ghostlayers.Study.open(str(tiny_folder), data=text, fit_windows=4, **QUICK)
+    cut = study.choose(remove="2-3")
+    fitted = study.fit(cut, [Half(0.25), "ghost"])
+    assert [*fitted] == ["Half:part=0.25", "ghost"]
+    built = study.build(cut, fitted["Half:part=0.25"])
+    assert built.record["recipe"]["repair"] == "Half:part=0.25"
+
+
 def test_an_object_of_a_script_s_class_prunes_and_is_recorded(prune: Any, tmp_path: Path) -> None:
     pruned, whole = (prune(remove="2-3", repair=each) for each in (Half(0.25), Ghost()))
     (mine,), (theirs,) = pruned.repairs.values(), whole.repairs.values()

@@ -19,7 +19,7 @@ from ghostlayers.report.results import SCHEMA, read_results
 # select=["recoverable"], repair=["none", "ghost", "refit:1"], windows=8, held_out_windows=2,
 # max_windows=2, sequence_length=32, limit=8, new_tokens=4; "published" and a processor set by hand.
 FILE = Path(__file__).parent / "fixtures" / "results.json"
-DOCS = Path(__file__).parents[1] / "docs" / "results-json.md"
+DOCS = Path(__file__).parents[1] / "docs" / "reference" / "results-json.md"
 
 
 @pytest.fixture
@@ -89,10 +89,10 @@ def _type(annotation: str) -> str:
     plain = {"str": "text", "int": "integer", "float": "number", "bool": "true or false",
              "None": "null", "Any": "any", "Pair": "[integer, number or null]",
              "Literal[1]": "1"}  # fmt: skip
-    if " | " in annotation and not annotation.endswith("]"):
-        return " or ".join(_type(part) for part in annotation.split(" | "))
     if annotation.endswith(" | None"):
         return f"{_type(annotation.removesuffix(' | None'))} or null"
+    if " | " in annotation and not annotation.endswith("]"):
+        return " or ".join(_type(part) for part in annotation.split(" | "))
     if annotation.startswith("Array["):
         return f"array of {_type(annotation[6:-1])}"
     if annotation.startswith("dict[str, "):

@@ -210,7 +210,7 @@ def test_two_models_are_compared_pair_by_pair(folder, byte_tokenizer) -> None:
     assert json.loads(json.dumps(report.to_dict()))["comparisons"][0]["tasks"] == ["nouns"]
 
 
-DOCS = Path(__file__).parents[1] / "docs" / "evaluation.md"
+DOCS = Path(__file__).parents[1] / "docs" / "how-to" / "evaluate.md"
 
 
 def write_documented(folder: Path, name: str, rows: list[dict], **changes: str) -> None:

@@ -24,7 +24,7 @@ HEADS = 3.5
 STEP_TOKENS = 256
 LONG_RUNS = ((50_000, 512), (200_000, 1024), (500_000, 2048), (1_000_000, 8192))
 """Tokens from which on a step has more of them. A short run needs a hundred steps more than it
-needs each of them to be exact (``docs/heal.md``)."""
+needs each of them to be exact (``docs/results/healing.md``)."""
 
 
 @dataclass(frozen=True)

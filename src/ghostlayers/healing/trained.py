@@ -335,7 +335,7 @@ SHARE_OF_MEMORY = 0.5
 
 
 def default_parts(cut: CutModel) -> tuple[str, ...]:
-    """What is trained if nothing is said; see ``docs/heal.md`` for what was measured.
+    """What is trained if nothing is said; see ``docs/results/healing.md`` for what was measured.
 
     It depends on how much memory there is, not on how much is free, so that a run that goes on
     trains the same.

@@ -46,7 +46,8 @@ CANDIDATES = 2 + SHORTLIST * 5 / 3
 """Of a race: the best by two rankings, some of which agree, by angle, and layers apart."""
 
 STAYING = 2.5
-"""Of them that are measured beyond the first windows: the mean of the races in docs/results.md."""
+"""Of them that are measured beyond the first windows: the mean of the races that
+docs/results/selection.md is about."""
 
 GREEDY_CANDIDATES = 5.5
 """Of a step of the greedy search, those beside gaps included."""

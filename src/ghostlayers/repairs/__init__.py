@@ -1,7 +1,8 @@
 """Closed-form repairs of a gap, one a file: each a pure function of what was gathered there.
 
 To add one: write its class, name it in `METHODS` here, and in ``tests/test_repairs.py``. Another
-package adds its own by an entry point of the group ``ghostlayers.repairs``: ``docs/extending.md``.
+package adds its own by an entry point of the group ``ghostlayers.repairs``; see
+``docs/how-to/extend.md``.
 """
 
 from ghostlayers.repairs.arguments import argument

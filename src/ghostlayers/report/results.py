@@ -1,4 +1,4 @@
-"""What a comparison found: the schema of ``results.json``, which `docs/results-json.md` shows.
+"""What a comparison found: the schema of ``results.json`` (docs/reference/results-json.md).
 
 A number that could not be measured is null. Files of older versions lack what was not measured
 then; keys that are not named here are carried along.
