@@ -327,11 +327,18 @@ def _of_names(paths: tuple[str, ...], modules: str) -> tuple[str, ...]:
     return tuple(path for path in paths if path.rpartition(".")[2] in wanted)
 
 
-BYTES_TRAINED = 18
-"""Of a number that is trained: weight, gradient, two moments, and the best state."""
-
 SHARE_OF_MEMORY = 0.5
 """That these may take if nothing is said of what is trained."""
+
+
+def bytes_trained(dtype: torch.dtype) -> int:
+    """What a number that is trained takes in a model that computes in a type.
+
+    In float32 the weight, its gradient and two moments; the best state in the type itself; and in
+    another type than float32 also what the network computes with, and that one's gradient.
+    """
+    own = 0 if dtype == torch.float32 else 2 * dtype.itemsize
+    return 4 * 4 + dtype.itemsize + own
 
 
 def default_parts(cut: CutModel) -> tuple[str, ...]:
@@ -343,7 +350,7 @@ def default_parts(cut: CutModel) -> tuple[str, ...]:
     parts = [part for part in ("operator", "norms") if _has(cut, part)]
     behind = list(_suffix(cut))
     numbers = sum(cut.network.get_parameter(name).numel() for name in behind)
-    fits = numbers * BYTES_TRAINED < SHARE_OF_MEMORY * memory_of(cut.dense.device)
+    fits = numbers * bytes_trained(cut.dense.dtype) < SHARE_OF_MEMORY * memory_of(cut.dense.device)
     if behind and (fits or not parts):
         parts.append("suffix")
     return tuple(parts)

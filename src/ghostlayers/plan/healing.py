@@ -8,14 +8,14 @@ from ghostlayers.calibration.cuts import LOGITS_AT_ONCE
 from ghostlayers.calibration.passes import Pass
 from ghostlayers.healing import schedule
 from ghostlayers.healing.cut_model import CutModel
-from ghostlayers.healing.trained import default_parts, named_parts, start_of
+from ghostlayers.healing.trained import bytes_trained, default_parts, named_parts, start_of
 from ghostlayers.healing.training import work_of
 from ghostlayers.plan.probe import Speed, writing_seconds
 from ghostlayers.plan.units import Plan, prices
 from ghostlayers.recipe.healing import HealingRecipe
 
-ADAM = 4 + 4 + 4
-"""Bytes a trained number takes beside its weight: gradient and two moments."""
+KEPT = 4 + 4 + 4
+"""Bytes of a trained number that an interrupted run goes on from: its weight and two moments."""
 
 KEPT_BY_A_LAYER = 34
 """Numbers a token and channel that a decoder layer keeps for its backward pass, or so."""
@@ -69,7 +69,7 @@ def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float) -> Pass:
     at_once = model.windows_per_call(length) * length * model.hidden_size * model.dtype.itemsize
     kept = KEPT_BY_A_LAYER * at_once * max(1.0, work.forward)
     streams = 2 * recipe.num_held_out_windows * model.stream_bytes(length)
-    weights = trained * (ADAM + 2 * model.dtype.itemsize)
+    weights = trained * bytes_trained(model.dtype)
     return Pass(
         "healing",
         f"Training {' + '.join(parts)} on {windows * length:,.0f} tokens",
@@ -77,5 +77,5 @@ def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float) -> Pass:
         layers=windows * own,
         heads=windows * schedule.HEADS * work.share * (1.0 + schedule.SHARE_OF_LOOKS),
         held=int(kept + streams + weights + 16 * LOGITS_AT_ONCE),
-        disk=trained * (ADAM + model.dtype.itemsize),
+        disk=trained * (KEPT + model.dtype.itemsize),
     )
