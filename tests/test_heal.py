@@ -31,13 +31,19 @@ from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.head import Head, LogitMap, logit_loss
 from ghostlayers.healing.positions import draw_positions, positions_of
+from ghostlayers.healing.rates import fitting_rates
 from ghostlayers.healing.state import BETAS, CLIP, State
 from ghostlayers.healing.text import read_text
 from ghostlayers.healing.trained import default_parts, named_parts, prepare, recording
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
-from ghostlayers.recipe.healing import PARTS, HealingRecipe, read_budget, read_mix
-from ghostlayers.recipe.rates import LEARNING_RATES, Rate
+from ghostlayers.recipe.healing import (
+    LEARNING_RATES,
+    PARTS,
+    HealingRecipe,
+    read_budget,
+    read_mix,
+)
 from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.spans import Span
 from ghostlayers.surgery import removal
@@ -188,8 +194,8 @@ def test_the_engine_is_a_literal_loop_of_two_models(
     names = named_parts(cut, recipe.parts or ())
     own = dict(student.named_parameters())
     groups = [
-        {"params": [own[name]], "lr": 0.0, "part": part, "size": own[name].abs().mean().item()}
-        for name, part in names.items()
+        {"params": [own[n] for n, p in names.items() if p == part], "lr": 0.0, "part": part}
+        for part in dict.fromkeys(names.values())
     ]
     for name, each in own.items():
         each.requires_grad_(name in names)
@@ -198,8 +204,7 @@ def test_the_engine_is_a_literal_loop_of_two_models(
         numbers = range(2 * step, 2 * step + 2)
         positions = draw_positions(numbers, 32, 0.5, 0)
         for group in optimiser.param_groups:
-            highest = LEARNING_RATES[group["part"]].value * group["size"]
-            group["lr"] = highest * schedule.rate(step, 4)
+            group["lr"] = healed.outcome.rates[group["part"]] * schedule.rate(step, 4)
         loss = literal_loss(
             student, cut.dense.network, text.input_ids[list(numbers)], positions, kind
         )
@@ -733,9 +738,6 @@ def test_too_short_a_text_is_refused(pruned: Any) -> None:
         ({"minutes": -1.0}, "positive"),
         ({"minutes": float("nan")}, "positive"),
         ({"learning_rate": "fast"}, "positive number"),
-        ({"learning_rate": "%"}, "positive number"),
-        ({"learning_rate": "norms=nan%"}, "positive number"),
-        ({"learning_rate": "-1%"}, "positive number"),
         ({"learning_rate": "suffixe=1e-4"}, "nothing is called"),
         ({"positions": 0.0}, "above 0"),
         ({"positions": 1.5}, "above 0"),
@@ -770,10 +772,8 @@ def test_amounts_shares_and_budgets_are_read() -> None:
         with pytest.raises(RecipeError, match="budget"):
             read_budget(text)
     rates = HealingRecipe(learning_rate="operator=1e-5,norms=2e-3").rates
-    assert (rates["operator"], rates["norms"]) == (Rate(1e-5), Rate(2e-3))
-    assert rates["suffix"] == LEARNING_RATES["suffix"]
-    assert set(HealingRecipe(learning_rate="1e-5").rates.values()) == {Rate(1e-5)}
-    assert HealingRecipe(learning_rate="norms=0.3%").rates["norms"] == Rate(0.003, relative=True)
+    assert (rates["operator"], rates["norms"]) == (1e-5, 2e-3)
+    assert set(HealingRecipe(learning_rate="1e-5").rates.values()) == {1e-5}
 
 
 def test_the_schedule_rises_and_falls() -> None:
@@ -997,3 +997,51 @@ def test_a_repair_that_is_a_layer_is_healed_as_one(
         tokens="300", train="norms", **SMALL,
     )  # fmt: skip
     assert saved.outcome.start.kl_nats == pytest.approx(healed.outcome.end.kl_nats, rel=1e-4)
+
+
+def test_rates_are_lowered_to_what_the_model_bears(pruned: Any) -> None:
+    cut = cut_of(pruned["ghost"])
+    trained = prepare(cut, HealingRecipe(**SMALL), ("operator", "suffix"))
+    ids = torch.randint(3, 90, (4, 17), generator=torch.Generator().manual_seed(1))
+    parts, high = ["operator", "suffix"], torch.tensor([1.0, 0.3], dtype=torch.float64)
+    with recording(trained):
+        engine = Engine(trained, "kl")
+        before = {name: each.detach().clone() for name, each in trained.masters.items()}
+        found = fitting_rates(engine, parts, high, ids, 1.0)
+        again = fitting_rates(engine, parts, found, ids, 1.0)
+        assert all(torch.equal(each, before[name]) for name, each in trained.masters.items())
+        assert all(each.grad is None for each in trained.masters.values())
+        for part, rate in zip(parts, found.tolist(), strict=True):
+            losses = [literal_step(engine, part, step * rate, ids) for step in (3.0, 1.0)]
+            assert losses[0] <= losses[1] + 1e-9
+            assert literal_step(engine, part, 9.0 * rate, ids) > losses[0]
+    assert (found < high).all()
+    assert torch.equal(again, found)
+
+
+def literal_step(engine: Engine, part: str, rate: float, ids: torch.Tensor) -> float:
+    """The loss of the last two windows, behind a step against the first one's gradient's signs."""
+    trained = engine.trained
+    positions = draw_positions(range(1), 17, 1.0, 0)
+    engine.learn(engine.teach(ids[:1], positions), positions.numel())
+    held = {name: each.detach().clone() for name, each in trained.masters.items()}
+    with torch.no_grad():
+        for name, master in trained.masters.items():
+            if trained.parts[name] == part:
+                master -= rate * master.grad.sign()
+            master.grad = None
+    positions = draw_positions(range(2), 17, 1.0, 1)
+    loss = engine.learn(engine.teach(ids[-2:], positions), 1.0)
+    for name, master in trained.masters.items():
+        master.data.copy_(held[name])
+        master.grad = None
+    return loss
+
+
+def test_rates_that_are_named_are_taken_as_they_are(pruned: Any, other_text: list[str]) -> None:
+    told = {"learning_rate": "operator=0.3,norms=1e-9", "train": "operator+norms+suffix"}
+    healed = heal(pruned["ghost"], other_text, tokens="64", **told)
+    rates = healed.outcome.rates
+    assert (rates["operator"], rates["norms"]) == (0.3, 1e-9)
+    assert 0 < rates["suffix"] <= LEARNING_RATES["suffix"]
+    assert healed.record["healing"]["learning_rates"] == rates

@@ -37,7 +37,6 @@ from ghostlayers.merged import TRIED
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
 from ghostlayers.recipe import HealingRecipe, RunOptions
-from ghostlayers.recipe.rates import Rate
 from ghostlayers.recipe.writing import WritingRecipe
 from ghostlayers.statistics.slerp import slerp
 from ghostlayers.text.chats import prompt_of, split_answer
@@ -711,7 +710,7 @@ def test_plain_text_beside_chats_counts_as_a_whole(
 def test_a_preset_fills_in_what_is_not_given() -> None:
     plain = HealingRecipe.from_dict({"preset": "self-data-distillation"})
     assert (plain.rank, plain.parts, plain.loss) == (8, ("lora",), "ce")
-    assert plain.rates["lora"] == Rate(1e-4)
+    assert plain.rates["lora"] == 1e-4
     assert plain.completions
     own = HealingRecipe(rank=4).changed(
         {"preset": "self-data-distillation", "loss": "kl", "completions": False}

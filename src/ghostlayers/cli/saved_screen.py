@@ -142,6 +142,11 @@ def show_healing(row: Mapping[str, Any]) -> None:
         f"{row['tokens']:,} tokens of {corpora}, {row['steps']:,} steps, in "
         f"{duration(row['seconds'])}."
     )
+    rates = row.get("learning_rates", {})  # files of older versions say none
+    if rates:
+        say(
+            "Learning rates: ", ", ".join(f"{part} {rate:.2g}" for part, rate in rates.items()), "."
+        )
     rows = [[each["model"], *loss_cells(each)] for each in row["evidence"]]
     table(LOSSES, rows, f"On {text['windows']} held-out windows of {shown_name(text['corpus'])}")
     dense, before, healed = (each["loss_nats"] for each in row["evidence"])

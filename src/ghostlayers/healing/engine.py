@@ -4,6 +4,7 @@ Up to the first layer that differs both models compute the same, so the dense mo
 is where the cut model starts, and the layers before run once.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ghostlayers.calibration.cuts import positions_at_once
+from ghostlayers.errors import NonFiniteError
 from ghostlayers.healing.head import Head, logit_loss
 from ghostlayers.healing.trained import Trained
 from ghostlayers.model.dense import DenseModel
@@ -102,6 +104,14 @@ class Engine:
             self.trained.take_gradients()
         return sums
 
+    @torch.no_grad()
+    def loss(self, lesson: Lesson) -> float:
+        """The loss of a lesson, summed; nothing is learnt. Infinite where it is no number."""
+        try:
+            return self.learn(lesson, 1.0)
+        except NonFiniteError:
+            return math.inf
+
     def _learn_part(self, lesson: Lesson, total: float) -> float:
         batch, stream = self._forward(lesson)
         check_finite(stream, self.student.num_layers - 1)
@@ -167,7 +177,8 @@ class Engine:
                     None if weights is None else weights[some],
                 )
                 sums += loss
-                logits.backward((slope / total).to(logits.dtype))
+                if logits.requires_grad:
+                    logits.backward((slope / total).to(logits.dtype))
         if stream.requires_grad and leaf.grad is not None:
             stream.backward(leaf.grad)
         return sums

@@ -21,7 +21,7 @@ def healing_row(recipe: HealingRecipe, outcome: Outcome) -> dict[str, Any]:
         "steps": outcome.steps,
         "step_tokens": outcome.step_tokens,
         "positions": outcome.share,
-        "learning_rates": {part: str(recipe.rates[part]) for part in outcome.parts},
+        "learning_rates": dict(outcome.rates),
         "best_step": outcome.best_step,
         "seconds": round(outcome.seconds, 1),
         "processor": processor_name(),

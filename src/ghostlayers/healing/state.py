@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ghostlayers.healing.schedule import MOST_LOOKS
 from ghostlayers.healing.trained import Trained
-from ghostlayers.recipe.rates import Rate
 from ghostlayers.statistics.losses import LossSums
 
 BETAS = (0.9, 0.95)
@@ -41,12 +40,13 @@ class State:
 
     Attributes:
         trained: the weights.
-        optimiser: AdamW without weight decay, a group for each weight.
+        optimiser: AdamW without weight decay, one group of weights a part.
         best: the weights of the best state, as they would be saved.
         history: a row a look: step, seconds, and a row of `LossSums`.
         curve: sum of the training loss and positions, [2, bins].
         notes: looks so far, step of the best, its measure, seconds; steps, and windows of each.
         text: SHA-256 of what is trained and measured on.
+        rates: the highest learning rate of each part, in the order of `parts`.
     """
 
     trained: Trained
@@ -60,14 +60,19 @@ class State:
     curve: Tensor = field(default_factory=lambda: torch.zeros(2, BINS, dtype=torch.float64))
     notes: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
     text: Tensor = field(default_factory=lambda: torch.zeros(32, dtype=torch.uint8))
+    rates: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
     @classmethod
-    def begin(cls, trained: Trained, rates: Mapping[str, Rate]) -> "State":
+    def begin(cls, trained: Trained, rates: Mapping[str, float]) -> "State":
         """At the closed form."""
-        groups = []
-        for name, master in trained.masters.items():
-            highest = rates[trained.parts[name]].of(trained.size_of(name))
-            groups.append({"params": [master], "lr": highest, "highest": highest})
+        parts = dict.fromkeys(trained.parts.values())
+        groups = [
+            {
+                "params": [trained.masters[n] for n, p in trained.parts.items() if p == part],
+                "lr": rates[part],
+            }
+            for part in parts
+        ]
         optimiser = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
         for master in trained.masters.values():
             optimiser.state[master] = {
@@ -76,6 +81,7 @@ class State:
                 "exp_avg_sq": torch.zeros_like(master),
             }
         state = cls(trained, optimiser, trained.stored())
+        state.rates = torch.tensor([rates[part] for part in parts], dtype=torch.float64)
         state.notes[2] = math.inf
         return state
 
@@ -93,7 +99,13 @@ class State:
             "curve": self.curve,
             "notes": self.notes,
             "text": self.text,
+            "rates": self.rates,
         }
+
+    @property
+    def parts(self) -> list[str]:
+        """What is trained, in the order of the optimiser's groups."""
+        return list(dict.fromkeys(self.trained.parts.values()))
 
     @property
     def masters(self) -> list[Tensor]:
@@ -102,8 +114,8 @@ class State:
 
     def step(self, rate: float) -> None:
         """Change the weights by their gradients, at a share of the highest learning rates."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group["highest"]
+        for group, highest in zip(self.optimiser.param_groups, self.rates.tolist(), strict=True):
+            group["lr"] = rate * highest
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.trained.write_back()

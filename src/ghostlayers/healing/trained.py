@@ -99,15 +99,6 @@ class Trained:
             mark_type(network.get_parameter(name), name, tensor.dtype)
         return network
 
-    def size_of(self, name: str) -> float:
-        """The mean size of a weight's numbers; of an adapter, that of the projection's.
-
-        The mean and not its square's: a few gains of a norm may be a hundred times the others.
-        """
-        path, adapter, _ = name.partition(".lora_")
-        own = read_tensor(self.network, f"{path}.base_layer.weight") if adapter else None
-        return float((self.masters[name] if own is None else own).detach().float().abs().mean())
-
     def _whole(self) -> Iterator[tuple[str, Tensor]]:
         """Adapted projections with their adapters in them; what else is trained, as it is."""
         for name in self.adapted:

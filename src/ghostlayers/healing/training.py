@@ -17,6 +17,7 @@ from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.held_out import HeldOut
 from ghostlayers.healing.positions import draw_positions, weights_at
+from ghostlayers.healing.rates import fitting_rates
 from ghostlayers.healing.state import Look, State
 from ghostlayers.healing.teaching import Teaching, first_occurrences
 from ghostlayers.healing.text import Text
@@ -57,6 +58,7 @@ class Outcome:
         looks: every measurement on held-out windows, the one before training first.
         dense: the dense model's losses there.
         training_losses: the mean loss of equal stretches of the run.
+        rates: the highest learning rate of each part.
         seconds: that training took, measurements included, interruptions left out.
         text: what was trained and measured on.
         adapters: of ``lora``, by PEFT's names; those that are merged in the network.
@@ -73,6 +75,7 @@ class Outcome:
     looks: tuple[Look, ...]
     dense: LossSums
     training_losses: tuple[float, ...]
+    rates: Mapping[str, float]
     seconds: float
     text: Text
     adapters: Mapping[str, Tensor] = field(default_factory=dict)
@@ -168,6 +171,7 @@ class Training:
         course = _Course(self, engine, state, teaching, held_out, work, record, steps, windows)
         if record is None or not record.done:
             course.look(0)
+            self._fit_rates(state, engine, text, work.share)
         if self.train:
             course.go(0 if record is None else record.done)
         best = state.best if state.best_step else trained.stored()
@@ -182,11 +186,21 @@ class Training:
             looks=tuple(state.looks()),
             dense=held_out.dense_losses(),
             training_losses=tuple(state.training_losses()),
+            rates=dict(zip(state.parts, state.rates.tolist(), strict=True)),
             seconds=state.seconds,
             text=text,
             adapters=adapters_of(best),
             adapted=trained.adapted,
         )
+
+    def _fit_rates(self, state: State, engine: Engine, text: Text, share: float) -> None:
+        """Lower the rates that nobody named to what the model bears."""
+        places = [n for n, part in enumerate(state.parts) if part not in self.recipe.told_rates]
+        if not places or not self.train:
+            return
+        parts, highest = [state.parts[n] for n in places], state.rates[places]
+        found = fitting_rates(engine, parts, highest, text.input_ids, share)
+        state.rates[places] = torch.tensor(from_first(found.tolist()), dtype=found.dtype)
 
     def _size(self, state: State, engine: Engine, work: schedule.Work) -> tuple[int, int]:
         """Steps, and windows of each, from the budget.

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.recipe.checks import check_bounds, check_keys, check_types
 from ghostlayers.recipe.healing_presets import HEALING_PRESETS, find_healing_preset
-from ghostlayers.recipe.rates import LEARNING_RATES, Rate
 from ghostlayers.runtime.documents import brief
 from ghostlayers.runtime.settings import TEXT, documented, setting
 from ghostlayers.text.tokens import BosPolicy
@@ -25,6 +24,9 @@ HEALING = "Training"
 
 PARTS = ("operator", "norms", "suffix", "lora", "all")
 """What can be trained."""
+
+LEARNING_RATES = {"operator": 3e-4, "norms": 1e-3, "suffix": 1e-4, "lora": 1e-3, "all": 1e-4}
+"""Of each part at the most, if nothing else is said; see `healing.rates`."""
 
 OWN = "@dense"
 """The corpus that the dense model writes itself, behind beginnings of the others."""
@@ -78,11 +80,11 @@ class HealingRecipe:
     )
     learning_rate: str | None = setting(
         None,
-        "At its highest, for all that is trained, or by part: operator=1e-4,norms=0.3%. Per cent "
-        "are of the mean size of each weight's numbers.",
+        "At its highest, for all that is trained, or by part: operator=1e-4,norms=1e-3.",
         HEALING,
         metavar="RATE",
-        says=", ".join(f"{part} {rate}" for part, rate in LEARNING_RATES.items()),
+        says=", ".join(f"{part} {rate:g}" for part, rate in LEARNING_RATES.items())
+        + "; less where a step of that goes too far for the model",
     )
     positions: float | None = setting(
         None,
@@ -232,13 +234,18 @@ class HealingRecipe:
         return 60.0 * (DEFAULT_MINUTES if self.minutes is None else self.minutes)
 
     @property
-    def rates(self) -> Mapping[str, Rate]:
-        """The highest learning rate of each part.
+    def rates(self) -> Mapping[str, float]:
+        """The highest learning rate of each part: as it is told, or by default at the most."""
+        return {**LEARNING_RATES, **self.told_rates}
+
+    @property
+    def told_rates(self) -> Mapping[str, float]:
+        """Learning rates that were named, by part.
 
         Raises:
             RecipeError: an unknown part, or no positive number.
         """
-        rates = dict(LEARNING_RATES)
+        rates: dict[str, float] = {}
         for entry in [] if self.learning_rate is None else self.learning_rate.split(","):
             part, named, text = entry.rpartition("=")
             part = part.strip()
@@ -246,9 +253,7 @@ class HealingRecipe:
                 raise RecipeError(
                     f"--learning-rate: nothing is called '{part}'. {suggest(part, PARTS)}"
                 )
-            rates.update(
-                {part: Rate.parse(text)} if named else dict.fromkeys(PARTS, Rate.parse(text))
-            )
+            rates.update({part: _rate(text)} if named else dict.fromkeys(PARTS, _rate(text)))
         return rates
 
     @property
@@ -297,6 +302,18 @@ class HealingRecipe:
             plain = HealingRecipe().to_dict()
             base = {name: value for name, value in base.items() if value != plain[name]}
         return HealingRecipe.from_dict({**base, **choices})
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < 10:
+        raise RecipeError(
+            f"--learning-rate: expected a positive number such as 1e-4, got {brief(text)}."
+        )
+    return rate
 
 
 def read_mix(text: str) -> tuple[tuple[str, float], ...]:

@@ -1,0 +1,100 @@
+"""Learning rates that fit a model: the default ones, or less where a step of them goes too far.
+
+The first step of AdamW moves every number by the rate, against the sign of its gradient. Models
+differ in how far that may be: on Gemma 3, whose stream has channels a hundred times as large as
+others, a tenth of what is best for a Llama of its size. So the step is tried on other windows
+before training: a rate fits if a step three times as long still lowers their loss at least as much.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ghostlayers.healing.engine import Engine, Lesson
+from ghostlayers.healing.positions import draw_positions
+
+FURTHER = 3.0
+"""A step so many times as long must still help: what is best for one step is too much for many."""
+
+LOWEST = 1e-3
+"""Of a default rate, below which no lower one is tried."""
+
+WINDOWS = 2
+"""That a step is tried on, behind the one whose gradient it follows."""
+
+
+def fitting_rates(
+    engine: Engine, parts: Sequence[str], highest: Tensor, texts: Tensor, share: float
+) -> Tensor:
+    """The rate of every part, at most so high; nothing that is trained is changed.
+
+    Args:
+        engine: runs the cut model.
+        parts: whose rates are open.
+        highest: of each, [parts].
+        texts: windows of the training text, [windows, sequence].
+        share: of their positions that are learnt from.
+    """
+    followed, others = (
+        _lesson(engine, rows, share, seed)
+        for seed, rows in enumerate((texts[:1], texts[-WINDOWS:]))
+    )
+    engine.learn(followed, followed.positions.numel())
+    masters = engine.trained.masters
+    ways = {n: each.grad.sign() for n, each in masters.items() if each.grad is not None}
+    for each in masters.values():
+        each.grad = None
+    found = [
+        _longest(_Steps(engine, part, ways, others), float(rate))
+        for part, rate in zip(parts, highest, strict=True)
+    ]
+    return torch.tensor(found, dtype=highest.dtype)
+
+
+def _lesson(engine: Engine, rows: Tensor, share: float, seed: int) -> Lesson:
+    return engine.teach(rows, draw_positions(range(len(rows)), rows.shape[1], share, seed))
+
+
+class _Steps:
+    """What a step of one part does to the loss of other windows.
+
+    Args:
+        engine: runs the cut model.
+        part: that steps.
+        ways: the gradients' signs by name.
+        others: the windows.
+    """
+
+    def __init__(self, engine: Engine, part: str, ways: dict[str, Tensor], others: Lesson) -> None:
+        self.engine, self.others = engine, others
+        trained = engine.trained
+        self._before = {
+            name: master.detach().clone()
+            for name, master in trained.masters.items()
+            if trained.parts[name] == part and name in ways
+        }
+        self._ways = ways
+
+    @torch.no_grad()
+    def loss(self, rate: float) -> float:
+        """Behind a step of this length."""
+        trained = self.engine.trained
+        for name, before in self._before.items():
+            trained.masters[name].copy_(before - rate * self._ways[name])
+        trained.write_back()
+        try:
+            return self.engine.loss(self.others)
+        finally:
+            for name, before in self._before.items():
+                trained.masters[name].copy_(before)
+            trained.write_back()
+
+
+def _longest(steps: _Steps, highest: float) -> float:
+    """The highest rate, of thirds of thirds, at which a step three times as long helps as much."""
+    rate, further, here = highest, steps.loss(FURTHER * highest), steps.loss(highest)
+    while not further <= here and rate > LOWEST * highest:
+        rate /= FURTHER
+        further, here = here, steps.loss(rate)
+    return rate
