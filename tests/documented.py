@@ -86,7 +86,7 @@ SMALLER = {
 }
 """By command: options that a text of a page is enough for."""
 
-BUDGETS = {"--minutes": ("--tokens", "512"), "--heal": ("--heal", "1k")}
+BUDGETS = {"--minutes": ("--tokens", "1k"), "--heal": ("--heal", "1k")}
 """Options that take minutes, and what stands in their place."""
 
 CALLS = {
@@ -112,7 +112,7 @@ def smaller_command(words: list[str]) -> list[str]:
 def smaller_code(text: str) -> str:
     """Python that reads a small text."""
     text = re.sub(r'(data|on|held_out)="(c4|wikitext2)"', r'\1="\2.jsonl"', text)
-    return re.sub(r"max_windows=\d+", "max_windows=2", re.sub(r"minutes=\d+", "tokens=512", text))
+    return re.sub(r"max_windows=\d+", "max_windows=2", re.sub(r"minutes=\d+", 'tokens="1k"', text))
 
 
 def outputs_of(text: str) -> list[str]:
