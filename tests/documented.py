@@ -82,6 +82,9 @@ SMALLER = {
     "compare": "--windows 6 --fit-windows 6 --held-out-windows 2 --sequence-length 64 "
     "--continuations 0 --max-windows 2 --no-speed",
     "heal": "--sequence-length 64",
+    "bench": "--length 16 --new-tokens 4 --repeats 1",
+    "recommend": "--windows 6 --held-out-windows 2 --sequence-length 64 --continuations 0 "
+    "--max-windows 2 --no-speed",
     "eval": "--sequence-length 64 --continuations 1 --max-windows 2",
 }
 """By command: options that a text of a page is enough for."""

@@ -43,7 +43,6 @@ from ghostlayers.preparation import (
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import HealingRecipe, Recipe, RunOptions
 from ghostlayers.repairs import REPAIR_REGISTRY, RepairMethod
-from ghostlayers.repairs.registry import TextOfObject
 from ghostlayers.runtime.machine import versions
 from ghostlayers.runtime.parallel import check_same, world
 from ghostlayers.runtime.progress import Progress, Silent
@@ -194,8 +193,7 @@ class Study:
             for repair in repairs or [cut.recipe.repair]
         }
         windows = self.windows.first(cut.recipe.num_fit_windows)
-        fitted = fit_many(self.runner, windows, cut.spans, fittings)
-        return {name: _named(repairs, name) for name, repairs in fitted.items()}
+        return fit_many(self.runner, windows, cut.spans, fittings)
 
     def losses(
         self,
@@ -305,13 +303,6 @@ def plan_run(
     """What pruning a model by a recipe takes on this machine, after a probe of a second or two."""
     speed = probe_blindly(dense, recipe.sequence_length, options.batch_size)
     return plan_prune(dense, recipe, speed, started=started, output=output, processes=world().size)
-
-
-def _named(repairs: Repairs, name: str) -> Repairs:
-    """Repairs by a script's class: their name brings the object along, so that `build` finds it."""
-    if not isinstance(name, TextOfObject):
-        return repairs
-    return {span: dataclasses.replace(repair, method=name) for span, repair in repairs.items()}
 
 
 def _build(study: Study, cut: ChosenCut, repairs: Repairs) -> PrunedModel:
