@@ -2,7 +2,6 @@
 # `make check` is what CI runs. `make bench-check` says whether a change made calibration slower.
 # `make locked` installs the very versions of requirements-dev.lock, which `make lock` writes anew.
 # `make faults` tries what can go wrong, two hours at most.
-# `make docs` builds the documentation into site/, without a network once it is installed.
 # Another torch build: make install TORCH="torch --index-url URL".
 
 PYTHON ?= python3.11
@@ -12,7 +11,7 @@ VENV := .venv
 WORKERS ?= --numprocesses 2 --dist loadfile
 BIN := $(VENV)/bin
 
-.PHONY: demo test install locked lock check bench-check faults docs lint types clean
+.PHONY: demo test install locked lock check bench-check faults lint types clean
 
 demo: $(VENV)/.runs
 	$(BIN)/ghostlayers demo
@@ -59,7 +58,9 @@ faults: install
 	mkdir -p build
 	cd tests && $(abspath $(BIN))/python -m faults --table ../build/faults.md
 
-# Commands and settings on the pages come from the package itself.
+# The documentation into site/, without a network once this is installed. Commands and settings on
+# its pages come from the package itself.
+.PHONY: docs
 docs: $(VENV)/.documents
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 

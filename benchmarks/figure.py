@@ -52,6 +52,16 @@ def excess(results: Results) -> dict[str, dict[int, float]]:
     return found
 
 
+def apart(heights: dict[str, float]) -> dict[str, float]:
+    """Heights of labels, from below, none of which lies on another."""
+    least, free = 0.065 * max(heights.values()), float("-inf")
+    placed = {}
+    for name, height in sorted(heights.items(), key=lambda item: item[1]):
+        placed[name] = max(height, free)
+        free = placed[name] + least
+    return placed
+
+
 def draw(found: dict[str, dict[int, float]], layers: int, path: Path) -> None:
     """A line a repair, named at its end."""
     with mpl.rc_context(STYLE):
@@ -59,11 +69,10 @@ def draw(found: dict[str, dict[int, float]], layers: int, path: Path) -> None:
         for repair, values in found.items():
             label, colour, marker = NAMES[repair]
             axes.plot([*values], [*values.values()], color=colour, marker=marker, linewidth=2)
-            last = max(values)
-            axes.annotate(
-                label, (last, values[last]), (9, -4), textcoords="offset points", color=colour
-            )
         most = max(max(values) for values in found.values())
+        for repair, height in apart({name: lines[most] for name, lines in found.items()}).items():
+            label, colour, _ = NAMES[repair]
+            axes.annotate(label, (most, height), (9, -4), textcoords="offset points", color=colour)
         axes.set_xlim(0, most * 1.38)
         axes.set_xticks(sorted({n for values in found.values() for n in values}))
         axes.set_ylim(bottom=0)
@@ -73,7 +82,7 @@ def draw(found: dict[str, dict[int, float]], layers: int, path: Path) -> None:
         axes.set_title(
             "SmolLM2-135M: loss above the dense model, nats a token", loc="left", fontsize=11
         )
-        figure.savefig(path, metadata={"Date": None})
+        figure.savefig(path, metadata={"Date": None}, pad_inches=0.12, bbox_inches="tight")
         plt.close(figure)
 
 

@@ -4,6 +4,7 @@
 fields of a class of settings. Links that leave ``docs/`` lead to copies within the site.
 """
 
+import dataclasses
 import posixpath
 import re
 from collections.abc import Callable, Iterable
@@ -153,10 +154,16 @@ def settings(name: str) -> str:
         how = defined.metadata[KEY]
         key = parameter_name(field, how)
         also = "" if key == field else f" (in files `{key}`)"
-        default = how.says if how.says is not None else repr(defined.default)
-        default = "required" if "MISSING" in default else default
+        default = how.says if how.says is not None else _default(defined.default)
         rows.append(f"| `{field}`{also} | {_cell(default)} | {_cell(how.text)} |")
     return "\n".join(head + rows)
+
+
+def _default(value: Any) -> str:
+    """A default as it is typed; empty for none."""
+    if value is dataclasses.MISSING:
+        return "required"
+    return "" if value in (None, ()) else str(value)
 
 
 def _cell(text: str) -> str:

@@ -82,11 +82,14 @@ SMALLER = {
     "compare": "--windows 6 --fit-windows 6 --held-out-windows 2 --sequence-length 64 "
     "--continuations 0 --max-windows 2 --no-speed",
     "heal": "--sequence-length 64",
+    "bench": "--length 16 --new-tokens 4 --repeats 1",
+    "recommend": "--windows 6 --held-out-windows 2 --sequence-length 64 --continuations 0 "
+    "--max-windows 2 --no-speed",
     "eval": "--sequence-length 64 --continuations 1 --max-windows 2",
 }
 """By command: options that a text of a page is enough for."""
 
-BUDGETS = {"--minutes": ("--tokens", "512"), "--heal": ("--heal", "1k")}
+BUDGETS = {"--minutes": ("--tokens", "1k"), "--heal": ("--heal", "1k")}
 """Options that take minutes, and what stands in their place."""
 
 CALLS = {
@@ -112,7 +115,7 @@ def smaller_command(words: list[str]) -> list[str]:
 def smaller_code(text: str) -> str:
     """Python that reads a small text."""
     text = re.sub(r'(data|on|held_out)="(c4|wikitext2)"', r'\1="\2.jsonl"', text)
-    return re.sub(r"max_windows=\d+", "max_windows=2", re.sub(r"minutes=\d+", "tokens=512", text))
+    return re.sub(r"max_windows=\d+", "max_windows=2", re.sub(r"minutes=\d+", 'tokens="1k"', text))
 
 
 def outputs_of(text: str) -> list[str]:

@@ -53,7 +53,6 @@ from ghostlayers.recipe import HealingRecipe, Recipe, RunOptions
 from ghostlayers.recipe.decision import Decision
 from ghostlayers.recipe.wish import DETAILS, HOW_MANY
 from ghostlayers.repairs import REPAIR_REGISTRY, RepairMethod
-from ghostlayers.repairs.registry import TextOfObject
 from ghostlayers.runtime.machine import versions
 from ghostlayers.runtime.parallel import check_same, from_first, world
 from ghostlayers.runtime.progress import Progress, Silent
@@ -265,8 +264,7 @@ class Study:
             for repair in repairs or [cut.recipe.repair]
         }
         windows = self.windows.first(cut.recipe.num_fit_windows)
-        fitted = fit_many(self.runner, windows, cut.spans, fittings)
-        return {name: _named(repairs, name) for name, repairs in fitted.items()}
+        return fit_many(self.runner, windows, cut.spans, fittings)
 
     def losses(
         self,
@@ -390,13 +388,6 @@ def plan_run(
     if budget is None or recipe.layers is None:
         return plan
     return dataclasses.replace(plan, budget=budget.foreseen(recipe.layers))
-
-
-def _named(repairs: Repairs, name: str) -> Repairs:
-    """Repairs by a script's class: their name brings the object along, so that `build` finds it."""
-    if not isinstance(name, TextOfObject):
-        return repairs
-    return {span: dataclasses.replace(repair, method=name) for span, repair in repairs.items()}
 
 
 def _build(study: Study, cut: ChosenCut, repairs: Repairs) -> PrunedModel:

@@ -83,7 +83,15 @@ def _fit_many(
     for name, repairs in _fit_together(runner, windows, parts, exact).items():
         dtype = stacked[name].stored_dtype
         fitted[name] = {gap: repair.rounded(dtype) for gap, repair in stack(repairs).items()}
-    return {name: fitted[name] for name in fittings}
+    return {name: _named(fitted[name], name) for name in fittings}
+
+
+def _named(repairs: dict[Span, Repair], name: str) -> dict[Span, Repair]:
+    """Repairs by the name that they were asked for: it may bring an object of a script along."""
+    return {
+        gap: replace(repair, method=name) if repair.method == name else repair
+        for gap, repair in repairs.items()
+    }
 
 
 def _fit_together(
