@@ -13,7 +13,8 @@ out="${2:?usage: serve.sh MODEL OUT [--draft]}"
 if [ ! -e "$out" ]; then
     # A folded repair leaves a stock checkpoint, which any release of vLLM loads.
     "$python" -m ghostlayers prune "$model" -o "$out" --layers "${LAYERS:-7}" --data "${DATA:-c4}" \
-        --repair "${REPAIR:-refit:3:ridge=auto}"
+        --repair "${REPAIR:-refit:3:ridge=auto}" \
+        ${WINDOWS:+--windows "$WINDOWS"} ${LENGTH:+--sequence-length "$LENGTH"}
 fi
 command=(vllm serve "$out" --port "${PORT:-8000}")
 if [ "${3:-}" = "--draft" ]; then

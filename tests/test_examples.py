@@ -83,7 +83,8 @@ def test_a_gguf_file(text: Path, tmp_path: Path, byte_tokenizer: Any) -> None:
 def test_serving(draft: bool, tiny_folder: Path, text: Path, tmp_path: Path) -> None:
     """vLLM itself is not run here: the checkpoint is made, and the command is told."""
     given = (tiny_folder, "out", *(["--draft"] if draft else []))
-    wanted = {"LAYERS": "2", "REPAIR": "refit:1", "DATA": str(text), "PRINT": "1"}
+    small = {"LAYERS": "2", "WINDOWS": "8", "LENGTH": "64", "REPAIR": "refit:1"}
+    wanted = {**small, "DATA": str(text), "PRINT": "1"}
     if draft:
         (tmp_path / "out").mkdir()  # one that is there is taken as it is
     said = run("bash", EXAMPLES / "serve.sh", *given, at=tmp_path, **wanted)

@@ -81,7 +81,7 @@ def bench(
             "trust_remote_code"
         ),
     ],
-    draft: Annotated[DraftRequest, Fields("draft data prompts draft_tokens sampled")],
+    request: Annotated[DraftRequest, Fields("draft data prompts draft_tokens sampled")],
     against: Annotated[
         str | None, o.option("--against", text="The dense model it was made from.")
     ] = None,
@@ -99,8 +99,8 @@ def bench(
     """Latency, throughput and memory of a model beside the dense one and the bare cut."""
     del overwrite  # see `claims`
     check_can_draw(png)
-    if draft.draft:
-        asked = drafting_of(draft, batch, length, new_tokens, repeats)
+    if request.draft:
+        asked = drafting_of(request, batch, length, new_tokens, repeats)
         _bench_draft(model, against, asked, options, revision, json_file, png)
         return
     new_tokens, repeats = new_tokens or 16, repeats or 5
