@@ -1,4 +1,4 @@
-"""What a search by loss takes at most: the passes of one number of layers, for all that are tried."""
+"""What a search by loss takes at most: the passes of one number of layers, for all it tries."""
 
 from collections.abc import Callable
 from dataclasses import replace

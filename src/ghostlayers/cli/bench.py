@@ -11,15 +11,18 @@ import typer
 from ghostlayers.checkpoint import records
 from ghostlayers.cli import options as o
 from ghostlayers.cli import screen
+from ghostlayers.cli.drafts import Drafting, open_pair, run_drafts
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import command
-from ghostlayers.errors import GhostlayersError, InputError
+from ghostlayers.errors import GhostlayersError, InputError, RecipeError
 from ghostlayers.evaluation.bench import Point, Timing, measure_grid, operator_share
+from ghostlayers.evaluation.drafting import NEW_TOKENS, PROMPT_TOKENS, REPEATS
+from ghostlayers.evaluation.request import DraftRequest
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.preparation import open_model
 from ghostlayers.recipe import RunOptions
 from ghostlayers.report.heatmap import check_can_draw
-from ghostlayers.report.speed_plot import draw_speed
+from ghostlayers.report.speed_plot import draw_drafts, draw_speed
 from ghostlayers.runtime.documents import to_json
 from ghostlayers.runtime.files import write_whole
 from ghostlayers.runtime.machine import processor_name, versions
@@ -36,19 +39,32 @@ LEAST_SHARE = 0.001
 
 _GRID = "Grid"
 Batches = Annotated[
-    str,
+    str | None,
     o.option("--batch", text="Sequences at a time. [default: 1,4]", metavar="N,N", panel=_GRID),
 ]
 Lengths = Annotated[
-    str,
-    o.option("--length", text="Tokens of a prompt. [default: 128,512]", metavar="N,N", panel=_GRID),
+    str | None,
+    o.option(
+        "--length",
+        text="Tokens of a prompt. [default: 128,512; 64 with --draft]",
+        metavar="N,N",
+        panel=_GRID,
+    ),
 ]
 NewTokens = Annotated[
-    int,
-    o.option("--new-tokens", min=1, text="Written behind each prompt. [default: 16]", panel=_GRID),
+    int | None,
+    o.option(
+        "--new-tokens",
+        min=1,
+        text="Written behind each prompt. [default: 16; 64 with --draft]",
+        panel=_GRID,
+    ),
 ]
 Repeats = Annotated[
-    int, o.option("--repeats", min=1, text="Of each measurement. [default: 5]", panel=_GRID)
+    int | None,
+    o.option(
+        "--repeats", min=1, text="Of each measurement. [default: 5; 3 with --draft]", panel=_GRID
+    ),
 ]
 
 
@@ -65,13 +81,14 @@ def bench(
             "trust_remote_code"
         ),
     ],
+    request: Annotated[DraftRequest, Fields("draft data prompts draft_tokens sampled")],
     against: Annotated[
         str | None, o.option("--against", text="The dense model it was made from.")
     ] = None,
-    batch: Batches = "1,4",
-    length: Lengths = "128,512",
-    new_tokens: NewTokens = 16,
-    repeats: Repeats = 5,
+    batch: Batches = None,
+    length: Lengths = None,
+    new_tokens: NewTokens = None,
+    repeats: Repeats = None,
     json_file: o.Json = None,
     png: Annotated[
         Path | None, o.option("--png", text="Also draw the speeds into this file.")
@@ -82,9 +99,14 @@ def bench(
     """Latency, throughput and memory of a model beside the dense one and the bare cut."""
     del overwrite  # see `claims`
     check_can_draw(png)
+    if request.draft:
+        asked = drafting_of(request, batch, length, new_tokens, repeats)
+        _bench_draft(model, against, asked, options, revision, json_file, png)
+        return
+    new_tokens, repeats = new_tokens or 16, repeats or 5
     batches, lengths = (
         [*dict.fromkeys(o.numbers_in(given, option, "1,4,16", least=1))]
-        for given, option in ((batch, "--batch"), (length, "--length"))
+        for given, option in ((batch or "1,4", "--batch"), (length or "128,512", "--length"))
     )
     screen.step(f"Loading {model} ...")
     opened = open_model(model, None, options, revision)
@@ -116,6 +138,47 @@ def bench(
         write_whole(json_file, to_json(measured))
     if png is not None:
         draw_speed(points, png, title=f"{Path(model).name} on {where['processor']}")
+        screen.say(f"Drawn: {png}")
+
+
+def drafting_of(
+    request: DraftRequest,
+    batch: str | None,
+    length: str | None,
+    new_tokens: int | None,
+    repeats: int | None,
+) -> Drafting:
+    """What ``--draft`` measures.
+
+    Raises:
+        RecipeError: several texts at a time, or prompts of several lengths.
+    """
+    if batch is not None:
+        raise RecipeError("--draft writes one text at a time; leave --batch out.")
+    lengths = o.numbers_in(length or str(PROMPT_TOKENS), "--length", str(PROMPT_TOKENS), least=2)
+    if len(lengths) > 1:
+        raise RecipeError(f"--draft continues prompts of one length, such as {PROMPT_TOKENS}.")
+    return Drafting(request, lengths[0], new_tokens or NEW_TOKENS, repeats or REPEATS)
+
+
+def _bench_draft(
+    model: str,
+    against: str | None,
+    asked: Drafting,
+    options: RunOptions,
+    revision: str | None,
+    json_file: Path | None,
+    png: Path | None,
+) -> None:
+    dense, draft = open_pair(model, against, options, revision)
+    check_lengths(dense, [asked.length], asked.new_tokens)
+    points, content = run_drafts(dense, draft, asked)
+    where = machine(dense)
+    screen.say(screen.dim(f"{where['dtype']}, {where['threads']} threads, {where['processor']}."))
+    if json_file is not None:
+        write_whole(json_file, to_json({"model": model, "against": against, **where, **content}))
+    if png is not None:
+        draw_drafts(points, png, title=f"{Path(model).name} on {where['processor']}")
         screen.say(f"Drawn: {png}")
 
 

@@ -1,6 +1,6 @@
 """How tasks are asked for, wherever they are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from ghostlayers.errors import RecipeError
 from ghostlayers.runtime.settings import documented, setting
@@ -96,7 +96,8 @@ class DraftRequest:
         object.__setattr__(self, "draft_tokens", tuple(dict.fromkeys(self.draft_tokens)))
         if min(self.draft_tokens) < 1:
             raise RecipeError("--draft-tokens: at least one token is drafted, such as 2,4,8.")
-        if not self.draft and self != DraftRequest():
+        asked = any(getattr(self, each.name) != each.default for each in fields(self))
+        if asked and not self.draft:
             raise RecipeError(
                 "--data, --prompts, --draft-tokens and --sampled mean nothing without --draft."
             )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ghostlayers.evaluation.bench import Point
+from ghostlayers.evaluation.drafting import DraftPoint
 from ghostlayers.report.heatmap import save_figure
 from ghostlayers.runtime.shown import clean
 
@@ -50,5 +51,39 @@ def draw_speed(points: Sequence[Point], path: Path, *, title: str = "") -> None:
             axes.grid(visible=True, which="both", alpha=0.25)
         lines, labels = panels[0].get_legend_handles_labels()
         figure.legend(lines, labels, loc="outside right upper", frameon=False)
+        figure.suptitle(clean(title), parse_math=False)
+        save_figure(figure, path)
+
+
+def draw_drafts(points: Sequence[DraftPoint], path: Path, *, title: str = "") -> None:
+    """Tokens a second, and the share of them that is kept, against the length of drafts.
+
+    Args:
+        points: what to draw; the first is the dense model alone, a line across.
+        path: a .png (or .svg, .pdf) file.
+        title: above both.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    alone, *drafts = sorted(points, key=lambda point: point.draft_tokens)
+    lengths = [point.draft_tokens for point in drafts]
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(9, 3.8), layout="constrained")
+        speed, kept = figure.subplots(1, 2)
+        speed.plot(lengths, [point.rate for point in drafts], marker="o", ms=4, label="with drafts")
+        speed.axhline(alone.rate, color="C1", linestyle="--", label="dense alone")
+        speed.set_ylabel("tokens a second")
+        speed.legend(frameon=False)
+        kept.plot(lengths, [100 * (point.acceptance or 0.0) for point in drafts], marker="o", ms=4)
+        kept.set_ylabel("kept, % of drafted tokens")
+        for axes in (speed, kept):
+            axes.set_ylim(bottom=0)
+            axes.set_xticks(lengths)
+            axes.set_xlabel("tokens drafted at a time")
+            axes.grid(visible=True, alpha=0.25)
         figure.suptitle(clean(title), parse_math=False)
         save_figure(figure, path)
