@@ -23,6 +23,7 @@ FLOORS = [
     {"healed", "plan", "pruned"},
     {"merged", "study"},
     {"compare", "demo", "export", "heal_pipeline", "pipeline"},
+    {"recommending"},
     {"cli"},
     {"__main__"},
 ]
@@ -76,6 +77,7 @@ def test_public_names_are_pinned() -> None:
         "materialize",
         "merge",
         "prune",
+        "recommend",
         "score",
         "write_data",
     ]

@@ -37,6 +37,7 @@ RUNNABLE = (
     "eval",
     "score",
     "compare",
+    "recommend",
     "bench",
     "export",
     "materialize",
