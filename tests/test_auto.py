@@ -273,7 +273,11 @@ def test_it_is_planned_as_more_than_one_repair(trained_llama: Any, byte_tokenize
         ({"repair": AUTO, "export": "custom"}, "--export custom"),
         ({"repair": AUTO, "export": "stock-layer"}, "--export stock-layer"),
         ({"repair": AUTO, "iterative": True, "refit": "none"}, "nothing left to choose"),
-        ({"repair": AUTO, "iterative": True, "select": "magnitude"}, "Name one instead"),
+        (
+            {"engine": "llama.cpp", "iterative": True, "select": "magnitude"},
+            "Name one instead",
+        ),
+        ({"repair": AUTO, "iterative": True, "select": "magnitude"}, "it scores weights alone"),
         ({"repair": AUTO, "held_out_windows": 0, "remove": "1"}, "'auto' measures losses"),
         ({"engine": "llama"}, "'engine' must be one of any, transformers, vllm, llama.cpp"),
     ],
@@ -332,7 +336,7 @@ def made(tiny_folder: Path, some_text: list[str], tmp_path_factory: pytest.TempP
     place = tmp_path_factory.mktemp("auto")
     (place / "text.txt").write_text("\n\n".join(some_text))
     recipe = {
-        "command": "prune", "model": str(tiny_folder), "output": "out", "layers": 2,
+        "command": "prune", "model": str(tiny_folder), "output": str(place / "out"), "layers": 2,
         "data": "text.txt", "repair": "auto", "for": "llama.cpp", "overhead": "1%", **TEXT,
     }  # fmt: skip
     (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
