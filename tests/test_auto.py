@@ -337,7 +337,8 @@ def made(tiny_folder: Path, some_text: list[str], tmp_path_factory: pytest.TempP
     (place / "text.txt").write_text("\n\n".join(some_text))
     recipe = {
         "command": "prune", "model": str(tiny_folder), "output": str(place / "out"), "layers": 2,
-        "data": "text.txt", "repair": "auto", "for": "llama.cpp", "overhead": "1%", **TEXT,
+        "data": str(place / "text.txt"), "repair": "auto", "for": "llama.cpp", "overhead": "1%",
+        **TEXT,
     }  # fmt: skip
     (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     told = CliRunner().invoke(app, ["run", str(place / "recipe.yaml")])
@@ -366,5 +367,5 @@ def test_a_gguf_file_is_for_llama_cpp(tiny_folder: Path, made: Any) -> None:
         ["prune", str(tiny_folder), "-o", str(place / "x.gguf"), "--layers", "2", "--for", "vllm",
          "--data", str(place / "text.txt")],
     )  # fmt: skip
-    assert told.exit_code == 1
+    assert told.exit_code == 2
     assert "a file for llama.cpp" in " ".join(told.output.split())

@@ -123,7 +123,7 @@ def test_a_plan_writes_nothing(asked: Any, tmp_path: Path) -> None:
 def test_a_file_needs_another_text_to_measure_on(asked: Any) -> None:
     place, *_ = asked
     done = call("recommend", place / "model", "--data", place / "fit it.txt", "-o", place / "none")
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "Give --eval-data another text" in " ".join(done.output.split())
     assert not (place / "none").exists()
 

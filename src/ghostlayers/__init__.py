@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ghostlayers.presets import PRESETS, Preset
     from ghostlayers.pruned import PrunedModel
     from ghostlayers.recipe import HealingRecipe, Recipe, RunOptions
-    from ghostlayers.recommending import recommend
+    from ghostlayers.recommending.answer import recommend
     from ghostlayers.selection import ScoreTable, SpanScore
     from ghostlayers.spans import Span
     from ghostlayers.study import Study
@@ -89,7 +89,7 @@ _HOMES = {
     "materialize": "checkpoint.adapter",
     "merge": "merged",
     "prune": "pipeline",
-    "recommend": "recommending",
+    "recommend": "recommending.answer",
     "score": "pipeline",
     "write_data": "writing.writing",
 }
