@@ -79,9 +79,8 @@ def literal_choice(losses: dict[str, list[float]], costs: dict[str, Cost]) -> st
         assume(name == best or abs(statistics.fmean(behind) - error) > 1e-9)  # rounding decides
         if statistics.fmean(behind) <= error:
             near.append(name)
-    cheap = min(
-        near, key=lambda n: (costs[n].changes, costs[n].overhead, costs[n].parameters, means[n])
-    )
+    free = [name for name in near if costs[name].overhead == 0]
+    cheap = NONE if NONE in near else min(free or near, key=lambda name: means[name])
     return cheap if means[cheap] < means[NONE] else NONE
 
 
