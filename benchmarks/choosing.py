@@ -25,7 +25,7 @@ from ghostlayers.statistics.race import Race, run_race
 from ghostlayers.study import Study
 from ghostlayers.surgery.eligible import contestants
 
-OTHERS = ("ghost", "replaceme", "joint:x+norm:ridge=auto", "normed:ridge=auto")
+OTHERS = ("ghost", "replaceme", "normed:ridge=auto")
 """Repairs that do not compete, to see whether they should."""
 
 OVERHEAD = 0.02
@@ -119,7 +119,7 @@ def cheapest_near(case: dict, windows: int, folds: bool) -> str:
 def cheapest_running(case: dict, windows: int, folds: bool) -> str:
     """The cheapest of all that never left the race."""
     race, costs = raced(case, windows, folds)
-    return min(race.running, key=lambda name: (costs[name], race.behind(name)[0]))
+    return min(race.running, key=lambda name: (costs[name].kind, race.behind(name)[0]))
 
 
 RULES = {

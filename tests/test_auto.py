@@ -79,9 +79,8 @@ def literal_choice(losses: dict[str, list[float]], costs: dict[str, Cost]) -> st
         assume(name == best or abs(statistics.fmean(behind) - error) > 1e-9)  # rounding decides
         if statistics.fmean(behind) <= error:
             near.append(name)
-    cheap = min(
-        near, key=lambda n: (costs[n].changes, costs[n].overhead, costs[n].parameters, means[n])
-    )
+    free = [name for name in near if costs[name].overhead == 0]
+    cheap = NONE if NONE in near else min(free or near, key=lambda name: means[name])
     return cheap if means[cheap] < means[NONE] else NONE
 
 
@@ -273,7 +272,11 @@ def test_it_is_planned_as_more_than_one_repair(trained_llama: Any, byte_tokenize
         ({"repair": AUTO, "export": "custom"}, "--export custom"),
         ({"repair": AUTO, "export": "stock-layer"}, "--export stock-layer"),
         ({"repair": AUTO, "iterative": True, "refit": "none"}, "nothing left to choose"),
-        ({"repair": AUTO, "iterative": True, "select": "magnitude"}, "Name one instead"),
+        (
+            {"engine": "llama.cpp", "iterative": True, "select": "magnitude"},
+            "Name one instead",
+        ),
+        ({"repair": AUTO, "iterative": True, "select": "magnitude"}, "it scores weights alone"),
         ({"repair": AUTO, "held_out_windows": 0, "remove": "1"}, "'auto' measures losses"),
         ({"engine": "llama"}, "'engine' must be one of any, transformers, vllm, llama.cpp"),
     ],
@@ -332,8 +335,9 @@ def made(tiny_folder: Path, some_text: list[str], tmp_path_factory: pytest.TempP
     place = tmp_path_factory.mktemp("auto")
     (place / "text.txt").write_text("\n\n".join(some_text))
     recipe = {
-        "command": "prune", "model": str(tiny_folder), "output": "out", "layers": 2,
-        "data": "text.txt", "repair": "auto", "for": "llama.cpp", "overhead": "1%", **TEXT,
+        "command": "prune", "model": str(tiny_folder), "output": str(place / "out"), "layers": 2,
+        "data": str(place / "text.txt"), "repair": "auto", "for": "llama.cpp", "overhead": "1%",
+        **TEXT,
     }  # fmt: skip
     (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     told = CliRunner().invoke(app, ["run", str(place / "recipe.yaml")])
@@ -362,5 +366,5 @@ def test_a_gguf_file_is_for_llama_cpp(tiny_folder: Path, made: Any) -> None:
         ["prune", str(tiny_folder), "-o", str(place / "x.gguf"), "--layers", "2", "--for", "vllm",
          "--data", str(place / "text.txt")],
     )  # fmt: skip
-    assert told.exit_code == 1
+    assert told.exit_code == 2
     assert "a file for llama.cpp" in " ".join(told.output.split())

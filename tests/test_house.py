@@ -24,6 +24,7 @@ FLOORS = [
     {"budgets"},
     {"merged", "study"},
     {"compare", "demo", "export", "heal_pipeline", "pipeline"},
+    {"recommending"},
     {"cli"},
     {"__main__"},
 ]
@@ -77,6 +78,7 @@ def test_public_names_are_pinned() -> None:
         "materialize",
         "merge",
         "prune",
+        "recommend",
         "score",
         "write_data",
     ]

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ghostlayers.presets import PRESETS, Preset
     from ghostlayers.pruned import PrunedModel
     from ghostlayers.recipe import HealingRecipe, Recipe, RunOptions
+    from ghostlayers.recommending.answer import recommend
     from ghostlayers.selection import ScoreTable, SpanScore
     from ghostlayers.spans import Span
     from ghostlayers.study import Study
@@ -60,6 +61,7 @@ __all__ = [
     "materialize",
     "merge",
     "prune",
+    "recommend",
     "score",
     "write_data",
 ]
@@ -87,6 +89,7 @@ _HOMES = {
     "materialize": "checkpoint.adapter",
     "merge": "merged",
     "prune": "pipeline",
+    "recommend": "recommending.answer",
     "score": "pipeline",
     "write_data": "writing.writing",
 }

@@ -197,11 +197,11 @@ def judge(
             *(cost.overhead, cost.parameters),
         )
 
-    reason = _reason(race, costs, winner, runner_up)
+    reason = _reason(race, winner, runner_up)
     return Contest(winner, runner_up, reason, tuple(map(row, order)), refused, dense_loss)
 
 
-def _reason(race: Race, costs: Mapping[str, Cost], winner: str, runner_up: str | None) -> str:
+def _reason(race: Race, winner: str, runner_up: str | None) -> str:
     """Why one was taken, in a sentence."""
     if runner_up is None:
         return "nothing else could compete"
@@ -210,9 +210,8 @@ def _reason(race: Race, costs: Mapping[str, Cost], winner: str, runner_up: str |
     measured = f"{behind:.3f} nats, standard error {error:.3f}"
     if best == winner:
         equal = [name for name in tied(race) if name != winner]
-        close = f"; {' and '.join(equal)} in a tie with it, and no cheaper" if equal else ""
+        close = f"; in a tie with it, and no cheaper: {', '.join(equal)}" if equal else ""
         return f"it loses least, {runner_up} more by {measured}{close}"
     if winner == NONE:
         return f"no repair gains beyond chance: without one, more than {best} by {measured}"
-    cheaper = "at no cost at run time" if costs[winner].overhead == 0 else "and cheaper"
-    return f"in a tie with {best}, which loses less by {measured}, {cheaper}"
+    return f"in a tie with {best}, which loses less by {measured}, and free at run time"

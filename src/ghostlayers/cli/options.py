@@ -8,6 +8,7 @@ import typer
 from ghostlayers.errors import RecipeError
 from ghostlayers.presets import find_preset
 from ghostlayers.recipe import Recipe, Save
+from ghostlayers.repairs.auto import AUTO
 from ghostlayers.runtime.settings import HOW, WHAT
 from ghostlayers.spans import small_number
 from ghostlayers.text.corpora import split_names
@@ -121,20 +122,24 @@ def recipe_from(**values: Any) -> Recipe:
     return Recipe.from_dict(values)
 
 
-def recipe_to(output: Path, **values: Any) -> Recipe:
+def recipe_to(output: Path, gguf: Path | None = None, **values: Any) -> Recipe:
     """`recipe_from`, with a repair that the output has a place for unless another one is named.
 
     Raises:
         RecipeError: see `recipe_from`; or a GGUF file is to be made for another engine.
     """
-    if output.suffix == ".gguf":
-        if values.setdefault("engine", "llama.cpp") != "llama.cpp":
-            raise RecipeError(
-                f"-o {output} is a file for llama.cpp, but --for {values['engine']} is asked for; "
-                "drop --for, or name a folder."
-            )
-        if not {"repair", "overhead", "preset"} & values.keys():
-            values["repair"] = REPAIR_OF_FILES
+    file = output if output.suffix == ".gguf" else gguf
+    chosen = {"repair", "engine", "overhead", "preset"} & values.keys()
+    if file is None:
+        return recipe_from(**values)
+    if values.get("engine", "llama.cpp") != "llama.cpp":
+        raise RecipeError(
+            f"{file} is a file for llama.cpp, but --for {values['engine']} is asked for; drop one."
+        )
+    if file is output and not chosen:
+        values["repair"] = REPAIR_OF_FILES
+    elif values.get("repair", AUTO) == AUTO and "preset" not in values and chosen:
+        values["engine"] = "llama.cpp"
     return recipe_from(**values)
 
 

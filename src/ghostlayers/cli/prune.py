@@ -53,7 +53,7 @@ class Making(How):
 def prune(
     model: o.Model,
     output: o.OutOrFile,
-    recipe: Annotated[Recipe, Fields(ASKED, make=o.recipe_to, beside=("output",))],
+    recipe: Annotated[Recipe, Fields(ASKED, make=o.recipe_to, beside=("output", "gguf"))],
     options: Annotated[RunOptions, Fields(f"{o.RUN} restart plan revision trust_remote_code")],
     making: Annotated[Making, Fields("fallback split heal")],
     overwrite: o.Overwrite = False,

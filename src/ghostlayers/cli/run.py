@@ -38,6 +38,7 @@ RUNNABLE = (
     "eval",
     "score",
     "compare",
+    "recommend",
     "bench",
     "export",
     "materialize",

@@ -325,7 +325,7 @@ def _parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         check(values.get("calibration", {}), dict[str, Any], "'calibration'", RecipeError)
     )
     own = {member.name for member in dataclasses.fields(Comparison)} - {"calibration"}
-    shared = {member.name for member in dataclasses.fields(Recipe)} - own - {"remove"}
+    shared = {member.name for member in dataclasses.fields(Recipe)} - own - {"remove", "overhead"}
     mine: dict[str, Any] = {}
     for key, value in values.items():
         if key in own:

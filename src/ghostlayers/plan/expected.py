@@ -256,8 +256,9 @@ def plan_prune(
     spans = expected_spans(recipe, model.num_layers)
     here = prices(model, speed, recipe.sequence_length, processes)
     passes: list[Pass] = []
+    lines = expected.selection()
     if recipe.contested:
-        passes += contest_passes(model, recipe, spans)
+        lines += [(each.title, [each]) for each in contest_passes(model, recipe, spans)]
     elif recipe.refit == "all":  # what is fitted once was fitted while layers were chosen
         passes.append(expected.fit(spans))
     passes.append(expected.losses(spans))
@@ -267,7 +268,7 @@ def plan_prune(
     if output is not None:
         method = expected.fitting.method
         passes += saving_passes(model, recipe, method, spans, output, started)
-    chosen = (here.together(title, lines) for title, lines in _merged(expected.selection()))
+    chosen = (here.together(*line) for line in _merged(lines))
     return Plan((*chosen, *map(here.of, passes)))
 
 

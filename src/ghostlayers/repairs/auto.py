@@ -19,6 +19,7 @@ CONTESTANTS: tuple[str, ...] = (
     "linearpatch-diag",
     "ghost:ridge=auto",
     "joint:x+z:ridge=auto",
+    "joint:x+norm:ridge=auto",
     "piecewise:8:ridge=auto",
     "piecewise:8:z:ridge=auto",
 )
@@ -32,9 +33,9 @@ STOCK_STAND_IN = "refit:3:ridge=auto"
 """By what layers are chosen before a repair is: `STOCK_STAND_IN` where only what folds will do."""
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Cost:
-    """What a repair costs whoever runs the model; less is less, the first difference decides.
+    """What a repair costs whoever runs the model.
 
     Attributes:
         changes: 0 for none, 1 for anything else.
@@ -45,6 +46,15 @@ class Cost:
     changes: int
     overhead: float
     parameters: int
+
+    @property
+    def kind(self) -> int:
+        """What one can tell: 0 for none, 1 for changed weights, 2 for more arithmetic.
+
+        Operators are not told apart: they differ by tenths of a per cent of the layers, which
+        ``--overhead`` bounds, and by less than what a tie may hide of their losses.
+        """
+        return self.changes + int(self.overhead > 0)
 
     @classmethod
     def of(cls, repairs: Iterable[Repair], layers_products: float) -> "Cost":
@@ -86,15 +96,15 @@ def tied(race: Race) -> list[str]:
 
 
 def decide(race: Race, costs: Mapping[str, Cost]) -> str:
-    """The cheapest of those in a tie with the lowest loss, and never one that loses more than none.
+    """The cheapest kind in a tie with the lowest loss, and never one that loses more than none.
 
     Args:
         race: of the repairs, none among them.
         costs: of each.
     """
 
-    def order(name: str) -> tuple[Cost, float]:
-        return costs[name], race.behind(name)[0]
+    def order(name: str) -> tuple[int, float]:
+        return costs[name].kind, race.behind(name)[0]
 
     chosen = min(tied(race), key=order)
     gains = race.behind(NONE)[0] > race.behind(chosen)[0]

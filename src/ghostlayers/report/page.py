@@ -26,6 +26,7 @@ from ghostlayers.report.figures import (
 )
 from ghostlayers.report.glossary import explain, explain_repair
 from ghostlayers.report.page_table import Line, Table, plain
+from ghostlayers.report.recommended import recommended_grid
 from ghostlayers.report.results import Results, Skipped
 from ghostlayers.report.rows import MeasuredModel
 from ghostlayers.report.summary import (
@@ -70,6 +71,7 @@ def render_page(results: Results) -> str:
     overview = make_overview(results)
     # Methods by their own choices differ in more than their repair, which the figures would hide.
     wanted = OF_METHODS if results.presets else set(SECTIONS) - {"methods"}
+    wanted = wanted if results.recommended else wanted - {"recommended"}
     with mpl.rc_context(STYLE):
         made = {
             anchor: make(overview) for anchor, (_, make) in SECTIONS.items() if anchor in wanted
@@ -135,6 +137,13 @@ def _methods(overview: Overview) -> Content:
         for layers, rows in by_layers(overview.entries)
     ]  # fmt: skip
     return {"tables": tables}
+
+
+def _recommended(overview: Overview) -> Content:
+    results = overview.results
+    commands = [(f"{row.less}, {row.engine}", row.command or row.problem or "")
+                for row in results.recommended]  # fmt: skip
+    return {"table": plain(*recommended_grid(results)), "commands": commands}
 
 
 def _answer(overview: Overview) -> Content | None:
@@ -348,6 +357,7 @@ def _glossary(overview: Overview) -> Content:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Overview], Content | None]]] = {
+    "recommended": ("What to take", _recommended),
     "methods": ("Methods side by side", _methods),
     "answer": ("The answer", _answer),
     "quality": ("Quality against layers removed", _quality),

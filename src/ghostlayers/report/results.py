@@ -13,6 +13,7 @@ from ghostlayers.errors import OutputError
 from ghostlayers.report.rows import (
     Accuracy,
     Array,
+    CutModel,
     FileLoss,
     MeasuredModel,
     ModelFile,
@@ -87,6 +88,35 @@ class Published(ModelName, frozen=True):
     """What it measures; begins with ``ppl``, ``acc`` or ``loss``."""
     value: float | None = None
     """The figure: a perplexity, per cent, or nats a token."""
+
+
+class Recommended(CutModel, frozen=True):
+    """The best cut of a model for an engine, as `ghostlayers recommend` found it."""
+
+    less: str
+    """Share of the layers that was to go, such as ``20%``."""
+    engine: str
+    """What loads it."""
+    method: str = ""
+    """The repair that held-out windows chose."""
+    loss_nats: float | None = None
+    """Mean over the texts, nats a token."""
+    excess_nats: float | None = None
+    """That above the dense model's."""
+    kl_nats: float | None = None
+    """Mean divergence from the dense model."""
+    loops: float | None = None
+    """Share of greedy continuations that end in a loop, 0 to 1."""
+    num_parameters: int | None = None
+    """Parameters that stay, those of the repair included."""
+    kv_bytes_per_token: int | None = None
+    """Keys and values cached for a token, bytes."""
+    prefill_ms: float | None = None
+    """Median time to read a prompt, milliseconds."""
+    command: str | None = None
+    """What makes it; null where it cannot be made."""
+    problem: str | None = None
+    """Why it cannot be made; null where it can."""
 
 
 class DenseModel(Row, frozen=True):
@@ -187,6 +217,8 @@ class Results(Row, frozen=True):
     """A row a model and type, where GGUF files were measured; the dense model first."""
     file_losses: Array[FileLoss] = ()
     """A row a model, type and text."""
+    recommended: Array[Recommended] = ()
+    """A row a share of the layers and engine, where the best cuts were asked for."""
     published: Array[Published] = ()
     """Figures of papers that were given to set beside."""
 
