@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ghostlayers.budgets.budgets import budget_of
+from ghostlayers.budgets.budgets import budget_of, check_what_follows
 from ghostlayers.budgets.decide import Budget, check_wished, choose_within, settled
 from ghostlayers.budgets.instead import measured_instead, type_instead
 from ghostlayers.budgets.loss import search_loss
-from ghostlayers.budgets.planned import plan_search
+from ghostlayers.budgets.planned import plan_run
 from ghostlayers.calibration import journal, scoring, search
 from ghostlayers.calibration.cuts import measure_cuts, measure_evidence, unrepaired
 from ghostlayers.calibration.fingerprint import run_request
@@ -21,7 +21,6 @@ from ghostlayers.calibration.measuring import Repairs, candidates, measure
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.checkpoint.output import Output
-from ghostlayers.checkpoint.packed import packed_base
 from ghostlayers.checkpoint.record import make_record
 from ghostlayers.errors import RecipeError
 from ghostlayers.healed import HealedModel, heal_cut
@@ -30,8 +29,7 @@ from ghostlayers.model import multimodal
 from ghostlayers.model.causal import check_causal
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
-from ghostlayers.plan.expected import plan_prune, seconds_since_start
-from ghostlayers.plan.probe import probe_blindly
+from ghostlayers.plan.expected import seconds_since_start
 from ghostlayers.plan.saving import CHECKPOINT
 from ghostlayers.plan.units import Plan
 from ghostlayers.preparation import (
@@ -339,40 +337,6 @@ class Study:
             progress=self.runner.progress,
         )
         return windows
-
-
-def check_what_follows(dense: DenseModel, recipe: Recipe, output: Output | None) -> None:
-    """Refuse a result that could not be saved as it is asked for."""
-    packed_base(dense, recipe)
-    if recipe.wish is not None:
-        check_wished(dense, recipe, output or CHECKPOINT)
-        return
-    check_result(dense, recipe)
-    if output is not None:
-        output.check_base(dense, recipe)
-
-
-def plan_run(
-    dense: DenseModel,
-    recipe: Recipe,
-    options: RunOptions,
-    started: float,
-    output: Output | None,
-    budget: Budget | None = None,
-) -> Plan:
-    """What pruning a model by a recipe takes on this machine, after a probe of a second or two."""
-    speed = probe_blindly(dense, recipe.sequence_length, options.batch_size)
-
-    def price(recipe: Recipe) -> Plan:
-        how: dict[str, Any] = {"started": started, "output": output, "processes": world().size}
-        return plan_prune(dense, recipe, speed, **how)
-
-    if recipe.max_loss is not None:
-        return plan_search(dense, recipe, output or CHECKPOINT, price)
-    plan = price(recipe)
-    if budget is None or recipe.layers is None:
-        return plan
-    return dataclasses.replace(plan, budget=budget.foreseen(recipe.layers))
 
 
 def _build(study: Study, cut: ChosenCut, repairs: Repairs) -> PrunedModel:

@@ -143,13 +143,19 @@ class Room:
         return self.weights.dense.stored_dtype.itemsize if asked is None else 2
 
     @property
+    def tokens(self) -> int:
+        """Of a prompt that are computed at a time."""
+        return min(PROMPT, self.context)
+
+    @property
     def allowance(self) -> int:
         """Bytes to compute in: activations of a piece of the prompt, logits of one position."""
         config = self.weights.dense.network.config.get_text_config()
         hidden = int(config.hidden_size)
         inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-        tokens = min(PROMPT, self.context)
-        return tokens * CHANNELS_AT_ONCE * (hidden + inner) * 2 + LOGIT * int(config.vocab_size)
+        return self.tokens * CHANNELS_AT_ONCE * (hidden + inner) * 2 + LOGIT * int(
+            config.vocab_size
+        )
 
 
 def context_of(dense: DenseModel, asked: int | None) -> int:

@@ -13,7 +13,7 @@ class Decision:
 
     Attributes:
         asked: the budget, as one would type it.
-        layers: how many go.
+        layers: how many go; 0 where that is still to be found.
         says: what was counted or measured, what is foreseen, and what else was seen; sentences.
         figures: the same as numbers, for records.
         instead: a type in which the whole model would meet the budget, and its bytes.
