@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ghostlayers.errors import RecipeError
@@ -19,10 +19,12 @@ from ghostlayers.recipe.wish import (
     share_in,
 )
 
+quick = settings(deadline=None)
 plain = st.decimals(min_value=0, max_value=10**6, allow_nan=False, places=3)
 blanks = st.sampled_from(["", " ", "  "])
 
 
+@quick
 @given(plain, blanks, blanks)
 def test_percentages_below_a_hundred_are_shares(number: Any, before: str, between: str) -> None:
     text = f"{before}{number}{between}%"
@@ -33,6 +35,7 @@ def test_percentages_below_a_hundred_are_shares(number: Any, before: str, betwee
             share_in(text)
 
 
+@quick
 @given(plain, st.sampled_from(["", "x", "X", " x"]))
 def test_factors_above_one_are_speeds(number: Any, sign: str) -> None:
     text = f"{number}{sign}"
@@ -43,6 +46,7 @@ def test_factors_above_one_are_speeds(number: Any, sign: str) -> None:
             factor_in(text)
 
 
+@quick
 @given(st.text(max_size=12))
 def test_anything_else_is_refused_and_nothing_breaks(text: str) -> None:
     for read in (share_in, factor_in, bytes_in):
@@ -58,6 +62,7 @@ def test_anything_else_is_refused_and_nothing_breaks(text: str) -> None:
     assert min(batch, length) >= 1
 
 
+@quick
 @given(st.floats())
 def test_losses_are_positive_and_finite(value: float) -> None:
     if 0 < value < math.inf:

@@ -15,7 +15,7 @@ from ghostlayers.calibration.measuring import candidates, eligible
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.checkpoint.output import Output
-from ghostlayers.errors import RecipeError, SpanError, UnsupportedModelError
+from ghostlayers.errors import InputError, SpanError, UnsupportedModelError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.preparation import check_request, check_result
 from ghostlayers.recipe import Recipe
@@ -72,10 +72,10 @@ class Budget:
         """The smallest number of layers that can meet it.
 
         Raises:
-            RecipeError: none does, or the dense model does already; says what can be had.
+            InputError: none does, or the dense model does already; says what can be had.
         """
         if self.met(()):
-            raise RecipeError(
+            raise InputError(
                 f"{self.wish}: nothing has to go. {sentences(self, ())[0]} Ask for less, or give "
                 "--layers."
             )
@@ -107,14 +107,14 @@ class Budget:
         assert best is not None
         return self.decision(best)
 
-    def out_of_reach(self) -> RecipeError:
+    def out_of_reach(self) -> InputError:
         """Why no cut meets it, and what the deepest one gives."""
         most = next((n for n in range(self.dense.num_layers - 1, 0, -1) if self.may(n)), None)
         best = None if most is None else self._best(most)
         if best is None:
-            return RecipeError(f"{self.wish}: no layers of this model can go.")
+            return InputError(f"{self.wish}: no layers of this model can go.")
         gives = sentences(self, best)[0]
-        return RecipeError(
+        return InputError(
             f"{self.wish} is out of reach: {most} layers are the most that may go. {gives}"
         )
 
@@ -209,7 +209,7 @@ def choose_within(budget: Budget, first: int, choose: Callable[[Recipe], ChosenC
         choose: the cut by a recipe.
 
     Raises:
-        RecipeError: none of the cuts that were chosen does.
+        InputError: none of the cuts that were chosen does.
     """
     for count in budget.after(first):
         cut = choose(settled(budget.recipe, count))
