@@ -208,7 +208,7 @@ def budget(limit: float, layers: Sequence[float], recipe: Recipe) -> decide.Budg
 costs = st.lists(st.integers(1, 9).map(float), min_size=3, max_size=6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(costs, st.floats(1.05, 3.0), st.sampled_from(["streamline", "shortgpt"]))
 def test_the_fewest_layers_that_can_meet_it(
     layers: list[float], factor: float, select: str
@@ -348,6 +348,7 @@ def test_speed_is_measured_once_in_a_run(study: Study, tmp_path: Path) -> None:
 # Losses
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40))
 def test_the_search_ends_at_the_last_that_is_within(count: int, good: int) -> None:
     tried: list[int] = []

@@ -104,6 +104,7 @@ def test_sizes_mean_the_same_in_any_case(text: str, size: int) -> None:
         ({"smaller": "5%", "at": "1x8"}, "--at belongs to --faster, which is not given"),
         ({"layers": 1, "as_type": "q8_0"}, "--as belongs to --fits, which is not given"),
         ({"fits": "1GiB", "as_type": "q9"}, "--as: the size of a model in 'q9' is not known"),
+        ({"fits": "1GiB", "as_type": "Q8_0"}, "no place for the operators of 'ghost'"),
         ({"faster": "2x", "at": "512"}, "--at: expected sequences at a time and tokens"),
         ({"faster": "2x", "at": "0x512"}, "--at: expected sequences"),
         ({"fits": "1GiB", "context": 0}, "'context' must be at least 1"),
@@ -116,7 +117,7 @@ def test_a_recipe_refuses_by_name(choices: dict[str, Any], said: str) -> None:
 
 
 def test_budgets_survive_a_record() -> None:
-    recipe = Recipe(fits="6GiB", context=8192, as_type="q4_k_m")
+    recipe = Recipe(fits="6GiB", context=8192, as_type="q4_k_m", repair="refit:1")
     assert Recipe.from_dict(recipe.to_dict()) == recipe
     assert str(recipe.wish) == "--fits 6GiB"
     assert str(Recipe(max_loss=0.1).wish) == "--max-loss 0.1"

@@ -80,7 +80,7 @@ class Budget:
                 "--layers."
             )
         counts = range(1, self.dense.num_layers)
-        reached = (n for n in counts if self._least(n) <= self.limit and self.may(n))
+        reached = (n for n in counts if self._can_meet(n) and self.may(n))
         count = next(reached, None)
         if count is None:
             raise self.out_of_reach()
@@ -118,13 +118,13 @@ class Budget:
             f"{self.wish} is out of reach: {most} layers are the most that may go. {gives}"
         )
 
-    def _least(self, count: int) -> float:
-        """At least so much is left of a cut of so many layers."""
-        best = self._best(count)
-        if best is None:
-            return float("inf")
-        gained = sum(self.measure.layers[i] for span in best for i in span.layers)
-        return self.measure.of(()) - gained + self._repair
+    def _can_meet(self, count: int) -> bool:
+        """Whether some cut of so many layers does."""
+        whole, own = self.measure.of(()) + self._repair, self.measure.layers
+        if whole - sum(sorted(own)[-count:]) > self.limit:  # whichever layers may go
+            return False
+        best = self._best(count) or ()
+        return whole - sum(own[i] for span in best for i in span.layers) <= self.limit
 
     def _best(self, count: int) -> tuple[Span, ...] | None:
         """The layers that gain most, of those that may go; None if so many may not."""

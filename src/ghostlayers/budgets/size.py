@@ -14,8 +14,9 @@ import torch
 from ghostlayers.budgets.caches import LayerCache, caches_size, layer_caches
 from ghostlayers.budgets.types import TYPES, bytes_in_type
 from ghostlayers.checkpoint.output import Output
+from ghostlayers.checkpoint.packed import PackedBase
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.plan.saving import added_numbers, result_bytes
+from ghostlayers.plan.saving import added_numbers, copied_base, result_bytes
 from ghostlayers.recipe import Recipe
 from ghostlayers.recipe.wish import CONTEXT, FLOATS
 from ghostlayers.repairs import RepairMethod, find_method
@@ -75,10 +76,14 @@ class Weights:
             return f"{self.dense.base.quantized}, packed as in the base"
         return str(self.dense.stored_dtype).removeprefix("torch.")
 
+    @cached_property
+    def _base(self) -> PackedBase | None:
+        return copied_base(self.dense, self.recipe, self.output)
+
     def _of(self, spans: Sequence[Span], method: RepairMethod) -> int:
         dense, recipe = self.dense, self.recipe
         if self.as_type is None:
-            return result_bytes(dense, recipe, method, spans, self.output)
+            return result_bytes(dense, recipe, method, spans, self.output, self._base)
         bare = bytes_in_type(dense, kept_layers(spans, dense.num_layers), self.as_type)
         if method.name == "none":
             return bare
