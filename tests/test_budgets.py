@@ -1,5 +1,6 @@
 """Budgets: what is counted is what is there, and the fewest layers that meet it go."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -200,7 +201,7 @@ def tiny(depth: int) -> DenseModel:
 
 
 def budget(limit: float, layers: Sequence[float], recipe: Recipe) -> decide.Budget:
-    dense = tiny(len(layers))
+    dense, recipe = tiny(len(layers)), dataclasses.replace(recipe, sequence_length=64)
     timed = Timed(Point(), Seconds(tuple(layers), 1.0, 0.25), "a clock")
     return decide.Budget(dense, recipe, CHECKPOINT, timed, limit)
 
