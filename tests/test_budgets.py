@@ -391,14 +391,14 @@ def test_a_loss_that_no_cut_keeps_is_refused(study: Study) -> None:
 # Quantising instead
 
 
-def test_rounding_is_that_of_the_library(study: Study) -> None:
+def test_rounding_is_that_of_the_library() -> None:
     weight = torch.randn(48, 96)
     for kind in TYPES:
         target = gguf.GGMLQuantizationType[kind.upper()]
         want = gguf.dequantize(gguf.quantize(weight.numpy(), target), target)
         assert torch.equal(rounded(weight, kind), torch.from_numpy(want))
-    assert rounded(weight[0], "q8_0") is not None
-    assert torch.equal(rounded(weight[:, :40], "q8_0"), weight[:, :40])
+    assert torch.equal(rounded(weight[0], "q8_0"), weight[0])
+    assert torch.equal(rounded(weight[:, :40], "q8_0"), weight[:, :40].half().float())
 
 
 @pytest.fixture
@@ -412,12 +412,12 @@ def test_what_quantising_does_is_measured_and_said(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
 ) -> None:
     pruned = ghostlayers.prune(
-        trained_llama, tokenizer=byte_tokenizer, data=some_text, smaller="60%", **TEXT
+        trained_llama, tokenizer=byte_tokenizer, data=some_text, smaller="40%", **TEXT
     )
     assert pruned.decision is not None
     other = pruned.decision.alternative
     assert other is not None
-    mine = budget_of(Runner(pruned.dense), Recipe(smaller="60%", **TEXT), CHECKPOINT)
+    mine = budget_of(Runner(pruned.dense), Recipe(smaller="40%", **TEXT), CHECKPOINT)
     assert type_instead(mine) == (other["type"], other["bytes"])
     assert other["bytes"] <= mine.limit
     copy = make_tiny_llama(

@@ -90,10 +90,15 @@ def loss_of_type(runner: Runner, kind: str, windows: Windows) -> float:
 
 @torch.no_grad()
 def rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
-    """A weight as it is read from a file of a type: matrices rounded, all else as it is."""
+    """A weight as it is read from a file of a type: matrices rounded, all else as it is.
+
+    Matrices whose rows are no multiple of a block are rounded to 16 bits, as llama.cpp does.
+    """
     width, target = weight.shape[-1] if weight.ndim else 0, TensorType[kind.upper()]
-    if weight.ndim < 2 or width % gguf.GGML_QUANT_SIZES[target][0]:
+    if weight.ndim < 2:
         return weight
+    if width % gguf.GGML_QUANT_SIZES[target][0]:
+        return weight.half().to(weight.dtype)
     numbers = weight.float().cpu().reshape(-1, width).numpy()
     read = np.concatenate(
         [gguf.dequantize(gguf.quantize(rows, target), target) for rows in _pieces(numbers)]
