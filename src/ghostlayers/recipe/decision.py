@@ -40,9 +40,9 @@ class Decision:
             return None
         return (
             f"Quantising meets this budget at less loss: {found['type'].upper()} takes "
-            f"{show_bytes(found['bytes'])} in all and has a loss of {found['loss_nats']:.3f} on the same "
-            f"{found['windows']} windows, this result {found['cut_loss_nats']:.3f}. (Rounded by "
-            f"the gguf library.)"
+            f"{show_bytes(found['bytes'])} in all and has a loss of {found['loss_nats']:.3f} on "
+            f"the same {found['windows']} windows, this result {found['cut_loss_nats']:.3f}. "
+            "(Rounded by the gguf library.)"
         )
 
     def to_dict(self) -> dict[str, Any]:
