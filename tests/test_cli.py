@@ -26,6 +26,7 @@ from ghostlayers import PRESETS, Recipe, RunOptions, pipeline
 from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.proof import Verification
 from ghostlayers.cli import app, scores_screen, screen
+from ghostlayers.cli.parameters import option_name
 from ghostlayers.errors import ModelError, SpanError
 from ghostlayers.plan.units import Plan
 from ghostlayers.repairs import METHODS
@@ -177,7 +178,7 @@ def test_help_names_defaults_and_the_papers_choices(command, option, values):
 def test_help_of_prune_says_of_every_field_what_the_field_says_of_itself(owner):
     text = help_of("prune")
     for name, field in fields_of(owner).items():
-        line = line_of(f"--{name.replace('_', '-')}", text)
+        line = line_of(option_name(name, field.metadata[KEY]), text)
         assert " ".join(field.metadata[KEY].text.split()) in line
         assert f"    {name}: " in owner.__doc__
         for value in typing.get_args(typing.get_type_hints(owner)[name]):
@@ -217,6 +218,13 @@ SOME = ("eval", "-d", "other.txt", *LENGTH)
         ((*ONE, "--batch-size", "-1"), "'--batch-size'"),
         ((*ONE, "--windows", "0"), "'windows' must be at least 1, got 0."),
         ((*ONE, "--remove", "1"), "give either --layers or --remove, not both."),
+        ((*ONE, "--smaller", "20%"), "--layers and --smaller are given, but each of them"),
+        ((*ONE, "--max-loss", "0.1"), "--layers and --max-loss are given"),
+        (("prune", "-d", "other.txt", "--faster", "1x"), "such as 1.25x, got '1x'."),
+        (("prune", "-d", "other.txt", "--fits", "much"), "--fits: 'much' is no size"),
+        (("prune", "-d", "other.txt", "--max-loss", "nan"), "a positive number such as 0.1"),
+        (("score", "-d", "other.txt", "--smaller", "0.2"), "is that a share or a percentage?"),
+        ((*ONE, "--as", "q8_0"), "--as belongs to --fits, which is not given; drop it."),
         ((*ONE, "--layer", "1"), "No such option: --layer"),
         (("prune", "-n", "one", "-d", "other.txt"), "'--layers' / '-n'"),
         (("prune", "-d", "other.txt"), "say how many layers to remove (--layers) or which"),
@@ -273,6 +281,11 @@ def error_of(*arguments):
         (("--remove", "5-6"), "layers 6 do not exist: the model has 6 decoder layers, 0 to 5."),
         (("--remove", "3-1"), "range '3-1' runs backwards; write 1-3."),
         (("--remove", "1,1"), "layers 1 are named twice; name each layer once."),
+        (
+            ("--smaller", "80%"),
+            "--smaller 80% is out of reach: 5 layers are the most that may go. 5 layers less: "
+            "213.6 KiB become 66.4 KiB, 68.9% smaller, the repair's 4.0 KiB included.",
+        ),
         (
             ("-n", "1", "--sequence-length", "129"),
             "windows of 129 tokens exceed the model's 128 positions; the longest that works is "

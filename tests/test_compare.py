@@ -319,7 +319,7 @@ def test_requests_that_mean_nothing(changes: dict[str, Any], message: str) -> No
 def test_distances_behind_a_cut_are_those_of_hooked_models(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
 ) -> None:
-    from ghostlayers.calibration.cuts import stream_distances
+    from ghostlayers.calibration.distances import stream_distances
     from ghostlayers.calibration.fits import Fitting
     from ghostlayers.calibration.fitting import fit_gaps
     from ghostlayers.model.dense import DenseModel

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ghostlayers.budgets.budgets import budget_of
+from ghostlayers.budgets.budgets import budget_of, check_what_follows
 from ghostlayers.budgets.decide import settled
+from ghostlayers.budgets.planned import plan_run
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.checkpoint import records
 from ghostlayers.checkpoint.output import Output
@@ -39,7 +40,7 @@ from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.selection import ScoreTable
-from ghostlayers.study import Study, check_what_follows, plan_run
+from ghostlayers.study import Study
 from ghostlayers.text import corpora, tokens
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ghostlayers.budgets.budgets import budget_of
+from ghostlayers.budgets.budgets import budget_of, check_what_follows
 from ghostlayers.budgets.decide import Budget, check_wished, choose_within, settled
-from ghostlayers.budgets.instead import measured_instead, type_instead
+from ghostlayers.budgets.instead import type_instead, weighed
 from ghostlayers.budgets.loss import search_loss
-from ghostlayers.budgets.planned import plan_search
+from ghostlayers.budgets.planned import plan_run
 from ghostlayers.calibration import journal, scoring, search
 from ghostlayers.calibration.contest import hold_contest
 from ghostlayers.calibration.cuts import measure_cuts, measure_evidence, unrepaired
@@ -22,7 +22,6 @@ from ghostlayers.calibration.measuring import Repairs, candidates, measure
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.checkpoint.output import Output
-from ghostlayers.checkpoint.packed import packed_base
 from ghostlayers.checkpoint.record import make_record
 from ghostlayers.errors import RecipeError
 from ghostlayers.healed import HealedModel, heal_cut
@@ -31,8 +30,7 @@ from ghostlayers.model import multimodal
 from ghostlayers.model.causal import check_causal
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
-from ghostlayers.plan.expected import plan_prune, seconds_since_start
-from ghostlayers.plan.probe import probe_blindly
+from ghostlayers.plan.expected import seconds_since_start
 from ghostlayers.plan.saving import CHECKPOINT
 from ghostlayers.plan.units import Plan
 from ghostlayers.preparation import (
@@ -50,7 +48,6 @@ from ghostlayers.preparation import (
 )
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import HealingRecipe, Recipe, RunOptions
-from ghostlayers.recipe.decision import Decision
 from ghostlayers.recipe.wish import DETAILS, HOW_MANY
 from ghostlayers.repairs import REPAIR_REGISTRY, RepairMethod
 from ghostlayers.runtime.machine import versions
@@ -221,15 +218,16 @@ class Study:
             chosen = search_loss(study, study.output)
         elif study.budget is not None:
             assert study.recipe.layers is not None
-            chosen = choose_within(study.budget, study.recipe.layers, study._choose)
+            chosen = choose_within(
+                study.budget,
+                study.recipe.layers,
+                lambda recipe: search.choose(dataclasses.replace(study, recipe=recipe)),
+            )
             chosen = chosen.with_instead(type_instead(study.budget))
         else:
             chosen = search.choose(study)
         check_same("choice of layers", chosen.spans)
         return chosen
-
-    def _choose(self, recipe: Recipe) -> ChosenCut:
-        return search.choose(dataclasses.replace(self, recipe=recipe))
 
     def choose_repair(self, cut: ChosenCut) -> ChosenCut:
         """The same cut with the repair that held-out windows choose, fitted.
@@ -357,44 +355,11 @@ class Study:
         return windows
 
 
-def check_what_follows(dense: DenseModel, recipe: Recipe, output: Output | None) -> None:
-    """Refuse a result that could not be saved as it is asked for."""
-    packed_base(dense, recipe)
-    if recipe.wish is not None:
-        check_wished(dense, recipe, output or CHECKPOINT)
-        return
-    check_result(dense, recipe)
-    (output or CHECKPOINT).check_base(dense, recipe)
-
-
-def plan_run(
-    dense: DenseModel,
-    recipe: Recipe,
-    options: RunOptions,
-    started: float,
-    output: Output | None,
-    budget: Budget | None = None,
-) -> Plan:
-    """What pruning a model by a recipe takes on this machine, after a probe of a second or two."""
-    speed = probe_blindly(dense, recipe.sequence_length, options.batch_size)
-
-    def price(recipe: Recipe) -> Plan:
-        how: dict[str, Any] = {"started": started, "output": output, "processes": world().size}
-        return plan_prune(dense, recipe, speed, **how)
-
-    if recipe.max_loss is not None:
-        return plan_search(dense, recipe, output or CHECKPOINT, price)
-    plan = price(recipe)
-    if budget is None or recipe.layers is None:
-        return plan
-    return dataclasses.replace(plan, budget=budget.foreseen(recipe.layers))
-
-
 def _build(study: Study, cut: ChosenCut, repairs: Repairs) -> PrunedModel:
     dense, recipe = study.dense, cut.recipe
     held_out = study.held_out.first(recipe.num_held_out_windows)
     evidence = measure_evidence(study.runner, held_out, repairs)
-    decision = _weighed(study, cut.decision, held_out, evidence)
+    decision = weighed(study.runner, cut.decision, held_out, evidence)
     births = scoring.find_births(study.runner, study.windows, cut.spans, cut.table)
     pruned = removal.prune_layers(dense, cut.spans, repairs)
     if recipe.export == "stock-layer":
@@ -431,14 +396,3 @@ def _build(study: Study, cut: ChosenCut, repairs: Repairs) -> PrunedModel:
         held_out=held_out,
         kept_in=study.kept_in,
     )
-
-
-def _weighed(
-    study: Study, decision: Decision | None, held_out: Windows, evidence: Mapping[str, LossSums]
-) -> Decision | None:
-    """How a budget came to its layers, with what quantising would do for it where that is known."""
-    if decision is None or decision.instead is None or not evidence:
-        return decision
-    best = evidence.get("repaired", evidence["cut"]).loss_nats
-    found = measured_instead(study.runner, decision.instead, held_out, best)
-    return dataclasses.replace(decision, alternative=found)

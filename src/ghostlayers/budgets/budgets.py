@@ -1,10 +1,14 @@
-"""The budget of a recipe: what is counted of its model, and how much may be left."""
+"""The budget of a recipe: what is counted of its model, how much may be left, what cannot be."""
 
-from ghostlayers.budgets.decide import Budget
+from ghostlayers.budgets.decide import Budget, check_wished
 from ghostlayers.budgets.size import Room, Weights
 from ghostlayers.budgets.timing import timed
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.checkpoint.output import Output
+from ghostlayers.checkpoint.packed import packed_base
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.plan.saving import CHECKPOINT
+from ghostlayers.preparation import check_result
 from ghostlayers.recipe import Recipe
 
 
@@ -29,3 +33,16 @@ def budget_of(runner: Runner, recipe: Recipe, output: Output) -> Budget:
         return Budget(dense, recipe, output, room, wish.value)
     seconds = timed(runner, recipe)
     return Budget(dense, recipe, output, seconds, seconds.of(()) / wish.value)
+
+
+def check_what_follows(dense: DenseModel, recipe: Recipe, output: Output | None) -> None:
+    """Refuse a result that could not be saved as it is asked for."""
+    packed_base(dense, recipe)
+    if recipe.wish is not None:
+        check_wished(dense, recipe, output or CHECKPOINT)
+        if recipe.smaller is not None or (recipe.fits and not dense.residency.offloaded):
+            # What needs no text is refused before any is read.
+            budget_of(Runner(dense), recipe, output or CHECKPOINT).fewest()
+        return
+    check_result(dense, recipe)
+    (output or CHECKPOINT).check_base(dense, recipe)

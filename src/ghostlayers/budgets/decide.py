@@ -15,7 +15,7 @@ from ghostlayers.calibration.measuring import candidates, eligible
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.checkpoint.output import Output
-from ghostlayers.errors import RecipeError, SpanError, UnsupportedModelError
+from ghostlayers.errors import InputError, SpanError, UnsupportedModelError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.preparation import check_request, check_result
 from ghostlayers.recipe import Recipe
@@ -72,15 +72,15 @@ class Budget:
         """The smallest number of layers that can meet it.
 
         Raises:
-            RecipeError: none does, or the dense model does already; says what can be had.
+            InputError: none does, or the dense model does already; says what can be had.
         """
         if self.met(()):
-            raise RecipeError(
+            raise InputError(
                 f"{self.wish}: nothing has to go. {sentences(self, ())[0]} Ask for less, or give "
                 "--layers."
             )
         counts = range(1, self.dense.num_layers)
-        reached = (n for n in counts if self._least(n) <= self.limit and self.may(n))
+        reached = (n for n in counts if self._can_meet(n) and self.may(n))
         count = next(reached, None)
         if count is None:
             raise self.out_of_reach()
@@ -107,24 +107,24 @@ class Budget:
         assert best is not None
         return self.decision(best)
 
-    def out_of_reach(self) -> RecipeError:
+    def out_of_reach(self) -> InputError:
         """Why no cut meets it, and what the deepest one gives."""
         most = next((n for n in range(self.dense.num_layers - 1, 0, -1) if self.may(n)), None)
         best = None if most is None else self._best(most)
         if best is None:
-            return RecipeError(f"{self.wish}: no layers of this model can go.")
+            return InputError(f"{self.wish}: no layers of this model can go.")
         gives = sentences(self, best)[0]
-        return RecipeError(
+        return InputError(
             f"{self.wish} is out of reach: {most} layers are the most that may go. {gives}"
         )
 
-    def _least(self, count: int) -> float:
-        """At least so much is left of a cut of so many layers."""
-        best = self._best(count)
-        if best is None:
-            return float("inf")
-        gained = sum(self.measure.layers[i] for span in best for i in span.layers)
-        return self.measure.of(()) - gained + self._repair
+    def _can_meet(self, count: int) -> bool:
+        """Whether some cut of so many layers does."""
+        whole, own = self.measure.of(()) + self._repair, self.measure.layers
+        if whole - sum(sorted(own)[-count:]) > self.limit:  # whichever layers may go
+            return False
+        best = self._best(count) or ()
+        return whole - sum(own[i] for span in best for i in span.layers) <= self.limit
 
     def _best(self, count: int) -> tuple[Span, ...] | None:
         """The layers that gain most, of those that may go; None if so many may not."""
@@ -209,7 +209,7 @@ def choose_within(budget: Budget, first: int, choose: Callable[[Recipe], ChosenC
         choose: the cut by a recipe.
 
     Raises:
-        RecipeError: none of the cuts that were chosen does.
+        InputError: none of the cuts that were chosen does.
     """
     for count in budget.after(first):
         cut = choose(settled(budget.recipe, count))

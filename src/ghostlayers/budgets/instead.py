@@ -7,7 +7,7 @@ tried, and only small models, for which that is quick.
 
 import copy
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,9 @@ from ghostlayers.checkpoint.quantise import SIMPLE
 from ghostlayers.errors import GhostlayersError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import whole_of
+from ghostlayers.recipe.decision import Decision
 from ghostlayers.recipe.wish import PACKED
+from ghostlayers.statistics.losses import LossSums
 from ghostlayers.text.tokens import Windows
 
 MOST_NUMBERS = 1_500_000_000
@@ -90,10 +92,15 @@ def loss_of_type(runner: Runner, kind: str, windows: Windows) -> float:
 
 @torch.no_grad()
 def rounded(weight: torch.Tensor, kind: str) -> torch.Tensor:
-    """A weight as it is read from a file of a type: matrices rounded, all else as it is."""
+    """A weight as it is read from a file of a type: matrices rounded, all else as it is.
+
+    Matrices whose rows are no multiple of a block are rounded to 16 bits, as llama.cpp does.
+    """
     width, target = weight.shape[-1] if weight.ndim else 0, TensorType[kind.upper()]
-    if weight.ndim < 2 or width % gguf.GGML_QUANT_SIZES[target][0]:
+    if weight.ndim < 2:
         return weight
+    if width % gguf.GGML_QUANT_SIZES[target][0]:
+        return weight.half().to(weight.dtype)
     numbers = weight.float().cpu().reshape(-1, width).numpy()
     read = np.concatenate(
         [gguf.dequantize(gguf.quantize(rows, target), target) for rows in _pieces(numbers)]
@@ -129,3 +136,14 @@ def measured_instead(
         "windows": len(windows),
         "command": f"ghostlayers export {source} --gguf quantised.gguf --type {kind.upper()}",
     }
+
+
+def weighed(
+    runner: Runner, decision: Decision | None, held_out: Windows, evidence: Mapping[str, LossSums]
+) -> Decision | None:
+    """How a budget came to its layers, with what quantising would do for it where that is known."""
+    if decision is None or decision.instead is None or not evidence:
+        return decision
+    best = evidence.get("repaired", evidence["cut"]).loss_nats
+    found = measured_instead(runner, decision.instead, held_out, best)
+    return replace(decision, alternative=found)

@@ -26,7 +26,7 @@ from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.measuring import StudyLike
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.checkpoint.output import Output
-from ghostlayers.errors import RecipeError
+from ghostlayers.errors import InputError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe import Recipe
 from ghostlayers.recipe.decision import Decision
@@ -104,7 +104,7 @@ def search_loss(study: StudyLike, output: Output) -> ChosenCut:
         output: what is made of the result.
 
     Raises:
-        RecipeError: even the fewest layers lose more.
+        InputError: even the fewest layers lose more.
     """
     recipe = study.recipe
     assert recipe.max_loss is not None
@@ -118,7 +118,7 @@ def search_loss(study: StudyLike, output: Output) -> ChosenCut:
     place = last_within(len(numbers), within)
     every = sorted(tried.values(), key=lambda each: each.layers)
     if place is None:
-        raise RecipeError(_out_of_reach(recipe, every[0]))
+        raise InputError(_out_of_reach(recipe, every[0]))
     return replace(tried[place].cut, decision=_decision(recipe, tried[place], every))
 
 

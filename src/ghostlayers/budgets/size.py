@@ -14,8 +14,9 @@ import torch
 from ghostlayers.budgets.caches import LayerCache, caches_size, layer_caches
 from ghostlayers.budgets.types import TYPES, bytes_in_type
 from ghostlayers.checkpoint.output import Output
+from ghostlayers.checkpoint.packed import PackedBase
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.plan.saving import added_numbers, result_bytes
+from ghostlayers.plan.saving import added_numbers, copied_base, result_bytes
 from ghostlayers.recipe import Recipe
 from ghostlayers.recipe.wish import CONTEXT, FLOATS
 from ghostlayers.repairs import RepairMethod, find_method
@@ -75,10 +76,14 @@ class Weights:
             return f"{self.dense.base.quantized}, packed as in the base"
         return str(self.dense.stored_dtype).removeprefix("torch.")
 
+    @cached_property
+    def _base(self) -> PackedBase | None:
+        return copied_base(self.dense, self.recipe, self.output)
+
     def _of(self, spans: Sequence[Span], method: RepairMethod) -> int:
         dense, recipe = self.dense, self.recipe
         if self.as_type is None:
-            return result_bytes(dense, recipe, method, spans, self.output)
+            return result_bytes(dense, recipe, method, spans, self.output, self._base)
         bare = bytes_in_type(dense, kept_layers(spans, dense.num_layers), self.as_type)
         if method.name == "none":
             return bare
@@ -143,13 +148,19 @@ class Room:
         return self.weights.dense.stored_dtype.itemsize if asked is None else 2
 
     @property
+    def tokens(self) -> int:
+        """Of a prompt that are computed at a time."""
+        return min(PROMPT, self.context)
+
+    @property
     def allowance(self) -> int:
         """Bytes to compute in: activations of a piece of the prompt, logits of one position."""
         config = self.weights.dense.network.config.get_text_config()
         hidden = int(config.hidden_size)
         inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-        tokens = min(PROMPT, self.context)
-        return tokens * CHANNELS_AT_ONCE * (hidden + inner) * 2 + LOGIT * int(config.vocab_size)
+        return self.tokens * CHANNELS_AT_ONCE * (hidden + inner) * 2 + LOGIT * int(
+            config.vocab_size
+        )
 
 
 def context_of(dense: DenseModel, asked: int | None) -> int:

@@ -201,14 +201,20 @@ def _hooks(module: nn.Module, before: Any, after: Any) -> tuple[Any, Any]:
 
 
 def _of_point(calls: Sequence[Call], point: Point) -> list[list[float]]:
-    """Of each call that counts, the share of the whole that every layer took."""
+    """Of each call that counts, seconds around the layers and of every layer."""
     counted = calls[:1] if point.speed == "prefill" else calls[1:]
-    return [[each / (end - begin) for each in layers] for begin, end, layers in counted]
+    return [[end - begin - sum(layers), *layers] for begin, end, layers in counted]
 
 
-def _parts(whole: float, shares: Sequence[Sequence[float]]) -> Seconds:
-    layers = tuple(whole * statistics.median(column) for column in zip(*shares, strict=True))
-    return Seconds(layers, max(0.0, whole - sum(layers)))
+def _parts(whole: float, watched: Sequence[Sequence[float]]) -> Seconds:
+    """The whole, shared out as the parts' own medians are.
+
+    A program that comes between lengthens any one part of a call: it is in no median, and falls to
+    all parts alike.
+    """
+    rest, *layers = [max(0.0, statistics.median(part)) for part in zip(*watched, strict=True)]
+    scale = whole / (rest + sum(layers))
+    return Seconds(tuple(scale * layer for layer in layers), scale * rest)
 
 
 @torch.no_grad()

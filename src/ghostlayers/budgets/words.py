@@ -80,8 +80,9 @@ def _of_room(room: Room, spans: Sequence[Span], limit: float) -> tuple[str, ...]
     which = f"{_layers(spans)} less: {total}" if spans else f"The model takes {total}"
     return (
         f"{which} of {show_bytes(limit)}: {parts}.",
-        "Room to compute in is reckoned from widths: logits of one position, and 512 tokens of a "
-        "prompt at a time. The program itself, the tokenizer and further sequences come on top.",
+        "Room to compute in is reckoned from widths: logits of one position, and "
+        f"{room.tokens} tokens of a prompt at a time. The program itself, the tokenizer and "
+        "further sequences come on top.",
     )
 
 

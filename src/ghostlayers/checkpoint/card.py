@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -292,8 +292,21 @@ def contest_lines(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _budget(budget: Mapping[str, Any]) -> Iterator[str]:
+    """What a budget asked for, what was chosen for it, and what quantising would have done."""
+    yield f"- Asked for: `{code(budget['asked'])}`. {markdown(' '.join(budget['said']))}"
+    other = budget.get("quantising")
+    if other:
+        yield (
+            f"- For the same budget the whole model in {markdown(other['type'].upper())} has a "
+            f"loss of {other['loss_nats']:.3f} on {other['windows']} held-out windows, this one "
+            f"{other['cut_loss_nats']:.3f}."
+        )
+
+
 def _fits(record: Mapping[str, Any]) -> str:
-    lines = contest_lines(record)
+    lines = [*_budget(record["budget"])] if record.get("budget") else []
+    lines += contest_lines(record)
     for fit in record["repairs"]:
         start, stop = fit["span"]
         condition, left = fit["condition_number"], fit["relative_residual"]

@@ -8,6 +8,7 @@ import typer
 from ghostlayers.errors import RecipeError
 from ghostlayers.presets import find_preset
 from ghostlayers.recipe import Recipe, Save
+from ghostlayers.recipe.wish import is_packed
 from ghostlayers.repairs.auto import AUTO
 from ghostlayers.runtime.settings import HOW, WHAT
 from ghostlayers.spans import small_number
@@ -113,6 +114,8 @@ def recipe_from(**values: Any) -> Recipe:
     preset = values.get("preset")
     if "layers" in values and "remove" in values:
         raise RecipeError("give either --layers or --remove, not both.")
+    if is_packed(values.get("as_type")) and not {"repair", "preset"} & values.keys():
+        values["repair"] = REPAIR_OF_FILES
     chosen = {} if preset is None else find_preset(preset).choices
     if values.get("data") is None and chosen.get("data") is None:
         raise RecipeError(

@@ -12,6 +12,7 @@ from ghostlayers.checkpoint.record import packed_text
 from ghostlayers.checkpoint.records import inspect
 from ghostlayers.cli.screen import bold, duration, loss_cells, say, table, warn
 from ghostlayers.pruned import PrunedModel
+from ghostlayers.recipe.wish import is_packed
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.spans import format_layers
 
@@ -128,6 +129,13 @@ def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification
     say(f'  {opens}.from_pretrained("{out_folder}"{trust})')
     base = pruned.dense.base.name
     say(f"  ghostlayers eval {out_folder} --against {base} --data wikitext2")
+    budget = pruned.decision
+    if budget is not None and budget.counted == "seconds":  # what was foreseen can be measured
+        place = f"--batch {budget.figures['batch']} --length {budget.figures['length']}"
+        say(f"  ghostlayers bench {out_folder} --against {base} {place}")
+    if budget is not None and is_packed(budget.figures.get("type")):  # what was counted
+        kind = budget.figures["type"].upper()
+        say(f"  ghostlayers export {out_folder} --gguf {out_folder}-{kind}.gguf --type {kind}")
     say(f"  ghostlayers inspect {out_folder}")
 
 
@@ -182,6 +190,8 @@ def show_record(record: Mapping[str, Any]) -> None:
     chosen = "named by the user" if recipe["remove"] else f"chosen by {recipe['select']}"
     chosen += ", one at a time" if recipe.get("iterative") else ""
     say(f"Layers {chosen}; checkpoint mode: {record['mode']}")
+    if record.get("budget"):
+        say(bold(record["budget"]["asked"]), f": {record['budget']['said'][0]}")
     if record.get("packed"):
         say(packed_text(record["packed"]))
     rows = [

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ghostlayers.calibration import cuts
+from ghostlayers.calibration.distances import stream_distances
 from ghostlayers.calibration.gates import gate_shifts
 from ghostlayers.compare import models
 from ghostlayers.compare.auto import fit_named, is_auto
@@ -131,7 +132,7 @@ def _repaired(experiment: Experiment, study: Study, fits: Fits, key: str) -> Par
     distances: dict[str, dict[int, float]] = {name: {} for name in fits}
     windows = study.held_out.first(DISTANCE_WINDOWS)
     if len(windows):
-        distances = cuts.stream_distances(study.runner, windows, fits)
+        distances = stream_distances(study.runner, windows, fits)
     gates = gate_shifts(study.runner, windows, fits) if len(windows) else {}
     built = _models(experiment, fits, key)
     rows: Part = {

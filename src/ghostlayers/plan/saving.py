@@ -6,7 +6,7 @@ from typing import Any
 from ghostlayers.calibration.passes import Pass
 from ghostlayers.checkpoint.gguf_encoding import encoded_bytes, fallback_named
 from ghostlayers.checkpoint.output import Output
-from ghostlayers.checkpoint.packed import packed_base
+from ghostlayers.checkpoint.packed import PackedBase, packed_base
 from ghostlayers.model.anatomy import writers
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.gguf_file import open_gguf
@@ -49,7 +49,8 @@ def saving_passes(
         added = _added(loaded, method, spans) * kind
         total = _plain(loaded, recipe, method, ())
         return [_adapter(total, added, loaded.num_layers if offloaded else 0, output)]
-    size = result_bytes(loaded, recipe, method, spans, output)
+    base = copied_base(loaded, recipe, output)
+    size = result_bytes(loaded, recipe, method, spans, output, base)
     if output.copies(loaded):
         return [_gguf(size, output, size)]
     plain, brought = _plain(loaded, recipe, method, spans), len(kept) if offloaded else 0
@@ -60,21 +61,27 @@ def saving_passes(
     return written
 
 
+def copied_base(loaded: DenseModel, recipe: Recipe, output: Output) -> PackedBase | None:
+    """The packed model that a folder's weights are copied from, if it is."""
+    return None if output.is_file else packed_base(loaded, recipe)
+
+
 def result_bytes(
     loaded: DenseModel,
     recipe: Recipe,
     method: RepairMethod,
     spans: Sequence[Span],
     output: Output,
+    base: PackedBase | None,
 ) -> int:
     """Bytes of the weights that are written, packed ones as they lie; arguments as above.
 
-    Without spans it is what the dense model takes in the same form.
+    ``base`` is that of `copied_base`. Without spans it is what the dense model takes in the same
+    form.
     """
     kept = kept_layers(spans, loaded.num_layers)
     if output.copies(loaded):
         return _copied(loaded, _changed(loaded, method, spans), kept, output)
-    base = None if output.is_file else packed_base(loaded, recipe)
     if base is None:
         return _plain(loaded, recipe, method, spans)
     changed = _changed(loaded, method, spans)

@@ -13,7 +13,7 @@ class Decision:
 
     Attributes:
         asked: the budget, as one would type it.
-        layers: how many go.
+        layers: how many go; 0 where that is still to be found.
         says: what was counted or measured, what is foreseen, and what else was seen; sentences.
         figures: the same as numbers, for records.
         instead: a type in which the whole model would meet the budget, and its bytes.
@@ -40,9 +40,9 @@ class Decision:
             return None
         return (
             f"Quantising meets this budget at less loss: {found['type'].upper()} takes "
-            f"{show_bytes(found['bytes'])} and has a loss of {found['loss_nats']:.3f} on the same "
-            f"{found['windows']} windows, this result {found['cut_loss_nats']:.3f}. (Rounded by "
-            f"the gguf library.)"
+            f"{show_bytes(found['bytes'])} in all and has a loss of {found['loss_nats']:.3f} on "
+            f"the same {found['windows']} windows, this result {found['cut_loss_nats']:.3f}. "
+            "(Rounded by the gguf library.)"
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -206,11 +206,26 @@ def _check_details(recipe: "Recipe") -> None:
             f"--as: the size of a model in '{_short(recipe.as_type)}' is not known beforehand. "
             f"{suggest(recipe.as_type.lower(), known)}"
         )
+    if is_packed(recipe.as_type) and not _is_stock(recipe):
+        raise RecipeError(
+            f"--as {recipe.as_type} is a type of GGUF files, which have no place for the operators "
+            f"of '{recipe.repair}'. Take a repair that folds: --repair refit:3:ridge=auto."
+        )
     if recipe.max_loss is not None and recipe.num_held_out_windows < LEAST_WINDOWS:
         raise RecipeError(
             "--max-loss is settled by differences between held-out windows, "
             f"{LEAST_WINDOWS} of them at the least; raise --held-out-windows."
         )
+
+
+def is_packed(as_type: str | None) -> bool:
+    """Whether it is a type of GGUF files."""
+    return as_type is not None and as_type.lower() in PACKED
+
+
+def _is_stock(recipe: "Recipe") -> bool:
+    """Whether what is left of the repair is a stock model."""
+    return recipe.method.form == "fold" or recipe.export == "stock-layer"
 
 
 def _positive(text: str) -> float | None:
