@@ -435,3 +435,25 @@ def test_what_quantising_does_is_measured_and_said(
     assert said is None or other["loss_nats"] < other["cut_loss_nats"]
     assert said is not None
     assert "Q8_0" in said
+
+
+def test_a_contest_stays_within_a_budget_of_bytes(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
+) -> None:
+    """A budget that Ghost just meets bars what adds more, and the count follows from Ghost's."""
+    asked: dict[str, Any] = {"tokenizer": byte_tokenizer, "data": some_text, **TEXT}
+    whole = Weights(DenseModel(trained_llama), Recipe(layers=3), CHECKPOINT)
+    spans = (Span(2, 5),)
+    smaller = f"{100 * (1 - (whole.of(spans) + 1) / whole.of(())):.9f}%"
+    wide = {"repair": "auto", "overhead": "90%"}
+    pruned = ghostlayers.prune(trained_llama, smaller=smaller, **wide, **asked)
+    free = ghostlayers.prune(trained_llama, layers=3, **wide, **asked)
+    bytes_of = {
+        name: dataclasses.replace(whole, recipe=Recipe(layers=3, repair=name)).of(pruned.spans)
+        for name in (row.repair for row in free.contest.contestants)
+    }
+    most = whole.of(spans) + 1
+    raced = {row.repair for row in pruned.contest.contestants}
+    assert raced == {name for name, size in bytes_of.items() if size <= most}
+    barred = {n for n, why in pruned.contest.refused.items() if "budget" in why}
+    assert barred == {name for name, size in bytes_of.items() if size > most} != set()

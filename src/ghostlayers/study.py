@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ghostlayers.budgets.budgets import budget_of, check_what_follows
+from ghostlayers.budgets.budgets import beyond_budget, budget_of, check_what_follows
 from ghostlayers.budgets.decide import Budget, check_wished, choose_within, settled
 from ghostlayers.budgets.instead import type_instead, weighed
 from ghostlayers.budgets.loss import search_loss
@@ -237,7 +237,8 @@ class Study:
         if not cut.recipe.contested:
             return cut
         study = dataclasses.replace(self, recipe=cut.recipe)
-        contest, repairs = hold_contest(study, cut.spans)
+        barred = beyond_budget(self.runner, self.budget, cut.spans)
+        contest, repairs = hold_contest(study, cut.spans, barred=barred)
         check_same("choice of a repair", contest.winner)
         recipe = cut.recipe.repaired_by(contest.winner)
         return dataclasses.replace(cut, recipe=recipe, repairs=repairs, contest=contest)

@@ -1,15 +1,20 @@
 """The budget of a recipe: what is counted of its model, how much may be left, what cannot be."""
 
+from collections.abc import Sequence
+
 from ghostlayers.budgets.decide import Budget, check_wished
 from ghostlayers.budgets.size import Room, Weights
 from ghostlayers.budgets.timing import timed
 from ghostlayers.calibration.passes import Runner
 from ghostlayers.checkpoint.output import Output
 from ghostlayers.checkpoint.packed import packed_base
+from ghostlayers.errors import GhostlayersError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.plan.saving import CHECKPOINT
 from ghostlayers.preparation import check_result
 from ghostlayers.recipe import Recipe
+from ghostlayers.repairs.auto import CONTESTANTS
+from ghostlayers.spans import Span
 
 
 def budget_of(runner: Runner, recipe: Recipe, output: Output) -> Budget:
@@ -46,3 +51,21 @@ def check_what_follows(dense: DenseModel, recipe: Recipe, output: Output | None)
         return
     check_result(dense, recipe)
     (output or CHECKPOINT).check_base(dense, recipe)
+
+
+def beyond_budget(runner: Runner, budget: Budget | None, spans: Sequence[Span]) -> dict[str, str]:
+    """Repairs with which a cut would break its budget of bytes, each with the reason.
+
+    What an operator costs of time is bounded by the recipe's overhead.
+    """
+    if budget is None or budget.wish.kind == "faster":
+        return {}
+    found = {}
+    for name in CONTESTANTS:
+        try:
+            kept = budget_of(runner, budget.recipe.repaired_by(name), budget.output).met(spans)
+        except GhostlayersError:  # it could not compete anyway
+            continue
+        if not kept:
+            found[name] = f"breaks the budget ({budget.wish}) by what it adds"
+    return found

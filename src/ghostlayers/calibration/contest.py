@@ -83,7 +83,10 @@ class Contest:
 
 
 def hold_contest(
-    study: StudyLike, spans: Sequence[Span], fitted: Mapping[str, Repairs] | None = None
+    study: StudyLike,
+    spans: Sequence[Span],
+    fitted: Mapping[str, Repairs] | None = None,
+    barred: Mapping[str, str] | None = None,
 ) -> tuple[Contest, Repairs]:
     """Fit all repairs that can be had of a cut, race them, and take one.
 
@@ -95,8 +98,11 @@ def hold_contest(
         spans: the gaps.
         fitted: repairs of this cut by name, those that can be had among them, where they are
             fitted already.
+        barred: repairs that may not be taken, each with the reason.
     """
-    names, refused = contestants(study.runner.model, study.recipe, spans)
+    able, refused = contestants(study.runner.model, study.recipe, spans)
+    names = [name for name in able if name not in (barred or {})]
+    refused = {**(barred or {}), **refused}
     known = fit_contestants(study, spans, names) if fitted is None else fitted
     fits = {name: known[name] for name in names}
     costs, dear = price(study, spans, fits)
