@@ -26,6 +26,7 @@ from ghostlayers import PRESETS, Recipe, RunOptions, pipeline
 from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.proof import Verification
 from ghostlayers.cli import app, scores_screen, screen
+from ghostlayers.cli.parameters import option_name
 from ghostlayers.errors import ModelError, SpanError
 from ghostlayers.plan.units import Plan
 from ghostlayers.repairs import METHODS
@@ -177,7 +178,7 @@ def test_help_names_defaults_and_the_papers_choices(command, option, values):
 def test_help_of_prune_says_of_every_field_what_the_field_says_of_itself(owner):
     text = help_of("prune")
     for name, field in fields_of(owner).items():
-        line = line_of(f"--{name.replace('_', '-')}", text)
+        line = line_of(option_name(name, field.metadata[KEY]), text)
         assert " ".join(field.metadata[KEY].text.split()) in line
         assert f"    {name}: " in owner.__doc__
         for value in typing.get_args(typing.get_type_hints(owner)[name]):
@@ -827,10 +828,16 @@ def test_every_option_reaches_the_recipe(recipe_of):
         "quantized": "expand",
     }
     options = [each for k, v in choices.items() for each in (f"--{k.replace('_', '-')}", v)]
-    recipe = recipe_of(*options, "--separator", "a\\nb\\tc")
-    more = {"layers": None, "iterative": False, "refit": "all", "preset": None}
+    recipe = recipe_of(*options, "--separator", "a\\nb\\tc", "--for", "vllm")
+    more = {"layers": None, "iterative": False, "refit": "all", "preset": None, "overhead": None}
+    more["engine"] = "vllm"
     more["separator"] = "a\nb\tc"
     assert recipe.to_dict() == {**choices, **more}
+
+
+def test_what_a_contest_may_cost_reaches_the_recipe(recipe_of):
+    recipe = recipe_of("-n", "2", "-d", "other.txt", "--overhead", "0.5%")
+    assert (recipe.repair, recipe.overhead, recipe.engine) == ("auto", "0.5%", "any")
 
 
 def test_iterative_reaches_the_recipe(recipe_of):
