@@ -840,10 +840,16 @@ def test_every_option_reaches_the_recipe(recipe_of):
         "quantized": "expand",
     }
     options = [each for k, v in choices.items() for each in (f"--{k.replace('_', '-')}", v)]
-    recipe = recipe_of(*options, "--separator", "a\\nb\\tc")
-    more = {"layers": None, "iterative": False, "refit": "all", "preset": None}
+    recipe = recipe_of(*options, "--separator", "a\\nb\\tc", "--for", "vllm")
+    more = {"layers": None, "iterative": False, "refit": "all", "preset": None, "overhead": None}
+    more["engine"] = "vllm"
     more["separator"] = "a\nb\tc"
     assert recipe.to_dict() == {**choices, **more}
+
+
+def test_what_a_contest_may_cost_reaches_the_recipe(recipe_of):
+    recipe = recipe_of("-n", "2", "-d", "other.txt", "--overhead", "0.5%")
+    assert (recipe.repair, recipe.overhead, recipe.engine) == ("auto", "0.5%", "any")
 
 
 def test_iterative_reaches_the_recipe(recipe_of):

@@ -272,6 +272,7 @@ def test_a_text_that_is_gone_through_again_is_not_computed_again(
             train="suffix",
             cache=cache,
             positions=0.5,
+            learning_rate="1e-4",
         )
         found.append((healed, sum(taught)))
     (kept, few), (anew, many) = found

@@ -71,7 +71,8 @@ def show(found: Recommendation) -> None:
     screen.say(
         screen.dim(
             "above dense, KL: nats a token, mean of all texts; loops: continuations that end in a "
-            "repetition; weights, cache, time to read a prompt: shares of the dense model's."
+            "repetition; weights, cache, prefill (time to read a prompt): shares of the dense "
+            "model's."
         )
     )
     for row in found.rows:

@@ -7,8 +7,8 @@ from ghostlayers.report.rows import MeasuredModel
 from ghostlayers.report.words import decimal, percent
 
 HEAD = (
-    *("less", "for", "removed", "repair", "above dense", "KL", "loops"),
-    *("weights", "cache", "time to read"),
+    *("less, for", "removed", "repair", "above dense", "KL", "loops"),
+    *("weights", "cache", "prefill"),
 )
 
 Cells = tuple[str, ...]
@@ -23,7 +23,7 @@ def _rows(results: Results) -> Iterator[Cells]:
     dense = next(model for model in results.models if model.key.is_dense)
     for row in results.recommended:
         yield (
-            *(row.less, row.engine, row.removed, row.method),
+            *(f"{row.less}, {row.engine}", row.removed, row.method),
             *(decimal(row.excess_nats), decimal(row.kl_nats), percent(row.loops)),
             *gains(row, dense),
         )
