@@ -843,6 +843,8 @@ def test_every_option_reaches_the_recipe(recipe_of):
     recipe = recipe_of(*options, "--separator", "a\\nb\\tc", "--for", "vllm")
     more = {"layers": None, "iterative": False, "refit": "all", "preset": None, "overhead": None}
     more["engine"] = "vllm"
+    budgets = "smaller faster at speed fits context as_type max_loss"
+    more |= dict.fromkeys(budgets.split())
     more["separator"] = "a\nb\tc"
     assert recipe.to_dict() == {**choices, **more}
 

@@ -351,7 +351,7 @@ class Recipe:
         chooses = self.remove is None and "held-out losses" in self.selection.needs
         if self.race_windows is not None and (chooses or self.contested or self.remove is not None):
             return max(self.race_windows, self.num_held_out_windows)
-        if not (chooses or self.contested or self.max_loss is not None):
+        if self.max_loss is not None or not (chooses or self.contested):  # a loss decides with them
             return self.num_held_out_windows
         return max(RACE_WINDOWS, RACE_BUDGET * self.num_held_out_windows)
 
