@@ -83,8 +83,9 @@ SMALLER = {
     "--continuations 0 --max-windows 2 --no-speed",
     "heal": "--sequence-length 64",
     "bench": "--length 16 --new-tokens 4 --repeats 1",
+    "bench --draft": "--data c4.jsonl --prompts 2 --draft-tokens 1,2 --new-tokens 4 --repeats 1",
     "recommend": "--windows 6 --held-out-windows 2 --sequence-length 64 --continuations 0 "
-    "--max-windows 2 --no-speed",
+    "--max-windows 2 --no-speed --eval-data wikitext2.jsonl",
     "eval": "--sequence-length 64 --continuations 1 --max-windows 2",
 }
 """By command: options that a text of a page is enough for."""
@@ -109,7 +110,8 @@ def smaller_command(words: list[str]) -> list[str]:
             place = made.index(option)
             made[place : place + 2] = [other, value]
     # Of an option that is given twice the last value counts.
-    return made + SMALLER.get(made[0], "").split()
+    name = "bench --draft" if "--draft" in made else made[0]
+    return made + SMALLER.get(name, "").split()
 
 
 def smaller_code(text: str) -> str:
