@@ -177,7 +177,7 @@ def show_contest(pruned: PrunedModel) -> None:
     table(("repair", "loss", "behind the lowest", "windows", "overhead"), rows, title)
     say("Repair: ", bold(contest.winner), f", because {contest.reason}.")
     for name, reason in contest.refused.items():
-        say(dim(f"Left out: {name}: {reason}"))
+        say(dim(f"Left out: {name}: {reason.partition('. ')[0]}"))
 
 
 SCORE_NOTES = (

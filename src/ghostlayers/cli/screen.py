@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -158,17 +159,24 @@ def fail(text: str) -> None:
     err.print(plain(Text(f"Error{of}: ", style="bold red"), text), soft_wrap=True)
 
 
+WIDEST = 1000
+"""Characters of a table that is not shown on a terminal."""
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[Part]], title: str | None = None) -> None:
     """A table: the first column left, the others right."""
     heading = None if title is None else plain(title, style="bold")
     grid = Table(title=heading, title_justify="left", title_style="bold")
-    grid.add_column(plain(columns[0]), overflow="fold")
+    longest = max((len(word) for word in columns[0].split()), default=1)
+    grid.add_column(plain(columns[0]), overflow="fold", min_width=longest)
     for column in columns[1:]:
         # Numbers are never squeezed; a long name in the first column folds instead.
         grid.add_column(plain(column), justify="right", no_wrap=True, min_width=len(column))
     for row in rows:
         grid.add_row(*map(plain, row))
-    out.print(grid)
+    # A file or a pipe has no edge that a wide table would be cut at.
+    whole = Measurement.get(out, out.options.update(width=WIDEST), grid).maximum
+    out.print(grid, width=None if out.is_terminal else max(out.width, whole))
 
 
 def show_plan(plan: Plan) -> None:

@@ -29,6 +29,7 @@ from ghostlayers.runtime.scratch import clear_scratch, tidied
 KEEPING = {
     "prune": "",
     "compare": "",
+    "recommend": "",
     "run": "",
     "write_data": "",
     "heal": ", or with --keep to write the best state that is kept",

@@ -212,8 +212,12 @@ def _held_out(experiment: Experiment, study: Study, fits: Fits) -> dict[str, flo
     return losses
 
 
+TELLS = 5e-4
+"""Nats that a difference must have to be seen in the figures that are shown."""
+
+
 def _worse(held_out: Mapping[str, float], name: str) -> bool:
-    return name != "none" and name in held_out and held_out[name] > held_out["none"]
+    return name != "none" and name in held_out and held_out[name] > held_out["none"] + TELLS
 
 
 def _models(experiment: Experiment, fits: Fits, key: str) -> dict[str, Part]:

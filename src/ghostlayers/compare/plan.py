@@ -218,13 +218,13 @@ def say_estimate(experiment: Experiment, speed: Speed) -> None:
     jobs = expected_jobs(request, depth, experiment.repairs.names)
     dense = [_dense_pass(experiment), _writing(experiment, 0, 1), _dense_answers(experiment)]
     first = [*_choosing(experiment), *dense]
-    _say(experiment, speed, [*first, *_all_of(experiment, jobs)], "at most ")
+    _say(experiment, speed, [*first, *_all_of(experiment, jobs)], "At most")
 
 
 def say_what_is_left(experiment: Experiment, speed: Speed, jobs: Jobs) -> None:
     """Predicted minutes of the cuts that are not done yet."""
     left = [job for job in jobs if experiment.store.get(cut_key(*job)) is None]
-    _say(experiment, speed, [*_all_of(experiment, left)], "")
+    _say(experiment, speed, [*_all_of(experiment, left)], "About")
 
 
 def _all_of(experiment: Experiment, jobs: Jobs) -> Iterator[Pass]:
@@ -240,4 +240,5 @@ def _say(experiment: Experiment, speed: Speed, passes: Sequence[Pass], bound: st
     length = experiment.request.calibration.sequence_length
     seconds = prices(experiment.study.dense, speed, length).together("", passes).seconds
     minutes = max(1, round(seconds / 60))
-    experiment.say(f"About {bound}{minutes} minutes to go on this machine.")
+    unit = "minute" if minutes == 1 else "minutes"
+    experiment.say(f"{bound} {minutes} {unit} to go on this machine.")
