@@ -129,3 +129,14 @@ def test_a_budget_of_loss_is_settled_and_reported_on_the_same_windows() -> None:
     recipe = Recipe(max_loss=0.1, windows=32)
     assert recipe.num_held_out_windows == recipe.num_race_windows == 32
     assert Recipe(max_loss=0.1, held_out_windows=9).num_race_windows == 9
+
+
+def test_a_type_means_the_same_in_any_case() -> None:
+    for name in ("Q4_K_M", "q4_K_m", "FLOAT32"):
+        asked = Recipe(fits="1GiB", as_type=name, repair="refit:3:ridge=auto")
+        assert asked.as_type == name.lower()
+
+
+def test_a_loss_of_hundreds_of_digits_is_refused() -> None:
+    with pytest.raises(RecipeError, match="--max-loss: expected nats"):
+        Recipe(max_loss=10**400)

@@ -24,6 +24,7 @@ from ghostlayers.modeling import norm_eps, repair_stream
 from ghostlayers.recipe.recipe import Speed
 from ghostlayers.repairs import RepairMethod
 from ghostlayers.repairs.shapes import operator_shapes
+from ghostlayers.runtime.machine import memory_of
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.spans import Span, kept_layers
 
@@ -45,6 +46,9 @@ and no processor finds it in its caches."""
 
 REPEATS = 32
 """Of an operator; the median counts."""
+
+VECTORS = 8
+"""Of the stream's width, that a token takes at the least while a layer runs."""
 
 Clock = Callable[[], float]
 
@@ -144,16 +148,29 @@ def check_point(dense: DenseModel, point: Point) -> None:
             "brought in for every call. Give the run more memory, or use --layers or --smaller."
         )
     limit = getattr(dense.network.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and point.length + WRITTEN > limit:
+    behind = written_at(point)
+    if limit is not None and point.length + behind > limit:
         raise InputError(
-            f"--at: a prompt of {point.length} tokens and {WRITTEN} behind it exceed the model's "
-            f"{limit} positions; the longest that works is {point.batch}x{max(1, limit - WRITTEN)}."
+            f"--at: a prompt of {point.length} tokens and {behind} behind it exceed the model's "
+            f"{limit} positions; the longest that works is {point.batch}x{max(1, limit - behind)}."
         )
+    width = dense.hidden_size * dense.dtype.itemsize * VECTORS
+    fits = int(memory_of(dense.device) // width)
+    if point.batch * (point.length + behind) > fits:
+        raise InputError(
+            f"--at: {point.batch:,} sequences of {point.length:,} tokens are more than this "
+            f"machine's memory holds, about {fits:,} tokens of this model in all. Take fewer."
+        )
+
+
+def written_at(point: Point) -> int:
+    """Tokens that are written behind each prompt where a speed is measured."""
+    return 1 if point.speed == "prefill" else WRITTEN
 
 
 def _run(dense: DenseModel, point: Point) -> list[float]:
     """Seconds of a whole prompt, or of each token behind it."""
-    new = 1 if point.speed == "prefill" else WRITTEN
+    new = written_at(point)
     read, written, _ = read_and_write(dense.network, point.batch, point.length, new)
     return [read] if point.speed == "prefill" else written
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ghostlayers.checkpoint import adapter
 from ghostlayers.cli import screen
 from ghostlayers.demo.reference_text import split_topics
-from ghostlayers.errors import RecipeError
+from ghostlayers.errors import InputError, RecipeError
 from ghostlayers.evaluation.drafting import (
     NEW_TOKENS,
     PROMPT_TOKENS,
@@ -59,6 +59,7 @@ def open_pair(
 
     Raises:
         RecipeError: no dense model is named.
+        InputError: the two read text differently.
     """
     if against is None:
         raise RecipeError("--draft needs --against, the dense model whose text is written.")
@@ -66,8 +67,13 @@ def open_pair(
     if (Path(model) / adapter.WEIGHTS).is_file():
         network, dense, _ = adapter.open_adapter(model, against, options)
         return dense, whole_of(network)
-    draft = open_model(model, None, options, revision)
-    return open_model(against, draft.tokenizer, options), draft.network
+    draft, dense = open_model(model, None, options, revision), open_model(against, None, options)
+    if draft.tokenizer.get_vocab() != dense.tokenizer.get_vocab():
+        raise InputError(
+            f"'{model}' and '{against}' have tokenizers that number their tokens differently; a "
+            "draft needs that of the model that verifies it."
+        )
+    return dense, draft.network
 
 
 def run_drafts(

@@ -287,6 +287,8 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "select", SELECTION_REGISTRY.text_of(self.select))
         object.__setattr__(self, "repair", REPAIR_REGISTRY.text_of(self.repair))
+        if isinstance(self.as_type, str):  # Q4_K_M and q4_k_m are one type
+            object.__setattr__(self, "as_type", self.as_type.lower())
         checks.check(self)
         check_wish(self)
 

@@ -138,12 +138,16 @@ def nats_in(value: float) -> float:
     Raises:
         RecipeError: no positive, finite number.
     """
-    if not 0 < value < math.inf:
+    try:
+        nats = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        nats = math.inf
+    if not 0 < nats < math.inf:
         raise RecipeError(
             "--max-loss: expected nats a token above the dense model, a positive number such as "
-            f"0.1, got {value}."
+            f"0.1, got {_short(str(value))}."
         )
-    return float(value)
+    return nats
 
 
 _READERS: dict[Kind, Callable[[Any], float]] = {

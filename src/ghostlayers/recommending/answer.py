@@ -138,7 +138,10 @@ class _Reading:
             return row.model_copy(update={"problem": problem})
         out = out_name(self.name, row.layers, file=file)
         told = dataclasses.replace(self.recipe, race_windows=self._race_windows())
-        command = prune_command(self.name, told, row.removed, row.method, out, self.options)
+        revision = self.dense.base.revision if self.dense.base.on_hub else None
+        command = prune_command(
+            self.name, told, row.removed, row.method, out, self.options, revision
+        )
         return row.model_copy(update={"command": command})
 
     def _race_windows(self) -> int:

@@ -14,7 +14,13 @@ TOLD = (
 
 
 def prune_command(
-    model: str, recipe: Recipe, removed: str, repair: str, out: str, options: RunOptions
+    model: str,
+    recipe: Recipe,
+    removed: str,
+    repair: str,
+    out: str,
+    options: RunOptions,
+    revision: str | None = None,
 ) -> str:
     """The command, as one types it.
 
@@ -25,6 +31,7 @@ def prune_command(
         repair: the one that was taken.
         out: the folder or file to make.
         options: how the model was opened.
+        revision: of a model on the hub.
     """
     words = ["ghostlayers", "prune", model, "-o", out, "--remove", removed, "--repair", repair]
     plain = Recipe()
@@ -34,6 +41,10 @@ def prune_command(
             words += [how.option or f"--{name.replace('_', '-')}", _typed(value)]
     if options.dtype != RunOptions().dtype:
         words += ["--dtype", options.dtype]
+    if revision is not None:
+        words += ["--revision", revision]
+    if options.trust_remote_code:
+        words.append("--trust-remote-code")
     return shlex.join(words)
 
 

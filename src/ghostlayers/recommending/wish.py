@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ghostlayers.compare import Comparison
-from ghostlayers.errors import RecipeError
+from ghostlayers.errors import RecipeError, SpanError
 from ghostlayers.recipe.checks import read_share
 from ghostlayers.runtime.settings import TEXT, WHAT, documented, setting
 from ghostlayers.text.corpora import hub_corpus
@@ -62,6 +62,8 @@ class Wish:
 
     def layers(self, depth: int) -> dict[int, str]:
         """The share that each number of layers stands for, in a model of so many."""
+        if depth < 2:
+            raise SpanError("a model of one decoder layer has none to spare.")
         counts = {share: round(read_share("less", share) * depth) for share in self.less}
         return {min(depth - 1, max(1, count)): share for share, count in counts.items()}
 
