@@ -109,8 +109,8 @@ ENGINES = {
     "stock": "A stock checkpoint: whatever runs the base model runs it (transformers, vLLM, "
     "llama.cpp, ...), with no flag.",
     "custom": "A custom checkpoint: transformers and vLLM run it, with trust_remote_code or with "
-    "ghostlayers installed (in transformers, imported). For llama.cpp and others choose --repair "
-    "refit:3:ridge=auto.",
+    "ghostlayers installed (in transformers, imported). For llama.cpp and others choose --for "
+    "llama.cpp.",
 }
 """Who loads a checkpoint of either kind."""
 

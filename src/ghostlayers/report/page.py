@@ -71,7 +71,8 @@ def render_page(results: Results) -> str:
     overview = make_overview(results)
     # Methods by their own choices differ in more than their repair, which the figures would hide.
     wanted = OF_METHODS if results.presets else set(SECTIONS) - {"methods"}
-    wanted = wanted if results.recommended else wanted - {"recommended"}
+    # What is recommended was chosen on other text, so it is the answer where it stands.
+    wanted = wanted - ({"answer"} if results.recommended else {"recommended"})
     with mpl.rc_context(STYLE):
         made = {
             anchor: make(overview) for anchor, (_, make) in SECTIONS.items() if anchor in wanted
