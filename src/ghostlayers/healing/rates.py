@@ -42,13 +42,12 @@ def fitting_rates(
     )
     engine.learn(followed, followed.positions.numel())
     masters = engine.trained.masters
-    ways = {n: each.grad.sign() for n, each in masters.items() if each.grad is not None}
-    for each in masters.values():
-        each.grad = None
     found = [
-        _longest(_Steps(engine, part, ways, others), float(rate))
+        _longest(_Steps(engine, part, others), float(rate))
         for part, rate in zip(parts, highest, strict=True)
     ]
+    for each in masters.values():
+        each.grad = None
     return torch.tensor(found, dtype=highest.dtype)
 
 
@@ -61,27 +60,26 @@ class _Steps:
 
     Args:
         engine: runs the cut model.
-        part: that steps.
-        ways: the gradients' signs by name.
+        part: that steps, against the gradients that its weights hold.
         others: the windows.
     """
 
-    def __init__(self, engine: Engine, part: str, ways: dict[str, Tensor], others: Lesson) -> None:
+    def __init__(self, engine: Engine, part: str, others: Lesson) -> None:
         self.engine, self.others = engine, others
         trained = engine.trained
         self._before = {
             name: master.detach().clone()
             for name, master in trained.masters.items()
-            if trained.parts[name] == part and name in ways
+            if trained.parts[name] == part and master.grad is not None
         }
-        self._ways = ways
 
     @torch.no_grad()
     def loss(self, rate: float) -> float:
         """Behind a step of this length."""
         trained = self.engine.trained
         for name, before in self._before.items():
-            trained.masters[name].copy_(before - rate * self._ways[name])
+            master = trained.masters[name]
+            master.copy_(before - rate * master.grad.sign())  # type: ignore[union-attr]
         trained.write_back()
         try:
             return self.engine.loss(self.others)
