@@ -1,6 +1,9 @@
 """The commands by name. Each is imported when it is called, so that help and version are quick."""
 
+import atexit
 import contextlib
+import functools
+import gc
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import pairwise
@@ -75,6 +78,13 @@ def _proves(args: Sequence[str]) -> bool:
     return not one_file and not {*args} & WITHOUT_PROOF
 
 
+@functools.cache
+def _settle() -> None:
+    """Look for no garbage among all that was imported, be it at the end: that takes a second."""
+    gc.freeze()
+    atexit.register(gc.freeze)
+
+
 class Later(TyperCommand):
     """A command that is imported once its arguments are to be read."""
 
@@ -98,6 +108,7 @@ class Later(TyperCommand):
     def _itself(self) -> Any:
         one = typer.Typer(rich_markup_mode="rich", add_completion=False)
         one.command(self.name)(command_named(str(self.name)))
+        _settle()
         return get_command(one)
 
 
