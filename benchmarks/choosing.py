@@ -50,7 +50,7 @@ def one_case(study: Study, removed: str, arguments: argparse.Namespace) -> dict:
     cut = study.choose()
     names, refused = contestants(study.dense, study.recipe, cut.spans)
     names += [name for name in OTHERS if can_be(study, cut.spans, name)]
-    fits = fit_contestants(study, cut.spans, names)
+    fits, _ = fit_contestants(study, cut.spans, names)
     whole = products_of_layers(study.dense, cut.spans)
     costs = {name: Cost.of(repairs.values(), whole) for name, repairs in fits.items()}
     texts = {}

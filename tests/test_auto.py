@@ -20,7 +20,7 @@ from ghostlayers.calibration.contest import hold_contest, judge, products_of_lay
 from ghostlayers.checkpoint.card import contest_lines
 from ghostlayers.cli.app import app
 from ghostlayers.compare import Comparison, compare
-from ghostlayers.errors import RecipeError
+from ghostlayers.errors import RecipeError, SingularError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.pipeline import plan
 from ghostlayers.recipe import Recipe
@@ -368,3 +368,45 @@ def test_a_gguf_file_is_for_llama_cpp(tiny_folder: Path, made: Any) -> None:
     )  # fmt: skip
     assert told.exit_code == 2
     assert "a file for llama.cpp" in " ".join(told.output.split())
+
+
+# One that cannot be fitted
+
+
+def test_a_repair_that_cannot_be_fitted_is_left_out_by_name(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study.open(
+        trained_llama, tokenizer=byte_tokenizer, data=some_text, repair=AUTO, remove="3-4", **TEXT
+    )
+    whole = study.choose_repair(study.choose()).contest
+    broken = find_method(whole.winner)
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise SingularError("the normal equations have no solution.")
+
+    monkeypatch.setattr(type(broken), "fit", fails)
+    fell = {name for name in CONTESTANTS if isinstance(find_method(name), type(broken))}
+    contest = study.choose_repair(study.choose()).contest
+    left = [each for each in whole.contestants if each.repair not in fell]
+    assert fell <= contest.refused.keys()
+    assert all("no solution" in contest.refused[name] for name in fell)
+    assert {each.repair for each in contest.contestants} == {each.repair for each in left}
+    assert contest.winner not in fell
+
+
+def test_where_nothing_can_be_fitted_that_is_said(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study.open(
+        trained_llama, tokenizer=byte_tokenizer, data=some_text, repair=AUTO, remove="3-4", **TEXT
+    )
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise SingularError("the normal equations have no solution.")
+
+    for name in CONTESTANTS:
+        if name != NONE:
+            monkeypatch.setattr(type(find_method(name)), "fit", fails)
+    with pytest.raises(SingularError, match="no solution"):
+        study.choose_repair(study.choose())

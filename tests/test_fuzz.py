@@ -393,6 +393,46 @@ RECORD: dict[str, Any] = {
     "files": {"model.safetensors": "0" * 64},
 }  # fmt: skip
 
+CHOSEN: dict[str, Any] = {
+    "budget": {"asked": "--fits 6GiB", "said": ["7 layers less."], "layers": 7,
+               "quantising": {"type": "q8_0", "bytes": 9.0, "windows": 4, "loss_nats": 2.0,
+                              "cut_loss_nats": 2.1}},
+    "contest": {"winner": "ghost", "runner_up": "none", "reason": "it loses least",
+                "dense_loss_nats": 2.0, "refused": {"magnitude": "too dear"},
+                "contestants": [{"repair": name, "loss_nats": 2.0, "behind_nats": 0.0,
+                                 "behind_error": 0.0, "windows": 8, "finished": True,
+                                 "overhead": 0.01} for name in ("ghost", "none")]},
+    "packed": {"method": "gptq", "weights": 9, "packed_bytes": 90, "plain": ["a"],
+               "plain_bytes": 9},
+    "loads_with": "AutoModelForImageTextToText",
+}  # fmt: skip
+"""What a record holds beside, where a budget, a contest or a packed model was asked for."""
+
+TEXT = {"corpus": "u", "windows": 4, "sequence_length": 8, "bos": "no BOS"}
+
+HEALING: dict[str, Any] = {
+    "trained": ["operator", "norms"], "num_trained": 9, "tokens": 90, "steps": 3, "best_step": 2,
+    "positions": 1.0, "seconds": 2.0, "processor": "a processor", "documents": ["1"],
+    "corpora": [{"corpus": "u", "share": 1.0}], "held_out": {**TEXT, "of_another_text": True},
+    "evidence": [{**row, "model": name} for row, name in
+                 zip(RECORD["evidence"], ("dense", "before", "healed"), strict=True)],
+    "recipe": {"minutes": 2.0}, "learning_rates": {"operator": 3e-4},
+}  # fmt: skip
+
+MERGED: dict[str, Any] = {
+    "parents": [{"checkpoint": "one"}, {"checkpoint": "two"}], "kept": "merged", "t": 0.5,
+    "merged_at": 0.5, "held_out": TEXT,
+    "tried": [{"model": "merged", "t": 0.5, "kl_nats": 0.1}],
+    "evidence": [{**RECORD["evidence"][0], "model": name} for name in ("dense", "merged")],
+}  # fmt: skip
+
+RECORDS = {
+    "plain": RECORD,
+    "chosen": RECORD | CHOSEN,
+    "trained": RECORD | {"healing": HEALING, "healed_before": [HEALING]},
+    "merged": RECORD | {"merged": MERGED},
+}
+
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
@@ -402,11 +442,12 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     return stream
 
 
+@pytest.mark.parametrize("kind", RECORDS)
 @quick
 @given(data=st.data())
-def test_records(data: Any, tmp_path: Path, shown: io.StringIO) -> None:
+def test_records(kind: str, data: Any, tmp_path: Path, shown: io.StringIO) -> None:
     try:
-        written = json.dumps(replaced(data.draw, RECORD))
+        written = json.dumps(replaced(data.draw, RECORDS[kind]))
     except ValueError:
         return
     (tmp_path / "ghostlayers.json").write_text(written)
@@ -419,9 +460,13 @@ def test_records(data: Any, tmp_path: Path, shown: io.StringIO) -> None:
         assert not STEERING.search(shown.getvalue())
 
 
-def test_a_whole_record_passes(tmp_path: Path) -> None:
-    (tmp_path / "ghostlayers.json").write_text(json.dumps(RECORD))
-    assert records.inspect(tmp_path) == RECORD
+@pytest.mark.parametrize("kind", RECORDS)
+def test_a_whole_record_passes(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "ghostlayers.json").write_text(json.dumps(RECORDS[kind]))
+    assert records.inspect(tmp_path) == RECORDS[kind]
+
+
+def test_infinity_in_a_record_is_no_number(tmp_path: Path) -> None:
     (tmp_path / "ghostlayers.json").write_text(
         json.dumps(RECORD).replace('"condition_number": 10.0', '"condition_number": Infinity')
     )
@@ -445,9 +490,11 @@ def card_is_clean(card: str) -> None:
     assert not re.search(r"<|\]\(|://|!\[", outside)
 
 
-def test_nothing_in_a_hostile_record_is_live(tmp_path: Path, shown: io.StringIO) -> None:
-    record = everywhere(RECORD, HOSTILE)
+@pytest.mark.parametrize("kind", RECORDS)
+def test_nothing_in_a_hostile_record_is_live(kind: str, tmp_path: Path, shown: io.StringIO) -> None:
+    record = everywhere(RECORDS[kind], HOSTILE)
     record["files"] = {}
+    record.pop("loads_with", None)
     (tmp_path / "ghostlayers.json").write_text(json.dumps(record))
     record = records.inspect(tmp_path)
     for mode in ("custom", "stock", "adapter", HOSTILE):

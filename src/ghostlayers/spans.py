@@ -43,7 +43,7 @@ MOST_LAYERS = 100_000
 def small_number(text: str) -> int | None:
     """A whole number of at most nine digits; None for anything else."""
     text = text.strip()
-    return int(text) if text.isdecimal() and len(text) <= 9 else None
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None
 
 
 def parse_layers(text: str) -> list[int]:

@@ -171,7 +171,7 @@ def context_of(dense: DenseModel, asked: int | None) -> int:
     """
     limit = getattr(dense.network.config.get_text_config(), "max_position_embeddings", None)
     context = min(CONTEXT, limit or CONTEXT) if asked is None else asked
-    check_sequence_length(dense.config, context)
+    check_sequence_length(dense.config, context, "--context", "caches")
     return context
 
 

@@ -1,5 +1,6 @@
 """A contest of repairs: fitted from one sweep, raced on held-out windows, the best one taken."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -103,25 +104,41 @@ def hold_contest(
     able, refused = contestants(study.runner.model, study.recipe, spans)
     names = [name for name in able if name not in (barred or {})]
     refused = {**(barred or {}), **refused}
-    known = fit_contestants(study, spans, names) if fitted is None else fitted
-    fits = {name: known[name] for name in names}
+    unfit: dict[str, str] = {}
+    if fitted is None:
+        fitted, unfit = fit_contestants(study, spans, names)
+    fits = {name: fitted[name] for name in names if name not in unfit}
     costs, dear = price(study, spans, fits)
     ready = {name: fits[name] for name in costs}
     running, broken = _that_run(study.runner.model, ready)
     title = f"Racing {len(running)} repairs"
     race, own = race_cuts(study.runner, study.held_out, running, title=title)
-    contest = judge(race, costs, {**refused, **dear, **broken}, float(own.mean()))
+    contest = judge(race, costs, {**refused, **unfit, **dear, **broken}, float(own.mean()))
     return contest, fits[contest.winner]
 
 
 def fit_contestants(
     study: StudyLike, spans: Sequence[Span], names: Sequence[str]
-) -> dict[str, Repairs]:
-    """Repairs of one cut by name, from one sweep."""
+) -> tuple[dict[str, Repairs], dict[str, str]]:
+    """Repairs of one cut by name, from one sweep, and why some cannot be fitted.
+
+    Where one fails, each is fitted alone, which tells which ones do.
+    """
     windows = study.windows.first(study.recipe.num_fit_windows)
     model, recipe = study.runner.model, study.recipe
     fittings = {name: make_fitting(model, recipe, name) for name in names}
-    return fit_many(study.runner, windows, spans, fittings)
+    with contextlib.suppress(NumericalError):
+        return fit_many(study.runner, windows, spans, fittings), {}
+    fits: dict[str, Repairs] = {}
+    failed: dict[str, NumericalError] = {}
+    for name, fitting in fittings.items():
+        try:
+            fits |= fit_many(study.runner, windows, spans, {name: fitting})
+        except NumericalError as error:
+            failed[name] = error
+    if not fits.keys() - {NONE}:
+        raise next(iter(failed.values()))
+    return fits, {name: str(error) for name, error in failed.items()}
 
 
 def price(
@@ -196,7 +213,8 @@ def judge(
 
     def row(name: str) -> Contestant:
         behind, error = race.behind(name)
-        finished, windows = name not in race.left, len(race.losses[name])
+        windows = len(race.losses[name])
+        finished = windows == len(race.losses[race.best])
         cost = costs[name]
         return Contestant(
             *(name, lowest + behind, behind, error, windows, finished),

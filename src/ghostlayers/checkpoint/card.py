@@ -189,7 +189,9 @@ def _trained(record: Mapping[str, Any]) -> str:
         row = record["merged"]
         names = " and ".join(f"`{code(shown_name(p['checkpoint']))}`" for p in row["parents"])
         kept = {"merged": f"at {row['t']:g} of the way from the first to the second"}
-        said = kept.get(row["kept"], f"of which the {row['kept']} alone was kept, the better one")
+        said = kept.get(
+            row["kept"], f"of which the {markdown(row['kept'])} alone was kept, the better one"
+        )
         parts.append(
             f"Two trained checkpoints of this cut, {names}, were merged by spherical "
             f"interpolation of every weight, {said}. Both trainings stand in `ghostlayers.json`."

@@ -123,6 +123,46 @@ class Packed(Checked):
     plain_bytes: Count
 
 
+class Quantising(Checked):
+    """What the whole model loses in a type that meets the same budget."""
+
+    type: Words
+    bytes: float
+    windows: Count
+    loss_nats: float
+    cut_loss_nats: float
+
+
+class Budget(Checked):
+    """What was asked for instead of a number of layers, and what it came to."""
+
+    asked: Words
+    said: Annotated[list[Text], Field(min_length=1)]
+    quantising: Quantising | None = None
+
+
+class Contestant(Checked):
+    """A repair that competed."""
+
+    repair: Words
+    loss_nats: float
+    behind_nats: float
+    behind_error: float
+    windows: Count
+    finished: bool
+    overhead: float
+
+
+class Contest(Checked):
+    """Which repair held-out windows chose."""
+
+    winner: Words
+    reason: Text
+    dense_loss_nats: float
+    contestants: Annotated[list[Contestant], Field(min_length=1)]
+    refused: dict[Words, Text]
+
+
 class Trainer(Checked):
     """A corpus that was trained on."""
 
@@ -152,6 +192,32 @@ class Healing(Checked):
     held_out: HeldOutText
     evidence: Annotated[list[Evidence], Field(min_length=3, max_length=3)]
     recipe: Annotated[dict[str, Any], Field(max_length=100)]
+    learning_rates: dict[Words, float] = Field(default_factory=dict)
+
+
+class Parent(Checked):
+    """One of two checkpoints that were merged."""
+
+    checkpoint: Text
+
+
+class Tried(Checked):
+    """What was measured between them."""
+
+    model: Words
+    kl_nats: float
+
+
+class Merged(Checked):
+    """Of which two it was made, and where between them it lies."""
+
+    parents: Annotated[list[Parent], Field(min_length=2, max_length=2)]
+    kept: Words
+    t: float
+    merged_at: float
+    tried: Annotated[list[Tried], Field(min_length=1)]
+    held_out: EvidenceText
+    evidence: list[Evidence]
 
 
 class Verified(Checked):
@@ -177,7 +243,14 @@ class Record(Checked):
     mode: Words
     created: Words
     packed: Packed | None = None
+    budget: Budget | None = None
+    contest: Contest | None = None
     healing: Healing | None = None
+    healed_before: list[dict[str, Any]] = Field(default_factory=list)
+    merged: Merged | None = None
+    loads_with: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]\w{0,99}$")] = (
+        "AutoModelForCausalLM"
+    )
     verification: Verified | None = None
     files: dict[FileName, Hash] = Field(default_factory=dict)
     gaps: list[Gap] = Field(default_factory=list)

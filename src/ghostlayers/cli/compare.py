@@ -14,12 +14,21 @@ from ghostlayers.cli.writing_screen import show_written
 from ghostlayers.compare import Comparison
 from ghostlayers.compare import compare as run_comparison
 from ghostlayers.compare.files import write_report
+from ghostlayers.compare.store import check_place
 from ghostlayers.errors import RecipeError
 from ghostlayers.plan.units import Plan
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.report.accuracies import mean_rows
 from ghostlayers.report.results import Results, read_results
-from ghostlayers.report.summary import Entry, at_cut, cuts_of, layer_counts, loss_order, summarise
+from ghostlayers.report.summary import (
+    Entry,
+    asked,
+    at_cut,
+    cuts_of,
+    layer_counts,
+    loss_order,
+    summarise,
+)
 from ghostlayers.report.types_table import file_grid, files_of, says
 from ghostlayers.runtime.documents import brief, read_yaml, strict
 from ghostlayers.runtime.scratch import Scratch
@@ -76,6 +85,7 @@ def compare(
 ) -> None:
     """Every selection and every repair of a model side by side: tables and a page to look at."""
     cells = None if published is None else read_published(published)
+    check_place(output)
 
     def show_plan(expected: Plan) -> bool:
         screen.show_plan(expected)
@@ -156,9 +166,12 @@ def show(results: Mapping[str, Any]) -> None:
         show_written(measured, entries)
         return
     columns = ("repair", "loss", "x Ghost", "KL", "added", "prefill", "saved as")
+    wanted = layer_counts(asked(entries))
     for layers, select in sorted(cuts_of(entries)):
         models = at_cut(entries, (layers, select))
         title = f"{layers} layers by {select}: {models[0].removed} (dense {_figure(dense)})"
+        if layers not in wanted:
+            title += "\nnot asked for: Ghost with one layer less removed, what that layer is worth"
         screen.table(columns, [_row(entry) for entry in models], title)
     if entries:
         screen.say(

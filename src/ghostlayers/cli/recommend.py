@@ -9,6 +9,7 @@ from ghostlayers.cli.compare import command_line
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import command
 from ghostlayers.compare import Comparison
+from ghostlayers.compare.store import check_place
 from ghostlayers.plan.units import Plan
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.recommending import Recommendation, Wish
@@ -45,6 +46,7 @@ def recommend(
         screen.show_plan(expected)
         return not plan
 
+    check_place(output)
     screen.step(f"Loading {model} ...")
     with Scratch("plan") as elsewhere:
         found = run_recommendation(

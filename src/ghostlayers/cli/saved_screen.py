@@ -10,6 +10,7 @@ from ghostlayers.checkpoint.hub import Upload
 from ghostlayers.checkpoint.proof import Verification, mode_of
 from ghostlayers.checkpoint.record import packed_text
 from ghostlayers.checkpoint.records import inspect
+from ghostlayers.cli.scores_screen import show_contest
 from ghostlayers.cli.screen import bold, duration, loss_cells, say, table, warn
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe.wish import is_packed
@@ -208,6 +209,8 @@ def show_record(record: Mapping[str, Any]) -> None:
     if record["evidence"]:
         losses = [[row["model"], *loss_cells(row)] for row in record["evidence"]]
         table(LOSSES, losses, "On held-out calibration windows")
+    if record.get("contest"):
+        show_contest(record["contest"])
     if record.get("healing"):
         show_healing(record["healing"])
     if record.get("merged"):

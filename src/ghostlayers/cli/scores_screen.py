@@ -1,6 +1,7 @@
 """Scores, cuts and what they cost, on the screen."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ghostlayers.checkpoint.record import evidence_row
 from ghostlayers.cli.screen import (
@@ -158,25 +159,29 @@ def show_block_influence(scores: ScoreTable) -> None:
     table(("layer", "Block Influence", "median norm after", "largest norm after"), rows)
 
 
-def show_contest(pruned: PrunedModel) -> None:
-    """Which repair was chosen, why, and what the others lose."""
-    contest = pruned.contest
-    if contest is None:
-        return
+def show_contest(contest: Mapping[str, Any]) -> None:
+    """Which repair was chosen, why, and what the others lose.
+
+    Args:
+        contest: as plain values, of `Contest.to_dict` or a record.
+    """
     rows = [
         [
-            good(each.repair) if each.repair == contest.winner else each.repair,
-            ("" if each.finished else "~") + f"{each.loss_nats:.3f}",
-            f"{each.behind_nats:.3f} ± {each.behind_error:.3f}",
-            str(each.windows),
-            f"{each.overhead:.2%}",
+            good(each["repair"]) if each["repair"] == contest["winner"] else each["repair"],
+            ("" if each["finished"] else "~") + f"{each['loss_nats']:.3f}",
+            f"{each['behind_nats']:.3f} ± {each['behind_error']:.3f}",
+            str(each["windows"]),
+            f"{each['overhead']:.2%}",
         ]
-        for each in contest.contestants
+        for each in contest["contestants"]
     ]
-    title = f"Repairs on held-out windows (dense {contest.dense_loss:.3f})"
+    most = max(each["windows"] for each in contest["contestants"])
+    title = f"Repairs on {most} held-out windows (dense {contest['dense_loss_nats']:.3f} there)"
     table(("repair", "loss", "behind the lowest", "windows", "overhead"), rows, title)
-    say("Repair: ", bold(contest.winner), f", because {contest.reason}.")
-    for name, reason in contest.refused.items():
+    if not all(each["finished"] for each in contest["contestants"]):
+        say(dim("~ on fewer windows, given up because others lose clearly less."))
+    say("Repair: ", bold(contest["winner"]), f", because {contest['reason']}.")
+    for name, reason in contest["refused"].items():
         say(dim(f"Left out: {name}: {reason.partition('. ')[0]}"))
 
 
@@ -206,7 +211,8 @@ def show_pruned(pruned: PrunedModel) -> None:
     if table is not None and table.steps:
         show_steps(table)
     show_cut(pruned)
-    show_contest(pruned)
+    if pruned.contest is not None:
+        show_contest(pruned.contest.to_dict())
     show_losses(pruned)
     if pruned.decision is not None:
         show_decision(pruned.decision)

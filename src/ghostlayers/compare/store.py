@@ -44,6 +44,22 @@ def _damaged(path: Path) -> str:
     return f"the part '{path}' of an interrupted comparison"
 
 
+def check_place(folder: Path) -> None:
+    """Refuse what cannot be a comparison's folder, before anything is opened.
+
+    Raises:
+        OutputError: a file's name, or a folder that something else lies in.
+    """
+    if folder.suffix == ".gguf":
+        raise OutputError(f"'{folder}' names a GGUF file; tables and a page need a folder's name.")
+    empty = folder.is_dir() and not set(folder.iterdir()) - drafts.inside(folder)
+    empty = empty or not folder.exists()
+    if not empty and not (folder / REQUEST).is_file():
+        raise OutputError(
+            f"'{folder}' exists and was not made by a comparison; choose another folder."
+        )
+
+
 class Store:
     """Finished parts of a comparison, each written whole or not at all.
 
@@ -75,12 +91,9 @@ class Store:
     def _check(self, request: dict[str, Any], overwrite: bool) -> None:
         """Go on with the same request, start again if allowed, or refuse."""
         path = self.folder / REQUEST
+        check_place(self.folder)
         if not path.is_file():
-            if self.folder.is_dir() and not any(self.folder.iterdir()):
-                return
-            raise OutputError(
-                f"'{self.folder}' exists and was not made by a comparison; choose another folder."
-            )
+            return
         check_links(self.folder)
         known = check(read_json(path, OutputError), dict[str, Any], f"'{path}'", OutputError)
         same = known == strict(request)

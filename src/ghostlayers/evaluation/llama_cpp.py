@@ -28,8 +28,7 @@ from ghostlayers.text.tokens import Windows
 PROGRAM = str(Path(__file__).with_name("llama_program.py"))
 
 INSTALL = (
-    "pip install 'ghostlayers[gguf]' builds llama-cpp-python (several minutes; it needs a C++ "
-    "compiler and CMake)"
+    "pip install llama-cpp-python builds it (several minutes; it needs a C++ compiler and CMake)"
 )
 
 CONTEXT = 4096

@@ -174,7 +174,7 @@ def _check_contest(recipe: "Recipe") -> None:
         )
 
 
-_SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*(%?)")
+_SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(%?)")
 
 
 def read_share(name: str, given: str) -> float:

@@ -45,8 +45,8 @@ WHAT_IS_TRAINED = (
     "there; all, every decoder layer"
 )
 
-_AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMbB]?)")
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|sec|m|min|h)?")
+_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKmMbB]?)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|sec|m|min|h)?")
 _MINUTES = {"s": 1 / 60, "sec": 1 / 60, "m": 1.0, "min": 1.0, "h": 60.0, None: 1.0}
 
 

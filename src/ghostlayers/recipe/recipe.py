@@ -47,15 +47,6 @@ PAPER = PRESETS["ghosted"].choices
 """What the paper chooses."""
 
 
-def _described(name: str, selection: Selection) -> str:
-    """A selection and its arguments in half a sentence."""
-    arguments = [
-        f"{name}:{word}{'N' if word.endswith('=') else ''} {what}"
-        for word, what in selection.arguments.items()
-    ]
-    return f"{name}, {selection.what}" + (f" ({', '.join(arguments)})" if arguments else "")
-
-
 @documented
 @dataclass(frozen=True)
 class Recipe:
@@ -126,7 +117,7 @@ class Recipe:
     )
     select: str | Selection = setting(
         "recoverable",
-        f"How to choose them: {'; '.join(_described(*row) for row in SELECTIONS.items())}.",
+        f"How to choose them: {', '.join(SELECTIONS)}.",
         WHAT,
         metavar="NAME",
         read="name",

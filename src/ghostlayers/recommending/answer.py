@@ -172,7 +172,7 @@ def _figures(results: Results, entry: Entry, *, less: str, engine: str) -> Recom
         removed=entry.removed,
         less=less,
         engine=engine,
-        method=model.gaps[0].method or "" if model.gaps else "",
+        method=model.method or "",
         loss_nats=entry.loss,
         excess_nats=entry.excess,
         kl_nats=entry.kl,

@@ -25,8 +25,8 @@ CONTESTANTS: tuple[str, ...] = (
 )
 """What competes where it can: of every kind of result the ones that were the best on some model.
 
-``docs/auto.md`` says where each has won. Whatever solves lets held-out tokens choose its damping,
-so that it can be compared on little text, too."""
+``docs/how-to/auto.md`` says where each has won. Whatever solves lets held-out tokens choose its
+damping, so that it can be compared on little text, too."""
 
 STAND_IN = "ghost"
 STOCK_STAND_IN = "refit:3:ridge=auto"

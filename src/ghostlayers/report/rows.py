@@ -167,6 +167,11 @@ class MeasuredModel(CutModel, frozen=True):
     healing: Healing | None = None
     """How it was trained after the cut; null where it was not."""
 
+    @property
+    def method(self) -> str | None:
+        """The repair of its gaps: of ``auto``, the one that was taken."""
+        return self.gaps[0].method if self.gaps else None
+
 
 class Scattered(Row, frozen=True):
     """A cut of several gaps that was raced against the spans."""

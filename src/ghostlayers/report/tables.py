@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ghostlayers.report.accuracies import DIFFERENCES, Grid, accuracy_grid, difference_rows
+from ghostlayers.report.recommended import recommended_grid
 from ghostlayers.report.results import Results
 from ghostlayers.report.rows import Accuracy, MeasuredModel, TextLoss
 from ghostlayers.report.summary import (
@@ -25,7 +26,14 @@ from ghostlayers.runtime.shown import markdown, one_line
 from ghostlayers.statistics.losses import tokens_a_verification
 
 MODEL_COLUMNS = (
-    *("num_parameters", "added_parameters", "prefill_ms", "prefill_spread_ms", "prefill_tokens"),
+    *(
+        "method",
+        "num_parameters",
+        "added_parameters",
+        "prefill_ms",
+        "prefill_spread_ms",
+        "prefill_tokens",
+    ),
     *("kv_bytes_per_token", "checkpoint", "fit_seconds", "worse_than_none"),
 )
 CELL_COLUMNS = (
@@ -138,7 +146,7 @@ def to_markdown(results: Results) -> str:
             grid = method_grid([*dense, *rows], names, results.presets)
             blocks += [f"## {layers} layers removed", _piped(*grid, words=3)]
     else:
-        blocks.append(_OF_REPAIRS)
+        blocks += [*_recommended(results), _OF_REPAIRS]
         for cut in cuts_of(entries):
             rows = at_cut(entries, cut)
             blocks.append(f"## {markdown(cut_title(cut, rows))}")
@@ -154,6 +162,17 @@ _OF_REPAIRS = (
     "Loss and KL in nats a token. *Of Ghost's* is the loss above the dense model's as a share of "
     "Ghost's on the same cut; below 100% is better than Ghost."
 )
+
+
+def _recommended(results: Results) -> list[str]:
+    """What to take, and the commands that make it; nothing where nothing was recommended."""
+    if not results.recommended:
+        return []
+    commands = [
+        f"{row.less} for {row.engine}:\n\n    {row.command or markdown(row.problem or '')}"
+        for row in results.recommended
+    ]
+    return ["## What to take", _piped(*recommended_grid(results), words=3), *commands]
 
 
 def _types(results: Results) -> list[str]:

@@ -66,9 +66,14 @@ def settle(path: Path) -> None:
 
 def clear(folder: Path) -> None:
     """Remove the drafts of all files in a folder of ours."""
-    for draft in folder.glob(f".*{MARK}*"):
-        if _OURS.fullmatch(draft.name.rpartition(MARK)[2]) and is_own(draft):
-            remove(draft)
+    for draft in inside(folder):
+        remove(draft)
+
+
+def inside(folder: Path) -> set[Path]:
+    """The drafts of all files in a folder of ours."""
+    found = folder.glob(f".*{MARK}*")
+    return {d for d in found if _OURS.fullmatch(d.name.rpartition(MARK)[2]) and is_own(d)}
 
 
 def _left(path: Path) -> list[Path]:

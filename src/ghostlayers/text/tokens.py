@@ -241,9 +241,12 @@ def check_tokens(
 
 
 def check_sequence_length(
-    config: "PretrainedConfig", sequence_length: int, option: str = "--sequence-length"
+    config: "PretrainedConfig",
+    sequence_length: int,
+    option: str = "--sequence-length",
+    what: str = "windows",
 ) -> None:
-    """Refuse windows that the model has no positions for.
+    """Refuse windows, or what else has so many tokens, that the model has no positions for.
 
     Raises:
         WindowError: the window is too long, or too short to predict anything.
@@ -253,6 +256,6 @@ def check_sequence_length(
         raise WindowError(f"a window of {sequence_length} tokens predicts nothing; use at least 2.")
     if longest is not None and sequence_length > longest:
         raise WindowError(
-            f"windows of {sequence_length} tokens exceed the model's {longest} positions; "
+            f"{what} of {sequence_length} tokens exceed the model's {longest} positions; "
             f"the longest that works is {option} {longest}."
         )
