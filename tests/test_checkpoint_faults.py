@@ -131,7 +131,22 @@ def test_an_existing_output_is_refused(pruned, ours):
     assert contents(ours) == before
 
 
-@pytest.mark.parametrize("held", [[], ["thesis.tex"]])
+def test_an_empty_folder_is_filled(pruned, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    pruned.save(out)
+    assert (out / "ghostlayers.json").is_file()
+
+
+def test_a_link_to_an_empty_folder_is_refused(pruned, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "empty")
+    with pytest.raises(OutputError, match="exists already"):
+        pruned.save(tmp_path / "out")
+    assert not contents(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("held", [["thesis.tex"], [".hidden"]])
 def test_a_folder_of_others_is_not_overwritten(pruned, tmp_path, held):
     out = tmp_path / "out"
     out.mkdir()

@@ -59,7 +59,7 @@ def check_replaceable(out: Path, *, overwrite: bool) -> None:
     Raises:
         OutputError: with what is in the way.
     """
-    if not os.path.lexists(out):
+    if not os.path.lexists(out) or _is_empty(out):
         return
     if not overwrite and not locks.continues(out):
         raise OutputError(f"'{out}' exists already; choose another folder or pass --overwrite.")
@@ -76,6 +76,14 @@ def check_replaceable(out: Path, *, overwrite: bool) -> None:
             "Only what Ghostlayers wrote there is ever overwritten; move the rest away, or choose "
             "another folder."
         )
+
+
+def _is_empty(out: Path) -> bool:
+    """Whether it is a folder with nothing in it, which can be put away: not a link, no volume."""
+    with contextlib.suppress(OSError):
+        own = out.is_dir() and not out.is_symlink() and not out.is_mount()
+        return own and not any(out.iterdir())
+    return False
 
 
 def unlisted(folder: Path) -> list[str]:
@@ -185,13 +193,14 @@ def _publish(draft: Path, out: Path, *, overwrite: bool) -> None:
     draft.chmod(0o755)  # a draft is private
     _share_weights(draft)
     drafts.flush(draft)
-    there = os.path.lexists(out)
-    if there:
+    if os.path.lexists(out):
         check_replaceable(out, overwrite=overwrite)
     locks.note_made(out, draft)
-    if there:
+    if os.path.lexists(out) and not _is_empty(out):
         _discard(drafts.exchange(draft, out), draft, out)
     else:
+        with contextlib.suppress(FileNotFoundError):
+            out.rmdir()
         draft.rename(out)
     drafts.flush_name(out)
 
