@@ -6,7 +6,7 @@ others, a tenth of what is best for a Llama of its size. So the step is tried on
 before training: a rate fits if a step three times as long still lowers their loss at least as much.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,7 +25,12 @@ WINDOWS = 2
 
 
 def fitting_rates(
-    engine: Engine, parts: Sequence[str], highest: Tensor, texts: Tensor, share: float
+    engine: Engine,
+    parts: Sequence[str],
+    highest: Tensor,
+    texts: Tensor,
+    share: float,
+    room: Mapping[str, Tensor],
 ) -> Tensor:
     """The rate of every part, at most so high; nothing that is trained is changed.
 
@@ -35,6 +40,7 @@ def fitting_rates(
         highest: of each, [parts].
         texts: windows of the training text, [windows, sequence].
         share: of their positions that are learnt from.
+        room: of every master's shape, by name, for what it holds meanwhile; zero in the end.
     """
     followed, others = (
         _lesson(engine, rows, share, seed)
@@ -43,11 +49,12 @@ def fitting_rates(
     engine.learn(followed, followed.positions.numel())
     masters = engine.trained.masters
     found = [
-        _longest(_Steps(engine, part, others), float(rate))
+        _longest(_Steps(engine, part, others, room), float(rate))
         for part, rate in zip(parts, highest, strict=True)
     ]
-    for each in masters.values():
+    for name, each in masters.items():
         each.grad = None
+        room[name].zero_()
     return torch.tensor(found, dtype=highest.dtype)
 
 
@@ -62,13 +69,16 @@ class _Steps:
         engine: runs the cut model.
         part: that steps, against the gradients that its weights hold.
         others: the windows.
+        room: for what its weights hold before.
     """
 
-    def __init__(self, engine: Engine, part: str, others: Lesson) -> None:
+    def __init__(
+        self, engine: Engine, part: str, others: Lesson, room: Mapping[str, Tensor]
+    ) -> None:
         self.engine, self.others = engine, others
         trained = engine.trained
         self._before = {
-            name: master.detach().clone()
+            name: room[name].copy_(master.detach())
             for name, master in trained.masters.items()
             if trained.parts[name] == part and master.grad is not None
         }
@@ -82,7 +92,8 @@ class _Steps:
             master.copy_(before - rate * master.grad.sign())  # type: ignore[union-attr]
         trained.write_back()
         try:
-            return self.engine.loss(self.others)
+            ones = (self.others.part(slice(n, n + 1)) for n in range(len(self.others.input_ids)))
+            return sum(map(self.engine.loss, ones))  # as large as a step's calls, so is their room
         finally:
             for name, before in self._before.items():
                 trained.masters[name].copy_(before)
@@ -90,9 +101,13 @@ class _Steps:
 
 
 def _longest(steps: _Steps, highest: float) -> float:
-    """The highest rate, of thirds of thirds, at which a step three times as long helps as much."""
+    """The highest rate, of thirds of thirds, at which a step three times as long helps as much.
+
+    Where both do harm, the longer one may do less of it: that is no help.
+    """
+    start = steps.loss(0.0)
     rate, further, here = highest, steps.loss(FURTHER * highest), steps.loss(highest)
-    while not further <= here and rate > LOWEST * highest:
+    while not further <= min(here, start) and rate > LOWEST * highest:
         rate /= FURTHER
         further, here = here, steps.loss(rate)
     return rate

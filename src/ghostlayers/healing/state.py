@@ -108,6 +108,12 @@ class State:
         return list(dict.fromkeys(self.trained.parts.values()))
 
     @property
+    def room(self) -> dict[str, Tensor]:
+        """The first moments by name: before the first step, zeros that one may write into."""
+        moments = self.optimiser.state
+        return {name: moments[each]["exp_avg"] for name, each in self.trained.masters.items()}
+
+    @property
     def masters(self) -> list[Tensor]:
         """What the optimiser changes."""
         return list(self.trained.masters.values())

@@ -199,7 +199,7 @@ class Training:
         if not places or not self.train:
             return
         parts, highest = [state.parts[n] for n in places], state.rates[places]
-        found = fitting_rates(engine, parts, highest, text.input_ids, share)
+        found = fitting_rates(engine, parts, highest, text.input_ids, share, state.room)
         state.rates[places] = torch.tensor(from_first(found.tolist()), dtype=found.dtype)
 
     def _size(self, state: State, engine: Engine, work: schedule.Work) -> tuple[int, int]:
