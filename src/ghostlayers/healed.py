@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from ghostlayers import modeling
 from ghostlayers.calibration import journal
 from ghostlayers.calibration.fingerprint import model_fingerprint, tensors_digest
@@ -50,7 +52,7 @@ class HealedModel:
             `heal_pipeline.heal`.
     """
 
-    model: Any
+    model: PreTrainedModel
     cut: CutModel
     recipe: HealingRecipe
     outcome: Outcome
@@ -63,7 +65,7 @@ class HealedModel:
         return self.outcome.better
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The dense model's tokenizer."""
         return self.cut.dense.tokenizer
 
@@ -216,7 +218,7 @@ def check_save(save: Save, parts: Sequence[str] | None, mode: str) -> None:
 
 
 def save_whole(
-    cut: CutModel, model: Any, record: dict[str, Any], out: Path, *, overwrite: bool
+    cut: CutModel, model: PreTrainedModel, record: dict[str, Any], out: Path, *, overwrite: bool
 ) -> proof.Verification:
     """Write a checkpoint with what the dense model has beside its weights, and prove it.
 

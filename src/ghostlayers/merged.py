@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ghostlayers.calibration.journal import write_once
 from ghostlayers.checkpoint.proof import Verification
@@ -53,7 +54,7 @@ class MergedModel:
         record: provenance, as it is written into the checkpoint.
     """
 
-    model: Any
+    model: PreTrainedModel
     cut: CutModel
     kept: str
     t: float

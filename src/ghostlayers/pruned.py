@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from ghostlayers.calibration import journal
 from ghostlayers.calibration.contest import Contest
 from ghostlayers.checkpoint import adapter, gguf_saving, proof, saving
@@ -46,7 +48,7 @@ class PrunedModel:
         contest: what chose the repair, where it was left to held-out windows.
     """
 
-    model: Any
+    model: PreTrainedModel
     dense: DenseModel
     recipe: Recipe
     spans: tuple[Span, ...]
@@ -62,7 +64,7 @@ class PrunedModel:
     contest: Contest | None = None
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The dense model's tokenizer."""
         return self.dense.tokenizer
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
 
 from ghostlayers.calibration.passes import Pass, Runner
 from ghostlayers.model.dense import DenseModel
@@ -131,7 +132,7 @@ def gather_squares(runner: Runner, windows: Windows) -> Squares:
 
 
 @contextlib.contextmanager
-def _one_expert_at_a_time(network: Any) -> Iterator[None]:
+def _one_expert_at_a_time(network: PreTrainedModel) -> Iterator[None]:
     """Have experts multiplied one after another, where they would be by one kernel."""
     choose = getattr(network, "set_experts_implementation", None)
     before = getattr(network.config, "_experts_implementation", None)

@@ -14,7 +14,7 @@ from typing import Any, cast
 import gguf
 import numpy as np
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ghostlayers.checkpoint.gguf_tensors import file_tensors
 from ghostlayers.checkpoint.gguf_tokenizer import (
@@ -158,7 +158,9 @@ def _config_of(folder: Path) -> Any:
         ) from error
 
 
-def check_model(model: Any, tokenizer: Any, pre_tokenizer: str | None) -> None:
+def check_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pre_tokenizer: str | None
+) -> None:
     """Refuse a model whose checkpoints are not written as GGUF, as far as it shows before the cut.
 
     Args:

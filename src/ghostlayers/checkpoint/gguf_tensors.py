@@ -13,6 +13,7 @@ from typing import Any
 import gguf
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ghostlayers.errors import ModelError, UnsupportedModelError
 from ghostlayers.model.configs import kv_heads
@@ -43,13 +44,13 @@ class FileTensor:
     dtype: torch.dtype
     value: Tensor | None = None
 
-    def shape(self, model: Any) -> torch.Size:
+    def shape(self, model: PreTrainedModel) -> torch.Size:
         """Found without reading a weight."""
         if self.value is not None:
             return self.value.shape
         return self._made([_shaped(model, name) for name in self.sources]).shape
 
-    def read(self, model: Any) -> Tensor:
+    def read(self, model: PreTrainedModel) -> Tensor:
         """As it is stored, on the processor.
 
         Raises:
@@ -73,7 +74,7 @@ class FileTensor:
         return tensor
 
 
-def file_tensors(model: Any, row: GgufFamily, dtype: torch.dtype) -> list[FileTensor]:
+def file_tensors(model: PreTrainedModel, row: GgufFamily, dtype: torch.dtype) -> list[FileTensor]:
     """Every tensor of the file, in the order of the model's layers.
 
     Args:
@@ -108,7 +109,7 @@ def file_tensors(model: Any, row: GgufFamily, dtype: torch.dtype) -> list[FileTe
     return found
 
 
-def _is_embedding(model: Any) -> bool:
+def _is_embedding(model: PreTrainedModel) -> bool:
     """Whether the head is the embedding, whatever the config says."""
     return bool(model.get_output_embeddings().weight is model.get_input_embeddings().weight)
 
@@ -117,14 +118,14 @@ def _with_type(one: FileTensor, dtype: torch.dtype) -> FileTensor:
     return FileTensor(one.name, one.sources, one.changes, dtype)
 
 
-def _exact(config: Any, row: GgufFamily, one: FileTensor, model: Any) -> bool:
+def _exact(config: Any, row: GgufFamily, one: FileTensor, model: PreTrainedModel) -> bool:
     """Whether it is float32: a vector, a norm, a router, or computed anew."""
     if len(one.shape(model)) == 1 or "norm" in one.name or "ffn_gate_inp" in one.name:
         return True
     return "attn_q." in one.name and query_factor(config, row) != 1.0
 
 
-def _shaped(model: Any, name: str) -> Tensor:
+def _shaped(model: PreTrainedModel, name: str) -> Tensor:
     path, _, leaf = name.rpartition(".")
     held: Tensor = getattr(model.get_submodule(path), leaf)
     return torch.empty(held.shape, device="meta")
@@ -158,7 +159,7 @@ def _half(tensor: Tensor, *, index: int) -> Tensor:
     return tensor.chunk(2, dim=-2)[index]
 
 
-def _drops(model: Any, name: str, row: GgufFamily) -> bool:
+def _drops(model: PreTrainedModel, name: str, row: GgufFamily) -> bool:
     """Whether llama.cpp reads no such bias and none is missed: it is zero."""
     module = name.split(".")[-2]
     if "norm" in module or module in row.biases:

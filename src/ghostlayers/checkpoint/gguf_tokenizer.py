@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+from transformers import PreTrainedTokenizerBase
 
 from ghostlayers.errors import ModelError, UnsupportedModelError
 
@@ -63,7 +64,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
     return content
 
 
-def check_tokenizer(tokenizer: Any, pre_tokenizer: str | None) -> None:
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, pre_tokenizer: str | None) -> None:
     """Refuse an open tokenizer whose `tokenizer.json` could not be written as GGUF.
 
     Args:
@@ -127,7 +128,7 @@ def is_sentencepiece(content: dict[str, Any]) -> bool:
 def add_tokenizer(
     writer: Any,
     folder: Path,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     content: dict[str, Any],
     splits: str,
     vocab_size: int,
@@ -157,7 +158,7 @@ def add_tokenizer(
     special.add_to_gguf(writer, quiet=True)
 
 
-def _around_a_text(tokenizer: Any) -> dict[str, bool]:
+def _around_a_text(tokenizer: PreTrainedTokenizerBase) -> dict[str, bool]:
     """Whether the tokenizer itself puts its first and its last token around a text."""
     ids = tokenizer("a")["input_ids"]
     first, last = tokenizer.bos_token_id, tokenizer.eos_token_id

@@ -9,11 +9,11 @@ holds those of the decoder layers only. Reordered rows of queries and keys chang
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import gguf
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ghostlayers.checkpoint.gguf_tensors import file_tensors
 from ghostlayers.errors import UnsupportedModelError
@@ -24,7 +24,7 @@ from ghostlayers.text.tokens import Windows
 
 
 def named_for_llama_cpp(
-    network: Any, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]
+    network: PreTrainedModel, sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Sums and counts by the names of the matrices in the model's GGUF file.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ghostlayers.checkpoint.packed_config import Renaming, renumbered
 from ghostlayers.errors import UnsupportedModelError
@@ -145,7 +146,7 @@ def packed_base(dense: DenseModel, recipe: Recipe) -> PackedBase | None:
     return base if base is None or base.file_path else None
 
 
-def layers_path(model: Any) -> str:
+def layers_path(model: PreTrainedModel) -> str:
     """The name of a model's list of decoder layers; in the whole of a vision-language model."""
     layers, whole = find_decoder_layers(model), multimodal.whole_of(model)
     return str(next(name for name, module in whole.named_modules() if module is layers))
@@ -159,7 +160,7 @@ class PackedResult:
         model: the pruned one; it shares the weights that stayed with the dense one.
     """
 
-    def __init__(self, base: PackedBase, model: Any) -> None:
+    def __init__(self, base: PackedBase, model: PreTrainedModel) -> None:
         self.base, self.model = base, multimodal.whole_of(model)
         self.path = layers_path(model)
         known = {_identity(each): name for name, each in _tensors(base.network)}
@@ -280,7 +281,7 @@ class PackedResult:
         }
 
 
-def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
+def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     yield from model.state_dict(keep_vars=True).items()
 
 

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from transformers import PreTrainedModel
+
 from ghostlayers.checkpoint.gguf_export import check_exportable, export_gguf
 from ghostlayers.checkpoint.gguf_tokenizer import read_tokenizer, splitting_name
 from ghostlayers.checkpoint.quantise import Made, check_types, quantise
@@ -95,7 +97,7 @@ class Typed:
     parts: Parts
     progress: Progress
 
-    def measure(self, key: str, repair: str, model: Any) -> dict[str, Any]:
+    def measure(self, key: str, repair: str, model: PreTrainedModel) -> dict[str, Any]:
         """One model in each type.
 
         Args:
@@ -116,7 +118,7 @@ class Typed:
         rows = [self.parts.get(_key(key, repair, kind)) for kind in self.types]
         return {"rows": rows, "refused": None}
 
-    def _measure(self, key: str, repair: str, model: Any, kinds: Sequence[str]) -> None:
+    def _measure(self, key: str, repair: str, model: PreTrainedModel, kinds: Sequence[str]) -> None:
         with Scratch("types") as scratch:
             base = self._base(Path(scratch), model)
             for kind in kinds:
@@ -125,7 +127,7 @@ class Typed:
                 self.parts.put(_key(key, repair, kind), part)
                 file.unlink()
 
-    def _base(self, place: Path, model: Any) -> Path:
+    def _base(self, place: Path, model: PreTrainedModel) -> Path:
         """The model in its own type, as `export` writes it."""
         folder = place / "model"
         folder.mkdir()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from ghostlayers.errors import ModelError
 from ghostlayers.model.layouts import WEIGHT, HeldParts, Layout
@@ -126,7 +126,7 @@ def expand_into(
     write_pieces(folder / ONE_FILE, order, pieces())
 
 
-def turned_in(model: Any) -> Callable[[str], bool]:
+def turned_in(model: nn.Module) -> Callable[[str], bool]:
     """Whether a module of a model keeps its weight of a name as [in, out]."""
     from transformers.pytorch_utils import Conv1D
 

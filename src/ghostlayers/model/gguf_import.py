@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.model.configs import head_width
@@ -57,7 +58,7 @@ def complete(config: Any, file: GgufFile) -> Any:
     return config
 
 
-def check_complete(model: Any, file: GgufFile) -> None:
+def check_complete(model: PreTrainedModel, file: GgufFile) -> None:
     """Refuse a model that took fewer or more numbers than the file holds.
 
     Raises:

@@ -6,9 +6,10 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ghostlayers.errors import GhostlayersError, ModelError, RecipeError
 from ghostlayers.model import expanding, multimodal, offload, quantized
@@ -23,6 +24,9 @@ from ghostlayers.model.weights import remember_own_types, remember_types
 from ghostlayers.model.whole import Findings, check_whole
 from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime.quiet import kept_report
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
 
 SURELY_FITS = 2**30
 """Bytes of weights that are loaded without asking how much memory is free."""
@@ -120,7 +124,9 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     return check_config(dict(config), f"the config of '{name}'")
 
 
-def from_memory(model: Any, tokenizer: Any) -> DenseModel:
+def from_memory(
+    model: PreTrainedModel, tokenizer: "PreTrainedTokenizerBase | ProcessorMixin | None"
+) -> DenseModel:
     """Wrap a model that is in memory already; it is used in its own dtype, where it is."""
     if tokenizer is None:
         raise ModelError("a model in memory needs its tokenizer too: pass tokenizer=...")
@@ -139,10 +145,10 @@ def from_memory(model: Any, tokenizer: Any) -> DenseModel:
         licence=_licence(folder) if folder.is_dir() else None,
         folder=folder if folder.is_dir() else None,
     )
-    tokenizer, processor = multimodal.split_processor(tokenizer)
+    own, processor = multimodal.split_processor(tokenizer)
     view = multimodal.text_view(model)
     processor = multimodal.processor_of(view, base.folder) | processor
-    return DenseModel(view, tokenizer, base, processor=processor)
+    return DenseModel(view, own, base, processor=processor)
 
 
 P = ParamSpec("P")
@@ -165,7 +171,7 @@ def leaves_models_alone(function: Callable[P, R]) -> Callable[P, R]:
     return careful
 
 
-def _check_buffers(model: Any) -> None:
+def _check_buffers(model: PreTrainedModel) -> None:
     """Refuse a model whose rotary frequencies were rounded: it would not reload as it is."""
     for name, buffer in model.named_buffers():
         if name.endswith("inv_freq") and buffer.dtype != torch.float32:
@@ -181,8 +187,8 @@ def _check_buffers(model: Any) -> None:
 class _Read:
     """What the files of a model give, before it is placed."""
 
-    network: Any
-    tokenizer: Any
+    network: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
     stored_dtype: torch.dtype
     memory: Memory | None = None
 

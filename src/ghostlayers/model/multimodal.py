@@ -144,7 +144,7 @@ def text_entry(config: "PretrainedConfig") -> str | None:
     return None
 
 
-def text_view(model: Any) -> Any:
+def text_view(model: "PreTrainedModel") -> Any:
     """A view of the text part of a vision-language model; any other model as it is.
 
     Raises:
@@ -187,7 +187,7 @@ def _refusal(kind: str, reason: str) -> UnsupportedModelError:
     )
 
 
-def whole_of(model: Any) -> Any:
+def whole_of(model: "PreTrainedModel") -> Any:
     """The vision-language model behind a view; any other model as it is."""
     return model.whole if isinstance(model, TextView) else model
 
@@ -216,7 +216,7 @@ def _check_class(whole: "PreTrainedModel") -> None:
         )
 
 
-def fed_layers(model: Any) -> int:
+def fed_layers(model: "PreTrainedModel") -> int:
     """How many of the first decoder layers get image features behind them, by their number.
 
     Raises:
@@ -237,7 +237,7 @@ def fed_layers(model: Any) -> int:
     return len(listed[0])
 
 
-def check_spans(model: Any, spans: Sequence[Span]) -> None:
+def check_spans(model: "PreTrainedModel", spans: Sequence[Span]) -> None:
     """Refuse to remove layers behind which image features are added.
 
     Raises:
@@ -253,7 +253,7 @@ def check_spans(model: Any, spans: Sequence[Span]) -> None:
         )
 
 
-def check_recipe(model: Any, form: str, export: str, repair: str) -> None:
+def check_recipe(model: "PreTrainedModel", form: str, export: str, repair: str) -> None:
     """Refuse a repair for which a whole model has no place, before anything is computed.
 
     Args:
@@ -338,7 +338,7 @@ def with_one_dtype(content: Mapping[str, Any], dtype: str) -> dict[str, Any]:
     return {**content, **parts, "dtype": dtype}
 
 
-def described(model: Any) -> dict[str, str]:
+def described(model: "PreTrainedModel") -> dict[str, str]:
     """What a record says of a whole model: the class that opens it. Nothing of others."""
     return {"loads_with": LOADS_WITH} if isinstance(model, TextView) else {}
 

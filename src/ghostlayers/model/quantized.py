@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.model.integer_layouts import Awq, Gptq
@@ -104,7 +105,7 @@ def _is_installed(library: str) -> bool:
     return importlib.util.find_spec(library) is not None
 
 
-def expand(model: Any, stored: torch.dtype) -> Any:
+def expand(model: PreTrainedModel, stored: torch.dtype) -> Any:
     """A model that transformers expanded, with weights rounded as a checkpoint will hold them.
 
     Args:

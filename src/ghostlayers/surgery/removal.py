@@ -210,7 +210,7 @@ def _hook_operator(
     layer.register_forward_hook(leave)
 
 
-def with_weights(network: Any, weights: Mapping[str, Tensor]) -> Any:
+def with_weights(network: "PreTrainedModel", weights: Mapping[str, Tensor]) -> Any:
     """A network that shares all weights with another but those of some names."""
     if not weights:
         return network
@@ -222,7 +222,7 @@ def with_weights(network: Any, weights: Mapping[str, Tensor]) -> Any:
     return other
 
 
-def share_weights(network: Any) -> Any:
+def share_weights(network: "PreTrainedModel") -> Any:
     """A copy of a network's structure whose tensors are those of the original."""
     shared = [*network.parameters(), *network.buffers(), *residency.shared_maps(network)]
     return copy.deepcopy(network, {id(tensor): tensor for tensor in shared})
