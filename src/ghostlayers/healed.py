@@ -131,7 +131,7 @@ class HealedModel:
             VerificationError: what PEFT makes of them differs; nothing is left behind.
         """
         check_save("peft", self.outcome.parts, "adapter" if self.cut.folder is None else "")
-        tensors = {n: each.cpu().contiguous() for n, each in self.outcome.adapters.items()}
+        tensors = {n: tensor.cpu().contiguous() for n, tensor in self.outcome.adapters.items()}
         record = {**self.record, "mode": "peft", "adapter_of": str(self.cut.folder)}
         return self._once(
             out,

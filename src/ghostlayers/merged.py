@@ -68,7 +68,7 @@ class MergedModel:
             OutputError: the folder exists, or cannot be written.
             VerificationError: the reloaded model differs; nothing is left behind.
         """
-        read = [each["checkpoint"] for each in self.record["merged"]["parents"]]
+        read = [parent["checkpoint"] for parent in self.record["merged"]["parents"]]
         return write_once(
             lambda: save_whole(self.cut, self.model, self.record, Path(out), overwrite=overwrite),
             out,
@@ -139,15 +139,15 @@ def _measure(
     tried = [(PARENTS[0], 0.0), (PARENTS[1], 1.0), *((MERGED, share) for share in shares)]
     losses = {}
     with progress.stage("Measuring both and what lies between", len(tried)) as advance:
-        for each in tried:
-            losses[each] = held_out.losses(_network(held_out.trained, cuts, each))
+        for candidate in tried:
+            losses[candidate] = held_out.losses(_network(held_out.trained, cuts, candidate))
             advance()
     return losses
 
 
 def _nearest(losses: Mapping[Candidate, LossSums]) -> Candidate:
     """What diverges least from the dense model."""
-    return min(losses, key=lambda each: losses[each].kl_nats)
+    return min(losses, key=lambda candidate: losses[candidate].kl_nats)
 
 
 def _row(
@@ -158,7 +158,9 @@ def _row(
     dense: LossSums,
 ) -> dict[str, Any]:
     """What the record says of the merge, its text aside."""
-    best = _nearest({each: sums for each, sums in losses.items() if each[0] == MERGED})
+    best = _nearest(
+        {candidate: sums for candidate, sums in losses.items() if candidate[0] == MERGED}
+    )
     shown = {who: sums for (who, t), sums in losses.items() if who != MERGED or t == best[1]}
     return {
         "parents": [
@@ -213,7 +215,7 @@ def _spans(cut: CutModel) -> str:
 
 def _shapes(cut: CutModel) -> dict[str, tuple[Any, ...]]:
     named = cut.network.named_parameters(remove_duplicate=False)
-    return {name: (tuple(each.shape), each.dtype) for name, each in named}
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in named}
 
 
 def _start(cuts: Both) -> int:

@@ -46,7 +46,7 @@ class Preset:
         Raises:
             RecipeError: a key is missing or unknown, or of another type.
         """
-        known = {each.name for each in fields(cls)}
+        known = {member.name for member in fields(cls)}
         if not isinstance(values, dict) or not {*values} <= known:
             raise RecipeError(
                 f"a preset has the keys {', '.join(sorted(known))}; got {brief(values)}."
@@ -82,7 +82,7 @@ def find_preset(name: Any) -> Preset:
     Raises:
         RecipeError: there is none; the message lists them.
     """
-    names = {also: each for each in PRESETS.values() for also in (each.name, *each.also)}
+    names = {also: preset for preset in PRESETS.values() for also in (preset.name, *preset.also)}
     if not isinstance(name, str) or name not in names:
         raise RecipeError(f"unknown preset '{str(name)[:60]}'. {suggest(str(name), names)}")
     return names[name]

@@ -78,7 +78,7 @@ def _held(dense: DenseModel, tokens: int) -> list[_Held]:
 
 
 def _of(tokens: int, tensors: Sequence[Tensor], window: Any) -> _Held:
-    kept = [each for each in tensors if each.is_floating_point()]
-    numbers = sum(each.numel() for each in kept)
-    size = sum(each.numel() * each.element_size() for each in kept)
+    kept = [tensor for tensor in tensors if tensor.is_floating_point()]
+    numbers = sum(tensor.numel() for tensor in kept)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in kept)
     return _Held(tokens, numbers, size, None if window is None else int(window))

@@ -61,7 +61,7 @@ def _is_plain(weights: Weights) -> bool:
 
 
 def _can_be_made(dense: DenseModel) -> bool:
-    if sum(each.numel() for each in dense.network.parameters()) > MOST_NUMBERS:
+    if sum(tensor.numel() for tensor in dense.network.parameters()) > MOST_NUMBERS:
         return False
     if dense.residency.offloaded or whole_of(dense.network) is not dense.network:
         return False

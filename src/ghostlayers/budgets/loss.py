@@ -116,7 +116,7 @@ def search_loss(study: StudyLike, output: Output) -> ChosenCut:
         return tried[place].bound <= float(recipe.max_loss or 0.0)
 
     place = last_within(len(numbers), within)
-    every = sorted(tried.values(), key=lambda each: each.layers)
+    every = sorted(tried.values(), key=lambda trial: trial.layers)
     if place is None:
         raise InputError(_out_of_reach(recipe, every[0]))
     return replace(tried[place].cut, decision=_decision(recipe, tried[place], every))
@@ -156,7 +156,7 @@ def _try(study: StudyLike, count: int) -> Tried:
 
 
 def _decision(recipe: Recipe, chosen: Tried, every: Sequence[Tried]) -> Decision:
-    beyond = [each for each in every if each.layers > chosen.layers]
+    beyond = [trial for trial in every if trial.layers > chosen.layers]
     says = [
         f"{chosen.layers} layer{'' if chosen.layers == 1 else 's'} less: "
         f"{chosen.mean:.3f} ± {chosen.error:.3f} nats a token above dense on {len(chosen.more)} "
@@ -173,7 +173,7 @@ def _decision(recipe: Recipe, chosen: Tried, every: Sequence[Tried]) -> Decision
         "bound": chosen.bound,
         "limit": recipe.max_loss,
         "windows": len(chosen.more),
-        "tried": [each.to_dict() for each in every],
+        "tried": [trial.to_dict() for trial in every],
     }
     return Decision(str(recipe.wish), chosen.layers, tuple(says), figures)
 

@@ -63,7 +63,7 @@ class Weights:
         """Bytes that go with each decoder layer."""
         whole = self.bare(())
         alone = (self.bare((Span(i, i + 1),)) for i in range(self.dense.num_layers))
-        return tuple(whole - each for each in alone)
+        return tuple(whole - own for own in alone)
 
     @property
     def words(self) -> str:

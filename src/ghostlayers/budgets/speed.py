@@ -253,8 +253,10 @@ def time_operator(
     tokens = point.length if point.speed == "prefill" else 1
     stream = _random((point.batch, tokens, dense.hidden_size), generator, dense)
     one = {name: _random(shape, generator, dense) for name, shape in shapes.items()}
-    size = sum(each.numel() * each.element_size() for each in one.values())
-    some = [{n: each.clone() for n, each in one.items()} for _ in range(1 + COLD // max(1, size))]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in one.values())
+    some = [
+        {n: tensor.clone() for n, tensor in one.items()} for _ in range(1 + COLD // max(1, size))
+    ]
     eps, times = norm_eps(dense.network.config), []
     for turn in range(WARM_UP + REPEATS):
         synchronise(dense.device)

@@ -60,7 +60,7 @@ def bytes_in_type(dense: DenseModel, kept: Sequence[int], as_type: str) -> int:
 def _numbers(dense: DenseModel, kept: Sequence[int]) -> int:
     layers = [sum(p.numel() for p in layer.parameters()) for layer in dense.layers]
     whole = sum(p.numel() for p in dense.network.parameters())
-    return whole - sum(layers) + sum(layers[each] for each in kept)
+    return whole - sum(layers) + sum(layers[layer] for layer in kept)
 
 
 def _plain(kind: str) -> str:

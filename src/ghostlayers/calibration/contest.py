@@ -68,11 +68,11 @@ class Contest:
 
     def of(self, repair: str) -> Contestant:
         """What was measured of one repair."""
-        return next(each for each in self.contestants if each.repair == repair)
+        return next(contestant for contestant in self.contestants if contestant.repair == repair)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        rows = [asdict(each) for each in self.contestants]
+        rows = [asdict(contestant) for contestant in self.contestants]
         return {
             "winner": self.winner,
             "runner_up": self.runner_up,

@@ -52,7 +52,9 @@ class Squares:
         """See `passes.Sums`."""
         parts = {"squares": self.sums, "tokens": self.counts}
         return {
-            f"{what} {name}": each for what, found in parts.items() for name, each in found.items()
+            f"{what} {name}": moment
+            for what, found in parts.items()
+            for name, moment in found.items()
         }
 
     @contextlib.contextmanager

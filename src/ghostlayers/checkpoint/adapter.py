@@ -101,7 +101,7 @@ def check_precision(loaded: DenseModel, stored_dtype: torch.dtype) -> None:
 def answers(model: "PreTrainedModel") -> list[float]:
     """The highest logit after each of some tokens: what config and buffers make of the weights."""
     logits = proof.logits_of_some_tokens(model)
-    return [round(float(each), 4) for each in logits[0].max(dim=-1).values]
+    return [round(float(logit), 4) for logit in logits[0].max(dim=-1).values]
 
 
 def _check_answers(model: "PreTrainedModel", known: list[float] | None, name: str) -> None:
@@ -191,7 +191,7 @@ def _tensors(
         prefix = OUTSIDE if layer is None else f"layer.{layer}."
         for name, value in weights.items():
             tensors[f"{prefix}{name}"] = value.to(model.stored_dtype)
-    return {name: each.cpu().contiguous() for name, each in tensors.items()}, gaps
+    return {name: logit.cpu().contiguous() for name, logit in tensors.items()}, gaps
 
 
 def read_adapter(folder: str | Path) -> Adapter:
@@ -234,7 +234,7 @@ def _read(folder: Path, record: dict[str, Any]) -> Adapter:
 
 
 def _rebuild(dense: DenseModel, adapter: Adapter) -> "PreTrainedModel":
-    inside = {layer: each for layer, each in adapter.folded.items() if layer is not None}
+    inside = {layer: logit for layer, logit in adapter.folded.items() if layer is not None}
     model: PreTrainedModel = removal.prune_layers(
         dense, adapter.spans, adapter.repairs, folded=inside
     )

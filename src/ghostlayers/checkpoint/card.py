@@ -202,7 +202,8 @@ def _trained(record: Mapping[str, Any]) -> str:
 def _healing(healing: Mapping[str, Any]) -> str:
     """What was trained on what, and what it won, as Markdown."""
     corpora = ", ".join(
-        f"`{code(shown_name(each['corpus']))}` ({each['share']:.0%})" for each in healing["corpora"]
+        f"`{code(shown_name(corpus['corpus']))}` ({corpus['share']:.0%})"
+        for corpus in healing["corpora"]
     )
     text = healing["held_out"]
     whose = "another text" if text["of_another_text"] else "windows of the same text"
@@ -285,7 +286,8 @@ def contest_lines(record: Mapping[str, Any]) -> list[str]:
     if contest is None:
         return []
     tried = ", ".join(
-        f"`{code(each['repair'])}` {each['loss_nats']:.3f}" for each in contest["contestants"]
+        f"`{code(contestant['repair'])}` {contestant['loss_nats']:.3f}"
+        for contestant in contest["contestants"]
     )
     return [
         f"- The repair was chosen on held-out windows: `{code(contest['winner'])}`, because "

@@ -210,11 +210,13 @@ def _write(
     writer.add_file_type(TYPES[dtype][1])
     add_tokenizer(writer, folder, loaded.tokenizer, content, splits, config.vocab_size)
     tensors = file_tensors(model, row, dtype)
-    for each in tensors:
-        shape = each.shape(model)
-        size = shape.numel() * each.dtype.itemsize
+    for tensor in tensors:
+        shape = tensor.shape(model)
+        size = shape.numel() * tensor.dtype.itemsize
         # For float32 the shape counts numbers, as wanted here; the raw type says what they are.
-        writer.add_tensor_info(each.name, shape, np.dtype(np.float32), size, TYPES[each.dtype][0])
+        writer.add_tensor_info(
+            tensor.name, shape, np.dtype(np.float32), size, TYPES[tensor.dtype][0]
+        )
     written = {}
     with (
         contextlib.closing(writer),
@@ -223,10 +225,10 @@ def _write(
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for each in tensors:
-            data = each.read(model).flatten().view(torch.uint8).numpy()
+        for tensor in tensors:
+            data = tensor.read(model).flatten().view(torch.uint8).numpy()
             writer.write_tensor_data(data)
-            written[each.name] = hashlib.sha256(data.data).hexdigest()
+            written[tensor.name] = hashlib.sha256(data.data).hexdigest()
             advance(1)
     return written
 
@@ -281,7 +283,7 @@ def _prove(path: Path, written: dict[str, str], rows: int) -> None:
     reader = GgufParts(path)
     if len(reader.fields["tokenizer.ggml.tokens"].data) != rows:
         raise VerificationError("the GGUF file has another number of tokens than of embeddings.")
-    if {each.name for each in reader.tensors} != written.keys():
+    if {tensor.name for tensor in reader.tensors} != written.keys():
         raise VerificationError("the GGUF file lacks tensors; nothing was kept.")
     check_tensors(reader, written)
 

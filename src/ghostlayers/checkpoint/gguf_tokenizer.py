@@ -177,8 +177,8 @@ def _tokens(content: dict[str, Any], vocab_size: int) -> tuple[list[str], list[i
     """Tokens in the order of their ids, and what they are."""
     model = content["model"]
     words = {index: word for word, index in model["vocab"].items()}
-    added = {each["id"]: each for each in content.get("added_tokens", [])}
-    words.update({index: each["content"] for index, each in added.items()})
+    added = {token["id"]: token for token in content.get("added_tokens", [])}
+    words.update({index: token["content"] for index, token in added.items()})
     bytes_too = is_sentencepiece(content)
     tokens = [words.get(index, f"[PAD{index}]") for index in range(vocab_size)]
     kinds = []

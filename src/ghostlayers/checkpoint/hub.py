@@ -110,15 +110,15 @@ def push(
         raise OutputError(f"'{repo}' is no repository id such as name/model: {error}") from error
     contents, left = _contents(folder, record, repo)
     files = {
-        name: len(each) if isinstance(each, bytes) else each.stat().st_size
-        for name, each in contents.items()
+        name: len(entry) if isinstance(entry, bytes) else entry.stat().st_size
+        for name, entry in contents.items()
     }
     planned = Upload(repo, files, contents[CARD].decode(), left)
     if dry_run:
         return planned
     operations = [
-        CommitOperationAdd(name, each if isinstance(each, bytes) else str(each))
-        for name, each in contents.items()
+        CommitOperationAdd(name, entry if isinstance(entry, bytes) else str(entry))
+        for name, entry in contents.items()
     ]
     api = HfApi(endpoint=endpoint, token=token)
     try:
@@ -165,7 +165,7 @@ def _check_sent(folder: Path, name: str, path: Path, record: dict[str, Any]) -> 
         raise ModelError(f"'{path}' is a link out of the folder; put the file itself there.")
     if name in known or name == RECORD or any(map(path.match, FOR_PEOPLE)):
         return
-    of_weights_alone = all(each.endswith(".safetensors") for each in known)
+    of_weights_alone = all(name.endswith(".safetensors") for name in known)
     if not of_weights_alone or path.suffix in {*RUNS, ".safetensors"}:
         if of_weights_alone and name == saving.CODE and _is_our_code(folder, path):
             return
@@ -198,7 +198,7 @@ def _check_names_no_code(path: Path) -> None:
         return
     module = saving.CODE.removesuffix(".py")
     values = named.values() if isinstance(named, dict) else ["?"]
-    if not all(str(each).startswith(f"{module}.") for each in values):
+    if not all(str(value).startswith(f"{module}.") for value in values):
         raise ModelError(
             f"'{path}' names code that is not this package's ('auto_map'), which would run where "
             "the model is loaded. Make the folder again."

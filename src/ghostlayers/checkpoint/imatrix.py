@@ -37,9 +37,9 @@ def named_for_llama_cpp(
         UnsupportedModelError: no input of a matrix was seen.
     """
     found = {}
-    for each in file_tensors(network, check_facts(network.config), torch.float16):
-        (source, *others) = each.sources or ("",)
-        if others or source not in sums or len(each.shape(network)) < 2:
+    for tensor in file_tensors(network, check_facts(network.config), torch.float16):
+        (source, *others) = tensor.sources or ("",)
+        if others or source not in sums or len(tensor.shape(network)) < 2:
             continue
         if not counts[source].any():
             raise UnsupportedModelError(
@@ -47,7 +47,7 @@ def named_for_llama_cpp(
                 "importance matrix here; llama.cpp's own llama-imatrix makes one from the 16-bit "
                 "file."
             )
-        found[each.name] = (sums[source], counts[source])
+        found[tensor.name] = (sums[source], counts[source])
     return found
 
 

@@ -84,7 +84,7 @@ class PackedBase:
     @property
     def bytes(self) -> int:
         """Of all that its files hold."""
-        return sum(each.bytes for each in self.held.values())
+        return sum(held.bytes for held in self.held.values())
 
     @cached_property
     def file_path(self) -> str:
@@ -95,7 +95,9 @@ class PackedBase:
         """
         there = {*self.held, *self.packed}
         state = self.network.state_dict(keep_vars=True)
-        first = {name: each for name, each in state.items() if name.startswith(f"{self.path}.0.")}
+        first = {
+            name: source for name, source in state.items() if name.startswith(f"{self.path}.0.")
+        }
         for name, tensor in first.items():
             end = name.removeprefix(self.path)
             for written in (*names_in_file(self.network, name, tensor), name):
@@ -103,7 +105,7 @@ class PackedBase:
                     return str(written.removesuffix(end))
         for name in first:
             end = name.removeprefix(self.path)
-            found = {each.removesuffix(end) for each in there if each.endswith(end)}
+            found = {name.removesuffix(end) for name in there if name.endswith(end)}
             if len(found) == 1:
                 return found.pop()
         raise UnsupportedModelError(
@@ -123,7 +125,7 @@ class PackedBase:
         plain = set(with_experts(changed, state))
         experts = {found[0] for name in plain if (found := EXPERTS.match(name))}
         move = Renaming(self.file_path, self.file_path, {old: new for new, old in enumerate(kept)})
-        parts = {each.name: name for name, ps in self.packed.items() for each in ps.values()}
+        parts = {part.name: name for name, ps in self.packed.items() for part in ps.values()}
 
         def stays(name: str) -> bool:
             weight = self.path + parts.get(name, name).removeprefix(self.file_path)
@@ -163,7 +165,7 @@ class PackedResult:
     def __init__(self, base: PackedBase, model: PreTrainedModel) -> None:
         self.base, self.model = base, multimodal.whole_of(model)
         self.path = layers_path(model)
-        known = {_identity(each): name for name, each in _tensors(base.network)}
+        known = {_identity(source): name for name, source in _tensors(base.network)}
         state = dict(_tensors(self.model))
         self.same = {n: known[_identity(t)] for n, t in state.items() if _identity(t) in known}
         self.changed = set(with_experts(state.keys() - self.same.keys(), state))
@@ -191,8 +193,8 @@ class PackedResult:
         Args:
             written: the changed tensors, in files.
         """
-        own = {self._in_base_words(name): each for name, each in written.items()}
-        parts = {each.name: name for name, ps in self.base.packed.items() for each in ps.values()}
+        own = {self._in_base_words(name): source for name, source in written.items()}
+        parts = {part.name: name for name, ps in self.base.packed.items() for part in ps.values()}
         move, found = self.renamings[1], []
         for name, held in self.base.held.items():
             weight = move(parts.get(name, name))
@@ -211,15 +213,15 @@ class PackedResult:
     def _is_ignored(self, name: str) -> bool:
         """Whether the class has no use for a tensor, layers for several tokens at once say."""
         patterns = getattr(self.base.network, "_keys_to_ignore_on_load_unexpected", None) or ()
-        return any(re.search(each, name) for each in patterns)
+        return any(re.search(pattern, name) for pattern in patterns)
 
     def left(self, sources: Iterable[Source]) -> list[str]:
         """Modules that were packed in the base and are plain now, by their new names."""
         backwards = {new: old for old, new in self.layers.items()}
         back = Renaming(self.base.file_path, self.base.file_path, backwards)
-        plain = {each.name for each in sources if not each.is_packed}
+        plain = {source.name for source in sources if not source.is_packed}
         in_files = {_module(name) for name in plain if back(name) in self.base.packed}
-        ends = {unprefixed(f"{each}.") for each in in_files}
+        ends = {unprefixed(f"{name}.") for name in in_files}
         in_memory = {_module(n) for n in self.changed}
         return sorted(in_files | {n for n in in_memory if unprefixed(f"{n}.") in ends})
 
@@ -239,9 +241,9 @@ class PackedResult:
     def moved(self, module: str) -> str | None:
         """What a module of the base is called now; None if it went."""
         new = module
-        for each in self.renamings:
-            if each.applies(module):
-                return each(module)
+        for renaming in self.renamings:
+            if renaming.applies(module):
+                return renaming(module)
         return new
 
     def write(self, folder: Path, save: Callable[[set[str]], None]) -> list[Source]:
@@ -267,7 +269,9 @@ class PackedResult:
 
     def report(self, sources: Sequence[Source]) -> dict[str, Any]:
         """What stayed packed and what is plain, with bytes, for people to read."""
-        weights = {self.base.layout.part_of(each.name)[0] for each in sources if each.is_packed}
+        weights = {
+            self.base.layout.part_of(source.name)[0] for source in sources if source.is_packed
+        }
         sizes = {
             kind: sum(s.held.bytes for s in sources if s.is_packed is kind)
             for kind in (True, False)
@@ -294,7 +298,7 @@ def _identity(tensor: Tensor) -> tuple[Any, ...]:
 def with_experts(changed: Iterable[str], names: Iterable[str]) -> Iterator[str]:
     """Changed tensors, and all others of the experts that one of them belongs to."""
     changed = set(changed)
-    groups = {m[0] for each in changed if (m := EXPERTS.match(each))}
+    groups = {m[0] for name in changed if (m := EXPERTS.match(name))}
     for name in names:
         found = EXPERTS.match(name)
         if name in changed or (found and found[0] in groups):
@@ -314,10 +318,10 @@ def _module(weight: str) -> str:
 def _write_shards(folder: Path, sources: Sequence[Source]) -> None:
     """Files of weights, wide numbers first in each, and an index where there are several."""
     shards: list[list[Source]] = [[]]
-    for each in sources:
-        if shards[-1] and sum(s.held.bytes for s in shards[-1]) + each.held.bytes > SHARD:
+    for source in sources:
+        if shards[-1] and sum(s.held.bytes for s in shards[-1]) + source.held.bytes > SHARD:
             shards.append([])
-        shards[-1].append(each)
+        shards[-1].append(source)
     places: dict[str, str] = {}
     count = len(shards)
     for number, shard in enumerate(shards, start=1):
@@ -327,6 +331,6 @@ def _write_shards(folder: Path, sources: Sequence[Source]) -> None:
         write_pieces(folder / name, [s.name for s in shard], pieces)
         places |= {s.name: name for s in shard}
     if count > 1:
-        total = sum(each.held.bytes for each in sources)
+        total = sum(source.held.bytes for source in sources)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

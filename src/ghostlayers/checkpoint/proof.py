@@ -163,8 +163,10 @@ def _in_types(
     finally:
         torch.set_default_dtype(default)
     state = {
-        name: each.to(getattr(torch, types[name].removeprefix("torch."))) if name in types else each
-        for name, each in whole.state_dict().items()
+        name: tensor.to(getattr(torch, types[name].removeprefix("torch.")))
+        if name in types
+        else tensor
+        for name, tensor in whole.state_dict().items()
     }
     twin.load_state_dict(state, assign=True, strict=False)
     twin.tie_weights()

@@ -221,7 +221,7 @@ def quantise(
 def _check(source: Path, made: Path) -> dict[str, int]:
     """Refuse a file that says something else than the one it was made of; its types by number."""
     there, here = gguf.GGUFReader(source), gguf.GGUFReader(made)
-    shapes = [{each.name: tuple(each.shape) for each in r.tensors} for r in (there, here)]
+    shapes = [{tensor.name: tuple(tensor.shape) for tensor in r.tensors} for r in (there, here)]
     if shapes[0] != shapes[1]:
         raise VerificationError("the quantised file lacks tensors, or has others; nothing is kept.")
     before, after = (dict(header_entries(reader)) for reader in (there, here))
@@ -243,7 +243,7 @@ def _type_of(tensor: Any) -> str:
 def _write(source: Path, out: Path, kind: str) -> None:
     """By `gguf`, a tensor at a time."""
     reader = gguf.GGUFReader(source)
-    names = {each.name for each in reader.tensors}
+    names = {tensor.name for tensor in reader.tensors}
     head = "output.weight" if "output.weight" in names else "token_embd.weight"
     writer = gguf.GGUFWriter(out, str(reader.fields["general.architecture"].contents()))
     with closing(writer):
@@ -251,18 +251,18 @@ def _write(source: Path, out: Path, kind: str) -> None:
         writer.add_file_type(TYPES[kind])
         if kind not in PLAIN:
             writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-        kinds = {each.name: _target(each, kind, head) for each in reader.tensors}
-        for each in reader.tensors:
-            shape, target = tuple(int(n) for n in each.shape[::-1]), kinds[each.name]
+        kinds = {tensor.name: _target(tensor, kind, head) for tensor in reader.tensors}
+        for tensor in reader.tensors:
+            shape, target = tuple(int(n) for n in tensor.shape[::-1]), kinds[tensor.name]
             block, size = gguf.GGML_QUANT_SIZES[target]
             num_bytes = int(np.prod(shape)) // block * size
             # For float32 the shape counts numbers, as wanted here; the raw type says what they are.
-            writer.add_tensor_info(each.name, shape, np.dtype(np.float32), num_bytes, target)
+            writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), num_bytes, target)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for each in reader.tensors:
-            writer.write_tensor_data(_encoded(each, kinds[each.name]))
+        for tensor in reader.tensors:
+            writer.write_tensor_data(_encoded(tensor, kinds[tensor.name]))
 
 
 def _copy_fields(reader: Any, writer: Any) -> None:

@@ -45,7 +45,7 @@ def be_ready() -> None:
 
     It ends with this one, asked or not.
     """
-    if any(each.waits for each in _READY):
+    if any(ready.waits for ready in _READY):
         return
     scratch = Scratch("reload")
     process = subprocess.Popen(
@@ -64,7 +64,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
 
 def taken() -> Ready | None:
     """The process that waits, for one question; None if there is none."""
-    ready = next((each for each in _READY if each.waits), None)
+    ready = next((ready for ready in _READY if ready.waits), None)
     _READY.clear()
     return ready
 

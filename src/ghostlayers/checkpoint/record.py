@@ -130,7 +130,7 @@ def table_to_dict(table: ScoreTable) -> dict[str, Any]:
         "block_influence": list(table.block_influence),
         "similarity": table.similarity.tolist(),
         "angular_distance": None if table.angular is None else table.angular.tolist(),
-        "importance": [None if math.isinf(each) else each for each in table.importance] or None,
+        "importance": [None if math.isinf(value) else value for value in table.importance] or None,
         "steps": [{"layer": step.layer, "loss_nats": step.loss} for step in table.steps],
         "median_norm": table.norms.median(),
         "largest_norm": table.norms.largest(),

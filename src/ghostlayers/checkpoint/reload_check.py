@@ -69,7 +69,7 @@ def main(request: str) -> None:
         model = load(asked, dtype=computed, **how, **elsewhere(asked))
     else:
         model = load(asked, **how)
-        types = {name: str(each.dtype) for name, each in model.named_parameters()}
+        types = {name: str(weight.dtype) for name, weight in model.named_parameters()}
         found["as_read"] = logits_of(model, ids, asked)
         if model.dtype != computed and not asked["once"]:
             del model

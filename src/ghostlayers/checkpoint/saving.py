@@ -129,7 +129,7 @@ def save_tensors(
         OutputError: see `check_output`; or the disk filled up.
         VerificationError: as ``prove`` raises it; nothing is left behind.
     """
-    needed = sum(each.numel() * each.element_size() for each in tensors.values())
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     with whole_folder(out, overwrite=overwrite, needed_bytes=needed) as folder:
         save_file(tensors, folder / name)
         verification = prove(folder)
@@ -197,7 +197,7 @@ def _write_weights(
     state = _stored_state(model, stored_dtype)
     pieces = in_pieces(model, model.state_dict(keep_vars=True), stored_dtype)
     if names is not None:
-        state, pieces = {name: each for name, each in state.items() if name in names}, {}
+        state, pieces = {name: tensor for name, tensor in state.items() if name in names}, {}
     before = model.config.dtype
     try:
         with _read_as_stored(model, stored_dtype) as shards:
@@ -231,7 +231,7 @@ def _read_as_stored(model: PreTrainedModel, stored_dtype: torch.dtype) -> Iterat
         return
     computes_in = model.dtype
     stored, computed = map(plain_dtype, (stored_dtype, computes_in))
-    indices = [getattr(each, "index", None) for each in offloaded_sets(model)]
+    indices = [getattr(held, "index", None) for held in offloaded_sets(model)]
     if computes_in != stored_dtype and not all(indices):
         raise RecipeError(
             f"layers that were offloaded to memory in {computed} cannot be saved in {stored}; use "

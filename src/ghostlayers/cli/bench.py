@@ -171,8 +171,8 @@ def _bench_draft(
     png: Path | None,
 ) -> None:
     dense, draft = open_pair(model, against, options, revision)
-    for each in (dense, DenseModel(draft)):
-        check_lengths(each, [asked.length], asked.new_tokens)
+    for one in (dense, DenseModel(draft)):
+        check_lengths(one, [asked.length], asked.new_tokens)
     points, content = run_drafts(dense, draft, asked)
     where = machine(dense)
     screen.say(screen.dim(f"{where['dtype']}, {where['threads']} threads, {where['processor']}."))

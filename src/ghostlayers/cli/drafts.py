@@ -162,7 +162,7 @@ def _explain(point: DraftPoint) -> None:
     """Why texts differ, where any do."""
     if not point.differences:
         return
-    widest = max(abs(each.gap_nats) for each in point.differences)
+    widest = max(abs(difference.gap_nats) for difference in point.differences)
     texts = f"{len(point.differences)} texts with {point.draft_tokens} drafted tokens differ"
     if point.by_rounding:
         screen.say(

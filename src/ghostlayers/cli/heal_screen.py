@@ -16,7 +16,7 @@ def show_preset(recipe: HealingRecipe) -> None:
         return
     preset, now = find_healing_preset(recipe.preset), recipe.to_dict()
     say(bold(preset.title), f", arXiv:{preset.paper}")
-    say("  ", ", ".join(choice(name, each, now[name]) for name, each in preset.choices.items()))
+    say("  ", ", ".join(choice(name, value, now[name]) for name, value in preset.choices.items()))
     say("  ", dim(f"not as there: {preset.differs}."))
 
 

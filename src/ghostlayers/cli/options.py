@@ -172,8 +172,8 @@ def numbers_in(listed: str, option: str, example: str, *, least: int = 0) -> lis
     Raises:
         RecipeError: something else is in it, or a number below the least; shows the example.
     """
-    numbers = [small_number(each) for each in names_in(listed or None, option)]
-    found = [each for each in numbers if each is not None and each >= least]
+    numbers = [small_number(text) for text in names_in(listed or None, option)]
+    found = [number for number in numbers if number is not None and number >= least]
     if not found or len(found) < len(numbers):
         raise RecipeError(
             f"{option}: expected whole numbers such as {example}, got '{listed[:60]}'."

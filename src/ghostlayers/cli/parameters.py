@@ -50,7 +50,7 @@ class Reading:
 READINGS = {
     "name": Reading(str, lambda given, _: given),
     "separator": Reading(str, lambda given, _: o.unescape(given)),
-    "separators": Reading(list[str], lambda given, _: [o.unescape(each) for each in given]),
+    "separators": Reading(list[str], lambda given, _: [o.unescape(text) for text in given]),
     "names": Reading(str, o.names_in),
     "names or none": Reading(str, lambda given, option: o.names_in(given or None, option)),
     "numbers": Reading(str, lambda given, option: o.numbers_in(given, option, "3,5,7")),
@@ -79,13 +79,15 @@ class Parameters:
 
     def __init__(self, function: Callable[..., None], *, debug: bool = True) -> None:
         self._own = dict(inspect.signature(function, eval_str=True).parameters)
-        made = {name: _fields_in(each.annotation) for name, each in self._own.items()}
+        made = {name: _fields_in(parameter.annotation) for name, parameter in self._own.items()}
         self._made = {name: fields for name, fields in made.items() if fields is not None}
         flat = self._flat()
         if debug:
             flat.setdefault("debug", _DEBUG)
         keyword = inspect.Parameter.KEYWORD_ONLY
-        self.signature = inspect.Signature([each.replace(kind=keyword) for each in flat.values()])
+        self.signature = inspect.Signature(
+            [parameter.replace(kind=keyword) for parameter in flat.values()]
+        )
 
     def _flat(self) -> dict[str, inspect.Parameter]:
         """Parameters in the order of the screen, by field or own name."""
@@ -122,9 +124,9 @@ class Parameters:
 
 def _fields_in(annotation: Any) -> tuple[Fields, tuple[type, ...]] | None:
     """The fields that a parameter is made of, and the classes that have them; None if it is not."""
-    for each in getattr(annotation, "__metadata__", ()):
-        if isinstance(each, Fields):
-            return each, (annotation.__origin__, *each.of)
+    for note in getattr(annotation, "__metadata__", ()):
+        if isinstance(note, Fields):
+            return note, (annotation.__origin__, *note.of)
     return None
 
 
@@ -162,7 +164,7 @@ def option_for(owner: type, name: str) -> Any:
 
 def _parameter_of(name: str, owners: Sequence[type]) -> inspect.Parameter:
     """The parameter of a field, of the first class that has one of that name."""
-    owner = next(each for each in owners if name in fields_of(each))
+    owner = next(one for one in owners if name in fields_of(one))
     field = fields_of(owner)[name]
     how: Setting = field.metadata[KEY]
     kind = READINGS[how.read].type if how.read else typing.get_type_hints(owner)[name]

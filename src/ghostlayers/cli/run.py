@@ -249,8 +249,8 @@ def _from_environment(known: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
     """What variables say of a command's options, as they do where it is typed."""
     said: dict[str, Any] = {}
     for name, parameter in known.items():
-        for each in getattr(parameter.annotation, "__metadata__", ()):
-            variable = getattr(each, "envvar", None)
+        for note in getattr(parameter.annotation, "__metadata__", ()):
+            variable = getattr(note, "envvar", None)
             if value := os.environ.get(variable or "", ""):
                 said[name] = _argument(value, parameter.annotation, name, Path(str(variable)))
     return said

@@ -83,10 +83,10 @@ def show_copied(pruned: PrunedModel, saved: SavedGguf) -> None:
 
 def show_family(made: "Iterable[Made]", command: str | None) -> None:
     """Every file as it comes: how large it is, and which types its tensors have."""
-    for each in made:
-        types = ", ".join(f"{count} {kind}" for kind, count in each.tensors.items())
+    for file in made:
+        types = ", ".join(f"{count} {kind}" for kind, count in file.tensors.items())
         held = f"tensors: {types}" if types else "mean squares of what is multiplied"
-        say("Saved: ", bold(each.path), f", {each.size_bytes / 1e6:,.1f} MB; {held}.")
+        say("Saved: ", bold(file.path), f", {file.size_bytes / 1e6:,.1f} MB; {held}.")
     if command is not None:
         say("\nFurther types with the same importance matrix, by llama.cpp's own program:")
         say(f"  {command}")
@@ -144,7 +144,7 @@ def show_healing(row: Mapping[str, Any]) -> None:
     """A record's entry of a training."""
     text = row["held_out"]
     corpora = ", ".join(
-        f"{shown_name(each['corpus'])} ({each['share']:.0%})" for each in row["corpora"]
+        f"{shown_name(corpus['corpus'])} ({corpus['share']:.0%})" for corpus in row["corpora"]
     )
     say(
         f"Trained {' + '.join(row['trained'])} ({row['num_trained']:,} numbers) on "
@@ -156,9 +156,9 @@ def show_healing(row: Mapping[str, Any]) -> None:
         say(
             "Learning rates: ", ", ".join(f"{part} {rate:.2g}" for part, rate in rates.items()), "."
         )
-    rows = [[each["model"], *loss_cells(each)] for each in row["evidence"]]
+    rows = [[loss["model"], *loss_cells(loss)] for loss in row["evidence"]]
     table(LOSSES, rows, f"On {text['windows']} held-out windows of {shown_name(text['corpus'])}")
-    dense, before, healed = (each["loss_nats"] for each in row["evidence"])
+    dense, before, healed = (loss["loss_nats"] for loss in row["evidence"])
     if before > dense:
         say(f"Left of what was lost: {(healed - dense) / (before - dense):.0%}.")
     if row["best_step"] < row["steps"]:
@@ -167,12 +167,12 @@ def show_healing(row: Mapping[str, Any]) -> None:
 
 def show_merged(row: Mapping[str, Any]) -> None:
     """A record's entry of a merge of two healed checkpoints."""
-    first, second = (shown_name(each["checkpoint"]) for each in row["parents"])
+    first, second = (shown_name(parent["checkpoint"]) for parent in row["parents"])
     say(f"Merged {first} (first) and {second} (second), at {row['merged_at']:g} of the way.")
     text = row["held_out"]
-    rows = [[each["model"], *loss_cells(each)] for each in row["evidence"]]
+    rows = [[loss["model"], *loss_cells(loss)] for loss in row["evidence"]]
     table(LOSSES, rows, f"On {text['windows']} held-out windows of {shown_name(text['corpus'])}")
-    best = min(row["tried"], key=lambda each: float(each["kl_nats"]))
+    best = min(row["tried"], key=lambda trial: float(trial["kl_nats"]))
     if row["kept"] != "merged":
         warn(f"the {row['kept']} alone is nearer to the dense model than anything between: kept.")
     elif best["model"] != "merged":

@@ -167,18 +167,20 @@ def show_contest(contest: Mapping[str, Any]) -> None:
     """
     rows = [
         [
-            good(each["repair"]) if each["repair"] == contest["winner"] else each["repair"],
-            ("" if each["finished"] else "~") + f"{each['loss_nats']:.3f}",
-            f"{each['behind_nats']:.3f} ± {each['behind_error']:.3f}",
-            str(each["windows"]),
-            f"{each['overhead']:.2%}",
+            good(contestant["repair"])
+            if contestant["repair"] == contest["winner"]
+            else contestant["repair"],
+            ("" if contestant["finished"] else "~") + f"{contestant['loss_nats']:.3f}",
+            f"{contestant['behind_nats']:.3f} ± {contestant['behind_error']:.3f}",
+            str(contestant["windows"]),
+            f"{contestant['overhead']:.2%}",
         ]
-        for each in contest["contestants"]
+        for contestant in contest["contestants"]
     ]
-    most = max(each["windows"] for each in contest["contestants"])
+    most = max(contestant["windows"] for contestant in contest["contestants"])
     title = f"Repairs on {most} held-out windows (dense {contest['dense_loss_nats']:.3f} there)"
     table(("repair", "loss", "behind the lowest", "windows", "overhead"), rows, title)
-    if not all(each["finished"] for each in contest["contestants"]):
+    if not all(contestant["finished"] for contestant in contest["contestants"]):
         say(dim("~ on fewer windows, given up because others lose clearly less."))
     say("Repair: ", bold(contest["winner"]), f", because {contest['reason']}.")
     for name, reason in contest["refused"].items():

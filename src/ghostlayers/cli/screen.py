@@ -93,9 +93,9 @@ def show_preset(recipe: Recipe, dtype: Any) -> None:
         chosen = {key: value for key, value in chosen.items() if key not in CHOOSING}
     computed = str(dtype).removeprefix("torch.")
     now = {**recipe.to_dict(), "dtype": "auto" if preset.dtype == "auto" else computed}
-    say("  ", ", ".join(choice(name, each, now[name]) for name, each in chosen.items()))
-    for each in preset.differs:
-        say("  ", dim(f"not as there: {each}"))
+    say("  ", ", ".join(choice(name, value, now[name]) for name, value in chosen.items()))
+    for difference in preset.differs:
+        say("  ", dim(f"not as there: {difference}"))
 
 
 def choice(name: str, preset: Any, now: Any) -> str:
@@ -184,8 +184,8 @@ def show_plan(plan: Plan) -> None:
     if plan.budget is not None:
         show_foreseen(plan.budget)
     rows = [
-        _plan_cells(each.name, each.seconds, each.flops, each.memory, each.disk)
-        for each in plan.lines
+        _plan_cells(line.name, line.seconds, line.flops, line.memory, line.disk)
+        for line in plan.lines
     ]
     total = _plan_cells("in all", plan.seconds, plan.flops, plan.memory, plan.disk)
     table(("what this run will take here", "time", "TFLOP", "memory", "disk"), [*rows, total])
@@ -197,16 +197,16 @@ def show_foreseen(decision: Decision) -> None:
     """How a budget comes to a number of layers, before they are chosen."""
     first, *others = decision.says
     say(bold(decision.asked), ": ", first)
-    for each in others:
-        say(dim(each))
+    for other in others:
+        say(dim(other))
 
 
 def show_decision(decision: Decision) -> None:
     """How a budget came to the layers that were chosen, and whether quantising does better."""
     say(bold(decision.asked), ": ", decision.says[0])
     if decision.counted == "loss":
-        for each in decision.says[1:]:
-            say(dim(each))
+        for sentence in decision.says[1:]:
+            say(dim(sentence))
     if decision.quantising is not None and decision.alternative is not None:
         say(decision.quantising)
         say(f"  {decision.alternative['command']}")

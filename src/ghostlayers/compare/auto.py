@@ -37,7 +37,7 @@ def contested(recipe: Recipe, name: str) -> Recipe:
         RecipeError: there is no such engine.
     """
     asked = name.partition(":")[2] or "any"
-    engine = next((each for each in ENGINES if each == asked), None)
+    engine = next((known for known in ENGINES if known == asked), None)
     if engine is None:
         raise RecipeError(
             f"repair '{name}': behind 'auto:' stands what must load the result, "

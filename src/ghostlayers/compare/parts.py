@@ -151,7 +151,7 @@ def _repaired(experiment: Experiment, study: Study, fits: Fits, key: str) -> Par
         }
         for name, repairs in fits.items()
     }
-    for name in [each for each in fits if heals(experiment, each)]:
+    for name in [repair for repair in fits if heals(experiment, repair)]:
         rows[f"{name}{HEALED}"] = _healed(experiment, study, fits[name], key, name, rows[name])
     return rows
 

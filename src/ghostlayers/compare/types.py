@@ -178,7 +178,7 @@ def _key(key: str, repair: str, kind: str) -> str:
 def _losses(windows: Sequence[LossSums]) -> dict[str, Any]:
     """Means over all tokens, and each window's loss."""
     total = sum(windows, LossSums())
-    return {**total.to_dict(), "window_losses": [each.loss_nats for each in windows]}
+    return {**total.to_dict(), "window_losses": [window.loss_nats for window in windows]}
 
 
 def file_rows(

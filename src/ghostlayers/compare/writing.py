@@ -85,7 +85,7 @@ def _written(
 def _rows(experiment: Experiment, written: Written, dense_greedy: torch.Tensor) -> list[Part]:
     dense = experiment.study.dense
     figures = writing_figures(written, dense_greedy, dense.network, dense.tokenizer)
-    return [each.to_dict() for each in figures]
+    return [row.to_dict() for row in figures]
 
 
 def writing_rows(

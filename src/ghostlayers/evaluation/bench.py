@@ -185,7 +185,7 @@ def _timed(device: torch.device, work: Callable[[], Any]) -> tuple[Any, float]:
 
 def cache_bytes(cache: Any) -> int:
     """Bytes of all tensors that a cache holds: keys and values, or a recurrent layer's state."""
-    return sum(each.numel() * each.element_size() for each in tensors_in(cache))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(cache))
 
 
 def tensors_in(cache: Any) -> list[Tensor]:

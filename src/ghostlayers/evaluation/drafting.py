@@ -108,7 +108,7 @@ class DraftPoint:
     def by_rounding(self) -> bool:
         """Whether every difference begins where rounding alone decides."""
         limit = ROUNDING.get(getattr(torch, self.dtype), 0.0)
-        return all(abs(each.gap_nats) <= limit for each in self.differences or ())
+        return all(abs(difference.gap_nats) <= limit for difference in self.differences or ())
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -182,7 +182,7 @@ def measure_drafts(
     points = []
     for length, (rows, *timed) in rounds.items():  # the first round is for warmth
         differences = None if sampled else _differences(dense, prompts, alone, rows)
-        time_taken = Timing.of([sum(row.seconds for row in each) for each in timed])
+        time_taken = Timing.of([sum(row.seconds for row in rows) for rows in timed])
         points.append(_point(length, rows, time_taken, differences, dense.dtype))
     return points
 
@@ -301,7 +301,7 @@ class _Rounds:
 def _refusal(
     dense: "PreTrainedModel", draft: "PreTrainedModel", error: Exception
 ) -> UnsupportedModelError:
-    kinds = " and ".join(dict.fromkeys(each.config.model_type for each in (dense, draft)))
+    kinds = " and ".join(dict.fromkeys(model.config.model_type for model in (dense, draft)))
     return UnsupportedModelError(
         f"transformers cannot write with a draft here ({kinds}): {first_line(error)}. Models whose "
         "state cannot be taken back, such as recurrent ones, can neither draft nor verify."

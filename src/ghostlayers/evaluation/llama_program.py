@@ -115,13 +115,13 @@ def imatrix_rows(rows: dict[str, Any]) -> Any:
 def overrides(notes: dict[str, Any]) -> Any:
     """Entries that the new file gets; the array ends with an empty one."""
     made = (llama_cpp.llama_model_kv_override * (len(notes) + 1))()
-    for each, (key, value) in zip(made, notes.items(), strict=False):
-        each.key = key.encode()
+    for entry, (key, value) in zip(made, notes.items(), strict=False):
+        entry.key = key.encode()
         if isinstance(value, int):
-            each.tag, each.value.val_i64 = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT, value
+            entry.tag, entry.value.val_i64 = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_INT, value
         else:
-            each.tag = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR
-            each.value.val_str = value.encode()[:127]
+            entry.tag = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_STR
+            entry.value.val_str = value.encode()[:127]
     return made
 
 

@@ -96,7 +96,7 @@ class DraftRequest:
         object.__setattr__(self, "draft_tokens", tuple(dict.fromkeys(self.draft_tokens)))
         if min(self.draft_tokens) < 1:
             raise RecipeError("--draft-tokens: at least one token is drafted, such as 2,4,8.")
-        asked = any(getattr(self, each.name) != each.default for each in fields(self))
+        asked = any(getattr(self, member.name) != member.default for member in fields(self))
         if asked and not self.draft:
             raise RecipeError(
                 "--data, --prompts, --draft-tokens and --sampled mean nothing without --draft."

@@ -118,8 +118,8 @@ class WritingReport:
         """The report as plain values, with the keys that the command line writes."""
         return {
             "prefixes": list(self.prefixes),
-            "writing": [each.to_dict() for each in self.figures],
-            "writing_against": [each.to_dict() for each in self.dense],
+            "writing": [row.to_dict() for row in self.figures],
+            "writing_against": [row.to_dict() for row in self.dense],
         }
 
 
@@ -379,8 +379,8 @@ def write_and_measure(
     """
     prefixes = take_prefixes(texts, count, model)
     theirs, ours = (
-        continuations(each, tokenizer, prefixes, title=title, progress=progress)
-        for each, title in ((dense, "The dense model writes"), (model, "The model writes"))
+        continuations(writer, tokenizer, prefixes, title=title, progress=progress)
+        for writer, title in ((dense, "The dense model writes"), (model, "The model writes"))
     )
     return WritingReport(
         prefix_texts(tokenizer, prefixes),

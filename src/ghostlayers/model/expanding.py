@@ -53,9 +53,9 @@ def packed_weights(held: Mapping[str, Held], layout: Layout) -> dict[str, dict[s
 
 def _by_weight(held: Mapping[str, Held], layout: Layout) -> dict[str, dict[str, Held]]:
     weights: dict[str, dict[str, Held]] = {}
-    for name, each in held.items():
+    for name, part in held.items():
         weight, end = layout.part_of(name)
-        weights.setdefault(weight, {})[end] = each
+        weights.setdefault(weight, {})[end] = part
     return weights
 
 
@@ -109,7 +109,7 @@ def expand_into(
                 shutil.copyfile(path, folder / path.name)
     plainly = {name: value for name, value in config.items() if name != ENTRY}
     (folder / "config.json").write_text(json.dumps(plainly), encoding="utf-8")
-    widths = {name: width(each.written) for name, each in plain.items()}
+    widths = {name: width(part.written) for name, part in plain.items()}
     widths |= dict.fromkeys(packed, stored.itemsize)
     order = sorted(widths, key=lambda name: (-widths[name], name))
 
@@ -131,16 +131,16 @@ def turned_in(model: nn.Module) -> Callable[[str], bool]:
     from transformers.pytorch_utils import Conv1D
 
     modules = model.named_modules()
-    turned = {unprefixed(f"{name}.weight") for name, each in modules if isinstance(each, Conv1D)}
+    turned = {unprefixed(f"{name}.weight") for name, part in modules if isinstance(part, Conv1D)}
     return lambda name: unprefixed(name) in turned
 
 
 def read(parts: HeldParts) -> dict[str, Tensor]:
     """The tensors of one weight."""
     tensors = {}
-    for end, each in parts.items():
-        with safe_open(each.file, framework="pt") as file:
-            tensors[end] = file.get_tensor(each.name)
+    for end, part in parts.items():
+        with safe_open(part.file, framework="pt") as file:
+            tensors[end] = file.get_tensor(part.name)
     return tensors
 
 
@@ -151,9 +151,9 @@ def _check_room(
     layout: Layout,
     stored: torch.dtype,
 ) -> None:
-    needed = sum(each.bytes for each in plain.values())
+    needed = sum(part.bytes for part in plain.values())
     for name, parts in packed.items():
-        size = max(each.bytes for each in parts.values())
+        size = max(part.bytes for part in parts.values())
         needed += size * 8 // layout.bits(name, parts) * stored.itemsize
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -114,7 +114,7 @@ def _logit_scale(config: Any) -> list[Entry]:
 
 def _every_fourth_without_positions(config: Any) -> str | None:
     """`no_rope_layers` holds 1 where positions are used."""
-    here = [bool(each) for each in config.no_rope_layers]
+    here = [bool(rotates) for rotates in config.no_rope_layers]
     there = [(index + 1) % 4 != 0 for index in range(config.num_hidden_layers)]
     if here == there:
         return None

@@ -65,9 +65,9 @@ def check_complete(model: PreTrainedModel, file: GgufFile) -> None:
         UnsupportedModelError: with what the reader passed over, as far as it can be told.
     """
     held = sum(size for name, size in file.sizes.items() if not name.startswith("rope_"))
-    taken = {id(each): each.numel() for each in model.parameters()}
-    buffers = [each for name, each in model.named_buffers() if name in model.state_dict()]
-    has = sum(taken.values()) + sum(each.numel() for each in buffers)
+    taken = {id(tensor): tensor.numel() for tensor in model.parameters()}
+    buffers = [tensor for name, tensor in model.named_buffers() if name in model.state_dict()]
+    has = sum(taken.values()) + sum(tensor.numel() for tensor in buffers)
     if held == has:
         return
     biases = sorted({name.split(".")[-2] for name in file.sizes if name.endswith(".bias")})
@@ -87,7 +87,9 @@ def _complete_windows(config: Any, file: GgufFile) -> None:
     if file.entry("attention.sliding_window") is None and file.architecture == "gemma3":
         flags = [False] * len(types)
     if isinstance(flags, list) and len(flags) == len(types):
-        config.layer_types = ["sliding_attention" if each else "full_attention" for each in flags]
+        config.layer_types = [
+            "sliding_attention" if slides else "full_attention" for slides in flags
+        ]
 
 
 def _complete_positions(config: Any, file: GgufFile) -> None:
@@ -148,7 +150,7 @@ def _bands(config: Any, factors: Tensor) -> dict[str, Any]:
     theta = float(config.rope_parameters["rope_theta"])
     largest = float(factors.max())
     lengths = [config.max_position_embeddings // 2**power for power in range(8)]
-    candidates = [*KNOWN_BANDS, *((largest, 1.0, 4.0, each) for each in lengths)]
+    candidates = [*KNOWN_BANDS, *((largest, 1.0, 4.0, length) for length in lengths)]
     for factor, low, high, length in candidates:
         said = {
             "rope_type": "llama3", "factor": factor, "low_freq_factor": low,
@@ -166,7 +168,7 @@ def _bands(config: Any, factors: Tensor) -> dict[str, Any]:
 
 
 def _long(config: Any, file: GgufFile, length: int | None) -> dict[str, Any]:
-    short, long = (file.vector(f"rope_factors_{each}.weight") for each in ("short", "long"))
+    short, long = (file.vector(f"rope_factors_{kind}.weight") for kind in ("short", "long"))
     if config.model_type != "phi3" or short is None or long is None or length is None:
         raise UnsupportedModelError(
             "the GGUF file has factors for long positions, which are read for Phi-3 only. Start "

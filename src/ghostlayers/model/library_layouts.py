@@ -63,8 +63,8 @@ class CompressedTensors(Layout):
         """The group of the config that names a module: by name first, then by class."""
         module = weight.removesuffix(WEIGHT)
         groups = self._known.config_groups.values()
-        by_name = [g for g in groups if any(names(each, module) for each in g.targets)]
-        by_class = [g for g in groups if any("." not in each for each in g.targets)]
+        by_name = [g for g in groups if any(names(target, module) for target in g.targets)]
+        by_class = [g for g in groups if any("." not in target for target in g.targets)]
         if not (by_name or by_class):
             raise ModelError(
                 f"'{weight}' is packed, but no group of config.json's quantization_config targets "
@@ -103,7 +103,7 @@ class CompressedTensors(Layout):
         from compressed_tensors.compressors import BaseCompressor
 
         compressor = BaseCompressor.get_value_from_registry(self._format(weight))
-        named = {(end or WEIGHT).removeprefix("."): each for end, each in parts.items()}
+        named = {(end or WEIGHT).removeprefix("."): part for end, part in parts.items()}
         made: Tensor = compressor.decompress(named, self._scheme(weight))["weight"]
         return made
 
@@ -215,7 +215,7 @@ class BitsAndBytes(Layout):
             return parts[""].float() * (parts[".SCB"].float()[:, None] / 127)
         from bitsandbytes.functional import QuantState, dequantize_4bit
 
-        about = {end.removeprefix("."): each for end, each in parts.items() if end}
+        about = {end.removeprefix("."): part for end, part in parts.items() if end}
         state = QuantState.from_dict(about, parts[""].device)
         made: Tensor = dequantize_4bit(parts[""], state)
         return made

@@ -160,8 +160,8 @@ def leaves_models_alone(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def careful(*args: P.args, **kwargs: P.kwargs) -> R:
-        given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.nn.Module)]
-        training = [part for each in given for part in each.modules() if part.training]
+        given = [model for model in (*args, *kwargs.values()) if isinstance(model, torch.nn.Module)]
+        training = [part for model in given for part in model.modules() if part.training]
         try:
             return function(*args, **kwargs)
         finally:

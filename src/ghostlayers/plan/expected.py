@@ -192,18 +192,18 @@ def contest_passes(model: DenseModel, recipe: Recipe, spans: Sequence[Span]) -> 
     fittings = [make_fitting(model, recipe, name) for name in names]
     length, windows = recipe.sequence_length, recipe.num_fit_windows
     fits = [fit_pass(model, spans, fitting, windows, length) for fitting in fittings]
-    sweep = min(each.layers for each in fits)
+    sweep = min(fit.layers for fit in fits)
     shared = [
-        each for each, how in zip(fits, fittings, strict=True) if not in_stages(model, how.method)
+        fit for fit, how in zip(fits, fittings, strict=True) if not in_stages(model, how.method)
     ]
-    staged = [each for each in fits if each not in shared]
+    staged = [fit for fit in fits if fit not in shared]
     yield replace(
         fits[0],
         title=f"Fitting {len(fits)} repairs",
-        layers=sweep + sum(each.layers - sweep for each in fits),
-        products=max(each.products for each in shared) + sum(each.products for each in staged),
-        solutions=sum(each.solutions for each in fits),
-        held=max(each.held for each in fits),
+        layers=sweep + sum(fit.layers - sweep for fit in fits),
+        products=max(fit.products for fit in shared) + sum(fit.products for fit in staged),
+        solutions=sum(fit.solutions for fit in fits),
+        held=max(fit.held for fit in fits),
     )
     behind = model.num_layers - spans[0].start - sum(map(len, spans))
     yield from laps(model, recipe, len(names), behind, f"Racing {len(names)} repairs")
@@ -258,7 +258,7 @@ def plan_prune(
     passes: list[Pass] = []
     lines = expected.selection()
     if recipe.contested:
-        lines += [(each.title, [each]) for each in contest_passes(model, recipe, spans)]
+        lines += [(one.title, [one]) for one in contest_passes(model, recipe, spans)]
     elif recipe.refit == "all":  # what is fitted once was fitted while layers were chosen
         passes.append(expected.fit(spans))
     passes.append(expected.losses(spans))

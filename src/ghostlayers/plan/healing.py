@@ -47,7 +47,7 @@ def plan_heal(
     if tokens is None:
         assert recipe.seconds is not None
         tokens = math.ceil(length * recipe.seconds / here.of(training).seconds)
-    size = sum(each.numel() * each.element_size() for each in cut.network.parameters())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in cut.network.parameters())
     saved = Pass(
         "saving",
         "Writing it, and loading it in a fresh process",

@@ -56,7 +56,7 @@ def saving_passes(
     plain, brought = _plain(loaded, recipe, method, spans), len(kept) if offloaded else 0
     written = [_checkpoint(size, plain, brought, output, started)]
     if output.file is not None:
-        layer = max(_numbers(each) for each in find_decoder_layers(loaded.network))
+        layer = max(_numbers(layer) for layer in find_decoder_layers(loaded.network))
         written.append(_gguf(plain, output, layer * kind))
     return written
 
@@ -93,7 +93,7 @@ def result_bytes(
 def _plain(loaded: DenseModel, recipe: Recipe, method: RepairMethod, spans: Sequence[Span]) -> int:
     """The same, none of it packed."""
     sizes = [_numbers(layer) for layer in find_decoder_layers(loaded.network)]
-    total = sum(each.numel() for each in loaded.network.parameters())
+    total = sum(tensor.numel() for tensor in loaded.network.parameters())
     gone = sum(sizes[index] for span in spans for index in span.layers)
     added = added_numbers(loaded, recipe, method, spans)
     return (total - gone + added) * loaded.stored_dtype.itemsize
@@ -157,7 +157,7 @@ def _copied(
 
 
 def _numbers(layer: Any) -> int:
-    return sum(each.numel() for each in layer.parameters())
+    return sum(tensor.numel() for tensor in layer.parameters())
 
 
 def _added(model: DenseModel, method: RepairMethod, spans: Sequence[Span]) -> int:
@@ -169,10 +169,12 @@ def _added(model: DenseModel, method: RepairMethod, spans: Sequence[Span]) -> in
         return (
             len(spans)
             * (1 + len(method.before))
-            * sum(each.numel() for each in writers(layer, f"{model.anatomy.mlp_output}.").values())
+            * sum(
+                weight.numel() for weight in writers(layer, f"{model.anatomy.mlp_output}.").values()
+            )
         )
     hidden = model.hidden_size
-    steps = [*(each.needs for each in method.before), method.needs]
+    steps = [*(stage.needs for stage in method.before), method.needs]
     return len(spans) * sum(
         sum(feature_widths(model, needs.features).values()) * hidden * max(needs.pieces, default=1)
         for needs in steps

@@ -44,9 +44,9 @@ def types_content(results: Results) -> dict[str, Any] | None:
 def styles_of(files: Sequence[File]) -> dict[str, Style]:
     """How each model is drawn, by its title, the dense one first."""
     lowest: dict[str, float] = {}
-    for each in files:
-        if not each.key.is_dense and each.loss is not None:
-            lowest[each.title] = min(each.loss, lowest.get(each.title, each.loss))
+    for file in files:
+        if not file.key.is_dense and file.loss is not None:
+            lowest[file.title] = min(file.loss, lowest.get(file.title, file.loss))
     bright = sorted(lowest, key=lambda title: lowest[title])[:COLOURED]
     cuts = {title: Style(bright.index(title) if title in bright else None) for title in lowest}
     return {"dense": Style(COLOURED), **cuts}
@@ -54,8 +54,8 @@ def styles_of(files: Sequence[File]) -> dict[str, Style]:
 
 def type_panels(files: Sequence[File], styles: Styles) -> list[Panel]:
     """Two pictures: loss against the size of the file, and against tokens written a second."""
-    known = [each for each in files if each.loss is not None]
-    timed = [each for each in known if each.row.decode_tokens_s]
+    known = [file for file in files if file.loss is not None]
+    timed = [file for file in known if file.row.decode_tokens_s]
     views = (
         ("Loss against bytes", known, _size, "size of the file, MB", 1),
         ("Loss against speed", timed, _speed, "tokens written a second", -1),
@@ -105,7 +105,7 @@ def _draw(
 ) -> Markup:
     """Points a file, joined a model at a time."""
     axes = new_axes(340.0)
-    points = [(cost(each), each.loss or 0.0) for each in files]
+    points = [(cost(file), file.loss or 0.0) for file in files]
     y, _ = loss_axis([loss for _, loss in points])
     top = y.limits[1] if y.limits else float("inf")
     _draw_front(axes, [points[index] for index in front])
@@ -128,10 +128,10 @@ def _draw_model(
 ) -> None:
     """A thin line through a model's types, and a mark a file."""
     ordered = sorted(files, key=cost)
-    places = [(cost(each), min(each.loss or 0.0, top)) for each in ordered]
+    places = [(cost(file), min(file.loss or 0.0, top)) for file in ordered]
     axes.plot(*zip(*places, strict=True), color=LIGHT[style.colour], lw=1.0, alpha=0.6)
-    for each, (x, y) in zip(ordered, places, strict=True):
-        name = f"{each.title}, {each.kind}: {x:,.4g}, loss {each.loss or 0.0:.3f}"
+    for file, (x, y) in zip(ordered, places, strict=True):
+        name = f"{file.title}, {file.kind}: {x:,.4g}, loss {file.loss or 0.0:.3f}"
         axes.plot(x, y, gid=titled(name), **{**style.marked(), "ls": "none"})
 
 
@@ -140,7 +140,7 @@ def _name_types(
 ) -> None:
     """The type beside each file of the dense model and on the frontier, where there is room."""
     scale = 72 / axes.figure.dpi
-    dots = [tuple(scale * each for each in axes.transData.transform(place)) for place in places]
+    dots = [tuple(scale * number for number in axes.transData.transform(place)) for place in places]
     taken = [(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in dots]
     for index in sorted(range(len(files)), key=lambda index: index not in front):
         kind = files[index].kind

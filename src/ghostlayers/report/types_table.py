@@ -64,14 +64,14 @@ def files_of(results: Results) -> list[File]:
 
 
 def _file(row: ModelFile, losses: Sequence[FileLoss | None]) -> File:
-    found = [each for each in losses if each is not None]
+    found = [loss for loss in losses if loss is not None]
     whole_row = found if len(found) == len(losses) else []
     return File(
         row.key,
         row,
-        mean(each.loss_nats for each in whole_row),
-        mean(each.kl_nats for each in whole_row),
-        tuple(tuple(v for v in each.window_losses if v is not None) for each in whole_row),
+        mean(row.loss_nats for row in whole_row),
+        mean(row.kl_nats for row in whole_row),
+        tuple(tuple(v for v in row.window_losses if v is not None) for row in whole_row),
     )
 
 
@@ -79,7 +79,7 @@ def file_grid(results: Results) -> tuple[Sequence[str], list[list[str]]]:
     """Names of columns, and a row a file."""
     files = files_of(results)
     plain = next((f.loss for f in files if f.key.is_dense and f.kind == "F16"), None)
-    return HEAD, [_cells(each, plain) for each in files]
+    return HEAD, [_cells(file, plain) for file in files]
 
 
 def _cells(file: File, plain: float | None) -> list[str]:
@@ -119,13 +119,13 @@ def says(files: Sequence[File]) -> str:
     larger, and against those that write at least as fast, within the spread of the two. Losses
     within two standard errors of their difference on the same windows count as equal.
     """
-    known = [each for each in files if each.loss is not None and each.windows]
-    dense = [each for each in known if each.key.is_dense]
-    cuts = best_repaired(each for each in known if not each.key.is_dense)
+    known = [file for file in files if file.loss is not None and file.windows]
+    dense = [file for file in known if file.key.is_dense]
+    cuts = best_repaired(file for file in known if not file.key.is_dense)
     if not dense or not cuts:
         return ""
     parts = [_clause(dense, cuts, _BYTES)]
-    timed = [each for each in (*dense, *cuts) if each.row.decode_tokens_s]
+    timed = [file for file in (*dense, *cuts) if file.row.decode_tokens_s]
     if len(timed) == len(dense) + len(cuts):
         parts.append(_clause(dense, cuts, _SPEED))
     text = "; ".join(parts)
@@ -135,10 +135,10 @@ def says(files: Sequence[File]) -> str:
 def best_repaired(files: Iterable[File]) -> list[File]:
     """Of each cut and type the file of lowest loss."""
     found: dict[tuple[int, str, str], File] = {}
-    for each in files:
-        place = (*each.key.cut, each.kind)
-        if place not in found or (each.loss or 0.0) < (found[place].loss or 0.0):
-            found[place] = each
+    for file in files:
+        place = (*file.key.cut, file.kind)
+        if place not in found or (file.loss or 0.0) < (found[place].loss or 0.0):
+            found[place] = file
     return list(found.values())
 
 
@@ -170,7 +170,7 @@ def _rate(file: File) -> float:
 
 def _smaller(dense: Sequence[File], cuts: Sequence[File]) -> str:
     least = [min(files, key=lambda f: f.row.size_bytes) for files in (cuts, dense)]
-    sizes = [f"{each.row.size_bytes / 1e6:,.0f} MB" for each in least]
+    sizes = [f"{file.row.size_bytes / 1e6:,.0f} MB" for file in least]
     return f"smaller than any dense one ({sizes[0]} at least, against {sizes[1]})"
 
 
@@ -193,11 +193,11 @@ def _clause(dense: Sequence[File], cuts: Sequence[File], cost: _Cost) -> str:
     signs: list[int] = []
     beyond: list[File] = []
     for cut in cuts:
-        rivals = [each for each in dense if cost.no_worse(each, cut)]
+        rivals = [file for file in dense if cost.no_worse(file, cut)]
         if not rivals:
             beyond.append(cut)
             continue
-        apart, error = difference(cut, min(rivals, key=lambda each: each.loss or 0.0))
+        apart, error = difference(cut, min(rivals, key=lambda file: file.loss or 0.0))
         signs.append(0 if abs(apart) <= ERRORS * error else 1 if apart > 0 else -1)
     more = (
         f"{_files(len(beyond))} {_is(len(beyond))} {cost.beyond(dense, beyond)}" if beyond else ""

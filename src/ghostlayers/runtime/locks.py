@@ -140,14 +140,14 @@ def _is_made(note: Mapping[str, Any], path: Path) -> bool:
     """Whether a run, by its note, has made what is there under a name; a part's, too."""
     parts = note.get("parts")
     made = [note.get("made"), parts.get(path.name) if isinstance(parts, dict) else None]
-    return identity(path) in [each for each in made if each]
+    return identity(path) in [entry for entry in made if entry]
 
 
 def _is_begun(note: Mapping[str, Any], path: Path) -> bool:
     """Whether a run has made an output, or any part of it."""
     parts = note.get("parts")
     names = [Path(name).name for name in parts] if isinstance(parts, dict) else []
-    return any(_is_made(note, each) for each in (path, *map(path.with_name, filter(None, names))))
+    return any(_is_made(note, place) for place in (path, *map(path.with_name, filter(None, names))))
 
 
 def identity(path: Path) -> list[int] | None:

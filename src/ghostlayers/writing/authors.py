@@ -167,10 +167,11 @@ def author_in_vllm(name: str, revision: str | None, options: RunOptions) -> Auth
             for number in range(len(prompts))
         ]
         asked = [{"prompt_token_ids": list(ids)} for ids in prompts]
-        found = [each.outputs[0] for each in model.generate(asked, how, use_tqdm=False)]
+        found = [answer.outputs[0] for answer in model.generate(asked, how, use_tqdm=False)]
         # Of a text that it ended itself, vLLM may leave out the token that says so.
         return [
-            [*each.token_ids, *([min(stops)] if _lacks_stop(each, stops) else [])] for each in found
+            [*answer.token_ids, *([min(stops)] if _lacks_stop(answer, stops) else [])]
+            for answer in found
         ]
 
     identity = {

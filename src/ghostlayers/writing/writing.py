@@ -60,7 +60,9 @@ def write_data(
         Path(out),
     )
     read = [
-        each for each in (model, recipe.prompts, recipe.prefixes) if isinstance(each, str | Path)
+        source
+        for source in (model, recipe.prompts, recipe.prefixes)
+        if isinstance(source, str | Path)
     ]
     check_apart({"input": read}, {"output": out})
     files.check_can_write(out)
