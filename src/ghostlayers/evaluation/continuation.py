@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ghostlayers.evaluation.generating import end_tokens, plain_settings, write_behind
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,13 +29,12 @@ def continue_text(
         at_least: so many before that token is allowed.
     """
     inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    ids = model.generate(  # type: ignore[operator]
-        input_ids=inputs["input_ids"],
+    ends = end_tokens(model, tokenizer) or None
+    ids = write_behind(
+        model,
+        inputs["input_ids"],
+        plain_settings(new_tokens, min_new_tokens=at_least, eos_token_id=ends),
         attention_mask=inputs["attention_mask"],
-        max_new_tokens=new_tokens,
-        min_new_tokens=at_least,
-        do_sample=False,
-        pad_token_id=tokenizer.eos_token_id,
     )
     new = ids[0, inputs["input_ids"].shape[1] :]
     return str(tokenizer.decode(new, skip_special_tokens=True))

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ghostlayers.errors import InputError, UnsupportedModelError, first_line
 from ghostlayers.evaluation.bench import Timing
+from ghostlayers.evaluation.generating import end_tokens, plain_settings, write_behind
 from ghostlayers.evaluation.perplexity import vocabulary_of
 from ghostlayers.evaluation.speed import synchronise
-from ghostlayers.evaluation.written import end_tokens, plain_settings
 from ghostlayers.runtime.machine import input_device
 from ghostlayers.runtime.progress import Advance, Progress, Silent
 from ghostlayers.statistics.writing import agreement_length
@@ -257,15 +257,15 @@ class _Writer:
 
     @torch.no_grad()
     def _generate(self, ids: Tensor, rounds: "_Rounds", assistant: dict[str, Any]) -> Tensor:
-        settings = plain_settings(self.new_tokens, sampled=self.sampled)
         # No token of a text: `generate` takes those in a draft's text for padding, and hides them.
-        settings.pad_token_id = vocabulary_of(self.dense)
+        padding = {"pad_token_id": vocabulary_of(self.dense)}
+        settings = plain_settings(self.new_tokens, sampled=self.sampled, **padding)
         try:
-            text: Tensor = self.dense.generate(  # type: ignore[operator]
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=settings,
-                logits_processor=[self._leave_out_ends],
+            text = write_behind(
+                self.dense,
+                ids,
+                settings,
+                processors=(self._leave_out_ends,),
                 stopping_criteria=[rounds],
                 **assistant,
             )

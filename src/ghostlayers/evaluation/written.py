@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ghostlayers.errors import UnsupportedModelError
+from ghostlayers.evaluation.generating import end_tokens, plain_settings, write_behind
 from ghostlayers.evaluation.perplexity import LOGITS_AT_ONCE, predictions, vocabulary_of
 from ghostlayers.runtime.machine import input_device
 from ghostlayers.runtime.progress import Advance, Progress, Silent
@@ -28,7 +29,7 @@ from ghostlayers.statistics.writing import (
 from ghostlayers.text.tokens import Windows
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PREFIX_TOKENS = 64
 NEW_TOKENS = 64
@@ -242,43 +243,11 @@ class _Draw:
         return scores
 
 
-def end_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The tokens that end a text, as the model's settings and its tokenizer have them."""
-    settings: Any = getattr(model, "generation_config", None)
-    said = [] if settings is None else settings.eos_token_id
-    known = [*(said if isinstance(said, list) else [said]), tokenizer.eos_token_id]
-    return sorted({token for token in known if token is not None})
-
-
 @torch.no_grad()
 def _generate(model: "PreTrainedModel", rows: Tensor, new_tokens: int, draw: _Draw) -> Tensor:
     ids = rows.to(input_device(model))
-    written: Tensor = model.generate(  # type: ignore[operator]
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        generation_config=plain_settings(new_tokens),
-        logits_processor=[draw],
-    )
+    written = write_behind(model, ids, plain_settings(new_tokens), processors=(draw,))
     return written[:, rows.shape[1] :].cpu()
-
-
-def plain_settings(new_tokens: int, *, sampled: bool = False) -> "GenerationConfig":
-    """The likeliest token each time, or a draw from all; what is not said would be the model's."""
-    from transformers import GenerationConfig
-
-    return GenerationConfig(
-        max_new_tokens=new_tokens,
-        do_sample=sampled,
-        num_beams=1,
-        temperature=1.0,
-        top_k=0 if sampled else 50,
-        top_p=1.0,
-        typical_p=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        use_cache=True,
-        pad_token_id=0,
-    )
 
 
 def writing_figures(

@@ -9,6 +9,7 @@ import torch
 
 from ghostlayers.calibration.fingerprint import model_fingerprint
 from ghostlayers.errors import DependencyError
+from ghostlayers.evaluation.generating import end_tokens, plain_settings, write_behind
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe import RunOptions
 from ghostlayers.recipe.writing import WritingRecipe
@@ -49,7 +50,7 @@ class Author:
 
 def author_in_memory(dense: DenseModel) -> Author:
     """A model in memory, run by transformers."""
-    stops = stops_of(dense.tokenizer, getattr(dense.network, "generation_config", None))
+    stops = frozenset(end_tokens(dense.network, dense.tokenizer))
 
     def write(prompts: Sequence[Ids], new: int, temperature: float, seed: int) -> list[list[int]]:
         return generate(dense, prompts, new, temperature, seed, stops)
@@ -72,13 +73,6 @@ def author_in_memory(dense: DenseModel) -> Author:
     )
 
 
-def stops_of(tokenizer: "PreTrainedTokenizerBase", settings: Any) -> frozenset[int]:
-    """Tokens that end a text: the tokenizer's, and those that the model names."""
-    named = getattr(settings, "eos_token_id", None)
-    listed = named if isinstance(named, list) else [named]
-    return frozenset(int(s) for s in (*listed, tokenizer.eos_token_id) if s is not None)
-
-
 @torch.no_grad()
 def generate(
     dense: DenseModel,
@@ -90,11 +84,8 @@ def generate(
 ) -> list[list[int]]:
     """New tokens behind each prompt, up to the first that ends it, which is among them.
 
-    Shorter prompts are padded at their left, and the padding is masked. What the model's own
-    settings would do to its distribution (top-k, penalties) is switched off.
+    Shorter prompts are padded at their left, and the padding is masked.
     """
-    from transformers import GenerationConfig
-
     length = max(map(len, prompts))
     pad = min(stops, default=0)
     ids = torch.full((len(prompts), length), pad)
@@ -102,23 +93,15 @@ def generate(
     for row, prompt in enumerate(prompts):
         ids[row, length - len(prompt) :] = torch.tensor(prompt)
         mask[row, length - len(prompt) :] = 1
-    drawn: dict[str, Any] = {"temperature": temperature, "top_k": 0, "top_p": 1.0}
-    how = GenerationConfig(
-        do_sample=temperature > 0,
-        max_new_tokens=new_tokens,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        eos_token_id=sorted(stops) or None,
-        pad_token_id=pad,
-        **(drawn if temperature > 0 else {}),
-    )
+    drawn = {"temperature": temperature} if temperature > 0 else {}
+    ends = {"eos_token_id": sorted(stops) or None, "pad_token_id": pad}
+    how = plain_settings(new_tokens, sampled=temperature > 0, **drawn, **ends)
     before = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        found = dense.network.generate(  # type: ignore[operator]
-            input_ids=ids.to(dense.device), attention_mask=mask.to(dense.device),
-            generation_config=how,
-        )  # fmt: skip
+        found = write_behind(
+            dense.network, ids.to(dense.device), how, attention_mask=mask.to(dense.device)
+        )
     finally:
         torch.random.set_rng_state(before)
     return [_up_to_stop(row, stops) for row in found[:, length:].tolist()]
@@ -159,7 +142,7 @@ def author_in_vllm(name: str, revision: str | None, options: RunOptions) -> Auth
         seed=0,
     )
     tokenizer, config = model.get_tokenizer(), model.llm_engine.model_config
-    stops = stops_of(tokenizer, None)
+    stops = frozenset(end_tokens(None, tokenizer))
 
     def write(prompts: Sequence[Ids], new: int, temperature: float, seed: int) -> list[list[int]]:
         how = [
