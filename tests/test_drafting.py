@@ -132,8 +132,8 @@ def test_differences_are_told_with_how_far_apart_the_two_tokens_are(
     dense = make_tiny_llama()
     write = drafting._Writer._generate
 
-    def another(self: Any, ids: Any, rounds: Any, assistant: Any) -> Any:
-        text = write(self, ids, rounds, assistant)
+    def another(self: Any, ids: Any, rounds: Any, length: int, assistant: Any) -> Any:
+        text = write(self, ids, rounds, length, assistant)
         if assistant:
             text[0, len(PROMPTS[0]) + 4] = 7
         return text

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import ghostlayers
 from conftest import make_documents, make_tiny_llama
@@ -18,7 +19,16 @@ from ghostlayers.calibration import journal, passes
 from ghostlayers.calibration.fingerprint import model_fingerprint
 from ghostlayers.calibration.journal import Journal, keeping
 from ghostlayers.calibration.passes import Pass, Runner
-from ghostlayers.errors import ResumeError
+from ghostlayers.errors import (
+    DistributedError,
+    InputError,
+    ModelError,
+    NoGainError,
+    NumericalError,
+    OutputError,
+    ResumeError,
+    VerificationError,
+)
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
 from ghostlayers.recipe import RunOptions
@@ -336,3 +346,28 @@ def test_a_saved_result_leaves_nothing_kept(
     assert folder.exists()
     pruned.save(tmp_path / "out")
     assert not folder.exists()
+
+
+def ended_by(error: type[BaseException], kept: Path) -> None:
+    """A run that has kept something ends by an error."""
+    with journal.keeping(kept, {"a": 1}) as run:
+        save_file({"a": torch.ones(1)}, run.folder / "sums-1-of-process-0-1.safetensors")
+        raise error("no")
+
+
+@pytest.mark.parametrize("error", [NumericalError, InputError, NoGainError, ModelError])
+def test_what_a_refused_request_kept_is_in_nobodys_way(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    with pytest.raises(error):
+        ended_by(error, tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [OutputError, DistributedError, VerificationError, MemoryError, KeyboardInterrupt]
+)
+def test_what_a_bad_day_ended_can_go_on(error: type[BaseException], tmp_path: Path) -> None:
+    with pytest.raises(error):
+        ended_by(error, tmp_path / "kept")
+    assert any((tmp_path / "kept").glob("*.safetensors"))

@@ -25,7 +25,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ghostlayers.errors import OutputError, ResumeError
+from ghostlayers.errors import (
+    DistributedError,
+    GhostlayersError,
+    OutputError,
+    ResumeError,
+    VerificationError,
+)
 from ghostlayers.runtime import drafts
 from ghostlayers.runtime.documents import check, read_json, strict, to_json
 from ghostlayers.runtime.files import whole_file, write_whole
@@ -226,6 +232,8 @@ def keeping(
 ) -> Iterator[Journal]:
     """Keep passes in a folder for as long as the context lasts; delete them if it ends well.
 
+    They are of no use either once the request is refused: a repetition would be refused again.
+
     Args:
         folder: see `folder_for`.
         request: all that the sums depend on, as plain values.
@@ -243,9 +251,18 @@ def keeping(
         _open(folder, wanted)
         try:
             yield Journal(folder, pause, asked)
+        except GhostlayersError as error:
+            if is_final(error):
+                finish(folder)
+            raise
         finally:
             if not any(folder.glob("*.safetensors")):  # nothing worth keeping
                 finish(folder)
+
+
+def is_final(error: GhostlayersError) -> bool:
+    """Whether the same request would end like that again, whatever is done about the machine."""
+    return not isinstance(error, (OutputError, ResumeError, DistributedError, VerificationError))
 
 
 @contextlib.contextmanager

@@ -250,16 +250,20 @@ class _Writer:
             torch.manual_seed(seed)
             synchronise(device)
             start = time.perf_counter()
-            text = self._generate(ids, rounds, assistant)
+            text = self._generate(ids, rounds, length, assistant)
             synchronise(device)
             seconds = time.perf_counter() - start
         return _Row(text[0, len(prompt) :].tolist(), rounds.ends, seconds)
 
     @torch.no_grad()
-    def _generate(self, ids: Tensor, rounds: "_Rounds", assistant: dict[str, Any]) -> Tensor:
+    def _generate(
+        self, ids: Tensor, rounds: "_Rounds", length: int, assistant: dict[str, Any]
+    ) -> Tensor:
         # No token of a text: `generate` takes those in a draft's text for padding, and hides them.
         padding = {"pad_token_id": vocabulary_of(self.dense)}
-        settings = plain_settings(self.new_tokens, sampled=self.sampled, **padding)
+        # A model may draft for itself, by the settings that it then has.
+        more = {**padding, **(_drafts_of(length) if assistant else {})}
+        settings = plain_settings(self.new_tokens, sampled=self.sampled, **more)
         try:
             text = write_behind(
                 self.dense,
@@ -308,6 +312,15 @@ def _refusal(
     )
 
 
+def _drafts_of(length: int) -> dict[str, Any]:
+    """Settings of a draft that always proposes so many tokens."""
+    return {
+        "num_assistant_tokens": length,
+        "num_assistant_tokens_schedule": "constant",
+        "assistant_confidence_threshold": 0.0,
+    }
+
+
 @contextmanager
 def _drafting(draft: "PreTrainedModel", length: int) -> Iterator[dict[str, Any]]:
     """What `generate` is told: a draft of so many tokens each time, whatever became of the last."""
@@ -317,11 +330,7 @@ def _drafting(draft: "PreTrainedModel", length: int) -> Iterator[dict[str, Any]]
     from transformers import GenerationConfig
 
     own = draft.generation_config
-    draft.generation_config = GenerationConfig(
-        num_assistant_tokens=length,
-        num_assistant_tokens_schedule="constant",
-        assistant_confidence_threshold=0.0,
-    )
+    draft.generation_config = GenerationConfig(**_drafts_of(length))
     try:
         yield {"assistant_model": draft}
     finally:

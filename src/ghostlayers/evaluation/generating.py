@@ -44,7 +44,7 @@ def write_behind(
         NonFiniteError: the logits hold NaN or infinity.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    with _without_settings(model):
+    with _set(model, settings):
         written: Tensor = model.generate(  # type: ignore[operator]
             input_ids=input_ids,
             attention_mask=mask,
@@ -88,13 +88,11 @@ def end_tokens(model: Any, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
 
 
 @contextmanager
-def _without_settings(model: Any) -> Iterator[None]:
-    """Take the model's own settings away from it for as long as it writes."""
-    from transformers import GenerationConfig
-
+def _set(model: Any, settings: "GenerationConfig") -> Iterator[None]:
+    """Have the model's own settings be these for as long as it writes."""
     writer = getattr(model.generate, "__self__", model)  # a view's `generate` is the whole model's
     own = writer.generation_config
-    writer.generation_config = GenerationConfig()
+    writer.generation_config = settings
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostlayers.calibration import journal
+from ghostlayers.errors import GhostlayersError
 from ghostlayers.model.loading import leaves_models_alone
 from ghostlayers.preparation import ModelSource, Tokenizer, open_model
 from ghostlayers.recipe import RunOptions
@@ -74,9 +75,15 @@ def write_data(
             draft.unlink(missing_ok=True)
         author = _open(model, tokenizer, recipe, options, revision)
         orders = read_orders(recipe, author.tokenizer, progress)
-        written = compose(
-            author, recipe, orders, batch_size=options.batch_size, draft=draft, progress=progress
-        )
+        try:
+            written = compose(
+                author, recipe, orders, batch_size=options.batch_size, draft=draft,
+                progress=progress,
+            )  # fmt: skip
+        except GhostlayersError as error:
+            if journal.is_final(error):
+                draft.unlink(missing_ok=True)
+            raise
         files.write_whole(out, written.lines())
         draft.unlink(missing_ok=True)
     return written
