@@ -23,7 +23,7 @@ from ghostlayers.recipe import RunOptions
 from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.runtime.machine import versions
-from ghostlayers.runtime.parallel import check_same, world
+from ghostlayers.runtime.parallel import check_same, shards, world
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.spans import Span, kept_layers, pruned_boundary
 from ghostlayers.surgery.removal import share_weights
@@ -41,7 +41,8 @@ class HealedModel:
 
     Attributes:
         model: an ordinary transformers model, whole where it sees images, too; where it was not
-            trained, its weights are the dense one's.
+            trained, its weights are the dense one's. Of a run that shards its models (FSDP2) the
+            first process alone holds it; in the others it is the cut model as it was.
         cut: the model as it was before.
         recipe: what was asked for.
         outcome: how training went.
@@ -303,4 +304,5 @@ def _request(cut: CutModel, recipe: HealingRecipe, options: RunOptions) -> dict[
         "batch_size": options.batch_size,
         "processes": world().size,
         "versions": versions(),
+        **({"shards": shards()} if shards() > 1 else {}),
     }

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ghostlayers.healing.engine import Engine, Lesson
 from ghostlayers.healing.positions import draw_positions
+from ghostlayers.runtime.parallel import from_first
 
 FURTHER = 3.0
 """A step so many times as long must still help: what is best for one step is too much for many."""
@@ -82,7 +83,7 @@ class _Steps:
             master.copy_(before - rate * master.grad.sign())  # type: ignore[union-attr]
         trained.write_back()
         try:
-            return self.engine.loss(self.others)
+            return from_first(self.engine.loss(self.others))  # all go on alike
         finally:
             for name, before in self._before.items():
                 trained.masters[name].copy_(before)
