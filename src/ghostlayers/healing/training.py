@@ -26,6 +26,7 @@ from ghostlayers.healing.text import Text
 from ghostlayers.healing.trained import Trained, adapters_of, default_parts, prepare, recording
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.recipe.healing import HealingRecipe
+from ghostlayers.runtime import launchers
 from ghostlayers.runtime.parallel import add_up, computing_together, from_first, shards, world
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.runtime.sizes import parse_memory
@@ -386,9 +387,9 @@ def _prepare(cut: CutModel, recipe: HealingRecipe, parts: tuple[str, ...]) -> Tr
 def _is_frugal(trained: Trained) -> bool:
     """Whether layers run again in the backward pass.
 
-    So they do where what they keep would be gigabytes, and where their weights go between calls.
+    So they do where what they keep would be gigabytes, where their weights go between calls, and
+    where the launcher asks for it (``--fsdp_activation_checkpointing true``).
     """
-    hidden = trained.cut.dense.hidden_size
-    return (
-        is_offloaded(trained.network) or hidden * (trained.cut.num_layers - trained.start) > 2**16
-    )
+    numbers = trained.cut.dense.hidden_size * (trained.cut.num_layers - trained.start)
+    asked = shards() > 1 and launchers.is_on(launchers.FSDP_CHECKPOINTS)
+    return asked or is_offloaded(trained.network) or numbers > 2**16

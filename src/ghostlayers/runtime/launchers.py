@@ -23,6 +23,7 @@ FSDP, FSDP_VERSION = "ACCELERATE_USE_FSDP", "FSDP_VERSION"
 """By which ``accelerate launch --use_fsdp --fsdp_version`` says that models are to be sharded."""
 
 FSDP_OFFLOADS = "FSDP_OFFLOAD_PARAMS"
+FSDP_CHECKPOINTS = "FSDP_ACTIVATION_CHECKPOINTING"
 FSDP_LOADS_ONCE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
 """Asks transformers to read weights in one process alone; the others would get none."""
 
