@@ -5,13 +5,15 @@ usage: python sharded.py ANSWER.json FOLDER CASE [CRASH]
 FOLDER holds ``dense``, ``cut`` and ``text.txt``; CASE is a healing recipe as JSON. Each process
 writes what it found to ANSWER.json.RANK; with SAVE in the environment the result is saved there,
 with KEEP the run keeps its state. With CRASH, which is RANK:when, the process of that rank dies as
-it keeps its state for the third time: ``before`` the others have, or ``after``.
+it keeps its state for the third time: ``before`` the others have, or ``after``; or, by ``nan``, its
+third lesson is no number.
 """
 
 import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ import torch
 
 import ghostlayers
 from ghostlayers.calibration import journal
+from ghostlayers.calibration.journal import digest
 from ghostlayers.errors import DistributedError, GhostlayersError
+from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.state import State
 from ghostlayers.runtime import parallel
 
@@ -38,9 +42,10 @@ def healed_of(folder: Path, case: dict[str, Any]) -> Any:
     case = {**CASE, **case}
     options = ghostlayers.RunOptions(dtype=case.pop("dtype", "auto"))
     keep = os.environ.get("KEEP")
+    text, held_out = (str(folder / f"{name}.txt") for name in (case.pop("text", "text"), "held"))
     return ghostlayers.heal(
-        folder / "cut", against=str(folder / "dense"), data=str(folder / case.pop("text", "text.txt")),
-        held_out=str(folder / "held.txt"), options=options, keep=keep, **case,
+        folder / "cut", against=str(folder / "dense"), data=text, held_out=held_out,
+        options=options, keep=keep, **case,
     )  # fmt: skip
 
 
@@ -57,7 +62,7 @@ def told(healed: Any) -> dict[str, Any]:
 
 
 def held() -> dict[str, Any]:
-    """Numbers that this process holds of what is trained and of both models, and shares that are one."""
+    """Numbers that this process holds, and weights of the cut model that it has for itself."""
     state = BEGUN[-1]
     trained = state.trained
     dense, student = (
@@ -73,9 +78,16 @@ def held() -> dict[str, Any]:
         "moments": sum(each.numel() for each in moments),
         "best": sum(each.numel() for each in state.best.values()),
         "dense": sum(each.numel() for name, each in dense.items() if ".layers." in name),
-        "whole": sorted(n for n, each in student.items() if n not in alone),
         "alone": sorted(alone),
+        "digest": _digest(state),
     }
+
+
+def _digest(state: State) -> str:
+    """Of every bit of a state but the seconds that it took."""
+    tensors = {name: each for name, each in state.tensors().items() if name != "notes"}
+    tensors["history"] = state.history[:, 2:]
+    return digest(*(each.contiguous().numpy().tobytes() for each in tensors.values()))
 
 
 def _local(parameter: Any) -> torch.Tensor:
@@ -108,13 +120,25 @@ def crash(when: str) -> None:
     journal.wait = wait
 
 
+def spoil() -> None:
+    """Have the third lesson be no number."""
+    teach, calls = Engine.teach, []
+
+    def spoilt(engine: Any, *given: Any) -> Any:
+        lesson = teach(engine, *given)
+        calls.append(1)
+        return replace(lesson, stream=lesson.stream * torch.nan) if len(calls) == 3 else lesson
+
+    Engine.teach = spoilt
+
+
 def main(answer: str, folder: str, case: str, crashes: str = "") -> None:
     torch.set_num_threads(1)
     journal.SECONDS_BETWEEN = 0.0
     here = parallel.join()
     rank, _, when = crashes.partition(":")
     if crashes and int(rank) == here.rank:
-        crash(when)
+        spoil() if when == "nan" else crash(when)
     remember()
     code = 0
     try:

@@ -209,6 +209,11 @@ def check_save(save: Save, parts: Sequence[str] | None, mode: str) -> None:
             "folder. Save the cut model first (of an adapter: `ghostlayers materialize`), and heal "
             "that folder."
         )
+    if save == "adapter" and shards() > 1:
+        raise RecipeError(
+            "--save adapter compares the whole model with the dense one, which FSDP has divided "
+            "among the processes. Take --save checkpoint, or start without --use_fsdp."
+        )
     if save == "adapter" and mode == "stock-layer":
         raise RecipeError(
             "--save adapter knows its model by the layers of the dense one, but this one's repair "

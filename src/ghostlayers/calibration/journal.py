@@ -160,7 +160,8 @@ class KeptPass:
     def _same_in_all(self) -> Path | None:
         """This process's file of the most steps that every process has kept; None without any."""
         files = [path for path in (self.share, self.next, self.whole) if path.is_file()]
-        mine = {self._number(path, self._read(path, tensors=False)[1], "done"): path for path in files}
+        notes = {path: self._read(path, tensors=False)[1] for path in files}
+        mine = {self._number(path, notes[path], "done"): path for path in files}
         common = set.intersection(*everyones(set(mine)))
         return mine[max(common)] if common else None
 

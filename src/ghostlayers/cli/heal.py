@@ -86,7 +86,7 @@ def heal(
 ) -> None:
     """Train a cut model for minutes, against the dense one, and prove that it reloads."""
     check_save(save, recipe.parts, records.inspect(checkpoint)["mode"])
-    check_sharding(checkpoint, against, recipe, save)
+    check_sharding(checkpoint, against, recipe)
     heal_screen.show_preset(recipe)
     if not plan:
         check_output(output, overwrite=overwrite, needed_bytes=0)

@@ -51,7 +51,7 @@ class Lesson:
         return Lesson(self.input_ids[rows], self.positions[rows], self.stream[rows], guide, weights)
 
     def filled(self, count: int) -> "Lesson":
-        """So many windows: behind those that there are the first one again, which counts nothing."""
+        """So many windows: behind those that there are the first again, which counts nothing."""
         missing = count - len(self.input_ids)
         if missing <= 0:
             return self
@@ -60,9 +60,7 @@ class Lesson:
         weights = weights[rows].clone()
         weights[-missing:] = 0.0
         guide = None if self.guide is None else self.guide[rows]
-        return Lesson(
-            self.input_ids[rows], self.positions[rows], self.stream[rows], guide, weights
-        )
+        return Lesson(self.input_ids[rows], self.positions[rows], self.stream[rows], guide, weights)
 
 
 class Engine:

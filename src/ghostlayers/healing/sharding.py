@@ -41,14 +41,13 @@ VERSION = "2"
 REPLICAS = "Start without --use_fsdp: then every process holds the whole model"
 
 
-def check_sharding(model: object, against: object, recipe: HealingRecipe, save: str = "") -> None:
+def check_sharding(model: object, against: object, recipe: HealingRecipe) -> None:
     """Refuse what cannot be trained with a sharded model, before anything is opened.
 
     Args:
         model: the cut model, as `heal` is given it.
         against: the dense one.
         recipe: what is trained.
-        save: what is to be written.
 
     Raises:
         RecipeError: the message names what, and what to do instead.
@@ -66,22 +65,16 @@ def check_sharding(model: object, against: object, recipe: HealingRecipe, save: 
             "heal keeps its shares where it computes, but the launcher asks for --fsdp_offload_"
             "params true; leave it away, and start more processes if memory is short."
         )
-    names = {"model": model, "against": against}
-    in_memory = [n for n, each in names.items() if not isinstance(each, (str, Path, DenseModel))]
-    if in_memory:
+    on_disk = isinstance(against, DenseModel) and against.residency.offloaded
+    if not isinstance(model, (str, Path)) or not (isinstance(against, (str, Path)) or on_disk):
         raise RecipeError(
-            f"FSDP divides models as they are read from folders, but {in_memory[0]}=... is in "
-            f"memory. Save it, and heal the folder (for `prune --heal`: prune first, then heal). "
-            f"{REPLICAS}."
+            f"FSDP divides models as they are read from folders, but one of these is in memory: "
+            f"save it, and name its folder. {REPLICAS}."
         )
     if recipe.parts and "lora" in recipe.parts:
         raise RecipeError(
             f"--train lora does not go with FSDP: adapters are merged into whole projections. Take "
             f"suffix, or operator+norms. {REPLICAS}."
-        )
-    if save not in ("", "checkpoint"):
-        raise RecipeError(
-            f"--save {save} does not go with FSDP; take --save checkpoint. {REPLICAS}."
         )
     if isinstance(against, (str, Path)):
         _check_plain(str(against))
@@ -118,7 +111,7 @@ def options_for_shards(options: RunOptions) -> RunOptions:
 
 
 def options_for_cut(options: RunOptions, dense: DenseModel) -> RunOptions:
-    """How to open the cut model, which stays on disk: its layers are divided beside the dense ones'."""
+    """How to open the cut model, which stays on disk and is read from there."""
     if shards() == 1:
         return options
     name: Any = str(dense.dtype).removeprefix("torch.")
@@ -343,10 +336,11 @@ def _share(cut: CutModel, network: nn.Module, trained: Mapping[str, str]) -> Non
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:
     """What the optimiser changes: this process's numbers, the very ones that torch gathers."""
-    if isinstance(parameter, DTensor):
-        return nn.Parameter(parameter.detach().to_local(), requires_grad=False)
+    own: Any = parameter.detach()
+    if isinstance(own, DTensor):
+        return nn.Parameter(own.to_local(), requires_grad=False)
     whole = parameter.dtype == torch.float32
-    return parameter if whole else nn.Parameter(parameter.detach().float())
+    return parameter if whole else nn.Parameter(own.float())
 
 
 def _squares(masters: Any) -> Tensor:
@@ -356,4 +350,3 @@ def _squares(masters: Any) -> Tensor:
         if master.grad is not None:
             total += master.grad.double().square().sum().cpu()
     return total
-
