@@ -213,7 +213,7 @@ def test_other_commands_go_on_with_replicas(tmp_path: Path, folder: Path, ours: 
     """Whatever version is asked for; every process has all weights, not the first one alone."""
     given = ["--data", str(folder / "text.txt"), "--windows", "8", "--sequence-length", "64"]
     prune = ["prune", str(folder / "dense"), "-o", str(tmp_path / "out"), "--remove", "3-4", *given]
-    ended, _, said = command(ours, *prune, "--heal", "400")
+    ended, _, said = command(ours, *prune, "--heal", "400k")
     assert ended == [2, 2]
     assert "prune without --heal, then `ghostlayers heal` the folder" in said
     assert not (tmp_path / "out").exists()

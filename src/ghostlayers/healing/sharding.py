@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, share_comm_ctx
 from torch.distributed.tensor import DTensor, Shard
 
 from ghostlayers.errors import NonFiniteError, RecipeError, UnsupportedModelError
@@ -132,6 +132,7 @@ def divide_dense(dense: DenseModel) -> None:
     for layer in dense.layers:
         _bring_in(layer, dense.device)
         _divide(layer, mesh, MixedPrecisionPolicy(cast_forward_inputs=False))
+    share_comm_ctx(list(dense.layers))
     _settle(dense.network, dense.device)
     dense.residency = Residency(dense.layers, dense.residency.memory)
 
@@ -145,11 +146,13 @@ def prepare_shares(cut: CutModel, parts: tuple[str, ...]) -> "ShardedTrained":
     """
     names = named_parts(cut, parts)
     network, dense, mesh = share_weights(cut.network), cut.dense, _mesh(cut.dense)
-    for number, layer in enumerate(find_decoder_layers(network)):
+    layers = list(find_decoder_layers(network))
+    for number, layer in enumerate(layers):
         path = f"{cut.layers_path}.{number}"
         mine = [name.removeprefix(f"{path}.") for name in names if name.startswith(f"{path}.")]
         _bring_in(layer, dense.device, mine)
         _divide(layer, mesh, _policy(layer, dense, mine))
+    share_comm_ctx(layers)  # or the gradients of all layers would wait whole for the last one
     _settle(network, dense.device)
     _share(cut, network, names)
     for name in names:

@@ -354,10 +354,13 @@ def bytes_trained(dtype: torch.dtype) -> float:
 
     In float32 the weight, its gradient and two moments; the best state in the type itself; and in
     another type than float32 also what the network computes with, and that one's gradient. Of a
-    sharded model the last two are made layer by layer, and of the others each process has a share.
+    sharded model the last two are made layer by layer, and of the others each process has a share;
+    while it is measured, the weights are kept beside those rounded as they are stored.
     """
-    own = 0 if dtype == torch.float32 or shards() > 1 else 2 * dtype.itemsize
-    return (4 * 4 + dtype.itemsize + own) / shards()
+    if shards() > 1:
+        return (4 * 4 + 2 * dtype.itemsize) / shards()
+    own = 0 if dtype == torch.float32 else 2 * dtype.itemsize
+    return 4 * 4 + dtype.itemsize + own
 
 
 def default_parts(cut: CutModel) -> tuple[str, ...]:
