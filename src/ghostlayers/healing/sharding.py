@@ -54,17 +54,7 @@ def check_sharding(model: object, against: object, recipe: HealingRecipe) -> Non
     """
     if shards() == 1:
         return
-    version = os.environ.get(launchers.FSDP_VERSION, "1").strip()
-    if version != VERSION:
-        raise RecipeError(
-            f"heal shards models with FSDP version {VERSION}, but the launcher asks for version "
-            f"{version[:20]}, accelerate's default; add --fsdp_version {VERSION}."
-        )
-    if launchers.is_on(launchers.FSDP_OFFLOADS):
-        raise RecipeError(
-            "heal keeps its shares where it computes, but the launcher asks for --fsdp_offload_"
-            "params true; leave it away, and start more processes if memory is short."
-        )
+    _check_launcher()
     on_disk = isinstance(against, DenseModel) and against.residency.offloaded
     if not isinstance(model, (str, Path)) or not (isinstance(against, (str, Path)) or on_disk):
         raise RecipeError(
@@ -78,6 +68,20 @@ def check_sharding(model: object, against: object, recipe: HealingRecipe) -> Non
         )
     if isinstance(against, (str, Path)):
         _check_plain(str(against))
+
+
+def _check_launcher() -> None:
+    version = os.environ.get(launchers.FSDP_VERSION, "1").strip()
+    if version != VERSION:
+        raise RecipeError(
+            f"heal shards models with FSDP version {VERSION}, but the launcher asks for version "
+            f"{version[:20]}, accelerate's default; add --fsdp_version {VERSION}."
+        )
+    if launchers.is_on(launchers.FSDP_OFFLOADS):
+        raise RecipeError(
+            "heal keeps its shares where it computes, but the launcher asks for --fsdp_offload_"
+            "params true; leave it away, and start more processes if memory is short."
+        )
 
 
 def _check_plain(name: str) -> None:
@@ -129,10 +133,11 @@ def divide_dense(dense: DenseModel) -> None:
     _check_apart(dense)
     dense.residency.release()
     mesh = _mesh(dense)
+    units = []
     for layer in dense.layers:
         _bring_in(layer, dense.device)
-        _divide(layer, mesh, MixedPrecisionPolicy(cast_forward_inputs=False))
-    share_comm_ctx(list(dense.layers))
+        units.append(_divide(layer, mesh, MixedPrecisionPolicy(cast_forward_inputs=False)))
+    share_comm_ctx(units)
     _settle(dense.network, dense.device)
     dense.residency = Residency(dense.layers, dense.residency.memory)
 
@@ -146,13 +151,13 @@ def prepare_shares(cut: CutModel, parts: tuple[str, ...]) -> "ShardedTrained":
     """
     names = named_parts(cut, parts)
     network, dense, mesh = share_weights(cut.network), cut.dense, _mesh(cut.dense)
-    layers = list(find_decoder_layers(network))
-    for number, layer in enumerate(layers):
+    units = []
+    for number, layer in enumerate(find_decoder_layers(network)):
         path = f"{cut.layers_path}.{number}"
         mine = [name.removeprefix(f"{path}.") for name in names if name.startswith(f"{path}.")]
         _bring_in(layer, dense.device, mine)
-        _divide(layer, mesh, _policy(layer, dense, mine))
-    share_comm_ctx(layers)  # or the gradients of all layers would wait whole for the last one
+        units.append(_divide(layer, mesh, _policy(layer, dense, mine)))
+    share_comm_ctx(units)  # or the gradients of all layers would wait whole for the last one
     _settle(network, dense.device)
     _share(cut, network, names)
     for name in names:
@@ -267,7 +272,7 @@ def _mesh(dense: DenseModel) -> DeviceMesh:
     return init_device_mesh(dense.device.type, (world().size,))
 
 
-def _divide(layer: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> None:
+def _divide(layer: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> FSDPModule:
     """Keep this process's share of a layer: a unit that is brought together when it computes."""
     scalars = {each for each in layer.parameters() if each.dim() == 0}
     unit: FSDPModule = fully_shard(
@@ -275,6 +280,7 @@ def _divide(layer: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) ->
     )
     unit.set_force_sum_reduction_for_comms(True)
     unit.set_gradient_divide_factor(1.0)  # the loss is a mean over all windows already
+    return unit
 
 
 def _policy(layer: nn.Module, dense: DenseModel, trained: Sequence[str]) -> MixedPrecisionPolicy:
