@@ -6,6 +6,12 @@ from typing import Any
 from ghostlayers.errors import RecipeError
 from ghostlayers.healed import HealedModel, heal_cut
 from ghostlayers.healing.cut_model import CutModel, open_cut
+from ghostlayers.healing.sharding import (
+    check_sharding,
+    divide_dense,
+    options_for_cut,
+    options_for_shards,
+)
 from ghostlayers.model.loading import leaves_models_alone
 from ghostlayers.model.multimodal import text_view
 from ghostlayers.plan.expected import seconds_since_start
@@ -59,6 +65,7 @@ def heal(
         choices, data = {**choices, "data": str(data)}, None
     recipe = (recipe or HealingRecipe()).changed(choices)
     options = options or RunOptions()
+    check_sharding(model, against, recipe)
     return heal_cut(
         _open_cut(model, against, tokenizer, options),
         recipe,
@@ -83,6 +90,7 @@ def plan_healing(
         GhostlayersError: a request that cannot work.
     """
     options = options or RunOptions()
+    check_sharding(model, against, recipe)
     cut = _open_cut(model, against, None, options)
     speed = probe_blindly(cut.dense, recipe.sequence_length, options.batch_size)
     started = seconds_since_start()
@@ -99,5 +107,7 @@ def _open_cut(
         return CutModel.of(model.dense, text_view(model.model), model.spans, model.record)
     if against is None:
         raise RecipeError("healing a saved model needs the dense one, too: against=...")
-    dense = open_model(against, tokenizer, options, surgery_follows=True)
-    return open_cut(model, dense, options)
+    dense = open_model(against, tokenizer, options_for_shards(options), surgery_follows=True)
+    cut = open_cut(model, dense, options_for_cut(options, dense))
+    divide_dense(dense)
+    return cut

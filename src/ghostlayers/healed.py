@@ -25,7 +25,7 @@ from ghostlayers.recipe import RunOptions
 from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.runtime.machine import versions
-from ghostlayers.runtime.parallel import check_same, world
+from ghostlayers.runtime.parallel import check_same, shards, world
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.spans import Span, kept_layers, pruned_boundary
 from ghostlayers.surgery.removal import share_weights
@@ -43,7 +43,8 @@ class HealedModel:
 
     Attributes:
         model: an ordinary transformers model, whole where it sees images, too; where it was not
-            trained, its weights are the dense one's.
+            trained, its weights are the dense one's. Of a run that shards its models (FSDP2) the
+            first process alone holds it; in the others it is the cut model as it was.
         cut: the model as it was before.
         recipe: what was asked for.
         outcome: how training went.
@@ -210,6 +211,11 @@ def check_save(save: Save, parts: Sequence[str] | None, mode: str) -> None:
             "folder. Save the cut model first (of an adapter: `ghostlayers materialize`), and heal "
             "that folder."
         )
+    if save == "adapter" and shards() > 1:
+        raise RecipeError(
+            "--save adapter compares the whole model with the dense one, which FSDP has divided "
+            "among the processes. Take --save checkpoint, or start without --use_fsdp."
+        )
     if save == "adapter" and mode == "stock-layer":
         raise RecipeError(
             "--save adapter knows its model by the layers of the dense one, but this one's repair "
@@ -305,4 +311,5 @@ def _request(cut: CutModel, recipe: HealingRecipe, options: RunOptions) -> dict[
         "batch_size": options.batch_size,
         "processes": world().size,
         "versions": versions(),
+        **({"shards": shards()} if shards() > 1 else {}),
     }

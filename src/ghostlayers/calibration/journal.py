@@ -36,7 +36,7 @@ from ghostlayers.runtime import drafts
 from ghostlayers.runtime.documents import check, read_json, strict, to_json
 from ghostlayers.runtime.files import whole_file, write_whole
 from ghostlayers.runtime.locks import holding
-from ghostlayers.runtime.parallel import all_hold, by_first, world
+from ghostlayers.runtime.parallel import all_hold, by_first, everyones, from_first, wait, world
 from ghostlayers.runtime.places import check_apart
 from ghostlayers.spans import small_number
 
@@ -78,10 +78,10 @@ class Journal:
     resumed: int = 0
     _opened: Counter[str] = field(default_factory=Counter)
 
-    def next_pass(self, key: str) -> "KeptPass":
-        """The record of the pass of that key that begins now."""
+    def next_pass(self, key: str, *, in_step: bool = False) -> "KeptPass":
+        """The record of the pass of that key that begins now; see `KeptPass` for ``in_step``."""
         self._opened[key] += 1
-        return KeptPass(self, self._path(key, self._opened[key]), key)
+        return KeptPass(self, self._path(key, self._opened[key]), key, in_step=in_step)
 
     def file_for(self, key: str) -> Path:
         """A file for what the next pass of that key keeps beside its sums."""
@@ -102,6 +102,9 @@ class KeptPass:
     once the pass has ended. A process that has the second may meet one that was killed before it
     had; then both go on from the first.
 
+    Of a pass in step all processes keep the same number of steps: they write together, each beside
+    what it kept before, which goes once all have written.
+
     Attributes:
         journal: whose pass it is.
         share: the file of this process's sums.
@@ -109,6 +112,7 @@ class KeptPass:
         windows_at_once: in a group, as the pass began; 0 if nothing is kept.
         done: windows, counted from the first, that are in the sums or another process's.
         merged: the sums are those of all processes.
+        in_step: its processes go on together from one number of steps.
     """
 
     journal: Journal
@@ -117,6 +121,7 @@ class KeptPass:
     windows_at_once: int = 0
     done: int = 0
     merged: bool = False
+    in_step: bool = field(default=False, kw_only=True)
     _began: float = field(default_factory=time.monotonic)
     _written: float = field(default_factory=time.monotonic)
     _took: float = 0.0
@@ -126,22 +131,21 @@ class KeptPass:
         """The file of the sums over all processes."""
         return self.share.with_suffix(f".all{self.share.suffix}")
 
+    @property
+    def next(self) -> Path:
+        """The file of what is written while other processes have not yet written as much."""
+        return self.share.with_suffix(f".next{self.share.suffix}")
+
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Fill the sums with what was kept, if anything was.
 
         Raises:
             ResumeError: the file is of another pass, or damaged.
         """
-        self.merged = all_hold(self.whole.is_file())
-        path = self.whole if self.merged else self.share
-        if not path.is_file():
+        path = self._same_in_all() if self.in_step else self._merged_or_own()
+        if path is None or not path.is_file():
             return
-        try:
-            with safe_open(path, framework="pt") as file:
-                notes = file.metadata() or {}
-                stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise self._refuse(path, f"cannot be read ({error})") from error
+        stored, notes = self._read(path)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if notes.get("request") != self.journal.request:
             raise self._refuse(path, "was written by a run of another request beside this one")
@@ -151,11 +155,38 @@ class KeptPass:
             raise self._refuse(path, "is of another stage")
         for name, tensor in tensors.items():
             tensor.copy_(stored[name])
-        numbers = [small_number(notes.get(name, "")) for name in ("windows_at_once", "done")]
-        if numbers[0] is None or numbers[1] is None:
-            raise self._refuse(path, "does not say how far it is")
-        self.windows_at_once, self.done = numbers[0], numbers[1]
+        self.windows_at_once = self._number(path, notes, "windows_at_once")
+        self.done = self._number(path, notes, "done")
         self.journal.resumed += self.done
+
+    def _merged_or_own(self) -> Path:
+        self.merged = all_hold(self.whole.is_file())
+        return self.whole if self.merged else self.share
+
+    def _same_in_all(self) -> Path | None:
+        """This process's file of the most steps that every process has kept; None without any."""
+        files = [path for path in (self.share, self.next, self.whole) if path.is_file()]
+        notes = {path: self._read(path, tensors=False)[1] for path in files}
+        mine = {self._number(path, notes[path], "done"): path for path in files}
+        common = set.intersection(*everyones(set(mine)))
+        return mine[max(common)] if common else None
+
+    def _read(
+        self, path: Path, *, tensors: bool = True
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors of a file, where they are wanted, and what it notes beside them."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                wanted = file.keys() if tensors else ()
+                return {name: file.get_tensor(name) for name in wanted}, file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise self._refuse(path, f"cannot be read ({error})") from error
+
+    def _number(self, path: Path, notes: Mapping[str, str], name: str) -> int:
+        number = small_number(notes.get(name, ""))
+        if number is None:
+            raise self._refuse(path, "does not say how far it is")
+        return number
 
     def begin(self, windows_at_once: int, tensors: Mapping[str, Tensor]) -> None:
         """Go on with groups of so many windows; what was kept of other groups is forgotten."""
@@ -183,10 +214,22 @@ class KeptPass:
         pause = self.journal.seconds_between and max(
             self.journal.seconds_between, self._took / SHARE_OF_WRITING
         )
-        if time.monotonic() - self._written >= pause:
+        if self._agreed(time.monotonic() - self._written >= pause):
             for file in files:
                 file.flush()
+            self._write_share(tensors)
+
+    def _agreed(self, due: bool) -> bool:
+        """Whether to write now; in step the first process says so for all."""
+        return from_first(due) if self.in_step else due
+
+    def _write_share(self, tensors: Mapping[str, Tensor]) -> None:
+        if not self.in_step or world().size == 1:
             self._write(self.share, tensors)
+            return
+        self._write(self.next, tensors)
+        wait()  # from here on every process has as much, under one name or the other
+        self.next.replace(self.share)
 
     def keep(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the sums now, whatever went into them."""
@@ -199,7 +242,10 @@ class KeptPass:
         self.done, self.merged = done, True
         for file in files:
             file.flush()
-        if time.monotonic() - self._began >= self.journal.seconds_between / 10:
+        due = self._agreed(time.monotonic() - self._began >= self.journal.seconds_between / 10)
+        if due and self.in_step:
+            self._write_share(tensors)
+        elif due:
             self._write(self.whole, tensors)
             self.share.unlink(missing_ok=True)
 

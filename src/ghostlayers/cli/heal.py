@@ -15,6 +15,7 @@ from ghostlayers.cli.prune import kept_folder
 from ghostlayers.cli.shell import shared_command
 from ghostlayers.errors import RecipeError
 from ghostlayers.healed import Save, check_save
+from ghostlayers.healing.sharding import check_sharding, options_for_shards
 from ghostlayers.preparation import open_model
 from ghostlayers.recipe import HealingRecipe, RunOptions
 from ghostlayers.runtime.outputs import check_output
@@ -85,11 +86,12 @@ def heal(
 ) -> None:
     """Train a cut model for minutes, against the dense one, and prove that it reloads."""
     check_save(save, recipe.parts, records.inspect(checkpoint)["mode"])
+    check_sharding(checkpoint, against, recipe)
     heal_screen.show_preset(recipe)
     if not plan:
         check_output(output, overwrite=overwrite, needed_bytes=0)
     screen.step(f"Loading {against} and {checkpoint} ...")
-    dense = open_model(against, None, options, surgery_follows=True)
+    dense = open_model(against, None, options_for_shards(options), surgery_follows=True)
     if plan:
         screen.show_plan(heal_pipeline.plan_healing(checkpoint, dense, recipe, options, output))
         return

@@ -126,9 +126,15 @@ def _check_healing(budget: str, recipe: Recipe, leaves: Output) -> None:
     """Refuse training that cannot be, before the model is opened.
 
     Raises:
-        RecipeError: no budget, or the result is to be a GGUF file.
+        RecipeError: no budget, the result is to be a GGUF file, or models are to be sharded.
     """
     healing_after(budget, recipe)
+    if parallel.shards() > 1:
+        raise RecipeError(
+            "--heal trains the model that was just cut, which every process holds whole, but FSDP "
+            "divides models as they are read from folders: prune without --heal, then `ghostlayers "
+            "heal` the folder. Or start without --use_fsdp."
+        )
     if leaves.is_file or leaves.gguf is not None:
         raise RecipeError(
             "--heal writes a folder, not a GGUF file: prune and heal into a folder with a repair "

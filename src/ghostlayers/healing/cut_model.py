@@ -81,6 +81,10 @@ class CutModel:
         number = name.removeprefix(prefix).partition(".")[0] if name.startswith(prefix) else ""
         return int(number) if number.isdigit() else None
 
+    def counterparts(self) -> dict[str, str]:
+        """Names of its parameters, and of the dense model's in the same places."""
+        return dict(_counterparts(self.dense, self.network, self.spans))
+
     def repaired_layers(self) -> frozenset[int]:
         """Layers of the cut model whose weights its repairs may have changed."""
         reach = find_method(self.record["recipe"]["repair"]).reach
@@ -133,6 +137,7 @@ def _check_kin(dense: DenseModel, network: Any, spans: tuple[Span, ...]) -> None
     kept = dense.num_layers - sum(map(len, spans))
     found = len(find_decoder_layers(network))
     mine, theirs = _embedding(network), _embedding(dense.network)
+    theirs = theirs.to(mine.device)
     if spans[-1].stop > dense.num_layers or found not in (kept, kept + len(spans)):
         reason = (
             f"its record removes {sum(map(len, spans))} layers up to {spans[-1].stop - 1}, it has "
@@ -166,8 +171,8 @@ def _share(dense: DenseModel, network: Any, spans: tuple[Span, ...]) -> Iterator
         if other is None or other.shape != own.shape or other.dtype != own.dtype:
             yield name
         elif offloaded:
-            pair = read_tensor(network, name), read_tensor(dense.network, names[name])
-            if not torch.equal(*pair):
+            mine, pair = read_tensor(network, name), read_tensor(dense.network, names[name])
+            if not torch.equal(mine, pair.to(mine.device)):
                 yield name
         elif own.data_ptr() == other.data_ptr():
             continue

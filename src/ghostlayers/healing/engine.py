@@ -16,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from ghostlayers.calibration.cuts import positions_at_once
 from ghostlayers.errors import NonFiniteError
 from ghostlayers.healing.head import Head, logit_loss
+from ghostlayers.healing.sharding import check_finite_in_all
 from ghostlayers.healing.trained import Trained
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.model.stream import MicroBatch, Stream, check_finite
+from ghostlayers.model.stream import MicroBatch, Stream
 from ghostlayers.recipe.healing import Loss
 
 Positions = Int[Tensor, "windows positions"]
@@ -47,6 +48,18 @@ class Lesson:
         """Some of the windows."""
         guide = None if self.guide is None else self.guide[rows]
         weights = None if self.weights is None else self.weights[rows]
+        return Lesson(self.input_ids[rows], self.positions[rows], self.stream[rows], guide, weights)
+
+    def filled(self, count: int) -> "Lesson":
+        """So many windows: behind those that there are the first again, which counts nothing."""
+        missing = count - len(self.input_ids)
+        if missing <= 0:
+            return self
+        rows = torch.tensor([*range(len(self.input_ids)), *[0] * missing])
+        weights = torch.ones(self.positions.shape) if self.weights is None else self.weights
+        weights = weights[rows].clone()
+        weights[-missing:] = 0.0
+        guide = None if self.guide is None else self.guide[rows]
         return Lesson(self.input_ids[rows], self.positions[rows], self.stream[rows], guide, weights)
 
 
@@ -114,7 +127,7 @@ class Engine:
 
     def _learn_part(self, lesson: Lesson, total: float) -> float:
         batch, stream = self._forward(lesson)
-        check_finite(stream, self.student.num_layers - 1)
+        check_finite_in_all(stream, self.student.num_layers - 1)
         if self.head is None:
             return self._through_model(stream, lesson, total)
         states = self.student.final_states(batch, stream, differentiable=True)
@@ -202,7 +215,7 @@ def run_dense(
     end = stream
     for layer in range(start, dense.num_layers if whole else start):
         end = dense.run_layer(layer, batch, end)
-    check_finite(end, dense.num_layers - 1)
+    check_finite_in_all(end, dense.num_layers - 1)
     return batch, stream, end
 
 

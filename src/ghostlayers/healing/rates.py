@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ghostlayers.healing.engine import Engine, Lesson
 from ghostlayers.healing.positions import draw_positions
+from ghostlayers.runtime.parallel import from_first
 
 FURTHER = 3.0
 """A step so many times as long must still help: what is best for one step is too much for many."""
@@ -93,7 +94,8 @@ class _Steps:
         trained.write_back()
         try:
             ones = (self.others.part(slice(n, n + 1)) for n in range(len(self.others.input_ids)))
-            return sum(map(self.engine.loss, ones))  # as large as a step's calls, so is their room
+            # As large as a step's calls, so is their room; and all processes go on alike.
+            return from_first(sum(map(self.engine.loss, ones)))
         finally:
             for name, before in self._before.items():
                 trained.masters[name].copy_(before)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ghostlayers.healing.schedule import MOST_LOOKS
 from ghostlayers.healing.trained import Trained
@@ -138,7 +138,7 @@ class State:
 
     def gradient_norm(self) -> float:
         """The norm of all gradients, which are shortened to `CLIP` where it is greater."""
-        return float(nn.utils.clip_grad_norm_(self.masters, CLIP))
+        return self.trained.shorten_gradients(CLIP)
 
     def note_loss(self, step: int, steps: int, loss: float, positions: float) -> None:
         """Add a step's loss to the curve."""

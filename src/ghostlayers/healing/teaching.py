@@ -16,6 +16,7 @@ from torch import Tensor
 from ghostlayers.calibration.boundaries import BoundaryStore
 from ghostlayers.healing.engine import Engine, Lesson
 from ghostlayers.runtime.machine import room_for_streams
+from ghostlayers.runtime.parallel import all_hold, shards
 
 
 class Teaching:
@@ -65,7 +66,8 @@ class Teaching:
             rows.append(length if self.engine.head is None else self.positions.shape[1])
         dtype, device = self.engine.dense.dtype, self.engine.dense.device
         room = room_for_streams(on_disk=True)
-        if distinct * sum(rows) * hidden * dtype.itemsize > min(room, most or room):
+        fits = distinct * sum(rows) * hidden * dtype.itemsize <= min(room, most or room)
+        if not _in_all(fits):
             return []
         self._place = {first: n for n, first in enumerate(dict.fromkeys(self._firsts))}
         names = [None if path is None else path.with_suffix(f".{n}{path.suffix}") for n in (0, 1)]
@@ -96,7 +98,7 @@ class Teaching:
         return float(self.weights[list(numbers)].sum())
 
     def _lesson(self, numbers: Sequence[int]) -> Lesson:
-        if self._stores and all(self._firsts[n] in self._written for n in numbers):
+        if self._stores and _in_all(all(self._firsts[n] in self._written for n in numbers)):
             return self._read(numbers)
         if self._chunk is None or not set(numbers) <= set(self._chunk[0]):
             ahead = self._ahead(numbers)
@@ -135,6 +137,11 @@ class Teaching:
             found.append(torch.stack([store.read(0, at, at + count) for at in places]))
         guide = found[1] if len(found) > 1 else None
         return Lesson(self.input_ids[numbers], self.positions[numbers], found[0], guide)
+
+
+def _in_all(flag: bool) -> bool:
+    """Whether it is so, in every process where these run a sharded dense model together."""
+    return flag if shards() == 1 else all_hold(flag)
 
 
 def first_occurrences(input_ids: Int[Tensor, "windows sequence"]) -> list[int]:

@@ -18,6 +18,7 @@ from ghostlayers.model.residency import keep, read_tensor
 from ghostlayers.model.weights import like, mark_type, stored_type
 from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.runtime.machine import memory_of
+from ghostlayers.runtime.parallel import add_up, shards, world
 from ghostlayers.surgery.removal import share_weights, with_weights
 
 if TYPE_CHECKING:
@@ -51,22 +52,43 @@ class Trained:
     adapted: tuple[str, ...] = ()
     cut: CutModel = field(repr=False, kw_only=True)
 
+    @property
+    def replicas(self) -> Mapping[str, Tensor]:
+        """The masters of which every process holds the whole."""
+        return self.masters
+
+    @property
+    def num_trained(self) -> int:
+        """Numbers that are trained, in all processes together."""
+        return sum(each.numel() for each in self.parameters.values())
+
     def write_back(self) -> None:
         """Let the network compute with the masters."""
-        for name, master in self.masters.items():
+        for name, master in self.replicas.items():
             own = self.parameters[name]
             if own is not master:
                 own.data.copy_(master)
 
     def take_gradients(self) -> None:
         """Add what a backward pass left to the masters' gradients, in float32."""
-        for name, master in self.masters.items():
+        for name, master in self.replicas.items():
             own = self.parameters[name]
             if own is master or own.grad is None:
                 continue
             gradient = own.grad.float()
             master.grad = gradient if master.grad is None else master.grad.add_(gradient)
             own.grad = None
+
+    def add_up_gradients(self) -> None:
+        """Have every process hold the gradients of all windows of a step."""
+        for master in self.replicas.values() if world().size > 1 else ():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+            add_up([master.grad])
+
+    def shorten_gradients(self, most: float) -> float:
+        """The norm of all gradients, which are shortened to ``most`` where it is greater."""
+        return float(nn.utils.clip_grad_norm_(list(self.masters.values()), most))
 
     @torch.no_grad()
     def stored(self) -> dict[str, Tensor]:
@@ -98,6 +120,11 @@ class Trained:
         for name, tensor in stored.items():
             mark_type(network.get_parameter(name), name, tensor.dtype)
         return network
+
+    @contextmanager
+    def as_saved(self, stored: Mapping[str, Tensor]) -> Iterator[Any]:
+        """The cut model as `healed` has it, to be measured."""
+        yield self.healed(stored)
 
     def _whole(self) -> Iterator[tuple[str, Tensor]]:
         """Adapted projections with their adapters in them; what else is trained, as it is."""
@@ -322,12 +349,16 @@ SHARE_OF_MEMORY = 0.5
 """That these may take if nothing is said of what is trained."""
 
 
-def bytes_trained(dtype: torch.dtype) -> int:
-    """What a number that is trained takes in a model that computes in a type.
+def bytes_trained(dtype: torch.dtype) -> float:
+    """What a number that is trained takes of each process, in a model that computes in a type.
 
     In float32 the weight, its gradient and two moments; the best state in the type itself; and in
-    another type than float32 also what the network computes with, and that one's gradient.
+    another type than float32 also what the network computes with, and that one's gradient. Of a
+    sharded model the last two are made layer by layer, and of the others each process has a share;
+    while it is measured, the weights are kept beside those rounded as they are stored.
     """
+    if shards() > 1:
+        return (4 * 4 + 2 * dtype.itemsize) / shards()
     own = 0 if dtype == torch.float32 else 2 * dtype.itemsize
     return 4 * 4 + dtype.itemsize + own
 

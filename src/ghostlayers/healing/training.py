@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,13 +19,15 @@ from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.held_out import HeldOut
 from ghostlayers.healing.positions import draw_positions, weights_at
 from ghostlayers.healing.rates import fitting_rates
+from ghostlayers.healing.sharding import prepare_shares
 from ghostlayers.healing.state import Look, State
 from ghostlayers.healing.teaching import Teaching, first_occurrences
 from ghostlayers.healing.text import Text
 from ghostlayers.healing.trained import Trained, adapters_of, default_parts, prepare, recording
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.recipe.healing import HealingRecipe
-from ghostlayers.runtime.parallel import add_up, from_first, world
+from ghostlayers.runtime import launchers
+from ghostlayers.runtime.parallel import add_up, computing_together, from_first, shards, world
 from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.runtime.sizes import parse_memory
 from ghostlayers.statistics.losses import LossSums
@@ -130,16 +133,17 @@ class Training:
             ResumeError: what is kept belongs to another text.
         """
         parts = self.recipe.parts or default_parts(self.cut)
-        trained = prepare(self.cut, self.recipe, parts)
-        with recording(trained):
-            return self._run(trained, parts)
+        with computing_together() if shards() > 1 else nullcontext():
+            trained = _prepare(self.cut, self.recipe, parts)
+            with recording(trained):
+                return self._run(trained, parts)
 
     def _run(self, trained: Trained, parts: tuple[str, ...]) -> Outcome:
         recipe, state = self.recipe, State.begin(trained, self.recipe.rates)
         engine = Engine(trained, recipe.loss, self.batch_size, frugal=_is_frugal(trained))
         work = work_of(self.cut, trained.start, parts, recipe)
         rows = None if self.journal is None else self.journal.file_for(KEY)
-        record = None if self.journal is None else self.journal.next_pass(KEY)
+        record = None if self.journal is None else self.journal.next_pass(KEY, in_step=True)
         if record is not None:
             record.restore(state.tensors())
             trained.write_back()
@@ -178,7 +182,7 @@ class Training:
         return Outcome(
             network=trained.healed(best),
             parts=parts,
-            num_trained=sum(each.numel() for each in trained.masters.values()),
+            num_trained=trained.num_trained,
             steps=steps,
             step_tokens=windows * recipe.sequence_length,
             share=work.share,
@@ -200,7 +204,7 @@ class Training:
             return
         parts, highest = [state.parts[n] for n in places], state.rates[places]
         found = fitting_rates(engine, parts, highest, text.input_ids, share, state.room)
-        state.rates[places] = torch.tensor(from_first(found.tolist()), dtype=found.dtype)
+        state.rates[places] = found
 
     def _size(self, state: State, engine: Engine, work: schedule.Work) -> tuple[int, int]:
         """Steps, and windows of each, from the budget.
@@ -312,27 +316,23 @@ class _Course:
         sums = torch.zeros(1, dtype=torch.float64)
         total = self.teaching.total(range(first, first + self.windows)) or 1.0
         if numbers:
-            sums += self.engine.learn(self.teaching.lesson(numbers), total)
-        self._share_gradients(sums)
+            lesson = self.teaching.lesson(numbers)
+            if shards() > 1:  # all bring as many layers together
+                lesson = lesson.filled(math.ceil(self.windows / shards()))
+            sums += self.engine.learn(lesson, total)
+        self.state.trained.add_up_gradients()
+        add_up([sums])
         loss, norm = float(sums) / total, self.state.gradient_norm()
         _check_finite(step, loss, norm, self.state)
         self.state.step(schedule.rate(step, self.steps))
         self.state.note_loss(step, self.steps, float(sums), total)
 
-    def _share_gradients(self, sums: Tensor) -> None:
-        if world().size == 1:
-            return
-        for master in self.state.masters:
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
-            add_up([master.grad])
-        add_up([sums])
-
     def look(self, step: int) -> None:
         """Measure the model as it would be saved, and keep it if it is the best so far."""
         began = time.perf_counter()
         stored = self.state.trained.stored()
-        measured = self.held_out.losses(self.state.trained.healed(stored))
+        with self.state.trained.as_saved(stored) as network:
+            measured = from_first(self.held_out.losses(network))
         self.state.notes[3] += time.perf_counter() - began
         by = "kl" if self.engine.guided else "loss"
         self.state.note_look(step, measured, stored, by)
@@ -381,12 +381,16 @@ def _measuring(recipe: HealingRecipe, tokens: float, work: schedule.Work) -> Hea
     return replace(recipe, held_out_windows=count)
 
 
+def _prepare(cut: CutModel, recipe: HealingRecipe, parts: tuple[str, ...]) -> Trained:
+    return prepare(cut, recipe, parts) if shards() == 1 else prepare_shares(cut, parts)
+
+
 def _is_frugal(trained: Trained) -> bool:
     """Whether layers run again in the backward pass.
 
-    So they do where what they keep would be gigabytes, and where their weights go between calls.
+    So they do where what they keep would be gigabytes, where their weights go between calls, and
+    where the launcher asks for it (``--fsdp_activation_checkpointing true``).
     """
-    hidden = trained.cut.dense.hidden_size
-    return (
-        is_offloaded(trained.network) or hidden * (trained.cut.num_layers - trained.start) > 2**16
-    )
+    numbers = trained.cut.dense.hidden_size * (trained.cut.num_layers - trained.start)
+    asked = shards() > 1 and launchers.is_on(launchers.FSDP_CHECKPOINTS)
+    return asked or is_offloaded(trained.network) or numbers > 2**16

@@ -17,3 +17,22 @@ def alone() -> dict[str, str]:
 def is_first() -> bool:
     """Whether no launcher has started this process, or as its first one."""
     return os.environ.get("RANK", "0") == "0"
+
+
+FSDP, FSDP_VERSION = "ACCELERATE_USE_FSDP", "FSDP_VERSION"
+"""By which ``accelerate launch --use_fsdp --fsdp_version`` says that models are to be sharded."""
+
+FSDP_OFFLOADS = "FSDP_OFFLOAD_PARAMS"
+FSDP_CHECKPOINTS = "FSDP_ACTIVATION_CHECKPOINTING"
+FSDP_LOADS_ONCE = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+"""Asks transformers to read weights in one process alone; the others would get none."""
+
+
+def asks_for_shards() -> bool:
+    """Whether the launcher says that models are to be sharded."""
+    return is_on(FSDP)
+
+
+def is_on(name: str) -> bool:
+    """Whether an environment variable says yes, in accelerate's words."""
+    return os.environ.get(name, "").strip().lower() in ("1", "true", "yes", "y", "t", "on")

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ghostlayers.errors import DistributedError, GhostlayersError, first_line
+from ghostlayers.runtime import launchers
 from ghostlayers.spans import small_number
 
 T = TypeVar("T")
@@ -60,6 +61,11 @@ def world() -> World:
     return World(dist.get_rank(), dist.get_world_size())
 
 
+def shards() -> int:
+    """Among how many processes a model that is trained is divided (FSDP2); 1: each holds all."""
+    return world().size if launchers.asks_for_shards() else 1
+
+
 def launched() -> bool:
     """Whether a launcher has started several processes.
 
@@ -95,6 +101,7 @@ def join() -> World:
         return world()
     from accelerate import PartialState
 
+    os.environ[launchers.FSDP_LOADS_ONCE] = "false"  # every process reads what it needs
     cpu = not torch.accelerator.is_available()
     with _explained("join", INTERFACE):
         PartialState(cpu=cpu, timeout=_timeout())
@@ -132,13 +139,37 @@ def _explained(doing: str, advice: str = "") -> Iterator[None]:
     try:
         yield
     except (RuntimeError, dist.DistError) as error:
-        here = world()
-        raise DistributedError(
-            f"process {here.rank} of {here.size} on {socket.gethostname()} could not {doing} the "
-            f"others: one of them stopped, or cannot be reached ({first_line(error)[:200]}). "
-            "Nothing was written; start them all again with the same command to go on from what "
-            f"was kept.{advice}"
-        ) from error
+        raise _lost(doing, error, advice) from error
+
+
+def _lost(doing: str, error: BaseException, advice: str = "") -> DistributedError:
+    here = world()
+    return DistributedError(
+        f"process {here.rank} of {here.size} on {socket.gethostname()} could not {doing} the "
+        f"others: one of them stopped, or cannot be reached ({first_line(error)[:200]}). "
+        "Nothing was written; start them all again with the same command to go on from what "
+        f"was kept.{advice}"
+    )
+
+
+SAYS_LOST = ("gloo", "nccl", "connection", "process group")
+"""Words of errors by which torch tells that another process is gone."""
+
+
+@contextmanager
+def computing_together() -> Iterator[None]:
+    """Say what a connection means that breaks while torch exchanges weights and gradients.
+
+    Raises:
+        DistributedError: one of the others stopped, or cannot be reached.
+    """
+    try:
+        yield
+    except (RuntimeError, dist.DistError) as error:
+        said = str(error).lower()
+        if not isinstance(error, dist.DistError) and not any(word in said for word in SAYS_LOST):
+            raise
+        raise _lost("compute with", error) from error
 
 
 def add_up(tensors: Iterable[Tensor]) -> None:
@@ -172,6 +203,16 @@ def from_first(value: T) -> T:
     with _explained("hear from"):
         dist.broadcast_object_list(held, src=0)
     return held[0]
+
+
+def everyones(value: T) -> list[T]:
+    """What each process holds, by its number."""
+    if world().size == 1:
+        return [value]
+    held = [value] * world().size
+    with _explained("hear from"):
+        dist.all_gather_object(held, value)
+    return held
 
 
 def by_first(work: Callable[[], T]) -> T:

@@ -1,0 +1,361 @@
+"""A cut model and its dense one divided among the processes of a run, by FSDP2.
+
+`torch.distributed.fsdp.fully_shard` gives every process a share of each decoder layer, brings a
+layer together while it computes, and scatters its gradients. Embeddings, the last norm and the head
+stay whole in every process, where the loss uses them directly. The layers come from disk one at a
+time, so that no process ever holds a whole model; what is not trained is one share for both models.
+The cut model that is saved stays on disk, and takes what was trained at the end.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, share_comm_ctx
+from torch.distributed.tensor import DTensor, Shard
+
+from ghostlayers.errors import NonFiniteError, RecipeError, UnsupportedModelError
+from ghostlayers.healing.cut_model import CutModel, put
+from ghostlayers.healing.trained import Trained, named_parts, start_of
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.loading import read_config
+from ghostlayers.model.quantized import quantization_method
+from ghostlayers.model.residency import Residency, read_tensor
+from ghostlayers.model.stream import Stream, check_finite, find_decoder_layers
+from ghostlayers.recipe import RunOptions
+from ghostlayers.recipe.healing import HealingRecipe
+from ghostlayers.runtime import launchers
+from ghostlayers.runtime.parallel import add_up, all_hold, shards, world
+from ghostlayers.surgery.removal import share_weights
+
+VERSION = "2"
+"""Of FSDP; accelerate takes 1 if nothing is said."""
+
+REPLICAS = "Start without --use_fsdp: then every process holds the whole model"
+
+
+def check_sharding(model: object, against: object, recipe: HealingRecipe) -> None:
+    """Refuse what cannot be trained with a sharded model, before anything is opened.
+
+    Args:
+        model: the cut model, as `heal` is given it.
+        against: the dense one.
+        recipe: what is trained.
+
+    Raises:
+        RecipeError: the message names what, and what to do instead.
+    """
+    if shards() == 1:
+        return
+    _check_launcher()
+    on_disk = isinstance(against, DenseModel) and against.residency.offloaded
+    if not isinstance(model, (str, Path)) or not (isinstance(against, (str, Path)) or on_disk):
+        raise RecipeError(
+            f"FSDP divides models as they are read from folders, but one of these is in memory: "
+            f"save it, and name its folder. {REPLICAS}."
+        )
+    if recipe.parts and "lora" in recipe.parts:
+        raise RecipeError(
+            f"--train lora does not go with FSDP: adapters are merged into whole projections. Take "
+            f"suffix, or operator+norms. {REPLICAS}."
+        )
+    if isinstance(against, (str, Path)):
+        _check_plain(str(against))
+
+
+def _check_launcher() -> None:
+    version = os.environ.get(launchers.FSDP_VERSION, "1").strip()
+    if version != VERSION:
+        raise RecipeError(
+            f"heal shards models with FSDP version {VERSION}, but the launcher asks for version "
+            f"{version[:20]}, accelerate's default; add --fsdp_version {VERSION}."
+        )
+    if launchers.is_on(launchers.FSDP_OFFLOADS):
+        raise RecipeError(
+            "heal keeps its shares where it computes, but the launcher asks for --fsdp_offload_"
+            "params true; leave it away, and start more processes if memory is short."
+        )
+
+
+def _check_plain(name: str) -> None:
+    if Path(name).suffix == ".gguf":
+        kind = "a GGUF file"
+    elif (method := quantization_method(read_config(name))) is not None:
+        kind = f"packed by {method}"
+    else:
+        return
+    raise RecipeError(
+        f"FSDP reads decoder layers from safetensors files, but '{name}' is {kind}; heal against "
+        f"the model that it was made of. {REPLICAS}."
+    )
+
+
+def options_for_shards(options: RunOptions) -> RunOptions:
+    """How to open the dense model: its layers stay on disk until they are divided.
+
+    Raises:
+        RecipeError: the options say where layers lie.
+    """
+    if shards() == 1:
+        return options
+    told = {"--offload": options.offload != "auto", "--max-memory": options.max_memory is not None}
+    for name in (name for name, is_told in told.items() if is_told):
+        raise RecipeError(
+            f"{name} does not go with FSDP, which divides the model among the processes' memories; "
+            f"leave {name} away. {REPLICAS}, or its share of the layers on disk."
+        )
+    return dataclasses.replace(options, offload="disk")
+
+
+def options_for_cut(options: RunOptions, dense: DenseModel) -> RunOptions:
+    """How to open the cut model, which stays on disk and is read from there."""
+    if shards() == 1:
+        return options
+    name: Any = str(dense.dtype).removeprefix("torch.")
+    return dataclasses.replace(options, offload="disk", device="cpu", dtype=name)
+
+
+def divide_dense(dense: DenseModel) -> None:
+    """Give this process its share of every decoder layer of a dense model on disk, in place.
+
+    Raises:
+        UnsupportedModelError: layers share weights.
+    """
+    if shards() == 1:
+        return
+    _check_apart(dense)
+    dense.residency.release()
+    mesh = _mesh(dense)
+    units = []
+    for layer in dense.layers:
+        _bring_in(layer, dense.device)
+        units.append(_divide(layer, mesh, MixedPrecisionPolicy(cast_forward_inputs=False)))
+    share_comm_ctx(units)
+    _settle(dense.network, dense.device)
+    dense.residency = Residency(dense.layers, dense.residency.memory)
+
+
+def prepare_shares(cut: CutModel, parts: tuple[str, ...]) -> "ShardedTrained":
+    """Shares of what is trained, of a cut model on disk whose dense one is divided already.
+
+    Raises:
+        RecipeError: the model has nothing of that kind.
+        UnsupportedModelError: a layer that is trained computes in several types.
+    """
+    names = named_parts(cut, parts)
+    network, dense, mesh = share_weights(cut.network), cut.dense, _mesh(cut.dense)
+    units = []
+    for number, layer in enumerate(find_decoder_layers(network)):
+        path = f"{cut.layers_path}.{number}"
+        mine = [name.removeprefix(f"{path}.") for name in names if name.startswith(f"{path}.")]
+        _bring_in(layer, dense.device, mine)
+        units.append(_divide(layer, mesh, _policy(layer, dense, mine)))
+    share_comm_ctx(units)  # or the gradients of all layers would wait whole for the last one
+    _settle(network, dense.device)
+    _share(cut, network, names)
+    for name in names:
+        network.get_parameter(name).requires_grad_()
+    parameters = {name: network.get_parameter(name) for name in names}
+    masters = {name: _master(each) for name, each in parameters.items()}
+    start = start_of(cut, names)
+    return ShardedTrained(network, parameters, masters, names, start, cut=cut, mesh=mesh)
+
+
+@dataclass(frozen=True)
+class ShardedTrained(Trained):
+    """Weights that are trained, of which each process holds a share, in float32.
+
+    Of what lies in decoder layers `parameters` are torch's DTensors, and `masters` the very numbers
+    of this process's share of them, flat in no dimension but the first: [rows of it, ...]. Other
+    parameters are whole in every process, as `Trained` has them.
+
+    Attributes:
+        mesh: the processes.
+    """
+
+    mesh: DeviceMesh = field(repr=False, kw_only=True)
+
+    @property
+    def replicas(self) -> Mapping[str, Tensor]:
+        """The masters of which every process holds the whole."""
+        return {n: each for n, each in self.masters.items() if not self._is_share(n)}
+
+    @property
+    def shares(self) -> Mapping[str, Tensor]:
+        """The masters of which every process holds a part."""
+        return {n: each for n, each in self.masters.items() if self._is_share(n)}
+
+    def _is_share(self, name: str) -> bool:
+        return isinstance(self.parameters[name], DTensor)
+
+    def take_gradients(self) -> None:
+        """Add what a backward pass left to the masters' gradients, in float32."""
+        super().take_gradients()
+        for name, master in self.shares.items():
+            own: Any = self.parameters[name]
+            if own.grad is None:
+                continue
+            gradient = own.grad.to_local()
+            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            own.grad = None
+
+    def shorten_gradients(self, most: float) -> float:
+        """The norm of all gradients, which are shortened to ``most`` where it is greater."""
+        squares = _squares(self.shares.values())
+        add_up([squares])
+        norm = (squares + _squares(self.replicas.values())).sqrt()
+        nn.utils.clip_grads_with_norm_(list(self.masters.values()), most, norm.float())
+        return float(norm)
+
+    @torch.no_grad()
+    def healed(self, stored: Mapping[str, Tensor]) -> Any:
+        """The cut model with trained weights in their places, gathered one by one.
+
+        It is made in the first process; the others have the cut model as it was.
+        """
+        whole = {}
+        for name, share in stored.items():
+            tensor = self._gathered(name, share)
+            if world().leads:
+                whole[name] = tensor.cpu()
+        return super().healed(whole) if world().leads else self.cut.network
+
+    def _gathered(self, name: str, share: Tensor) -> Tensor:
+        if not self._is_share(name):
+            return share
+        own = self.parameters[name]
+        placed = DTensor.from_local(
+            share, self.mesh, [Shard(0)], run_check=False, shape=own.shape, stride=own.stride()
+        )
+        return placed.full_tensor()
+
+    @contextmanager
+    def as_saved(self, stored: Mapping[str, Tensor]) -> Iterator[Any]:
+        """The network that is trained, with its weights rounded for a while as they are stored."""
+        kept = {name: master.detach().clone() for name, master in self.masters.items()}
+        try:
+            self._put(stored)
+            yield self.network
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.masters[name].copy_(value)
+        self.write_back()
+
+
+def check_finite_in_all(stream: Stream, layer: int) -> None:
+    """`check_finite`, in all processes of a sharded run at once: none waits for one that stopped.
+
+    Raises:
+        NonFiniteError: a stream of any process is NaN or infinite.
+    """
+    if shards() == 1 or all_hold(bool(torch.isfinite(stream).all())):
+        check_finite(stream, layer)
+        return
+    check_finite(stream, layer)
+    raise NonFiniteError(
+        f"decoder layer {layer} gave NaN or infinity in another process, which says more."
+    )
+
+
+def _mesh(dense: DenseModel) -> DeviceMesh:
+    return init_device_mesh(dense.device.type, (world().size,))
+
+
+def _divide(layer: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> FSDPModule:
+    """Keep this process's share of a layer: a unit that is brought together when it computes."""
+    scalars = {each for each in layer.parameters() if each.dim() == 0}
+    unit: FSDPModule = fully_shard(
+        layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=scalars
+    )
+    unit.set_force_sum_reduction_for_comms(True)
+    unit.set_gradient_divide_factor(1.0)  # the loss is a mean over all windows already
+    return unit
+
+
+def _policy(layer: nn.Module, dense: DenseModel, trained: Sequence[str]) -> MixedPrecisionPolicy:
+    """Compute in the model's type with weights in float32, and add gradients up in float32.
+
+    Raises:
+        UnsupportedModelError: the layer computes in several types.
+    """
+    others = [n for n, each in layer.named_parameters() if each.is_floating_point()]
+    kinds = {layer.get_parameter(name).dtype for name in others if name not in trained}
+    if trained and not kinds <= {dense.dtype}:
+        raise UnsupportedModelError(
+            f"a decoder layer of '{dense.base.name}' computes in "
+            f"{' and '.join(sorted(map(str, kinds | {dense.dtype})))}, but FSDP brings a layer "
+            f"together in one type; take --dtype float32. {REPLICAS}."
+        )
+    computed = dense.dtype if trained else None
+    return MixedPrecisionPolicy(computed, torch.float32, cast_forward_inputs=False)
+
+
+def _check_apart(dense: DenseModel) -> None:
+    """Refuse a model of which a weight is in several layers, or twice in one."""
+    held = [id(p) for _, p in dense.layers.named_parameters(remove_duplicate=False)]
+    if len(set(held)) < len(held):
+        raise UnsupportedModelError(
+            f"decoder layers of '{dense.base.name}' share weights, which FSDP cannot divide layer "
+            f"by layer. {REPLICAS}."
+        )
+
+
+def _bring_in(layer: nn.Module, device: torch.device, trained: Sequence[str] = ()) -> None:
+    """Put a layer's weights in for good, those that are trained in float32."""
+    found = {name: read_tensor(layer, name) for name, _ in layer.named_parameters()}
+    _settle(layer, device)
+    for name, value in found.items():
+        kind = torch.float32 if name in trained else value.dtype
+        put(layer, name, nn.Parameter(value.to(device, kind), requires_grad=name in trained))
+
+
+def _settle(module: nn.Module, device: torch.device) -> None:
+    """Take accelerate's hooks off: nothing comes from elsewhere any more."""
+    from accelerate.hooks import remove_hook_from_module
+
+    remove_hook_from_module(module, recurse=True)
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, buffer.to(device))
+
+
+def _share(cut: CutModel, network: nn.Module, trained: Mapping[str, str]) -> None:
+    """Let what is not trained and equals the dense model's be the very same share or weight."""
+    dense = dict(cut.dense.network.named_parameters(remove_duplicate=False))
+    names = cut.counterparts()
+    for name, own in list(network.named_parameters(remove_duplicate=False)):
+        other = dense.get(names.get(name, ""))
+        if name not in trained and name not in cut.own and other is not None:
+            put(network, name, other)
+        elif not isinstance(own, DTensor):
+            moved = own.detach().to(cut.dense.device, copy=True)
+            put(network, name, nn.Parameter(moved, requires_grad=False))
+
+
+def _master(parameter: nn.Parameter) -> nn.Parameter:
+    """What the optimiser changes: this process's numbers, the very ones that torch gathers."""
+    own: Any = parameter.detach()
+    if isinstance(own, DTensor):
+        return nn.Parameter(own.to_local(), requires_grad=False)
+    whole = parameter.dtype == torch.float32
+    return parameter if whole else nn.Parameter(own.float())
+
+
+def _squares(masters: Any) -> Tensor:
+    """The sum of squares of all gradients, in float64."""
+    total = torch.zeros((), dtype=torch.float64)
+    for master in masters:
+        if master.grad is not None:
+            total += master.grad.double().square().sum().cpu()
+    return total
