@@ -132,6 +132,14 @@ def test_no_function_takes_more_than_twelve(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_is_called_each(path: Path) -> None:
+    """What is gone through has a name."""
+    nodes = [*ast.walk(ast.parse(path.read_text()))]
+    names = {n.id for n in nodes if isinstance(n, ast.Name)}
+    assert "each" not in names | {n.arg for n in nodes if isinstance(n, ast.arg)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_room_names_a_device_or_empties_its_cache(path: Path) -> None:
     tree = ast.parse(path.read_text())
     strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]

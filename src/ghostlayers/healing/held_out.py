@@ -51,20 +51,20 @@ class HeldOut:
     def dense_losses(self) -> LossSums:
         """The dense model's own losses."""
         total = LossSums()
-        for each in self._groups:
-            total = total + losses_beside(self.dense, each.input_ids, {DENSE: each.end})[DENSE]
+        for group in self._groups:
+            total = total + losses_beside(self.dense, group.input_ids, {DENSE: group.end})[DENSE]
         return total
 
     @torch.no_grad()
     def losses(self, network: Any) -> LossSums:
         """Losses of a network that differs from the cut one in trained weights alone."""
         model, total = DenseModel(network), LossSums()
-        for each in self._groups:
-            batch, _ = model.begin(each.input_ids)
-            stream = each.start
+        for group in self._groups:
+            batch, _ = model.begin(group.input_ids)
+            stream = group.start
             for layer in range(self.trained.start, model.num_layers):
                 stream = model.run_layer(layer, batch, stream)
-            streams = {DENSE: each.end, HEALED: stream}
-            found = losses_beside(self.dense, each.input_ids, streams, {HEALED: model})
+            streams = {DENSE: group.end, HEALED: stream}
+            found = losses_beside(self.dense, group.input_ids, streams, {HEALED: model})
             total = total + found[HEALED]
         return total

@@ -53,8 +53,8 @@ def fitting_rates(
         _longest(_Steps(engine, part, others, room), float(rate))
         for part, rate in zip(parts, highest, strict=True)
     ]
-    for name, each in masters.items():
-        each.grad = None
+    for name, master in masters.items():
+        master.grad = None
         room[name].zero_()
     return torch.tensor(found, dtype=highest.dtype)
 

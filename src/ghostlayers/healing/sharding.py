@@ -163,7 +163,7 @@ def prepare_shares(cut: CutModel, parts: tuple[str, ...]) -> "ShardedTrained":
     for name in names:
         network.get_parameter(name).requires_grad_()
     parameters = {name: network.get_parameter(name) for name in names}
-    masters = {name: _master(each) for name, each in parameters.items()}
+    masters = {name: _master(tensor) for name, tensor in parameters.items()}
     start = start_of(cut, names)
     return ShardedTrained(network, parameters, masters, names, start, cut=cut, mesh=mesh)
 
@@ -185,12 +185,12 @@ class ShardedTrained(Trained):
     @property
     def replicas(self) -> Mapping[str, Tensor]:
         """The masters of which every process holds the whole."""
-        return {n: each for n, each in self.masters.items() if not self._is_share(n)}
+        return {n: tensor for n, tensor in self.masters.items() if not self._is_share(n)}
 
     @property
     def shares(self) -> Mapping[str, Tensor]:
         """The masters of which every process holds a part."""
-        return {n: each for n, each in self.masters.items() if self._is_share(n)}
+        return {n: tensor for n, tensor in self.masters.items() if self._is_share(n)}
 
     def _is_share(self, name: str) -> bool:
         return isinstance(self.parameters[name], DTensor)
@@ -274,7 +274,7 @@ def _mesh(dense: DenseModel) -> DeviceMesh:
 
 def _divide(layer: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> FSDPModule:
     """Keep this process's share of a layer: a unit that is brought together when it computes."""
-    scalars = {each for each in layer.parameters() if each.dim() == 0}
+    scalars = {tensor for tensor in layer.parameters() if tensor.dim() == 0}
     unit: FSDPModule = fully_shard(
         layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=scalars
     )
@@ -289,7 +289,7 @@ def _policy(layer: nn.Module, dense: DenseModel, trained: Sequence[str]) -> Mixe
     Raises:
         UnsupportedModelError: the layer computes in several types.
     """
-    others = [n for n, each in layer.named_parameters() if each.is_floating_point()]
+    others = [n for n, tensor in layer.named_parameters() if tensor.is_floating_point()]
     kinds = {layer.get_parameter(name).dtype for name in others if name not in trained}
     if trained and not kinds <= {dense.dtype}:
         raise UnsupportedModelError(

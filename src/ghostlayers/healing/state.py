@@ -111,7 +111,7 @@ class State:
     def room(self) -> dict[str, Tensor]:
         """The first moments by name: before the first step, zeros that one may write into."""
         moments = self.optimiser.state
-        return {name: moments[each]["exp_avg"] for name, each in self.trained.masters.items()}
+        return {name: moments[master]["exp_avg"] for name, master in self.trained.masters.items()}
 
     @property
     def masters(self) -> list[Tensor]:

@@ -136,7 +136,7 @@ def _joined(
     """
     if not recipe.completions:
         return None
-    if all(each is None for each in counted):
+    if all(count is None for count in counted):
         raise RecipeError(
             "--completions trains on the answers of chats, and the training text holds none: "
             "expected rows with messages, or with prompt and completion. Leave --completions "

@@ -60,7 +60,7 @@ class Trained:
     @property
     def num_trained(self) -> int:
         """Numbers that are trained, in all processes together."""
-        return sum(each.numel() for each in self.parameters.values())
+        return sum(tensor.numel() for tensor in self.parameters.values())
 
     def write_back(self) -> None:
         """Let the network compute with the masters."""
@@ -100,8 +100,8 @@ class Trained:
             name: tensor.detach().to(self.kind_of(name), copy=True)
             for name, tensor in self._whole()
         }
-        adapters = {n: each for n, each in self.masters.items() if self.parts[n] == "lora"}
-        return whole | {f"{LORA}{n}": each.detach().clone() for n, each in adapters.items()}
+        adapters = {n: tensor for n, tensor in self.masters.items() if self.parts[n] == "lora"}
+        return whole | {f"{LORA}{n}": tensor.detach().clone() for n, tensor in adapters.items()}
 
     def kind_of(self, name: str) -> torch.dtype:
         """The type that a weight's file has, or that is computed in, where that rounds it."""
@@ -111,7 +111,7 @@ class Trained:
 
     def healed(self, stored: Mapping[str, Tensor]) -> Any:
         """The cut model with trained weights in their places, as its files will hold them."""
-        stored = {name: each for name, each in stored.items() if not name.startswith(LORA)}
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(LORA)}
         weights = {}
         for name, tensor in stored.items():
             own = self.cut.network.get_parameter(name)
@@ -176,17 +176,17 @@ def _adapted_name(name: str, adapted: tuple[str, ...]) -> str:
 @contextmanager
 def recording(trained: Trained) -> Iterator[None]:
     """Record what is trained for backward passes, and nothing else, whoever shares it."""
-    flags = [(each, each.requires_grad) for each in trained.network.parameters()]
-    wanted = {id(each) for each in trained.parameters.values()}
+    flags = [(tensor, tensor.requires_grad) for tensor in trained.network.parameters()]
+    wanted = {id(tensor) for tensor in trained.parameters.values()}
     try:
-        for each, _ in flags:
-            if each.is_floating_point():
-                each.requires_grad_(id(each) in wanted)
+        for tensor, _ in flags:
+            if tensor.is_floating_point():
+                tensor.requires_grad_(id(tensor) in wanted)
         yield
     finally:
-        for each, flag in flags:
-            if each.is_floating_point():
-                each.requires_grad_(flag)
+        for tensor, flag in flags:
+            if tensor.is_floating_point():
+                tensor.requires_grad_(flag)
 
 
 def named_parts(cut: CutModel, parts: tuple[str, ...]) -> dict[str, str]:
@@ -290,9 +290,12 @@ def lora_config(recipe: HealingRecipe, names: Sequence[str]) -> "LoraConfig":
 
 def adapters_of(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The adapters of a state, by the names that PEFT has for them in its files."""
-    mine = {name.removeprefix(LORA): each for name, each in stored.items() if name.startswith(LORA)}
+    mine = {
+        name.removeprefix(LORA): tensor for name, tensor in stored.items() if name.startswith(LORA)
+    }
     return {
-        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": each for name, each in mine.items()
+        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor
+        for name, tensor in mine.items()
     }
 
 

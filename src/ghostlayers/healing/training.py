@@ -361,7 +361,7 @@ def work_of(
         recipe: the request.
     """
     dense = cut.dense
-    layer = sum(each.numel() for each in dense.layers[0].parameters())
+    layer = sum(tensor.numel() for tensor in dense.layers[0].parameters())
     head = dense.config.vocab_size * dense.hidden_size / max(1, layer)
     behind = float(cut.num_layers - start)
     weights = not set(parts) <= {"operator", "norms"}
