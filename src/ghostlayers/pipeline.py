@@ -21,6 +21,7 @@ from ghostlayers.evaluation import (
     open_tasks,
 )
 from ghostlayers.evaluation.written import CONTINUATIONS, WritingReport, write_and_measure
+from ghostlayers.model.alike import check_same_tokens
 from ghostlayers.model.causal import check_causal
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import leaves_models_alone
@@ -216,6 +217,8 @@ def evaluate(
     joins = corpora.one_separator_each(separators, len(sources))
     models = _open(model, against, tokenizer, options, revision)
     opened, dense = models[0], models[1:]
+    for other in dense:
+        check_same_tokens(opened, other)
     tokens.check_sequence_length(opened.network.config, sequence_length)
     calibrated_on = records.calibration_documents(opened.base.name)
     results = []
@@ -275,6 +278,7 @@ def continue_texts(
     """
     models = _open(model, against, tokenizer, options or RunOptions(), revision)
     opened, dense = models
+    check_same_tokens(opened, dense)
     return write_and_measure(
         opened.network,
         dense.network,

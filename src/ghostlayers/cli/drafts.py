@@ -12,7 +12,7 @@ from torch import Tensor
 from ghostlayers.checkpoint import adapter
 from ghostlayers.cli import screen
 from ghostlayers.demo.reference_text import split_topics
-from ghostlayers.errors import InputError, RecipeError
+from ghostlayers.errors import RecipeError
 from ghostlayers.evaluation.drafting import (
     NEW_TOKENS,
     PROMPT_TOKENS,
@@ -21,6 +21,7 @@ from ghostlayers.evaluation.drafting import (
     measure_drafts,
 )
 from ghostlayers.evaluation.request import DraftRequest
+from ghostlayers.model.alike import check_same_tokens
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import whole_of
 from ghostlayers.preparation import open_model, read_evaluation
@@ -59,7 +60,7 @@ def open_pair(
 
     Raises:
         RecipeError: no dense model is named.
-        InputError: the two read text differently.
+        InputError: the two number their tokens differently.
     """
     if against is None:
         raise RecipeError("--draft needs --against, the dense model whose text is written.")
@@ -68,11 +69,7 @@ def open_pair(
         network, dense, _ = adapter.open_adapter(model, against, options)
         return dense, whole_of(network)
     draft, dense = open_model(model, None, options, revision), open_model(against, None, options)
-    if draft.tokenizer.get_vocab() != dense.tokenizer.get_vocab():
-        raise InputError(
-            f"'{model}' and '{against}' have tokenizers that number their tokens differently; a "
-            "draft needs that of the model that verifies it."
-        )
+    check_same_tokens(draft, dense)
     return dense, draft.network
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ghostlayers.checkpoint import records
 from ghostlayers.checkpoint.adapter import open_adapter
 from ghostlayers.errors import ModelError
+from ghostlayers.model.alike import check_same_tokens
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
 from ghostlayers.model.multimodal import text_view
@@ -53,7 +54,9 @@ class CutModel:
         """
         _check_kin(dense, network, spans)
         own = frozenset(_share(dense, network, spans))
-        return cls(dense, network, spans, record, own)
+        cut = cls(dense, network, spans, record, own)
+        _check_untouched(cut)
+        return cut
 
     @property
     def layers_path(self) -> str:
@@ -111,6 +114,7 @@ def open_cut(folder: str | Path, dense: DenseModel, options: RunOptions) -> CutM
 
     Raises:
         ModelError: the folder holds neither, or was made of another model.
+        InputError: the two number their tokens differently.
     """
     record = records.inspect(folder)
     spans = tuple(Span(start, stop) for start, stop in record["cut"]["spans"])
@@ -121,6 +125,7 @@ def open_cut(folder: str | Path, dense: DenseModel, options: RunOptions) -> CutM
         record = {k: value for k, value in adapter.record.items() if k not in ("gaps", "files")}
     else:
         opened = load_model(str(folder), options)
+        check_same_tokens(opened, dense)
         network = opened.network
     cut = CutModel.of(dense, text_view(network), spans, dict(record))
     return replace(cut, folder=Path(folder)) if record["mode"] != "adapter" else cut
@@ -151,6 +156,30 @@ def _check_kin(dense: DenseModel, network: Any, spans: tuple[Span, ...]) -> None
         f"the cut model was not made of '{dense.base.name}': {reason}. Give the dense model that "
         "it was cut from (--against), opened in the same --dtype."
     )
+
+
+def _check_untouched(cut: CutModel) -> None:
+    """Refuse a cut model that differs from the dense one where nothing was repaired or trained."""
+    before = [*cut.record.get("healed_before", ()), cut.record.get("healing")]
+    trained = {part for row in before if row for part in row["trained"]}
+    if "all" in trained or cut.record.get("merged"):
+        return
+    repaired = cut.repaired_layers()
+    others = sorted(
+        name
+        for name in cut.own
+        if (layer := cut.layer_of(name)) is not None
+        and "repair_" not in name.rpartition(".")[2]
+        and layer not in repaired
+        and not (trained and layer >= cut.gap)
+    )
+    if others:
+        raise ModelError(
+            f"the cut model was not made of '{cut.dense.base.name}', or was changed afterwards: "
+            f"{len(others):,} weights that nothing has repaired or trained differ, such as "
+            f"{others[0]}. Give the dense model that it was cut from (--against), opened in the "
+            "same --dtype."
+        )
 
 
 def _embedding(network: Any) -> Tensor:

@@ -41,13 +41,16 @@ class Findings:
     def of(cls, model: nn.Module, info: Mapping[str, Any], held: Mapping[str, Held]) -> "Findings":
         """From what ``from_pretrained(..., output_loading_info=True)`` returns.
 
-        It does not look at the shapes of what stays on disk until it is needed.
+        It does not look at the shapes of what stays on disk until it is needed, and takes one of
+        two names that mean one weight, with the prefix of the base model and without, unsaid.
         """
         shapes = {(name, tuple(a), tuple(b)) for name, a, b in info["mismatched_keys"]}
         for name, tensor in model.named_parameters():
             if tensor.is_meta and name in held and held[name].shape != tensor.shape:
                 shapes.add((name, tuple(held[name].shape), tuple(tensor.shape)))
-        unused = sorted(info["unexpected_keys"])
+        prefix = f"{getattr(model, 'base_model_prefix', '')}."
+        twice = {name for name in held if prefix != "." and f"{prefix}{name}" in held}
+        unused = sorted({*info["unexpected_keys"], *twice})
         return cls(sorted(info["missing_keys"]), unused, tuple(sorted(shapes)))
 
     def __bool__(self) -> bool:
