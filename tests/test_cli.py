@@ -995,3 +995,18 @@ def test_a_full_place_of_the_output_ends_with_the_status_of_an_error() -> None:
     assert done.returncode == 1
     assert "No space left" in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_a_wide_table_is_whole_in_a_pipe() -> None:
+    """A table that no terminal shows has no edge to be cut at."""
+    program = (
+        "from ghostlayers.cli import screen\n"
+        "columns = ['which', *(f'column {n}' for n in range(12))]\n"
+        "screen.table(columns, [['first', *(f'a long value {n}' for n in range(12))]], 'a title')\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert all(f"column {n}" in ran.stdout for n in range(12))
+    assert all(f"a long value {n}" in ran.stdout for n in range(12))
+    assert "first" in ran.stdout

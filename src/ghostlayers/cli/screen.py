@@ -175,8 +175,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Part]], title: str | N
     for row in rows:
         grid.add_row(*map(plain, row))
     # A file or a pipe has no edge that a wide table would be cut at.
-    whole = Measurement.get(out, out.options.update(width=WIDEST), grid).maximum
-    out.print(grid, width=None if out.is_terminal else max(out.width, whole))
+    width = out.width
+    if not out.is_terminal:
+        whole = Measurement.get(out, out.options.update(width=WIDEST), grid).maximum
+        out.width = max(width, whole)
+    out.print(grid)
+    out.width = width
 
 
 def show_plan(plan: Plan) -> None:
