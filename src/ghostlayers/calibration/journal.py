@@ -161,9 +161,7 @@ class KeptPass:
 
     @staticmethod
     def _refuse(path: Path, what: str) -> ResumeError:
-        return ResumeError(
-            f"'{path}' {what}; delete '{path.parent}' to begin anew."
-        )
+        return ResumeError(f"'{path}' {what}; delete '{path.parent}' to begin anew.")
 
     def note(
         self, done: int, tensors: Mapping[str, Tensor], files: Sequence[Flushable] = ()

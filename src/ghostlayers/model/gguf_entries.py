@@ -63,7 +63,7 @@ class _Entries(Checked):
     __pydantic_extra__: dict[str, bool | int | float | str | list[bool | int | float | str]]
 
 
-_Settings = create_model(
+_Settings: Any = create_model(
     "_Settings", __base__=_Entries, **{name: (shape, None) for name, shape in SETTINGS.items()}
 )  # type: ignore[call-overload]
 

@@ -113,7 +113,7 @@ def say_why(error: Exception, report: Sequence[str] = ()) -> str:
     first = " ".join(line.strip() for line in text.splitlines() if line.strip())[:600]
     if "trust_remote_code" in text:
         return f"{first} (Ghostlayers: --trust-remote-code lets it run; read the code first.)"
-    if isinstance(error, UNWORDED) and getattr(error, "__notes__", ()):
+    if isinstance(error, UNWORDED) and getattr(error, "__notes__", None):
         return (
             f"{error.__notes__[-1]}: expected entries that transformers can compute with, but one "
             f"of them makes it fail ({type(error).__name__}: {first}). Correct it, or get the "
