@@ -208,7 +208,7 @@ def _read(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    with reading("its tokenizer.json and tokenizer_config.json"):
+    with reading("its tokenizer.json, tokenizer_config.json or config.json"):
         tokenizer = AutoTokenizer.from_pretrained(place, **extra)
     is_packed = quantized.quantization_method(packed) is not None
     files = _expanded(place, packed, options) if is_packed else place
