@@ -268,7 +268,7 @@ def test_it_is_planned_as_more_than_one_repair(trained_llama: Any, byte_tokenize
         ({"engine": "llama.cpp", "repair": "ghost"}, "--for llama.cpp"),
         ({"overhead": "2%", "repair": "ghost"}, "'overhead' is for repair 'auto'"),
         ({"overhead": "much"}, "'overhead' must be a share such as 2%"),
-        ({"overhead": "101%"}, "'overhead' must be a share such as 2%"),
+        ({"overhead": "101%"}, "'overhead' must be a share such as 2% or 0.02, from 0 to 1"),
         ({"repair": AUTO, "export": "custom"}, "--export custom"),
         ({"repair": AUTO, "export": "stock-layer"}, "--export stock-layer"),
         ({"repair": AUTO, "iterative": True, "refit": "none"}, "nothing left to choose"),

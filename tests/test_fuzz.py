@@ -622,6 +622,44 @@ def test_a_model_that_does_not_fit_its_config_is_told_by_tensor(
     assert "mlp" in str(caught.value)
 
 
+ENTRIES = [
+    "rope_theta", "rope_parameters.rope_theta", "rope_scaling.factor", "rope_scaling.beta_fast",
+    "rope_parameters.full_attention.rope_theta", "rope_scaling.long_factor.0", "id2label",
+    "num_key_value_heads", "num_attention_heads", "rms_norm_eps", "num_labels",
+]  # fmt: skip
+NO_SIZE = st.text() | st.integers(max_value=-1) | st.floats(max_value=-1e-9) | st.booleans()
+
+
+def nested(place: str, value: Any) -> dict[str, Any]:
+    """A value at a place such as a.b.0, where a number stands for a list."""
+    for part in reversed(place.split(".")):
+        value = [value] if part == "0" else {part: value}
+    return dict(value)
+
+
+@pytest.mark.parametrize("place", ENTRIES)
+@given(value=NO_SIZE)
+def test_entries_that_are_computed_with_are_numbers(place: str, value: Any) -> None:
+    with pytest.raises(ModelError, match=f"the config cannot be read: {place}"):
+        check_config(nested(place, value), "the config")
+
+
+@pytest.mark.parametrize("name", ["num_key_value_heads", "num_attention_heads", "rope_theta"])
+def test_what_is_divided_by_is_not_zero(name: str) -> None:
+    with pytest.raises(ModelError, match=f"{name}: expected a number greater"):
+        check_config({name: 0}, "the config")
+
+
+@quick
+@given(key=st.text().filter(lambda text: not text.isdecimal()))
+def test_keys_that_stand_for_numbers_are_numbers(key: str) -> None:
+    with pytest.raises(ModelError, match="expected a whole number for a key"):
+        check_config({"id2label": {key: "x"}}, "the config")
+    tokens = {"added_tokens_decoder": {key: {"content": "<s>"}}}
+    with pytest.raises(ModelError, match="expected a whole number for a key"):
+        check(tokens, TokenizerSettings, "the tokenizer's config", ModelError)
+
+
 NO_FLAG = st.text() | st.floats(allow_nan=False).map(lambda x: x + 0.5) | st.just({})
 
 

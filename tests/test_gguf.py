@@ -17,7 +17,12 @@ from families import build
 from gguf_models import IDS, VARIANTS, family, with_a_merge, write
 from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.gguf_export import export_gguf
-from ghostlayers.checkpoint.gguf_tokenizer import PATTERNS, merge_scores, splitting_name
+from ghostlayers.checkpoint.gguf_tokenizer import (
+    PATTERNS,
+    check_splitting,
+    merge_scores,
+    splitting_name,
+)
 from ghostlayers.errors import (
     GhostlayersError,
     ModelError,
@@ -547,3 +552,17 @@ def test_what_has_no_place_in_the_format_is_refused(
     with pytest.raises(OutputError, match="exists already"):
         export_gguf(folder, tmp_path / "taken.gguf")
     assert (tmp_path / "taken.gguf").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["a" * 65, "", "\x1b[2Jgpt-2", "gpt 2", "GPT-2", "gpt-2\n", "é"])
+def test_a_name_that_no_reader_knows_is_not_written(name):
+    with pytest.raises(RecipeError, match="--pre-tokenizer: expected a name") as refused:
+        splitting_name({}, name)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("name", [*PATTERNS.values(), "default", "smollm", "a.x-4.0", "jina_v2-de"])
+def test_names_that_readers_know_are_taken(name):
+    check_splitting(name)
+    assert splitting_name({}, name) == name

@@ -468,3 +468,18 @@ def test_a_missing_shard_is_named(folder):
     assert "lacks 'model-00002-of-00002.safetensors'" in message(folder)
     index.write_text("[]")
     assert "is damaged" in message(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("config.json", {"pad_token_id": 99_999}),
+        ("config.json", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}),
+        ("tokenizer.json", {"added_tokens": 5}),
+    ],
+)
+def test_what_a_library_trips_over_is_told_with_its_files(folder, file, changes):
+    edit(folder / file, **changes)
+    text = message(folder)
+    assert file in text
+    assert "expected entries that transformers can compute with" in text

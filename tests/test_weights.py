@@ -14,6 +14,7 @@ from ghostlayers.checkpoint import saving
 from ghostlayers.checkpoint.adapter import weights_hash
 from ghostlayers.errors import ModelError, NonFiniteError, UnsupportedModelError
 from ghostlayers.model import tensor_files, weights
+from ghostlayers.model.anatomy import examine
 from ghostlayers.model.causal import check_causal
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import from_memory, load_model
@@ -356,6 +357,17 @@ def test_bad_numbers_are_refused_where_they_are_met(folder, some_text, value, wh
 def test_a_repair_of_nan_is_not_called_too_large_for_a_type():
     with pytest.raises(NonFiniteError, match="NaN or infinity as weights"):
         rounded_once(torch.tensor([1.0, float("nan")]), torch.float32)
+
+
+def test_a_model_of_zeros_is_told_as_such(byte_tokenizer):
+    """Its MLPs are given zeros: a fold into them would be scaled by a ratio of zeros."""
+    model = build("llama")
+    for name, weight in model.named_parameters():
+        if "embed" not in name:
+            torch.nn.init.zeros_(weight)
+    said = examine(from_memory(model, byte_tokenizer))
+    assert isinstance(said, str)
+    assert "given nothing but zeros" in said
 
 
 def test_offloaded_experts_keep_type_and_digits(tmp_path, byte_tokenizer):

@@ -198,9 +198,7 @@ class KeptPass:
 
     @staticmethod
     def _refuse(path: Path, what: str) -> ResumeError:
-        return ResumeError(
-            f"'{path}' {what}; delete '{path.parent}' to begin anew (or prune with --restart)."
-        )
+        return ResumeError(f"'{path}' {what}; delete '{path.parent}' to begin anew.")
 
     def note(
         self, done: int, tensors: Mapping[str, Tensor], files: Sequence[Flushable] = ()
@@ -378,8 +376,8 @@ def _open(folder: Path, wanted: dict[str, Any]) -> None:
         )
         raise ResumeError(
             f"'{folder}' holds what an interrupted run of another request kept ({shown}). Repeat "
-            "that request to go on with it, delete the folder (or prune with --restart) to discard "
-            "it, or choose another output."
+            "that request to go on with it, delete the folder to discard it, or choose another "
+            "output."
         )
 
 

@@ -97,7 +97,7 @@ def export_gguf(
     check_gguf(config)
     row = check_facts(config)
     content = read_tokenizer(folder)
-    splits = pre_tokenizer or splitting_name(content)
+    splits = splitting_name(content, pre_tokenizer)
     loaded = load_model(str(folder), _reading(config, options or RunOptions()))
     kind = loaded.stored_dtype if dtype == "auto" else dtype_named(dtype)
     with holding(out, replace=overwrite), whole_file(out) as draft:

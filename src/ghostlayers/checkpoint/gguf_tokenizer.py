@@ -7,6 +7,7 @@ every text slightly differently.
 
 import json
 import logging
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import gguf
 from transformers import PreTrainedTokenizerBase
 
-from ghostlayers.errors import ModelError, UnsupportedModelError
+from ghostlayers.errors import ModelError, RecipeError, UnsupportedModelError
+from ghostlayers.runtime.documents import brief
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -73,14 +75,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, pre_tokenizer: str | Non
 
     Raises:
         UnsupportedModelError: its kind is not written here, or nobody knows how it splits text.
+        RecipeError: the name is none.
     """
+    check_splitting(pre_tokenizer)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # what has none is told by the folder that is written
         return
     content = json.loads(backend.to_str())
     _check_kind(content["model"]["type"])
-    if pre_tokenizer is None:
-        splitting_name(content)
+    splitting_name(content, pre_tokenizer)
 
 
 def _check_kind(kind: str) -> None:
@@ -90,15 +93,33 @@ def _check_kind(kind: str) -> None:
         )
 
 
-def splitting_name(content: dict[str, Any]) -> str:
+def check_splitting(given: str | None) -> None:
+    """Refuse a name for how text is split that llama.cpp cannot have; it has a list of plain words.
+
+    Raises:
+        RecipeError: with what a name looks like.
+    """
+    if given is not None and not re.fullmatch(r"[a-z0-9._-]{1,64}", given):
+        raise RecipeError(
+            "--pre-tokenizer: expected a name that llama.cpp knows, such as llama-bpe or qwen2: up "
+            f"to 64 small letters, digits, dots, dashes and underscores, got {brief(given)}."
+        )
+
+
+def splitting_name(content: dict[str, Any], given: str | None = None) -> str:
     """llama.cpp's name for how a tokenizer splits text into words.
 
     Args:
         content: of ``tokenizer.json``.
+        given: the name, where it need not be found out.
 
     Raises:
         UnsupportedModelError: the pattern is none of those known here.
+        RecipeError: the name is none.
     """
+    check_splitting(given)
+    if given is not None:
+        return given
     if is_sentencepiece(content):
         return "default"
     outer = content.get("pre_tokenizer") or {}

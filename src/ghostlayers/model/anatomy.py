@@ -253,6 +253,11 @@ class _Probe:
         tap = Tap()
         before = self.model.run_layer(self.index, self.batch, self.stream, taps=[(path, tap)])
         effect, product = self._push(path, tap.caught(), before)
+        if not bool(product.any()):
+            return (
+                f"'{path}' of layer {self.index} is given nothing but zeros, as where the weights "
+                "before it are all zero, so that it cannot be told how it reaches the stream"
+            )
         scale = float((effect * product).sum() / product.square().sum())
         rest = float((effect - scale * product).norm() / effect.norm().clamp_min(1e-30))
         if rest > TOLERANCE:

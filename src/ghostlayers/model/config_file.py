@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from ghostlayers.errors import ModelError
 from ghostlayers.runtime.documents import Checked, brief, check, parse_json, read_json, read_text
@@ -18,12 +18,54 @@ LEAST_BITS = 1
 Size = Annotated[int, Field(ge=1, le=2**31)]
 Count = Annotated[int, Field(ge=0, le=2**31)]
 Depth = Annotated[int, Field(ge=1, le=100_000)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Type = Literal["float64", "float32", "bfloat16", "float16"]
 
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")
 NAMES = ("text_config", "llm_config", "language_config")
 """What families call the number of layers, the width of the stream, and the part with both."""
+
+
+def _whole_number(text: str) -> str:
+    if not text.isdecimal():
+        raise ValueError(f"expected a whole number for a key, got {brief(text)}")
+    return text
+
+
+Number = Annotated[str, AfterValidator(_whole_number)]
+"""A key that stands for a number, as JSON has no other keys than text."""
+
+
+class Positions(Checked):
+    """What is checked of how positions are turned and scaled, for all layers or by their kind."""
+
+    __pydantic_extra__: dict[str, "Positions | bool | int | float | str | list[Any] | None"]
+
+    rope_type: str | None = None
+    type: str | None = None
+    rope_theta: Positive | None = None
+    factor: Positive | None = None
+    partial_rotary_factor: Annotated[float, Field(ge=0, le=1)] | None = None
+    original_max_position_embeddings: Positive | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
+    beta_fast: Positive | None = None
+    beta_slow: Positive | None = None
+    attention_factor: Positive | None = None
+    alpha: Positive | None = None
+    mscale: NotNegative | None = None
+    mscale_all_dim: NotNegative | None = None
+    short_factor: list[Positive] | None = None
+    long_factor: list[Positive] | None = None
+
+    @model_validator(mode="after")
+    def _is_scaled_by_something(self) -> Self:
+        kind = self.rope_type or self.type
+        if kind in ("linear", "dynamic", "llama3") and self.factor is None:
+            raise ValueError(f"expected a factor above 0 for positions of kind '{kind}', got none")
+        return self
 
 
 class Part(Checked):
@@ -40,9 +82,9 @@ class Part(Checked):
     n_embd: Size | None = None
     d_model: Size | None = None
     vocab_size: Size | None = None
-    num_attention_heads: Count | None = None
-    n_head: Count | None = None
-    num_key_value_heads: Count | list[int | None] | None = None
+    num_attention_heads: Size | None = None
+    n_head: Size | None = None
+    num_key_value_heads: Size | list[int | None] | None = None
     intermediate_size: Count | list[int | None] | None = None
     head_dim: Size | None = None
     num_experts: Count | None = None
@@ -50,10 +92,15 @@ class Part(Checked):
     max_position_embeddings: Size | None = None
     n_positions: Size | None = None
     tie_word_embeddings: bool | None = None
-    rms_norm_eps: float | None = None
-    layer_norm_eps: float | None = None
-    layer_norm_epsilon: float | None = None
-    rope_theta: float | None = None
+    rms_norm_eps: NotNegative | None = None
+    layer_norm_eps: NotNegative | None = None
+    layer_norm_epsilon: NotNegative | None = None
+    rope_theta: Positive | None = None
+    rope_parameters: Positions | None = None
+    rope_scaling: Positions | None = None
+    num_labels: Count | None = None
+    id2label: dict[Number, Any] | None = None
+    label2id: dict[str, Any] | None = None
     layer_types: list[str] | None = None
     return_dict: bool | None = None
     use_cache: bool | None = None
@@ -61,6 +108,27 @@ class Part(Checked):
     output_attentions: bool | int | list[int] | None = None
     auto_map: dict[str, Any] | None = None
     quantization_config: dict[str, Any] | None = None
+
+
+class Added(Checked):
+    """A token beside the vocabulary."""
+
+    content: str
+    single_word: bool | None = None
+    lstrip: bool | None = None
+    rstrip: bool | None = None
+    normalized: bool | None = None
+    special: bool | None = None
+
+
+class Template(Checked):
+    """One of several templates of chats."""
+
+    name: str
+    template: str
+
+
+Token = str | Added
 
 
 class TokenizerSettings(Checked):
@@ -74,12 +142,26 @@ class TokenizerSettings(Checked):
     add_eos_token: bool | None = None
     clean_up_tokenization_spaces: bool | None = None
     model_input_names: list[str] | None = None
+    split_special_tokens: bool | None = None
+    bos_token: Token | None = None
+    eos_token: Token | None = None
+    unk_token: Token | None = None
+    pad_token: Token | None = None
+    sep_token: Token | None = None
+    cls_token: Token | None = None
+    mask_token: Token | None = None
+    additional_special_tokens: list[Token] | None = None
+    extra_special_tokens: list[Token] | dict[str, Token] | None = None
+    added_tokens_decoder: dict[Number, Added] | None = None
+    chat_template: str | list[Template] | dict[str, str] | None = None
+    auto_map: dict[str, Any] | None = None
 
 
 BESIDE: dict[str, Any] = {
     "generation_config.json": dict,
     "tokenizer_config.json": TokenizerSettings,
     "tokenizer.json": dict,
+    "added_tokens.json": dict[str, Annotated[int, Field(strict=True, ge=0)]],
 }
 """Files of settings that lie beside it, if they are there, and what they must hold."""
 

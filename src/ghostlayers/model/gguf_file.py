@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ghostlayers.errors import ModelError
 from ghostlayers.model.config_file import check_sizes
+from ghostlayers.model.gguf_entries import check_header, check_turned
 from ghostlayers.runtime.documents import brief
 from ghostlayers.runtime.files import while_unchanged
 from ghostlayers.runtime.places import PART, parts_beside
@@ -144,7 +145,8 @@ class GgufFile:
         self._check_parts(where)
         for path, reader in zip(self.parts.paths, self.parts.readers, strict=True):
             _check_layout(f"'{path}'", reader)
-        _check_tokens(where, self.parts)
+        check_header(where, self.parts.fields, self.architecture)
+        check_turned(where, self.architecture, self.parts.tensors, self.entry)
         held = {name.split(".")[1] for name in self.sizes if name.startswith("blk.")}
         depth, width = self.entry("block_count"), self.entry("embedding_length")
         if not self.sizes or depth is None or width is None:
@@ -220,18 +222,6 @@ def _check_layout(where: str, reader: GGUFReader) -> None:
             f"{where} holds {len(reader.data):,} bytes, but its header names {end:,}: it is not "
             "what was written. Get it again."
         )
-
-
-def _check_tokens(where: str, parts: GgufParts) -> None:
-    """Refuse lists of tokens of different lengths."""
-    lengths = {
-        name: len(field.data)
-        for name in ("tokens", "token_type", "scores")
-        if (field := parts.get_field(f"tokenizer.ggml.{name}")) is not None
-    }
-    if len(set(lengths.values())) > 1:
-        said = ", ".join(f"{count:,} in '{name}'" for name, count in lengths.items())
-        raise ModelError(f"{where} tells of different numbers of tokens: {said}. Get it again.")
 
 
 def header_entries(reader: GGUFReader | GgufParts) -> Iterator[tuple[str, Value]]:

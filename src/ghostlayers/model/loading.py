@@ -17,7 +17,7 @@ from ghostlayers.model.computing import compute_dtype, device_named
 from ghostlayers.model.config_file import check_config, check_folder, check_settings
 from ghostlayers.model.configs import answer_in_full
 from ghostlayers.model.dense import BaseModel, DenseModel
-from ghostlayers.model.locating import files_wanted, locate, say_why
+from ghostlayers.model.locating import files_wanted, locate, reading, say_why
 from ghostlayers.model.residency import Memory, is_offloaded
 from ghostlayers.model.tensor_files import Held, held_in, main_type
 from ghostlayers.model.weights import remember_own_types, remember_types
@@ -208,11 +208,13 @@ def _read(
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(place, **extra)
+    with reading("its tokenizer.json, tokenizer_config.json or config.json"):
+        tokenizer = AutoTokenizer.from_pretrained(place, **extra)
     is_packed = quantized.quantization_method(packed) is not None
     files = _expanded(place, packed, options) if is_packed else place
     held = held_in(files)
-    config = AutoConfig.from_pretrained(files, **extra)
+    with reading("its config.json"):
+        config = AutoConfig.from_pretrained(files, **extra)
     named = config.get_text_config().dtype
     stored = main_type(held.values()) or named or torch.float32
     dtype = compute_dtype(options, stored, device)
@@ -250,7 +252,8 @@ def _open(
     """
     auto = multimodal.auto_class(config)
     how = {**weights, "output_loading_info": True, "ignore_mismatched_sizes": True}
-    model, info = auto.from_pretrained(place, **how)
+    with reading("its config.json and weights"):
+        model, info = auto.from_pretrained(place, **how)
     check_whole(name, model, Findings.of(model, info, held), held)
     return multimodal.text_view(model)
 
@@ -310,7 +313,7 @@ def _read_gguf(
     if hasattr(transformers, "GgufConfig"):
         weights["quantization_config"] = transformers.GgufConfig(dequantize=True)
     # De-quantising draws bars that no setting of transformers turns off.
-    with contextlib.redirect_stderr(io.StringIO()), for_transformers():
+    with reading("the header"), contextlib.redirect_stderr(io.StringIO()), for_transformers():
         tokenizer = AutoTokenizer.from_pretrained(place, **extra)
         config = complete(AutoConfig.from_pretrained(place, **extra), file)
         model = _open(name, place, {}, config, {"config": config, **weights, **extra})

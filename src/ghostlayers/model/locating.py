@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ FILES = (
     *LICENCES,
 )
 """What is fetched of a model on the hub."""
+
+UNWORDED = (TypeError, AttributeError, LookupError, ArithmeticError, AssertionError)
+"""What a library raises where it computes with an entry that it has not looked at."""
 
 
 def files_wanted(options: RunOptions) -> list[str]:
@@ -90,8 +93,18 @@ def _refuse_pickles(folder: Path) -> None:
         )
 
 
+@contextlib.contextmanager
+def reading(files: str) -> Iterator[None]:
+    """Note on what a library raises which files of a model it was at, for `say_why`."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(files)
+        raise
+
+
 def say_why(error: Exception, report: Sequence[str] = ()) -> str:
-    """The first line of what a library says, or of what it reported."""
+    """The first line of what a library says, or of what it reported, and of which files."""
     text = str(error).strip()
     if "above report" in text and report:  # it was kept off the screen
         text = f"its weights do not fit its config: {one_line(' '.join(report))}"
@@ -100,4 +113,10 @@ def say_why(error: Exception, report: Sequence[str] = ()) -> str:
     first = " ".join(line.strip() for line in text.splitlines() if line.strip())[:600]
     if "trust_remote_code" in text:
         return f"{first} (Ghostlayers: --trust-remote-code lets it run; read the code first.)"
+    if isinstance(error, UNWORDED) and getattr(error, "__notes__", None):
+        return (
+            f"{error.__notes__[-1]}: expected entries that transformers can compute with, but one "
+            f"of them makes it fail ({type(error).__name__}: {first}). Correct it, or get the "
+            "files again."
+        )
     return first or type(error).__name__

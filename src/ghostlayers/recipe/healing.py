@@ -32,6 +32,7 @@ OWN = "@dense"
 """The corpus that the dense model writes itself, behind beginnings of the others."""
 
 DEFAULT_MINUTES = 5.0
+MOST_MINUTES = 1_000_000
 
 HELD_OUT_WINDOWS = 32
 """Windows that a merge measures on, and that a plan counts with, if nothing else is said."""
@@ -179,8 +180,10 @@ class HealingRecipe:
         share = self.positions
         if share is not None and not 0 < share <= 1:
             raise RecipeError(f"'positions' must lie above 0 and up to 1, got {share:g}.")
-        if self.minutes is not None and not 0 < self.minutes < 1e6:
-            raise RecipeError(f"'minutes' must be a positive number, got {self.minutes:g}.")
+        if self.minutes is not None and not 0 < self.minutes < MOST_MINUTES:
+            raise RecipeError(
+                f"'minutes' must lie above 0 and below {MOST_MINUTES:,}, got {self.minutes:g}."
+            )
         least = {"rank": 1, "step_tokens": 2, "held_out_windows": 1, "sequence_length": 2}
         check_bounds(self, least)
 
@@ -222,7 +225,8 @@ class HealingRecipe:
             amount = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()]
         if not 1 <= amount <= 1e12:
             raise RecipeError(
-                f"--tokens: expected an amount such as 25000, 400k or 1M, got '{self.tokens[:60]}'."
+                "--tokens: expected an amount from 1 to 1000B, such as 25000, 400k or 1M, got "
+                f"'{self.tokens[:60]}'."
             )
         return math.ceil(amount)
 
@@ -311,7 +315,8 @@ def _rate(text: str) -> float:
         rate = 0.0
     if not 0 < rate < 10:
         raise RecipeError(
-            f"--learning-rate: expected a positive number such as 1e-4, got {brief(text)}."
+            "--learning-rate: expected a number above 0 and below 10, such as 1e-4, got "
+            f"{brief(text)}."
         )
     return rate
 
@@ -345,7 +350,10 @@ def _share(text: str, entry: str) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share < 1e9:
-        raise RecipeError(f"--data: '{entry[:60]}' has no positive share behind its colon.")
+        raise RecipeError(
+            f"--data: expected a share above 0 and below 1e9 behind the colon of '{entry[:60]}', "
+            f"got '{text[:60]}'."
+        )
     return share
 
 

@@ -18,6 +18,9 @@ ROWS = 1000
 ANSWER_TOKENS, CONTINUATION_TOKENS = 512, 448
 """Tokens written at most, if nothing is said."""
 
+COLDEST, HOTTEST = 0.01, 100
+"""Of temperatures: scores divided by less leave the range of their type."""
+
 
 @documented
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class WritingRecipe:
     )
     temperature: float | None = setting(
         None,
-        "Of what is drawn; 0 takes the most likely token.",
+        f"Of what is drawn, {COLDEST} to {HOTTEST}; 0 takes the most likely token.",
         WHAT,
         says="0 for answers, 1 behind prefixes",
     )
@@ -82,9 +85,11 @@ class WritingRecipe:
             )
         if not 0 <= self.greedy <= 1:
             raise RecipeError(f"'greedy' must lie between 0 and 1, got {self.greedy:g}.")
-        if self.temperature is not None and not 0 <= self.temperature <= 100:
+        heat = self.temperature
+        if heat is not None and heat != 0 and not COLDEST <= heat <= HOTTEST:
             raise RecipeError(
-                f"'temperature' must lie between 0 and 100, got {self.temperature:g}."
+                f"'temperature' must be 0, for the most likely token, or lie between {COLDEST} and "
+                f"{HOTTEST}, got {heat:g}."
             )
         check_bounds(self, {"rows": 1, "prefix_tokens": 2, "new_tokens": 1})
 

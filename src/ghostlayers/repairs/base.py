@@ -57,7 +57,8 @@ def rounded_once(values: Tensor, dtype: torch.dtype) -> Tensor:
     if not bool(torch.isfinite(values).all()):
         raise NonFiniteError(
             "a repair gives NaN or infinity as weights: the model's own hold such numbers, most "
-            "likely those of its embedding, norms or head. Look for them there."
+            "likely those of its embedding, norms or head, or are so large that sums over them "
+            "leave the range of a float. Look for them there."
         )
     rounded = values.to(dtype).to(values.dtype)
     if not bool(torch.isfinite(rounded).all()):

@@ -117,7 +117,9 @@ def _timeout() -> timedelta:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < 1e9:
-        raise DistributedError(f"{TIMEOUT_VARIABLE} must be a number of seconds, got '{text}'.")
+        raise DistributedError(
+            f"{TIMEOUT_VARIABLE} must be a number of seconds above 0 and below 1e9, got '{text}'."
+        )
     return timedelta(seconds=seconds)
 
 
