@@ -123,7 +123,7 @@ def suggest(name: str, known: Iterable[str], most: int = 50) -> str:
         most: names that are listed; by default all, if they are ours.
     """
     choices = sorted(known)
-    near = difflib.get_close_matches(shortened(name), map(shortened, choices[:1000]), 1, 0.5)
+    near = difflib.get_close_matches(shortened(name), map(shortened, choices), 1, 0.5)
     hint = f"Did you mean '{near[0]}'? " if near else ""
     return f"{hint}Known: {listed(choices, most)}."
 

@@ -198,8 +198,8 @@ def _held(row: Row, columns: Sequence[str]) -> Any:
     ]
     if others:
         raise CorpusError(
-            f"the row has no '{shortened(columns[0])}', as rows before it have; got "
-            f"{listed(others)}. Give the text of every row one name; where there is none, null"
+            f"the row has no '{shortened(columns[0])}', where other rows have their text; got "
+            f"{listed(others)}. Give every row its text under one name, empty where it has none"
         )
     return None
 
