@@ -128,7 +128,7 @@ def test_a_row_without_the_column_that_has_text_is_refused(
 @pytest.mark.parametrize(
     ("first", "then", "lacks"),
     [
-        ({"prompt": "a", "completion": "b"}, {"prompt": "a", "response": "b"}, "completion"),
+        ({"prompt": "a", "completion": "b"}, {"prompt": "a", "reply": "b"}, "completion"),
         ({"prompt": "a", "completion": "b"}, {"text": "a b"}, "prompt"),
         ({"messages": [{"role": "user", "content": "a"}]}, {"text": "a b"}, "messages"),
         ({"content": "a b", "id": 1}, {"text": "a b", "id": 2}, "content"),
@@ -139,6 +139,17 @@ def test_chats_whose_names_change_are_refused(
 ) -> None:
     path = write_lines(tmp_path / "a.jsonl", *[first] * 12, then)
     assert f"line 13: the row has no '{lacks}'" in message(path)
+
+
+def test_a_chat_may_have_any_of_its_names_in_any_row(tmp_path: Path) -> None:
+    plain = {"instruction": "a", "output": "b"}
+    more = {"instruction": "a", "input": "c", "response": "d"}
+    path = write_lines(tmp_path / "a.jsonl", *[plain] * 12, more, {"instruction": "a"})
+    assert read(path).documents[11:] == (
+        "<user>a\n<assistant>b\n",
+        "<user>a\n\nc\n<assistant>d\n",
+        "<user>a\n<assistant>\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,6 +182,7 @@ def test_a_row_of_the_hub_is_refused_by_number(monkeypatch: pytest.MonkeyPatch) 
             lambda value: {"text": value},
             lambda value: {"prompt": value, "completion": "a"},
             lambda value: {"question": "is it", "answer": value},
+            lambda value: {"prompt": "is it", "response": value},
             lambda value: {"messages": [{"role": "user", "content": value}]},
             lambda value: {"messages": [{"role": "user", "content": [{"text": value}]}]},
         ]
@@ -180,6 +192,7 @@ def test_numbers_and_truth_values_are_no_text(tmp_path: Path, value: Any, make: 
     kind = "truth values" if isinstance(value, bool) else "numbers"
     said = message(write_lines(tmp_path / "a.jsonl", make(value)))
     assert f"holds {kind}, not text" in said
+    assert "completion" not in said
     assert "line 1" in said
 
 

@@ -182,11 +182,16 @@ def _plain(column: str, row: Row) -> str:
     return _text(_held(row, [column]), f"column '{shortened(column)}'")
 
 
-def _held(row: Row, columns: Sequence[str]) -> Any:
+def _held(row: Row, columns: Sequence[str], known: Sequence[str] = ()) -> Any:
     """What a row holds in the first of some columns that is filled.
 
+    Args:
+        row: it.
+        columns: any of which may hold it.
+        known: those that are read for something else.
+
     Raises:
-        CorpusError: it has none of them, and text in others: the names have changed.
+        CorpusError: it has none of them, and text in columns that nobody reads: names have changed.
     """
     values = [row[name] for name in columns if name in row]
     if values:
@@ -194,7 +199,8 @@ def _held(row: Row, columns: Sequence[str]) -> Any:
     others = [
         name
         for name, value in row.items()
-        if value and isinstance(value, (str, list, dict)) and not _IDENTIFIER_NAME.fullmatch(name)
+        if value and isinstance(value, (str, list, dict))
+        if name not in known and not _IDENTIFIER_NAME.fullmatch(name)
     ]
     if others:
         raise CorpusError(
@@ -263,8 +269,9 @@ def _chat(rows: Sequence[Row], names: Sequence[str], wanted: str | None) -> _Cha
     for asked, known in PAIRS.items() if wanted is None else ():
         answers = [name for name in known if name in names]
         if asked in names and answers:
-            more = [name for name in CONTEXTS if name in names and asked == "instruction"]
-            return _Chat((asked, *more, *answers), partial(_pair, (asked, *more), answers))
+            asking = (asked, *CONTEXTS) if asked == "instruction" else (asked,)
+            there = [name for name in (*asking, *known) if name in names]
+            return _Chat(tuple(there), partial(_pair, asking, known))
     return None
 
 
@@ -274,14 +281,16 @@ def _turns(name: str, row: Row) -> list[dict[str, Any]]:
 
 def _pair(columns: Sequence[str], answers: Sequence[str], row: Row) -> list[dict[str, Any]]:
     """What was asked and answered, as turns: each a text, or turns already."""
-    asked, answered = _held(row, columns[:1]), _held(row, answers)
+    known = (*columns, *answers)
+    asked, answered = _held(row, columns[:1], known), _held(row, answers, known)
     if isinstance(asked, list) or isinstance(answered, list):
         return [*_side(asked, "user"), *_side(answered, "assistant")]
     parts = [_text(row.get(name), f"column '{name}'") for name in columns]
+    name = next((name for name in answers if row.get(name) is not None), answers[0])
     question = "\n\n".join(part for part in parts if part.strip())
     return [
         {"role": "user", "content": question},
-        {"role": "assistant", "content": _text(answered, f"column '{answers[0]}'")},
+        {"role": "assistant", "content": _text(answered, f"column '{name}'")},
     ]
 
 
