@@ -312,6 +312,7 @@ def test_input_errors_of_prune(tiny_folder, place, arguments, text):
 
 def test_an_existing_output_is_refused_before_the_model_is_opened(place):
     (place / "there").mkdir()
+    (place / "there" / "thesis.tex").write_text("years of work")
     message = error_of("prune", "no/such/model", "-o", "there", "-n", "1", "-d", "other.txt")
     assert message == "Error: 'there' exists already; choose another folder or pass --overwrite."
 

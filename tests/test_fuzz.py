@@ -523,6 +523,20 @@ def test_the_screen_shows_text_as_text(text: str, shown: io.StringIO) -> None:
     assert "".join(clean(text).split()) in "".join(shown.getvalue().split())
 
 
+@quick
+@given(name=st.text("ab \n\r\t\x0b\x85\u2028", min_size=1, max_size=12))
+def test_a_name_stays_on_its_line(name: str, shown: io.StringIO) -> None:
+    for show in (screen.say, screen.warn, screen.fail):
+        shown.seek(0)
+        shown.truncate()
+        show(f"a{name}b")
+        assert shown.getvalue().count("\n") == 1
+    shown.seek(0)
+    shown.truncate()
+    screen.table(("corpus", "loss"), [[f"a{name}b", "1"]], f"a{name}b")
+    assert shown.getvalue().count("\n") == 6  # the title, three lines of frame, head and row
+
+
 def test_only_the_screen_knows_markup() -> None:
     import ghostlayers
 

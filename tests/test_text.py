@@ -122,9 +122,9 @@ def test_the_hash_of_a_corpus_depends_on_the_separator():
         ({"text": "a", "title": "b"}, None, "text"),
         ({"id": 1, "body": "a b"}, None, "body"),
         ({"text": "a", "title": "b"}, "title", "title"),
-        ({"id": 1, "body": "a"}, "id", "id"),
+        ({"id": "one", "body": "a"}, "id", "id"),
     ],
-    ids=["text", "only column of strings", "named", "named, of numbers"],
+    ids=["text", "only column of strings", "named", "named, an identifier"],
 )
 def test_the_text_column_is_chosen(row, wanted, column):
     assert choose_text([row], wanted, "a.jsonl").columns == (column,)

@@ -22,7 +22,8 @@ GhostlayersError
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import islice
 
 
 class GhostlayersError(Exception):
@@ -101,12 +102,30 @@ class DownloadError(GhostlayersError):
     """A download that failed, or whose content is not what was expected."""
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Say which known name is near, and list them all: the tail of an unknown-name message."""
+def shortened(text: object, most: int = 60) -> str:
+    """Text from outside as a message may hold it: no longer than a name may sensibly be."""
+    whole = str(text)
+    return whole if len(whole) <= most else f"{whole[: most - 3]}..."
+
+
+def listed(names: Collection[object], most: int = 12) -> str:
+    """Names from outside as a message may hold them: some of them, and how many more there are."""
+    more = [f"and {len(names) - most:,} more"] if len(names) > most else []
+    return ", ".join([*map(shortened, islice(names, most)), *more])
+
+
+def suggest(name: str, known: Iterable[str], most: int = 50) -> str:
+    """Say which known name is near, and list them: the tail of an unknown-name message.
+
+    Args:
+        name: what was asked for.
+        known: what there is.
+        most: names that are listed; by default all, if they are ours.
+    """
     choices = sorted(known)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(shortened(name), map(shortened, choices), 1, 0.5)
     hint = f"Did you mean '{near[0]}'? " if near else ""
-    return f"{hint}Known: {', '.join(choices)}."
+    return f"{hint}Known: {listed(choices, most)}."
 
 
 def near_names(name: str, known: Iterable[str]) -> str:
@@ -119,4 +138,4 @@ def near_names(name: str, known: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line; its type, if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return shortened((str(error).strip().splitlines() or [type(error).__name__])[0], 500)

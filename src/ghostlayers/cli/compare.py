@@ -171,7 +171,7 @@ def show(results: Mapping[str, Any]) -> None:
         models = at_cut(entries, (layers, select))
         title = f"{layers} layers by {select}: {models[0].removed} (dense {_figure(dense)})"
         if layers not in wanted:
-            title += "\nnot asked for: Ghost with one layer less removed, what that layer is worth"
+            title += "; not asked for: Ghost with one layer less removed, what that layer is worth"
         screen.table(columns, [_row(entry) for entry in models], title)
     if entries:
         screen.say(

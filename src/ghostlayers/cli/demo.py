@@ -51,25 +51,30 @@ def run_demo(output: Path | None, options: RunOptions, *, overwrite: bool = Fals
     screen.say(
         f"Computing in {kind} on {study.dense.device}. Text: the Python reference that comes "
         f"with Python, {len(study.windows)} windows of {study.recipe.sequence_length} tokens to "
-        f"calibrate on, {len(evaluation)} of other topics to evaluate on.\n"
+        f"calibrate on, {len(evaluation)} of other topics to evaluate on."
     )
+    screen.say()
 
     screen.say(screen.bold("1. Which seven layers?"))
     cut = study.choose()
     assert cut.table is not None
     scores_screen.show_candidates(cut.table)
 
-    screen.say(screen.bold("\n2. Repair the gap in closed form, and compare on unseen text"))
+    screen.say()
+    screen.say(screen.bold("2. Repair the gap in closed form, and compare on unseen text"))
     rows, pruned = walkthrough.compare(study, cut, evaluation)
     scores_screen.show_cut(pruned)
     show_rows(rows)
 
-    screen.say(screen.bold("\n3. The same prompt, continued by each"))
+    screen.say()
+    screen.say(screen.bold("3. The same prompt, continued by each"))
     show_continuations(rows)
 
-    screen.say(screen.bold("\n4. Save it, and load it again in a fresh process"))
+    screen.say()
+    screen.say(screen.bold("4. Save it, and load it again in a fresh process"))
     save(pruned, output, overwrite)
-    screen.say(screen.dim(f"\n{time.monotonic() - began:.0f} seconds in all."))
+    screen.say()
+    screen.say(screen.dim(f"{time.monotonic() - began:.0f} seconds in all."))
 
 
 def show_rows(rows: Sequence[DemoRow]) -> None:
@@ -130,10 +135,11 @@ def save(pruned: PrunedModel, output: Path | None, overwrite: bool) -> None:
         else f"It lies in {output}."
     )
     screen.say(where)
+    screen.say()
+    screen.say("Next, on a model of your own:")
+    screen.say("  ghostlayers prune YOUR_MODEL -o smaller --layers 7 --data c4")
+    screen.say("  ghostlayers eval smaller --against YOUR_MODEL --data wikitext2")
     screen.say(
-        "\nNext, on a model of your own:\n"
-        "  ghostlayers prune YOUR_MODEL -o smaller --layers 7 --data c4\n"
-        "  ghostlayers eval smaller --against YOUR_MODEL --data wikitext2\n"
         "YOUR_MODEL is a folder, a hub id or a .gguf file; c4 and wikitext2 come from the hub, and "
         "any .txt, .jsonl or .parquet file will do instead."
     )

@@ -49,15 +49,18 @@ def show_saved(
     show_materialized(out_folder, verification)
     base = healed.cut.dense.base.name
     if save == "adapter":
-        say("\nNext:")
+        say()
+        say("Next:")
         say(f'  ghostlayers.from_adapter("{out_folder}")   # needs {base}')
         return
     if save == "peft":
-        say("\nNext:")
+        say()
+        say("Next:")
         say(f'  PeftModel.from_pretrained(model, "{out_folder}")   # of {healed.cut.folder}')
         return
     stock = mode_of(healed.model) == "stock"
     say(ENGINES["stock" if stock else "custom"])
-    say("\nNext:")
+    say()
+    say("Next:")
     say(f"  ghostlayers eval {out_folder} --against {base} --data wikitext2")
     say(f"  ghostlayers inspect {out_folder}")

@@ -29,7 +29,9 @@ def show_adapter(pruned: PrunedModel, out_folder: Path, verification: Verificati
     size = sum(path.stat().st_size for path in out_folder.iterdir()) / 1e6
     place = str(out_folder)
     say("Saved: ", bold(place), f", {size:.1f} MB; the model made of it again has logits")
-    say(f"{_equality(verification)}.\n\nNext:")
+    say(f"{_equality(verification)}.")
+    say()
+    say("Next:")
     say(f'  ghostlayers.from_adapter("{place}")   # needs {pruned.dense.base.name}')
     say(f"  ghostlayers materialize {place} -o {place}-whole")
 
@@ -54,7 +56,9 @@ def show_exported(file: Path) -> None:
     size = file.stat().st_size / 1e6
     say("Saved: ", bold(file), f", {size:,.0f} MB, every tensor read again and equal.")
     small = file.with_name(f"{file.stem}-q4_k_m.gguf")
-    say(f'\nNext:\n  llama-cli -m {file} -p "..."')
+    say()
+    say("Next:")
+    say(f'  llama-cli -m {file} -p "..."')
     say(f"  llama-quantize {file} {small} Q4_K_M")
 
 
@@ -77,7 +81,9 @@ def show_copied(pruned: PrunedModel, saved: SavedGguf) -> None:
     count = f" in {len(saved.paths)} files" if len(saved.paths) > 1 else ""
     proof = f"read again, logits {_equality(saved.verification)}."
     say("Saved: ", bold(saved.paths[0]), f", {saved.size / 1e6:,.0f} MB{count}, {proof}")
-    say(f'\nNext:\n  llama-cli -m {saved.paths[0]} -p "..."')
+    say()
+    say("Next:")
+    say(f'  llama-cli -m {saved.paths[0]} -p "..."')
     say(f"  ghostlayers eval {saved.paths[0]} --against {pruned.dense.base.name} --data wikitext2")
 
 
@@ -88,7 +94,8 @@ def show_family(made: "Iterable[Made]", command: str | None) -> None:
         held = f"tensors: {types}" if types else "mean squares of what is multiplied"
         say("Saved: ", bold(file.path), f", {file.size_bytes / 1e6:,.1f} MB; {held}.")
     if command is not None:
-        say("\nFurther types with the same importance matrix, by llama.cpp's own program:")
+        say()
+        say("Further types with the same importance matrix, by llama.cpp's own program:")
         say(f"  {command}")
 
 
@@ -125,7 +132,8 @@ def show_saved(pruned: PrunedModel, out_folder: Path, verification: Verification
     stock = mode_of(pruned.model) == "stock"
     trust = "" if stock else ", trust_remote_code=True"
     say(ENGINES["stock" if stock else "custom"])
-    say("\nNext:")
+    say()
+    say("Next:")
     opens = pruned.record.get("loads_with", "AutoModelForCausalLM")
     say(f'  {opens}.from_pretrained("{out_folder}"{trust})')
     base = pruned.dense.base.name

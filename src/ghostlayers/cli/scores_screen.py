@@ -188,21 +188,22 @@ def show_contest(contest: Mapping[str, Any]) -> None:
 
 
 SCORE_NOTES = (
-    "cosine: mean over tokens, before against after the span; high is similar.\n"
-    "angular: angle over pi, at the last token of each window only; low is similar.\n"
+    "cosine: mean over tokens, before against after the span; high is similar.",
+    "angular: angle over pi, at the last token of each window only; low is similar.",
     "residual: what a linear map across the span leaves of each token, on held-out tokens; low is "
-    "replaceable.\n"
+    "replaceable.",
     "repaired loss: nats a token after a quick repair (from a sample of tokens; Ghost's where the "
     "one asked for reads more than the stream), on held-out windows, for the best spans by either; "
-    "~ on fewer tokens, given up because others lose clearly less.\n"
+    "~ on fewer tokens, given up because others lose clearly less.",
     f"massive birth: a token's norm rises above {MASSIVE:g} times the median norm inside the span, "
-    f"by a factor of {GROWTH:g} or more relative to it."
+    f"by a factor of {GROWTH:g} or more relative to it.",
 )
 
 
 def show_score_notes() -> None:
     """What the columns of `show_spans` mean."""
-    say(dim(SCORE_NOTES))
+    for note in SCORE_NOTES:
+        say(dim(note))
 
 
 def show_pruned(pruned: PrunedModel) -> None:

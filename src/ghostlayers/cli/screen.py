@@ -36,7 +36,7 @@ from ghostlayers.repairs import RepairMethod
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.runtime.parallel import World
 from ghostlayers.runtime.progress import Advance
-from ghostlayers.runtime.shown import clean, one_line
+from ghostlayers.runtime.shown import one_line, unbroken
 from ghostlayers.statistics.losses import DRAFTED, LossSums, tokens_a_verification
 from ghostlayers.surgery.features import basis_note
 
@@ -51,8 +51,13 @@ Part = str | Text
 
 
 def plain(*parts: Part, style: str = "") -> Text:
-    """Pieces of text as they may be printed: without control characters, and nothing as markup."""
-    return Text.assemble(*(Text(clean(p)) if isinstance(p, str) else p for p in parts), style=style)
+    """Pieces of text as they may be printed: without control characters, and nothing as markup.
+
+    Each is on one line: a name may hold line breaks, and what a caller wants below is another line.
+    """
+    return Text.assemble(
+        *(Text(unbroken(p)) if isinstance(p, str) else p for p in parts), style=style
+    )
 
 
 def bold(text: object) -> Text:
@@ -128,7 +133,7 @@ class Bars:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=err) as bars:
-            task = bars.add_task(clean(description), total=total)
+            task = bars.add_task(unbroken(description), total=total)
             yield lambda units=1: bars.advance(task, units)
 
 

@@ -28,6 +28,11 @@ def clean(text: object) -> str:
     return _STEERING.sub("", str(text))
 
 
+def unbroken(text: object) -> str:
+    """Text without control characters, tabs and line breaks; every space elsewhere stays."""
+    return re.sub(r"\s*[\n\t]\s*", " ", clean(text))
+
+
 def one_line(text: object) -> str:
     """Text without control characters on one line."""
     return " ".join(clean(text).split())

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ghostlayers.errors import CorpusError
+from ghostlayers.errors import CorpusError, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,5 +56,6 @@ def _render(tokenizer: "PreTrainedTokenizerBase", turns: Turns, **how: Any) -> s
         return str(tokenizer.apply_chat_template([*map(dict, turns)], tokenize=False, **how))
     except Exception as error:  # templates raise what they like
         raise CorpusError(
-            f"the model's chat template refuses a chat: {str(error).strip() or type(error)}"
+            f"the model's chat template refuses a chat: "
+            f"{shortened(str(error).strip() or type(error), 500)}"
         ) from error

@@ -19,7 +19,7 @@ from ghostlayers.text.drawing import draw, take
 from ghostlayers.text.files import ending_of, open_file
 from ghostlayers.text.finding import Use, find_files, saved_folder
 from ghostlayers.text.rows import PEEK, TextOfRow, choose_text
-from ghostlayers.text.sources import Document, Reader, cause
+from ghostlayers.text.sources import Document, Reader, cause, document_of
 from ghostlayers.text.tables import Rows
 
 if TYPE_CHECKING:
@@ -328,8 +328,8 @@ def _hub_documents(
     if not head:
         return
     text = choose_text(head, column, name, wanted.tokenizer, turns=wanted.turns)
-    for row in chain(head, rows):
-        yield Document(text.render(row))
+    for number, row in enumerate(chain(head, rows), 1):
+        yield document_of(text, f"row {number:,}", row, True)
 
 
 # Files and folders

@@ -9,7 +9,7 @@ from typing import IO, Any
 from ghostlayers.errors import CorpusError
 from ghostlayers.text import raw
 from ghostlayers.text.raw import decode, lines
-from ghostlayers.text.rows import Row
+from ghostlayers.text.rows import Row, check_unique
 from ghostlayers.text.sources import cause
 
 _NO_NAME = re.compile(r"[+-]?[\d.,:/_ TZ+-]*\d[\d.,:/_ TZ+-]*([eE][+-]?\d+)?|[\da-fA-F-]{16,}")
@@ -64,6 +64,4 @@ def _check_header(names: Sequence[str]) -> None:
                 f"the first line names no columns: it has '{name[:40]}'. Put a line with their "
                 "names before it, such as: text"
             )
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise CorpusError(f"two columns are called '{twice[0]}'")
+    check_unique(names)

@@ -2,10 +2,11 @@
 
 import glob
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
-from ghostlayers.errors import CorpusError
+from ghostlayers.errors import CorpusError, listed
 from ghostlayers.runtime.files import at_home, exists
 from ghostlayers.text.files import FORMATS, ending_of
 from ghostlayers.text.raw import COMPRESSIONS, check_regular
@@ -15,6 +16,12 @@ Use = Literal["calibration", "evaluation"]
 
 _MOST_FILES = 100_000
 """Files of a folder: enough for the largest data sets, and not those of a whole disk."""
+
+
+_ABOUT = re.compile(
+    r"(licen[cs]es?|copying|copyright|notice|use_policy|readme|changelog|citation)(?![a-z])", re.I
+)
+"""How files of plain text begin that are about the data beside them, and none of it."""
 
 
 _METADATA = {"dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json"}
@@ -43,7 +50,7 @@ def _split_of(folder: Path, use: Use) -> Path:
     split = next((name for name in wanted if name in splits), None)
     if split is None and len(splits) != 1:
         raise CorpusError(
-            f"'{folder}' holds the splits {', '.join(splits) or '(none)'}; expected "
+            f"'{folder}' holds the splits {listed(splits) or '(none)'}; expected "
             f"{' or '.join(wanted)} for {use}. Name the folder of one, such as "
             f"{folder / (splits or ['train'])[0]}."
         )
@@ -88,7 +95,7 @@ def _files_in(folder: Path) -> list[Path]:
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = (Path(place) / name for name in files if not name.startswith("."))
-        texts += [path for path in paths if ending_of(path) and path.name not in _METADATA]
+        texts += [path for path in paths if ending_of(path) and not _is_about_others(path)]
         if len(texts) > _MOST_FILES:
             raise CorpusError(
                 f"folder '{folder}' holds more than {_MOST_FILES:,} files of text with its "
@@ -96,8 +103,19 @@ def _files_in(folder: Path) -> list[Path]:
             )
     data = [path for path in texts if path.suffix.lower() != ".md"]  # notes beside data
     if not texts:
-        raise CorpusError(f"folder '{folder}' holds no file in {_known()}.")
+        raise CorpusError(
+            f"folder '{folder}' holds no file in {_known()}; licences, readmes and the like do not "
+            "count, but can be named themselves."
+        )
     return sorted(data or texts, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _is_about_others(path: Path) -> bool:
+    """Whether a file in a folder tells of the others: a licence, a readme, what describes data."""
+    if path.name in _METADATA:
+        return True
+    plain = FORMATS["." + str(ending_of(path)).split(".")[1]] == "text"
+    return plain and _ABOUT.match(path.name) is not None
 
 
 def _matching(pattern: str) -> list[Path]:

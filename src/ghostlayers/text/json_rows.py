@@ -9,8 +9,16 @@ from typing import IO, Any
 from ghostlayers.errors import CorpusError
 from ghostlayers.text import raw
 from ghostlayers.text.raw import decode, lines
-from ghostlayers.text.rows import Row
+from ghostlayers.text.rows import Row, check_unique
 from ghostlayers.text.sources import cause
+
+
+def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    check_unique([name for name, _ in pairs], "values")
+    return dict(pairs)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_as_object)
 
 _CONTAINERS = ("data", "rows", "examples")
 """What the array is called in an object that holds a data set."""
@@ -82,12 +90,12 @@ def last_character(line: bytes) -> int:
 
 def _parse(text: str, *, whole: bool) -> Any:
     if whole:
-        return json.loads(text)
+        return _DECODER.decode(text)
     tail = text.rfind("\\", len(text) - 12)  # an escape that is cut must go
     text = text if tail < 0 else text[:tail].rstrip("\\")
     for closing in ('"}', '"}]}', '"]}'):
         try:
-            return json.loads(text + closing)
+            return _DECODER.decode(text + closing)
         except ValueError:
             continue
     raise ValueError("a value is cut off")
@@ -126,10 +134,9 @@ def _after_space(buffer: str, place: int) -> int:
 
 def _next_item(buffer: str, place: int, chunks: Iterator[str], where: str) -> tuple[Any, str, int]:
     """The value at a place of a text that goes on in chunks, the text, and what follows there."""
-    decoder = json.JSONDecoder()
     while True:
         try:
-            value, end = decoder.raw_decode(buffer, _after_space(buffer, place))
+            value, end = _DECODER.raw_decode(buffer, _after_space(buffer, place))
             end = _after_space(buffer, end)
             if end < len(buffer):
                 return value, buffer, end
@@ -159,7 +166,7 @@ def _object_rows(
 ) -> Iterator[tuple[str, Row, bool]]:
     """One object over many lines: the only array of rows in it, or itself a row."""
     try:
-        value = json.loads(decode(line + file.read(raw.MAX_LINE), begin))
+        value = _DECODER.decode(decode(line + file.read(raw.MAX_LINE), begin))
     except (ValueError, RecursionError) as error:
         if isinstance(error, CorpusError):
             raise

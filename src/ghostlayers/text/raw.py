@@ -1,6 +1,7 @@
 """Files as bytes and as UTF-8 text: what may be opened, decompression, stretches that end well."""
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
@@ -26,6 +27,14 @@ BLOCK = 1 << 16
 
 _LOOK = 1 << 12
 """Bytes that are searched for a good place to end a block."""
+
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # begins with UTF-16's
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+"""Byte order marks of what is not UTF-8."""
 
 _LFS = b"version https://git-lfs.github.com/spec/"
 
@@ -95,8 +104,10 @@ def decode(data: bytes, offset: int = 0) -> str:
     Raises:
         CorpusError: they are no UTF-8 text.
     """
-    if offset == 0 and data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise CorpusError("it is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8")
+    mark = next((mark for mark in _MARKS if data.startswith(mark)), None)
+    if offset == 0 and mark is not None:
+        coding = _MARKS[mark]
+        raise CorpusError(f"it is {coding}; convert it first: iconv -f {coding} -t UTF-8")
     if b"\0" in data:
         raise CorpusError(
             f"byte {offset + data.index(0):,} is NUL, which no text has: a binary file, or one in "

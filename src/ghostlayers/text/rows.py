@@ -2,12 +2,14 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ghostlayers.errors import CorpusError, suggest
+from ghostlayers.errors import CorpusError, listed, shortened, suggest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,11 +108,12 @@ def choose_text(
     names = list(dict.fromkeys(name for row in rows for name in row))
     strings = _strings(rows, names)
     if wanted is not None and wanted not in names:
-        raise CorpusError(f"'{where}' has no column '{wanted}'. {suggest(wanted, names)}")
+        known = suggest(wanted, names, most=12)
+        raise CorpusError(f"'{where}' has no column '{shortened(wanted)}'. {known}")
     if wanted is None and "text" in names and not _holds_turns(rows, "text"):
         wanted = "text"
     if wanted is not None and not _holds_turns(rows, wanted):
-        return TextOfRow((wanted,), lambda row: _plain(row.get(wanted), wanted, where))
+        return TextOfRow((wanted,), partial(_plain, wanted))
     chat = _chat(rows, names, wanted)
     if chat is not None and turns:
         return TextOfRow(
@@ -121,8 +124,7 @@ def choose_text(
     texts = [name for name, values in strings.items() if not is_identifier(name, values)]
     if len(texts) != 1 or _says_more_elsewhere(rows, texts[0]):
         raise CorpusError(_unclear(where, names, list(strings), texts))
-    only = texts[0]
-    return TextOfRow((only,), lambda row: _plain(row.get(only), only, where))
+    return TextOfRow((texts[0],), partial(_plain, texts[0]))
 
 
 def _strings(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[str]]:
@@ -156,24 +158,82 @@ def _unclear(where: str, names: list[str], strings: list[str], texts: list[str])
     if strings and not texts:
         return (
             f"'{where}' holds no text that can be told from identifiers: its columns of strings "
-            f"({', '.join(strings)}) name things. Name the column of text with --text-column."
+            f"({listed(strings)}) name things. Name the column of text with --text-column."
         )
     return (
         f"cannot tell which column of '{where}' holds the text: expected 'text' or a single column "
-        f"of strings, got {', '.join(names)}. Name it with --text-column."
+        f"of strings, got {listed(names)}. Name it with --text-column."
     )
 
 
-def _plain(value: Any, column: str, where: str) -> str:
-    if value is None or value != value:  # what tables write for nothing: not a number
-        return ""
-    if isinstance(value, (list, dict, bytes)):
-        kind = {list: "lists", dict: "objects", bytes: "bytes"}[type(value)]
+def check_unique(names: Sequence[str], kind: str = "columns") -> None:
+    """Refuse names of which one is given twice: only one of the two would be read.
+
+    Raises:
+        CorpusError: there is one.
+    """
+    if len(set(names)) < len(names):
+        twice, _ = Counter(names).most_common(1)[0]
+        raise CorpusError(f"two {kind} are called '{shortened(twice)}'; rename or drop one")
+
+
+def _plain(column: str, row: Row) -> str:
+    """The text in a column; none where that is null."""
+    return _text(_held(row, [column]), f"column '{shortened(column)}'")
+
+
+def _held(row: Row, columns: Sequence[str], known: Sequence[str] = ()) -> Any:
+    """What a row holds in the first of some columns that is filled.
+
+    Args:
+        row: it.
+        columns: any of which may hold it.
+        known: those that are read for something else.
+
+    Raises:
+        CorpusError: it has none of them, and text in columns that nobody reads: names have changed.
+    """
+    values = [row[name] for name in columns if name in row]
+    if values:
+        return next((value for value in values if value), values[0])
+    others = [
+        name
+        for name, value in row.items()
+        if value and isinstance(value, (str, list, dict))
+        if name not in known and not _IDENTIFIER_NAME.fullmatch(name)
+    ]
+    if others:
         raise CorpusError(
-            f"column '{column}' of '{where}' holds {kind}, not texts. Name a "
-            "column of strings with --text-column."
+            f"the row has no '{shortened(columns[0])}', where other rows have their text; got "
+            f"{listed(others)}. Give every row its text under one name, empty where it has none"
         )
-    return str(value)
+    return None
+
+
+_NO_TEXTS = {
+    list: "lists",
+    dict: "objects",
+    bytes: "bytes",
+    bool: "truth values",
+    **dict.fromkeys((int, float, Decimal), "numbers"),
+}
+
+
+def _text(value: Any, where: str) -> str:
+    """A text; none for what tables write where there is none: null, or not a number.
+
+    Raises:
+        CorpusError: it is of another type.
+    """
+    if value is None or value != value:
+        return ""
+    if not isinstance(value, str):
+        kind = _NO_TEXTS.get(type(value), f"values of type {type(value).__name__}")
+        raise CorpusError(
+            f"{where} holds {kind}, not text. Name a column of strings with --text-column, or "
+            "write them as strings"
+        )
+    return value
 
 
 # Chats
@@ -209,26 +269,28 @@ def _chat(rows: Sequence[Row], names: Sequence[str], wanted: str | None) -> _Cha
     for asked, known in PAIRS.items() if wanted is None else ():
         answers = [name for name in known if name in names]
         if asked in names and answers:
-            more = [name for name in CONTEXTS if name in names and asked == "instruction"]
-            return _Chat((asked, *more, *answers), partial(_pair, (asked, *more), answers))
+            asking = (asked, *CONTEXTS) if asked == "instruction" else (asked,)
+            there = [name for name in (*asking, *known) if name in names]
+            return _Chat(tuple(there), partial(_pair, asking, known))
     return None
 
 
 def _turns(name: str, row: Row) -> list[dict[str, Any]]:
-    return [_turn(turn) for turn in row.get(name) or []]
+    return [_turn(turn) for turn in _held(row, [name]) or []]
 
 
 def _pair(columns: Sequence[str], answers: Sequence[str], row: Row) -> list[dict[str, Any]]:
     """What was asked and answered, as turns: each a text, or turns already."""
-    asked = row.get(columns[0])
-    answered = next((row[name] for name in answers if row.get(name)), None)
+    known = (*columns, *answers)
+    asked, answered = _held(row, columns[:1], known), _held(row, answers, known)
     if isinstance(asked, list) or isinstance(answered, list):
         return [*_side(asked, "user"), *_side(answered, "assistant")]
-    parts = [str(row.get(name) or "") for name in columns]
+    parts = [_text(row.get(name), f"column '{name}'") for name in columns]
+    name = next((name for name in answers if row.get(name) is not None), answers[0])
     question = "\n\n".join(part for part in parts if part.strip())
     return [
         {"role": "user", "content": question},
-        {"role": "assistant", "content": str(answered or "")},
+        {"role": "assistant", "content": _text(answered, f"column '{name}'")},
     ]
 
 
@@ -248,7 +310,7 @@ def _turn(turn: Any) -> dict[str, Any]:
     if not isinstance(role, str) or ("content" not in turn and "value" not in turn):
         raise CorpusError(
             "a turn must have 'role' and 'content', or 'from' and 'value'; got "
-            f"{', '.join(map(str, turn)) or 'nothing'}."
+            f"{listed(turn) or 'nothing'}."
         )
     others = {k: v for k, v in turn.items() if k not in {"role", "from", "content", "value"}}
     filled = {name: value for name, value in others.items() if value is not None}
@@ -260,18 +322,18 @@ def _content(content: Any) -> str:
     if isinstance(content, Mapping):
         raise CorpusError(
             "a turn's content must be a text, or a list of parts with a 'text'; got an object "
-            f"with {', '.join(map(str, content)) or 'nothing'}."
+            f"with {listed(content) or 'nothing'}."
         )
     if isinstance(content, list):
         return "".join(map(_part, content))
-    return "" if content is None else str(content)
+    return _text(content, "a turn's content")
 
 
 def _part(part: Any) -> str:
     """The text of a part: of an image or a sound, none."""
     if isinstance(part, Mapping):
-        return str(part.get("text") or "")
-    return "" if part is None else str(part)
+        part = part.get("text")
+    return _text(part, "a part of a turn's content")
 
 
 def _templated(chat: _Chat, where: str, tokenizer: "PreTrainedTokenizerBase | None") -> TextOfRow:
@@ -292,7 +354,8 @@ def _templated(chat: _Chat, where: str, tokenizer: "PreTrainedTokenizerBase | No
             text = str(fill_in(turns, tokenize=False))
         except Exception as error:  # templates raise what they like
             raise CorpusError(
-                f"the model's chat template refuses a chat: {str(error).strip() or type(error)}"
+                f"the model's chat template refuses a chat: "
+                f"{shortened(str(error).strip() or type(error), 500)}"
             ) from error
         return text.removeprefix(bos)  # windows get one by the policy, as of any text
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ghostlayers.errors import CorpusError
 from ghostlayers.text import raw
-from ghostlayers.text.rows import PEEK, Row, TextOfRow
+from ghostlayers.text.rows import PEEK, Row, TextOfRow, check_unique
 from ghostlayers.text.sources import (
     Document,
     OnDisk,
@@ -81,6 +81,7 @@ class ArrowFile(OnDisk):
                 table = pa.ipc.open_stream(mapped).read_all()
             except pa.ArrowInvalid:
                 table = pa.ipc.open_file(mapped).read_all()
+            check_unique(table.column_names)
 
         def row(number: int) -> Row:
             content: Row = table.slice(number, 1).to_pylist()[0]
@@ -128,6 +129,7 @@ class ParquetFile(OnDisk):
         filled = [group for group in groups if table.metadata.row_group(group).num_rows]
         if not filled:
             return None
+        check_unique(table.schema_arrow.names)
         _check_cells(table.metadata.row_group(filled[0]))
         batch = next(table.iter_batches(batch_size=PEEK, row_groups=filled[:1]))
         return self.text_of(batch.to_pylist(), str(self.path))
