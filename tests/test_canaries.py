@@ -4,7 +4,10 @@ The commands run in this process, on models with code all around; what must not 
 The whole list, under every command and in child processes, is a part of the campaign (`faults`).
 """
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -112,3 +115,20 @@ def test_whoever_starts_a_recipe_may_allow_code(place) -> None:
     assert "say so yourself" in refused.output
     CliRunner().invoke(app, ["run", "in/recipe.yaml", "--trust-remote-code"])
     assert place.marker.exists()
+
+
+def test_compiled_code_of_the_hub_is_not_even_looked_for(tmp_path) -> None:
+    """bitsandbytes fetches it as it is imported, where the package `kernels` is installed."""
+    (tmp_path / "kernels.py").write_text(
+        "open('canary', 'w').close()\n\ndef get_kernel(*_, **__): ...\n"
+    )
+    program = (
+        "from ghostlayers.cli.app import command_named\n"
+        "command_named('heal')\n"
+        "import importlib.util\n"
+        "import peft\n"
+        "assert importlib.util.find_spec('kernels') is None\n"
+    )
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=path, check=True)
+    assert not (tmp_path / "canary").exists()

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import pairwise
@@ -66,6 +67,8 @@ NO_ROOM = (
 
 def command_named(name: str) -> Callable[..., None]:
     """The function that carries out a command."""
+    # With it other libraries fetch compiled code from the hub as they are imported, unasked.
+    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
     module, function = PLACES.get(name, (name, name))
     with quiet_imports():
         return getattr(import_module(f"{__package__}.{module}"), function)  # type: ignore[no-any-return]

@@ -6,9 +6,10 @@ import logging
 import re
 from collections.abc import Iterator
 
-TALKATIVE = ("torchao", "torch.utils._pytree")
+TALKATIVE = ("torchao", "torch.utils._pytree", "bitsandbytes")
 """Where torchao is installed, transformers imports it, and it tells of kernels that other
-processors or other versions of torch would have, and torch of how torchao registers its types."""
+processors or other versions of torch would have, torch of how torchao registers its types, and
+bitsandbytes of kernels that it would fetch."""
 
 
 @contextlib.contextmanager
