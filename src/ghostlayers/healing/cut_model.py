@@ -165,11 +165,13 @@ def _check_untouched(cut: CutModel) -> None:
     if "all" in trained or cut.record.get("merged"):
         return
     repaired = cut.repaired_layers()
+    theirs = {name for name, _ in cut.dense.network.named_parameters(remove_duplicate=False)}
     others = sorted(
         name
-        for name in cut.own
-        if (layer := cut.layer_of(name)) is not None
-        and "repair_" not in name.rpartition(".")[2]
+        for name, same in _counterparts(cut.dense, cut.network, cut.spans)
+        if name in cut.own
+        and same in theirs  # a repair that is a layer gives all layers biases
+        and (layer := cut.layer_of(name)) is not None
         and layer not in repaired
         and not (trained and layer >= cut.gap)
     )
