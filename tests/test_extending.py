@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ import ghostlayers
 from ghostlayers import repairs
 from ghostlayers.cli import app
 from ghostlayers.compare import Comparison, compare
-from ghostlayers.errors import RecipeError
+from ghostlayers.errors import RecipeError, SpanError
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import METHODS, Ghost, Joint, Refit, RepairMethod, find_method
 from ghostlayers.repairs.arguments import WithArguments, arguments_of
@@ -336,3 +336,26 @@ def test_a_selection_of_a_script_is_used(prune: Any) -> None:
     assert pruned.record["recipe"]["select"] == "Second"
     chosen = prune(select=Second(), layers=2, iterative=True)
     assert [step.layer for step in chosen.table.steps] == [1, 2]
+
+
+@dataclass(frozen=True)
+class Told(Selection):
+    """The layers that a test names."""
+
+    needs = ("weights",)
+    taken: ClassVar[Any] = ()
+
+    def choose(self, table: Any, layers: Any, count: int) -> Any:
+        return self.taken
+
+
+def test_a_selection_may_take_layers_by_their_numbers(prune: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Told, "taken", [4, 1, 2])
+    assert prune(select=Told(), layers=3).spans == (Span(1, 3), Span(4, 5))
+
+
+@pytest.mark.parametrize("taken", [[1], [1, 1], [1, 99], [-1, 2], ["1", 2], 1, None, [Span(1, 4)]])
+def test_what_a_selection_takes_is_checked(taken: Any, prune: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(Told, "taken", taken)
+    with pytest.raises(SpanError, match="selection 'Told' must take 2 of"):
+        prune(select=Told(), layers=2)

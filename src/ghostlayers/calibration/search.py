@@ -123,7 +123,7 @@ def iterate(study: StudyLike, count: int) -> ChosenCut:
 
 def _next_step(choice: Selection, table: ScoreTable) -> Step:
     """The layer that a selection removes first, of those in the table's spans."""
-    (span,) = choice.choose(table, [score.span.start for score in table.spans], 1)
+    (span,) = choice.take(table, [score.span.start for score in table.spans], 1)
     if choice.name == "perplexity":
         return Step(span.start, table.importance[span.start])
     return Step(span.start, next(score.loss for score in table.spans if score.span == span))

@@ -129,7 +129,7 @@ def select(
     layers = eligible_layers(choice, table.num_layers, keep, keep_first=keep_first)
     if not choice.contiguous:
         check_eligible(choice, layers, count, table.num_layers)
-    return choice.choose(table, layers, count)
+    return choice.take(table, layers, count)
 
 
 __all__ = [

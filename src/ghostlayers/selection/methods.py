@@ -5,9 +5,9 @@ Another package adds its own by an entry point of the group ``ghostlayers.select
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from ghostlayers.errors import SpanError
 from ghostlayers.repairs.arguments import WithArguments, argument, arguments_of
@@ -44,14 +44,34 @@ class Selection(WithArguments, ABC):
     protects: ClassVar[Keep] = (0, 0)
 
     @abstractmethod
-    def choose(self, table: ScoreTable, layers: Sequence[int], count: int) -> tuple[Span, ...]:
-        """The layers that go, as spans.
+    def choose(
+        self, table: ScoreTable, layers: Sequence[int], count: int
+    ) -> Sequence[Span] | Sequence[int]:
+        """The layers that go, as spans or by their numbers.
 
         Args:
             table: what was measured.
             layers: those that may go.
             count: how many go.
         """
+
+    def take(self, table: ScoreTable, layers: Sequence[int], count: int) -> tuple[Span, ...]:
+        """What `choose` gives, as spans.
+
+        Raises:
+            SpanError: it is something else than so many layers.
+        """
+        taken: Any = self.choose(table, layers, count)
+        parts = list(taken) if isinstance(taken, Iterable) else [taken]
+        several = [part.layers if isinstance(part, Span) else [part] for part in parts]
+        numbers = [number for part in several for number in part]
+        known = {n for n in numbers if isinstance(n, int) and 0 <= n < table.num_layers}
+        if not len(known) == len(numbers) == count:
+            raise SpanError(
+                f"selection '{self.name}' must take {count} of {table.num_layers} layers, as spans "
+                f"or by their numbers, none twice; it took {str(taken)[:200]}."
+            )
+        return merge_layers(known)
 
     @property
     def name(self) -> str:
