@@ -486,7 +486,7 @@ def test_the_loss_is_that_of_the_file(told: dict[str, Any], byte_tokenizer: Any)
 @pytest.mark.parametrize(
     ("more", "match"),
     [
-        (["--repair", "ghost"], "adds an operator, which llama.cpp has no place for"),
+        (["--repair", "ghost"], "adds an operator, which a GGUF file has no place for"),
         (["--save", "adapter"], "made from a checkpoint"),
         (["--gguf", "other.gguf"], "names a GGUF file already"),
         (["--gguf-fallback", "Q4_K"], "--gguf-fallback: expected one of"),
@@ -529,5 +529,5 @@ def test_a_record_that_is_no_json_is_refused(told: dict[str, Any], tmp_path: Pat
     )  # fmt: skip
     with pytest.raises(ModelError):
         ghostlayers.inspect(broken)
-    with pytest.raises(ModelError, match="keeps no record"):
+    with pytest.raises(ModelError, match="holds no record"):
         ghostlayers.inspect(told["base"])

@@ -8,7 +8,7 @@ and only the shares of the layers are taken from the former.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -137,7 +137,7 @@ def time_parts(
             if turn >= WARM_UP:
                 whole.extend(alone)
                 watched.extend(_of_point(calls, point))
-    return _parts(statistics.median(whole), watched)
+    return _parts(statistics.median(whole), watched, _kinds(dense))
 
 
 def check_point(dense: DenseModel, point: Point) -> None:
@@ -223,15 +223,30 @@ def _of_point(calls: Sequence[Call], point: Point) -> list[list[float]]:
     return [[end - begin - sum(layers), *layers] for begin, end, layers in counted]
 
 
-def _parts(whole: float, watched: Sequence[Sequence[float]]) -> Seconds:
-    """The whole, shared out as the parts' own medians are.
+def _kinds(dense: DenseModel) -> list[Hashable]:
+    """All that a layer's time can depend on: its class and attention, and its weights' sizes."""
+    attention = getattr(dense.config, "layer_types", None) or [None] * dense.num_layers
+    return [
+        (type(layer), kind, *((n, w.shape, w.dtype) for n, w in layer.named_parameters()))
+        for layer, kind in zip(dense.layers, attention, strict=False)
+    ]
+
+
+def _parts(whole: float, watched: Sequence[Sequence[float]], kinds: Sequence[Hashable]) -> Seconds:
+    """The whole, shared out as the medians of its parts are; layers of one kind take the same.
 
     A program that comes between lengthens any one part of a call: it is in no median, and falls to
     all parts alike.
     """
-    rest, *layers = [max(0.0, statistics.median(part)) for part in zip(*watched, strict=True)]
-    scale = whole / (rest + sum(layers))
-    return Seconds(tuple(scale * layer for layer in layers), scale * rest)
+    around, *layers = zip(*watched, strict=True)
+    rest = max(0.0, statistics.median(around))
+    alike: dict[Hashable, list[float]] = {}
+    for kind, seconds in zip(kinds, layers, strict=True):
+        alike.setdefault(kind, []).extend(seconds)
+    medians = {kind: max(0.0, statistics.median(seconds)) for kind, seconds in alike.items()}
+    times = [medians[kind] for kind in kinds]
+    scale = whole / (rest + sum(times))
+    return Seconds(tuple(scale * seconds for seconds in times), scale * rest)
 
 
 @torch.no_grad()

@@ -142,7 +142,7 @@ def check_exportable(recipe: Recipe, save: str) -> None:
     if form == "fold" or (form == "norm map" and recipe.export == "stock-layer"):
         return
     raise RecipeError(
-        f"--gguf: repair '{recipe.repair}' adds an operator, which llama.cpp has no place for. "
+        f"repair '{recipe.repair}' adds an operator, which a GGUF file has no place for. "
         "Those that leave a stock checkpoint: --repair refit:3:ridge=auto (nearest to ghost), "
         "replaceme, magnitude, none, or --repair normed --export stock-layer."
     )

@@ -292,8 +292,8 @@ def _record_in(file: Path) -> dict[str, Any]:
     said = open_gguf(file).text(GGUF_RECORD)
     if said is None:
         raise ModelError(
-            f"'{file}' is a GGUF file, which keeps no record of its making. Give the "
-            "checkpoint's folder that it was written from."
+            f"'{file}' holds no record of its making: `ghostlayers prune` puts one into the GGUF "
+            "files that it makes, `export` does not. Give the folder that it was written from."
         )
     where = f"the record in '{file}'"
     record: dict[str, Any] = check(parse_json(said, where, ModelError), Record, where, ModelError)
