@@ -267,9 +267,9 @@ def show(points: Sequence[Point]) -> None:
         screen.table(columns, rows, f"batch {batch}, prompts of {length} tokens")
     screen.say(
         screen.dim(
-            "Medians ± the spread between quartiles; x: time as a share of the first row's, less is "
-            "quicker. Prefill reads the prompts, decode writes one token behind each. Peak: memory beyond the weights "
-            "while prompts are read and a token is written."
+            "Medians ± the spread between quartiles; x: time as a share of the first row's, less "
+            "is quicker. Prefill reads the prompts, decode writes one token behind each. Peak: "
+            "memory beyond the weights while prompts are read and a token is written."
         )
     )
 
