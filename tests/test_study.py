@@ -162,3 +162,20 @@ def test_memory_that_a_fit_takes_is_given_back(trained_llama: Any, study: Study)
     before = memory.spent
     study.fit(study.choose(remove="3-4"), ["joint:x+z"])
     assert memory.spent == before
+
+
+def test_what_a_prompt_shows_is_a_line(
+    trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
+) -> None:
+    study = Study.open(
+        trained_llama, tokenizer=byte_tokenizer, data=some_text, windows=8, held_out_windows=2,
+        sequence_length=64, layers=2,
+    )  # fmt: skip
+    cut = study.choose()
+    repairs = study.fit(cut, ["ghost", "refit:1"])
+    pruned = study.build(cut, repairs["ghost"])
+    for shown in (study, cut, *repairs["ghost"].values(), *repairs["refit:1"].values(), pruned):
+        assert "\n" not in repr(shown)
+        assert "tensor" not in repr(shown)
+        assert len(repr(shown)) < 300
+    assert "loss_nats=" in repr(pruned.evidence["dense"])

@@ -60,6 +60,10 @@ class HealedModel:
     record: dict[str, Any]
     kept_in: Path | None = None
 
+    def __repr__(self) -> str:
+        start, end = self.outcome.start.kl_nats, self.outcome.end.kl_nats
+        return f"HealedModel({self.cut.dense.base.name!r}, KL {start:.4f} before, {end:.4f} after)"
+
     @property
     def better(self) -> bool:
         """Whether it is better than before on held-out windows."""

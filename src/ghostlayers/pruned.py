@@ -20,7 +20,7 @@ from ghostlayers.repairs import Repair
 from ghostlayers.runtime.locks import holding
 from ghostlayers.runtime.progress import Progress
 from ghostlayers.selection import ScoreTable
-from ghostlayers.spans import Span, kept_layers, removed_layers
+from ghostlayers.spans import Span, format_layers, kept_layers, removed_layers
 from ghostlayers.text.tokens import Windows
 
 Result = TypeVar("Result")
@@ -62,6 +62,10 @@ class PrunedModel:
     kept_in: Path | None = None
     decision: Decision | None = None
     contest: Contest | None = None
+
+    def __repr__(self) -> str:
+        layers = f"layers {format_layers(self.removed)} of {self.num_layers} removed"
+        return f"PrunedModel({self.dense.base.name!r}, {layers}, {self.recipe.repair!r})"
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -31,7 +31,7 @@ from ghostlayers.repairs.stack import stack
 from ghostlayers.selection import ScoreTable, Step
 from ghostlayers.selection.choices import Selection, check_eligible, find_selection, select
 from ghostlayers.selection.residual import TokenSample
-from ghostlayers.spans import Span, check_layers, merge_layers
+from ghostlayers.spans import Span, check_layers, format_layers, merge_layers, removed_layers
 
 GREEDY_SHORTLIST = 4
 """Layers of lowest Block Influence that ``recoverable:greedy`` tries at each step, besides those
@@ -57,6 +57,10 @@ class ChosenCut:
     repairs: Repairs | None = None
     decision: Decision | None = None
     contest: Contest | None = None
+
+    def __repr__(self) -> str:
+        layers = format_layers(removed_layers(self.spans))
+        return f"ChosenCut(layers {layers}, by {self.recipe.select!r})"
 
     def with_instead(self, instead: tuple[str, float] | None) -> "ChosenCut":
         """The same, with a type of weights that would do instead; see `Decision`."""

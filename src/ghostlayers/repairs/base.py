@@ -87,6 +87,10 @@ class Operator:
     maps: Mapping[str, Float[Tensor, "width hidden"]] = field(default_factory=dict)
     eps: float = 1e-6
 
+    def __repr__(self) -> str:
+        sizes = {name: list(t.shape) for name, t in {**self.parameters, **self.maps}.items()}
+        return f"Operator({sizes})"
+
     def apply(self, stream: Tensor, read: Read | None = None) -> Tensor:
         """The repaired stream, computed in the stream's own type as the saved model does."""
 
@@ -157,6 +161,10 @@ class Repair:
     relative_residual: float | None = 1.0
     condition_number: float | None = None
     ridge: float | None = None
+
+    def __repr__(self) -> str:
+        left = "" if self.relative_residual is None else f", {self.relative_residual:.3f} left"
+        return f"Repair({self.method!r}, {self.operator}, {len(self.folds)} folds{left})"
 
     @property
     def delta(self) -> Float[Tensor, "hidden hidden"] | None:

@@ -34,6 +34,10 @@ class LossSums:
     agreements: int = 0
     variation: float = 0.0
 
+    def __repr__(self) -> str:
+        count = f"num_tokens={self.num_tokens}"
+        return f"LossSums(loss_nats={self.loss_nats:.4f}, kl_nats={self.kl_nats:.4f}, {count})"
+
     def __add__(self, other: "LossSums") -> "LossSums":
         return LossSums.of_row(self.row() + other.row())
 
