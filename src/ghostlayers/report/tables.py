@@ -12,6 +12,7 @@ from ghostlayers.report.results import Results
 from ghostlayers.report.rows import Accuracy, MeasuredModel, TextLoss
 from ghostlayers.report.summary import (
     Entry,
+    asked,
     at_cut,
     corpus_names,
     cuts_of,
@@ -147,9 +148,12 @@ def to_markdown(results: Results) -> str:
             blocks += [f"## {layers} layers removed", _piped(*grid, words=3)]
     else:
         blocks += [*_recommended(results), _OF_REPAIRS]
+        wanted = layer_counts(asked(entries))
         for cut in cuts_of(entries):
             rows = at_cut(entries, cut)
             blocks.append(f"## {markdown(cut_title(cut, rows))}")
+            if cut[0] not in wanted:
+                blocks.append(_YARDSTICK)
             blocks.append(_piped(*repair_grid([*dense, *rows], names)))
     more = (*_types(results), *_writing(results, entries), *_tasks(results))
     return "\n\n".join([*blocks, *more]) + "\n"
@@ -157,6 +161,9 @@ def to_markdown(results: Results) -> str:
 
 _OF_METHODS = (
     "Each method by its own choices of layers, repair and text. Loss and KL in nats a token."
+)
+_YARDSTICK = (
+    "Not asked for: Ghost with one layer less removed, a yardstick for what a layer is worth."
 )
 _OF_REPAIRS = (
     "Loss and KL in nats a token. *Of Ghost's* is the loss above the dense model's as a share of "
