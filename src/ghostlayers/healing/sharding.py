@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import fsdp
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, share_comm_ctx
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from ghostlayers.errors import NonFiniteError, RecipeError, UnsupportedModelError
@@ -137,7 +138,7 @@ def divide_dense(dense: DenseModel) -> None:
     for layer in dense.layers:
         _bring_in(layer, dense.device)
         units.append(_divide(layer, mesh, MixedPrecisionPolicy(cast_forward_inputs=False)))
-    share_comm_ctx(units)
+    _share_buffers(units)
     _settle(dense.network, dense.device)
     dense.residency = Residency(dense.layers, dense.residency.memory)
 
@@ -157,7 +158,7 @@ def prepare_shares(cut: CutModel, parts: tuple[str, ...]) -> "ShardedTrained":
         mine = [name.removeprefix(f"{path}.") for name in names if name.startswith(f"{path}.")]
         _bring_in(layer, dense.device, mine)
         units.append(_divide(layer, mesh, _policy(layer, dense, mine)))
-    share_comm_ctx(units)  # or the gradients of all layers would wait whole for the last one
+    _share_buffers(units)  # or the gradients of all layers would wait whole for the last one
     _settle(network, dense.device)
     _share(cut, network, names)
     for name in names:
@@ -270,6 +271,13 @@ def check_finite_in_all(stream: Stream, layer: int) -> None:
 
 def _mesh(dense: DenseModel) -> DeviceMesh:
     return init_device_mesh(dense.device.type, (world().size,))
+
+
+def _share_buffers(units: list[FSDPModule]) -> None:
+    """Have layers be brought together and scattered one after another, from torch 2.10 on."""
+    share = getattr(fsdp, "share_comm_ctx", None)
+    if share is not None:
+        share(units)
 
 
 def _divide(layer: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> FSDPModule:
