@@ -168,7 +168,7 @@ def _check_untouched(cut: CutModel) -> None:
     theirs = {name for name, _ in cut.dense.network.named_parameters(remove_duplicate=False)}
     others = sorted(
         name
-        for name, same in _counterparts(cut.dense, cut.network, cut.spans)
+        for name, same in cut.counterparts().items()
         if name in cut.own
         and same in theirs  # a repair that is a layer gives all layers biases
         and (layer := cut.layer_of(name)) is not None
