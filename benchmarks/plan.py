@@ -68,7 +68,8 @@ def carry_out(arguments: argparse.Namespace) -> dict[str, Any]:
     loaded = load_model(arguments.model, options)
     plan = pipeline.plan(loaded, options=options, **given)
     clock, start = Clock(), time.monotonic()
-    pruned = ghostlayers.prune(loaded, options=options, progress=clock, **given)
+    ghostlayers.show_progress(clock)
+    pruned = ghostlayers.prune(loaded, options=options, **given)
     computed = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         pruned.save(Path(folder) / "out")

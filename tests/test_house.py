@@ -80,6 +80,7 @@ def test_public_names_are_pinned() -> None:
         "prune",
         "recommend",
         "score",
+        "show_progress",
         "write_data",
     ]
     assert all(hasattr(ghostlayers, name) for name in ghostlayers.__all__)

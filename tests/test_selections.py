@@ -30,7 +30,7 @@ from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import FitOptions, find_method
 from ghostlayers.repairs.base import Repair, linear
-from ghostlayers.runtime.progress import Silent
+from ghostlayers.runtime.progress import Silent, shown_by
 from ghostlayers.selection.angular import add_last_tokens
 from ghostlayers.selection.choices import SELECTIONS, eligible_layers, find_selection
 from ghostlayers.selection.lorp import choose_layers, cluster_layers, locality, number_of_clusters
@@ -537,8 +537,8 @@ class Counted(Silent):
 def test_progress_reaches_its_end(layerwise: Any, windows: Windows, name: str) -> None:
     progress = Counted()
     recipe = Recipe(layers=2, select=name, windows=12, sequence_length=64)
-    runner = Runner(layerwise, progress=progress)
-    search.choose(study_of(runner, recipe, *windows.split_at(12)))
+    with shown_by(progress):
+        search.choose(study_of(Runner(layerwise), recipe, *windows.split_at(12)))
     assert progress.stages
     assert all(total == done for _, total, done in progress.stages), progress.stages
     titles = " ".join(title for title, _, _ in progress.stages)

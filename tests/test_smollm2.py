@@ -17,7 +17,6 @@ from ghostlayers.demo.model import SHA256, demo_model
 from ghostlayers.demo.reference_text import group_topics, split_topics
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.runtime.outputs import file_hash
-from ghostlayers.runtime.progress import Silent
 from ghostlayers.spans import Span
 from ghostlayers.study import Study
 from ghostlayers.text.tokens import Windows
@@ -36,7 +35,7 @@ RECIPE = Recipe(layers=7, windows=10, held_out_windows=2, sequence_length=256)
 
 @pytest.fixture(scope="module")
 def demo() -> tuple[Study, Windows]:
-    return walkthrough.prepare(RunOptions(), Silent(), RECIPE)
+    return walkthrough.prepare(RunOptions(), RECIPE)
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ from ghostlayers.evaluation import (
     open_tasks,
     tokens_to_answer,
 )
+from ghostlayers.runtime.progress import shown_by
 from task_texts import COUNT, questions, write_task
 
 
@@ -171,9 +172,8 @@ class Watcher:
 def test_progress_counts_every_option_and_is_seen(folder, byte_tokenizer, capfd) -> None:
     watcher = Watcher()
     names = ["plain", "nouns"]
-    evaluate_tasks(
-        make_tiny_llama(), byte_tokenizer, names, tasks_path=folder, limit=5, progress=watcher
-    )
+    with shown_by(watcher):
+        evaluate_tasks(make_tiny_llama(), byte_tokenizer, names, tasks_path=folder, limit=5)
     assert watcher.stages == [["Answering plain, nouns", 30, 30]]
     assert capfd.readouterr() == ("", "a bar\n")
 
@@ -297,9 +297,10 @@ def test_an_answer_to_write_is_read_from_a_local_file(
     monkeypatch.chdir(tmp_path)
     speaker, watcher = Speaker([1, 4]), Watcher()
     monkeypatch.setattr(harness.QuietModel, "_model_generate", speaker.answer)
-    (result,) = evaluate_tasks(
-        make_tiny_llama(), byte_tokenizer, ["gsm8k_local"], tasks_path=tmp_path, progress=watcher
-    )
+    with shown_by(watcher):
+        (result,) = evaluate_tasks(
+            make_tiny_llama(), byte_tokenizer, ["gsm8k_local"], tasks_path=tmp_path
+        )
     assert result.acc.values == (0.0, 1.0, 0.0, 0.0, 1.0)
     assert (result.measure, result.num_fewshot) == ("exact_match", 1)
     assert all(prompt.count("Answer:") == 2 for prompt in speaker.prompts)

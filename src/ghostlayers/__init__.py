@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ghostlayers.checkpoint.adapter import from_adapter, materialize
     from ghostlayers.checkpoint.proof import Verification
     from ghostlayers.checkpoint.records import inspect
+    from ghostlayers.cli.screen import show_progress
     from ghostlayers.errors import GhostlayersError
     from ghostlayers.evaluation import EvaluationResult
     from ghostlayers.heal_pipeline import heal
@@ -63,6 +64,7 @@ __all__ = [
     "prune",
     "recommend",
     "score",
+    "show_progress",
     "write_data",
 ]
 
@@ -91,6 +93,7 @@ _HOMES = {
     "prune": "pipeline",
     "recommend": "recommending.answer",
     "score": "pipeline",
+    "show_progress": "cli.screen",
     "write_data": "writing.writing",
 }
 """The module of every public name, imported when the name is first used (PEP 562)."""

@@ -24,10 +24,9 @@ from ghostlayers.errors import RecipeError
 from ghostlayers.model.gguf_families import check_facts
 from ghostlayers.preparation import check_model, open_model, read_calibration
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.runtime import drafts
+from ghostlayers.runtime import drafts, progress
 from ghostlayers.runtime.locks import holding
 from ghostlayers.runtime.places import check_apart
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.runtime.settings import documented, same_as, setting
 
 _PANEL = "Importance matrix"
@@ -119,7 +118,6 @@ def export_family(
     dtype: str = "auto",
     options: RunOptions | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
 ) -> Iterator[Made]:
     """Write a checkpoint as GGUF files of several types, each whole or not at all.
 
@@ -131,7 +129,6 @@ def export_family(
         dtype: of the file that all others are made from; ``auto`` for the checkpoint's own.
         options: how the checkpoint is run for the importance matrix.
         overwrite: replace existing files.
-        progress: told of every stage.
 
     Yields:
         Every file as soon as it is there, the importance matrix first.
@@ -139,7 +136,7 @@ def export_family(
     Raises:
         GhostlayersError: what cannot be made is refused before anything is written.
     """
-    source, progress = Path(source), progress or Silent()
+    source = Path(source)
     paths = family.paths(Path(pattern))
     check_apart({"checkpoint": [source]}, {f"{kind} file": path for kind, path in paths.items()})
     for path in paths.values():
@@ -150,10 +147,10 @@ def export_family(
             stack.enter_context(holding(path, replace=overwrite))
         folder = drafts.new_folder(next(iter(paths.values())))
         stack.callback(drafts.remove, folder)
-        base = _base(source, folder, pre_tokenizer, dtype, options, progress)
+        base = _base(source, folder, pre_tokenizer, dtype, options)
         matrix = paths.pop(IMATRIX, None)
         if matrix is not None:
-            _importance(source, matrix, family, options, progress, overwrite=overwrite)
+            _importance(source, matrix, family, options, overwrite=overwrite)
             yield Made(IMATRIX, matrix, {})
         with progress.stage(f"Writing {len(paths)} types", len(paths)) as advance:
             for kind, path in paths.items():
@@ -167,7 +164,6 @@ def _base(
     pre_tokenizer: str | None,
     dtype: str,
     options: RunOptions | None,
-    progress: Progress,
 ) -> Path:
     """The file that all others are made from."""
     if source.suffix == ".gguf" and source.is_file():
@@ -179,7 +175,6 @@ def _base(
         pre_tokenizer=pre_tokenizer,
         dtype=dtype,
         options=options,
-        progress=progress,
     )
 
 
@@ -188,7 +183,6 @@ def _importance(
     out: Path,
     family: Family,
     options: RunOptions | None,
-    progress: Progress,
     *,
     overwrite: bool,
 ) -> None:
@@ -196,7 +190,7 @@ def _importance(
     model = open_model(str(source), None, options or RunOptions())
     check_facts(model.config)
     check_model(model, family.recipe, surgery_follows=False)
-    corpus, windows, _ = read_calibration(model, family.recipe, race_windows=0, progress=progress)
-    squares = gather_squares(Runner(model, progress=progress), windows)
+    corpus, windows, _ = read_calibration(model, family.recipe, race_windows=0)
+    squares = gather_squares(Runner(model), windows)
     rows = named_for_llama_cpp(model.network, squares.sums, squares.counts)
     write_imatrix(out, rows, text=corpus.name, windows=windows, overwrite=overwrite)

@@ -22,7 +22,6 @@ from ghostlayers.preparation import Documents, ModelSource, Tokenizer, open_mode
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import HealingRecipe, RunOptions
 from ghostlayers.runtime.parallel import world
-from ghostlayers.runtime.progress import Progress
 
 
 @leaves_models_alone
@@ -36,7 +35,6 @@ def heal(
     options: RunOptions | None = None,
     keep: str | Path | None = None,
     take_kept: bool = False,
-    progress: Progress | None = None,
     **choices: Any,
 ) -> HealedModel:
     """Train a cut model for minutes, from its closed-form repair on, against the dense one.
@@ -51,7 +49,6 @@ def heal(
         keep: a folder for what the run has done so far: the same call goes on from it after an
             interruption, and ends with the same bits; `HealedModel.save` deletes it.
         take_kept: train no further, and return the best state that is kept there.
-        progress: told what is being done.
         choices: fields of the recipe.
 
     Returns:
@@ -73,7 +70,6 @@ def heal(
         data=data,
         keep=None if keep is None else Path(keep),
         take_kept=take_kept,
-        progress=progress,
     )
 
 

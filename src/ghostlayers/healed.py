@@ -26,7 +26,6 @@ from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.runtime.machine import versions
 from ghostlayers.runtime.parallel import check_same, shards, world
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.spans import Span, kept_layers, pruned_boundary
 from ghostlayers.surgery.removal import share_weights
 from ghostlayers.text.tokens import check_sequence_length
@@ -257,7 +256,6 @@ def heal_cut(
     data: Documents | None = None,
     keep: Path | None = None,
     take_kept: bool = False,
-    progress: Progress | None = None,
 ) -> HealedModel:
     """Train a cut model; see `heal_pipeline.heal`.
 
@@ -267,7 +265,6 @@ def heal_cut(
     dense = cut.dense
     check_sequence_length(dense.config, recipe.sequence_length)
     check_causal(dense)
-    progress = progress or Silent()
     if recipe.writes and world().size > 1:
         raise RecipeError(
             "@dense is written by one process, and a launcher has started several: write the text "
@@ -278,9 +275,8 @@ def heal_cut(
         return Training(
             cut,
             recipe,
-            lambda count, recipe: read_text(dense, recipe, count, data, progress, keep),
+            lambda count, recipe: read_text(dense, recipe, count, data, keep),
             options.batch_size,
-            progress,
             passes,
             train=not take_kept,
         ).run()

@@ -22,9 +22,9 @@ from ghostlayers.model.loading import leaves_models_alone
 from ghostlayers.model.residency import read_tensor
 from ghostlayers.preparation import ModelSource, Tokenizer, open_model
 from ghostlayers.recipe import HealingRecipe, RunOptions
+from ghostlayers.runtime import progress
 from ghostlayers.runtime.documents import brief
 from ghostlayers.runtime.machine import versions
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.statistics.losses import LossSums
 from ghostlayers.statistics.slerp import slerp
 from ghostlayers.text.tokens import check_sequence_length
@@ -87,7 +87,6 @@ def merge(
     t: float | None = None,
     tokenizer: "Tokenizer | None" = None,
     options: RunOptions | None = None,
-    progress: Progress | None = None,
 ) -> MergedModel:
     """Merge two healed checkpoints of one cut, tensor by tensor.
 
@@ -100,7 +99,6 @@ def merge(
             least divergence from the dense model, one of the parents if that is best.
         tokenizer: for a dense model in memory.
         options: how to run.
-        progress: told what is being done.
 
     Raises:
         GhostlayersError: bad input, or two that are not of one cut.
@@ -116,9 +114,9 @@ def merge(
     cuts = open_cut(first, dense, options), open_cut(second, dense, options)
     check_one_cut(cuts, parents)
     whole = Trained(cuts[0].network, {}, {}, {}, _start(cuts), cut=cuts[0])
-    windows, name = read_held_out(dense, recipe, progress)
+    windows, name = read_held_out(dense, recipe)
     held_out = HeldOut(whole, windows, options.batch_size)
-    losses = _measure(held_out, cuts, TRIED if t is None else (t,), progress or Silent())
+    losses = _measure(held_out, cuts, TRIED if t is None else (t,))
     kept = _nearest(losses) if t is None else (MERGED, t)
     text = {
         "corpus": name,
@@ -132,9 +130,7 @@ def merge(
     return MergedModel(_network(whole, cuts, kept), cut, *kept, losses, record)
 
 
-def _measure(
-    held_out: HeldOut, cuts: Both, shares: Sequence[float], progress: Progress
-) -> dict[Candidate, LossSums]:
+def _measure(held_out: HeldOut, cuts: Both, shares: Sequence[float]) -> dict[Candidate, LossSums]:
     """Losses of both parents, and of what lies between them."""
     tried = [(PARENTS[0], 0.0), (PARENTS[1], 1.0), *((MERGED, share) for share in shares)]
     losses = {}

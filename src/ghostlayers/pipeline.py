@@ -39,7 +39,6 @@ from ghostlayers.preparation import (
 )
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.selection import ScoreTable
 from ghostlayers.study import Study
 from ghostlayers.text import corpora, tokens
@@ -58,7 +57,6 @@ def prune(
     show_text: Callable[[str], None] | None = None,
     show_plan: Callable[[Plan], None] | None = None,
     output: Output | None = None,
-    progress: Progress | None = None,
     **choices: Any,
 ) -> PrunedModel:
     """Remove decoder layers from a language model and repair every gap in closed form.
@@ -85,7 +83,6 @@ def prune(
         revision=revision,
         result_follows=True,
         output=output,
-        progress=progress,
         **choices,
     )
     if show_text is not None:
@@ -110,7 +107,6 @@ def plan(
     options: RunOptions | None = None,
     revision: str | None = None,
     output: Output | None = CHECKPOINT,
-    progress: Progress | None = None,
     **choices: Any,
 ) -> Plan:
     """What `prune` would take on this machine: time, memory, disk and arithmetic, line by line.
@@ -129,7 +125,7 @@ def plan(
     check_what_follows(dense, recipe, output)
     budget = None
     if recipe.wish is not None and recipe.max_loss is None:
-        runner = Runner(dense, options.batch_size, progress or Silent())
+        runner = Runner(dense, options.batch_size)
         budget = budget_of(runner, recipe, output or CHECKPOINT)
         recipe = settled(recipe, budget.fewest())
     return plan_run(dense, recipe, options, seconds_since_start(), output, budget)
@@ -145,7 +141,6 @@ def score(
     options: RunOptions | None = None,
     revision: str | None = None,
     show_text: Callable[[str], None] | None = None,
-    progress: Progress | None = None,
     **choices: Any,
 ) -> ScoreTable:
     """Score every layer, and every contiguous span of ``layers`` layers.
@@ -167,7 +162,6 @@ def score(
         options=options,
         revision=revision,
         surgery_follows=False,
-        progress=progress,
     )
     if show_text is not None:
         show_text(study.windows.preview)
@@ -188,7 +182,6 @@ def evaluate(
     separators: Sequence[str] = (corpora.BLANK_LINE,),
     options: RunOptions | None = None,
     revision: str | None = None,
-    progress: Progress | None = None,
 ) -> list[EvaluationResult]:
     """Perplexity of any causal language model on corpora, and its divergence from a dense one.
 
@@ -204,7 +197,6 @@ def evaluate(
         separators: joins the documents: one for all corpora, or one each.
         options: how to do it.
         revision: of a model on the hub.
-        progress: told what is being done.
 
     Returns:
         One result a corpus, in the order given.
@@ -212,7 +204,7 @@ def evaluate(
     Raises:
         GhostlayersError: bad input.
     """
-    options, progress = options or RunOptions(), progress or Silent()
+    options = options or RunOptions()
     sources = [data] if isinstance(data, (str, Path, corpora.Corpus)) else list(data)
     joins = corpora.one_separator_each(separators, len(sources))
     models = _open(model, against, tokenizer, options, revision)
@@ -231,7 +223,6 @@ def evaluate(
             sequence_length=sequence_length,
             max_windows=max_windows,
             bos=bos,
-            progress=progress,
         )
         tokens.check_tokens(opened.network, opened.tokenizer, windows)
         results.append(
@@ -243,7 +234,6 @@ def evaluate(
                 batch_size=options.batch_size or 8,
                 complete=corpus.complete,
                 calibration=calibrated_on,
-                progress=progress,
             )
         )
     return results
@@ -259,7 +249,6 @@ def continue_texts(
     tokenizer: "Tokenizer | None" = None,
     options: RunOptions | None = None,
     revision: str | None = None,
-    progress: Progress | None = None,
 ) -> WritingReport:
     """What a model and a dense one write behind stretches of the texts that were evaluated.
 
@@ -271,7 +260,6 @@ def continue_texts(
         tokenizer: for a model in memory.
         options: how to do it.
         revision: of a model on the hub.
-        progress: told of every step.
 
     Raises:
         GhostlayersError: bad input.
@@ -285,7 +273,6 @@ def continue_texts(
         opened.tokenizer,
         [result.windows for result in evaluated if result.windows is not None],
         continuations,
-        progress=progress,
     )
 
 
@@ -318,7 +305,6 @@ def evaluate_on_tasks(
     tokenizer: "Tokenizer | None" = None,
     options: RunOptions | None = None,
     revision: str | None = None,
-    progress: Progress | None = None,
 ) -> TaskReport:
     """Accuracy on zero-shot tasks of lm-evaluation-harness, compared pair by pair with a model.
 
@@ -333,12 +319,11 @@ def evaluate_on_tasks(
         tokenizer: for a model in memory.
         options: how to do it.
         revision: of a model on the hub.
-        progress: told what is being done.
 
     Raises:
         GhostlayersError: bad input, or lm-evaluation-harness is not installed.
     """
-    options, progress = options or RunOptions(), progress or Silent()
+    options = options or RunOptions()
     if not isinstance(tasks, LoadedTasks):
         tasks = open_tasks(tasks, tasks_path=tasks_path, trust_tasks=trust_tasks, seed=seed)
     models = _open(model, against, tokenizer, options, revision)
@@ -349,7 +334,6 @@ def evaluate_on_tasks(
             tasks,
             limit=limit,
             batch_size=options.batch_size or 8,
-            progress=progress,
         )
         for opened in models
     ]

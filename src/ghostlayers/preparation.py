@@ -23,7 +23,6 @@ from ghostlayers.model.families import check_config, check_tokenizer, family_of
 from ghostlayers.model.loading import from_memory, load_model, read_config
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.runtime.progress import Progress
 from ghostlayers.selection.choices import (
     candidate_spans,
     check_eligible,
@@ -262,7 +261,6 @@ def read_calibration(
     recipe: Recipe,
     data: Documents | None = None,
     race_windows: int | None = None,
-    progress: Progress | None = None,
 ) -> tuple[Corpus, Windows, Windows]:
     """The calibration text, its windows for scores and fits, and held-out ones.
 
@@ -271,7 +269,6 @@ def read_calibration(
         recipe: how the text is cut.
         data: instead of the recipe's.
         race_windows: held-out windows that any race may use; the recipe's own if not given.
-        progress: told what is being done, where it takes long.
 
     Raises:
         CorpusError: the text cannot be read.
@@ -306,7 +303,6 @@ def read_calibration(
                 bos=recipe.bos,
                 seed=recipe.seed,
                 sampling=recipe.sampling,
-                progress=progress,
             )
         except WindowError:
             if more:
@@ -335,7 +331,6 @@ def read_evaluation(
     sequence_length: int,
     max_windows: int | None,
     bos: tokens.BosPolicy,
-    progress: Progress | None = None,
 ) -> tuple[Corpus, Windows]:
     """A corpus to evaluate on, and its first windows: of a large one, only what they need is read.
 
@@ -354,7 +349,6 @@ def read_evaluation(
             sequence_length=sequence_length,
             bos=bos,
             count=max_windows,
-            progress=progress,
         )
         enough = max_windows is not None and len(windows) >= max_windows
         if enough or corpus.complete or corpus is source or limit == corpora.MAX_CHARACTERS:

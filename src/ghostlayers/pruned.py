@@ -18,7 +18,6 @@ from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.recipe.decision import Decision
 from ghostlayers.repairs import Repair
 from ghostlayers.runtime.locks import holding
-from ghostlayers.runtime.progress import Progress
 from ghostlayers.selection import ScoreTable
 from ghostlayers.spans import Span, format_layers, kept_layers, removed_layers
 from ghostlayers.text.tokens import Windows
@@ -128,7 +127,6 @@ class PrunedModel:
         pre_tokenizer: str | None = None,
         options: RunOptions | None = None,
         overwrite: bool = False,
-        progress: Progress | None = None,
     ) -> gguf_saving.SavedGguf:
         """Write one GGUF file; of a model that was read from one, what is quantised stays so.
 
@@ -145,7 +143,6 @@ class PrunedModel:
                 GGUF file and it is not known.
             options: how much memory that checkpoint may take.
             overwrite: replace a file of that name.
-            progress: told of every tensor.
 
         Raises:
             UnsupportedModelError: llama.cpp could not run the result.
@@ -167,7 +164,6 @@ class PrunedModel:
                         pre_tokenizer=pre_tokenizer,
                         options=options,
                         overwrite=overwrite,
-                        progress=progress,
                     )
                 return gguf_saving.save_gguf(
                     self.dense,
@@ -178,7 +174,6 @@ class PrunedModel:
                     how,
                     self.held_out,
                     overwrite=overwrite,
-                    progress=progress,
                 )
 
         return self._once(file, write)

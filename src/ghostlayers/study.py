@@ -52,7 +52,6 @@ from ghostlayers.recipe.wish import DETAILS, HOW_MANY
 from ghostlayers.repairs import REPAIR_REGISTRY, RepairMethod
 from ghostlayers.runtime.machine import versions
 from ghostlayers.runtime.parallel import check_same, from_first, world
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.selection import ScoreTable, Selection
 from ghostlayers.spans import Span
 from ghostlayers.statistics.losses import LossSums
@@ -109,7 +108,6 @@ class Study:
         surgery_follows: bool = True,
         result_follows: bool = False,
         output: Output | None = None,
-        progress: Progress | None = None,
         **choices: Any,
     ) -> "Study":
         """Open a model and read its calibration text.
@@ -125,7 +123,6 @@ class Study:
             result_follows: the recipe will be carried out and its result saved, so that it must say
                 what goes, and the model must have a place for its repair.
             output: what that result will be, where more than a checkpoint is to be made of it.
-            progress: told of every pass.
             choices: fields of the recipe.
 
         Raises:
@@ -135,14 +132,14 @@ class Study:
         options = dataclasses.replace(options or RunOptions(), preset=recipe.preset)
         how = {"surgery_follows": surgery_follows, "exact": output is not None and output.is_file}
         dense = open_model(model, tokenizer, options, revision, **how)
-        started, progress = seconds_since_start(), progress or Silent()
+        started = seconds_since_start()
         if result_follows:
             check_what_follows(dense, recipe, output)
         else:
             check_model(dense, recipe, surgery_follows=surgery_follows)
-        text = read_calibration(dense, recipe, data, progress=progress)
+        text = read_calibration(dense, recipe, data)
         check_causal(dense)
-        runner = Runner(dense, options.batch_size, progress, sweeps={})
+        runner = Runner(dense, options.batch_size, sweeps={})
         return cls(runner, recipe, options, *text, started, output or CHECKPOINT)
 
     def __repr__(self) -> str:
@@ -315,7 +312,7 @@ class Study:
         recipe = (recipe or HealingRecipe()).changed(choices)
         data = self.corpus if recipe.data is None else None
         cut = CutModel.of(self.dense, text_view(pruned.model), pruned.spans, pruned.record)
-        return heal_cut(cut, recipe, self.options, data=data, progress=self.runner.progress)
+        return heal_cut(cut, recipe, self.options, data=data)
 
     def plan(self, output: Output | None = CHECKPOINT) -> Plan:
         """What the recipe will take on this machine: the same passes, priced instead of run."""
@@ -351,7 +348,6 @@ class Study:
             sequence_length=recipe.sequence_length,
             max_windows=max_windows,
             bos=recipe.bos,
-            progress=self.runner.progress,
         )
         return windows
 

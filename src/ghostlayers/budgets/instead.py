@@ -27,6 +27,7 @@ from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import whole_of
 from ghostlayers.recipe.decision import Decision
 from ghostlayers.recipe.wish import PACKED
+from ghostlayers.runtime import progress
 from ghostlayers.statistics.losses import LossSums
 from ghostlayers.text.tokens import Windows
 
@@ -81,7 +82,7 @@ def loss_of_type(runner: Runner, kind: str, windows: Windows) -> float:
         windows: to measure on.
     """
     network = copy.deepcopy(runner.model.network)
-    with runner.progress.stage(f"Rounding to {kind}", 1) as advance:
+    with progress.stage(f"Rounding to {kind}", 1) as advance:
         for parameter in network.parameters():
             parameter.data = rounded(parameter.data, kind)
         advance()

@@ -24,8 +24,8 @@ from ghostlayers.modeling import norm_eps, repair_stream
 from ghostlayers.recipe.recipe import Speed
 from ghostlayers.repairs import RepairMethod
 from ghostlayers.repairs.shapes import operator_shapes
+from ghostlayers.runtime import progress
 from ghostlayers.runtime.machine import memory_of
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.spans import Span, kept_layers
 
 ROUNDS = 5
@@ -106,7 +106,6 @@ def time_parts(
     dense: DenseModel,
     point: Point,
     *,
-    progress: Progress | None = None,
     clock: Clock = time.perf_counter,
 ) -> Seconds:
     """Time a model's own layers and all that is around them.
@@ -114,7 +113,6 @@ def time_parts(
     Args:
         dense: with its weights where it computes.
         point: where.
-        progress: told of every round.
         clock: seconds.
 
     Raises:
@@ -125,7 +123,7 @@ def time_parts(
     whole: list[float] = []
     watched: list[list[float]] = []
     rounds, began = WARM_UP + ROUNDS, clock()
-    with (progress or Silent()).stage("Timing the layers", 2 * rounds) as advance:
+    with progress.stage("Timing the layers", 2 * rounds) as advance:
         for turn in range(rounds):
             if watched and clock() - began > PATIENCE:
                 break

@@ -79,7 +79,7 @@ def timed(runner: Runner, recipe: Recipe) -> Timed:
 
 def _measured(runner: Runner, recipe: Recipe, point: Point) -> list[float]:
     dense = runner.model
-    parts = speed.time_parts(dense, point, progress=runner.progress)
+    parts = speed.time_parts(dense, point)
     return [parts.rest, repair_seconds(dense, recipe, point, parts), *parts.layers]
 
 

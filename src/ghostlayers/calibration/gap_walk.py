@@ -25,6 +25,7 @@ from ghostlayers.repairs.base import Evidence, Fold, Needs, Repair
 from ghostlayers.repairs.method import Stage
 from ghostlayers.repairs.piecewise import common_directions
 from ghostlayers.repairs.through_norm import SOLVES, ChannelSums, Writing, whitened
+from ghostlayers.runtime import progress
 from ghostlayers.runtime.parallel import add_up
 from ghostlayers.runtime.progress import Advance
 from ghostlayers.spans import Span
@@ -98,7 +99,7 @@ class GapWalk:
         """One gap after another."""
         between = sum(after.start - before.stop for before, after in pairwise(self.spans))
         steps = self.spans[-1].stop + len(self.fittings) * (between + len(self.spans))
-        with self.runner.progress.stage("Fitting gap after gap", steps) as advance:
+        with progress.stage("Fitting gap after gap", steps) as advance:
             for index, span in enumerate(self.spans):
                 self._fit_gap(index, span, advance)
         return self.repairs

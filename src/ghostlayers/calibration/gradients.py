@@ -18,6 +18,7 @@ from ghostlayers.errors import NonFiniteError
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import MicroBatch, Stream
 from ghostlayers.repairs.base import Repair
+from ghostlayers.runtime import progress
 from ghostlayers.runtime.parallel import add_up, world
 from ghostlayers.spans import Span
 from ghostlayers.surgery.features import act, reader
@@ -45,7 +46,7 @@ def layer_gradients(runner: Runner, cut: Cut, windows: Windows) -> Iterator[tupl
     gaps = {layer: span for span in cut.repairs for layer in span.layers}
     total = len(windows) * (2 * model.num_layers + 1)
     title = backward_pass(model, len(windows), windows.sequence_length).title
-    with runner.progress.stage(title, total) as advance:
+    with progress.stage(title, total) as advance:
         batches: list[MicroBatch] = []
         streams: list[list[Stream]] = []
         gradients: list[Stream] = []

@@ -25,7 +25,8 @@ from ghostlayers.model.dense import DenseModel
 from ghostlayers.modeling import norm_eps
 from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import Repair
-from ghostlayers.runtime.progress import Advance, Silent
+from ghostlayers.runtime import progress
+from ghostlayers.runtime.progress import Advance
 from ghostlayers.selection import Scattered, ScoreTable, SpanScore
 from ghostlayers.selection.choices import (
     candidate_spans,
@@ -221,7 +222,7 @@ def measure_importance(study: StudyLike, cut: Cut) -> tuple[float, ...]:
         }
     else:
         title = without_pass(cut.model, layers, len(windows)).title
-        with study.runner.progress.stage(title, len(layers) * len(windows)) as advance:
+        with progress.stage(title, len(layers) * len(windows)) as advance:
             importance = losses_without(study.runner, cut, windows, layers, advance)
     return of_every_layer(cut.model, importance)
 
@@ -271,8 +272,7 @@ def losses_without(
     model = cut.model
     sums = cuts.LossRows(layers)
     units = len(layers) * len(windows)
-    silent = replace(runner, progress=Silent())  # the caller draws one bar for all layers
-    for _, ids in silent.visit(without_pass(model, layers, len(windows)), windows, sums):
+    for _, ids in runner.visit(without_pass(model, layers, len(windows)), windows, sums):
         batch, first = model.begin(ids)
         streams = [stream for _, stream in cut.walk(batch, first)]
         for layer in layers:

@@ -6,7 +6,7 @@ processes.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -14,8 +14,8 @@ from torch import Tensor
 from ghostlayers.calibration.boundaries import BoundaryStore
 from ghostlayers.calibration.journal import Journal
 from ghostlayers.model.dense import DenseModel
+from ghostlayers.runtime import progress
 from ghostlayers.runtime.parallel import add_up, from_first, world
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.text.tokens import Windows
 
 
@@ -80,7 +80,6 @@ class Runner:
     Attributes:
         model: the dense model.
         batch_size: windows a layer computes at a time; 0 chooses.
-        progress: told of every stage.
         journal: keeps the sums of every pass, where a run is to survive.
         sweeps: what earlier passes over the same windows found, for those who ask again; None to
             ask anew.
@@ -88,7 +87,6 @@ class Runner:
 
     model: DenseModel
     batch_size: int = 0
-    progress: Progress = field(default_factory=Silent)
     journal: Journal | None = None
     sweeps: dict[Any, Any] | None = None
 
@@ -116,7 +114,7 @@ class Runner:
             record.begin(size, sums.tensors())
             _restore_files(sums, merged=record.merged, done=record.done)
         done, merged = (record.done, record.merged) if record else (0, False)
-        with self.progress.stage(declared.title, len(windows)) as advance:
+        with progress.stage(declared.title, len(windows)) as advance:
             for index, start in enumerate(range(0, len(windows), size)):
                 ids = windows.input_ids[start : start + size]
                 if start >= done and here.takes(index):

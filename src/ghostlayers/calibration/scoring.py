@@ -15,6 +15,7 @@ from ghostlayers.model.dense import DenseModel
 from ghostlayers.modeling import norm_eps
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import Repair
+from ghostlayers.runtime import progress
 from ghostlayers.runtime.parallel import add_up, world
 from ghostlayers.selection import ScoreTable, SpanScore
 from ghostlayers.selection.angular import add_last_tokens
@@ -339,7 +340,7 @@ def _residuals(runner: Runner, sample: TokenSample, spans: Sequence[Span]) -> Te
     """How badly a linear map replaces each span, [spans]; several processes share them out."""
     residuals, here = torch.zeros(len(spans), dtype=torch.float64), world()
     title = residual_pass(runner.model, sample.num_tokens, len(spans)).title
-    with runner.progress.stage(title, len(spans)) as advance:
+    with progress.stage(title, len(spans)) as advance:
         for index, span in enumerate(spans):
             if here.takes(index):
                 source, target = sample.streams[span.start], sample.streams[span.stop]

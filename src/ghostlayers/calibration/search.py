@@ -28,6 +28,7 @@ from ghostlayers.calibration.measuring import (
 from ghostlayers.recipe import Recipe
 from ghostlayers.recipe.decision import Decision
 from ghostlayers.repairs.stack import stack
+from ghostlayers.runtime import progress
 from ghostlayers.selection import ScoreTable, Step
 from ghostlayers.selection.choices import Selection, check_eligible, find_selection, select
 from ghostlayers.selection.residual import TokenSample
@@ -143,9 +144,7 @@ def search_perplexity(study: StudyLike, count: int) -> ChosenCut:
     tried = sum(len(layers) - step for step in range(count))
     steps: list[Step] = []
     importance: tuple[float, ...] = ()
-    with study.runner.progress.stage(
-        f"Removing {count} layers by loss", tried * len(windows)
-    ) as advance:
+    with progress.stage(f"Removing {count} layers by loss", tried * len(windows)) as advance:
         for _ in range(count):
             removed = [step.layer for step in steps]
             cut = Cut(model, cuts.unrepaired(merge_layers(removed)))

@@ -39,11 +39,11 @@ from ghostlayers.model.gguf_file import (
 from ghostlayers.model.gguf_header import header_after, scaled_queries
 from ghostlayers.model.loading import load_model
 from ghostlayers.recipe import RunOptions
+from ghostlayers.runtime import progress
 from ghostlayers.runtime.documents import to_json
 from ghostlayers.runtime.files import check_new, whole_files
 from ghostlayers.runtime.locks import continues, holding
 from ghostlayers.runtime.places import part_name
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.runtime.shown import shared
 from ghostlayers.surgery import removal
 
@@ -128,7 +128,6 @@ def write_gguf_cut(
     *,
     split: int = 0,
     overwrite: bool = False,
-    progress: Progress | None = None,
 ) -> tuple[list[Path], Verification]:
     """Write the file, and prove that it reads as the model in memory.
 
@@ -138,7 +137,6 @@ def write_gguf_cut(
         record: how the model was made; it goes into the header.
         split: start another file where one would exceed so many bytes; 0 makes one.
         overwrite: replace files of that name.
-        progress: told of every tensor.
 
     Returns:
         The files, and how the model that is read from them compares.
@@ -154,7 +152,7 @@ def write_gguf_cut(
             if not overwrite and not continues(out, path):
                 check_new(path)
         with whole_files(out, paths) as drafts:
-            written = writer.write(drafts, progress or Silent())
+            written = writer.write(drafts)
             _prove_bytes(drafts[0], cut, written)
             verification = _prove_model(drafts[0], cut)
     return paths, verification
@@ -199,7 +197,7 @@ class _Writer(GGUFWriter):
         del path
         return self.drafts
 
-    def write(self, drafts: list[Path], progress: Progress) -> dict[str, str]:
+    def write(self, drafts: list[Path]) -> dict[str, str]:
         """Write everything; return the hash of every tensor's bytes."""
         self.drafts, hashes = drafts, {}
         tensors = dict(self.cut.tensors())

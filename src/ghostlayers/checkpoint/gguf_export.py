@@ -48,10 +48,10 @@ from ghostlayers.model.gguf_positions import position_entries
 from ghostlayers.model.loading import load_model, read_config
 from ghostlayers.model.multimodal import check_gguf
 from ghostlayers.recipe import Recipe, RunOptions, TypeName
+from ghostlayers.runtime import progress
 from ghostlayers.runtime.files import check_can_write, check_new, whole_file
 from ghostlayers.runtime.locks import continues, holding
 from ghostlayers.runtime.places import check_apart
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.runtime.shown import one_line, without_folders
 from ghostlayers.spans import format_layers
 
@@ -70,7 +70,6 @@ def export_gguf(
     dtype: str = "auto",
     options: RunOptions | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
 ) -> Path:
     """Write a checkpoint as a GGUF file, and prove that it holds the same numbers.
 
@@ -82,7 +81,6 @@ def export_gguf(
             checkpoint's own. A processor may round what it multiplies to that type, too.
         options: how much memory the checkpoint may take, and where it lies beyond that.
         overwrite: replace an existing file.
-        progress: told of every tensor.
 
     Raises:
         UnsupportedModelError: the family, its positions or its tokenizer are not handled.
@@ -101,7 +99,7 @@ def export_gguf(
     loaded = load_model(str(folder), _reading(config, options or RunOptions()))
     kind = loaded.stored_dtype if dtype == "auto" else dtype_named(dtype)
     with holding(out, replace=overwrite), whole_file(out) as draft:
-        written = _write(draft, folder, loaded, row, kind, content, splits, progress or Silent())
+        written = _write(draft, folder, loaded, row, kind, content, splits)
         _prove(draft, written, config.vocab_size)
     return out
 
@@ -197,7 +195,6 @@ def _write(
     dtype: torch.dtype,
     content: dict[str, Any],
     splits: str,
-    progress: Progress,
 ) -> dict[str, str]:
     """Write the file, a tensor at a time; return the hash of each, by name."""
     model, config = loaded.network, loaded.network.config

@@ -18,7 +18,6 @@ from ghostlayers.model.multimodal import whole_of
 from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime import drafts
 from ghostlayers.runtime.places import PART
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.runtime.settings import WHAT, documented, setting
 from ghostlayers.statistics.losses import LossSums
 from ghostlayers.text.tokens import Windows
@@ -118,7 +117,6 @@ def save_gguf(
     held_out: Windows | None = None,
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
 ) -> SavedGguf:
     """Write a cut model whose base is a GGUF file as one, and measure what is read from it.
 
@@ -131,7 +129,6 @@ def save_gguf(
         how: see `How`.
         held_out: windows to measure on; nothing is measured without them.
         overwrite: replace files of that name.
-        progress: told of every tensor.
 
     Raises:
         GhostlayersError: see `write_gguf_cut`.
@@ -140,13 +137,12 @@ def save_gguf(
     assert dense.base.file is not None
     how.check_copied(dense.base.file, out)
     check_target(out, overwrite=overwrite)
-    progress = progress or Silent()
     _check_stock(pruned, extra=pruned.config.num_hidden_layers - len(kept))
     cut = cut_gguf(dense, pruned, kept, fallback_named(how.fallback))
     encoded = None
     if cut.lossy and held_out is not None and len(held_out):
         encoded = evaluate_windows(
-            cut.network, held_out, corpus="held out", against=dense.network, progress=progress
+            cut.network, held_out, corpus="held out", against=dense.network
         ).sums
     record = dict(record)
     record["gguf"] = {name: list(types) for name, types in cut.types.items()}
@@ -159,7 +155,6 @@ def save_gguf(
         record,
         split=0 if how.split is None else split_size(how.split),
         overwrite=overwrite,
-        progress=progress,
     )
     return SavedGguf(tuple(paths), verification, cut.types, encoded)
 
@@ -174,7 +169,6 @@ def save_through_folder(
     pre_tokenizer: str | None = None,
     options: RunOptions | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
 ) -> SavedGguf:
     """Write a cut model whose base is no GGUF file as one: first a checkpoint, then that as a file.
 
@@ -187,7 +181,6 @@ def save_through_folder(
         pre_tokenizer: llama.cpp's name for how the tokenizer splits text, where it is not known.
         options: how much memory reading that folder may take.
         overwrite: replace a file of that name.
-        progress: told of every tensor.
 
     Raises:
         GhostlayersError: see `export_gguf`.
@@ -207,7 +200,6 @@ def save_through_folder(
             pre_tokenizer=pre_tokenizer,
             options=options,
             overwrite=overwrite,
-            progress=progress,
         )
     finally:
         drafts.remove(folder)

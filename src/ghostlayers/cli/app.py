@@ -112,6 +112,9 @@ class Later(TyperCommand):
         one = typer.Typer(rich_markup_mode="rich", add_completion=False)
         one.command(self.name)(command_named(str(self.name)))
         _settle()
+        from ghostlayers.cli.screen import show_progress
+
+        show_progress()
         return get_command(one)
 
 

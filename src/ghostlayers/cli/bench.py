@@ -119,7 +119,6 @@ def bench(
         lengths=lengths,
         new_tokens=new_tokens,
         repeats=repeats,
-        progress=screen.Bars(),
     )
     name = next(reversed(models))
     show(points)

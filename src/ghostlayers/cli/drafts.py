@@ -87,7 +87,6 @@ def run_drafts(
         new_tokens=asked.new_tokens,
         repeats=asked.repeats,
         sampled=asked.request.sampled,
-        progress=screen.Bars(),
     )
     manner = "sampled" if asked.request.sampled else "greedy"
     say = (

@@ -115,7 +115,6 @@ def evaluate(
             against=dense,
             limit=request.limit,
             options=options,
-            progress=screen.Bars(),
         )
         tasks_screen.show_tasks(report, model, against)
     if json_file is not None:
@@ -150,7 +149,6 @@ def _write(
         against=dense,
         continuations=request.continuations,
         options=options,
-        progress=screen.Bars(),
     )
     writing_screen.show_writing(report)
     return report
@@ -172,5 +170,4 @@ def _measure_losses(
         text_column=request.text_column,
         separators=request.separator,
         options=options,
-        progress=screen.Bars(),
     )

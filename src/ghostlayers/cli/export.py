@@ -63,7 +63,6 @@ def export(
         dtype=dtype,
         options=options,
         overwrite=overwrite,
-        progress=screen.Bars(),
     )
     saved_screen.show_family(made, family.next_command(file))
 
@@ -86,6 +85,5 @@ def write_gguf(
         dtype=dtype,
         options=options,
         overwrite=overwrite,
-        progress=screen.Bars(),
     )
     saved_screen.show_exported(file)

@@ -29,7 +29,6 @@ def write_file(pruned: PrunedModel, output: Output, options: RunOptions) -> None
         pre_tokenizer=output.pre_tokenizer,
         options=options,
         overwrite=output.overwrite,
-        progress=screen.Bars(),
     )
     if output.copies(pruned.dense):
         saved_screen.show_copied(pruned, saved)

@@ -103,7 +103,6 @@ def heal(
         options=options,
         keep=kept,
         take_kept=keep,
-        progress=screen.Bars(),
     )
     heal_screen.show_healed(healed)
     if not keep_worse:

@@ -54,7 +54,6 @@ def merge(
         recipe=recipe,
         t=share,
         options=options,
-        progress=screen.Bars(),
     )
     saved_screen.show_merged(made.record["merged"])
     screen.step(f"Writing {output} and proving it ...")

@@ -80,9 +80,7 @@ def prune(
     if not whole:
         check_precision(dense, dense.stored_dtype)
     if plan:
-        priced = pipeline.plan(
-            dense, recipe, options=options, output=leaves, progress=screen.Bars()
-        )
+        priced = pipeline.plan(dense, recipe, options=options, output=leaves)
         screen.show_plan(priced)
         return
     if not leaves.is_file:
@@ -112,7 +110,7 @@ def _heal(
 ) -> None:
     """Train what was pruned, and write it; if that gains nothing, as it was before."""
     kept = kept_folder(output.with_name(f"{output.name}-heal"), restart=restart)
-    healed = heal_pipeline.heal(pruned, recipe=recipe, keep=kept, progress=screen.Bars())
+    healed = heal_pipeline.heal(pruned, recipe=recipe, keep=kept)
     heal_screen.show_healed(healed)
     if healed.better:
         heal_screen.save_healed(healed, output, save, overwrite=overwrite)
@@ -166,7 +164,6 @@ def _prune(
         show_text=screen.show_text,
         show_plan=screen.show_plan,
         output=leaves,
-        progress=screen.Bars(),
     )
     scores_screen.show_pruned(pruned)
     return pruned

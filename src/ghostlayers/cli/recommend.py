@@ -57,7 +57,6 @@ def recommend(
             revision=revision,
             overwrite=overwrite,
             command=command_line(),
-            progress=screen.Bars(),
             say=lambda line: screen.say(screen.dim(line)),
             show_plan=show_plan,
         )

@@ -51,7 +51,6 @@ def score(
         options=options,
         revision=revision,
         show_text=screen.show_text,
-        progress=screen.Bars(),
     )
     scores_screen.show_block_influence(table)
     scores_screen.show_spans(table.spans, table, f"Every span of {len(table.spans[0].span)} layers")

@@ -35,7 +35,8 @@ from ghostlayers.recipe.decision import Decision
 from ghostlayers.repairs import RepairMethod
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.runtime.parallel import World
-from ghostlayers.runtime.progress import Advance
+from ghostlayers.runtime.progress import Advance, show_by
+from ghostlayers.runtime.progress import Progress as Shown
 from ghostlayers.runtime.shown import one_line, unbroken
 from ghostlayers.statistics.losses import DRAFTED, LossSums, tokens_a_verification
 from ghostlayers.surgery.features import basis_note
@@ -139,6 +140,16 @@ class Bars:
 
 def _ignore(units: int = 1) -> None:
     del units
+
+
+def show_progress(by: Shown | None = None) -> None:
+    """Draw a bar for every stage of what runs from now on, as the commands do.
+
+    Args:
+        by: anything with a method ``stage(description, total)`` that gives a context manager, whose
+            value is called with the number of units done; instead of bars in the terminal.
+    """
+    show_by(by or Bars())
 
 
 def say(*parts: Part) -> None:

@@ -44,7 +44,6 @@ def write_data(
         revision=revision,
         overwrite=overwrite,
         restart=restart,
-        progress=screen.Bars(),
     )
     _show(done, output)
 

@@ -28,7 +28,6 @@ from ghostlayers.preparation import Documents, ModelSource, Tokenizer, open_mode
 from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime.locks import holding
 from ghostlayers.runtime.places import check_apart
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.runtime.shown import one_line
 from ghostlayers.spans import format_layers, removed_layers
 
@@ -45,7 +44,6 @@ def compare(
     options: RunOptions | None = None,
     revision: str | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
     say: Say | None = None,
     show_plan: Callable[[Plan], bool] | None = None,
 ) -> dict[str, Any]:
@@ -66,7 +64,6 @@ def compare(
         options: how to run.
         revision: of a model on the hub.
         overwrite: replace another comparison's results.
-        progress: told of every window.
         say: told how the calibration text begins, what is done and what comes next.
         show_plan: told before anything is computed what it will take; if it gives False, nothing
             is.
@@ -86,10 +83,10 @@ def compare(
         tasks = find_tasks(request, say)
         dense = open_model(model, tokenizer, options, revision, surgery_follows=True)
         repairs = check(dense, request, say)
-        studies = open_studies(dense, request, data=data, options=options, progress=progress)
+        studies = open_studies(dense, request, data=data, options=options)
         texts = read_texts(dense, request, eval_data or {})
         store = Store(out, identity(request, studies, texts), overwrite=overwrite)
-        files = Typed(dense, request.types, texts, store, progress or Silent())
+        files = Typed(dense, request.types, texts, store)
         experiment = Experiment(request, studies, texts, repairs, tasks, store, say, files)
         say(f"Calibration text: {one_line(experiment.study.windows.preview)}")
         speed = probe(dense, experiment.study.windows)

@@ -60,10 +60,9 @@ def healed_model(
             cut,
             recipe,
             lambda count, recipe: read_text(
-                dense, recipe, count, None if recipe.data else study.corpus, runner.progress
+                dense, recipe, count, None if recipe.data else study.corpus
             ),
             runner.batch_size,
-            runner.progress,
             runner.journal,
         ).run()
     return outcome.network, _row(experiment, study, outcome)
@@ -73,9 +72,7 @@ def _row(experiment: Experiment, study: Study, outcome: Outcome) -> Part:
     """Losses of a trained network, and what training took."""
     dense, network = study.dense, outcome.network
     losses = {
-        name: evaluate_windows(
-            network, windows, corpus=name, against=dense.network, progress=study.runner.progress
-        ).sums.to_dict()
+        name: evaluate_windows(network, windows, corpus=name, against=dense.network).sums.to_dict()
         for name, windows in experiment.texts.items()
     }
     return {

@@ -22,6 +22,7 @@ from ghostlayers.recipe import Recipe
 from ghostlayers.repairs import find_method
 from ghostlayers.repairs.base import Repair
 from ghostlayers.report.summary import HEALED
+from ghostlayers.runtime import progress
 from ghostlayers.spans import Span
 from ghostlayers.study import Study
 from ghostlayers.surgery import removal
@@ -228,7 +229,7 @@ def _models(experiment: Experiment, fits: Fits, key: str) -> dict[str, Part]:
     described: dict[str, Part] = {}
     speeds: dict[Any, Part] = {}
     dense, request = experiment.study.dense, experiment.request
-    with experiment.study.runner.progress.stage("Timing and writing", len(fits)) as advance:
+    with progress.stage("Timing and writing", len(fits)) as advance:
         for name, repairs in fits.items():
             model = removal.prune_layers(dense, tuple(repairs), repairs)
             shape, gaps = models.runtime_shape(repairs.values()), repairs.values()
@@ -254,8 +255,8 @@ def _tasks(experiment: Experiment, key: str, repair: str, model: "PreTrainedMode
     name = f"tasks {key} {repair}"
     part = experiment.store.get(name)
     if part is None:
-        limit, progress = experiment.request.limit, study.runner.progress
-        rows = run_tasks(model, study.dense.tokenizer, tasks, limit, progress)
+        limit = experiment.request.limit
+        rows = run_tasks(model, study.dense.tokenizer, tasks, limit)
         part = experiment.store.put(name, {"rows": rows})
     answers: list[Part] = part["rows"]
     return answers

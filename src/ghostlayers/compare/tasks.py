@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 from ghostlayers.evaluation import LoadedTasks, evaluate_tasks
 from ghostlayers.evaluation.tasks import METRICS, MetricName
-from ghostlayers.runtime.progress import Progress
 from ghostlayers.statistics.bootstrap import Answers, paired_bootstrap
 
 if TYPE_CHECKING:
@@ -25,10 +24,9 @@ def run_tasks(
     tokenizer: "PreTrainedTokenizerBase",
     tasks: LoadedTasks,
     limit: int | None,
-    progress: Progress,
 ) -> list[dict[str, Any]]:
     """One row a task, every document's score included."""
-    results = evaluate_tasks(model, tokenizer, tasks, limit=limit, progress=progress)
+    results = evaluate_tasks(model, tokenizer, tasks, limit=limit)
     return [result.to_dict() for result in results]
 
 

@@ -24,7 +24,7 @@ from ghostlayers.model.gguf_families import family_of
 from ghostlayers.model.multimodal import check_gguf, whole_of
 from ghostlayers.recipe import Recipe
 from ghostlayers.report.summary import STOCK
-from ghostlayers.runtime.progress import Progress
+from ghostlayers.runtime import progress
 from ghostlayers.runtime.scratch import Scratch
 from ghostlayers.statistics.losses import LossSums
 from ghostlayers.text.tokens import Windows
@@ -88,14 +88,12 @@ class Typed:
         types: of the files.
         corpora: evaluation windows by name.
         parts: keeps what is finished.
-        progress: told of every window.
     """
 
     dense: DenseModel
     types: tuple[str, ...]
     corpora: Mapping[str, Windows]
     parts: Parts
-    progress: Progress
 
     def measure(self, key: str, repair: str, model: PreTrainedModel) -> dict[str, Any]:
         """One model in each type.
@@ -154,7 +152,7 @@ class Typed:
         name = f"speed {key} {made.kind}"
         title = f"{repair} as {made.kind}"
         steps = sum(map(len, self.corpora.values())) + llama_cpp.REPEATS + 1
-        with self.progress.stage(title, steps) as advance:
+        with progress.stage(title, steps) as advance:
             losses = {
                 corpus: _losses(
                     llama_cpp.measure_losses(made.path, windows, self._reference, advance)

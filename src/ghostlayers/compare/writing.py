@@ -78,8 +78,7 @@ def _written(
     experiment: Experiment, model: "PreTrainedModel", prefixes: torch.Tensor, title: str
 ) -> Written:
     study = experiment.study
-    progress = study.runner.progress
-    return continuations(model, study.dense.tokenizer, prefixes, title=title, progress=progress)
+    return continuations(model, study.dense.tokenizer, prefixes, title=title)
 
 
 def _rows(experiment: Experiment, written: Written, dense_greedy: torch.Tensor) -> list[Part]:

@@ -13,7 +13,7 @@ from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.loading import load_model
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import Recipe, RunOptions
-from ghostlayers.runtime.progress import Progress
+from ghostlayers.runtime import progress
 from ghostlayers.study import Study
 from ghostlayers.surgery import removal
 from ghostlayers.text.tokens import Windows, make_windows
@@ -60,14 +60,10 @@ def load_demo_model(options: RunOptions) -> DenseModel:
     return loaded
 
 
-def prepare(
-    options: RunOptions, progress: Progress, recipe: Recipe = RECIPE
-) -> tuple[Study, Windows]:
+def prepare(options: RunOptions, recipe: Recipe = RECIPE) -> tuple[Study, Windows]:
     """Open the model and the two texts: one to calibrate on, windows of another to evaluate on."""
     reference, unseen = split_topics()
-    study = Study.open(
-        load_demo_model(options), recipe, data=reference, options=options, progress=progress
-    )
+    study = Study.open(load_demo_model(options), recipe, data=reference, options=options)
     evaluation = make_windows(
         unseen,
         study.dense.tokenizer,
@@ -90,7 +86,7 @@ def compare(study: Study, cut: ChosenCut, evaluation: Windows) -> tuple[list[Dem
         GHOST: pruned.model,
     }
     rows = []
-    with study.runner.progress.stage("Timing and writing", len(models)) as advance:
+    with progress.stage("Timing and writing", len(models)) as advance:
         for name, model in models.items():
             rows.append(_row(study.dense, name, model, losses[name]))
             advance(1)

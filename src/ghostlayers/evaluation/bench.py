@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ghostlayers.evaluation.speed import synchronise
+from ghostlayers.runtime import progress
 from ghostlayers.runtime.allocator import return_freed_memory
 from ghostlayers.runtime.machine import input_device
-from ghostlayers.runtime.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,7 +95,6 @@ def measure_grid(
     new_tokens: int = 16,
     repeats: int = 5,
     warmup: int = 1,
-    progress: Progress | None = None,
 ) -> list[Point]:
     """Time models side by side.
 
@@ -109,7 +108,6 @@ def measure_grid(
         new_tokens: written behind each prompt, a step each.
         repeats: of each measurement.
         warmup: rounds before them that do not count.
-        progress: told of every round.
 
     Returns:
         A point a model, batch and length, in the order given.
@@ -118,7 +116,7 @@ def measure_grid(
     points = []
     rounds = warmup + repeats
     steps = len(places) * (rounds + 1) * len(models)
-    with (progress or Silent()).stage("Timing", steps) as advance:
+    with progress.stage("Timing", steps) as advance:
         for batch, length in places:
             reads: dict[str, list[float]] = {name: [] for name in models}
             writes: dict[str, list[float]] = {name: [] for name in models}

@@ -25,8 +25,9 @@ from ghostlayers.evaluation.bench import Timing
 from ghostlayers.evaluation.generating import end_tokens, plain_settings, write_behind
 from ghostlayers.evaluation.perplexity import vocabulary_of
 from ghostlayers.evaluation.speed import synchronise
+from ghostlayers.runtime import progress
 from ghostlayers.runtime.machine import input_device
-from ghostlayers.runtime.progress import Advance, Progress, Silent
+from ghostlayers.runtime.progress import Advance
 from ghostlayers.statistics.writing import agreement_length
 
 if TYPE_CHECKING:
@@ -144,7 +145,6 @@ def measure_drafts(
     new_tokens: int = NEW_TOKENS,
     repeats: int = REPEATS,
     sampled: bool = False,
-    progress: Progress | None = None,
 ) -> list[DraftPoint]:
     """Have the dense model write alone and with a draft, and compare texts and time.
 
@@ -161,7 +161,6 @@ def measure_drafts(
         new_tokens: written behind each prompt.
         repeats: of each measurement; one round before them does not count.
         sampled: draw at temperature 1 instead; texts cannot be compared then.
-        progress: told of every text.
 
     Returns:
         A point for the dense model alone, then one a length.
@@ -175,7 +174,7 @@ def measure_drafts(
     writer = _Writer(dense, draft, end_tokens(dense, tokenizer), new_tokens, sampled)
     rounds: dict[int, list[list[_Row]]] = {length: [] for length in (0, *lengths)}
     steps = (repeats + 1) * len(rounds) * len(prompts)
-    with (progress or Silent()).stage("Drafting", steps) as advance:
+    with progress.stage("Drafting", steps) as advance:
         for _, length in itertools.product(range(repeats + 1), rounds):
             rounds[length].append(writer.write_all(prompts, length, advance))
     (alone, *_) = rounds[0]

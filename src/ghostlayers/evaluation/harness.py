@@ -22,7 +22,8 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
 from ghostlayers.errors import CorpusError, RecipeError, WindowError, first_line, near_names
-from ghostlayers.runtime.progress import Advance, Progress
+from ghostlayers.runtime import progress
+from ghostlayers.runtime.progress import Advance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,9 +50,8 @@ class QuietModel(HFLM):
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         batch_size: int,
-        progress: Progress,
     ) -> None:
-        self._progress, self._screen = progress, sys.stderr  # before it is silenced
+        self._screen = sys.stderr  # before it is silenced
         with quiet():
             # A padding token is set on the tokenizer, which is not ours to change.
             super().__init__(
@@ -91,7 +91,7 @@ class QuietModel(HFLM):
         title = f"Answering {', '.join(tasks) if len(tasks) <= NAMED else f'{len(tasks)} tasks'}"
         with (
             contextlib.redirect_stderr(self._screen),
-            self._progress.stage(title, len(requests)) as advance,
+            progress.stage(title, len(requests)) as advance,
         ):
             self.set_cache_hook(_Counting(advance))
             yield

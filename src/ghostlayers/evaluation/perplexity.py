@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ghostlayers.errors import InputError
+from ghostlayers.runtime import progress
 from ghostlayers.runtime.machine import input_device
 from ghostlayers.runtime.parallel import add_up, world
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.statistics.losses import LossSums, sum_losses
 from ghostlayers.text.tokens import Windows
 
@@ -84,7 +84,6 @@ def evaluate_windows(
     batch_size: int = 8,
     complete: bool = True,
     calibration: Sequence[str] | None = None,
-    progress: Progress | None = None,
 ) -> EvaluationResult:
     """Evaluate a model on windows, each token predicted from those before it in its window.
 
@@ -96,7 +95,6 @@ def evaluate_windows(
         batch_size: at most so many windows at a time.
         complete: whether the windows were cut from the whole corpus.
         calibration: hashes of documents that served as calibration, to count the shared ones.
-        progress: told of every window.
 
     Raises:
         InputError: the two models' vocabularies differ in size.
@@ -110,7 +108,7 @@ def evaluate_windows(
             "tokens): compare with the model that this one was made from."
         )
     sums = dense = LossSums()
-    with (progress or Silent()).stage(f"Evaluating on {corpus}", len(windows)) as advance:
+    with progress.stage(f"Evaluating on {corpus}", len(windows)) as advance:
         for index, ids in enumerate(windows.input_ids.split(batch)):
             if world().takes(index):
                 own, others = _evaluate_batch(model, against, ids)

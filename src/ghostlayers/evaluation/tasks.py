@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ghostlayers.errors import CorpusError, DependencyError, ModelError, RecipeError
 from ghostlayers.evaluation.task_files import check_code
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.statistics.bootstrap import Answers, PairedDifference, paired_bootstrap
 
 if TYPE_CHECKING:
@@ -240,7 +239,6 @@ def evaluate_tasks(
     limit: int | None = None,
     batch_size: int = 8,
     seed: int | None = None,
-    progress: Progress | None = None,
 ) -> list[TaskResult]:
     """Run tasks on a model in memory, as it is: hooks and changed layers included.
 
@@ -253,7 +251,6 @@ def evaluate_tasks(
         limit: the first so many documents of each task; all where None.
         batch_size: options of answers at a time; changes results by rounding only.
         seed: as for `open_tasks`.
-        progress: told of every option scored.
 
     Returns:
         One result a task, in the order given.
@@ -274,7 +271,7 @@ def evaluate_tasks(
         tasks = open_tasks(tasks, tasks_path=tasks_path, trust_tasks=trust_tasks, seed=seed)
     from ghostlayers.evaluation import harness
 
-    quiet_model = harness.QuietModel(model, tokenizer, batch_size, progress or Silent())
+    quiet_model = harness.QuietModel(model, tokenizer, batch_size)
     outcome = harness.run_tasks(quiet_model, tasks.tasks, limit, tasks.seed, trusted=tasks.trusted)
     return [_result(name, outcome, quiet_model.truncated[name]) for name in tasks.tasks]
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.evaluation.generating import end_tokens, plain_settings, write_behind
 from ghostlayers.evaluation.perplexity import LOGITS_AT_ONCE, predictions, vocabulary_of
+from ghostlayers.runtime import progress
 from ghostlayers.runtime.machine import input_device
-from ghostlayers.runtime.progress import Advance, Progress, Silent
+from ghostlayers.runtime.progress import Advance
 from ghostlayers.statistics.losses import token_losses
 from ghostlayers.statistics.writing import (
     agreement_length,
@@ -174,7 +175,6 @@ def continuations(
     samples: int = SAMPLES,
     seed: int = 0,
     title: str = "Writing",
-    progress: Progress | None = None,
 ) -> Written:
     """Have a model continue prefixes, greedily and by drawing at temperature 1.
 
@@ -190,7 +190,6 @@ def continuations(
         samples: texts drawn behind every `DRAWN_EVERY`-th prefix.
         seed: of the draws.
         title: on the screen.
-        progress: told of every step.
 
     Raises:
         UnsupportedModelError: the model's class cannot generate.
@@ -206,7 +205,7 @@ def continuations(
     batches = rows.split(ROWS_AT_ONCE)
     generator = torch.Generator().manual_seed(seed)
     ends, written = end_tokens(model, tokenizer), []
-    with (progress or Silent()).stage(title, new_tokens * len(batches)) as advance:
+    with progress.stage(title, new_tokens * len(batches)) as advance:
         for start, batch in zip(range(0, len(rows), ROWS_AT_ONCE), batches, strict=True):
             draw = _Draw(max(greedy - start, 0), ends, generator, advance)
             written.append(_generate(model, batch, new_tokens, draw))
@@ -333,8 +332,6 @@ def write_and_measure(
     tokenizer: "PreTrainedTokenizerBase",
     texts: Sequence[Windows],
     count: int = CONTINUATIONS,
-    *,
-    progress: Progress | None = None,
 ) -> WritingReport:
     """Have a model and the dense one continue the same texts, and measure what both wrote.
 
@@ -344,11 +341,10 @@ def write_and_measure(
         tokenizer: of both.
         texts: windows whose stretches are continued.
         count: prefixes.
-        progress: told of every step.
     """
     prefixes = take_prefixes(texts, count, model)
     theirs, ours = (
-        continuations(writer, tokenizer, prefixes, title=title, progress=progress)
+        continuations(writer, tokenizer, prefixes, title=title)
         for writer, title in ((dense, "The dense model writes"), (model, "The model writes"))
     )
     return WritingReport(

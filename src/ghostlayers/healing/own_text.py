@@ -10,7 +10,6 @@ from torch import Tensor
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe.healing import OWN, HealingRecipe
 from ghostlayers.recipe.writing import WritingRecipe
-from ghostlayers.runtime.progress import Progress
 from ghostlayers.text.corpora import Corpus
 from ghostlayers.writing.authors import author_in_memory
 from ghostlayers.writing.composing import compose
@@ -29,7 +28,6 @@ def write_own(
     real: Int[Tensor, "windows sequence"],
     wanted: int,
     keep: Path | None = None,
-    progress: Progress | None = None,
 ) -> Corpus:
     """Text for about so many windows, written by the dense model.
 
@@ -41,7 +39,6 @@ def write_own(
         real: windows that are trained on.
         wanted: windows.
         keep: a folder in which a killed run finds what it has written.
-        progress: told of it.
 
     Raises:
         ResumeError: what is kept was written for other windows.
@@ -66,6 +63,6 @@ def write_own(
         for n in range(rows)
     ]
     draft = None if keep is None else keep / "written.jsonl"
-    written = compose(author_in_memory(dense), writing, orders, draft=draft, progress=progress)
+    written = compose(author_in_memory(dense), writing, orders, draft=draft)
     texts = tuple(row["text"] for row in written.rows)
     return Corpus(OWN, texts, recipe.separator, f"written by {dense.base.name}")

@@ -15,7 +15,6 @@ from ghostlayers.healing.own_text import write_own
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.preparation import Documents
 from ghostlayers.recipe.healing import OWN, HealingRecipe
-from ghostlayers.runtime.progress import Progress
 from ghostlayers.text import tokens
 from ghostlayers.text.corpora import MAX_CHARACTERS, Corpus, characters_for, load_corpus
 from ghostlayers.text.finding import Use
@@ -62,7 +61,6 @@ def read_text(
     recipe: HealingRecipe,
     count: int,
     data: Documents | None = None,
-    progress: Progress | None = None,
     keep: Path | None = None,
 ) -> Text:
     """Windows to train on, and others to measure on.
@@ -74,7 +72,6 @@ def read_text(
         recipe: names corpora and shares.
         count: windows to train on.
         data: one corpus instead of the recipe's.
-        progress: told what is being done, where it takes long.
         keep: a folder for what the dense model writes, which is then found there.
 
     Raises:
@@ -96,8 +93,8 @@ def read_text(
     for (source, share), wanted in zip(mix, counts, strict=True):
         own = math.ceil(apart * share / real)
         if _is_own((source, share)):
-            source, own = write_own(dense, recipe, torch.cat(rows), wanted, keep, progress), 0
-        corpus, windows, learnt = _read(dense, recipe, source, wanted + own, progress)
+            source, own = write_own(dense, recipe, torch.cat(rows), wanted, keep), 0
+        corpus, windows, learnt = _read(dense, recipe, source, wanted + own)
         order = torch.randperm(len(windows), generator=generator)
         own = min(own, len(order) // 4)
         kept.append(windows.input_ids[order[:own]])
@@ -110,7 +107,7 @@ def read_text(
     ids = torch.cat(rows)
     mixed = torch.randperm(len(ids), generator=generator)
     ids, learnt = ids[mixed], _joined(recipe, counted, rows)
-    held_out, name = _held_out(dense, recipe, torch.cat(kept), windows, corpora, progress)
+    held_out, name = _held_out(dense, recipe, torch.cat(kept), windows, corpora)
     tokens.check_tokens(dense.network, dense.tokenizer, held_out, _as_windows(ids, windows))
     shares = tuple(share for _, share in mix)
     return Text(
@@ -167,7 +164,6 @@ def _read(
     recipe: HealingRecipe,
     source: Documents,
     wanted: int,
-    progress: Progress | None,
     use: Use = "calibration",
 ) -> tuple[Corpus, Windows, Counts | None]:
     """A corpus and its windows, in order: enough of them, if it has so many.
@@ -199,7 +195,6 @@ def _read(
                 dense.tokenizer,
                 sequence_length=recipe.sequence_length,
                 bos=recipe.bos,
-                progress=progress,
             )
         if whole or len(windows) >= wanted:
             return corpus, windows, counts
@@ -225,11 +220,10 @@ def _held_out(
     kept: Tensor,
     like: Windows,
     corpora: Sequence[Corpus],
-    progress: Progress | None,
 ) -> tuple[Windows, str]:
     """What is measured on: of a text of its own, or what was kept of the training text."""
     if recipe.held_out is not None:
-        return read_held_out(dense, recipe, progress)
+        return read_held_out(dense, recipe)
     if not len(kept):
         raise WindowError(
             "the training text is too short to hold any of it out; give more text, a shorter "
@@ -238,9 +232,7 @@ def _held_out(
     return _as_windows(kept, like), ", ".join(corpus.name for corpus in corpora)
 
 
-def read_held_out(
-    dense: DenseModel, recipe: HealingRecipe, progress: Progress | None = None
-) -> tuple[Windows, str]:
+def read_held_out(dense: DenseModel, recipe: HealingRecipe) -> tuple[Windows, str]:
     """Windows of the recipe's held-out text, drawn by its seed, and the text's name.
 
     Raises:
@@ -249,7 +241,7 @@ def read_held_out(
     """
     assert recipe.held_out is not None
     corpus, windows, _ = _read(
-        dense, recipe, recipe.held_out, recipe.num_held_out_windows, progress, "evaluation"
+        dense, recipe, recipe.held_out, recipe.num_held_out_windows, "evaluation"
     )
     generator = torch.Generator().manual_seed(recipe.seed)
     chosen = torch.randperm(len(windows), generator=generator)[: recipe.num_held_out_windows]

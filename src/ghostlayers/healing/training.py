@@ -26,9 +26,8 @@ from ghostlayers.healing.text import Text
 from ghostlayers.healing.trained import Trained, adapters_of, default_parts, prepare, recording
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.recipe.healing import HealingRecipe
-from ghostlayers.runtime import launchers
+from ghostlayers.runtime import launchers, progress
 from ghostlayers.runtime.parallel import add_up, computing_together, from_first, shards, world
-from ghostlayers.runtime.progress import Progress, Silent
 from ghostlayers.runtime.sizes import parse_memory
 from ghostlayers.statistics.losses import LossSums
 
@@ -112,7 +111,6 @@ class Training:
         read_text: reads so many windows of the training text, and the held-out ones, as the recipe
             that it is given says.
         batch_size: windows a call; 0 chooses.
-        progress: told of every stage.
         journal: keeps the state, where a run is to survive.
         train: go on; otherwise what a killed run kept is taken as it is.
     """
@@ -121,7 +119,6 @@ class Training:
     recipe: HealingRecipe
     read_text: Callable[[int, HealingRecipe], Text]
     batch_size: int = 0
-    progress: Progress = field(default_factory=Silent)
     journal: Journal | None = None
     train: bool = True
 
@@ -249,7 +246,7 @@ class Training:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(vocabulary, (count, length), generator=generator)
         taken = []
-        with self.progress.stage("Timing a step", TRIALS) as advance:
+        with progress.stage("Timing a step", TRIALS) as advance:
             for _ in range(TRIALS):
                 began = time.perf_counter()
                 positions = draw_positions(range(count), length, work.share, 0)
@@ -291,7 +288,7 @@ class _Course:
         size = self.windows * recipe.sequence_length
         held_out = self.held_out.windows.input_ids.numel()
         looks = set(schedule.looks(self.steps, size, held_out, self.work))
-        with self.training.progress.stage(self._title(), self.steps) as advance:
+        with progress.stage(self._title(), self.steps) as advance:
             advance(done)
             for step in range(done, self.steps):
                 began = time.perf_counter()

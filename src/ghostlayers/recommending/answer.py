@@ -20,7 +20,6 @@ from ghostlayers.recommending.commands import out_name, prune_command
 from ghostlayers.recommending.wish import ENGINES, Wish
 from ghostlayers.report.results import Recommended, Results, read_results
 from ghostlayers.report.summary import Entry, summarise
-from ghostlayers.runtime.progress import Progress
 from ghostlayers.runtime.scratch import Scratch
 from ghostlayers.spans import merge_layers, parse_layers
 
@@ -52,7 +51,6 @@ def recommend(
     revision: str | None = None,
     overwrite: bool = False,
     command: str | None = None,
-    progress: Progress | None = None,
     say: Say | None = None,
     show_plan: Callable[[Plan], bool] | None = None,
     **choices: Any,
@@ -72,7 +70,6 @@ def recommend(
         revision: of a model on the hub.
         overwrite: replace another comparison's results.
         command: that asked for it, for the page.
-        progress: told of every window.
         say: told what is done and what comes next.
         show_plan: told before anything is computed what it will take; if it gives False, nothing
             is.
@@ -95,7 +92,6 @@ def recommend(
             folder,
             options=options,
             overwrite=overwrite,
-            progress=progress,
             say=say,
             show_plan=show_plan,
         )

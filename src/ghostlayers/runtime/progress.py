@@ -31,3 +31,45 @@ class Silent:
             del units
 
         yield advance
+
+
+# One a process, as a log is: what computes need not hand it down to what it calls.
+_shown: Progress = Silent()
+_open = 0
+
+
+@contextmanager
+def stage(description: str, total: int) -> Iterator[Advance]:
+    """Open a stage of so many units of work, shown by whatever shows progress now.
+
+    A stage within a stage is not shown: there is one bar at a time.
+    """
+    global _open
+    shown = Silent() if _open else _shown
+    with shown.stage(description, total) as advance:
+        _open += 1
+        try:
+            yield advance
+        finally:
+            _open -= 1
+
+
+def show_by(progress: Progress) -> Progress:
+    """Show stages by this from now on.
+
+    Returns:
+        What showed them before.
+    """
+    global _shown
+    before, _shown = _shown, progress
+    return before
+
+
+@contextmanager
+def shown_by(progress: Progress) -> Iterator[None]:
+    """Show stages by this within a block."""
+    before = show_by(progress)
+    try:
+        yield
+    finally:
+        show_by(before)

@@ -10,7 +10,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ghostlayers.errors import CorpusError, WindowError
-from ghostlayers.runtime.progress import Progress, Silent
+from ghostlayers.runtime import progress
+from ghostlayers.runtime.progress import Silent
 from ghostlayers.text.corpora import Corpus, document_hash
 from ghostlayers.text.tokenizing import Done, tokenize_texts
 
@@ -37,17 +38,15 @@ class TokenStream:
     corpus: Corpus
 
 
-def tokenize(
-    corpus: Corpus, tokenizer: "PreTrainedTokenizerBase", progress: Progress | None = None
-) -> TokenStream:
+def tokenize(corpus: Corpus, tokenizer: "PreTrainedTokenizerBase") -> TokenStream:
     """Tokenise the joined documents, without special tokens.
 
     Raises:
         CorpusError: the tokenizer makes no tokens of the text, or cannot take so much of it.
     """
     characters = sum(map(len, corpus.documents))
-    shown = progress if progress is not None and characters >= SHOWN_FROM else Silent()
-    with shown.stage("Tokenising the text", characters) as advance:
+    opened = progress.stage if characters >= SHOWN_FROM else Silent().stage
+    with opened("Tokenising the text", characters) as advance:
         tokens = tokenize_texts(
             corpus.texts(), tokenizer, name=corpus.name, done=_up_to(characters, advance)
         )

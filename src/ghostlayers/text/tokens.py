@@ -15,7 +15,6 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ghostlayers.errors import WindowError
-from ghostlayers.runtime.progress import Progress
 from ghostlayers.text.corpora import Corpus
 from ghostlayers.text.draws import draw_documents, draw_grid, draw_offsets
 from ghostlayers.text.token_streams import count_windows, hashes_of, owners_at, tokenize
@@ -115,7 +114,6 @@ def make_windows(
     bos: BosPolicy = "auto",
     count: int | None = None,
     seed: int | None = None,
-    progress: Progress | None = None,
 ) -> Windows:
     """The first windows of a corpus, in order; with a seed, so many random ones of them.
 
@@ -126,7 +124,6 @@ def make_windows(
         bos: beginning-of-sequence policy.
         count: how many at most; all if not given. Fewer are an error only with a seed.
         seed: see `draw_windows`.
-        progress: told what is being done, where it takes long.
 
     Raises:
         CorpusError: no tokens.
@@ -137,7 +134,7 @@ def make_windows(
         return draw_windows(
             corpus, tokenizer, sequence_length=sequence_length, count=count, bos=bos, seed=seed
         )[0]
-    stream = tokenize(corpus, tokenizer, progress)
+    stream = tokenize(corpus, tokenizer)
     if not corpus.complete and len(stream.ids) > _EDGE:
         stream = replace(stream, ids=stream.ids[:-_EDGE])
     token = tokenizer.bos_token_id if uses_bos(tokenizer, bos) else None
@@ -172,7 +169,6 @@ def draw_windows(
     bos: BosPolicy = "auto",
     seed: int = 0,
     sampling: Sampling = "grid",
-    progress: Progress | None = None,
 ) -> tuple[Windows, Windows]:
     """Random windows to calibrate on, and others that share no token with them.
 
@@ -189,7 +185,6 @@ def draw_windows(
             without repetition; ``random`` draws offsets in the joined documents, those of the
             held-out windows in the last tenth; ``single-document`` draws a document at a time, and
             an offset in each that is longer than a window; where they run out, each serves again.
-        progress: told what is being done, where it takes long.
 
     Returns:
         Both name the documents that any of the windows touches.
@@ -204,7 +199,7 @@ def draw_windows(
     if sampling == "single-document":
         drawn = draw_documents(corpus, tokenizer, body, (count, held_out, spare), generator)
     else:
-        stream = tokenize(corpus, tokenizer, progress)
+        stream = tokenize(corpus, tokenizer)
         draw = draw_grid if sampling == "grid" else draw_offsets
         drawn = draw(stream, body, (count, held_out, spare), generator)
     ids = drawn.ids.long()

@@ -11,7 +11,7 @@ from typing import Any
 from ghostlayers.calibration.journal import digest
 from ghostlayers.errors import CorpusError, OutputError, ResumeError
 from ghostlayers.recipe.writing import WritingRecipe
-from ghostlayers.runtime.progress import Progress, Silent
+from ghostlayers.runtime import progress
 from ghostlayers.writing.authors import Author
 from ghostlayers.writing.faults import fault_of
 from ghostlayers.writing.orders import Order
@@ -123,7 +123,6 @@ def compose(
     *,
     batch_size: int = 0,
     draft: Path | None = None,
-    progress: Progress | None = None,
 ) -> Written:
     """Have a model write what is ordered, and keep what is good.
 
@@ -134,7 +133,6 @@ def compose(
         batch_size: texts at a time; 0 chooses.
         draft: where every finished batch is kept: the same call goes on from it, and ends with
             the same rows.
-        progress: told of every batch.
 
     Raises:
         ResumeError: the draft is of another request.
@@ -146,7 +144,7 @@ def compose(
     batches, done = batches_of(orders, size), kept.begin()
     said: dict[int, Said] = {}
     title = f"Writing {sum(map(len, batches)):,} texts"
-    with (progress or Silent()).stage(title, sum(map(len, batches))) as advance:
+    with progress.stage(title, sum(map(len, batches))) as advance:
         for number, batch in enumerate(batches):
             if number < len(done):
                 found = done[number]

@@ -7,7 +7,6 @@ import torch
 
 from ghostlayers.errors import CorpusError
 from ghostlayers.recipe.writing import ROWS, WritingRecipe
-from ghostlayers.runtime.progress import Progress
 from ghostlayers.text import tokens
 from ghostlayers.text.chats import Turns, prompt_of
 from ghostlayers.text.corpora import MAX_CHARACTERS, Corpus, characters_for, load_corpus
@@ -53,9 +52,7 @@ class Order:
         return "\n".join(str(turn.get("content") or "") for turn in turns)
 
 
-def read_orders(
-    recipe: WritingRecipe, tokenizer: "PreTrainedTokenizerBase", progress: Progress | None = None
-) -> list[Order]:
+def read_orders(recipe: WritingRecipe, tokenizer: "PreTrainedTokenizerBase") -> list[Order]:
     """All that a recipe wants written, in the order of its text.
 
     Raises:
@@ -67,7 +64,7 @@ def read_orders(
     assert recipe.prefixes is not None
     rows = ROWS if recipe.rows is None else recipe.rows
     corpus = _corpus_for(recipe, rows * recipe.prefix_tokens)
-    return prefix_orders(recipe, corpus, rows, tokenizer, progress)
+    return prefix_orders(recipe, corpus, rows, tokenizer)
 
 
 def _corpus_for(recipe: WritingRecipe, num_tokens: int) -> Corpus:
@@ -88,7 +85,6 @@ def prefix_orders(
     corpus: Corpus,
     rows: int,
     tokenizer: "PreTrainedTokenizerBase",
-    progress: Progress | None = None,
 ) -> list[Order]:
     """Prefixes at random places of a corpus, a share of them to be continued greedily.
 
@@ -102,7 +98,6 @@ def prefix_orders(
         bos=recipe.bos,
         count=rows,
         seed=recipe.seed,
-        progress=progress,
     )
     generator = torch.Generator().manual_seed(recipe.seed)
     greedy = set(torch.randperm(rows, generator=generator)[: round(recipe.greedy * rows)].tolist())

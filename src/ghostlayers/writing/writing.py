@@ -11,7 +11,6 @@ from ghostlayers.recipe import RunOptions
 from ghostlayers.recipe.writing import WritingRecipe
 from ghostlayers.runtime import files, locks
 from ghostlayers.runtime.places import check_apart
-from ghostlayers.runtime.progress import Progress
 from ghostlayers.writing.authors import Author, author_in_memory, author_in_vllm, takes_vllm
 from ghostlayers.writing.composing import Written, compose
 from ghostlayers.writing.orders import read_orders
@@ -28,7 +27,6 @@ def write_data(
     revision: str | None = None,
     overwrite: bool = False,
     restart: bool = False,
-    progress: Progress | None = None,
     **choices: Any,
 ) -> Written:
     """Write training text with the dense model: its own answers, or its own continuations.
@@ -45,7 +43,6 @@ def write_data(
         revision: of a model on the hub.
         overwrite: replace an existing file.
         restart: forget what an interrupted run wrote.
-        progress: told what is being done.
         choices: fields of the recipe.
 
     Returns:
@@ -74,11 +71,10 @@ def write_data(
         if restart:
             draft.unlink(missing_ok=True)
         author = _open(model, tokenizer, recipe, options, revision)
-        orders = read_orders(recipe, author.tokenizer, progress)
+        orders = read_orders(recipe, author.tokenizer)
         try:
             written = compose(
                 author, recipe, orders, batch_size=options.batch_size, draft=draft,
-                progress=progress,
             )  # fmt: skip
         except GhostlayersError as error:
             if journal.is_final(error):
