@@ -14,10 +14,11 @@ from ghostlayers.calibration.fingerprint import model_fingerprint, tensors_diges
 from ghostlayers.checkpoint import adapter, proof, saving
 from ghostlayers.errors import NoGainError, RecipeError, ResumeError
 from ghostlayers.healing.cut_model import CutModel
+from ghostlayers.healing.outcome import Outcome
 from ghostlayers.healing.record import healing_row, with_healing
 from ghostlayers.healing.text import read_text
 from ghostlayers.healing.trained import lora_config
-from ghostlayers.healing.training import KEY, Outcome, Training
+from ghostlayers.healing.training import KEY, Training
 from ghostlayers.model import multimodal
 from ghostlayers.model.causal import check_causal
 from ghostlayers.preparation import Documents

@@ -7,8 +7,9 @@ from ghostlayers.compare.auto import method_named
 from ghostlayers.compare.experiment import Experiment
 from ghostlayers.evaluation import evaluate_windows
 from ghostlayers.healing.cut_model import CutModel
+from ghostlayers.healing.outcome import Outcome
 from ghostlayers.healing.text import read_text
-from ghostlayers.healing.training import Outcome, Training
+from ghostlayers.healing.training import Training
 from ghostlayers.recipe import HealingRecipe
 from ghostlayers.recipe.healing import healing_after
 from ghostlayers.repairs.base import Repair

@@ -139,14 +139,14 @@ def layers_path(network: nn.Module) -> str:
 
 def _check_kin(dense: DenseModel, network: Any, spans: tuple[Span, ...]) -> None:
     """Refuse two models of which one was not cut from the other."""
-    kept = dense.num_layers - sum(map(len, spans))
-    found = len(find_decoder_layers(network))
+    staying = dense.num_layers - sum(map(len, spans))
+    num_layers = len(find_decoder_layers(network))
     mine, theirs = _embedding(network), _embedding(dense.network)
     theirs = theirs.to(mine.device)
-    if spans[-1].stop > dense.num_layers or found not in (kept, kept + len(spans)):
+    if spans[-1].stop > dense.num_layers or num_layers not in (staying, staying + len(spans)):
         reason = (
             f"its record removes {sum(map(len, spans))} layers up to {spans[-1].stop - 1}, it has "
-            f"{found}, and '{dense.base.name}' has {dense.num_layers}"
+            f"{num_layers}, and '{dense.base.name}' has {dense.num_layers}"
         )
     elif mine.shape != theirs.shape or not torch.equal(mine, theirs):
         reason = f"its embedding is another than that of '{dense.base.name}'"

@@ -65,6 +65,6 @@ class HeldOut:
             for layer in range(self.trained.start, model.num_layers):
                 stream = model.run_layer(layer, batch, stream)
             streams = {DENSE: group.end, HEALED: stream}
-            found = losses_beside(self.dense, group.input_ids, streams, {HEALED: model})
-            total = total + found[HEALED]
+            losses = losses_beside(self.dense, group.input_ids, streams, {HEALED: model})
+            total = total + losses[HEALED]
         return total

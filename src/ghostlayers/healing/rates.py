@@ -49,14 +49,14 @@ def fitting_rates(
     )
     engine.learn(followed, followed.positions.numel())
     masters = engine.trained.masters
-    found = [
+    rates = [
         _longest(_Steps(engine, part, others, room), float(rate))
         for part, rate in zip(parts, highest, strict=True)
     ]
     for name, master in masters.items():
         master.grad = None
         room[name].zero_()
-    return torch.tensor(found, dtype=highest.dtype)
+    return torch.tensor(rates, dtype=highest.dtype)
 
 
 def _lesson(engine: Engine, rows: Tensor, share: float, seed: int) -> Lesson:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ghostlayers.checkpoint.record import evidence_row
-from ghostlayers.healing.training import Outcome
+from ghostlayers.healing.outcome import Outcome
 from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.runtime.machine import processor_name, versions
 

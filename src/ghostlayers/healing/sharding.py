@@ -106,8 +106,8 @@ def options_for_shards(options: RunOptions) -> RunOptions:
     """
     if shards() == 1:
         return options
-    told = {"--offload": options.offload != "auto", "--max-memory": options.max_memory is not None}
-    for name in (name for name, is_told in told.items() if is_told):
+    asked = {"--offload": options.offload != "auto", "--max-memory": options.max_memory is not None}
+    for name in (name for name, is_asked in asked.items() if is_asked):
         raise RecipeError(
             f"{name} does not go with FSDP, which divides the model among the processes' memories; "
             f"leave {name} away. {REPLICAS}, or its share of the layers on disk."
@@ -240,12 +240,12 @@ class ShardedTrained(Trained):
     @contextmanager
     def as_saved(self, stored: Mapping[str, Tensor]) -> Iterator[Any]:
         """The network that is trained, with its weights rounded for a while as they are stored."""
-        kept = {name: master.detach().clone() for name, master in self.masters.items()}
+        masters = {name: master.detach().clone() for name, master in self.masters.items()}
         try:
             self._put(stored)
             yield self.network
         finally:
-            self._put(kept)
+            self._put(masters)
 
     @torch.no_grad()
     def _put(self, values: Mapping[str, Tensor]) -> None:
@@ -321,9 +321,9 @@ def _check_apart(dense: DenseModel) -> None:
 
 def _bring_in(layer: nn.Module, device: torch.device, trained: Sequence[str] = ()) -> None:
     """Put a layer's weights in for good, those that are trained in float32."""
-    found = {name: read_tensor(layer, name) for name, _ in layer.named_parameters()}
+    weights = {name: read_tensor(layer, name) for name, _ in layer.named_parameters()}
     _settle(layer, device)
-    for name, value in found.items():
+    for name, value in weights.items():
         kind = torch.float32 if name in trained else value.dtype
         put(layer, name, nn.Parameter(value.to(device, kind), requires_grad=name in trained))
 

@@ -130,13 +130,13 @@ class Teaching:
                 store.write(0, self._place[self._firsts[number]] * rows.shape[1], rows[row])
 
     def _read(self, numbers: Sequence[int]) -> Lesson:
-        found = []
+        rows = []
         for store in self._stores:
             count = store.shape[1] // len(self._place)
             places = [self._place[self._firsts[number]] * count for number in numbers]
-            found.append(torch.stack([store.read(0, at, at + count) for at in places]))
-        guide = found[1] if len(found) > 1 else None
-        return Lesson(self.input_ids[numbers], self.positions[numbers], found[0], guide)
+            rows.append(torch.stack([store.read(0, at, at + count) for at in places]))
+        guide = rows[1] if len(rows) > 1 else None
+        return Lesson(self.input_ids[numbers], self.positions[numbers], rows[0], guide)
 
 
 def _in_all(flag: bool) -> bool:

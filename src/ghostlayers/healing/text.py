@@ -88,7 +88,7 @@ def read_text(
     generator = torch.Generator().manual_seed(recipe.seed)
     counts = _shared_out(count, [share for _, share in mix])
     rows: list[Tensor] = []
-    corpora, counted, repeats, kept = [], [], [], []
+    corpora, counted, repeats, apart_rows = [], [], [], []
     documents: dict[str, None] = {}
     for (source, share), wanted in zip(mix, counts, strict=True):
         own = math.ceil(apart * share / real)
@@ -97,7 +97,7 @@ def read_text(
         corpus, windows, learnt = _read(dense, recipe, source, wanted + own)
         order = torch.randperm(len(windows), generator=generator)
         own = min(own, len(order) // 4)
-        kept.append(windows.input_ids[order[:own]])
+        apart_rows.append(windows.input_ids[order[:own]])
         chosen, times = _repeated(order[own:], wanted, generator)
         corpora.append(corpus)
         documents.update(dict.fromkeys(windows.documents))
@@ -107,7 +107,7 @@ def read_text(
     ids = torch.cat(rows)
     mixed = torch.randperm(len(ids), generator=generator)
     ids, learnt = ids[mixed], _joined(recipe, counted, rows)
-    held_out, name = _held_out(dense, recipe, torch.cat(kept), windows, corpora)
+    held_out, name = _held_out(dense, recipe, torch.cat(apart_rows), windows, corpora)
     tokens.check_tokens(dense.network, dense.tokenizer, held_out, _as_windows(ids, windows))
     shares = tuple(share for _, share in mix)
     return Text(
@@ -155,8 +155,15 @@ def _as_windows(ids: Tensor, like: Windows) -> Windows:
 
 
 def _shared_out(count: int, shares: Sequence[float]) -> list[int]:
-    """Windows of each corpus: their shares, and at least one."""
-    return [max(1, round(count * share)) for share in shares]
+    """Windows of each corpus by its share, at least one: together as many as are wanted, or more.
+
+    What rounding down leaves goes to the largest remainders.
+    """
+    counts = [math.floor(count * share) for share in shares]
+    remainders = [count * share - whole for share, whole in zip(shares, counts, strict=True)]
+    for place in sorted(range(len(shares)), key=lambda n: -remainders[n])[: count - sum(counts)]:
+        counts[place] += 1
+    return [max(1, whole) for whole in counts]
 
 
 def _read(
@@ -217,19 +224,19 @@ def _repeated(order: Tensor, wanted: int, generator: torch.Generator) -> tuple[T
 def _held_out(
     dense: DenseModel,
     recipe: HealingRecipe,
-    kept: Tensor,
+    apart: Tensor,
     like: Windows,
     corpora: Sequence[Corpus],
 ) -> tuple[Windows, str]:
-    """What is measured on: of a text of its own, or what was kept of the training text."""
+    """What is measured on: of a text of its own, or what was set apart of the training text."""
     if recipe.held_out is not None:
         return read_held_out(dense, recipe)
-    if not len(kept):
+    if not len(apart):
         raise WindowError(
             "the training text is too short to hold any of it out; give more text, a shorter "
             "--sequence-length, or another text as --held-out."
         )
-    return _as_windows(kept, like), ", ".join(corpus.name for corpus in corpora)
+    return _as_windows(apart, like), ", ".join(corpus.name for corpus in corpora)
 
 
 def read_held_out(dense: DenseModel, recipe: HealingRecipe) -> tuple[Windows, str]:

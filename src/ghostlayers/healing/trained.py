@@ -197,7 +197,7 @@ def named_parts(cut: CutModel, parts: tuple[str, ...]) -> dict[str, str]:
     Raises:
         RecipeError: a part is empty.
     """
-    found: dict[str, str] = {}
+    part_of: dict[str, str] = {}
     for part in parts:
         if part == "lora":
             continue
@@ -205,8 +205,8 @@ def named_parts(cut: CutModel, parts: tuple[str, ...]) -> dict[str, str]:
         if not names:
             raise RecipeError(f"--train {part}: {_MISSING[part]}")
         for name in names:
-            found.setdefault(name, part)
-    return found
+            part_of.setdefault(name, part)
+    return part_of
 
 
 def _is_trainable(cut: CutModel, name: str) -> bool:

@@ -3,13 +3,11 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from ghostlayers.calibration.journal import Journal, KeptPass
 from ghostlayers.errors import NonFiniteError, ResumeError
@@ -17,10 +15,11 @@ from ghostlayers.healing import schedule
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.held_out import HeldOut
+from ghostlayers.healing.outcome import Outcome
 from ghostlayers.healing.positions import draw_positions, weights_at
 from ghostlayers.healing.rates import fitting_rates
 from ghostlayers.healing.sharding import prepare_shares
-from ghostlayers.healing.state import Look, State
+from ghostlayers.healing.state import State
 from ghostlayers.healing.teaching import Teaching, first_occurrences
 from ghostlayers.healing.text import Text
 from ghostlayers.healing.trained import Trained, adapters_of, default_parts, prepare, recording
@@ -29,7 +28,6 @@ from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.runtime import launchers, progress
 from ghostlayers.runtime.parallel import add_up, computing_together, from_first, shards, world
 from ghostlayers.runtime.sizes import parse_memory
-from ghostlayers.statistics.losses import LossSums
 
 KEY = "healing"
 """What the journal knows a training run by."""
@@ -42,63 +40,6 @@ MUCH = 0.4
 
 TRIALS = 3
 """Lessons that tell how long one takes; the first one warms up."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training run came to.
-
-    Attributes:
-        network: the cut model with its best weights, as they will be saved; with its last ones,
-            where none were better than the closed form.
-        parts: what was trained.
-        num_trained: numbers that were trained.
-        steps: of the run.
-        step_tokens: of each.
-        share: of the positions that were learnt from.
-        best_step: behind which the best state was; 0 is the closed form.
-        looks: every measurement on held-out windows, the one before training first.
-        dense: the dense model's losses there.
-        training_losses: the mean loss of equal stretches of the run.
-        rates: the highest learning rate of each part.
-        seconds: that training took, measurements included, interruptions left out.
-        text: what was trained and measured on.
-        adapters: of ``lora``, by PEFT's names; those that are merged in the network.
-        adapted: the projections that carry them.
-    """
-
-    network: Any
-    parts: tuple[str, ...]
-    num_trained: int
-    steps: int
-    step_tokens: int
-    share: float
-    best_step: int
-    looks: tuple[Look, ...]
-    dense: LossSums
-    training_losses: tuple[float, ...]
-    rates: Mapping[str, float]
-    seconds: float
-    text: Text
-    adapters: Mapping[str, Tensor] = field(default_factory=dict)
-    adapted: tuple[str, ...] = ()
-
-    @property
-    def better(self) -> bool:
-        """Whether any state was better than the closed form."""
-        return self.best_step > 0
-
-    @property
-    def start(self) -> LossSums:
-        """Losses before training."""
-        return self.looks[0].losses
-
-    @property
-    def end(self) -> LossSums:
-        """Losses of the network."""
-        if not self.better:
-            return self.looks[-1].losses
-        return next(look.losses for look in self.looks if look.step == self.best_step)
 
 
 @dataclass
@@ -139,11 +80,7 @@ class Training:
         recipe, state = self.recipe, State.begin(trained, self.recipe.rates)
         engine = Engine(trained, recipe.loss, self.batch_size, frugal=_is_frugal(trained))
         work = work_of(self.cut, trained.start, parts, recipe)
-        rows = None if self.journal is None else self.journal.file_for(KEY)
-        record = None if self.journal is None else self.journal.next_pass(KEY, in_step=True)
-        if record is not None:
-            record.restore(state.tensors())
-            trained.write_back()
+        record = self._restored(state)
         steps, windows = state.size or self._size(state, engine, work)
         state.notes[4:] = torch.tensor([steps, windows])
         if record is not None and recipe.writes:  # the same text is wanted when the run goes on
@@ -154,44 +91,42 @@ class Training:
         if record is not None:
             record.begin(1, state.tensors())
         held_out = HeldOut(trained, text.held_out, self.batch_size)
+        done = 0 if record is None else record.done
+        teaching = self._teaching(engine, text, work.share, steps, windows, done)
+        course = _Course(self, engine, state, teaching, held_out, work, record, steps, windows)
+        if not done:
+            course.look(0)
+            self._fit_rates(state, engine, text, work.share)
+        if self.train:
+            course.go(done)
+        return course.outcome(parts, text)
+
+    def _restored(self, state: State) -> KeptPass | None:
+        """What the journal holds of the run, put back into its state."""
+        if self.journal is None:
+            return None
+        record = self.journal.next_pass(KEY, in_step=True)
+        record.restore(state.tensors())
+        state.trained.write_back()
+        return record
+
+    def _teaching(
+        self, engine: Engine, text: Text, share: float, steps: int, windows: int, done: int
+    ) -> Teaching:
+        """The lessons of the windows that this process takes, those of steps done left out."""
         firsts = first_occurrences(text.input_ids)
-        positions = draw_positions(firsts, recipe.sequence_length, work.share, recipe.seed)
+        positions = draw_positions(firsts, self.recipe.sequence_length, share, self.recipe.seed)
         own = [n for n in range(steps * windows) if world().takes(n % windows)]
-        done = 0 if record is None else record.done * windows
-        teaching = Teaching(
+        return Teaching(
             engine,
             text.input_ids,
             firsts,
             positions,
             own,
-            sum(n < done for n in own),
-            most=parse_memory(recipe.cache),
-            path=rows,
+            sum(n < done * windows for n in own),
+            most=parse_memory(self.recipe.cache),
+            path=None if self.journal is None else self.journal.file_for(KEY),
             weights=weights_at(text.counts, positions),
-        )
-        course = _Course(self, engine, state, teaching, held_out, work, record, steps, windows)
-        if record is None or not record.done:
-            course.look(0)
-            self._fit_rates(state, engine, text, work.share)
-        if self.train:
-            course.go(0 if record is None else record.done)
-        best = state.best if state.best_step else trained.stored()
-        return Outcome(
-            network=trained.healed(best),
-            parts=parts,
-            num_trained=trained.num_trained,
-            steps=steps,
-            step_tokens=windows * recipe.sequence_length,
-            share=work.share,
-            best_step=state.best_step,
-            looks=tuple(state.looks()),
-            dense=held_out.dense_losses(),
-            training_losses=tuple(state.training_losses()),
-            rates=dict(zip(state.parts, state.rates.tolist(), strict=True)),
-            seconds=state.seconds,
-            text=text,
-            adapters=adapters_of(best),
-            adapted=trained.adapted,
         )
 
     def _fit_rates(self, state: State, engine: Engine, text: Text, share: float) -> None:
@@ -200,8 +135,8 @@ class Training:
         if not places or not self.train:
             return
         parts, highest = [state.parts[n] for n in places], state.rates[places]
-        found = fitting_rates(engine, parts, highest, text.input_ids, share, state.room)
-        state.rates[places] = found
+        fitting = fitting_rates(engine, parts, highest, text.input_ids, share, state.room)
+        state.rates[places] = fitting
 
     def _size(self, state: State, engine: Engine, work: schedule.Work) -> tuple[int, int]:
         """Steps, and windows of each, from the budget.
@@ -217,9 +152,9 @@ class Training:
         windows, wanted = 0, self._windows_a_step(1)
         while wanted > windows:
             windows = wanted
-            found = self._tokens_within(state, engine, work, windows)
-            wanted = self._windows_a_step(found)
-        return schedule.steps_for(found, length, windows), windows
+            within = self._tokens_within(state, engine, work, windows)
+            wanted = self._windows_a_step(within)
+        return schedule.steps_for(within, length, windows), windows
 
     def _windows_a_step(self, tokens: float) -> int:
         """Windows of a step, of a run of so many tokens."""
@@ -259,13 +194,13 @@ class Training:
     def _check_text(self, state: State, text: Text, record: KeptPass | None) -> None:
         digest = hashlib.sha256(text.input_ids.contiguous().numpy().tobytes())
         digest.update(text.held_out.input_ids.contiguous().numpy().tobytes())
-        found = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
-        if record is not None and record.done and not torch.equal(found, state.text):
+        text_digest = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+        if record is not None and record.done and not torch.equal(text_digest, state.text):
             raise ResumeError(
                 "the training text is another than when the interrupted run began; bring it back, "
                 "or begin anew with --restart."
             )
-        state.text.copy_(found)
+        state.text.copy_(text_digest)
 
 
 @dataclass
@@ -301,6 +236,28 @@ class _Course:
                 advance(1)
         if self.record is not None:
             self.record.end(self.steps, self.state.tensors())
+
+    def outcome(self, parts: tuple[str, ...], text: Text) -> Outcome:
+        """What the run came to, with its best weights."""
+        state, trained = self.state, self.state.trained
+        best = state.best if state.best_step else trained.stored()
+        return Outcome(
+            network=trained.healed(best),
+            parts=parts,
+            num_trained=trained.num_trained,
+            steps=self.steps,
+            step_tokens=self.windows * self.training.recipe.sequence_length,
+            share=self.work.share,
+            best_step=state.best_step,
+            looks=tuple(state.looks()),
+            dense=self.held_out.dense_losses(),
+            training_losses=tuple(state.training_losses()),
+            rates=dict(zip(state.parts, state.rates.tolist(), strict=True)),
+            seconds=state.seconds,
+            text=text,
+            adapters=adapters_of(best),
+            adapted=trained.adapted,
+        )
 
     def _title(self) -> str:
         tokens = self.steps * self.windows * self.training.recipe.sequence_length
