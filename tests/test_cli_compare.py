@@ -12,6 +12,9 @@ import yaml
 import ghostlayers
 from ghostlayers.cli.run import read_recipe
 from ghostlayers.errors import RecipeError
+from ghostlayers.repairs import REPAIR_REGISTRY
+from ghostlayers.repairs.arguments import arguments_of
+from ghostlayers.selection.methods import SELECTION_REGISTRY
 from test_cli import call, words
 
 SMALL = [
@@ -346,7 +349,25 @@ def test_methods_lists_papers_code_and_choices() -> None:
     assert "'ghost:per=layer'" in one
     wrong = call("methods", "papier")
     assert wrong.exit_code == 2
-    assert "unknown preset 'papier'. Did you mean 'paper'?" in words(wrong.output)
+    assert "unknown method 'papier'. Did you mean 'paper'?" in words(wrong.output)
+
+
+@pytest.mark.parametrize(
+    ("option", "keyword", "cls"),
+    [("--repair", *item) for item in REPAIR_REGISTRY.own.items()]
+    + [("--select", *item) for item in SELECTION_REGISTRY.own.items()],
+)
+def test_methods_shows_every_repair_and_selection_with_its_arguments(
+    option: str, keyword: str, cls: Any
+) -> None:
+    assert f"{keyword}: {cls.summary()}" in words(call("methods").stdout)
+    one = call("methods", keyword).stdout
+    assert f"{option} {keyword}" in words(one)
+    assert "Attributes:" not in one
+    for argument in arguments_of(cls):
+        name = argument.name.upper() if argument.placed else argument.key
+        (said,) = re.findall(rf"^  :{name}(?:=VALUE)?  (.*)$", one, re.MULTILINE)
+        assert said.strip(), f"{keyword} does not say what {argument.name} is"
 
 
 def test_a_preset_prints_and_records_every_choice(tiny_folder: Any) -> None:

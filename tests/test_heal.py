@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from typer.testing import CliRunner
 
@@ -33,7 +35,7 @@ from ghostlayers.healing.head import Head, LogitMap, logit_loss
 from ghostlayers.healing.positions import draw_positions, positions_of
 from ghostlayers.healing.rates import fitting_rates
 from ghostlayers.healing.state import BETAS, CLIP, State
-from ghostlayers.healing.text import read_text
+from ghostlayers.healing.text import _shared_out, read_text
 from ghostlayers.healing.trained import default_parts, named_parts, prepare, recording
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
@@ -699,6 +701,27 @@ def test_shares_are_kept_and_short_texts_repeat(pruned: Any, tmp_path: Path) -> 
     order = "".join("a" if letter == letters[0] else "b" for letter in letters)
     assert "ab" in order
     assert "ba" in order
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    count=st.integers(1, 5000),
+    weights=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8),
+)
+def test_a_mix_has_every_window_that_is_wanted(count: int, weights: list[float]) -> None:
+    shares = [weight / sum(weights) for weight in weights]
+    counts = _shared_out(count, shares)
+    assert sum(max(0, n - 1) for n in counts) < count <= sum(counts)
+    assert all(n == 1 or abs(n - count * s) < 1.001 for n, s in zip(counts, shares, strict=True))
+
+
+def test_halves_of_an_odd_number_of_windows_train(pruned: Any, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} " * 4000)
+    data = f"{tmp_path}/a.txt:0.5,{tmp_path}/b.txt:0.5"
+    healed = heal(pruned["ghost"], data, tokens=str(5 * 32), step_tokens=32)
+    assert healed.outcome.steps == 5
+    assert healed.outcome.text.num_tokens == 5 * 32
 
 
 def test_a_name_is_read_as_the_recipes_is(pruned: Any, tmp_path: Path) -> None:
