@@ -31,6 +31,7 @@ from ghostlayers.errors import (
     OutputError,
     ResumeError,
     VerificationError,
+    shortened,
 )
 from ghostlayers.runtime import drafts
 from ghostlayers.runtime.documents import check, read_json, strict, to_json
@@ -371,7 +372,7 @@ def _open(folder: Path, wanted: dict[str, Any]) -> None:
     differing = sorted(key for key in {*written, *wanted} if written.get(key) != wanted.get(key))
     if differing:
         shown = "; ".join(
-            f"{key}: {_short(written.get(key))} then, {_short(wanted.get(key))} now"
+            f"{key}: {_brief(written.get(key))} then, {_brief(wanted.get(key))} now"
             for key in differing[:4]
         )
         raise ResumeError(
@@ -381,9 +382,8 @@ def _open(folder: Path, wanted: dict[str, Any]) -> None:
         )
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+def _brief(value: Any) -> str:
+    return shortened(json.dumps(value), 40)
 
 
 def digest(*parts: bytes | str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ghostlayers.errors import RecipeError, suggest
+from ghostlayers.errors import RecipeError, shortened, suggest
 from ghostlayers.runtime.sizes import parse_memory
 
 if TYPE_CHECKING:
@@ -242,4 +242,4 @@ def _positive(text: str) -> float | None:
 
 
 def _short(text: str) -> str:
-    return text.strip()[:60]
+    return shortened(text.strip())

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 
-from ghostlayers.errors import InputError, RecipeError
+from ghostlayers.errors import InputError, RecipeError, shortened
 from ghostlayers.runtime.shown import one_line
 
 NO_NUMBERS = ("NaN", "Infinity", "-Infinity")
@@ -209,10 +209,9 @@ def _place(parts: Iterable[Any], values: Any) -> Iterator[str]:
 def brief(value: Any, most: int = 60) -> str:
     """A value in a message, which may be huge."""
     try:
-        text = one_line(repr(value))
+        return shortened(one_line(repr(value)), most)
     except (ValueError, RecursionError):  # a number of thousands of digits
         return f"a value of type {type(value).__name__}"
-    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 class _Loader(yaml.SafeLoader):
