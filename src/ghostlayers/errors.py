@@ -108,6 +108,11 @@ def shortened(text: object, most: int = 60) -> str:
     return whole if len(whole) <= most else f"{whole[: most - 3]}..."
 
 
+def counted(number: int, what: str) -> str:
+    """So many of something: ``1 layer``, ``2 layers``."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def listed(names: Collection[object], most: int = 12) -> str:
     """Names from outside as a message may hold them: some of them, and how many more there are."""
     more = [f"and {len(names) - most:,} more"] if len(names) > most else []

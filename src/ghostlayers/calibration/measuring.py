@@ -21,6 +21,7 @@ from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.gathering import Gatherer
 from ghostlayers.calibration.gradients import layer_gradients
 from ghostlayers.calibration.passes import Pass, Runner
+from ghostlayers.errors import counted
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.modeling import norm_eps
 from ghostlayers.recipe import Recipe
@@ -254,7 +255,7 @@ def without_pass(model: DenseModel, layers: Sequence[int], windows: int) -> Pass
     depth = model.num_layers
     return Pass(
         "without each",
-        f"Loss without each of {len(layers)} layers",
+        f"Loss without each of {counted(len(layers), 'layer')}",
         windows,
         layers=windows * (depth + sum(depth - layer - 1 for layer in layers)),
         heads=windows * len(layers),

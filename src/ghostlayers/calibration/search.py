@@ -25,6 +25,7 @@ from ghostlayers.calibration.measuring import (
     refit,
     searched,
 )
+from ghostlayers.errors import counted
 from ghostlayers.recipe import Recipe
 from ghostlayers.recipe.decision import Decision
 from ghostlayers.repairs.stack import stack
@@ -144,7 +145,9 @@ def search_perplexity(study: StudyLike, count: int) -> ChosenCut:
     tried = sum(len(layers) - step for step in range(count))
     steps: list[Step] = []
     importance: tuple[float, ...] = ()
-    with progress.stage(f"Removing {count} layers by loss", tried * len(windows)) as advance:
+    with progress.stage(
+        f"Removing {counted(count, 'layer')} by loss", tried * len(windows)
+    ) as advance:
         for _ in range(count):
             removed = [step.layer for step in steps]
             cut = Cut(model, cuts.unrepaired(merge_layers(removed)))
@@ -203,7 +206,7 @@ def search_recoverable(study: StudyLike, count: int) -> ChosenCut:
                 for layer in tried
             },
             base=repairs,
-            title=f"Racing {len(tried)} layers (step {len(steps) + 1} of {count})",
+            title=f"Racing {counted(len(tried), 'layer')} (step {len(steps) + 1} of {count})",
         )
         steps.append(Step(int(race.best), float(race.losses[race.best].mean())))
         if len(steps) < count:

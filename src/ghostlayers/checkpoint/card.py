@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ghostlayers.checkpoint.record import base_title, packed_text
+from ghostlayers.errors import counted
 from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.runtime.files import shown_name
 from ghostlayers.runtime.shown import code, markdown, one_line
@@ -69,7 +70,7 @@ def render_card(record: Mapping[str, Any]) -> str:
     """The card of a record as `checkpoint` writes it into ``ghostlayers.json``."""
     base = record["base_model"]
     cut = record["cut"]
-    title = f"{one_line(base_title(base))}, {len(cut['removed'])} layers removed"
+    title = f"{one_line(base_title(base))}, {counted(len(cut['removed']), 'layer')} removed"
     licence, named = _licence_entries(base["licence"])
     data = ModelCardData(
         model_name=title,

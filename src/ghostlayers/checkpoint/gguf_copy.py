@@ -25,7 +25,7 @@ from ghostlayers.checkpoint.packed import layers_path
 from ghostlayers.checkpoint.packed_config import Renaming
 from ghostlayers.checkpoint.proof import Verification, compare_logits
 from ghostlayers.checkpoint.records import GGUF_RECORD
-from ghostlayers.errors import RecipeError, UnsupportedModelError, VerificationError
+from ghostlayers.errors import RecipeError, UnsupportedModelError, VerificationError, counted
 from ghostlayers.model.configs import kv_heads
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.gguf_file import (
@@ -203,7 +203,7 @@ class _Writer(GGUFWriter):
         tensors = dict(self.cut.tensors())
         with (
             contextlib.closing(self),
-            progress.stage(f"Writing {len(tensors)} tensors", len(tensors)) as advance,
+            progress.stage(f"Writing {counted(len(tensors), 'tensor')}", len(tensors)) as advance,
         ):
             self.write_header_to_file(drafts[0])
             self.write_kv_data_to_file()

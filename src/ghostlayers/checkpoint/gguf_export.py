@@ -31,6 +31,7 @@ from ghostlayers.errors import (
     RecipeError,
     UnsupportedModelError,
     VerificationError,
+    counted,
 )
 from ghostlayers.model.computing import DTYPES, dtype_named
 from ghostlayers.model.configs import head_width, kv_heads
@@ -217,7 +218,7 @@ def _write(
     written = {}
     with (
         contextlib.closing(writer),
-        progress.stage(f"Writing {len(tensors)} tensors", len(tensors)) as advance,
+        progress.stage(f"Writing {counted(len(tensors), 'tensor')}", len(tensors)) as advance,
     ):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

@@ -15,7 +15,7 @@ from ghostlayers.compare import Comparison
 from ghostlayers.compare import compare as run_comparison
 from ghostlayers.compare.files import write_report
 from ghostlayers.compare.store import check_place
-from ghostlayers.errors import RecipeError
+from ghostlayers.errors import RecipeError, counted
 from ghostlayers.plan.units import Plan
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.report.accuracies import mean_rows
@@ -168,7 +168,9 @@ def show(results: Mapping[str, Any]) -> None:
     wanted = layer_counts(asked(entries))
     for layers, select in sorted(cuts_of(entries)):
         models = at_cut(entries, (layers, select))
-        title = f"{layers} layers by {select}: {models[0].removed} (dense {_figure(dense)})"
+        title = (
+            f"{counted(layers, 'layer')} by {select}: {models[0].removed} (dense {_figure(dense)})"
+        )
         if layers not in wanted:
             title += "; not asked for: Ghost with one layer less removed, what that layer is worth"
         screen.table(columns, [_row(entry) for entry in models], title)
@@ -197,7 +199,7 @@ def show_methods(entries: Sequence[Entry], dense: float | None) -> None:
             ]
             for entry in ranked
         ]
-        screen.table(columns, rows, f"{layers} layers removed (dense {_figure(dense)})")
+        screen.table(columns, rows, f"{counted(layers, 'layer')} removed (dense {_figure(dense)})")
     screen.say(
         screen.dim(
             "Each method by its own choices of layers, repair and calibration text; loss: nats a "
@@ -253,7 +255,7 @@ def show_correlations(results: "Results") -> None:
     """How well scores ranked the spans, where every span was measured."""
     rows = [
         [
-            f"{row.layers} layers, {row.repair}",
+            f"{counted(row.layers, 'layer')}, {row.repair}",
             row.score,
             _figure(row.spearman, 2),
             str(row.spans),

@@ -9,7 +9,7 @@ from ghostlayers.cli import options as o
 from ghostlayers.cli import scores_screen, screen
 from ghostlayers.cli.parameters import Fields
 from ghostlayers.cli.shell import shared_command, write_json
-from ghostlayers.errors import RecipeError
+from ghostlayers.errors import RecipeError, counted
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.report.heatmap import check_can_draw, draw_heatmap
 from ghostlayers.runtime.parallel import world
@@ -53,7 +53,9 @@ def score(
         show_text=screen.show_text,
     )
     scores_screen.show_block_influence(table)
-    scores_screen.show_spans(table.spans, table, f"Every span of {len(table.spans[0].span)} layers")
+    scores_screen.show_spans(
+        table.spans, table, f"Every span of {counted(len(table.spans[0].span), 'layer')}"
+    )
     scores_screen.show_score_notes()
     if json_file is not None:
         write_json(json_file, table_to_dict(table))

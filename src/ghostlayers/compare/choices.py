@@ -8,6 +8,7 @@ from typing import Any
 from ghostlayers.checkpoint.record import table_to_dict
 from ghostlayers.compare.experiment import Experiment
 from ghostlayers.compare.request import EVERY, Comparison
+from ghostlayers.errors import counted
 from ghostlayers.selection.choices import find_selection
 from ghostlayers.spans import Span, format_layers, removed_layers
 
@@ -83,7 +84,7 @@ def _choose_one(
     key = f"choice {layers} {select}"
     part = experiment.store.get(key)
     if part is None:
-        experiment.say(f"Choosing {layers} layers by {select}")
+        experiment.say(f"Choosing {counted(layers, 'layer')} by {select}")
         recipe = experiment.request.recipe_for(layers, select)
         study = dataclasses.replace(experiment.study, recipe=recipe)
         with experiment.keeping(key, study) as keeping:

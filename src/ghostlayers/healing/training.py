@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ghostlayers.calibration.journal import Journal, KeptPass
-from ghostlayers.errors import NonFiniteError, ResumeError
+from ghostlayers.errors import NonFiniteError, ResumeError, counted
 from ghostlayers.healing import schedule
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.engine import Engine
@@ -261,7 +261,7 @@ class _Course:
 
     def _title(self) -> str:
         tokens = self.steps * self.windows * self.training.recipe.sequence_length
-        return f"Training on {tokens:,} tokens, {self.steps:,} steps"
+        return f"Training on {tokens:,} tokens, {counted(self.steps, 'step')}"
 
     def _step(self, step: int) -> None:
         """One change of the weights."""

@@ -25,6 +25,7 @@ from ghostlayers.calibration.measuring import without_pass
 from ghostlayers.calibration.passes import Pass
 from ghostlayers.calibration.scoring import NORMS, residual_pass, sweep_pass
 from ghostlayers.checkpoint.output import Output
+from ghostlayers.errors import counted
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.plan.probe import Speed
 from ghostlayers.plan.saving import CHECKPOINT, saving_passes
@@ -125,7 +126,7 @@ class Expected:
         if choice.searches or recipe.iterative:
             if choice.name == "perplexity" and not recipe.iterative:
                 return self._by_perplexity(count)
-            return [(f"Choosing {count} layers one by one", [*self._one_by_one(count)])]
+            return [(f"Choosing {counted(count, 'layer')} one by one", [*self._one_by_one(count)])]
         return [(measured.title, [measured]) for measured in self._measured(count)]
 
     def _by_perplexity(self, count: int) -> list[tuple[str, list[Pass]]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ghostlayers.errors import counted
 from ghostlayers.report.charts import (
     Axis,
     Band,
@@ -153,12 +154,12 @@ def recover_panels(overview: Overview) -> list[Panel]:
                 lines,
                 Axis("first removed layer", whole=True),
                 Axis("lower is better (log)", log=True),
-                f"Scores of every span of {layers} layers by its first layer",
+                f"Scores of every span of {counted(layers, 'layer')} by its first layer",
                 bands=bands,
                 rules=_chosen(overview, layers),
             )
             note = "Shaded: a massive activation is born inside." if bands else ""
-            panels.append(Panel(f"Spans of {layers} layers", picture, note))
+            panels.append(Panel(f"Spans of {counted(layers, 'layer')}", picture, note))
     return panels
 
 

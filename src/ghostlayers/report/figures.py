@@ -7,6 +7,7 @@ from statistics import median
 
 from markupsafe import Markup
 
+from ghostlayers.errors import counted
 from ghostlayers.report.charts import (
     Axis,
     Dot,
@@ -94,7 +95,7 @@ def make_overview(results: Results) -> Overview:
 
 def layers_removed(count: int) -> str:
     """How many layers are gone, in words."""
-    return f"{count} layer removed" if count == 1 else f"{count} layers removed"
+    return f"{counted(count, 'layer')} removed"
 
 
 def answer_panels(overview: Overview) -> list[Panel]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ghostlayers.errors import OutputError
+from ghostlayers.errors import OutputError, counted
 from ghostlayers.runtime.files import check_can_write, whole_file
 from ghostlayers.runtime.shown import clean
 from ghostlayers.selection import ScoreTable
@@ -47,7 +47,7 @@ def _draw_similarity(figure: "Figure", axes: "Axes", table: ScoreTable) -> None:
     axes.plot(best.stop, best.start, "o", mfc="none", mec="red", markersize=11, label="highest")
     axes.set_xlabel("boundary after the span")
     axes.set_ylabel("boundary before the span")
-    axes.set_title(f"Similarity of the stream (dots: spans of {len(best)} layers)")
+    axes.set_title(f"Similarity of the stream (dots: spans of {counted(len(best), 'layer')})")
     axes.legend(loc="lower right", framealpha=0.9)
 
 
@@ -65,7 +65,7 @@ def _draw_spans(axes: "Axes", table: ScoreTable) -> None:
         axes.axvspan(start - 0.5, start + 0.5, color="tab:red", alpha=0.12, label=label)
     axes.set_yscale("log")
     axes.set_xlabel("first removed layer")
-    axes.set_title(f"Spans of {len(table.spans[0].span)} layers (lower is better)")
+    axes.set_title(f"Spans of {counted(len(table.spans[0].span), 'layer')} (lower is better)")
     axes.grid(visible=True, alpha=0.3)
     axes.legend(loc="best", framealpha=0.9)
 

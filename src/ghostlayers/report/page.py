@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ghostlayers.errors import counted
 from ghostlayers.report.accuracies import (
     DIFFERENCES,
     WITHIN_ERROR,
@@ -132,7 +133,7 @@ def _methods(overview: Overview) -> Content:
     presets = overview.results.presets
     tables = [
         _table(
-            method_grid(rows, (), presets), rows, f"{layers} layers removed",
+            method_grid(rows, (), presets), rows, f"{counted(layers, 'layer')} removed",
             lambda entry: "ghost" if entry.key.select == "ghosted" else "",
         )
         for layers, rows in by_layers(overview.entries)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ghostlayers.errors import counted
 from ghostlayers.report.accuracies import DIFFERENCES, Grid, accuracy_grid, difference_rows
 from ghostlayers.report.recommended import recommended_grid
 from ghostlayers.report.results import Results
@@ -132,7 +133,7 @@ def by_layers(entries: Sequence[Entry]) -> list[tuple[int, list[Entry]]]:
 def cut_title(cut: tuple[int, str], entries: Sequence[Entry]) -> str:
     """A cut in words: how many layers, chosen by what, and which."""
     removed = ", ".join(dict.fromkeys(entry.removed for entry in entries if entry.removed))
-    return f"{cut[0]} layers removed by {cut[1]}" + (f": {removed}" if removed else "")
+    return f"{counted(cut[0], 'layer')} removed by {cut[1]}" + (f": {removed}" if removed else "")
 
 
 def to_markdown(results: Results) -> str:
@@ -145,7 +146,7 @@ def to_markdown(results: Results) -> str:
         blocks.append(_OF_METHODS)
         for layers, rows in by_layers(entries):
             grid = method_grid([*dense, *rows], names, results.presets)
-            blocks += [f"## {layers} layers removed", _piped(*grid, words=3)]
+            blocks += [f"## {counted(layers, 'layer')} removed", _piped(*grid, words=3)]
     else:
         blocks += [*_recommended(results), _OF_REPAIRS]
         wanted = layer_counts(asked(entries))

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from ghostlayers.errors import counted
 from ghostlayers.report.results import Results
 from ghostlayers.report.rows import FileLoss, Key, ModelFile
 from ghostlayers.report.summary import mean
@@ -50,7 +51,11 @@ class File:
 
 def model_title(key: Key) -> str:
     """A model of a comparison in words."""
-    return "dense" if key.is_dense else f"{key.layers} layers less ({key.select}), {key.repair}"
+    return (
+        "dense"
+        if key.is_dense
+        else f"{counted(key.layers, 'layer')} less ({key.select}), {key.repair}"
+    )
 
 
 def files_of(results: Results) -> list[File]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ghostlayers.errors import counted
 from ghostlayers.evaluation.written import DRAWN_EVERY, SAMPLES
 from ghostlayers.report.accuracies import Grid
 from ghostlayers.report.figures import Overview
@@ -89,11 +90,11 @@ def _cuts(results: Results, entries: Sequence[Entry]) -> Iterator[tuple[str, lis
     if results.presets:
         for layers in layer_counts(entries):
             mine = [entry for entry in entries if entry.key.layers == layers]
-            yield f"{layers} layers removed", sorted(mine, key=loss_order)
+            yield f"{counted(layers, 'layer')} removed", sorted(mine, key=loss_order)
         return
     for layers, select in cuts_of(entries):
         mine = at_cut(entries, (layers, select))
-        yield f"{layers} layers removed by {select}: {mine[0].removed}", mine
+        yield f"{counted(layers, 'layer')} removed by {select}: {mine[0].removed}", mine
 
 
 def writing_grid(results: Results, keys: Sequence[Key]) -> Grid:

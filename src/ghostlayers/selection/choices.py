@@ -1,6 +1,6 @@
 """From scores to the layers that go: which may, which are candidates, which are taken."""
 
-from ghostlayers.errors import RecipeError, SpanError
+from ghostlayers.errors import RecipeError, SpanError, counted
 from ghostlayers.selection.methods import SELECTIONS, Keep, Selection, find_selection
 from ghostlayers.selection.table import ScoreTable, SpanScore
 from ghostlayers.spans import Span, small_number
@@ -56,16 +56,16 @@ def check_eligible(
     which = f" ({layers[0]} to {layers[-1]})" if layers else ""
     if keep is not None:
         raise SpanError(
-            f"cannot remove {count} layers by '{choice}': only {len(layers)} of the model's "
-            f"{num_layers} decoder layers are eligible{which}, since --keep-layers keeps the first "
-            f"{keep[0]} and the last {keep[1]}. Keep fewer, or remove fewer."
+            f"cannot remove {counted(count, 'layer')} by '{choice}': only {len(layers)} of the "
+            f"model's {num_layers} decoder layers are eligible{which}, since --keep-layers keeps "
+            f"the first {keep[0]} and the last {keep[1]}. Keep fewer, or remove fewer."
         )
     protected = "unprotected" in set(choice.arguments) - choice.flags
     hint = f"; '{choice.name}:unprotected' may remove any" if protected else ""
     raise SpanError(
-        f"cannot remove {count} layers by '{choice}': only {len(layers)} of the model's "
-        f"{num_layers} decoder layers are eligible{which}, the others are protected. Remove "
-        f"fewer, or choose another selection{hint}."
+        f"cannot remove {counted(count, 'layer')} by '{choice}': only {len(layers)} of the "
+        f"model's {num_layers} decoder layers are eligible{which}, the others are protected. "
+        f"Remove fewer, or choose another selection{hint}."
     )
 
 
@@ -85,7 +85,7 @@ def candidate_spans(num_layers: int, length: int, keep: Keep | None = None) -> l
     if length < 1 or not starts or length >= num_layers:
         most = min(num_layers - 1, num_layers - first - last)
         raise SpanError(
-            f"no span of {length} layers fits into {num_layers} decoder layers"
+            f"no span of {counted(length, 'layer')} fits into {num_layers} decoder layers"
             + (f" when the first {first} and the last {last} stay" if first or last else "")
             + (f"; remove between 1 and {most}." if most > 0 else "; keep fewer.")
         )

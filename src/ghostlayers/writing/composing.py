@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ghostlayers.calibration.journal import digest
-from ghostlayers.errors import CorpusError, OutputError, ResumeError
+from ghostlayers.errors import CorpusError, OutputError, ResumeError, counted
 from ghostlayers.recipe.writing import WritingRecipe
 from ghostlayers.runtime import progress
 from ghostlayers.writing.authors import Author
@@ -143,7 +143,7 @@ def compose(
     kept = Draft(draft, _request(author, recipe, orders, size))
     batches, done = batches_of(orders, size), kept.begin()
     said: dict[int, Said] = {}
-    title = f"Writing {sum(map(len, batches)):,} texts"
+    title = f"Writing {counted(sum(map(len, batches)), 'text')}"
     with progress.stage(title, sum(map(len, batches))) as advance:
         for number, batch in enumerate(batches):
             if number < len(done):
