@@ -784,6 +784,18 @@ def test_what_means_nothing_is_refused(given: dict[str, Any], says: str) -> None
         HealingRecipe.from_dict(given)
 
 
+def test_a_number_stands_for_its_text() -> None:
+    recipe = HealingRecipe.from_dict({"tokens": 25000, "learning_rate": 0.0001})
+    assert recipe == HealingRecipe(tokens="25000", learning_rate="0.0001")
+    assert recipe.rates["norms"] == 1e-4
+    assert ghostlayers.Recipe(remove=12) == ghostlayers.Recipe(remove="12")
+    for nothing in ({"tokens": True}, {"tokens": -5}, {"learning_rate": float("nan")}):
+        with pytest.raises(RecipeError):
+            HealingRecipe.from_dict(nothing)
+    with pytest.raises(RecipeError):
+        ghostlayers.Recipe(remove=1.5)
+
+
 def test_amounts_shares_and_budgets_are_read() -> None:
     assert HealingRecipe(tokens="400k").num_tokens == 400_000
     assert HealingRecipe(tokens="1.5M").num_tokens == 1_500_000

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from ghostlayers.cli.narrow import Readable
 from ghostlayers.runtime.interrupts import leave_with
 from ghostlayers.runtime.launchers import is_first
 from ghostlayers.runtime.quiet import quiet_imports
@@ -110,7 +111,7 @@ class Later(TyperCommand):
 
     def _itself(self) -> Any:
         one = typer.Typer(rich_markup_mode="rich", add_completion=False)
-        one.command(self.name)(command_named(str(self.name)))
+        one.command(self.name, cls=Readable)(command_named(str(self.name)))
         _settle()
         from ghostlayers.cli.screen import show_progress
 

@@ -11,7 +11,7 @@ from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.recipe.checks import check_bounds, check_keys, check_types
 from ghostlayers.recipe.healing_presets import HEALING_PRESETS, find_healing_preset
 from ghostlayers.runtime.documents import brief
-from ghostlayers.runtime.settings import TEXT, documented, setting
+from ghostlayers.runtime.settings import TEXT, documented, setting, write_numbers
 from ghostlayers.text.tokens import BosPolicy
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class HealingRecipe:
         says="operator+norms+suffix, without suffix where its training would take half the memory",
     )
     tokens: str | None = setting(
-        None, "Train on so many tokens: 25000, 400k, 1M.", HEALING, metavar="N"
+        None, "Train on so many tokens: 25000, 400k, 1M.", HEALING, metavar="N", number=True
     )
     minutes: float | None = setting(
         None,
@@ -84,6 +84,7 @@ class HealingRecipe:
         "At its highest, for all that is trained, or by part: operator=1e-4,norms=1e-3.",
         HEALING,
         metavar="RATE",
+        number=True,
         says=", ".join(f"{part} {rate:g}" for part, rate in LEARNING_RATES.items())
         + "; less where a step of that goes too far for the model",
     )
@@ -162,6 +163,7 @@ class HealingRecipe:
     seed: int = setting(0, "Chooses windows, their order, and positions.", TEXT)
 
     def __post_init__(self) -> None:
+        write_numbers(self)
         check_types(self)
         self._check_numbers()
         if self.tokens is not None and self.minutes is not None:

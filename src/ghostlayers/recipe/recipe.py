@@ -10,7 +10,7 @@ from ghostlayers.recipe import checks
 from ghostlayers.recipe.wish import AT, CONTEXT, FLOATS, PACKED, Wish, check_wish, wish_of
 from ghostlayers.repairs import METHODS, REPAIR_REGISTRY, RepairMethod, find_method
 from ghostlayers.repairs.auto import AUTO, STAND_IN, STOCK_STAND_IN
-from ghostlayers.runtime.settings import BUDGET, FIT, TEXT, WHAT, documented, setting
+from ghostlayers.runtime.settings import BUDGET, FIT, TEXT, WHAT, documented, setting, write_numbers
 from ghostlayers.selection.choices import Selection, find_selection, parse_keep
 from ghostlayers.selection.cosine import CosineAxis
 from ghostlayers.selection.methods import SELECTION_REGISTRY, SELECTIONS
@@ -58,7 +58,10 @@ class Recipe:
 
     layers: int | None = setting(None, "How many decoder layers to remove.", WHAT, short="-n")
     remove: str | None = setting(
-        None, "Which layers to remove instead, counted from 0, ends included: 10-12,14.", WHAT
+        None,
+        "Which layers to remove instead, counted from 0, ends included: 10-12,14.",
+        WHAT,
+        number=True,
     )
     smaller: str | None = setting(
         None,
@@ -276,6 +279,7 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
+        write_numbers(self)
         object.__setattr__(self, "select", SELECTION_REGISTRY.text_of(self.select))
         object.__setattr__(self, "repair", REPAIR_REGISTRY.text_of(self.repair))
         if isinstance(self.as_type, str):  # Q4_K_M and q4_k_m are one type

@@ -37,6 +37,7 @@ class Setting:
         least: the smallest number that it may be.
         variable: of the environment, which says its value where the option is not given.
         read: how its value is typed, where it is not typed as it is (see ``cli.options``).
+        number: of text: a number may stand for it, in Python and in YAML.
     """
 
     text: str
@@ -50,6 +51,7 @@ class Setting:
     least: int | None = None
     variable: str | None = None
     read: str = ""
+    number: bool = False
 
 
 def setting(default: Any, text: str, panel: str = HOW, **how: Any) -> Any:
@@ -72,6 +74,14 @@ def same_as(owner: type, name: str, **otherwise: Any) -> Any:
 def fields_of(owner: type) -> "dict[str, dataclasses.Field[Any]]":
     """The fields of a class that can be asked for, by name."""
     return {field.name: field for field in dataclasses.fields(owner) if KEY in field.metadata}
+
+
+def write_numbers(asked: Any) -> None:
+    """Turn numbers into the text that they stand for, where a setting says that they may be one."""
+    for name, field in fields_of(type(asked)).items():
+        value = getattr(asked, name)
+        if field.metadata[KEY].number and type(value) in (int, float):
+            object.__setattr__(asked, name, repr(value))
 
 
 def documented(owner: type[T]) -> type[T]:
