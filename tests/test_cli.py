@@ -195,6 +195,16 @@ def test_the_version_is_told():
     assert succeed("--version").stdout.startswith("ghostlayers 0.")
 
 
+@pytest.mark.parametrize("command", ["prune", "heal", "compare"])
+def test_help_on_a_narrow_screen_cuts_no_name(command):
+    narrow = click.unstyle(succeed(command, "--help", COLUMNS="80").stdout)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "\\[" not in narrow
+    names = set(re.findall(r"--[a-z][\w-]+", help_of(command)))
+    assert len(names) > 20
+    assert names <= set(re.findall(r"--[a-z][\w-]+", narrow))
+
+
 def test_no_command_shows_help():
     result = call()
     assert result.exit_code == 2
