@@ -82,10 +82,10 @@ class Family:
         Raises:
             RecipeError: as `quantise.family_paths` raises it.
         """
-        found = family_paths(pattern, self.types)
+        paths = family_paths(pattern, self.types)
         if self.imatrix_data is not None:
-            found[IMATRIX] = _beside(pattern, IMATRIX)
-        return found
+            paths[IMATRIX] = _beside(pattern, IMATRIX)
+        return paths
 
     def next_command(self, pattern: Path, kind: str = "Q4_K_M") -> str | None:
         """How llama.cpp's own program makes a further type with the same importance matrix.

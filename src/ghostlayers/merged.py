@@ -117,17 +117,17 @@ def merge(
     windows, name = read_held_out(dense, recipe)
     held_out = HeldOut(whole, windows, options.batch_size)
     losses = _measure(held_out, cuts, TRIED if t is None else (t,))
-    kept = _nearest(losses) if t is None else (MERGED, t)
+    choice = _nearest(losses) if t is None else (MERGED, t)
     text = {
         "corpus": name,
         "windows": len(windows),
         "sequence_length": windows.sequence_length,
         "bos": windows.describe_bos(),
     }
-    row = {**_row(cuts, parents, losses, kept, held_out.dense_losses()), "held_out": text}
-    cut = cuts[1] if kept[0] == PARENTS[1] else cuts[0]
+    row = {**_row(cuts, parents, losses, choice, held_out.dense_losses()), "held_out": text}
+    cut = cuts[1] if choice[0] == PARENTS[1] else cuts[0]
     record = merged_record(cut.record, row)
-    return MergedModel(_network(whole, cuts, kept), cut, *kept, losses, record)
+    return MergedModel(_network(whole, cuts, choice), cut, *choice, losses, record)
 
 
 def _measure(held_out: HeldOut, cuts: Both, shares: Sequence[float]) -> dict[Candidate, LossSums]:
@@ -150,7 +150,7 @@ def _row(
     cuts: Both,
     names: tuple[str, str],
     losses: Mapping[Candidate, LossSums],
-    kept: Candidate,
+    choice: Candidate,
     dense: LossSums,
 ) -> dict[str, Any]:
     """What the record says of the merge, its text aside."""
@@ -163,8 +163,8 @@ def _row(
             {"checkpoint": name, "healing": cut.record.get("healing")}
             for name, cut in zip(names, cuts, strict=True)
         ],
-        "kept": kept[0],
-        "t": kept[1],
+        "kept": choice[0],
+        "t": choice[1],
         "merged_at": best[1],
         "tried": [{"model": who, "t": t, **sums.to_dict()} for (who, t), sums in losses.items()],
         "evidence": [evidence_row(n, sums) for n, sums in {"dense": dense, **shown}.items()],

@@ -64,12 +64,12 @@ class Preset:
 
 
 def _read() -> dict[str, Preset]:
-    found = {}
+    presets = {}
     for file in (files(__package__) / "preset_files").iterdir():
         if file.name.endswith(".yaml"):
             preset = Preset.from_dict(parse_yaml(file.read_text("utf-8"), file.name, RecipeError))
-            found[preset.name] = preset
-    return dict(sorted(found.items()))
+            presets[preset.name] = preset
+    return dict(sorted(presets.items()))
 
 
 PRESETS: Mapping[str, Preset] = _read()

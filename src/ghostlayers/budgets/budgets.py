@@ -60,12 +60,12 @@ def beyond_budget(runner: Runner, budget: Budget | None, spans: Sequence[Span]) 
     """
     if budget is None or budget.wish.kind == "faster":
         return {}
-    found = {}
+    reasons = {}
     for name in CONTESTANTS:
         try:
-            kept = budget_of(runner, budget.recipe.repaired_by(name), budget.output).met(spans)
+            is_met = budget_of(runner, budget.recipe.repaired_by(name), budget.output).met(spans)
         except GhostlayersError:  # it could not compete anyway
             continue
-        if not kept:
-            found[name] = f"breaks the budget ({budget.wish}) by what it adds"
-    return found
+        if not is_met:
+            reasons[name] = f"breaks the budget ({budget.wish}) by what it adds"
+    return reasons

@@ -37,14 +37,14 @@ class LayerCache:
 def layer_caches(dense: DenseModel) -> tuple[LayerCache, ...]:
     """What every decoder layer keeps, from the caches of two prompts of a few random tokens."""
     short, long = (_held(dense, tokens) for tokens in SHORT)
-    return tuple(map(_told, short, long))
+    return tuple(map(_layer_cache, short, long))
 
 
 def caches_size(
-    caches: Sequence[LayerCache], kept: Sequence[int], context: int, itemsize: int
+    caches: Sequence[LayerCache], kept_layers: Sequence[int], context: int, itemsize: int
 ) -> int:
     """Bytes of the caches of the layers that stay, behind so many tokens of one sequence."""
-    return sum(caches[layer].size(context, itemsize) for layer in kept)
+    return sum(caches[layer].size(context, itemsize) for layer in kept_layers)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class _Held:
     window: int | None
 
 
-def _told(short: _Held, long: _Held) -> LayerCache:
+def _layer_cache(short: _Held, long: _Held) -> LayerCache:
     further = long.tokens - short.tokens
     grown = (long.numbers - short.numbers) // further
     itemsize = (long.size - short.size) // max(1, long.numbers - short.numbers)
@@ -78,7 +78,7 @@ def _held(dense: DenseModel, tokens: int) -> list[_Held]:
 
 
 def _of(tokens: int, tensors: Sequence[Tensor], window: Any) -> _Held:
-    kept = [tensor for tensor in tensors if tensor.is_floating_point()]
-    numbers = sum(tensor.numel() for tensor in kept)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    numbers = sum(tensor.numel() for tensor in floats)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in floats)
     return _Held(tokens, numbers, size, None if window is None else int(window))

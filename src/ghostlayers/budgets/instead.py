@@ -146,5 +146,5 @@ def weighed(
     if decision is None or decision.instead is None or not evidence:
         return decision
     best = evidence.get("repaired", evidence["cut"]).loss_nats
-    found = measured_instead(runner, decision.instead, held_out, best)
-    return replace(decision, alternative=found)
+    alternative = measured_instead(runner, decision.instead, held_out, best)
+    return replace(decision, alternative=alternative)

@@ -60,17 +60,17 @@ def timed(runner: Runner, recipe: Recipe) -> Timed:
     """
     point, dense = point_of(recipe), runner.model
     speed.check_point(dense, point)
-    kept = torch.zeros(dense.num_layers + 2, dtype=torch.float64)
+    seconds = torch.zeros(dense.num_layers + 2, dtype=torch.float64)
     record = None if runner.journal is None else runner.journal.next_pass("seconds")
     if record is not None:
-        record.restore({"seconds": kept})
-    if not from_first(bool(kept.any())):
-        kept.copy_(
-            torch.tensor(by_first(lambda: _measured(runner, recipe, point)), dtype=kept.dtype)
+        record.restore({"seconds": seconds})
+    if not from_first(bool(seconds.any())):
+        seconds.copy_(
+            torch.tensor(by_first(lambda: _measured(runner, recipe, point)), dtype=seconds.dtype)
         )
         if record is not None:
-            record.keep({"seconds": kept})
-    rest, operator, *layers = from_first(kept.tolist())
+            record.keep({"seconds": seconds})
+    rest, operator, *layers = from_first(seconds.tolist())
     threads = f", threads: {torch.get_num_threads()}" if dense.device.type == "cpu" else ""
     kind = str(dense.dtype).removeprefix("torch.")
     device = f"{processor_name(dense.device)}{threads}, {kind}"

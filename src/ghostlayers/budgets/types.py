@@ -32,17 +32,17 @@ _ROUTER = re.compile(r"(router|mlp\.gate|block_sparse_moe\.gate)\b")
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def bytes_in_type(dense: DenseModel, kept: Sequence[int], as_type: str) -> int:
+def bytes_in_type(dense: DenseModel, kept_layers: Sequence[int], as_type: str) -> int:
     """Bytes of the weights without the layers that went.
 
     Args:
         dense: the model.
-        kept: the layers that stay.
+        kept_layers: those that stay.
         as_type: one of `TYPES`, in any case.
     """
     as_type = as_type.lower()
     if as_type in _WIDTHS:
-        return _numbers(dense, kept) * _WIDTHS[as_type]
+        return _numbers(dense, kept_layers) * _WIDTHS[as_type]
     kind = as_type.upper()
     inside = {id(p) for layer in dense.layers for p in layer.parameters()}
     outside = [(n, p) for n, p in dense.network.named_parameters() if id(p) not in inside]
@@ -51,16 +51,16 @@ def bytes_in_type(dense: DenseModel, kept: Sequence[int], as_type: str) -> int:
     size = sum(_size(p, "Q6_K" if id(p) == ends else _plain(kind), n) for n, p in outside)
     if kind == "Q8_0":
         size = sum(_size(p, "Q8_0", n) for n, p in outside)
-    for place, layer in enumerate(kept):
+    for place, layer in enumerate(kept_layers):
         for name, parameter in dense.layers[layer].named_parameters():
-            size += _size(parameter, _kind_of(name, kind, place, len(kept)), name)
+            size += _size(parameter, _kind_of(name, kind, place, len(kept_layers)), name)
     return size
 
 
-def _numbers(dense: DenseModel, kept: Sequence[int]) -> int:
+def _numbers(dense: DenseModel, kept_layers: Sequence[int]) -> int:
     layers = [sum(p.numel() for p in layer.parameters()) for layer in dense.layers]
     whole = sum(p.numel() for p in dense.network.parameters())
-    return whole - sum(layers) + sum(layers[layer] for layer in kept)
+    return whole - sum(layers) + sum(layers[layer] for layer in kept_layers)
 
 
 def _plain(kind: str) -> str:

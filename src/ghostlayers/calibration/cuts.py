@@ -363,8 +363,8 @@ def losses_beside(
     batch = MicroBatch(input_ids.to(model.device), None, ())
     totals = {name: LossSums() for name in streams}
     for window in range(len(input_ids)):
-        found = _window_losses(model, batch, streams, window, True, others)
-        totals = {name: totals[name] + sums for name, sums in found.items()}
+        losses = _window_losses(model, batch, streams, window, True, others)
+        totals = {name: totals[name] + sums for name, sums in losses.items()}
     return totals
 
 

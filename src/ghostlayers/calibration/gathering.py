@@ -88,7 +88,7 @@ class Gatherer:
             rotated: torch.zeros(hidden, dtype=moments.ACCUMULATOR, device=device)
             for rotated in (bases if needs.ratios else ())
         }
-        self._kept = self._room_for_tokens() if needs.tokens else {}
+        self._token_rows = self._room_for_tokens() if needs.tokens else {}
 
     def _room_for_tokens(self) -> dict[str, Tensor]:
         """Rows that are filled in their places, so that those of all processes add up."""
@@ -99,7 +99,7 @@ class Gatherer:
 
     def tensors(self) -> dict[str, Tensor]:
         """See `passes.Sums`."""
-        tensors = {f"kept.{name}": rows for name, rows in self._kept.items()}
+        tensors = {f"kept.{name}": rows for name, rows in self._token_rows.items()}
         if self._needs.rotated:
             tensors["rotated"] = self._rotated
         tensors.update({f"ratios.{int(basis)}": ratios for basis, ratios in self._ratios.items()})
@@ -140,7 +140,7 @@ class Gatherer:
                 self._add(part, source[here], target[here], some, own)
         if self._needs.rotated or self._ratios:
             self._add_scales(source, target)
-        if self._kept:
+        if self._token_rows:
             self._keep(first * self._layout.window_tokens, source, target, features)
 
     def _parts(self, first: int, count: int) -> list[Tensor | None]:
@@ -185,7 +185,7 @@ class Gatherer:
         self, place: int, source: Tensor, target: Tensor, features: Mapping[str, Tensor]
     ) -> None:
         given = {"source": source, "target": target, **features}
-        for name, rows in self._kept.items():
+        for name, rows in self._token_rows.items():
             stretch = rows[place : place + len(source)]
             stretch.copy_(given[name][: len(stretch)])
 
@@ -217,10 +217,10 @@ class Gatherer:
         return None if total is None else total / self._layout.num_windows
 
     def _tokens(self) -> Tokens | None:
-        if not self._kept:
+        if not self._token_rows:
             return None
-        features = {name: rows for name, rows in self._kept.items() if name == "m"}
-        return Tokens(self._kept["source"], self._kept["target"], features)
+        features = {name: rows for name, rows in self._token_rows.items() if name == "m"}
+        return Tokens(self._token_rows["source"], self._token_rows["target"], features)
 
 
 def _add_pieces(

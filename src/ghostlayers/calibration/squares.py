@@ -53,8 +53,8 @@ class Squares:
         parts = {"squares": self.sums, "tokens": self.counts}
         return {
             f"{what} {name}": moment
-            for what, found in parts.items()
-            for name, moment in found.items()
+            for what, moments in parts.items()
+            for name, moment in moments.items()
         }
 
     @contextlib.contextmanager

@@ -107,8 +107,8 @@ def answers(model: "PreTrainedModel") -> list[float]:
 def _check_answers(model: "PreTrainedModel", known: list[float] | None, name: str) -> None:
     if known is None:  # an adapter older than this check
         return
-    found, wanted = torch.tensor(answers(model)), torch.tensor(known)
-    if not (found - wanted).norm() <= SAME_ANSWERS * wanted.norm():
+    computed, wanted = torch.tensor(answers(model)), torch.tensor(known)
+    if not (computed - wanted).norm() <= SAME_ANSWERS * wanted.norm():
         raise ModelError(
             f"'{name}' has the weights that this adapter was made on, but computes something else "
             "with them: its config.json was changed (rope_theta, a norm's eps, ...)."
@@ -260,11 +260,11 @@ def open_adapter(
         )
     dense = load_model(str(name), options or RunOptions(), revision)
     check_precision(dense, adapter.stored_dtype)
-    found = weights_hash(dense.network, adapter.stored_dtype)
-    if found != known["sha256"]:
+    digest = weights_hash(dense.network, adapter.stored_dtype)
+    if digest != known["sha256"]:
         raise ModelError(
             f"'{dense.base.name}' is not the model that this adapter was made on: its weights hash "
-            f"to {found[:12]}..., expected {known['sha256'][:12]}... ({known['name']}, revision "
+            f"to {digest[:12]}..., expected {known['sha256'][:12]}... ({known['name']}, revision "
             f"{known['revision'] or 'unknown'})."
         )
     dense.stored_dtype = adapter.stored_dtype

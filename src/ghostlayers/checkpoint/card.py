@@ -189,8 +189,8 @@ def _trained(record: Mapping[str, Any]) -> str:
     if record.get("merged"):
         row = record["merged"]
         names = " and ".join(f"`{code(shown_name(p['checkpoint']))}`" for p in row["parents"])
-        kept = {"merged": f"at {row['t']:g} of the way from the first to the second"}
-        said = kept.get(
+        clauses = {"merged": f"at {row['t']:g} of the way from the first to the second"}
+        said = clauses.get(
             row["kept"], f"of which the {markdown(row['kept'])} alone was kept, the better one"
         )
         parts.append(

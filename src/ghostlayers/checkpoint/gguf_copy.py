@@ -164,10 +164,10 @@ def split_size(text: str) -> int:
     Raises:
         RecipeError: it is something else.
     """
-    found = re.fullmatch(r"(\d{1,9})([MG])", text.strip().upper())
-    if found is None or not int(found[1]):
+    match = re.fullmatch(r"(\d{1,9})([MG])", text.strip().upper())
+    if match is None or not int(match[1]):
         raise RecipeError(f"--gguf-split: expected a size such as 4G or 500M, got '{text[:40]}'.")
-    return int(found[1]) * {"M": 1000**2, "G": 1000**3}[found[2]]
+    return int(match[1]) * {"M": 1000**2, "G": 1000**3}[match[2]]
 
 
 class _Writer(GGUFWriter):

@@ -201,8 +201,8 @@ def _write(
     model, config = loaded.network, loaded.network.config
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[row.architecture])
     writer.add_name(one_line(loaded.base.title or Path(loaded.base.name).name))
-    if told := _description(folder):
-        writer.add_description(told)
+    if description := _description(folder):
+        writer.add_description(description)
     for name, value in _settings(config, row):
         getattr(writer, f"add_{name}")(value)
     writer.add_file_type(TYPES[dtype][1])
@@ -242,8 +242,8 @@ def _description(folder: Path) -> str:
     how = "not repaired" if repair == "none" else f"repaired by {repair}"
     layers = format_layers(cut["removed"])
     name = base_title(record["base_model"])
-    told = f"{name} without decoder layers {layers} of its {depth}, {how}, by Ghostlayers."
-    return one_line(without_folders(told))
+    sentence = f"{name} without decoder layers {layers} of its {depth}, {how}, by Ghostlayers."
+    return one_line(without_folders(sentence))
 
 
 def _settings(config: Any, row: GgufFamily) -> list[Entry]:

@@ -110,7 +110,7 @@ class SavedGguf:
 def save_gguf(
     dense: DenseModel,
     pruned: "PreTrainedModel",
-    kept: Sequence[int],
+    kept_layers: Sequence[int],
     record: Mapping[str, Any],
     out: Path,
     how: How,
@@ -123,7 +123,7 @@ def save_gguf(
     Args:
         dense: its base.
         pruned: as `removal.prune_layers` returns it.
-        kept: the layers that stay, in the dense model's numbering.
+        kept_layers: those that stay, in the dense model's numbering.
         record: provenance, as `make_record` makes it.
         out: the file to make.
         how: see `How`.
@@ -137,8 +137,8 @@ def save_gguf(
     assert dense.base.file is not None
     how.check_copied(dense.base.file, out)
     check_target(out, overwrite=overwrite)
-    _check_stock(pruned, extra=pruned.config.num_hidden_layers - len(kept))
-    cut = cut_gguf(dense, pruned, kept, fallback_named(how.fallback))
+    _check_stock(pruned, extra=pruned.config.num_hidden_layers - len(kept_layers))
+    cut = cut_gguf(dense, pruned, kept_layers, fallback_named(how.fallback))
     encoded = None
     if cut.lossy and held_out is not None and len(held_out):
         encoded = evaluate_windows(

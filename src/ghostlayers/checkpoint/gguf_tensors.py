@@ -91,7 +91,7 @@ def file_tensors(model: PreTrainedModel, row: GgufFamily, dtype: torch.dtype) ->
             "llama.cpp takes this family's embedding for its head, but the head is another one."
         )
     names = gguf.get_tensor_name_map(row.architecture, config.num_hidden_layers)
-    found = []
+    tensors = []
     for name, sources in _stacked(model.state_dict()).items():
         if name == "lm_head.weight" and row.head != "own" and _is_embedding(model):
             continue
@@ -103,10 +103,10 @@ def file_tensors(model: PreTrainedModel, row: GgufFamily, dtype: torch.dtype) ->
                 raise UnsupportedModelError(f"llama.cpp has no place for '{name}' of this model.")
             changes += _conversions(config, row, part)
             one = FileTensor(new, sources, changes, torch.float32)
-            found.append(one if _exact(config, row, one, model) else _with_type(one, dtype))
+            tensors.append(one if _exact(config, row, one, model) else _with_type(one, dtype))
     for name, tensor in position_tensors(config, model.model.rotary_emb).items():
-        found.append(FileTensor(name, (), (), torch.float32, tensor))
-    return found
+        tensors.append(FileTensor(name, (), (), torch.float32, tensor))
+    return tensors
 
 
 def _is_embedding(model: PreTrainedModel) -> bool:
@@ -135,20 +135,20 @@ def _stacked(state: dict[str, Tensor]) -> dict[str, tuple[str, ...]]:
     """Names with their sources; StableLM's norms of heads (``....norms.0.weight``) are rows."""
     joined: dict[str, tuple[str, ...]] = {}
     for name in state:
-        before, found, _ = name.partition(".norms.")
-        key = f"{before}.weight" if found else name
+        before, separator, _ = name.partition(".norms.")
+        key = f"{before}.weight" if separator else name
         joined[key] = (*joined.get(key, ()), name)
     return joined
 
 
 def _parts(name: str, row: GgufFamily) -> Iterator[tuple[str, tuple[Change, ...]]]:
     """The tensors that one weight becomes: packed gates and ups of experts are two there."""
-    name = _PACKED.sub(lambda found: f"{found[1]}.{'bias' if found[2] else 'weight'}", name)
+    name = _PACKED.sub(lambda match: f"{match[1]}.{'bias' if match[2] else 'weight'}", name)
     for old, new in row.renamed:
         name = name.replace(old, new)
     for packed, owner in ((".experts.gate_up_proj.", ".experts"), (".input_linear.", "")):
-        before, found, after = name.rpartition(packed)
-        if found:
+        before, separator, after = name.rpartition(packed)
+        if separator:
             yield f"{before}{owner}.gate_proj.{after}", (partial(_half, index=0),)
             yield f"{before}{owner}.up_proj.{after}", (partial(_half, index=1),)
             return

@@ -36,7 +36,7 @@ def named_for_llama_cpp(
     Raises:
         UnsupportedModelError: no input of a matrix was seen.
     """
-    found = {}
+    entries = {}
     for tensor in file_tensors(network, check_facts(network.config), torch.float16):
         (source, *others) = tensor.sources or ("",)
         if others or source not in sums or len(tensor.shape(network)) < 2:
@@ -47,8 +47,8 @@ def named_for_llama_cpp(
                 "importance matrix here; llama.cpp's own llama-imatrix makes one from the 16-bit "
                 "file."
             )
-        found[tensor.name] = (sums[source], counts[source])
-    return found
+        entries[tensor.name] = (sums[source], counts[source])
+    return entries
 
 
 def write_imatrix(

@@ -105,9 +105,9 @@ class PackedBase:
                     return str(written.removesuffix(end))
         for name in first:
             end = name.removeprefix(self.path)
-            found = {name.removesuffix(end) for name in there if name.endswith(end)}
-            if len(found) == 1:
-                return found.pop()
+            paths = {name.removesuffix(end) for name in there if name.endswith(end)}
+            if len(paths) == 1:
+                return paths.pop()
         raise UnsupportedModelError(
             f"the files of this model name its decoder layers otherwise than '{self.path}', so "
             "that their packed weights cannot be copied. Use --quantized expand."
@@ -123,7 +123,7 @@ class PackedBase:
         """
         state = self.network.state_dict(keep_vars=True)
         plain = set(with_experts(changed, state))
-        experts = {found[0] for name in plain if (found := EXPERTS.match(name))}
+        experts = {match[0] for name in plain if (match := EXPERTS.match(name))}
         move = Renaming(self.file_path, self.file_path, {old: new for new, old in enumerate(kept)})
         parts = {part.name: name for name, ps in self.packed.items() for part in ps.values()}
 
@@ -195,13 +195,13 @@ class PackedResult:
         """
         own = {self._in_base_words(name): source for name, source in written.items()}
         parts = {part.name: name for name, ps in self.base.packed.items() for part in ps.values()}
-        move, found = self.renamings[1], []
+        move, sources = self.renamings[1], []
         for name, held in self.base.held.items():
             weight = move(parts.get(name, name))
             new = move(name)
             if new is not None and weight not in own and not self._is_ignored(name):
-                found.append(Source(new, held, name in parts))
-        return [*found, *(Source(name, held, False) for name, held in own.items())]
+                sources.append(Source(new, held, name in parts))
+        return [*sources, *(Source(name, held, False) for name, held in own.items())]
 
     def _in_base_words(self, name: str) -> str:
         """A name as transformers writes it, with the beginning that the base's files have."""
@@ -234,7 +234,7 @@ class PackedResult:
         moved = {name: self.moved(name) for name in modules | linear}
         method = str(quantization_method(self.base.config))
         left = self.left(sources)
-        experts = {found[0] for name in left if (found := EXPERTS.match(name))}
+        experts = {match[0] for name in left if (match := EXPERTS.match(name))}
         left = sorted({*left, *experts})  # readers that hold them as one module ask for its name
         return renumbered(self.base.config[ENTRY], method, moved, left, plain)
 
@@ -300,15 +300,15 @@ def with_experts(changed: Iterable[str], names: Iterable[str]) -> Iterator[str]:
     changed = set(changed)
     groups = {m[0] for name in changed if (m := EXPERTS.match(name))}
     for name in names:
-        found = EXPERTS.match(name)
-        if name in changed or (found and found[0] in groups):
+        match = EXPERTS.match(name)
+        if name in changed or (match and match[0] in groups):
             yield name
 
 
 def _number(name: str, path: str) -> int | None:
     """The decoder layer that a name speaks of."""
-    found = re.match(rf"{re.escape(path)}\.(\d+)\.", name)
-    return int(found[1]) if found else None
+    match = re.match(rf"{re.escape(path)}\.(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
 def _module(weight: str) -> str:

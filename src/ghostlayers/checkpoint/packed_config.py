@@ -46,11 +46,11 @@ class Renaming:
 
     def __call__(self, name: str) -> str | None:
         """The new name; None if its layer went."""
-        found = self._parse(name)
-        if found is None:
+        match = self._parse(name)
+        if match is None:
             return name
-        number = self.layers.get(int(found[1]))
-        return None if number is None else f"{self.after}.{number}{found[2]}"
+        number = self.layers.get(int(match[1]))
+        return None if number is None else f"{self.after}.{number}{match[2]}"
 
     def _parse(self, name: str) -> re.Match[str] | None:
         return re.match(rf"{re.escape(self.before)}\.(\d+)((?:\..*)?)$", name)
@@ -100,10 +100,10 @@ def _rewritten(
     entries: Iterable[str], means: Callable[[str, str], bool], moved: Moved
 ) -> list[str]:
     """Entries of a list that mean the modules that they meant."""
-    found: list[str] = []
+    names: list[str] = []
     for entry in entries:
-        found += [entry] if _means_the_same(entry, means, moved) else _meant(entry, means, moved)
-    return list(dict.fromkeys(found))
+        names += [entry] if _means_the_same(entry, means, moved) else _meant(entry, means, moved)
+    return list(dict.fromkeys(names))
 
 
 def _means_the_same(entry: str, means: Callable[[str, str], bool], moved: Moved) -> bool:
@@ -129,15 +129,15 @@ def _compressed(settings: Mapping[str, Any], moved: Moved, left: Collection[str]
 
 def _dynamic(rules: Mapping[str, Any], moved: Moved, left: Iterable[str]) -> dict[str, Any]:
     """GPTQ's exceptions: the first pattern of a module's name counts; ``-:`` leaves it plain."""
-    found: dict[str, Any] = {f"-:^{re.escape(name)}$": {} for name in left}
+    patterns: dict[str, Any] = {f"-:^{re.escape(name)}$": {} for name in left}
 
     def means(pattern: str, module: str) -> bool:
         return re.match(pattern[2:] if pattern[:2] in ("+:", "-:") else pattern, module) is not None
 
     for pattern, changes in rules.items():
         if _means_the_same(pattern, means, moved):
-            found[pattern] = changes
+            patterns[pattern] = changes
         elif meant := _meant(pattern, means, moved):
             sign = pattern[:2] if pattern[:2] in ("+:", "-:") else ""
-            found[f"{sign}^(?:{'|'.join(map(re.escape, meant))})$"] = changes
-    return found
+            patterns[f"{sign}^(?:{'|'.join(map(re.escape, meant))})$"] = changes
+    return patterns

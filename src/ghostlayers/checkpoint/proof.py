@@ -140,13 +140,13 @@ def verify_packed(
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with Scratch("expand") as plain:
         expand_into(Path(plain), folder, config, stored_dtype, turned_in(model))
-        found = verify(Path(plain), model, tokenizer, stored_dtype)
+        verification = verify(Path(plain), model, tokenizer, stored_dtype)
     if is_offloaded(model) or not is_readable(config):
-        return found
+        return verification
     ids = some_tokens(model)
     answer, _ = _ask_fresh_process(folder, model, ids, "", once=True)
     read = _compare(answer["as_read"], _logits(model, ids), TOLERANCE_PACKED)
-    return replace(found, packed=read.largest_difference)
+    return replace(verification, packed=read.largest_difference)
 
 
 def _in_types(

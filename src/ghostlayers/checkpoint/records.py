@@ -323,10 +323,10 @@ def check_files(folder: Path, record: dict[str, Any]) -> None:
     for name, expected in record.get("files", {}).items():
         path = folder / name
         try:
-            found = file_hash(path)
+            digest = file_hash(path)
         except OSError as error:
             raise ModelError(f"'{path}' is missing or cannot be read: {error.strerror}.") from error
-        if found != expected:
+        if digest != expected:
             raise ModelError(
                 f"'{path}' is not the file that its record describes: it was changed after it was "
                 "made, so its measured losses no longer hold. Get it again."

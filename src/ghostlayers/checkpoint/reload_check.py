@@ -63,20 +63,20 @@ def main(request: str) -> None:
         tokens = AutoTokenizer.from_pretrained(asked["folder"], **how)(asked["text"])["input_ids"]
     ids = torch.tensor([asked["ids"]])
     computed = getattr(torch, asked["dtype"])
-    found: dict[str, torch.Tensor] = {"tokens": torch.tensor(tokens, dtype=torch.long)}
+    tensors: dict[str, torch.Tensor] = {"tokens": torch.tensor(tokens, dtype=torch.long)}
     types: dict[str, str] = {}
     if asked["room"]:
         model = load(asked, dtype=computed, **how, **elsewhere(asked))
     else:
         model = load(asked, **how)
         types = {name: str(weight.dtype) for name, weight in model.named_parameters()}
-        found["as_read"] = logits_of(model, ids, asked)
+        tensors["as_read"] = logits_of(model, ids, asked)
         if model.dtype != computed and not asked["once"]:
             del model
             model = load(asked, dtype=computed, **how)
     if not asked["once"]:
-        found["logits"] = logits_of(model, ids, asked)
-    save_file(found, asked["answer"], metadata={"types": json.dumps(types)})
+        tensors["logits"] = logits_of(model, ids, asked)
+    save_file(tensors, asked["answer"], metadata={"types": json.dumps(types)})
     assert "ghostlayers" not in sys.modules
 
 
@@ -84,10 +84,10 @@ def allowed(folder: Path, code: str | None) -> dict[str, Any]:
     """Trust in the folder's code, if it is the one file that may run and no other is named."""
     if code is None:
         return {}
-    found = hashlib.sha256((folder / CODE).read_bytes()).hexdigest()
+    digest = hashlib.sha256((folder / CODE).read_bytes()).hexdigest()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     modules = {name.rpartition(".")[0] for name in config["auto_map"].values()}
-    if found != code or modules != {CODE.removesuffix(".py")}:
+    if digest != code or modules != {CODE.removesuffix(".py")}:
         raise ValueError(f"the folder's code is not the {CODE} that was written")
     return {"trust_remote_code": True}
 

@@ -90,19 +90,19 @@ def save_checkpoint(
     """
     needed = checkpoint_bytes(model, stored_dtype) if packed is None else packed.bytes
     with whole_folder(out, overwrite=overwrite, needed_bytes=needed) as folder:
-        found: dict[str, Any] = {}
+        entries: dict[str, Any] = {}
         if packed is None:
             write_model(folder, model, tokenizer, stored_dtype)
         else:
-            found["packed"] = _write_packed(folder, model, stored_dtype, packed)
+            entries["packed"] = _write_packed(folder, model, stored_dtype, packed)
             tokenizer.save_pretrained(folder)
         multimodal.write_processor(folder, processor or {})
         _drop_foreign_code(folder)
         _copy_licences(base_folder, folder)
         prove = verify if packed is None else verify_packed
         verification = prove(folder, model, tokenizer, stored_dtype)
-        found |= {"mode": _mode(model, record), "verification": verification.to_dict()}
-        _describe(folder, {**shared(record), **found})
+        entries |= {"mode": _mode(model, record), "verification": verification.to_dict()}
+        _describe(folder, {**shared(record), **entries})
     return verification
 
 

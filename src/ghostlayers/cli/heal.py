@@ -95,17 +95,17 @@ def heal(
     if plan:
         screen.show_plan(heal_pipeline.plan_healing(checkpoint, dense, recipe, options, output))
         return
-    kept = kept_folder(output, restart=restart)
+    folder = kept_folder(output, restart=restart)
     healed = heal_pipeline.heal(
         checkpoint,
         against=dense,
         recipe=recipe,
         options=options,
-        keep=kept,
+        keep=folder,
         take_kept=keep,
     )
     heal_screen.show_healed(healed)
     if not keep_worse:
         healed.check_better()
     heal_screen.save_healed(healed, output, save, overwrite=overwrite)
-    journal.finish(kept)
+    journal.finish(folder)

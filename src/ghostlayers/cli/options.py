@@ -173,12 +173,12 @@ def numbers_in(listed: str, option: str, example: str, *, least: int = 0) -> lis
         RecipeError: something else is in it, or a number below the least; shows the example.
     """
     numbers = [small_number(text) for text in names_in(listed or None, option)]
-    found = [number for number in numbers if number is not None and number >= least]
-    if not found or len(found) < len(numbers):
+    valid = [number for number in numbers if number is not None and number >= least]
+    if not valid or len(valid) < len(numbers):
         raise RecipeError(
             f"{option}: expected whole numbers such as {example}, got '{listed[:60]}'."
         )
-    return found
+    return valid
 
 
 def unescape(separator: str) -> str:

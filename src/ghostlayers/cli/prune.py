@@ -86,8 +86,8 @@ def prune(
     if not leaves.is_file:
         needed = checkpoint_bytes(dense, recipe) if whole else 0
         check_output(output, overwrite=overwrite, needed_bytes=needed)
-    kept = kept_folder(output, restart=restart)
-    pruned = _prune(dense, recipe, options, kept, leaves)
+    folder = kept_folder(output, restart=restart)
+    pruned = _prune(dense, recipe, options, folder, leaves)
     # What is kept goes when all is written, so that a repetition has it until then.
     pruned = dataclasses.replace(pruned, kept_in=None)
     if making.heal is not None:
@@ -96,7 +96,7 @@ def prune(
     elif not leaves.is_file:
         _save(pruned, output, save, overwrite=overwrite)
     write_file(pruned, leaves, options)
-    journal.finish(kept)
+    journal.finish(folder)
 
 
 def _heal(
@@ -109,15 +109,15 @@ def _heal(
     restart: bool,
 ) -> None:
     """Train what was pruned, and write it; if that gains nothing, as it was before."""
-    kept = kept_folder(output.with_name(f"{output.name}-heal"), restart=restart)
-    healed = heal_pipeline.heal(pruned, recipe=recipe, keep=kept)
+    folder = kept_folder(output.with_name(f"{output.name}-heal"), restart=restart)
+    healed = heal_pipeline.heal(pruned, recipe=recipe, keep=folder)
     heal_screen.show_healed(healed)
     if healed.better:
         heal_screen.save_healed(healed, output, save, overwrite=overwrite)
     else:
         screen.warn("training gained nothing, so what is written is the model before it.")
         _save(pruned, output, save, overwrite=overwrite)
-    journal.finish(kept)
+    journal.finish(folder)
 
 
 def _check_healing(budget: str, recipe: Recipe, leaves: Output) -> None:
@@ -153,14 +153,14 @@ def _open(
 
 
 def _prune(
-    dense: DenseModel, recipe: Recipe, options: RunOptions, kept: Path, leaves: Output
+    dense: DenseModel, recipe: Recipe, options: RunOptions, folder: Path, leaves: Output
 ) -> PrunedModel:
     """The repaired model, and what it cost."""
     pruned = pipeline.prune(
         dense,
         recipe,
         options=options,
-        keep=kept,
+        keep=folder,
         show_text=screen.show_text,
         show_plan=screen.show_plan,
         output=leaves,

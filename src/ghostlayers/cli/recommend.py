@@ -49,7 +49,7 @@ def recommend(
     check_place(output)
     screen.step(f"Loading {model} ...")
     with Scratch("plan") as elsewhere:
-        found = run_recommendation(
+        recommendation = run_recommendation(
             model,
             wish,
             out=Path(elsewhere) / "plan" if plan else output,  # a plan leaves what is there alone
@@ -60,15 +60,15 @@ def recommend(
             say=lambda line: screen.say(screen.dim(line)),
             show_plan=show_plan,
         )
-    if found is not None:
-        show(found)
+    if recommendation is not None:
+        show(recommendation)
 
 
-def show(found: Recommendation) -> None:
+def show(recommendation: Recommendation) -> None:
     """The table, and a command for each of its rows."""
-    loss = found.dense.loss_nats
+    loss = recommendation.dense.loss_nats
     title = "What to take" if loss is None else f"What to take (the dense model's loss: {loss:.3f})"
-    screen.table(*recommended_grid(found.results), title)
+    screen.table(*recommended_grid(recommendation.results), title)
     screen.say(
         screen.dim(
             "above dense, KL: nats a token, mean of all texts; loops: continuations that end in a "
@@ -76,8 +76,8 @@ def show(found: Recommendation) -> None:
             "model's."
         )
     )
-    for row in found.rows:
+    for row in recommendation.rows:
         screen.say(screen.bold(f"{row.less} for {row.engine}"))
         screen.say(row.command or f"cannot be made: {row.problem}")
-    for path in found.written:
+    for path in recommendation.written:
         screen.say(f"Written: {path}")

@@ -11,7 +11,7 @@ from ghostlayers.recipe import RunOptions
 from ghostlayers.recipe.writing import WritingRecipe
 from ghostlayers.runtime.settings import WHAT
 from ghostlayers.writing import writing
-from ghostlayers.writing.composing import Written, told
+from ghostlayers.writing.composing import Written, faults_in_words
 
 ASKED = (
     "prompts prefixes rows prefix_tokens new_tokens temperature greedy overwrite text_column "
@@ -54,5 +54,5 @@ def _show(done: Written, path: Path) -> None:
     screen.say(
         f"Wrote {len(done.rows):,} rows to {path}: {sources['dense']:,} by the dense model, "
         f"{sources['reference']:,} with the reference answer, {sources['dropped']:,} dropped. "
-        f"Not kept of what the model wrote: {told(done.faults)}."
+        f"Not kept of what the model wrote: {faults_in_words(done.faults)}."
     )

@@ -167,7 +167,7 @@ def _healed(
 ) -> Part:
     """What is said of the model of one repair once it is trained."""
     experiment.say(f"Training {name} for {experiment.request.heal}")
-    network, found = healed_model(experiment, study, repairs, key, name)
+    network, row = healed_model(experiment, study, repairs, key, name)
     label = f"{name}{HEALED}"
     tokenizer, plain = study.dense.tokenizer, before["model"]
     speed = {field: plain[field] for field in models.SPEED_KEYS}  # it has the same shape
@@ -175,7 +175,7 @@ def _healed(
     same = {field: plain[field] for field in ("checkpoint", "added_parameters")}
     return {
         **before,
-        "losses": found["losses"],
+        "losses": row["losses"],
         "held_out_loss_nats": None,
         "worse_than_none": False,
         "boundary_residual": [],
@@ -184,7 +184,7 @@ def _healed(
         "tasks": _tasks(experiment, key, label, network),
         "types": {},
         "written": cut_writing(experiment, key, label, network),
-        "model": {**model, **same, "healing": found["healing"]},
+        "model": {**model, **same, "healing": row["healing"]},
     }
 
 

@@ -188,25 +188,25 @@ def cache_bytes(cache: Any) -> int:
 
 def tensors_in(cache: Any) -> list[Tensor]:
     """All tensors that a cache, or a layer of one, holds, each once."""
-    found: dict[int, Tensor] = {}
-    _collect(cache, found, set())
-    return list(found.values())
+    tensors: dict[int, Tensor] = {}
+    _collect(cache, tensors, set())
+    return list(tensors.values())
 
 
-def _collect(value: Any, found: dict[int, Tensor], seen: set[int]) -> None:
+def _collect(value: Any, tensors: dict[int, Tensor], seen: set[int]) -> None:
     if id(value) in seen:
         return
     seen.add(id(value))
     if isinstance(value, Tensor):
-        found[value.data_ptr()] = value
+        tensors[value.data_ptr()] = value
     elif isinstance(value, dict):
         for item in value.values():
-            _collect(item, found, seen)
+            _collect(item, tensors, seen)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _collect(item, found, seen)
+            _collect(item, tensors, seen)
     elif hasattr(value, "__dict__") and type(value).__module__.startswith("transformers"):
-        _collect(vars(value), found, seen)
+        _collect(vars(value), tensors, seen)
 
 
 @contextmanager

@@ -339,13 +339,13 @@ def _drafting(draft: "PreTrainedModel", length: int) -> Iterator[dict[str, Any]]
 def _differences(
     dense: "PreTrainedModel", prompts: Tensor, alone: Sequence[_Row], rows: Sequence[_Row]
 ) -> tuple[Difference, ...]:
-    found = []
-    for number, (own, other) in enumerate(zip(alone, rows, strict=True)):
+    differences = []
+    for row, (own, other) in enumerate(zip(alone, rows, strict=True)):
         place = agreement_length(own.text, other.text)
         if place < len(own.text):
             before, pair = own.text[:place], (own.text[place], other.text[place])
-            found.append(Difference(number, place, _gap(dense, prompts[number], before, pair)))
-    return tuple(found)
+            differences.append(Difference(row, place, _gap(dense, prompts[row], before, pair)))
+    return tuple(differences)
 
 
 @torch.no_grad()

@@ -130,8 +130,8 @@ def measure_losses(
         ids = Path(scratch, "ids.npy")
         np.save(ids, windows.input_ids.numpy().astype(np.int32))
         asked = {"file": file, "reference": reference, "ids": ids}
-        found = run("losses", advance, **asked)["windows"]
-    return [LossSums(int(row[0]), row[1], row[2], int(row[3]), row[4]) for row in found]
+        rows = run("losses", advance, **asked)["windows"]
+    return [LossSums(int(row[0]), row[1], row[2], int(row[3]), row[4]) for row in rows]
 
 
 def measure_speed(
@@ -156,13 +156,13 @@ def measure_speed(
     Raises:
         ModelError: llama.cpp cannot read it.
     """
-    found = run(
+    figures = run(
         "speed", advance, file=file, context=context, prompt=prompt, new_tokens=new_tokens,
         repeats=repeats,
     )  # fmt: skip
-    times = {name: Timing.of(found[name]) for name in ("prefill", "decode")}
+    times = {name: Timing.of(figures[name]) for name in ("prefill", "decode")}
     return FileSpeed(
-        **times, prompt_tokens=prompt, memory_bytes=found["memory_bytes"], context=context
+        **times, prompt_tokens=prompt, memory_bytes=figures["memory_bytes"], context=context
     )
 
 

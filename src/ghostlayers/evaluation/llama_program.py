@@ -85,12 +85,12 @@ def quantise(asked: dict[str, Any]) -> dict[str, Any]:
 def read_imatrix(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Mean squares by tensor, as llama-quantize has them, and what it notes of their file."""
     reader = gguf.GGUFReader(path)
-    found = {tensor.name: tensor.data for tensor in reader.tensors}
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
     rows = {}
-    for name, sums in found.items():
+    for name, sums in tensors.items():
         if name.endswith(".in_sum2"):
             base = name.removesuffix(".in_sum2")
-            counts = found[f"{base}.counts"].reshape(-1, 1)
+            counts = tensors[f"{base}.counts"].reshape(-1, 1)
             means = np.where(counts > 0, sums.reshape(len(counts), -1) / np.maximum(counts, 1), 1.0)
             rows[base] = np.ascontiguousarray(means, dtype=np.float32).reshape(-1)
     notes = {
@@ -169,9 +169,9 @@ class Engine:
             batch.logits[index] = all_logits or index == count - 1
         if llama_cpp.llama_decode(self.context, batch) != 0:
             raise EngineError
-        found = llama_cpp.llama_get_logits(self.context)
+        logits = llama_cpp.llama_get_logits(self.context)
         rows = count if all_logits else 1
-        return np.ctypeslib.as_array(found, shape=(rows, self.words))
+        return np.ctypeslib.as_array(logits, shape=(rows, self.words))
 
 
 def losses(asked: dict[str, Any]) -> dict[str, Any]:

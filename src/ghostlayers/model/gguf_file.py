@@ -52,12 +52,12 @@ class BoundedReader(GGUFReader):
     """
 
     def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-        found = super()._get(offset, dtype, count, override_order)
-        if len(found) != count:
+        values = super()._get(offset, dtype, count, override_order)
+        if len(values) != count:
             raise ValueError(
                 f"it ends at byte {len(self.data):,}, before all that its header names"
             )
-        return found
+        return values
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if raw_type == GGUFValueType.ARRAY:

@@ -34,7 +34,7 @@ UNSAID = {"gpt-oss": 2}
 
 
 def header_after(
-    file: GgufFile, before: Any, after: Any, kept: Sequence[int]
+    file: GgufFile, before: Any, after: Any, kept_layers: Sequence[int]
 ) -> dict[str, Value | None]:
     """The entries of a header that a cut changes.
 
@@ -42,7 +42,7 @@ def header_after(
         file: of the dense model.
         before: the dense model's config.
         after: the cut model's.
-        kept: the layers that stay, in the dense model's numbering.
+        kept_layers: those that stay, in the dense model's numbering.
 
     Returns:
         By full name; None for one that must go.
@@ -50,7 +50,7 @@ def header_after(
     Raises:
         UnsupportedModelError: no header could say what the layers that stay are.
     """
-    check_kept(file, before, after, kept)
+    check_kept(file, before, after, kept_layers)
     depth = int(file.entry("block_count"))
     changed: dict[str, Value | None] = {}
     for key, (value, kind, inner) in header_entries(file.parts):
@@ -59,23 +59,23 @@ def header_after(
             continue
         if kind == GGUFValueType.ARRAY:
             if len(value) == depth and name not in NOT_BY_LAYER:
-                changed[key] = ([value[index] for index in kept], kind, inner)
+                changed[key] = ([value[index] for index in kept_layers], kind, inner)
         elif name == "block_count":
-            changed[key] = (len(kept), kind, None)
+            changed[key] = (len(kept_layers), kind, None)
         elif name in FIRST_LAYERS:
-            changed[key] = (sum(index < value for index in kept), kind, None)
+            changed[key] = (sum(index < value for index in kept_layers), kind, None)
         elif name in LAST_LAYERS:
-            changed[key] = (sum(index >= depth - value for index in kept), kind, None)
+            changed[key] = (sum(index >= depth - value for index in kept_layers), kind, None)
     return changed | _windows(file, after)
 
 
-def check_kept(file: GgufFile, before: Any, after: Any, kept: Sequence[int]) -> None:
+def check_kept(file: GgufFile, before: Any, after: Any, kept_layers: Sequence[int]) -> None:
     """Refuse a cut that no header could tell of; the arguments are those of `header_after`.
 
     Raises:
         UnsupportedModelError: with the reason.
     """
-    _check_rules(file, kept)
+    _check_rules(file, kept_layers)
     _check_family(before, after)
 
 
@@ -109,7 +109,7 @@ def _windows(file: GgufFile, config: Any) -> dict[str, Value | None]:
     }
 
 
-def _check_rules(file: GgufFile, kept: Sequence[int]) -> None:
+def _check_rules(file: GgufFile, kept_layers: Sequence[int]) -> None:
     """Refuse a cut after which an every-nth-layer rule names other layers than before."""
     if file.entry("nextn_predict_layers"):
         raise UnsupportedModelError(
@@ -127,7 +127,7 @@ def _check_rules(file: GgufFile, kept: Sequence[int]) -> None:
     for name, period in rules.items():
         if not isinstance(period, int) or period < 2:
             continue
-        for new, old in enumerate(kept):
+        for new, old in enumerate(kept_layers):
             if ((old + 1) % period == 0) != ((new + 1) % period == 0):
                 raise UnsupportedModelError(
                     f"llama.cpp computes one of {period} layers of this model otherwise ({name}), "

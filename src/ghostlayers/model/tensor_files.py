@@ -29,8 +29,8 @@ _BITS = re.compile(r"[A-Z]+(\d+)")
 
 def width(written: str) -> int:
     """Bytes of a number of a type, by its name in a safetensors header; at least one."""
-    found = _BITS.match(written)
-    return max(1, int(found[1]) // 8) if found else 1
+    match = _BITS.match(written)
+    return max(1, int(match[1]) // 8) if match else 1
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float) -> Pass:
     own = replace(work, head=0.0).of_training * (1.0 + schedule.SHARE_OF_LOOKS)
     length, model = recipe.sequence_length, cut.dense
     at_once = model.windows_per_call(length) * length * model.hidden_size * model.dtype.itemsize
-    kept = KEPT_BY_A_LAYER * at_once * max(1.0, work.forward)
+    activations = KEPT_BY_A_LAYER * at_once * max(1.0, work.forward)
     streams = 2 * recipe.num_held_out_windows * model.stream_bytes(length)
     weights = trained * bytes_trained(model.dtype)
     return Pass(
@@ -76,6 +76,6 @@ def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float) -> Pass:
         windows,
         layers=windows * own,
         heads=windows * schedule.HEADS * work.share * (1.0 + schedule.SHARE_OF_LOOKS),
-        held=int(kept + streams + weights + 16 * LOGITS_AT_ONCE),
+        held=int(activations + streams + weights + 16 * LOGITS_AT_ONCE),
         disk=trained * (KEPT + model.dtype.itemsize),
     )

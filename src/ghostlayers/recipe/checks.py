@@ -183,8 +183,8 @@ def read_share(name: str, given: str) -> float:
     Raises:
         RecipeError: it is none; names the field.
     """
-    found = _SHARE.fullmatch(given.strip())
-    share = math.nan if found is None else float(found[1]) / (100 if found[2] else 1)
+    match = _SHARE.fullmatch(given.strip())
+    share = math.nan if match is None else float(match[1]) / (100 if match[2] else 1)
     if not 0 <= share <= 1:
         raise RecipeError(
             f"'{name}' must be a share such as 2% or 0.02, from 0 to 1, got '{given[:60]}'."

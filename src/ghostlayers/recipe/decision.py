@@ -35,13 +35,13 @@ class Decision:
     @property
     def quantising(self) -> str | None:
         """What quantising does instead, where that loses less; None otherwise."""
-        found = self.alternative
-        if found is None or not found["loss_nats"] < found["cut_loss_nats"]:
+        other = self.alternative
+        if other is None or not other["loss_nats"] < other["cut_loss_nats"]:
             return None
         return (
-            f"Quantising meets this budget at less loss: {found['type'].upper()} takes "
-            f"{show_bytes(found['bytes'])} in all and has a loss of {found['loss_nats']:.3f} on "
-            f"the same {found['windows']} windows, this result {found['cut_loss_nats']:.3f}. "
+            f"Quantising meets this budget at less loss: {other['type'].upper()} takes "
+            f"{show_bytes(other['bytes'])} in all and has a loss of {other['loss_nats']:.3f} on "
+            f"the same {other['windows']} windows, this result {other['cut_loss_nats']:.3f}. "
             "(Rounded by the gguf library.)"
         )
 

@@ -368,9 +368,9 @@ def healing_after(budget: str, recipe: "Recipe") -> HealingRecipe:
         RecipeError: no budget.
     """
     same = ("data", "text_column", "separator", "bos", "seed")
-    kept = {name: getattr(recipe, name) for name in same}
+    settings = {name: getattr(recipe, name) for name in same}
     length = min(WINDOW, recipe.sequence_length)
-    return HealingRecipe(**read_budget(budget), **kept, sequence_length=length)
+    return HealingRecipe(**read_budget(budget), **settings, sequence_length=length)
 
 
 def read_budget(text: str) -> dict[str, Any]:

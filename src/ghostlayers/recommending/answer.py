@@ -86,7 +86,7 @@ def recommend(
     request = wish.comparison(dense.num_layers)
     with Scratch("recommend") as elsewhere:
         folder = Path(elsewhere) / "comparison" if out is None else Path(out)
-        found = compare(
+        comparison = compare(
             dense,
             request,
             folder,
@@ -95,14 +95,14 @@ def recommend(
             say=say,
             show_plan=show_plan,
         )
-        if not found:
+        if not comparison:
             return None
         name = str(model) if isinstance(model, (str, Path)) else "MODEL"
         reading = _Reading(dense, name, wish, request.calibration, options)
-        rows = tuple(reading.rows(read_results(found)))
-        found |= {"command": command, "recommended": [_named(row) for row in rows]}
-        written = () if out is None else tuple(write_report(found, folder))
-    results = read_results(found)
+        rows = tuple(reading.rows(read_results(comparison)))
+        comparison |= {"command": command, "recommended": [_named(row) for row in rows]}
+        written = () if out is None else tuple(write_report(comparison, folder))
+    results = read_results(comparison)
     plain = summarise(results)[0]
     return Recommendation(rows, _figures(results, plain, less="0%", engine=""), results, written)
 
@@ -133,10 +133,10 @@ class _Reading:
         if problem is not None:
             return row.model_copy(update={"problem": problem})
         out = out_name(self.name, row.layers, file=file)
-        told = dataclasses.replace(self.recipe, race_windows=self._race_windows())
+        recipe = dataclasses.replace(self.recipe, race_windows=self._race_windows())
         revision = self.dense.base.revision if self.dense.base.on_hub else None
         command = prune_command(
-            self.name, told, row.removed, row.method, out, self.options, revision
+            self.name, recipe, row.removed, row.method, out, self.options, revision
         )
         return row.model_copy(update={"command": command})
 

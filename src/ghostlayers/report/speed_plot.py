@@ -73,14 +73,14 @@ def draw_drafts(points: Sequence[DraftPoint], path: Path, *, title: str = "") ->
     lengths = [point.draft_tokens for point in drafts]
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(9, 3.8), layout="constrained")
-        speed, kept = figure.subplots(1, 2)
+        speed, share = figure.subplots(1, 2)
         speed.plot(lengths, [point.rate for point in drafts], marker="o", ms=4, label="with drafts")
         speed.axhline(alone.rate, color="C1", linestyle="--", label="dense alone")
         speed.set_ylabel("tokens a second")
         speed.legend(frameon=False)
-        kept.plot(lengths, [100 * (point.acceptance or 0.0) for point in drafts], marker="o", ms=4)
-        kept.set_ylabel("kept, % of drafted tokens")
-        for axes in (speed, kept):
+        share.plot(lengths, [100 * (point.acceptance or 0.0) for point in drafts], marker="o", ms=4)
+        share.set_ylabel("kept, % of drafted tokens")
+        for axes in (speed, share):
             axes.set_ylim(bottom=0)
             axes.set_xticks(lengths)
             axes.set_xlabel("tokens drafted at a time")

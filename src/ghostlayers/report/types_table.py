@@ -69,8 +69,8 @@ def files_of(results: Results) -> list[File]:
 
 
 def _file(row: ModelFile, losses: Sequence[FileLoss | None]) -> File:
-    found = [loss for loss in losses if loss is not None]
-    whole_row = found if len(found) == len(losses) else []
+    known_losses = [loss for loss in losses if loss is not None]
+    whole_row = known_losses if len(known_losses) == len(losses) else []
     return File(
         row.key,
         row,
@@ -139,12 +139,12 @@ def says(files: Sequence[File]) -> str:
 
 def best_repaired(files: Iterable[File]) -> list[File]:
     """Of each cut and type the file of lowest loss."""
-    found: dict[tuple[int, str, str], File] = {}
+    best: dict[tuple[int, str, str], File] = {}
     for file in files:
         place = (*file.key.cut, file.kind)
-        if place not in found or (file.loss or 0.0) < (found[place].loss or 0.0):
-            found[place] = file
-    return list(found.values())
+        if place not in best or (file.loss or 0.0) < (best[place].loss or 0.0):
+            best[place] = file
+    return list(best.values())
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,8 @@ def _clause(dense: Sequence[File], cuts: Sequence[File], cost: _Cost) -> str:
     )
     if not signs:
         return f"{cost.begins} there is nothing to compare: {more}"
-    told = f"{cost.begins}, {_advice(signs)}: {_counted(signs, cost.matched)}"
-    return f"{told}, and {more}" if more else told
+    clause = f"{cost.begins}, {_advice(signs)}: {_counted(signs, cost.matched)}"
+    return f"{clause}, and {more}" if more else clause
 
 
 def _advice(signs: Sequence[int]) -> str:

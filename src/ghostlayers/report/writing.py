@@ -105,9 +105,9 @@ def writing_grid(results: Results, keys: Sequence[Key]) -> Grid:
         keys: the models, in the order of the rows; those that wrote nothing are left out.
     """
     rows = [
-        (_name(results, key), *_figures(*found))
+        (_name(results, key), *_figures(*pair))
         for key in keys
-        if (found := _of(results, key)) is not None
+        if (pair := _of(results, key)) is not None
     ]
     return HEAD, rows
 
@@ -138,7 +138,7 @@ def _figures(greedy: Writing, drawn: Writing) -> tuple[str, ...]:
 def _texts(overview: Overview, keys: Sequence[Key]) -> list[tuple[str, list[Text]]]:
     """Every `READ_EVERY`-th stretch, those that texts were drawn behind among them."""
     results = overview.results
-    found = [(key, pair) for key in keys if (pair := _of(results, key)) is not None]
+    pairs = [(key, pair) for key in keys if (pair := _of(results, key)) is not None]
     shown = []
     for place in range(0, len(results.prefixes), READ_EVERY):
         texts = [
@@ -148,7 +148,7 @@ def _texts(overview: Overview, keys: Sequence[Key]) -> list[tuple[str, list[Text
                 _at(greedy, place),
                 _at(drawn, place // DRAWN_EVERY) if place % DRAWN_EVERY == 0 else "",
             )
-            for key, (greedy, drawn) in found
+            for key, (greedy, drawn) in pairs
         ]
         shown.append((results.prefixes[place], texts))
     return shown

@@ -72,8 +72,8 @@ def clear(folder: Path) -> None:
 
 def inside(folder: Path) -> set[Path]:
     """The drafts of all files in a folder of ours."""
-    found = folder.glob(f".*{MARK}*")
-    return {d for d in found if _OURS.fullmatch(d.name.rpartition(MARK)[2]) and is_own(d)}
+    paths = folder.glob(f".*{MARK}*")
+    return {d for d in paths if _OURS.fullmatch(d.name.rpartition(MARK)[2]) and is_own(d)}
 
 
 def _left(path: Path) -> list[Path]:

@@ -72,14 +72,14 @@ def launched() -> bool:
     Raises:
         DistributedError: it did not say how many.
     """
-    several = _told("WORLD_SIZE") > 1
+    several = _environment_number("WORLD_SIZE") > 1
     for name in ("RANK", "LOCAL_RANK", "MASTER_PORT"):
         if several:
-            _told(name)
+            _environment_number(name)
     return several
 
 
-def _told(name: str) -> int:
+def _environment_number(name: str) -> int:
     """A number that a launcher tells."""
     text = os.environ.get(name, "1")
     number = small_number(text)

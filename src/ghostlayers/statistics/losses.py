@@ -115,7 +115,7 @@ def tokens_a_verification(acceptance: float, drafted: int = DRAFTED) -> float:
         acceptance: a, 0 to 1.
         drafted: tokens proposed at a time.
     """
-    return sum(acceptance**kept for kept in range(drafted + 1))
+    return sum(acceptance**accepted for accepted in range(drafted + 1))
 
 
 @dataclass(frozen=True)

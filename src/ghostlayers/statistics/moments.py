@@ -140,15 +140,15 @@ class Accumulator:
         gram = torch.full_like(self._upper, float("nan"))
         for rows, columns in self._tiles:
             gram[rows, columns] = self._upper[rows, columns]
-        return self._told(_mirrored(gram, self._tiles), self._cross.clone())
+        return self._moments(_mirrored(gram, self._tiles), self._cross.clone())
 
     def finished(self) -> Moments:
         """The sums, without a copy: nothing may be added any more."""
         if not self._all_products:
             return self.moments()
-        return self._told(_mirrored(self._upper, self._tiles), self._cross)
+        return self._moments(_mirrored(self._upper, self._tiles), self._cross)
 
-    def _told(self, gram: Tensor, cross: Tensor) -> Moments:
+    def _moments(self, gram: Tensor, cross: Tensor) -> Moments:
         return Moments(
             num_tokens=self.num_tokens,
             total_weight=float(self._totals[1]),

@@ -99,12 +99,12 @@ def generate(
     before = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        found = write_behind(
+        sequences = write_behind(
             dense.network, ids.to(dense.device), how, attention_mask=mask.to(dense.device)
         )
     finally:
         torch.random.set_rng_state(before)
-    return [_up_to_stop(row, stops) for row in found[:, length:].tolist()]
+    return [_up_to_stop(row, stops) for row in sequences[:, length:].tolist()]
 
 
 def _up_to_stop(ids: list[int], stops: frozenset[int]) -> list[int]:
@@ -150,11 +150,11 @@ def author_in_vllm(name: str, revision: str | None, options: RunOptions) -> Auth
             for number in range(len(prompts))
         ]
         asked = [{"prompt_token_ids": list(ids)} for ids in prompts]
-        found = [answer.outputs[0] for answer in model.generate(asked, how, use_tqdm=False)]
+        answers = [answer.outputs[0] for answer in model.generate(asked, how, use_tqdm=False)]
         # Of a text that it ended itself, vLLM may leave out the token that says so.
         return [
             [*answer.token_ids, *([min(stops)] if _lacks_stop(answer, stops) else [])]
-            for answer in found
+            for answer in answers
         ]
 
     identity = {

@@ -140,18 +140,18 @@ def compose(
     """
     orders = [_within(order, author.positions, recipe.most_tokens) for order in orders]
     size = batch_size or author.batch
-    kept = Draft(draft, _request(author, recipe, orders, size))
-    batches, done = batches_of(orders, size), kept.begin()
+    draft_file = Draft(draft, _request(author, recipe, orders, size))
+    batches, done = batches_of(orders, size), draft_file.begin()
     said: dict[int, Said] = {}
     title = f"Writing {counted(sum(map(len, batches)), 'text')}"
     with progress.stage(title, sum(map(len, batches))) as advance:
         for number, batch in enumerate(batches):
             if number < len(done):
-                found = done[number]
+                texts = done[number]
             else:
-                found = _write(author, recipe, [orders[n] for n in batch], recipe.seed + number)
-                kept.add(found)
-            said.update(zip(batch, found, strict=True))
+                texts = _write(author, recipe, [orders[n] for n in batch], recipe.seed + number)
+                draft_file.add(texts)
+            said.update(zip(batch, texts, strict=True))
             advance(len(batch))
     return _gather(orders, said)
 
@@ -177,18 +177,18 @@ def _request(
 
 def batches_of(orders: Sequence[Order], size: int) -> list[list[int]]:
     """Numbers of orders that are written together: alike in length, and all greedy or none."""
-    found: list[list[int]] = []
+    batches: list[list[int]] = []
     for greedy in (True, False):
         own = [n for n, order in enumerate(orders) if order.greedy is greedy and not order.fault]
         own.sort(key=lambda n: len(orders[n].ids))  # the longest last: what it takes only falls
-        found += [own[start : start + size] for start in range(0, len(own), size)]
-    return found
+        batches += [own[start : start + size] for start in range(0, len(own), size)]
+    return batches
 
 
 def _write(author: Author, recipe: WritingRecipe, batch: Sequence[Order], seed: int) -> list[Said]:
     heat = 0.0 if batch[0].greedy else recipe.heat
-    found = author.write([order.ids for order in batch], recipe.most_tokens, heat, seed % 2**63)
-    return [_read(author, order, ids) for order, ids in zip(batch, found, strict=True)]
+    sequences = author.write([order.ids for order in batch], recipe.most_tokens, heat, seed % 2**63)
+    return [_read(author, order, ids) for order, ids in zip(batch, sequences, strict=True)]
 
 
 def _read(author: Author, order: Order, ids: Sequence[int]) -> Said:
@@ -217,8 +217,8 @@ def _gather(orders: Sequence[Order], said: Mapping[int, Said]) -> Written:
         rows += [] if row is None else [row]
     if not rows:
         raise CorpusError(
-            f"nothing of what was to be written can be kept ({told(faults)}). Take another model "
-            "or prompts, or allow more tokens (--new-tokens)."
+            f"nothing of what was to be written can be kept ({faults_in_words(faults)}). Take "
+            "another model or prompts, or allow more tokens (--new-tokens)."
         )
     return Written(tuple(rows), dict(sources), dict(sorted(faults.items())))
 
@@ -235,6 +235,6 @@ def _row(order: Order, text: str | None) -> Row | None:
     return {"messages": [*(order.turns or ()), order.reference], "from": REFERENCE}
 
 
-def told(faults: Mapping[str, int]) -> str:
+def faults_in_words(faults: Mapping[str, int]) -> str:
     """Counts by reason, in words."""
     return ", ".join(f"{count:,} {reason}" for reason, count in sorted(faults.items())) or "none"

@@ -39,8 +39,8 @@ def speaks_of_itself(text: str, asked: str) -> bool:
         asked: the prompt and the reference answer, whose own words are no sign of anything.
     """
     known = asked.lower()
-    found = (match[0].strip().lower() for phrase in _META for match in phrase.finditer(text))
-    return any(words not in known for words in found)
+    phrases = (match[0].strip().lower() for phrase in _META for match in phrase.finditer(text))
+    return any(words not in known for words in phrases)
 
 
 def fault_of(text: str, ids: Sequence[int], asked: str | None, *, ended: bool) -> str | None:

@@ -129,14 +129,14 @@ def _turns(document: str) -> list[dict[str, Any]]:
 def _order(turns: list[dict[str, Any]], tokenizer: "PreTrainedTokenizerBase") -> Order:
     """A prompt, with its reference answer in it if there is one."""
     reference = turns[-1] if turns and turns[-1].get("role") == "assistant" else None
-    kept = tuple(turns if reference is None else turns[:-1])
+    prompt = tuple(turns if reference is None else turns[:-1])
     if reference is not None and not str(reference.get("content") or "").strip():
         reference = None
-    if not kept or kept[-1].get("role") != "user":
-        return Order((), kept, reference, fault="form")
-    shown: Turns = kept
+    if not prompt or prompt[-1].get("role") != "user":
+        return Order((), prompt, reference, fault="form")
+    shown: Turns = prompt
     if reference is not None:
-        question = RESTATE.format(question=kept[-1]["content"], answer=reference["content"])
-        shown = [*kept[:-1], {**kept[-1], "content": question}]
+        question = RESTATE.format(question=prompt[-1]["content"], answer=reference["content"])
+        shown = [*prompt[:-1], {**prompt[-1], "content": question}]
     ids = tokenizer(prompt_of(tokenizer, shown), add_special_tokens=False)["input_ids"]
-    return Order(tuple(ids), kept, reference)
+    return Order(tuple(ids), prompt, reference)
