@@ -35,7 +35,7 @@ class Silent:
 
 # One a process, as a log is: what computes need not hand it down to what it calls.
 _shown: Progress = Silent()
-_open = 0
+_open: set[object] = set()
 
 
 @contextmanager
@@ -44,14 +44,14 @@ def stage(description: str, total: int) -> Iterator[Advance]:
 
     A stage within a stage is not shown: there is one bar at a time.
     """
-    global _open
+    this = object()
     shown = Silent() if _open else _shown
     with shown.stage(description, total) as advance:
-        _open += 1
+        _open.add(this)
         try:
             yield advance
         finally:
-            _open -= 1
+            _open.discard(this)
 
 
 def show_by(progress: Progress) -> Progress:
@@ -62,6 +62,7 @@ def show_by(progress: Progress) -> Progress:
     """
     global _shown
     before, _shown = _shown, progress
+    _open.clear()  # of a pass that an exception left half-way, whose traceback somebody keeps
     return before
 
 
