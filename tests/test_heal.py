@@ -792,8 +792,8 @@ def test_a_number_stands_for_its_text() -> None:
     for nothing in ({"tokens": True}, {"tokens": -5}, {"learning_rate": float("nan")}):
         with pytest.raises(RecipeError):
             HealingRecipe.from_dict(nothing)
-    with pytest.raises(RecipeError):
-        ghostlayers.Recipe(remove=1.5)
+    with pytest.raises(ghostlayers.GhostlayersError):
+        ghostlayers.Recipe(remove=1.5).removed()
 
 
 def test_amounts_shares_and_budgets_are_read() -> None:

@@ -13,6 +13,7 @@ import torch
 from ghostlayers import preparation
 from ghostlayers.errors import CorpusError, WindowError
 from ghostlayers.recipe import Recipe
+from ghostlayers.runtime.progress import shown_by
 from ghostlayers.text import corpora, raw, token_streams, tokenizing
 from ghostlayers.text.corpora import Corpus, document_hash
 from ghostlayers.text.tokens import (
@@ -559,10 +560,12 @@ def test_a_bar_is_shown_where_tokenising_takes_long(
 
             yield advance
 
-    tokenize(corpus, byte_tokenizer, Watched())
+    with shown_by(Watched()):
+        tokenize(corpus, byte_tokenizer)
     assert stages == []
     monkeypatch.setattr(token_streams, "SHOWN_FROM", 1000)
-    tokenize(corpus, byte_tokenizer, Watched())
+    with shown_by(Watched()):
+        tokenize(corpus, byte_tokenizer)
     ((description, total, done),) = stages
     assert (description, total) == ("Tokenising the text", sum(map(len, corpus.documents)))
     assert 0.9 * total < done <= total

@@ -35,7 +35,8 @@ COMMANDS = {
     "score": "Score every layer, and every span of N layers: cosine, residual, loss after repair.",
     "inspect": "What was removed, kept and repaired in a checkpoint, and on what evidence.",
     "demo": "The whole pipeline on a real language model (SmolLM2-135M), in about two minutes.",
-    "methods": "The published methods, each as its authors and their code run it (--preset NAME).",
+    "methods": "The published methods, each as its authors and their code run it, repairs, "
+    "selections.",
     "compare": "Every selection and every repair of a model side by side: tables and a page to "
     "look at.",
     "recommend": "The best cut for every engine at 10, 20 and 30 % fewer layers, and the command "
