@@ -1,5 +1,6 @@
 # Two commands: `make demo` and `make test`. Both install what they need into .venv first.
-# `make check` is what CI runs. `make bench-check` says whether a change made calibration slower.
+# `make test` leaves out what is slow; `make check`, which CI runs, leaves out nothing.
+# `make bench-check` says whether a change made calibration slower.
 # `make locked` installs the very versions of requirements-dev.lock, which `make lock` writes anew.
 # `make faults` tries what can go wrong, two hours at most.
 # Another torch build: make install TORCH="torch --index-url URL".
@@ -17,7 +18,7 @@ demo: $(VENV)/.runs
 	$(BIN)/ghostlayers demo
 
 test: install
-	$(BIN)/python -m pytest $(WORKERS)
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow"
 
 install: $(VENV)/.installed
 

@@ -32,6 +32,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_tensors_are_used_again() -> None:
     faults = [
@@ -70,6 +71,7 @@ print(before - psutil.Process().memory_info().rss)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_memory_between_what_is_in_use_is_handed_back() -> None:
     done = subprocess.run(

@@ -9,6 +9,8 @@ import sysconfig
 from importlib import metadata, resources
 from pathlib import Path
 
+import pytest
+
 PROGRAM = Path(sysconfig.get_path("scripts")) / "ghostlayers"
 
 
@@ -21,6 +23,7 @@ def call(*arguments: str | Path, at: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_model_is_cut_measured_and_described(
     tiny_folder: Path, some_text: list[str], tmp_path: Path
 ) -> None:
@@ -40,6 +43,7 @@ def test_a_model_is_cut_measured_and_described(
     assert done.stdout.strip() == "RepairedLlamaForCausalLM"
 
 
+@pytest.mark.slow
 def test_files_that_are_no_code_are_installed(tmp_path: Path) -> None:
     package = resources.files("ghostlayers")
     assert (package / "py.typed").is_file()

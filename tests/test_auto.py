@@ -304,6 +304,7 @@ def test_a_comparison_takes_it_for_an_engine_that_there_is() -> None:
         Comparison(layers=(1,), repair=("auto:llama",), eval_data=("a.txt",))
 
 
+@pytest.mark.slow
 def test_a_comparison_measures_what_it_chooses(
     study: Study, some_text: list[str], tmp_path: Path
 ) -> None:

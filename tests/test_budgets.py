@@ -48,6 +48,7 @@ SPANS = (Span(1, 3), Span(4, 5))
 # Bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repair", ["ghost", "piecewise:2", "normed", "refit:1", "joint:x+z"])
 def test_bytes_of_a_cut_are_those_of_its_file(
     repair: str, trained_llama: Any, byte_tokenizer: Any, some_text: list[str], tmp_path: Path
@@ -209,6 +210,7 @@ def budget(limit: float, layers: Sequence[float], recipe: Recipe) -> decide.Budg
 costs = st.lists(st.integers(1, 9).map(float), min_size=3, max_size=6)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(costs, st.floats(1.05, 3.0), st.sampled_from(["streamline", "shortgpt"]))
 def test_the_fewest_layers_that_can_meet_it(
@@ -365,6 +367,7 @@ def test_the_search_ends_at_the_last_that_is_within(count: int, good: int) -> No
     assert len(tried) <= max(1, loss.most_tries(count)) if count else not tried
 
 
+@pytest.mark.slow
 def test_the_deepest_cut_within_a_loss(
     study: Study, trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
 ) -> None:
@@ -437,6 +440,7 @@ def test_what_quantising_does_is_measured_and_said(
     assert "Q8_0" in said
 
 
+@pytest.mark.slow
 def test_a_contest_stays_within_a_budget_of_bytes(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
 ) -> None:

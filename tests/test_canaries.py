@@ -75,6 +75,7 @@ def check(canary: Canary, place: Place) -> str:
     return result.output
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fresh_processes")
 def test_no_code_runs_in_the_process_that_reloads(place, monkeypatch) -> None:
     monkeypatch.setenv("HF_HOME", place.environment["HF_HOME"])
@@ -82,6 +83,7 @@ def test_no_code_runs_in_the_process_that_reloads(place, monkeypatch) -> None:
     check(next(each for each in CANARIES if each.label == label), place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "canary",
     [pytest.param(each, id=each.label) for each in picked()],
@@ -90,6 +92,7 @@ def test_no_code_runs(canary, place) -> None:
     check(canary, place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in canaries.ON_MODELS if n not in ("inspect", "push")])
 def test_the_commands_do_what_they_are_for_where_no_code_is(name, place) -> None:
     place.take("tied", "text.txt", "adapter")
@@ -117,6 +120,7 @@ def test_whoever_starts_a_recipe_may_allow_code(place) -> None:
     assert place.marker.exists()
 
 
+@pytest.mark.slow
 def test_compiled_code_of_the_hub_is_not_even_looked_for(tmp_path) -> None:
     """bitsandbytes fetches it as it is imported, where the package `kernels` is installed."""
     (tmp_path / "kernels.py").write_text(

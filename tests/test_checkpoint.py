@@ -71,6 +71,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return model, write(model, tmp_path_factory.mktemp("out") / request.param)
 
 
+@pytest.mark.slow
 def test_a_stranger_loads_it_repaired(saved: Any) -> None:
     """In a process that never imports ghostlayers, with trust_remote_code alone."""
     model, folder = saved
@@ -245,6 +246,7 @@ def test_the_card_says_what_a_reader_needs(whole: Any) -> None:
     assert "{{" not in card
 
 
+@pytest.mark.slow
 def test_evaluation_in_a_process_of_its_own(whole: Any) -> None:
     """Plain transformers, no ghostlayers: the same loss as in memory."""
     pruned, out, _ = whole
@@ -466,6 +468,7 @@ def test_every_repair_that_a_checkpoint_can_hold_reloads_as_it_was_measured(
         assert torch.equal(measured, want)
 
 
+@pytest.mark.slow
 def test_a_process_that_waited_proves_a_checkpoint_as_another_does(
     byte_tokenizer: Any, tmp_path: Path
 ) -> None:

@@ -358,6 +358,7 @@ def test_a_recipe_is_an_input_too(place):
     assert "RECIPE 'mine.yaml'" in error_of("run", "mine.yaml", "--set", "json=mine.yaml")
 
 
+@pytest.mark.slow
 def test_names_in_any_script_are_shown_on_any_terminal(tmp_path):
     """What an encoding has not got is escaped."""
     command = [sys.executable, "-m", "ghostlayers", "inspect", str(tmp_path / "tëxt🙂")]
@@ -996,6 +997,7 @@ def test_what_to_do_about_a_harmful_repair(repair, advice):
     assert bool(advice) == bool(scores_screen._damped(repair))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="this system has no /dev/full")
 def test_a_full_place_of_the_output_ends_with_the_status_of_an_error() -> None:
     with Path("/dev/full").open("w") as full:
@@ -1008,6 +1010,7 @@ def test_a_full_place_of_the_output_ends_with_the_status_of_an_error() -> None:
     assert "Exception ignored" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_wide_table_is_whole_in_a_pipe() -> None:
     """A table that no terminal shows has no edge to be cut at."""
     program = (

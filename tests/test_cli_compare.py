@@ -45,6 +45,7 @@ def compare(model: Any, *more: str) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_compare_shows_a_table_and_writes_four_files(tiny_folder: Any) -> None:
     result = compare(tiny_folder, "-o", "cmp", "--repair", "none,ghost,joint:x+z,refit:2")
     assert result.exit_code == 0, result.output
@@ -64,6 +65,7 @@ def test_compare_shows_a_table_and_writes_four_files(tiny_folder: Any) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
 def test_compare_goes_on_in_its_own_folder_and_refuses_anothers(tiny_folder: Any) -> None:
     first = compare(tiny_folder, "-o", "again", "--repair", "none,ghost")
     assert first.exit_code == 0, first.output
@@ -133,6 +135,7 @@ RECIPE: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_run_is_the_command_that_the_recipe_spells(tiny_folder: Any) -> None:
     direct = compare(tiny_folder, "-o", "direct", "--repair", "none,ghost")
     assert direct.exit_code == 0, direct.output
@@ -144,6 +147,7 @@ def test_run_is_the_command_that_the_recipe_spells(tiny_folder: Any) -> None:
     assert one["cells"] == two["cells"]
 
 
+@pytest.mark.slow
 def test_run_varies_keys_and_sets_the_losses_side_by_side(tiny_folder: Any) -> None:
     path = recipe(**RECIPE, vary={"token_weight": ["uniform", "relative"]})
     result = call("run", path, "--model", tiny_folder, "-o", "varied", "--set", "max_windows=1")
@@ -264,6 +268,7 @@ def test_a_missing_argument_is_named() -> None:
         read_recipe(Path(recipe(**RECIPE)), {})
 
 
+@pytest.mark.slow
 def test_a_plan_leaves_what_is_there_alone(tiny_folder: Path) -> None:
     assert compare(tiny_folder, "-o", "kept", "--repair", "none").exit_code == 0
     before = {path: path.read_bytes() for path in Path("kept").rglob("*") if path.is_file()}
@@ -283,6 +288,7 @@ PRESET_SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_methods_are_compared_by_their_own_choices(tiny_folder: Any) -> None:
     command = ("compare", tiny_folder, "-n", "1,2", "--presets", "all", *PRESET_SMALL, "-o", "own")
     result = call(*command)
@@ -309,6 +315,7 @@ def test_methods_are_compared_by_their_own_choices(tiny_folder: Any) -> None:
     assert "layers as" not in again.stdout  # nothing is measured twice
 
 
+@pytest.mark.slow
 def test_one_set_of_choices_for_all_says_so(tiny_folder: Any) -> None:
     assert compare(tiny_folder, "-o", "one", "--repair", "none,ghost").exit_code == 0
     page = Path("one/report.html").read_text()

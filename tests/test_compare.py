@@ -166,6 +166,7 @@ def test_models_tell_size_speed_and_form(results: Any) -> None:
         assert each["singular_values"] == sorted(each["singular_values"], reverse=True)
 
 
+@pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_where_it_stopped(
     results: Any,
     trained_llama: Any,
@@ -217,6 +218,7 @@ def test_another_comparisons_folder_is_refused(
     assert (foreign / "precious").exists()
 
 
+@pytest.mark.slow
 def test_what_a_model_lacks_is_skipped_for_all_and_refused_by_name(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str], tmp_path: Path
 ) -> None:
@@ -238,6 +240,7 @@ def test_what_a_model_lacks_is_skipped_for_all_and_refused_by_name(
     assert not (tmp_path / "named").exists()
 
 
+@pytest.mark.slow
 def test_a_repair_with_more_unknowns_than_tokens_is_not_begun(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str], tmp_path: Path
 ) -> None:
@@ -435,6 +438,7 @@ def test_spearman_is_the_correlation_of_ranks() -> None:
     assert spearman([1, 1, 1], [1, 2, 3]) != spearman([1, 1, 1], [1, 2, 3])  # NaN
 
 
+@pytest.mark.slow
 def test_every_span_is_measured_and_ranked(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str], tmp_path: Path
 ) -> None:
@@ -606,6 +610,7 @@ def test_a_plan_counts_the_sums_of_every_stage(
 WRITES = {"layers": [3], "select": ["streamline"], "repair": ["none", "ghost"], "yardstick": False}
 
 
+@pytest.mark.slow
 def test_models_write_what_they_write_when_pruned_one_by_one(
     trained_llama: Any,
     byte_tokenizer: Any,
@@ -681,6 +686,7 @@ def test_a_plan_counts_what_is_written(
     assert (more - without) / (some - without) == pytest.approx((17 + 30) / 11, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_every_span_alone_and_a_cut_that_no_repair_fits(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str], tmp_path: Path
 ) -> None:
@@ -704,6 +710,7 @@ def test_no_file_of_a_comparison_says_where_the_texts_lie(results: Any, texts: l
     assert not [path.name for path in written if folder in path.read_text(errors="replace")]
 
 
+@pytest.mark.slow
 def test_healed_models_stand_beside_closed_forms(
     trained_llama: Any,
     byte_tokenizer: Any,

@@ -204,6 +204,7 @@ def test_importing_the_package_is_enough(name: str, saved: Any) -> None:
     assert type(AutoModel.from_pretrained(path)).__name__.startswith("Repaired")
 
 
+@pytest.mark.slow
 def test_the_table_of_families_is_current() -> None:
     """``python tests/families_table.py`` writes it."""
     if families_table.written_with() != transformers.__version__:

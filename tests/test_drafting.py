@@ -54,6 +54,7 @@ def slow_counts(dense: Any, draft: Any, length: int, new_tokens: int = 16) -> tu
     return passes, drafted, kept
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_the_definition() -> None:
     dense = make_tiny_llama(seed=3)
     draft = make_tiny_llama(seed=3)
@@ -73,6 +74,7 @@ def test_counts_are_those_of_the_definition() -> None:
     assert all(0 < share < 1 for share in shares)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "qwen3", "olmo3", "mistral"])
 def test_caches_are_right_beyond_a_sliding_window(family: str) -> None:
     """A draft that is the dense model itself is always kept, wherever its cache was cut back."""
@@ -83,6 +85,7 @@ def test_caches_are_right_beyond_a_sliding_window(family: str) -> None:
     assert [point.acceptance for point in points] == [1.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repair", ["ghost", "piecewise:2", "joint:x+z", "refit:2"])
 def test_a_repaired_model_drafts_as_it_writes(
     repair: str, trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
@@ -99,6 +102,7 @@ def test_a_repaired_model_drafts_as_it_writes(
     )
 
 
+@pytest.mark.slow
 def test_drawn_drafts_are_kept_as_often_as_distributions_overlap() -> None:
     """Sum of min(p, q), which `eval` calls acceptance: here of one token, at the first place."""
     dense, draft = make_tiny_llama(seed=4), make_tiny_llama(seed=5)
@@ -126,6 +130,7 @@ def test_settings_of_the_models_are_left_as_they_were() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+@pytest.mark.slow
 def test_differences_are_told_with_how_far_apart_the_two_tokens_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -180,6 +185,7 @@ def place(
 SMALL = ["--new-tokens", "12", "--repeats", "1", "--prompts", "3", "--length", "16"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["out", "adapter"])
 def test_the_command_says_what_is_kept_and_what_it_saves(
     name: str, place: Path, tiny_folder: Path

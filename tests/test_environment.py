@@ -90,6 +90,7 @@ def call(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_models_are_fetched_with_the_users_token_into_the_users_cache(
     hub: Hub, some_text: list[str], tmp_path: Path
 ) -> None:
@@ -162,6 +163,7 @@ def completed(*words: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow
 def test_a_shell_completes_commands_options_and_choices() -> None:
     assert completed("pr") == ["prune"]
     assert completed("prune", "model", "--off") == ["--offload"]

@@ -51,6 +51,7 @@ def text(some_text: list[str], tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_a_first_cut(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
     given = ("--model", tiny_folder, "--data", text, "--layers", "2", "--windows", "8")
     said = run(
@@ -60,6 +61,7 @@ def test_a_first_cut(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
     assert (tmp_path / "first-cut" / "config.json").is_file()
 
 
+@pytest.mark.slow
 def test_healing(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
     given = ("--model", tiny_folder, "--data", text, "--layers", "2", "--minutes", "0.05")
     said = run(sys.executable, EXAMPLES / "heal.py", *given, "--sequence-length", "64", at=tmp_path)
@@ -67,6 +69,7 @@ def test_healing(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
     assert (tmp_path / "healed").is_dir() == ("saved: healed" in said)
 
 
+@pytest.mark.slow
 def test_a_gguf_file(text: Path, tmp_path: Path, byte_tokenizer: Any) -> None:
     folder = with_a_merge(write(family("llama"), byte_tokenizer, tmp_path / "model"))
     model = tmp_path / "model.gguf"
@@ -79,6 +82,7 @@ def test_a_gguf_file(text: Path, tmp_path: Path, byte_tokenizer: Any) -> None:
     assert "Removed: layers" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", [False, True])
 def test_serving(draft: bool, tiny_folder: Path, text: Path, tmp_path: Path) -> None:
     """vLLM itself is not run here: the checkpoint is made, and the command is told."""
@@ -93,6 +97,7 @@ def test_serving(draft: bool, tiny_folder: Path, text: Path, tmp_path: Path) -> 
     assert f"'{tiny_folder if draft else 'out'}' '--port'" in said
 
 
+@pytest.mark.slow
 def test_the_notebook(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "look.py").write_text(notebook_as_program())
     small = {"MODEL": str(tiny_folder), "LAYERS": "2", "LENGTH": "64"}
@@ -116,10 +121,12 @@ def test_examples_are_short_and_told_of(path: Path) -> None:
 class TestReal:
     pytestmark = real
 
+    @pytest.mark.slow
     def test_a_first_cut(self, tmp_path: Path) -> None:
         said = run(sys.executable, EXAMPLES / "first_cut.py", at=tmp_path)
         assert "The capital of France is" in said
 
+    @pytest.mark.slow
     def test_the_notebook(self, tmp_path: Path) -> None:
         (tmp_path / "look.py").write_text(notebook_as_program())
         assert "ghost" in run(sys.executable, "look.py", at=tmp_path)

@@ -265,6 +265,7 @@ def test_a_package_s_methods_work_from_the_command_line_and_reload(
     assert torch.equal(again(ids).logits, pruned.model(ids).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("site")
 def test_a_package_s_repair_is_compared(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str], text: str, tmp_path: Path

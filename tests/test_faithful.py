@@ -315,6 +315,7 @@ LOOPS: dict[str, Callable[[Folded, Tensor], dict[int, float]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("select", LOOPS)
 def test_prune_and_comps_loop_is_theirs(dense: Any, windows: Windows, select: str) -> None:
     ids, count = windows.first(8).input_ids, 5

@@ -117,6 +117,7 @@ READABLE = {"llama", "mistral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "phi
 """Families whose GGUF files transformers reads."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

@@ -127,6 +127,7 @@ MIXED = {
 """Several types in one layer, as the K_M mixes have them."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
@@ -258,6 +259,7 @@ def test_how_a_weight_lies_is_found(seed: int, tmp_path: Path) -> None:
         conversion("w", weight, reader_tensor(torch.randn(24, 12), tmp_path), {3})
 
 
+@pytest.mark.slow
 def test_queries_are_rescaled_where_the_depth_decides(byte_tokenizer: Any, tmp_path: Path) -> None:
     """llama.cpp scales attention by another number in the family's deepest model."""
     kinds = ["sliding_attention", "full_attention"] * 31

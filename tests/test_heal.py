@@ -173,6 +173,7 @@ def literal_loss(
 # The engine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LOSSES)
 @pytest.mark.parametrize(
     ("repair", "train"),
@@ -227,6 +228,7 @@ def test_the_engine_is_a_literal_loop_of_two_models(
         assert float((got[name] - want).norm()) <= 2e-2 * far + 1e-7, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", PARTS)
 def test_what_is_not_trained_is_left_alone(
     pruned: Any, other_text: list[str], train: str, trained_llama: Any
@@ -252,6 +254,7 @@ def test_what_is_not_trained_is_left_alone(
         assert changed == names
 
 
+@pytest.mark.slow
 def test_a_text_that_is_gone_through_again_is_not_computed_again(
     pruned: Any, other_text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +288,7 @@ def test_a_text_that_is_gone_through_again_is_not_computed_again(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["operator+norms", "suffix", "lora"])
 def test_an_offloaded_model_heals_as_one_in_memory(
     other_text: list[str], tiny_dense: Path, tmp_path: Path, train: str
@@ -327,6 +331,7 @@ def test_half_precision_is_trained_in_float32(pruned: Any, other_text: list[str]
     assert torch.equal(trained.parameters[name], master.to(torch.bfloat16))
 
 
+@pytest.mark.slow
 def test_a_planted_operator_is_found(
     trained_llama: Any, byte_tokenizer: Any, other_text: Any
 ) -> None:
@@ -391,6 +396,7 @@ def test_frugal_gradients_are_the_same(pruned: Any) -> None:
 # What it leaves
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("repair", "train", "mode"),
     [
@@ -422,6 +428,7 @@ def test_a_healed_model_is_saved_with_its_record(
     assert f"--train {train}" in card
 
 
+@pytest.mark.slow
 def test_a_checkpoint_on_disk_heals_as_the_model_in_memory(
     pruned: Any, other_text: list[str], tmp_path: Path, trained_llama: Any, byte_tokenizer: Any
 ) -> None:
@@ -447,6 +454,7 @@ def test_a_checkpoint_on_disk_heals_as_the_model_in_memory(
     assert sorted(beside) == sorted(saved.cut.own)  # in memory once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["operator", "operator+norms+suffix"])
 def test_an_adapter_heals_into_an_adapter(
     pruned: Any, other_text: list[str], train: str, tmp_path: Path, tiny_dense: Path
@@ -481,6 +489,7 @@ def tiny_dense(
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT uses old names of transformers
 def test_adapters_of_lora_are_kept_for_peft(
     pruned: Any, other_text: list[str], tiny_dense: Path, tmp_path: Path
@@ -506,6 +515,7 @@ def test_adapters_of_lora_are_kept_for_peft(
         more.save_peft(tmp_path / "no")
 
 
+@pytest.mark.slow
 def test_a_healed_checkpoint_heals_again(
     pruned: Any, other_text: list[str], tiny_dense: Path, tmp_path: Path
 ) -> None:
@@ -546,6 +556,7 @@ def test_what_gains_nothing_is_not_saved(
     assert last.kl_nats > healed.outcome.start.kl_nats
 
 
+@pytest.mark.slow
 def test_the_best_state_is_kept(pruned: Any, other_text: list[str]) -> None:
     hasty = {"learning_rate": "0.05", "train": "operator+norms"}
     healed = heal(pruned["ghost"], other_text, tokens="8000", **hasty)
@@ -592,6 +603,7 @@ class Killed(BaseException):
     """Stands for the end of a process."""
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_ends_with_the_same_bits(
     pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -623,6 +635,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
         assert not keep.exists()
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_on_the_disk_it_ends_with_the_same_bits(
     pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -877,6 +890,7 @@ def heal_command(files: dict[str, Path], dense: Path, out: Path, *more: Any) -> 
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_healed_checkpoint(
     files: dict[str, Path], tiny_dense: Path, tmp_path: Path
 ) -> None:
@@ -942,6 +956,7 @@ def test_timing_a_step_changes_nothing(pruned: Any) -> None:
     assert all(torch.equal(each, after[name]) for name, each in before.items())
 
 
+@pytest.mark.slow
 def test_a_budget_of_time_is_kept(pruned: Any, other_text: list[str]) -> None:
     healed = heal(pruned["ghost"], other_text, tokens=None, minutes=0.05)
     assert healed.outcome.steps > 3
@@ -1015,6 +1030,7 @@ def test_what_cannot_be_healed_in_one_command_is_refused_at_once(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", ["operator", "operator+norms+suffix", "lora"])
 def test_a_repair_that_is_a_layer_is_healed_as_one(
     trained_llama: Any, byte_tokenizer: Any, other_text: list[str], tmp_path: Path, train: str

@@ -64,6 +64,7 @@ def test_a_name_that_is_not_there_is_refused() -> None:
         _ = ghostlayers.prunes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [
@@ -94,6 +95,7 @@ def test_a_family_that_cannot_be_cut_has_no_repaired_config() -> None:
             _ = promise.from_dict
 
 
+@pytest.mark.slow
 def test_what_proves_a_checkpoint_has_imported_all_before_it_is_asked() -> None:
     wanted = "modeling_utils", "generation.utils", "tokenization_utils_tokenizers"
     path = str(Path(readiness.RELOAD_CHECK).parent)

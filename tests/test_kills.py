@@ -46,6 +46,7 @@ def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert count > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", [True, False])
 def test_a_folder_that_is_replaced_is_the_old_or_the_new_one(
     tmp_path: Path, exchange: bool
@@ -119,6 +120,7 @@ def test_sums_of_a_run_are_the_old_or_the_new_ones(tmp_path: Path) -> None:
         assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_a_comparison_killed_anywhere_goes_on(tmp_path: Path) -> None:
     folder, asked = tmp_path / "compared", {"request": {"layers": [1]}}
 
@@ -137,6 +139,7 @@ def test_a_comparison_killed_anywhere_goes_on(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.iterdir()] == ["compared"]
 
 
+@pytest.mark.slow
 def test_the_same_command_may_replace_what_it_made_before_it_was_killed(tmp_path: Path) -> None:
     """And no other one may, nor this one when it had ended well."""
     place = tmp_path / "place"

@@ -429,6 +429,7 @@ def test_a_whole_model_without_a_head_is_refused(tokenizer: Any, some_text: list
         )
 
 
+@pytest.mark.slow
 def test_the_command_line(
     folders: Path, tmp_path: Path, some_text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,6 +472,7 @@ def test_the_text_part_alone_is_no_whole_model(tmp_path: Path) -> None:
     assert not multimodal.is_whole(AutoConfig.for_model("llama"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl", "llava"])
 def test_a_cut_model_heals_whole(
     name: str, folders: Path, some_text: list[str], tmp_path: Path

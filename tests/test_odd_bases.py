@@ -30,6 +30,7 @@ def base(name: str, folder: Path, tokenizer: Any, **entries: Any) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mamba"])
 def test_what_a_base_hands_out_changes_nothing(

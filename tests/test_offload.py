@@ -57,6 +57,7 @@ def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
 # The run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choices",
     [
@@ -125,6 +126,7 @@ def test_a_repaired_checkpoint_runs_from_disk(
     assert torch.equal(got, expected)
 
 
+@pytest.mark.slow
 def test_evaluation_and_scores_are_the_same(model_folder: Path, some_text: list[str]) -> None:
     runs = []
     for options in (NONE, DISK):

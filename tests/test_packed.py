@@ -253,6 +253,7 @@ def test_offloaded_layers_are_read_packed_too(plain_folder: Path, tmp_path: Path
 # ---- out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repair", ["refit:1", "ghost"])
 def test_what_a_cut_leaves_alone_keeps_its_bytes(
     packed: tuple[str, Path, dict[str, torch.Tensor]],

@@ -102,6 +102,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {**results, **found, "offloaded": offloaded}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_several_processes_find_what_one_finds(
     tmp_path: Path, alone: dict[str, Any], ours: Forks, size: int
@@ -114,6 +115,7 @@ def test_several_processes_find_what_one_finds(
     assert_close(shares[0], json.loads(json.dumps(alone)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_one_that_dies_stops_the_others_and_the_run_goes_on(
     tmp_path: Path, alone: dict[str, Any], ours: Forks, how: str
@@ -169,6 +171,7 @@ def two_hosts() -> Iterator[list[tuple[list[str], str]]]:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
+@pytest.mark.slow
 def test_two_hosts_find_what_one_process_finds(
     tmp_path: Path, alone: dict[str, Any], two_hosts: list[tuple[list[str], str]]
 ) -> None:
@@ -215,6 +218,7 @@ def command(forks: Forks, *arguments: str) -> tuple[list[int | None], str, str]:
     return [process.returncode for process in both], out, err
 
 
+@pytest.mark.slow
 def test_the_command_line_in_two_processes(
     tmp_path: Path, tiny_folder: Path, some_text: list[str], ours: Forks
 ) -> None:

@@ -51,6 +51,7 @@ def test_checkpoints_compute_the_same(name: str) -> None:
     assert AutoTokenizer.from_pretrained(folder)("The river")["input_ids"]
 
 
+@pytest.mark.slow
 def test_the_code_that_they_carry_still_runs(tmp_path: Path) -> None:
     save_file({"input_ids": IDS}, tmp_path / "ids")
     arguments = [str(CHECKPOINTS), str(tmp_path / "ids"), str(tmp_path / "answers")]

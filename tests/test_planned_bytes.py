@@ -53,6 +53,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "repair", "name"), CASES)
 def test_planned_bytes_are_those_that_are_written(
     base: str, repair: str, name: str, bases: dict[str, Path], some_text: list[str], tmp_path: Path

@@ -67,6 +67,7 @@ def emptied(place: Path) -> None:
     place.mkdir()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unproved")
 @pytest.mark.parametrize("split", [0, SPLIT])
 def test_a_new_file_is_there_whole_or_not_at_all(cut: GgufCut, split: int, tmp_path: Path) -> None:
@@ -94,6 +95,7 @@ def test_a_new_file_is_there_whole_or_not_at_all(cut: GgufCut, split: int, tmp_p
         save(cut, out, split)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unproved")
 @pytest.mark.parametrize("split", [0, SPLIT])
 def test_files_that_are_replaced_are_the_old_or_the_new_ones(
@@ -148,6 +150,7 @@ def test_parts_that_cannot_get_their_names_leave_the_old_ones(
     assert len(list(tmp_path.iterdir())) == len(old)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_packed_folder_is_there_whole_or_not_at_all(
     byte_tokenizer: Any, some_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

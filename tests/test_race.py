@@ -45,6 +45,7 @@ def test_the_best_of_six_seldom_leaves_and_mostly_wins() -> None:
     assert all("5" in race.left for race in races)
 
 
+@pytest.mark.slow
 def test_more_windows_lower_the_regret() -> None:
     gaps = [0.0, 0.01, 0.02, 0.03]
     generator = torch.Generator().manual_seed(2)

@@ -78,6 +78,7 @@ def test_its_figures_are_those_of_the_comparison(asked: Any) -> None:
         assert row["excess_nats"] == pytest.approx(want, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_its_commands_make_what_the_table_says(
     asked: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

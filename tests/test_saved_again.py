@@ -163,6 +163,7 @@ def test_of_every_family(name: str, saved: Any) -> None:
     assert torch.equal(saved[1][f"{name}-repaired"], logits(repaired(name), token_ids()))
 
 
+@pytest.mark.slow
 def test_a_stranger_saves_it_again(saved: Any, tmp_path: Path) -> None:
     """Without this package: as loaded by the code in the folder, saved by every Auto class."""
     folder, _ = saved
@@ -195,6 +196,7 @@ def test_a_base_model_carries_it_too(model: Any, tmp_path: Path) -> None:
     assert torch.equal(got, want)
 
 
+@pytest.mark.slow
 def test_a_push_to_a_hub_sends_the_code(model: Any, monkeypatch: Any, tmp_path: Path) -> None:
     sent: list[str] = []
 

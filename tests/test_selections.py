@@ -491,6 +491,7 @@ def test_every_score_can_be_iterated(family: str, name: str) -> None:
     assert sorted(step.layer for step in table.steps) == removed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repair", ["none", "refit:2", "magnitude", "normed", "joint:x+z"])
 @pytest.mark.parametrize(
     ("name", "iterative"),

@@ -786,6 +786,7 @@ def test_the_dense_model_writes_its_share(pruned: Any, mixed: dict[str, Any]) ->
     assert all(window in joined for window in held_out)  # real text alone is measured on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [{"tokens": "960"}, {"minutes": 0.02}])
 def test_a_run_killed_while_it_writes_or_trains_goes_on(
     pruned: Any,

@@ -154,6 +154,7 @@ def test_killed_processes_go_on_to_the_same_bits(
     assert found == whole
 
 
+@pytest.mark.slow
 def test_a_number_that_is_none_in_one_process_ends_all_by_name(
     tmp_path: Path, folder: Path, ours: Forks
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_number_that_is_none_in_one_process_ends_all_by_name(
     assert "gave NaN or infinity in float32" in said[1]["error"]
 
 
+@pytest.mark.slow
 def test_minutes_are_timed_with_shares(tmp_path: Path, folder: Path, ours: Forks) -> None:
     answer = tmp_path / "found.json"
     case = {"tokens": None, "minutes": 0.02}
@@ -191,6 +193,7 @@ def heal_command(folder: Path, out: Path, *more: str) -> list[str]:
     return ["heal", str(folder / "cut"), *dense, *given, *sizes, *more]
 
 
+@pytest.mark.slow
 def test_the_command_line_with_shares(tmp_path: Path, folder: Path, ours: Forks) -> None:
     out = tmp_path / "out"
     ended, said, err = command(ours, *heal_command(folder, out, "--plan"))
@@ -209,6 +212,7 @@ def test_another_version_of_fsdp_is_refused(tmp_path: Path, folder: Path, ours: 
     assert "asks for version 1, accelerate's default; add --fsdp_version 2" in said
 
 
+@pytest.mark.slow
 def test_other_commands_go_on_with_replicas(tmp_path: Path, folder: Path, ours: Forks) -> None:
     """Whatever version is asked for; every process has all weights, not the first one alone."""
     given = ["--data", str(folder / "text.txt"), "--windows", "8", "--sequence-length", "64"]

@@ -78,6 +78,7 @@ def test_pipeline(folder: Path) -> None:
     assert text == writer.tokenizer.decode(found[0], skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_torch_compile(folder: Path) -> None:
     model = load(folder)
     want = logits(model, token_ids())

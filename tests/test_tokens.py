@@ -346,6 +346,7 @@ def test_every_window_of_a_single_document_lies_in_one(
     assert len(calibration.documents) == 8  # each window from a document of its own
 
 
+@pytest.mark.slow
 def test_random_offsets_are_not_those_of_a_grid(pages: Corpus, byte_tokenizer: Any) -> None:
     stream = tokenize(pages, byte_tokenizer)
     calibration, held_out = drawn(pages, byte_tokenizer, "random", count=40)

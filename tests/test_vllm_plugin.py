@@ -116,6 +116,7 @@ def test_a_class_belongs_to_the_family_that_brought_it(class_name: str, model_ty
     assert family.model_type == model_type
 
 
+@pytest.mark.slow
 def test_another_process_unpickles_the_config(tmp_path: Path) -> None:
     """As vLLM's engine does; it has loaded no such checkpoint when the config arrives."""
     repaired = removal.prune_layers(DenseModel(build("llama")), SPANS, operators(SPANS))

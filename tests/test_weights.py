@@ -65,6 +65,7 @@ def folder(tiny_folder, tmp_path):
 # Every family, damaged at random
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_whole_model_of_every_family_passes_and_a_damaged_one_does_not(
     name, tmp_path, byte_tokenizer
