@@ -43,6 +43,7 @@ def pruned(base: Path, some_text: list[str], **changes: Any) -> Any:
     return ghostlayers.prune(str(base), data=some_text, **{"options": CPU, **CHOICES, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choices",
     [
@@ -70,6 +71,7 @@ def test_an_adapter_makes_the_same_model(
     assert ghostlayers.inspect(tmp_path / "adapter")["mode"] == "adapter"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("repair", "export"), [("ghost", "auto"), ("refit:2", "auto"), ("normed", "stock-layer")]
 )
@@ -121,6 +123,7 @@ def test_another_base_is_refused(
         moved.rename(base)
 
 
+@pytest.mark.slow
 def test_a_damaged_or_foreign_folder_is_refused(
     base: Path, some_text: list[str], tmp_path: Path
 ) -> None:
@@ -162,6 +165,7 @@ def test_the_same_weights_under_another_config_are_refused(
         ghostlayers.from_adapter(tmp_path / "adapter", tmp_path / "other", CPU)
 
 
+@pytest.mark.slow
 def test_a_type_that_rounds_the_base_is_refused(
     base: Path, some_text: list[str], tmp_path: Path
 ) -> None:

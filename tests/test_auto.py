@@ -96,6 +96,7 @@ def test_the_cheapest_in_a_tie_is_taken_and_never_one_that_is_worse_than_none(
     assert statistics.fmean(losses[taken]) <= statistics.fmean(losses[NONE])
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(races())
 def test_the_reason_names_who_was_near(drawn: tuple[Race, dict[str, Cost]]) -> None:
@@ -140,6 +141,7 @@ def test_layers_cost_what_a_token_meets_in_them() -> None:
 # Holding a contest
 
 
+@pytest.mark.slow
 def test_it_is_one_of_the_repairs_as_it_is_alone(study: Study, some_text: list[str]) -> None:
     """Taken from one sweep, and with the weights that naming it gives."""
     cut = study.choose_repair(study.choose())
@@ -155,6 +157,7 @@ def test_it_is_one_of_the_repairs_as_it_is_alone(study: Study, some_text: list[s
     assert built.evidence["repaired"].loss_nats < built.evidence["cut"].loss_nats
 
 
+@pytest.mark.slow
 def test_prune_takes_what_the_verbs_take(study: Study, some_text: list[str]) -> None:
     pruned = ghostlayers.prune(study.dense, data=some_text, remove="3-4", repair=AUTO, **TEXT)
     ((name, repairs),) = study.fit(study.choose()).items()
@@ -163,6 +166,7 @@ def test_prune_takes_what_the_verbs_take(study: Study, some_text: list[str]) -> 
     assert same_weights(pruned.model, study.build(study.choose(), repairs).model)
 
 
+@pytest.mark.slow
 def test_its_losses_are_those_of_the_windows(study: Study) -> None:
     """Whoever finishes has the loss that `losses` measures on the same windows."""
     contest, repairs = hold_contest(study, (Span(3, 5),))
@@ -194,6 +198,7 @@ def test_layers_that_write_nothing_need_no_repair(
     assert pruned.contest.dense_loss == pytest.approx(pruned.contest.of(NONE).loss_nats, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choices", [{"engine": "llama.cpp"}, {"export": "fold", "repair": AUTO}])
 def test_llama_cpp_gets_a_stock_checkpoint(
     choices: dict[str, str], trained_llama: Any, byte_tokenizer: Any, some_text: list[str]
@@ -207,6 +212,7 @@ def test_llama_cpp_gets_a_stock_checkpoint(
     assert pruned.contest.refused.keys() == OPERATORS
 
 
+@pytest.mark.slow
 def test_what_costs_too_much_is_left_out(study: Study) -> None:
     contest, _ = hold_contest(study.with_choices(overhead="0%"), (Span(3, 5),))
     assert find_method(contest.winner).form == "fold"
@@ -215,6 +221,7 @@ def test_what_costs_too_much_is_left_out(study: Study) -> None:
     assert not whole.refused
 
 
+@pytest.mark.slow
 def test_several_gaps_have_the_same_repair(study: Study) -> None:
     dear = study.with_choices(overhead="100%")
     cut = dear.choose_repair(dear.choose(remove="2,5"))
@@ -374,6 +381,7 @@ def test_a_gguf_file_is_for_llama_cpp(tiny_folder: Path, made: Any) -> None:
 # One that cannot be fitted
 
 
+@pytest.mark.slow
 def test_a_repair_that_cannot_be_fitted_is_left_out_by_name(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -180,6 +180,7 @@ def test_seconds_of_a_cut_add_up() -> None:
     assert seconds.share_of_a_layer == pytest.approx(0.5 / 6.2)
 
 
+@pytest.mark.slow
 def test_what_folds_takes_no_time_and_an_operator_takes_some() -> None:
     dense = DenseModel(make_tiny_llama())
     assert time_operator(dense, find_method("refit:1"), Point()) == 0.0
@@ -288,6 +289,7 @@ def study(trained_llama: Any, byte_tokenizer: Any, some_text: list[str]) -> Stud
     return Study.open(trained_llama, tokenizer=byte_tokenizer, data=some_text, **TEXT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choices",
     [
@@ -316,6 +318,7 @@ def test_a_cut_meets_its_budget_and_one_layer_less_does_not(
     assert f"Asked for: `{recipe.wish}`" in card
 
 
+@pytest.mark.slow
 def test_study_takes_budgets_and_gives_them_up_again(study: Study) -> None:
     cut = study.choose("streamline", smaller="20%")
     assert cut.decision is not None

@@ -267,6 +267,7 @@ def test_evaluation_in_a_process_of_its_own(whole: Any) -> None:
     assert float(done.stdout) == want
 
 
+@pytest.mark.slow
 def test_no_repair_writes_a_stock_checkpoint(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str], tmp_path: Path
 ) -> None:
@@ -331,6 +332,7 @@ FOREIGN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repair", ["none", "refit:2", "ghost"])
 def test_code_of_the_base_never_travels(
     repair: str, byte_tokenizer: Any, some_text: list[str], tmp_path: Path

@@ -693,6 +693,7 @@ def test_eval_of_all_windows_says_so(tiny_folder, place):
     assert "calibration" not in result.stdout
 
 
+@pytest.mark.slow
 def test_a_model_does_not_differ_from_itself(tiny_folder):
     more = ("--against", tiny_folder, *LENGTH, "--max-windows", "3", "--json", "self.json")
     succeed("eval", tiny_folder, "-d", "other.txt", *more)
@@ -721,6 +722,7 @@ def test_each_corpus_can_have_its_separator(tiny_folder, some_text):
     assert [each["num_windows"] for each in results] == expected
 
 
+@pytest.mark.slow
 def test_an_adapter_and_the_checkpoint_made_of_it(tiny_folder, place, quick):
     out = succeed(
         "prune",
@@ -768,6 +770,7 @@ def test_inspect_prints_the_whole_record_as_json(pruned, record):
     assert json.loads(succeed("inspect", "out", "--json").stdout) == record
 
 
+@pytest.mark.slow
 def test_score_writes_every_span_and_a_picture(tiny_folder, place):
     files = ("--json", "score.json", "--png", "map.png")
     result = succeed("score", tiny_folder, "-n", "2", "-d", "calibration.jsonl", *SMALL, *files)
@@ -881,6 +884,7 @@ def long_place(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_numbers_stay_readable_beside_a_long_name(tiny_folder, long_place):
     path = long_place / "text.txt"
     path.write_text("\n\n".join(make_documents(4, seed=5)))
@@ -916,6 +920,7 @@ def test_brackets_in_the_name_of_calibration_text_are_shown(tiny_folder, place, 
     assert f"tokens of {name} (no BOS)" in words(succeed("prune", tiny_folder, *more).stdout)
 
 
+@pytest.mark.slow
 def test_brackets_in_the_name_of_a_picture_are_shown(tiny_folder):
     more = ("-n", "2", "-d", "calibration.jsonl", *SMALL, "--png", "map[a].png")
     assert "Heat map: map[a].png" in words(succeed("score", tiny_folder, *more).stdout)

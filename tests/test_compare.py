@@ -114,6 +114,7 @@ def test_there_is_one_cell_for_every_combination_and_corpus(results: Any) -> Non
     assert all(each["num_tokens"] == 3 * 63 for each in found["cells"])
 
 
+@pytest.mark.slow
 def test_cells_are_those_of_models_pruned_one_by_one(
     results: Any, trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str]
 ) -> None:
@@ -260,6 +261,7 @@ def test_a_repair_with_more_unknowns_than_tokens_is_not_begun(
     assert not (tmp_path / "named").exists()
 
 
+@pytest.mark.slow
 def test_a_selection_may_be_iterated(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str], texts: list[str], tmp_path: Path
 ) -> None:
@@ -523,6 +525,7 @@ def test_notes_beside_a_comparison_stay(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "notes.txt").read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_tasks_are_answered_by_the_models_that_are_asked(
     trained_llama: Any,
     byte_tokenizer: Any,

@@ -99,6 +99,7 @@ def test_a_cut_that_breaks_a_formula_is_refused(name: str, cut: str) -> None:
         removal.prune_layers(DenseModel(build(name)), CUTS[cut])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_generation_with_a_cache_samples_and_pads(name: str) -> None:
     spans = CUTS[cut_of(name)]

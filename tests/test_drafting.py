@@ -121,6 +121,7 @@ def test_drawn_drafts_are_kept_as_often_as_distributions_overlap() -> None:
     assert point.acceptance == pytest.approx(overlap, abs=4 * (overlap / 400) ** 0.5)
 
 
+@pytest.mark.slow
 def test_settings_of_the_models_are_left_as_they_were() -> None:
     dense, draft = make_tiny_llama(), make_tiny_llama(seed=1)
     before = [each.generation_config for each in (dense, draft)]
@@ -205,6 +206,7 @@ def test_the_command_says_what_is_kept_and_what_it_saves(
     assert (place / "d.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_without_a_text_the_reference_of_python_is_continued(
     place: Path, tiny_folder: Path
 ) -> None:

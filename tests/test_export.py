@@ -131,6 +131,7 @@ def test_an_export_never_changes_the_repair(export: str, repair: str, advice: st
         Recipe(layers=1, repair=repair, export=export)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("export", "repair", "mode"),
     [

@@ -92,6 +92,7 @@ def replaced(draw: Any, good: Any) -> Any:
 # Documents
 
 
+@pytest.mark.slow
 @quick
 @given(text=st.text(max_size=60) | st.binary(max_size=60).map(lambda b: b.decode("latin-1")))
 @example(text="&a [*a]")
@@ -585,6 +586,7 @@ def hostile_results() -> Any:
     return json.loads(written)
 
 
+@pytest.mark.slow
 def test_nothing_in_hostile_results_is_live(tmp_path: Path, shown: io.StringIO) -> None:
     results = hostile_results()
     for path in write_report(results, tmp_path):

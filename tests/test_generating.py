@@ -54,6 +54,7 @@ def all_that_is_written(dense: DenseModel) -> list[Any]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", OWN, ids=lambda own: next(iter(own)))
 def test_nothing_of_the_models_own_settings_counts(tiny: DenseModel, own: dict[str, Any]) -> None:
     network: Any = tiny.network

@@ -198,6 +198,7 @@ def test_half_precision_is_kept(dtype: torch.dtype, byte_tokenizer: Any, tmp_pat
     torch.testing.assert_close(logits(again, IDS), logits(want, IDS), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("repair", "export"), [("refit:2", "auto"), ("normed", "stock-layer"), ("none", "auto")]
 )
@@ -224,6 +225,7 @@ def test_a_pruned_checkpoint_becomes_a_file(
         torch.testing.assert_close(logits(again, IDS), want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_from_gguf_to_a_smaller_gguf(
     trained_llama: Any, byte_tokenizer: Any, some_text: list[str], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

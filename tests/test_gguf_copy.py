@@ -167,6 +167,7 @@ def test_the_file_is_the_one_that_the_folder_makes(
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repair", [None, "refit:2", "magnitude", "replaceme"])
 def test_untouched_tensors_are_copied(
     repair: str | None, byte_tokenizer: Any, tmp_path: Path
@@ -340,6 +341,7 @@ def test_layers_of_another_kind_are_refused(
         header_after(file, Config, Config, [0, 1])
 
 
+@pytest.mark.slow
 def test_several_files_are_read_and_written_as_one(byte_tokenizer: Any, tmp_path: Path) -> None:
     base = made("llama", byte_tokenizer, tmp_path, MIXED)
     rewritten(base, tmp_path / "many.gguf", split=20)
@@ -361,6 +363,7 @@ def test_several_files_are_read_and_written_as_one(byte_tokenizer: Any, tmp_path
         opened(parts[0])
 
 
+@pytest.mark.slow
 def test_large_files_are_split(
     byte_tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -510,6 +513,7 @@ def test_what_cannot_be_a_file_is_refused_before_the_model_is_opened(
     assert not (told["folder"] / "new.gguf").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_as_base_makes_a_file_alone(told: dict[str, Any]) -> None:
     arguments = list(told["arguments"])
     arguments[1] = str(told["folder"] / "model")

@@ -101,6 +101,7 @@ def test_the_command_line_refuses_before_the_text_is_read(
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_checkpoint_that_becomes_a_file_is_held_to_the_same(
     alone: bool, smollm3: Path, some_text: list[str], tmp_path: Path

@@ -131,6 +131,7 @@ def test_the_library_itself_reads_what_the_campaign_writes(file: Path) -> None:
     assert {each.name: each.data.tobytes() for each in after.tensors} == held
 
 
+@pytest.mark.slow
 def test_arrays_may_be_as_long_as_vocabularies_are(file: Path) -> None:
     """A header may well name a million merges, but no array of every byte of a large file."""
     content = gguf_files.read(file)

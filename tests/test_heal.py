@@ -662,6 +662,7 @@ def test_killed_at_any_step_on_the_disk_it_ends_with_the_same_bits(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_best_state_of_an_interrupted_run_can_be_taken(
     pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -685,6 +686,7 @@ def test_the_best_state_of_an_interrupted_run_can_be_taken(
     assert taken.outcome.end.kl_nats < taken.outcome.start.kl_nats
 
 
+@pytest.mark.slow
 def test_another_text_or_request_is_refused(
     pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -906,6 +908,7 @@ def test_the_command_writes_a_healed_checkpoint(
     assert "exists" in again.output
 
 
+@pytest.mark.slow
 def test_the_command_leaves_nothing_that_is_worse(
     files: dict[str, Path], tiny_dense: Path, tmp_path: Path
 ) -> None:
@@ -1003,6 +1006,7 @@ def prune_command(files: dict[str, Path], dense: Path, out: Path, *more: Any) ->
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("save", ["checkpoint", "adapter"])
 def test_pruning_and_healing_in_one_command(
     files: dict[str, Path], tiny_dense: Path, tmp_path: Path, save: str

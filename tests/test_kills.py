@@ -34,6 +34,7 @@ def is_whole(out: Path, *contents: str) -> bool:
     return unlisted(out) == [] and (out / "weights").read_text() in contents
 
 
+@pytest.mark.slow
 def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     place = tmp_path / "place"
     out, count = place / "new" / "out", 0
@@ -73,6 +74,7 @@ def test_a_folder_that_is_replaced_is_the_old_or_the_new_one(
     assert count > 12
 
 
+@pytest.mark.slow
 def test_a_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     place = tmp_path / "place"
     path = place / "result.json"
@@ -95,6 +97,7 @@ def test_a_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     assert count > 5
 
 
+@pytest.mark.slow
 def test_sums_of_a_run_are_the_old_or_the_new_ones(tmp_path: Path) -> None:
     folder, tensors = tmp_path / "kept", {"sum": torch.arange(3.0)}
 

@@ -259,6 +259,7 @@ def test_a_damaged_file_of_the_processor_is_named(content: bytes, tmp_path: Path
         multimodal.read_processor(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_picture_goes_through_the_saved_processor(
     tmp_path: Path, some_text: list[str], asked: Forks
 ) -> None:
@@ -287,6 +288,7 @@ def test_a_picture_goes_through_the_saved_processor(
     assert torch.equal(answer["cached"], answer["uncached"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen2_5_vl", "llama4"])
 def test_repairs_fold_into_the_whole_model(
     name: str, folders: Path, tmp_path: Path, some_text: list[str]
@@ -300,6 +302,7 @@ def test_repairs_fold_into_the_whole_model(
     assert torch.equal(logits_of(again, question), logits_of(pruned.model, question))
 
 
+@pytest.mark.slow
 def test_weights_are_stored_in_the_type_they_had(
     tmp_path: Path, tokenizer: Any, some_text: list[str]
 ) -> None:
@@ -318,6 +321,7 @@ def test_weights_are_stored_in_the_type_they_had(
     assert {parameter.dtype for parameter in again.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_an_adapter_makes_the_whole_model_again(
     folders: Path, tmp_path: Path, some_text: list[str]
 ) -> None:
@@ -335,6 +339,7 @@ def test_an_adapter_makes_the_whole_model_again(
     assert torch.equal(logits_of(again, question), logits_of(pruned.model, question))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen3_vl", "llama4", "mistral3"])
 def test_a_model_larger_than_memory(
     name: str, folders: Path, tmp_path: Path, saved: tuple[Path, dict[str, Any]],

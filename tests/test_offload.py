@@ -92,6 +92,7 @@ def test_an_offloaded_run_writes_the_same_bits(
         assert torch.equal(tensor, two[0][name]), name
 
 
+@pytest.mark.slow
 def test_saved_and_reloaded_from_disk(
     model_folder: Path, tmp_path: Path, some_text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +146,7 @@ def test_evaluation_and_scores_are_the_same(model_folder: Path, some_text: list[
     assert runs[0] == runs[1]
 
 
+@pytest.mark.slow
 def test_streams_in_a_file_take_half_of_what_is_free(
     model_folder: Path, some_text: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +257,7 @@ def test_sizes() -> None:
 # Saving
 
 
+@pytest.mark.slow
 def test_an_offloaded_model_is_saved_as_it_is_stored(
     model_folder: Path, tmp_path: Path, some_text: list[str]
 ) -> None:

@@ -301,6 +301,7 @@ def _check_record(out: Path, scheme: str, plain: list[str]) -> None:
         assert settings == json.loads(json.dumps(packers.SETTINGS[scheme]))
 
 
+@pytest.mark.slow
 def test_transformers_opens_what_it_can_run(
     packed: tuple[str, Path, dict[str, torch.Tensor]], some_text: list[str], tmp_path: Path
 ) -> None:
@@ -319,6 +320,7 @@ def test_transformers_opens_what_it_can_run(
     assert weight.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_offloaded_layers_stay_packed_too(
     plain_folder: Path, some_text: list[str], tmp_path: Path
 ) -> None:
@@ -337,6 +339,7 @@ def test_plain_weights_on_request(plain_folder: Path, some_text: list[str], tmp_
     assert "expanded from gptq" in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_packed_base_becomes_packed(
     plain_folder: Path, some_text: list[str], tmp_path: Path
 ) -> None:
@@ -349,6 +352,7 @@ def test_an_adapter_of_a_packed_base_becomes_packed(
     assert settings_of(tmp_path / "out") == settings_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_packed_result_is_cut_again_and_evaluated(
     plain_folder: Path, some_text: list[str], tmp_path: Path
 ) -> None:
@@ -389,6 +393,7 @@ def test_several_files_of_weights(
     assert index["weight_map"].keys() == held_in(tmp_path / "out").keys()
 
 
+@pytest.mark.slow
 def test_experts_are_packed_as_a_whole_or_not_at_all(
     some_text: list[str], tmp_path: Path, byte_tokenizer: Any
 ) -> None:
@@ -414,6 +419,7 @@ def test_experts_are_packed_as_a_whole_or_not_at_all(
 KINDS = ("gate", "up", "down")
 
 
+@pytest.mark.slow
 def test_experts_in_blocks_of_four_bits(
     some_text: list[str], tmp_path: Path, byte_tokenizer: Any
 ) -> None:
@@ -442,6 +448,7 @@ def test_experts_in_blocks_of_four_bits(
     assert settings_of(tmp_path / "out") == {"quant_method": "mxfp4"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [4, 8])
 def test_bitsandbytes_stays_packed(
     bits: int, some_text: list[str], tmp_path: Path, byte_tokenizer: Any

@@ -57,6 +57,7 @@ PATHS = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(source=PATHS, out=PATHS, ways=st.tuples(*[st.sampled_from(SPELLINGS)] * 2))
 def test_what_is_related_is_refused_and_nothing_else(

@@ -116,6 +116,7 @@ def test_weights_are_what_the_numbers_say(
         assert error <= tolerance, (key, error)
 
 
+@pytest.mark.slow
 def test_it_is_pruned_and_holds_plain_weights_on_request(
     packed: tuple[str, Path, dict[str, torch.Tensor]], some_text: list[str], tmp_path: Path
 ) -> None:

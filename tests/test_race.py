@@ -27,6 +27,7 @@ def simulate(
     return run_race([str(i) for i in range(len(gaps))], measure, windows), asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windows", [8, 32])
 def test_one_of_two_equals_is_seldom_given_up(windows: int) -> None:
     """At most three or four looks at 0.5 % each, and either of the two may lead."""
@@ -35,6 +36,7 @@ def test_one_of_two_equals_is_seldom_given_up(windows: int) -> None:
     assert 0 < left / TIMES < 0.05
 
 
+@pytest.mark.slow
 def test_the_best_of_six_seldom_leaves_and_mostly_wins() -> None:
     generator = torch.Generator().manual_seed(1)
     gaps = [0.0, 0.005, 0.02, 0.03, 0.2, 1.0]

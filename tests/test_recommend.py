@@ -105,6 +105,7 @@ def test_the_page_shows_them_and_no_folder_of_this_machine(asked: Any) -> None:
         assert f"--repair {row['method']}" in page
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_with_what_is_done(asked: Any) -> None:
     place, command, told, results = asked
     again = call(*command)
@@ -151,6 +152,7 @@ def test_a_command_says_all_that_the_fit_depends_on() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_is_asked_in_python_and_leaves_nothing(asked: Any) -> None:
     place, _, _, results = asked
     found = ghostlayers.recommend(

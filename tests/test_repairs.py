@@ -543,6 +543,7 @@ def test_non_finite_moments() -> None:
         find_method("ghost").fit(broken, FitOptions())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 4, 12, 20, 28, 36, 192, 576, 640, 768, 896, 1152, 2560])
 def test_hadamard_matrices_are_orthogonal_and_flat(size: int) -> None:
     h = hadamard(size)
@@ -558,6 +559,7 @@ def test_a_size_without_hadamard_matrix_names_sizes_that_work(size: int) -> None
         hadamard(size)
 
 
+@pytest.mark.slow
 def test_the_largest_published_sizes_can_be_built() -> None:
     for size in (3584, 4096, 5120):
         row = hadamard(size)[1]

@@ -214,6 +214,7 @@ def test_minimal_page_says_what_is_missing() -> None:
     assert "leaves 100% of the excess loss of Ghost and 50% of the excess loss of no repair" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["models", "tasks", "scores", "operators", "machine", "prompt"])
 def test_page_without_one_section(key: str) -> None:
     values = full()

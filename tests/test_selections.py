@@ -245,6 +245,7 @@ def brute_greedy(model: Any, ids: Tensor, count: int) -> tuple[list[int], list[f
     return removed, losses
 
 
+@pytest.mark.slow
 def test_greedy_perplexity_is_that_of_built_models(layerwise: Any, windows: Windows) -> None:
     removed, table = choose(layerwise, windows, "perplexity", search_windows=7)
     order, losses = brute_greedy(layerwise.network, windows.input_ids[:7], 3)
@@ -371,6 +372,7 @@ def test_iterated_scores_are_those_of_hooks(layerwise: Any, windows: Windows, na
     assert got == sorted(removed)
 
 
+@pytest.mark.slow
 def test_iterated_perplexity_skips_a_layer_of_the_repaired_model(
     layerwise: Any, windows: Windows
 ) -> None:
@@ -402,6 +404,7 @@ def moving(name: str) -> dict[str, Any]:
     return {"repair": "refit:1", **USUAL}
 
 
+@pytest.mark.slow
 def test_greedy_recoverable_is_that_of_hooks(
     layerwise: Any, windows: Windows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -481,6 +484,7 @@ def test_selections_need_no_family_data(family: str, name: str) -> None:
     assert len(removed) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ITERATED)
 @pytest.mark.parametrize("family", ["qwen2", "gemma3_text"])
 def test_every_score_can_be_iterated(family: str, name: str) -> None:
@@ -507,6 +511,7 @@ def test_searches_work_with_repairs_that_fold(
         assert 0 not in removed
 
 
+@pytest.mark.slow
 def test_searches_do_not_depend_on_the_batch_size(layerwise: Any, windows: Windows) -> None:
     one = choose(layerwise, windows, "perplexity")[1].steps
     recipe = Recipe(layers=3, select="perplexity", windows=12, sequence_length=64)
@@ -564,6 +569,7 @@ def text(tmp_path_factory: pytest.TempPathFactory, some_text: list[str]) -> Path
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "more"),
     [(name, ()) for name in NAMES] + [("shortgpt", ("--iterative",))],

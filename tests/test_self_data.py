@@ -370,6 +370,7 @@ def prefixes(some_text: list[str], tmp_path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [False, True])
 def test_killed_anywhere_it_ends_with_the_same_bytes(
     dense: DenseModel,
@@ -405,6 +406,7 @@ def test_killed_anywhere_it_ends_with_the_same_bytes(
     assert left == ["out.jsonl", "text.txt", "whole.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_draft_of_another_request_is_refused(
     dense: DenseModel, prefixes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -423,6 +425,7 @@ def test_a_draft_of_another_request_is_refused(
     write_data(dense, out, **prefixes, overwrite=True)
 
 
+@pytest.mark.slow
 def test_an_offloaded_model_writes_the_same(
     trained_llama: Any, chat_tokenizer: Any, prefixes: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -623,6 +626,7 @@ def cut_of(pruned: Any) -> CutModel:
     return CutModel.of(pruned.dense, text_view(pruned.model), pruned.spans, pruned.record)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known_head", [True, False])
 @pytest.mark.parametrize("kind", ["ce", "kl", "kl+ce"])
 def test_weighted_gradients_are_those_of_a_literal_loop(
@@ -738,6 +742,7 @@ def test_only_the_projections_that_are_named_change(pruned: Any, some_text: list
         ghostlayers.heal(pruned, data=some_text, **{**choices, "modules": "r_proj"})
 
 
+@pytest.mark.slow
 def test_the_command_says_what_its_preset_chooses(
     pruned: Any, trained_llama: Any, chat_tokenizer: Any, chats: str, tmp_path: Path
 ) -> None:
@@ -902,6 +907,7 @@ def test_every_weight_of_a_merged_model_lies_between(healed_twice: Path, tmp_pat
     assert "0.3 of the way" in card
 
 
+@pytest.mark.slow
 def test_the_best_of_both_and_what_lies_between_is_kept(healed_twice: Path) -> None:
     made = merge(healed_twice, None)
     assert sorted(t for _, t in made.losses) == [0.0, *TRIED, 1.0]
@@ -929,6 +935,7 @@ def test_a_parent_that_is_better_alone_is_kept(
     assert made.record["healing"] == made.cut.record["healing"]
 
 
+@pytest.mark.slow
 def test_what_is_not_of_one_cut_is_refused(
     healed_twice: Path,
     trained_llama: Any,
@@ -950,6 +957,7 @@ def test_what_is_not_of_one_cut_is_refused(
         merge(healed_twice, 0.5, second=tmp_path / "repair")
 
 
+@pytest.mark.slow
 def test_the_command_merges(healed_twice: Path, tmp_path: Path) -> None:
     command = (
         "merge", healed_twice / "healed-1", healed_twice / "healed-2", "--against",

@@ -206,6 +206,7 @@ def test_the_command_line_with_shares(tmp_path: Path, folder: Path, ours: Forks)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+@pytest.mark.slow
 def test_another_version_of_fsdp_is_refused(tmp_path: Path, folder: Path, ours: Forks) -> None:
     ended, _, said = command(ours, *heal_command(folder, tmp_path / "out"), FSDP_VERSION="1")
     assert ended == [2, 2]

@@ -32,6 +32,7 @@ def same_weights(one: Any, other: Any) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("repair", ["ghost", "refit:2", "none"])
 def test_verbs_give_what_prune_gives(
     study: Study, repair: str, trained_llama: Any, byte_tokenizer: Any, some_text: list[str]

@@ -240,6 +240,7 @@ def test_what_is_measured_is_what_is_built(name: str, repair: str, cut: str) -> 
     assert (type(built) is type(dense)) == stock
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", ["middle", "two gaps"])
 @pytest.mark.parametrize(
     "repair", ["magnitude", "replaceme", "refit:2", "joint:x+z", "joint:x+o+z", "joint:x+phi"]

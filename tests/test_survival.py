@@ -86,6 +86,7 @@ def test_torch_compile(folder: Path) -> None:
     torch.testing.assert_close(logits(compiled, token_ids()), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_torch_export(folder: Path) -> None:
     model = load(folder, attn_implementation="eager")
     want = logits(model, token_ids())

@@ -310,6 +310,7 @@ def test_an_answer_to_write_is_read_from_a_local_file(
     assert result.to_dict()["acc_values"] == [0.0, 1.0, 0.0, 0.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_model_writes_its_own_answers(tmp_path, byte_tokenizer, monkeypatch) -> None:
     """The tiny model says its last byte again and again: no mark, so no answer."""
     write_gsm8k(tmp_path, room=40)

@@ -474,6 +474,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.lists(JSON, max_size=4), st.booleans())
 def test_no_rows_raise_anything_but_our_error(tmp_path: Path, rows: list[Any], lines: bool) -> None:

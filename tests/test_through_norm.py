@@ -168,6 +168,7 @@ def test_what_is_measured_is_what_is_built(name: str, cut: str) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in dense.state_dict().items())
 
 
+@pytest.mark.slow
 def test_fitted_beside_others_it_is_what_it_is_alone() -> None:
     dense, spans = build("gemma3_text"), CUTS["two gaps"]
     names = ("ghost", "refit:1", "refit:2:ridge=auto", "none")

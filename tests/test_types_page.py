@@ -104,6 +104,7 @@ def test_the_frontier_holds_what_nothing_beats() -> None:
     assert "var(--c7)" in size.picture
 
 
+@pytest.mark.slow
 def test_the_page_and_the_tables_show_every_file(tmp_path: Path) -> None:
     results = planted(*TRADE)
     page = render_page(results)

@@ -57,6 +57,7 @@ def test_the_entry_point_leads_to_it() -> None:
     assert found.load() is vllm_plugin.register
 
 
+@pytest.mark.slow
 def test_importing_it_imports_no_vllm() -> None:
     code = "import sys, ghostlayers.checkpoint.vllm_plugin; sys.exit('vllm' in sys.modules)"
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0

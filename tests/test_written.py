@@ -205,6 +205,7 @@ def test_the_dense_model_scores_every_written_token(
         assert figures.dense_loss_nats == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_beside_itself_agrees_in_every_token(byte_tokenizer: Any) -> None:
     model, twin, other = (make_tiny_llama(seed=s, tie_word_embeddings=False) for s in (3, 3, 4))
     windows = Windows(torch.arange(240).view(6, 40), False, 6, ())

@@ -74,6 +74,7 @@ def test_changes_of_recipes(pairs) -> None:
         read_changes(pairs)
 
 
+@pytest.mark.slow
 @quick
 @given(st.binary(max_size=60))
 @example(b"[" * 30_000)
