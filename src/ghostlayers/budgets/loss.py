@@ -26,7 +26,7 @@ from ghostlayers.calibration.fitting import fit_gaps
 from ghostlayers.calibration.measuring import StudyLike
 from ghostlayers.calibration.search import ChosenCut
 from ghostlayers.checkpoint.output import Output
-from ghostlayers.errors import InputError
+from ghostlayers.errors import InputError, counted
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe import Recipe
 from ghostlayers.recipe.decision import Decision
@@ -150,7 +150,7 @@ def _try(study: StudyLike, count: int) -> Tried:
     if repairs is None:
         windows = study.windows.first(own.num_fit_windows)
         repairs = fit_gaps(study.runner, windows, cut.spans, make_fitting(study.runner.model, own))
-    title = f"Measuring {count} layer{'' if count == 1 else 's'} less"
+    title = f"Measuring {counted(count, 'layer')} less"
     mine, dense = window_losses(study.runner, study.held_out, repairs, title=title)
     return Tried(replace(cut, repairs=repairs), mine - dense)
 
@@ -158,7 +158,7 @@ def _try(study: StudyLike, count: int) -> Tried:
 def _decision(recipe: Recipe, chosen: Tried, every: Sequence[Tried]) -> Decision:
     beyond = [trial for trial in every if trial.layers > chosen.layers]
     says = [
-        f"{chosen.layers} layer{'' if chosen.layers == 1 else 's'} less: "
+        f"{counted(chosen.layers, 'layer')} less: "
         f"{chosen.mean:.3f} ± {chosen.error:.3f} nats a token above dense on {len(chosen.more)} "
         f"held-out windows, at most {chosen.bound:.3f} with 95% confidence.",
         f"Tried (layers, nats above dense ± standard error): {'; '.join(map(str, every))}.",
@@ -181,9 +181,8 @@ def _decision(recipe: Recipe, chosen: Tried, every: Sequence[Tried]) -> Decision
 def _out_of_reach(recipe: Recipe, least: Tried) -> str:
     near = least.mean <= float(recipe.max_loss or 0.0)
     more = " More held-out windows (--held-out-windows) would tell better." if near else ""
-    which = "layer" if least.layers == 1 else "layers"
     return (
-        f"{recipe.wish} is out of reach: without {least.layers} {which} "
+        f"{recipe.wish} is out of reach: without {counted(least.layers, 'layer')} "
         f"({format_layers(removed_layers(least.cut.spans))}), the fewest that may go, the repaired "
         f"model loses {least.mean:.3f} ± {least.error:.3f} nats a token more than the dense one on "
         f"{len(least.more)} held-out windows, which may be {least.bound:.3f} with 95% confidence."

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ghostlayers.budgets.size import Room, Weights
 from ghostlayers.budgets.timing import Timed
+from ghostlayers.errors import counted
 from ghostlayers.runtime.sizes import show_bytes
 from ghostlayers.spans import Span
 
@@ -105,8 +106,7 @@ def _of_seconds(timed: Timed, spans: Sequence[Span]) -> tuple[str, ...]:
 
 
 def _layers(spans: Sequence[Span]) -> str:
-    count = sum(map(len, spans))
-    return f"{count} layer{'' if count == 1 else 's'}"
+    return counted(sum(map(len, spans)), "layer")
 
 
 def _repair(cost: str) -> str:

@@ -10,7 +10,7 @@ import typer
 from ghostlayers.cli import screen
 from ghostlayers.cli.shell import simple_command
 from ghostlayers.errors import RecipeError, suggest
-from ghostlayers.presets import PRESETS, Preset, find_preset
+from ghostlayers.presets import PRESETS, Preset
 from ghostlayers.repairs import REPAIR_REGISTRY
 from ghostlayers.repairs.arguments import Argument, WithArguments, arguments_of
 from ghostlayers.repairs.registry import Registry
@@ -81,7 +81,7 @@ def _show_named(name: str) -> None:
         known = set(presets).union(*classes.values())
         raise RecipeError(f"unknown method '{name[:60]}'. {suggest(name, known)}")
     if name in presets:
-        _show(find_preset(name))
+        _show(presets[name])
     for option in owners:
         _show_class(option, REGISTRIES[option].class_of(keyword))
 

@@ -15,7 +15,7 @@ from ghostlayers.report.charts import (
     line_chart,
 )
 from ghostlayers.report.drawing import Style
-from ghostlayers.report.figures import Overview, Panel, layers_removed
+from ghostlayers.report.figures import Overview, Panel
 from ghostlayers.report.rows import Key, Operator, ScoredSpan
 from ghostlayers.report.summary import (
     birth_layers,
@@ -287,9 +287,9 @@ def boundary_panels(overview: Overview) -> list[Panel]:
                 lines,
                 Axis("boundary of the original model", whole=True),
                 axis,
-                f"Distance to the dense stream, {layers_removed(layers)} by {select}",
+                f"Distance to the dense stream, {counted(layers, 'layer')} removed by {select}",
             )
-            panels.append(Panel(f"{layers_removed(layers)}, {select}", picture))
+            panels.append(Panel(f"{counted(layers, 'layer')} removed, {select}", picture))
     return panels
 
 
@@ -323,6 +323,6 @@ def _percent(share: float | None) -> float | None:
 
 
 def _gate_panel(cut: tuple[int, str], what: str, unit: str, lines: Sequence[Series]) -> Panel:
-    title = f"{layers_removed(cut[0])}, {cut[1]}: {what}"
+    title = f"{counted(cut[0], 'layer')} removed, {cut[1]}: {what}"
     axes = Axis("layer of the original model", whole=True), Axis(unit, log=True)
     return Panel(title, line_chart(lines, *axes, title))

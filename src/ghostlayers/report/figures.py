@@ -93,11 +93,6 @@ def make_overview(results: Results) -> Overview:
     return Overview(results, entries, styles)
 
 
-def layers_removed(count: int) -> str:
-    """How many layers are gone, in words."""
-    return f"{counted(count, 'layer')} removed"
-
-
 def answer_panels(overview: Overview) -> list[Panel]:
     """For each number of layers, the excess loss of the coloured repairs on the best cut."""
     panels = []
@@ -110,8 +105,9 @@ def answer_panels(overview: Overview) -> list[Panel]:
             if overview.style(row.key.repair).index is not None and row.excess is not None
         ]
         if best is not None and bars:
-            label = f"Excess loss of each repair, {layers_removed(layers)} by {best.key.select}"
-            title = f"{layers_removed(layers)} ({best.key.select})"
+            removed, select = f"{counted(layers, 'layer')} removed", best.key.select
+            label = f"Excess loss of each repair, {removed} by {select}"
+            title = f"{removed} ({select})"
             panels.append(Panel(title, bar_chart(bars, label)))
     return panels
 

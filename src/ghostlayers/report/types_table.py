@@ -236,7 +236,7 @@ def _counted(signs: Sequence[int], rival: str) -> str:
 
 
 def _files(count: int) -> str:
-    return "1 cut file" if count == 1 else f"{count} cut files"
+    return counted(count, "cut file")
 
 
 def _is(count: int) -> str:
