@@ -33,7 +33,7 @@ from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.head import Head, LogitMap, logit_loss
 from ghostlayers.healing.positions import draw_positions, positions_of
-from ghostlayers.healing.rates import fitting_rates
+from ghostlayers.healing.rates import SHARE, WINDOWS, fitting_rates, work_of_trial
 from ghostlayers.healing.state import BETAS, CLIP, State
 from ghostlayers.healing.text import _shared_out, read_text
 from ghostlayers.healing.trained import default_parts, named_parts, prepare, recording
@@ -307,6 +307,9 @@ def test_an_offloaded_model_heals_as_one_in_memory(
     assert other.loss_nats == pytest.approx(one.loss_nats, rel=1e-5)
     assert other.kl_nats == pytest.approx(one.kl_nats, rel=1e-4)
     assert both[1].save(tmp_path / "healed").identical
+    if train == "lora":
+        proof = both[1].save_peft(tmp_path / "adapters")
+        assert proof.largest_difference < 1e-4
 
 
 def test_half_precision_is_trained_in_float32(pruned: Any, other_text: list[str]) -> None:
@@ -1035,7 +1038,7 @@ def test_what_cannot_be_healed_in_one_command_is_refused_at_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("train", ["operator", "operator+norms+suffix", "lora"])
+@pytest.mark.parametrize("train", ["operator", "operator+norms+suffix", "lora", "operator+lora"])
 def test_a_repair_that_is_a_layer_is_healed_as_one(
     trained_llama: Any, byte_tokenizer: Any, other_text: list[str], tmp_path: Path, train: str
 ) -> None:
@@ -1050,6 +1053,9 @@ def test_a_repair_that_is_a_layer_is_healed_as_one(
     assert changed
     if train == "operator":
         assert changed <= {f"model.layers.3.mlp.down_proj.{leaf}" for leaf in ("weight", "bias")}
+    if train == "operator+lora":  # nothing is trained twice
+        assert "model.layers.3.mlp.down_proj" not in healed.outcome.adapted
+        assert "model.layers.3.mlp.down_proj.weight" in changed
     assert healed.save(tmp_path / "healed").identical
     assert ghostlayers.inspect(tmp_path / "healed")["mode"] == "stock-layer"
     saved = ghostlayers.heal(
@@ -1082,22 +1088,74 @@ def test_rates_are_lowered_to_what_the_model_bears(pruned: Any) -> None:
 
 
 def literal_step(engine: Engine, part: str, rate: float, ids: torch.Tensor) -> float:
-    """The loss of the last two windows, behind a step against the first one's gradient's signs."""
+    """The loss of the last two windows, behind a step against the first two's gradient's signs."""
     trained = engine.trained
-    positions = draw_positions(range(1), 17, 1.0, 0)
-    engine.learn(engine.teach(ids[:1], positions), positions.numel())
+    for window in ids[:2].split(1):
+        positions = draw_positions(range(1), 17, SHARE, 0)
+        engine.learn(engine.teach(window, positions), positions.numel())
     held = {name: each.detach().clone() for name, each in trained.masters.items()}
     with torch.no_grad():
         for name, master in trained.masters.items():
             if trained.parts[name] == part:
                 master -= rate * master.grad.sign()
             master.grad = None
-    positions = draw_positions(range(2), 17, 1.0, 1)
-    loss = engine.learn(engine.teach(ids[-2:], positions), 1.0)
+    loss = 0.0
+    for window in ids[2:].split(1):
+        positions = draw_positions(range(1), 17, SHARE, 1)
+        loss += engine.learn(engine.teach(window, positions), 1.0)
     for name, master in trained.masters.items():
         master.data.copy_(held[name])
         master.grad = None
     return loss
+
+
+def test_rates_do_not_hang_on_a_window(pruned: Any, other_text: list[str]) -> None:
+    """A window that all others lose by, where one learns from it, lowers no rate."""
+    cut = cut_of(pruned["ghost"])
+    recipe = HealingRecipe(**SMALL)
+    parts = ["operator", "suffix"]
+    trained = prepare(cut, recipe, ("operator", "suffix"))
+    highest = torch.tensor([1e-4, 1e-5], dtype=torch.float64)
+    text = read_text(cut.dense, recipe, 16, other_text).input_ids
+    noise = torch.randint(3, 90, text[:1].shape, generator=torch.Generator().manual_seed(1))
+    with recording(trained):
+        engine = Engine(trained, "kl")
+        for place in (0, -1):
+            ids = text.clone()
+            ids[place] = noise
+            room = {name: torch.zeros_like(each) for name, each in trained.masters.items()}
+            assert torch.equal(fitting_rates(engine, parts, highest, ids, 1.0, room), highest)
+
+
+def test_the_work_of_a_trial_is_what_it_runs(
+    pruned: Any, other_text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the rates fit: the dense model on all windows, steps on half, losses of the rest."""
+    cut = cut_of(pruned["ghost"])
+    parts = ("operator", "norms", "suffix")
+    trained = prepare(cut, HealingRecipe(**SMALL), parts)
+    text = read_text(cut.dense, HealingRecipe(**SMALL), 16, other_text).input_ids
+    highest = torch.full((3,), 1e-6, dtype=torch.float64)
+    ran = {"teach": 0, "_learn_part": 0}
+    for name in ran:
+        real = getattr(Engine, name)
+
+        def counted(self: Any, *given: Any, name: str = name, real: Any = real) -> Any:
+            ran[name] += 1
+            return real(self, *given)
+
+        monkeypatch.setattr(Engine, name, counted)
+    with recording(trained):
+        room = {name: torch.zeros_like(each) for name, each in trained.masters.items()}
+        fitting_rates(Engine(trained, "kl"), parts, highest, text, 1.0, room)
+    steps, losses = WINDOWS, ran["_learn_part"] - WINDOWS
+    assert ran["teach"] == 2 * WINDOWS
+    work = schedule.Work(teacher=8.0, student=12.0, forward=4.0, head=2.0, share=1.0)
+    head = schedule.HEADS * work.head * SHARE
+    layers = ran["teach"] * work.teacher + steps * (work.student + head)
+    wanted = 32 * (layers + losses * (work.forward + head)) / work.of_training
+    assert work_of_trial(len(parts), 32, work) == pytest.approx(wanted)
+    assert work_of_trial(0, 32, work) == 0.0
 
 
 def test_rates_that_are_named_are_taken_as_they_are(pruned: Any, other_text: list[str]) -> None:

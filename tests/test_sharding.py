@@ -19,11 +19,11 @@ from forked import Fork, Forks
 from ghostlayers.calibration import journal
 from ghostlayers.errors import RecipeError, UnsupportedModelError
 from ghostlayers.healed import check_save
-from ghostlayers.healing import sharding
+from ghostlayers.healing import sharding, sharding_checks
 from ghostlayers.healing.engine import Lesson
-from ghostlayers.healing.sharding import check_sharding, options_for_shards
+from ghostlayers.healing.sharding_checks import check_sharding, options_for_shards
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.recipe import HealingRecipe, RunOptions
+from ghostlayers.recipe import RunOptions
 from ghostlayers.runtime import launchers, parallel
 from test_parallel import COMMAND, answers, assert_close, start_all
 
@@ -117,6 +117,61 @@ def test_processes_with_shares_give_what_one_process_gives(
         assert set(each["alone"]) == changed | (set(each["alone"]) & _unlike(folder))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "case"),
+    [
+        (2, {"train": "operator+lora"}),
+        (3, {"train": "lora", "rank": 3, "modules": "q_proj,v_proj"}),
+    ],
+)
+def test_adapters_beside_shares_give_what_one_process_gives(
+    tmp_path: Path, folder: Path, ours: Forks, size: int, case: Any
+) -> None:
+    """Adapters are whole everywhere, and what is stored of a projection is a share; none is run."""
+    answer, out = tmp_path / "found.json", tmp_path / "out"
+    processes = start(ours, answer, size, folder, case, SAVE=str(out))
+    alone = sharded.healed_of(folder, case)
+    alone.save(tmp_path / "alone")
+    shares = answers(answer, processes)
+    held = [share.pop("held") for share in shares]
+    assert all(share == shares[0] for share in shares)
+    assert_close(shares[0], json.loads(json.dumps(sharded.told(alone))))
+
+    before, one, several = (weights(path) for path in (folder / "cut", tmp_path / "alone", out))
+    assert one.keys() == several.keys()
+    changed = {n for n, w in one.items() if not torch.equal(w, before[n])}
+    assert any("q_proj" in n for n in changed)
+    for name, want in one.items():
+        moved = float((want - before[name]).norm())
+        assert float((several[name] - want).norm()) <= 0.1 * moved, name
+
+    layers = _in_layers(folder)
+    assert sum(each["dense"] for each in held) == layers
+    for each in held:
+        assert each["dense"] <= 1.1 * layers / size
+        assert {n for n in each["alone"] if "lora_" not in n} <= _unlike(folder)
+
+
+@pytest.mark.slow
+def test_adapters_beside_shares_are_saved_for_peft(
+    tmp_path: Path, folder: Path, ours: Forks
+) -> None:
+    more = ["--train", "lora", "--save", "peft", "--keep-worse"]
+    ended, said, err = command(ours, *heal_command(folder, tmp_path / "out", *more))
+    assert ended == [0, 0], err
+    assert said.count("Saved:") == 1
+    given = {"data": str(folder / "text.txt"), "held_out": str(folder / "held.txt")}
+    alone = ghostlayers.heal(
+        folder / "cut", against=str(folder / "dense"), **given, train="lora", tokens="700",
+        sequence_length=32, held_out_windows=3,
+    )  # fmt: skip
+    adapters = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert adapters.keys() == alone.outcome.adapters.keys()
+    for name, want in alone.outcome.adapters.items():
+        assert float((adapters[name] - want).norm()) <= 0.1 * float(want.norm()), name
+
+
 def _in_layers(folder: Path) -> int:
     return sum(w.numel() for n, w in weights(folder / "dense").items() if ".layers." in n)
 
@@ -127,19 +182,20 @@ def _unlike(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["0:before", "1:after", "replicas 1:after"])
+@pytest.mark.parametrize("when", ["0:before", "1:after", "adapters 1:before", "replicas 1:after"])
 def test_killed_processes_go_on_to_the_same_bits(
     tmp_path: Path, folder: Path, ours: Forks, when: str
 ) -> None:
     """Whichever process is killed, and whether or not the others had kept as much."""
     how = {"ACCELERATE_USE_FSDP": "false"} if "replicas" in when else {}
+    case = {"train": "operator+lora"} if "adapters" in when else {}
     keep = tmp_path / "kept"
     whole = answers(
-        tmp_path / "once.json", start(ours, tmp_path / "once.json", 2, folder, {}, **how)
+        tmp_path / "once.json", start(ours, tmp_path / "once.json", 2, folder, case, **how)
     )
-    answer, crash = tmp_path / "found.json", when.removeprefix("replicas ")
+    answer, crash = tmp_path / "found.json", when.rpartition(" ")[2]
     killed = start(
-        ours, answer, 2, folder, {}, crash, KEEP=str(keep), GHOSTLAYERS_TIMEOUT="20", **how
+        ours, answer, 2, folder, case, crash, KEEP=str(keep), GHOSTLAYERS_TIMEOUT="20", **how
     )
     other = 1 - int(crash[0])
     killed[other].communicate(timeout=120)
@@ -149,7 +205,7 @@ def test_killed_processes_go_on_to_the_same_bits(
     assert "start them all again with the same command" in said["error"]
     assert list(keep.glob("healing-*"))
 
-    found = answers(answer, start(ours, answer, 2, folder, {}, KEEP=str(keep), **how))
+    found = answers(answer, start(ours, answer, 2, folder, case, KEEP=str(keep), **how))
     assert all(each["held"]["digest"] for each in found)
     assert found == whole
 
@@ -238,32 +294,32 @@ def test_other_commands_go_on_with_replicas(tmp_path: Path, folder: Path, ours: 
 @pytest.fixture
 def two(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """As one of two processes that a launcher started with FSDP2."""
-    monkeypatch.setattr(sharding, "shards", lambda: 2)
+    monkeypatch.setattr(sharding_checks, "shards", lambda: 2)
     monkeypatch.setattr("ghostlayers.healed.shards", lambda: 2)
     monkeypatch.setenv("FSDP_VERSION", "2")
     return monkeypatch
 
 
 def test_what_cannot_be_divided_is_refused_by_name(folder: Path, two: pytest.MonkeyPatch) -> None:
-    cut, dense, recipe = folder / "cut", folder / "dense", HealingRecipe()
-    check_sharding(cut, dense, recipe)
-    with pytest.raises(RecipeError, match="--train lora does not go with FSDP"):
-        check_sharding(cut, dense, HealingRecipe(train="lora"))
+    cut, dense = folder / "cut", folder / "dense"
+    check_sharding(cut, dense)
     with pytest.raises(RecipeError, match=r"'m.gguf' is a GGUF file; heal against the model that"):
-        check_sharding(cut, "m.gguf", recipe)
+        check_sharding(cut, "m.gguf")
     network = make_tiny_llama()
     for against in (network, DenseModel(network), None):
         with pytest.raises(RecipeError, match="one of these is in memory: save it"):
-            check_sharding(cut, against, recipe)
+            check_sharding(cut, against)
     two.setenv(launchers.FSDP_OFFLOADS, "true")
     with pytest.raises(RecipeError, match="--fsdp_offload_params true; leave it away"):
-        check_sharding(cut, dense, recipe)
+        check_sharding(cut, dense)
 
 
 def test_packed_weights_are_refused_by_name(folder: Path, two: pytest.MonkeyPatch) -> None:
-    two.setattr(sharding, "read_config", lambda _: {"quantization_config": {"quant_method": "awq"}})
+    two.setattr(
+        sharding_checks, "read_config", lambda _: {"quantization_config": {"quant_method": "awq"}}
+    )
     with pytest.raises(RecipeError, match="is packed by awq; heal against the model that it was"):
-        check_sharding(folder / "cut", folder / "dense", HealingRecipe())
+        check_sharding(folder / "cut", folder / "dense")
 
 
 @pytest.mark.parametrize(
@@ -309,7 +365,7 @@ def test_one_process_does_as_it_does_without(monkeypatch: pytest.MonkeyPatch, fo
     monkeypatch.setenv("FSDP_VERSION", "1")
     assert launchers.asks_for_shards()
     assert parallel.shards() == 1
-    check_sharding(None, None, HealingRecipe(train="lora"))
+    check_sharding(None, None)
     assert options_for_shards(RunOptions(offload="cpu")).offload == "cpu"
     healed = sharded.healed_of(folder, {"tokens": "400"})
     assert healed.outcome.steps

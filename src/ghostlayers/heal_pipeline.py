@@ -6,9 +6,8 @@ from typing import Any
 from ghostlayers.errors import RecipeError
 from ghostlayers.healed import HealedModel, heal_cut
 from ghostlayers.healing.cut_model import CutModel, open_cut
-from ghostlayers.healing.sharding import (
+from ghostlayers.healing.sharding_checks import (
     check_sharding,
-    divide_dense,
     options_for_cut,
     options_for_shards,
 )
@@ -21,7 +20,7 @@ from ghostlayers.plan.units import Plan
 from ghostlayers.preparation import Documents, ModelSource, Tokenizer, open_model
 from ghostlayers.pruned import PrunedModel
 from ghostlayers.recipe import HealingRecipe, RunOptions
-from ghostlayers.runtime.parallel import world
+from ghostlayers.runtime.parallel import shards, world
 
 
 @leaves_models_alone
@@ -62,7 +61,7 @@ def heal(
         choices, data = {**choices, "data": str(data)}, None
     recipe = (recipe or HealingRecipe()).changed(choices)
     options = options or RunOptions()
-    check_sharding(model, against, recipe)
+    check_sharding(model, against)
     return heal_cut(
         _open_cut(model, against, tokenizer, options),
         recipe,
@@ -86,7 +85,7 @@ def plan_healing(
         GhostlayersError: a request that cannot work.
     """
     options = options or RunOptions()
-    check_sharding(model, against, recipe)
+    check_sharding(model, against)
     cut = _open_cut(model, against, None, options)
     speed = probe_blindly(cut.dense, recipe.sequence_length, options.batch_size)
     started = seconds_since_start()
@@ -105,5 +104,8 @@ def _open_cut(
         raise RecipeError("healing a saved model needs the dense one, too: against=...")
     dense = open_model(against, tokenizer, options_for_shards(options), surgery_follows=True)
     cut = open_cut(model, dense, options_for_cut(options, dense))
-    divide_dense(dense)
+    if shards() > 1:
+        from ghostlayers.healing.sharding import divide_dense  # FSDP takes its time to be imported
+
+        divide_dense(dense)
     return cut

@@ -13,14 +13,15 @@ from ghostlayers.calibration import journal
 from ghostlayers.calibration.fingerprint import model_fingerprint, tensors_digest
 from ghostlayers.checkpoint import adapter, proof, saving
 from ghostlayers.errors import NoGainError, RecipeError, ResumeError
+from ghostlayers.healing.adapters import lora_config
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.outcome import Outcome
 from ghostlayers.healing.record import healing_row, with_healing
 from ghostlayers.healing.text import read_text
-from ghostlayers.healing.trained import lora_config
 from ghostlayers.healing.training import KEY, Training
 from ghostlayers.model import multimodal
 from ghostlayers.model.causal import check_causal
+from ghostlayers.model.residency import keep
 from ghostlayers.preparation import Documents
 from ghostlayers.recipe import RunOptions
 from ghostlayers.recipe.healing import HealingRecipe
@@ -153,9 +154,12 @@ class HealedModel:
         config.base_model_name_or_path = str(self.cut.folder)
         config.inference_mode = True
         config.save_pretrained(str(folder))
+        base = share_weights(self.cut.network)
+        for path in self.outcome.adapted:  # PEFT puts adapters where the weights are
+            keep(base.get_submodule(path))
         with warnings.catch_warnings():  # of names that transformers will drop
             warnings.simplefilter("ignore", FutureWarning)
-            made = PeftModel.from_pretrained(share_weights(self.cut.network), str(folder)).eval()
+            made = PeftModel.from_pretrained(base, str(folder)).eval()
         network: Any = made.base_model.model
         return proof.compare_logits(network, self.outcome.network)
 

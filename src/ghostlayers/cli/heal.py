@@ -15,7 +15,7 @@ from ghostlayers.cli.prune import kept_folder
 from ghostlayers.cli.shell import shared_command
 from ghostlayers.errors import RecipeError
 from ghostlayers.healed import Save, check_save
-from ghostlayers.healing.sharding import check_sharding, options_for_shards
+from ghostlayers.healing.sharding_checks import check_sharding, options_for_shards
 from ghostlayers.preparation import open_model
 from ghostlayers.recipe import HealingRecipe, RunOptions
 from ghostlayers.runtime.outputs import check_output
@@ -86,7 +86,7 @@ def heal(
 ) -> None:
     """Train a cut model for minutes, against the dense one, and prove that it reloads."""
     check_save(save, recipe.parts, records.inspect(checkpoint)["mode"])
-    check_sharding(checkpoint, against, recipe)
+    check_sharding(checkpoint, against)
     heal_screen.show_preset(recipe)
     if not plan:
         check_output(output, overwrite=overwrite, needed_bytes=0)

@@ -16,11 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from ghostlayers.calibration.cuts import positions_at_once
 from ghostlayers.errors import NonFiniteError
 from ghostlayers.healing.head import Head, logit_loss
-from ghostlayers.healing.sharding import check_finite_in_all
 from ghostlayers.healing.trained import Trained
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.model.stream import MicroBatch, Stream
+from ghostlayers.model.stream import MicroBatch, Stream, check_finite
 from ghostlayers.recipe.healing import Loss
+from ghostlayers.runtime.parallel import all_hold, shards
 
 Positions = Int[Tensor, "windows positions"]
 
@@ -127,7 +127,7 @@ class Engine:
 
     def _learn_part(self, lesson: Lesson, total: float) -> float:
         batch, stream = self._forward(lesson)
-        check_finite_in_all(stream, self.student.num_layers - 1)
+        _check_finite_in_all(stream, self.student.num_layers - 1)
         if self.head is None:
             return self._through_model(stream, lesson, total)
         states = self.student.final_states(batch, stream, differentiable=True)
@@ -215,7 +215,7 @@ def run_dense(
     end = stream
     for layer in range(start, dense.num_layers if whole else start):
         end = dense.run_layer(layer, batch, end)
-    check_finite_in_all(end, dense.num_layers - 1)
+    _check_finite_in_all(end, dense.num_layers - 1)
     return batch, stream, end
 
 
@@ -229,3 +229,18 @@ def _targets(lesson: Lesson) -> Int[Tensor, "windows positions"]:
     """The true next tokens."""
     ids = lesson.input_ids.to(lesson.positions.device)
     return ids.gather(1, lesson.positions + 1)
+
+
+def _check_finite_in_all(stream: Stream, layer: int) -> None:
+    """`check_finite`, in all processes of a sharded run at once: none waits for one that stopped.
+
+    Raises:
+        NonFiniteError: a stream of any process is NaN or infinite.
+    """
+    if shards() == 1 or all_hold(bool(torch.isfinite(stream).all())):
+        check_finite(stream, layer)
+        return
+    check_finite(stream, layer)
+    raise NonFiniteError(
+        f"decoder layer {layer} gave NaN or infinity in another process, which says more."
+    )

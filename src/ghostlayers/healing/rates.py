@@ -4,6 +4,9 @@ The first step of AdamW moves every number by the rate, against the sign of its 
 differ in how far that may be: on Gemma 3, whose stream has channels a hundred times as large as
 others, a tenth of what is best for a Llama of its size. So the step is tried on other windows
 before training: a rate fits if a step three times as long still lowers their loss at least as much.
+
+Both sides are several windows: after the gradient of a single one, others may lose at every rate,
+and the lowest one was taken (`docs/results/healing.md`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +16,7 @@ from torch import Tensor
 
 from ghostlayers.healing.engine import Engine, Lesson
 from ghostlayers.healing.positions import draw_positions
+from ghostlayers.healing.schedule import HEADS, Work
 from ghostlayers.runtime.parallel import from_first
 
 FURTHER = 3.0
@@ -21,8 +25,11 @@ FURTHER = 3.0
 LOWEST = 1e-3
 """Of a default rate, below which no lower one is tried."""
 
-WINDOWS = 2
-"""That a step is tried on, behind the one whose gradient it follows."""
+WINDOWS = 4
+"""Whose gradient the steps follow, and as many others that they are tried on."""
+
+SHARE = 0.25
+"""Of their positions, at the most: windows differ more than positions of one do."""
 
 
 def fitting_rates(
@@ -43,14 +50,17 @@ def fitting_rates(
         share: of their positions that are learnt from.
         room: of every master's shape, by name, for what it holds meanwhile; zero in the end.
     """
+    count = min(WINDOWS, max(1, len(texts) // 2))
     followed, others = (
-        _lesson(engine, rows, share, seed)
-        for seed, rows in enumerate((texts[:1], texts[-WINDOWS:]))
+        [_lesson(engine, row, min(share, SHARE), seed) for row in rows.split(1)]
+        for seed, rows in enumerate((texts[:count], texts[-count:]))
     )
-    engine.learn(followed, followed.positions.numel())
+    for lesson in followed:  # one at a time, as large as a step's smallest: so is their room
+        engine.learn(lesson, lesson.positions.numel())
+    start = _losses(engine, others)
     masters = engine.trained.masters
     rates = [
-        _longest(_Steps(engine, part, others, room), float(rate))
+        _longest(_Steps(engine, part, others, room), start, float(rate))
         for part, rate in zip(parts, highest, strict=True)
     ]
     for name, master in masters.items():
@@ -59,8 +69,27 @@ def fitting_rates(
     return torch.tensor(rates, dtype=highest.dtype)
 
 
+def work_of_trial(parts: int, length: int, work: Work) -> float:
+    """What `fitting_rates` takes, in tokens of training.
+
+    Args:
+        parts: whose rates are open.
+        length: tokens of a window.
+        work: what a token costs.
+    """
+    head = HEADS * work.head * min(work.share, SHARE)
+    steps = (1 + 2 * parts) * (work.forward + head)  # at least: lower rates take more
+    passes = 2 * work.teacher + work.student + head + steps
+    return WINDOWS * length * passes / work.of_training if parts else 0.0
+
+
 def _lesson(engine: Engine, rows: Tensor, share: float, seed: int) -> Lesson:
     return engine.teach(rows, draw_positions(range(len(rows)), rows.shape[1], share, seed))
+
+
+def _losses(engine: Engine, lessons: Sequence[Lesson]) -> float:
+    """The loss of several lessons, the same in all processes, that they go on alike."""
+    return from_first(sum(map(engine.loss, lessons)))
 
 
 class _Steps:
@@ -74,7 +103,7 @@ class _Steps:
     """
 
     def __init__(
-        self, engine: Engine, part: str, others: Lesson, room: Mapping[str, Tensor]
+        self, engine: Engine, part: str, others: Sequence[Lesson], room: Mapping[str, Tensor]
     ) -> None:
         self.engine, self.others = engine, others
         trained = engine.trained
@@ -93,21 +122,18 @@ class _Steps:
             master.copy_(before - rate * master.grad.sign())  # type: ignore[union-attr]
         trained.write_back()
         try:
-            ones = (self.others.part(slice(n, n + 1)) for n in range(len(self.others.input_ids)))
-            # As large as a step's calls, so is their room; and all processes go on alike.
-            return from_first(sum(map(self.engine.loss, ones)))
+            return _losses(self.engine, self.others)
         finally:
             for name, before in self._before.items():
                 trained.masters[name].copy_(before)
             trained.write_back()
 
 
-def _longest(steps: _Steps, highest: float) -> float:
+def _longest(steps: _Steps, start: float, highest: float) -> float:
     """The highest rate, of thirds of thirds, at which a step three times as long helps as much.
 
     Where both do harm, the longer one may do less of it: that is no help.
     """
-    start = steps.loss(0.0)
     rate, further, here = highest, steps.loss(FURTHER * highest), steps.loss(highest)
     while not further <= min(here, start) and rate > LOWEST * highest:
         rate /= FURTHER

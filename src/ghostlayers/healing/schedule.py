@@ -98,9 +98,14 @@ def tokens_a_step(tokens: float, asked: int | None) -> int:
 
 
 def tokens_within(
-    seconds: float, seconds_a_token: float, held_out_tokens: int, work: Work, processes: int = 1
+    seconds: float,
+    seconds_a_token: float,
+    held_out_tokens: int,
+    work: Work,
+    processes: int = 1,
+    trial: float = 0.0,
 ) -> float:
-    """Tokens that can be trained on within a time, measurements on held-out windows included.
+    """Tokens that can be trained on within a time, trial and measurements included.
 
     Args:
         seconds: the time; half of it at least goes into training.
@@ -108,9 +113,10 @@ def tokens_within(
         held_out_tokens: that every process measures, before training and behind it at least.
         work: what a token costs.
         processes: that share the training.
+        trial: what trying the learning rates takes every process, in tokens of training.
     """
-    looking = 2.0 * held_out_tokens * seconds_a_token * work.of_looking / work.of_training
-    left = max(seconds / 2.0, seconds - looking)
+    looking = 2.0 * held_out_tokens * work.of_looking / work.of_training
+    left = max(seconds / 2.0, seconds - (looking + trial) * seconds_a_token)
     return processes * left / (seconds_a_token * (1.0 + SHARE_OF_LOOKS))
 
 

@@ -7,12 +7,9 @@ time, so that no process ever holds a whole model; what is not trained is one sh
 The cut model that is saved stays on disk, and takes what was trained at the end.
 """
 
-import dataclasses
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,107 +17,28 @@ from torch import Tensor, nn
 from torch.distributed import fsdp
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from ghostlayers.errors import NonFiniteError, RecipeError, UnsupportedModelError
+from ghostlayers.errors import UnsupportedModelError
+from ghostlayers.healing.adapters import (
+    BASE,
+    LORA,
+    adapted_name,
+    adapted_projections,
+    add_adapters,
+    drawing_adapters,
+    is_adapter,
+    with_adapters,
+)
 from ghostlayers.healing.cut_model import CutModel, put
+from ghostlayers.healing.sharding_checks import REPLICAS
 from ghostlayers.healing.trained import Trained, named_parts, start_of
 from ghostlayers.model.dense import DenseModel
-from ghostlayers.model.loading import read_config
-from ghostlayers.model.quantized import quantization_method
 from ghostlayers.model.residency import Residency, read_tensor
-from ghostlayers.model.stream import Stream, check_finite, find_decoder_layers
-from ghostlayers.recipe import RunOptions
+from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.recipe.healing import HealingRecipe
-from ghostlayers.runtime import launchers
-from ghostlayers.runtime.parallel import add_up, all_hold, shards, world
+from ghostlayers.runtime.parallel import add_up, world
 from ghostlayers.surgery.removal import share_weights
-
-VERSION = "2"
-"""Of FSDP; accelerate takes 1 if nothing is said."""
-
-REPLICAS = "Start without --use_fsdp: then every process holds the whole model"
-
-
-def check_sharding(model: object, against: object, recipe: HealingRecipe) -> None:
-    """Refuse what cannot be trained with a sharded model, before anything is opened.
-
-    Args:
-        model: the cut model, as `heal` is given it.
-        against: the dense one.
-        recipe: what is trained.
-
-    Raises:
-        RecipeError: the message names what, and what to do instead.
-    """
-    if shards() == 1:
-        return
-    _check_launcher()
-    on_disk = isinstance(against, DenseModel) and against.residency.offloaded
-    if not isinstance(model, (str, Path)) or not (isinstance(against, (str, Path)) or on_disk):
-        raise RecipeError(
-            f"FSDP divides models as they are read from folders, but one of these is in memory: "
-            f"save it, and name its folder. {REPLICAS}."
-        )
-    if recipe.parts and "lora" in recipe.parts:
-        raise RecipeError(
-            f"--train lora does not go with FSDP: adapters are merged into whole projections. Take "
-            f"suffix, or operator+norms. {REPLICAS}."
-        )
-    if isinstance(against, (str, Path)):
-        _check_plain(str(against))
-
-
-def _check_launcher() -> None:
-    version = os.environ.get(launchers.FSDP_VERSION, "1").strip()
-    if version != VERSION:
-        raise RecipeError(
-            f"heal shards models with FSDP version {VERSION}, but the launcher asks for version "
-            f"{version[:20]}, accelerate's default; add --fsdp_version {VERSION}."
-        )
-    if launchers.is_on(launchers.FSDP_OFFLOADS):
-        raise RecipeError(
-            "heal keeps its shares where it computes, but the launcher asks for --fsdp_offload_"
-            "params true; leave it away, and start more processes if memory is short."
-        )
-
-
-def _check_plain(name: str) -> None:
-    if Path(name).suffix == ".gguf":
-        kind = "a GGUF file"
-    elif (method := quantization_method(read_config(name))) is not None:
-        kind = f"packed by {method}"
-    else:
-        return
-    raise RecipeError(
-        f"FSDP reads decoder layers from safetensors files, but '{name}' is {kind}; heal against "
-        f"the model that it was made of. {REPLICAS}."
-    )
-
-
-def options_for_shards(options: RunOptions) -> RunOptions:
-    """How to open the dense model: its layers stay on disk until they are divided.
-
-    Raises:
-        RecipeError: the options say where layers lie.
-    """
-    if shards() == 1:
-        return options
-    asked = {"--offload": options.offload != "auto", "--max-memory": options.max_memory is not None}
-    for name in (name for name, is_asked in asked.items() if is_asked):
-        raise RecipeError(
-            f"{name} does not go with FSDP, which divides the model among the processes' memories; "
-            f"leave {name} away. {REPLICAS}, or its share of the layers on disk."
-        )
-    return dataclasses.replace(options, offload="disk")
-
-
-def options_for_cut(options: RunOptions, dense: DenseModel) -> RunOptions:
-    """How to open the cut model, which stays on disk and is read from there."""
-    if shards() == 1:
-        return options
-    name: Any = str(dense.dtype).removeprefix("torch.")
-    return dataclasses.replace(options, offload="disk", device="cpu", dtype=name)
 
 
 def divide_dense(dense: DenseModel) -> None:
@@ -129,8 +47,6 @@ def divide_dense(dense: DenseModel) -> None:
     Raises:
         UnsupportedModelError: layers share weights.
     """
-    if shards() == 1:
-        return
     _check_apart(dense)
     dense.residency.release()
     mesh = _mesh(dense)
@@ -143,7 +59,9 @@ def divide_dense(dense: DenseModel) -> None:
     dense.residency = Residency(dense.layers, dense.residency.memory)
 
 
-def prepare_shares(cut: CutModel, parts: tuple[str, ...]) -> "ShardedTrained":
+def prepare_shares(
+    cut: CutModel, recipe: HealingRecipe, parts: tuple[str, ...]
+) -> "ShardedTrained":
     """Shares of what is trained, of a cut model on disk whose dense one is divided already.
 
     Raises:
@@ -151,22 +69,30 @@ def prepare_shares(cut: CutModel, parts: tuple[str, ...]) -> "ShardedTrained":
         UnsupportedModelError: a layer that is trained computes in several types.
     """
     names = named_parts(cut, parts)
+    adapted = adapted_projections(cut, recipe, parts, names)
     network, dense, mesh = share_weights(cut.network), cut.dense, _mesh(cut.dense)
     units = []
-    for number, layer in enumerate(find_decoder_layers(network)):
-        path = f"{cut.layers_path}.{number}"
-        mine = [name.removeprefix(f"{path}.") for name in names if name.startswith(f"{path}.")]
-        _bring_in(layer, dense.device, mine)
-        units.append(_divide(layer, mesh, _policy(layer, dense, mine)))
+    with drawing_adapters(recipe):
+        for number, layer in enumerate(find_decoder_layers(network)):
+            path = f"{cut.layers_path}.{number}."
+            mine, wrapped = (
+                [name.removeprefix(path) for name in some if name.startswith(path)]
+                for some in (names, adapted)
+            )
+            _bring_in(layer, dense.device, mine)
+            policy = _policy(layer, dense, mine)
+            add_adapters(layer, wrapped, recipe)
+            units.append(_divide(layer, mesh, policy))
     _share_buffers(units)  # or the gradients of all layers would wait whole for the last one
     _settle(network, dense.device)
+    names = with_adapters(names, network, adapted)
     _share(cut, network, names)
     for name in names:
         network.get_parameter(name).requires_grad_()
     parameters = {name: network.get_parameter(name) for name in names}
     masters = {name: _master(tensor) for name, tensor in parameters.items()}
     start = start_of(cut, names)
-    return ShardedTrained(network, parameters, masters, names, start, cut=cut, mesh=mesh)
+    return ShardedTrained(network, parameters, masters, names, start, adapted, cut=cut, mesh=mesh)
 
 
 @dataclass(frozen=True)
@@ -174,8 +100,9 @@ class ShardedTrained(Trained):
     """Weights that are trained, of which each process holds a share, in float32.
 
     Of what lies in decoder layers `parameters` are torch's DTensors, and `masters` the very numbers
-    of this process's share of them, flat in no dimension but the first: [rows of it, ...]. Other
-    parameters are whole in every process, as `Trained` has them.
+    of this process's share of them, flat in no dimension but the first: [rows of it, ...]. Adapters
+    and what lies elsewhere are whole in every process, as `Trained` has them. What is stored of a
+    projection with its adapter in it is this process's share of that, too.
 
     Attributes:
         mesh: the processes.
@@ -229,44 +156,56 @@ class ShardedTrained(Trained):
         return super().healed(whole) if world().leads else self.cut.network
 
     def _gathered(self, name: str, share: Tensor) -> Tensor:
-        if not self._is_share(name):
+        own = None if name.startswith(LORA) else self._divided(name)
+        if own is None:
             return share
-        own = self.parameters[name]
         placed = DTensor.from_local(
             share, self.mesh, [Shard(0)], run_check=False, shape=own.shape, stride=own.stride()
         )
         return placed.full_tensor()
 
+    def _divided(self, name: str) -> DTensor | None:
+        """What the network computes with under a name of the cut model, if it is divided."""
+        own: Any = self.network.get_parameter(adapted_name(name, self.adapted))
+        return own if isinstance(own, DTensor) else None
+
+    def _with_change(self, name: str, change: Tensor) -> Tensor:
+        """This process's share of a projection in float32, with what its adapter adds to it."""
+        own = self._divided(name)
+        assert own is not None
+        rows: Any = distribute_tensor(change, self.mesh, [Shard(0)], src_data_rank=None)
+        whole: Tensor = own.to_local().float() + rows.to_local()
+        return whole
+
     @contextmanager
     def as_saved(self, stored: Mapping[str, Tensor]) -> Iterator[Any]:
-        """The network that is trained, with its weights rounded for a while as they are stored."""
-        masters = {name: master.detach().clone() for name, master in self.masters.items()}
+        """The network that is trained, with its weights rounded for a while as they are stored.
+
+        Adapters rest meanwhile: stored projections have them in. Those are the dense model's own
+        weights, which must not run before they are back.
+        """
+        plain = {n: value for n, value in stored.items() if not n.startswith(LORA)}
+        own = {name: self._numbers(name).clone() for name in plain}
         try:
-            self._put(stored)
+            self._put(plain, resting=True)
             yield self.network
         finally:
-            self._put(masters)
+            self._put(own, resting=False)
 
     @torch.no_grad()
-    def _put(self, values: Mapping[str, Tensor]) -> None:
+    def _put(self, values: Mapping[str, Tensor], *, resting: bool) -> None:
         for name, value in values.items():
-            self.masters[name].copy_(value)
+            self._numbers(name).copy_(value)
+        for path in self.adapted:
+            self.network.get_submodule(path).enable_adapters(not resting)
         self.write_back()
 
-
-def check_finite_in_all(stream: Stream, layer: int) -> None:
-    """`check_finite`, in all processes of a sharded run at once: none waits for one that stopped.
-
-    Raises:
-        NonFiniteError: a stream of any process is NaN or infinite.
-    """
-    if shards() == 1 or all_hold(bool(torch.isfinite(stream).all())):
-        check_finite(stream, layer)
-        return
-    check_finite(stream, layer)
-    raise NonFiniteError(
-        f"decoder layer {layer} gave NaN or infinity in another process, which says more."
-    )
+    def _numbers(self, name: str) -> Tensor:
+        """What is changed to change a weight of the cut model: its master, or the base of one."""
+        master = self.masters.get(adapted_name(name, self.adapted))
+        own: Any = self._divided(name) if master is None else None
+        numbers: Tensor = own.to_local() if master is None else master
+        return numbers.detach()
 
 
 def _mesh(dense: DenseModel) -> DeviceMesh:
@@ -282,9 +221,9 @@ def _share_buffers(units: list[FSDPModule]) -> None:
 
 def _divide(layer: nn.Module, mesh: DeviceMesh, policy: MixedPrecisionPolicy) -> FSDPModule:
     """Keep this process's share of a layer: a unit that is brought together when it computes."""
-    scalars = {tensor for tensor in layer.parameters() if tensor.dim() == 0}
+    whole = {p for name, p in layer.named_parameters() if p.dim() == 0 or is_adapter(name)}
     unit: FSDPModule = fully_shard(
-        layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=scalars
+        layer, mesh=mesh, reshard_after_forward=True, mp_policy=policy, ignored_params=whole
     )
     unit.set_force_sum_reduction_for_comms(True)
     unit.set_gradient_divide_factor(1.0)  # the loss is a mean over all windows already
@@ -343,8 +282,9 @@ def _share(cut: CutModel, network: nn.Module, trained: Mapping[str, str]) -> Non
     dense = dict(cut.dense.network.named_parameters(remove_duplicate=False))
     names = cut.counterparts()
     for name, own in list(network.named_parameters(remove_duplicate=False)):
-        other = dense.get(names.get(name, ""))
-        if name not in trained and name not in cut.own and other is not None:
+        plain = name.replace(BASE, ".")
+        other = dense.get(names.get(plain, ""))
+        if name not in trained and plain not in cut.own and other is not None:
             put(network, name, other)
         elif not isinstance(own, DTensor):
             moved = own.detach().to(cut.dense.device, copy=True)

@@ -4,15 +4,24 @@ The cut model itself stays as it is. Its structure is copied, and in the copy wh
 weights of its own; all others are shared, and nothing is recorded of them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ghostlayers.errors import RecipeError, suggest
+from ghostlayers.errors import RecipeError
+from ghostlayers.healing.adapters import (
+    ADAPTER,
+    BASE,
+    LORA,
+    adapted_projections,
+    add_adapters,
+    drawing_adapters,
+    with_adapters,
+)
 from ghostlayers.healing.cut_model import CutModel, put
 from ghostlayers.model.residency import keep, read_tensor
 from ghostlayers.model.weights import like, mark_type, stored_type
@@ -20,15 +29,6 @@ from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.runtime.machine import memory_of
 from ghostlayers.runtime.parallel import add_up, shards, world
 from ghostlayers.surgery.removal import share_weights, with_weights
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
-
-ADAPTER = "heal"
-"""What the adapters of ``lora`` are called in the network."""
-
-LORA = "adapter "
-"""Before the names of adapters among what is kept of a state."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,17 @@ class Trained:
 
     def _whole(self) -> Iterator[tuple[str, Tensor]]:
         """Adapted projections with their adapters in them; what else is trained, as it is."""
-        for name in self.adapted:
-            module = self.network.get_submodule(name)
-            base = read_tensor(self.cut.network, f"{name}.weight").float()
-            yield f"{name}.weight", base + module.get_delta_weight(ADAPTER).float()
+        for path in self.adapted:
+            name = f"{path}.weight"
+            change = self.network.get_submodule(path).get_delta_weight(ADAPTER).float()
+            yield name, self._with_change(name, change)
         for name, master in self.masters.items():
             if self.parts[name] != "lora":
-                yield name.replace(".base_layer.", "."), master
+                yield name.replace(BASE, "."), master
+
+    def _with_change(self, name: str, change: Tensor) -> Tensor:
+        """A projection's weight in float32, with what its adapter adds to it."""
+        return read_tensor(self.cut.network, name).float() + change
 
 
 def prepare(cut: CutModel, recipe: HealingRecipe, parts: tuple[str, ...]) -> Trained:
@@ -148,11 +152,13 @@ def prepare(cut: CutModel, recipe: HealingRecipe, parts: tuple[str, ...]) -> Tra
     for name in names:
         own = read_tensor(cut.network, name)
         put(network, name, like(own, nn.Parameter(own.clone())))
-    adapted = _add_adapters(cut, network, recipe) if "lora" in parts else ()
+    adapted = adapted_projections(cut, recipe, parts, names)
+    for path in adapted:  # adapters go where the weights are
+        keep(network.get_submodule(path))
+    with drawing_adapters(recipe):
+        add_adapters(network, adapted, recipe)
+    names = with_adapters(names, network, adapted)
     parameters = dict(network.named_parameters())
-    if adapted:
-        names = {_adapted_name(name, adapted): part for name, part in names.items()}
-        names |= {name: "lora" for name in parameters if "lora_" in name}
     chosen = {name: parameters[name] for name in names}
     masters = {
         name: own if own.dtype == torch.float32 else nn.Parameter(own.detach().float())
@@ -165,12 +171,6 @@ def start_of(cut: CutModel, trained: Iterable[str]) -> int:
     """The first layer of the cut model that is trained or differs from the dense model."""
     layers = [cut.layer_of(name) for name in {*trained, *cut.own}]
     return min([cut.gap, *(layer for layer in layers if layer is not None)])
-
-
-def _adapted_name(name: str, adapted: tuple[str, ...]) -> str:
-    """A parameter's name once its module is wrapped by an adapter."""
-    path, _, leaf = name.rpartition(".")
-    return f"{path}.base_layer.{leaf}" if path in adapted else name
 
 
 @contextmanager
@@ -274,78 +274,6 @@ _MISSING = {
     "suffix": "no layer stands behind the first cut. Take operator.",
     "all": "the model has no weights of a type that can be trained.",
 }
-
-
-def lora_config(recipe: HealingRecipe, names: Sequence[str]) -> "LoraConfig":
-    """The adapters that a recipe puts on projections, as PEFT describes them."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        r=recipe.rank,
-        lora_alpha=2 * recipe.rank,
-        target_modules=list(names),
-        task_type="CAUSAL_LM",
-    )
-
-
-def adapters_of(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The adapters of a state, by the names that PEFT has for them in its files."""
-    mine = {
-        name.removeprefix(LORA): tensor for name, tensor in stored.items() if name.startswith(LORA)
-    }
-    return {
-        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor
-        for name, tensor in mine.items()
-    }
-
-
-def _add_adapters(cut: CutModel, network: Any, recipe: HealingRecipe) -> tuple[str, ...]:
-    """Put adapters on the projections behind the first cut; the projections' names.
-
-    Raises:
-        RecipeError: there are none, or none of the names that are asked for.
-    """
-    from peft import inject_adapter_in_model
-
-    names = tuple(
-        path
-        for path, module in network.named_modules()
-        if isinstance(module, nn.Linear)
-        and (cut.layer_of(f"{path}.weight") or 0) >= cut.gap
-        and cut.layer_of(f"{path}.weight") is not None
-    )
-    if not names:
-        raise RecipeError(
-            "--train lora: no linear projection stands behind the first cut. Take suffix, or "
-            "operator+norms."
-        )
-    if recipe.modules is not None:
-        names = _of_names(names, recipe.modules)
-    for path in names:  # adapters go where the weights are
-        keep(network.get_submodule(path))
-    generator_state = torch.random.get_rng_state()
-    torch.manual_seed(recipe.seed)
-    inject_adapter_in_model(lora_config(recipe, names), network, adapter_name=ADAPTER)
-    torch.random.set_rng_state(generator_state)
-    network.eval()
-    return names
-
-
-def _of_names(paths: tuple[str, ...], modules: str) -> tuple[str, ...]:
-    """Those projections that have one of the names in a comma-separated list.
-
-    Raises:
-        RecipeError: a name is none of theirs.
-    """
-    wanted = [name.strip() for name in modules.split(",")]
-    known = {path.rpartition(".")[2] for path in paths}
-    for name in wanted:
-        if name not in known:
-            raise RecipeError(
-                f"--modules {modules[:60]}: no projection behind the first cut is called "
-                f"'{name[:60]}'. {suggest(name, known)}"
-            )
-    return tuple(path for path in paths if path.rpartition(".")[2] in wanted)
 
 
 SHARE_OF_MEMORY = 0.5

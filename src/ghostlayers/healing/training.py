@@ -12,17 +12,17 @@ import torch
 from ghostlayers.calibration.journal import Journal, KeptPass
 from ghostlayers.errors import NonFiniteError, ResumeError, counted
 from ghostlayers.healing import schedule
+from ghostlayers.healing.adapters import adapters_of
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.held_out import HeldOut
 from ghostlayers.healing.outcome import Outcome
 from ghostlayers.healing.positions import draw_positions, weights_at
-from ghostlayers.healing.rates import fitting_rates
-from ghostlayers.healing.sharding import prepare_shares
+from ghostlayers.healing.rates import fitting_rates, work_of_trial
 from ghostlayers.healing.state import State
 from ghostlayers.healing.teaching import Teaching, first_occurrences
 from ghostlayers.healing.text import Text
-from ghostlayers.healing.trained import Trained, adapters_of, default_parts, prepare, recording
+from ghostlayers.healing.trained import Trained, default_parts, prepare, recording
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.runtime import launchers, progress
@@ -131,12 +131,18 @@ class Training:
 
     def _fit_rates(self, state: State, engine: Engine, text: Text, share: float) -> None:
         """Lower the rates that nobody named to what the model bears."""
-        places = [n for n, part in enumerate(state.parts) if part not in self.recipe.told_rates]
+        places = self._open_rates(state)
         if not places or not self.train:
             return
+        began = time.perf_counter()
         parts, highest = [state.parts[n] for n in places], state.rates[places]
         fitting = fitting_rates(engine, parts, highest, text.input_ids, share, state.room)
         state.rates[places] = fitting
+        state.notes[3] += time.perf_counter() - began
+
+    def _open_rates(self, state: State) -> list[int]:
+        """Places of the parts whose rates nobody named."""
+        return [n for n, part in enumerate(state.parts) if part not in self.recipe.told_rates]
 
     def _size(self, state: State, engine: Engine, work: schedule.Work) -> tuple[int, int]:
         """Steps, and windows of each, from the budget.
@@ -170,7 +176,10 @@ class Training:
         alone = self._seconds_a_token(state, engine, work, math.ceil(windows / processes))
         likely = processes * recipe.seconds / alone
         held_out = _measuring(recipe, likely, work).num_held_out_windows * recipe.sequence_length
-        return from_first(schedule.tokens_within(recipe.seconds, alone, held_out, work, processes))
+        trial = work_of_trial(len(self._open_rates(state)), recipe.sequence_length, work)
+        return from_first(
+            schedule.tokens_within(recipe.seconds, alone, held_out, work, processes, trial)
+        )
 
     def _seconds_a_token(
         self, state: State, engine: Engine, work: schedule.Work, count: int
@@ -336,7 +345,11 @@ def _measuring(recipe: HealingRecipe, tokens: float, work: schedule.Work) -> Hea
 
 
 def _prepare(cut: CutModel, recipe: HealingRecipe, parts: tuple[str, ...]) -> Trained:
-    return prepare(cut, recipe, parts) if shards() == 1 else prepare_shares(cut, parts)
+    if shards() == 1:
+        return prepare(cut, recipe, parts)
+    from ghostlayers.healing.sharding import prepare_shares  # FSDP takes its time to be imported
+
+    return prepare_shares(cut, recipe, parts)
 
 
 def _is_frugal(trained: Trained) -> bool:

@@ -8,6 +8,8 @@ from ghostlayers.calibration.cuts import LOGITS_AT_ONCE
 from ghostlayers.calibration.passes import Pass
 from ghostlayers.healing import schedule
 from ghostlayers.healing.cut_model import CutModel
+from ghostlayers.healing.rates import work_of_trial
+from ghostlayers.healing.schedule import Work
 from ghostlayers.healing.trained import bytes_trained, default_parts, named_parts, start_of
 from ghostlayers.healing.training import work_of
 from ghostlayers.plan.probe import Speed, writing_seconds
@@ -42,11 +44,12 @@ def plan_heal(
     """
     length = recipe.sequence_length
     here = prices(cut.dense, speed, length, processes)
-    training = training_pass(cut, recipe, 1.0)
-    tokens = recipe.num_tokens
-    if tokens is None:
+    trial = trial_windows(cut, recipe)
+    windows = None if recipe.num_tokens is None else recipe.num_tokens / length
+    if windows is None:
         assert recipe.seconds is not None
-        tokens = math.ceil(length * recipe.seconds / here.of(training).seconds)
+        possible = recipe.seconds / here.of(training_pass(cut, recipe, 1.0)).seconds
+        windows = math.ceil(length * max(possible / 2, possible - trial)) / length
     size = sum(tensor.numel() * tensor.element_size() for tensor in cut.network.parameters())
     saved = Pass(
         "saving",
@@ -55,14 +58,34 @@ def plan_heal(
         disk=size,
         fixed=started + writing_seconds(size, folder),
     )
-    return Plan((here.of(training_pass(cut, recipe, tokens / length)), here.of(saved)))
+    return Plan((here.of(training_pass(cut, recipe, windows, trial)), here.of(saved)))
 
 
-def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float) -> Pass:
-    """Training on so many windows, measurements on held-out ones included."""
+def trial_windows(cut: CutModel, recipe: HealingRecipe) -> float:
+    """What trying the learning rates takes, in windows of training."""
+    parts, _, work = _work(cut, recipe)
+    open_parts = [part for part in parts if part not in recipe.told_rates]
+    return work_of_trial(len(open_parts), recipe.sequence_length, work) / recipe.sequence_length
+
+
+def _work(cut: CutModel, recipe: HealingRecipe) -> tuple[tuple[str, ...], list[str], Work]:
+    """What is trained, by parts and by names, and what a token of it costs."""
     parts = recipe.parts or default_parts(cut)
     names = named_parts(cut, parts)
-    work = work_of(cut, start_of(cut, names), parts, recipe)
+    return parts, list(names), work_of(cut, start_of(cut, names), parts, recipe)
+
+
+def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float, trial: float = 0.0) -> Pass:
+    """Training on so many windows, measurements on held-out ones included.
+
+    Args:
+        cut: the cut model.
+        recipe: what is trained.
+        windows: of text.
+        trial: what trying the learning rates takes, in windows.
+    """
+    parts, names, work = _work(cut, recipe)
+    done = windows + trial / (1.0 + schedule.SHARE_OF_LOOKS)
     trained = sum(cut.network.get_parameter(name).numel() for name in names)
     own = replace(work, head=0.0).of_training * (1.0 + schedule.SHARE_OF_LOOKS)
     length, model = recipe.sequence_length, cut.dense
@@ -74,8 +97,8 @@ def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float) -> Pass:
         "healing",
         f"Training {' + '.join(parts)} on {windows * length:,.0f} tokens",
         windows,
-        layers=windows * own,
-        heads=windows * schedule.HEADS * work.share * (1.0 + schedule.SHARE_OF_LOOKS),
+        layers=done * own,
+        heads=done * schedule.HEADS * work.share * (1.0 + schedule.SHARE_OF_LOOKS),
         held=int(activations + streams + weights + 16 * LOGITS_AT_ONCE),
         disk=trained * (KEPT + model.dtype.itemsize),
     )
