@@ -28,8 +28,8 @@ LOWEST = 1e-3
 WINDOWS = 4
 """Whose gradient the steps follow, and as many others that they are tried on."""
 
-SHARE = 0.25
-"""Of their positions, at the most: windows differ more than positions of one do."""
+SHARE = 0.125
+"""Of their positions, at the most: windows differ more from each other than their positions do."""
 
 
 def fitting_rates(
