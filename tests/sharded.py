@@ -25,6 +25,7 @@ from ghostlayers.calibration.journal import digest
 from ghostlayers.errors import DistributedError, GhostlayersError
 from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.state import State
+from ghostlayers.model.stream import find_decoder_layers
 from ghostlayers.runtime import parallel
 
 CASE = {
@@ -79,6 +80,12 @@ def held() -> dict[str, Any]:
         "best": sum(each.numel() for each in state.best.values()),
         "dense": sum(each.numel() for name, each in dense.items() if ".layers." in name),
         "alone": sorted(alone),
+        "shared": sum(
+            one is other
+            for one, other in zip(
+                find_decoder_layers(trained.network), trained.cut.dense.layers, strict=False
+            )
+        ),
         "digest": _digest(state),
     }
 

@@ -114,6 +114,7 @@ def test_processes_with_shares_give_what_one_process_gives(
         assert each["masters"] == each["moments"] == each["best"] <= numbers / size + 600
         assert each["types"] == ["torch.float32"]
         assert each["dense"] <= 1.1 * layers / size
+        assert each["shared"] == (0 if case.get("train") == "all" else 2)  # before the operator
         assert set(each["alone"]) == changed | (set(each["alone"]) & _unlike(folder))
 
 
@@ -123,6 +124,7 @@ def test_processes_with_shares_give_what_one_process_gives(
     [
         (2, {"train": "operator+lora"}),
         (3, {"train": "lora", "rank": 3, "modules": "q_proj,v_proj"}),
+        (3, {"train": "lora", "loss": "ce"}),
     ],
 )
 def test_adapters_beside_shares_give_what_one_process_gives(
@@ -151,6 +153,7 @@ def test_adapters_beside_shares_give_what_one_process_gives(
     for each in held:
         assert each["dense"] <= 1.1 * layers / size
         assert {n for n in each["alone"] if "lora_" not in n} <= _unlike(folder)
+        assert each["shared"] == 2  # layers before the operator
 
 
 @pytest.mark.slow

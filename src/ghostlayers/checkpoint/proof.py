@@ -174,14 +174,16 @@ def _in_types(
     return viewed
 
 
-def compare_logits(made: "PreTrainedModel", model: "PreTrainedModel") -> Verification:
+def compare_logits(
+    made: "PreTrainedModel", model: "PreTrainedModel", tolerance: float = TOLERANCE
+) -> Verification:
     """Compare two models in memory as `verify` compares a folder.
 
     Raises:
         VerificationError: they give other logits.
     """
     ids = some_tokens(model)
-    return _compare(_logits(made, ids), _logits(model, ids))
+    return _compare(_logits(made, ids), _logits(model, ids), tolerance)
 
 
 def logits_of_some_tokens(model: "PreTrainedModel") -> torch.Tensor:

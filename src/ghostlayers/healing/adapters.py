@@ -85,14 +85,22 @@ def adapted_projections(
         if isinstance(module, nn.Linear)
         and (cut.layer_of(f"{path}.weight") or 0) >= cut.gap
         and cut.layer_of(f"{path}.weight") is not None
-        and f"{path}.weight" not in trained
     )
     if not names:
         raise RecipeError(
             "--train lora: no linear projection stands behind the first cut. Take suffix, or "
             "operator+norms."
         )
-    return names if recipe.modules is None else _of_names(names, recipe.modules)
+    if recipe.modules is not None:
+        names = _of_names(names, recipe.modules)
+    left = tuple(path for path in names if f"{path}.weight" not in trained)
+    if not left:
+        others = " + ".join(part for part in parts if part != "lora")
+        raise RecipeError(
+            f"--train {'+'.join(parts)}: {others} trains all projections that adapters would go "
+            f"on: {', '.join(names)[:200]}. Leave lora out, or name others by --modules."
+        )
+    return left
 
 
 def add_adapters(module: nn.Module, paths: Sequence[str], recipe: HealingRecipe) -> None:

@@ -130,7 +130,7 @@ class Engine:
         _check_finite_in_all(stream, self.student.num_layers - 1)
         if self.head is None:
             return self._through_model(stream, lesson, total)
-        states = self.student.final_states(batch, stream, differentiable=True)
+        states = self.student.final_states(batch, stream, differentiable=torch.is_grad_enabled())
         chosen = _at(states, lesson.positions).flatten(0, 1)
         guide = None if lesson.guide is None else lesson.guide.flatten(0, 1)
         targets = _targets(lesson).flatten().to(chosen.device)
@@ -154,7 +154,7 @@ class Engine:
 
     def _layer(self, layer: int, batch: MicroBatch, stream: Stream) -> Any:
         def run(x: Stream) -> Stream:
-            return self.student.run_layer(layer, batch, x, differentiable=True)
+            return self.student.run_layer(layer, batch, x, differentiable=torch.is_grad_enabled())
 
         return checkpoint(run, stream, use_reentrant=False) if self.frugal else run(stream)
 
@@ -174,9 +174,9 @@ class Engine:
             window = MicroBatch(lesson.input_ids[one].to(leaf.device), None, ())
             for start in range(0, len(places), step):
                 some = slice(start, start + step)
-                logits = self.student.logits(window, leaf[one], places[some], differentiable=True)[
-                    0
-                ]
+                logits = self.student.logits(
+                    window, leaf[one], places[some], differentiable=torch.is_grad_enabled()
+                )[0]
                 guide = None
                 if lesson.guide is not None:
                     with torch.no_grad():

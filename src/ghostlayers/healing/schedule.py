@@ -110,14 +110,17 @@ def tokens_within(
     Args:
         seconds: the time; half of it at least goes into training.
         seconds_a_token: of training, in one process.
-        held_out_tokens: that every process measures, before training and behind it at least.
+        held_out_tokens: that every process measures, before training and now and then.
         work: what a token costs.
         processes: that share the training.
         trial: what trying the learning rates takes every process, in tokens of training.
     """
-    looking = 2.0 * held_out_tokens * work.of_looking / work.of_training
-    left = max(seconds / 2.0, seconds - (looking + trial) * seconds_a_token)
-    return processes * left / (seconds_a_token * (1.0 + SHARE_OF_LOOKS))
+    looking = held_out_tokens * work.of_looking / work.of_training * seconds_a_token
+    left = seconds - trial * seconds_a_token - looking
+    each = SHARE_OF_LOOKS * processes  # each process looks as often as one alone
+    share = left * each / (1.0 + each)
+    behind = min(max(looking, share), MOST_LOOKS * looking)
+    return processes * max(seconds / 2.0, left - behind) / seconds_a_token
 
 
 def steps_for(tokens: float, window: int, windows_a_step: int) -> int:

@@ -55,6 +55,9 @@ def divide_dense(dense: DenseModel) -> None:
         _bring_in(layer, dense.device)
         units.append(_divide(layer, mesh, MixedPrecisionPolicy(cast_forward_inputs=False)))
     _share_buffers(units)
+    for unit in units:  # torch moves shares that it pads now, before the cut model has them
+        unit.unshard()
+        unit.reshard()
     _settle(dense.network, dense.device)
     dense.residency = Residency(dense.layers, dense.residency.memory)
 
@@ -71,9 +74,14 @@ def prepare_shares(
     names = named_parts(cut, parts)
     adapted = adapted_projections(cut, recipe, parts, names)
     network, dense, mesh = share_weights(cut.network), cut.dense, _mesh(cut.dense)
-    units = []
+    start = start_of(cut, (*names, *(f"{path}.weight" for path in adapted)))
+    layers, units = find_decoder_layers(network), []
+    for number in range(start):  # they are the dense model's, and never run here
+        layers[number] = dense.layers[number]
     with drawing_adapters(recipe):
-        for number, layer in enumerate(find_decoder_layers(network)):
+        for number, layer in enumerate(layers):
+            if number < start:
+                continue
             path = f"{cut.layers_path}.{number}."
             mine, wrapped = (
                 [name.removeprefix(path) for name in some if name.startswith(path)]
@@ -91,7 +99,6 @@ def prepare_shares(
         network.get_parameter(name).requires_grad_()
     parameters = {name: network.get_parameter(name) for name in names}
     masters = {name: _master(tensor) for name, tensor in parameters.items()}
-    start = start_of(cut, names)
     return ShardedTrained(network, parameters, masters, names, start, adapted, cut=cut, mesh=mesh)
 
 

@@ -136,7 +136,8 @@ class Training:
             return
         began = time.perf_counter()
         parts, highest = [state.parts[n] for n in places], state.rates[places]
-        fitting = fitting_rates(engine, parts, highest, text.input_ids, share, state.room)
+        distinct = text.input_ids[sorted(set(first_occurrences(text.input_ids)))]
+        fitting = fitting_rates(engine, parts, highest, distinct, share, state.room)
         state.rates[places] = fitting
         state.notes[3] += time.perf_counter() - began
 
@@ -174,8 +175,8 @@ class Training:
         recipe, processes = self.recipe, world().size
         assert recipe.seconds is not None
         alone = self._seconds_a_token(state, engine, work, math.ceil(windows / processes))
-        likely = processes * recipe.seconds / alone
-        held_out = _measuring(recipe, likely, work).num_held_out_windows * recipe.sequence_length
+        measuring = _measuring(recipe, processes * recipe.seconds / alone, work)
+        held_out = measuring.num_held_out_windows * recipe.sequence_length
         trial = work_of_trial(len(self._open_rates(state)), recipe.sequence_length, work)
         return from_first(
             schedule.tokens_within(recipe.seconds, alone, held_out, work, processes, trial)
@@ -198,7 +199,7 @@ class Training:
                 state.rehearse()
                 taken.append(time.perf_counter() - began)
                 advance()
-        return max(taken[1:]) / (count * length)
+        return sum(taken[1:]) / (len(taken[1:]) * count * length)
 
     def _check_text(self, state: State, text: Text, record: KeptPass | None) -> None:
         digest = hashlib.sha256(text.input_ids.contiguous().numpy().tobytes())

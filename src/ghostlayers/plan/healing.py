@@ -1,12 +1,14 @@
 """What training a cut model will take: the run's own arithmetic, priced on this machine."""
 
 import math
+from collections.abc import Container, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ghostlayers.calibration.cuts import LOGITS_AT_ONCE
 from ghostlayers.calibration.passes import Pass
 from ghostlayers.healing import schedule
+from ghostlayers.healing.adapters import adapted_projections
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.rates import work_of_trial
 from ghostlayers.healing.schedule import Work
@@ -15,6 +17,7 @@ from ghostlayers.healing.training import work_of
 from ghostlayers.plan.probe import Speed, writing_seconds
 from ghostlayers.plan.units import Plan, prices
 from ghostlayers.recipe.healing import HealingRecipe
+from ghostlayers.runtime.parallel import shards
 
 KEPT = 4 + 4 + 4
 """Bytes of a trained number that an interrupted run goes on from: its weight and two moments."""
@@ -44,12 +47,13 @@ def plan_heal(
     """
     length = recipe.sequence_length
     here = prices(cut.dense, speed, length, processes)
-    trial = trial_windows(cut, recipe)
+    trial = processes * trial_windows(cut, recipe)  # each makes the whole of it
     windows = None if recipe.num_tokens is None else recipe.num_tokens / length
     if windows is None:
         assert recipe.seconds is not None
         possible = recipe.seconds / here.of(training_pass(cut, recipe, 1.0)).seconds
-        windows = math.ceil(length * max(possible / 2, possible - trial)) / length
+        left = possible - trial / (1.0 + schedule.SHARE_OF_LOOKS)
+        windows = math.ceil(length * max(possible / 2, left)) / length
     size = sum(tensor.numel() * tensor.element_size() for tensor in cut.network.parameters())
     saved = Pass(
         "saving",
@@ -75,6 +79,20 @@ def _work(cut: CutModel, recipe: HealingRecipe) -> tuple[tuple[str, ...], list[s
     return parts, list(names), work_of(cut, start_of(cut, names), parts, recipe)
 
 
+def _held_by_adapters(
+    cut: CutModel, recipe: HealingRecipe, parts: Sequence[str], trained: Container[str]
+) -> float:
+    """Bytes of the adapters and, where one is stored and one measured, of what has them merged."""
+    kind = cut.dense.dtype
+    total = 0.0
+    for path in adapted_projections(cut, recipe, parts, trained):
+        weight = cut.network.get_parameter(f"{path}.weight")
+        numbers = recipe.rank * sum(weight.shape)
+        total += shards() * numbers * bytes_trained(kind)  # whole in every process
+        total += 2 * weight.numel() * kind.itemsize / shards()
+    return total
+
+
 def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float, trial: float = 0.0) -> Pass:
     """Training on so many windows, measurements on held-out ones included.
 
@@ -92,7 +110,7 @@ def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float, trial: f
     at_once = model.windows_per_call(length) * length * model.hidden_size * model.dtype.itemsize
     activations = KEPT_BY_A_LAYER * at_once * max(1.0, work.forward)
     streams = 2 * recipe.num_held_out_windows * model.stream_bytes(length)
-    weights = trained * bytes_trained(model.dtype)
+    weights = trained * bytes_trained(model.dtype) + _held_by_adapters(cut, recipe, parts, names)
     return Pass(
         "healing",
         f"Training {' + '.join(parts)} on {windows * length:,.0f} tokens",
