@@ -117,8 +117,8 @@ def tokens_within(
     """
     looking = held_out_tokens * work.of_looking / work.of_training * seconds_a_token
     left = seconds - trial * seconds_a_token - looking
-    each = SHARE_OF_LOOKS * processes  # each process looks as often as one alone
-    share = left * each / (1.0 + each)
+    rate_of_looks = SHARE_OF_LOOKS * processes  # each process looks as often as one alone
+    share = left * rate_of_looks / (1.0 + rate_of_looks)
     behind = min(max(looking, share), MOST_LOOKS * looking)
     return processes * max(seconds / 2.0, left - behind) / seconds_a_token
 
