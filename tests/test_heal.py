@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ghostlayers.errors import (
     NonFiniteError,
     RecipeError,
     ResumeError,
+    VerificationError,
     WindowError,
 )
 from ghostlayers.healing import schedule
@@ -520,6 +522,11 @@ def test_adapters_of_lora_are_kept_for_peft(
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert float((bare - want).abs().max()) > 1e-3
     assert ghostlayers.inspect(tmp_path / "adapters")["mode"] == "peft"
+    lost = {name: torch.zeros_like(each) for name, each in healed.outcome.adapters.items()}
+    spoilt = replace(healed, outcome=replace(healed.outcome, adapters=lost))
+    with pytest.raises(VerificationError, match="its logits differ"):
+        spoilt.save_peft(tmp_path / "spoilt")
+    assert not (tmp_path / "spoilt").exists()
     more = ghostlayers.heal(tmp_path / "cut", train="norms+lora", **choices)
     with pytest.raises(RecipeError, match="apart"):
         more.save_peft(tmp_path / "no")
