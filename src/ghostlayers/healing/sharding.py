@@ -74,14 +74,12 @@ def prepare_shares(
     names = named_parts(cut, parts)
     adapted = adapted_projections(cut, recipe, parts, names)
     network, dense, mesh = share_weights(cut.network), cut.dense, _mesh(cut.dense)
-    start = start_of(cut, (*names, *(f"{path}.weight" for path in adapted)))
+    start = start_of(cut, names)
     layers, units = find_decoder_layers(network), []
     for number in range(start):  # they are the dense model's, and never run here
         layers[number] = dense.layers[number]
     with drawing_adapters(recipe):
-        for number, layer in enumerate(layers):
-            if number < start:
-                continue
+        for number, layer in enumerate(layers[start:], start):
             path = f"{cut.layers_path}.{number}."
             mine, wrapped = (
                 [name.removeprefix(path) for name in some if name.startswith(path)]
