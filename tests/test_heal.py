@@ -1103,6 +1103,14 @@ def test_a_repair_that_is_a_layer_is_healed_as_one(
     assert saved.outcome.start.kl_nats == pytest.approx(healed.outcome.end.kl_nats, rel=1e-4)
 
 
+def test_adapters_without_peft_are_refused_by_name(
+    pruned: Any, other_text: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ghostlayers.healing.adapters.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match="not installed: pip install peft"):
+        heal(pruned["ghost"], other_text, train="operator+lora")
+
+
 def test_rates_are_lowered_to_what_the_model_bears(
     pruned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,10 +76,15 @@ def adapted_projections(
     A projection that is trained itself, as that of a repair that is a layer, gets none.
 
     Raises:
-        RecipeError: there are none, or none of the names that are asked for.
+        RecipeError: PEFT is missing, or there are none, or none of the names that are asked for.
     """
     if "lora" not in parts:
         return ()
+    if find_spec("peft") is None:
+        raise RecipeError(
+            "--train lora makes its adapters with PEFT, which is not installed: pip install peft. "
+            "Or take suffix, or operator+norms."
+        )
     names = tuple(
         path
         for path, module in cut.network.named_modules()
