@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--held-out")
     parser.add_argument("--eval", dest="texts", default="")
     parser.add_argument("--cells", type=Path)
+    parser.add_argument("--windows", type=int, default=32, help="that repairs are fitted on")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--max-windows", type=int, default=6)
     given = parser.parse_args()
@@ -73,8 +74,9 @@ class Bench:
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
         self.study = Study.open(
-            given.model, data=given.data.split(",")[0], windows=32, sequence_length=LENGTH,
-            held_out_windows=4, remove=given.remove, options=RunOptions(dtype=given.dtype),
+            given.model, data=given.data.split(",")[0], windows=given.windows,
+            sequence_length=LENGTH, held_out_windows=4, remove=given.remove,
+            options=RunOptions(dtype=given.dtype),
         )  # fmt: skip
         self.cut = self.study.choose()
         self.dense = self.losses(self.study.dense.network)
@@ -116,6 +118,7 @@ class Bench:
             "steps": outcome.steps,
             "trained": outcome.num_trained,
             "best_step": outcome.best_step,
+            "rates": outcome.rates,
             "kl": [look.losses.kl_nats for look in outcome.looks],
             "processor": processor_name(),
             "dtype": str(self.study.dense.dtype),

@@ -374,8 +374,14 @@ def test_what_is_trained_by_default_depends_on_the_memory(
     pruned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every = {name: default_parts(cut_of(pruned[name])) for name in pruned}
-    assert every["ghost"] == every["joint:x+z"] == ("operator", "norms", "suffix")
-    assert every["none"] == ("norms", "suffix")
+    assert every["ghost"] == every["joint:x+z"] == ("operator", "norms", "all")
+    assert every["none"] == ("norms", "all")
+    cut = cut_of(pruned["none"])
+    layers = sum(cut.network.get_parameter(name).numel() for name in named_parts(cut, ("all",)))
+    enough = layers * trained_module.bytes_trained(cut.dense.dtype) / trained_module.SHARE_OF_MEMORY
+    monkeypatch.setattr(trained_module, "memory_of", lambda _: enough)
+    assert default_parts(cut_of(pruned["ghost"])) == ("operator", "norms", "suffix")
+    assert default_parts(cut_of(pruned["none"])) == ("norms", "suffix")
     monkeypatch.setattr(trained_module, "memory_of", lambda _: 10_000)
     assert default_parts(cut_of(pruned["ghost"])) == ("operator", "norms")
     assert default_parts(cut_of(pruned["none"])) == ("norms",)

@@ -77,6 +77,11 @@ class Teaching:
         ]
 
     @property
+    def distinct(self) -> Int[Tensor, "windows sequence"]:
+        """Every window once, in the order of training."""
+        return self.input_ids[sorted(set(self._firsts))]
+
+    @property
     def stores(self) -> list[BoundaryStore]:
         """The files, which are to be flushed before anything is said of what they hold."""
         return self._stores

@@ -301,12 +301,12 @@ def default_parts(cut: CutModel) -> tuple[str, ...]:
     trains the same.
     """
     parts = [part for part in ("operator", "norms") if _has(cut, part)]
-    behind = list(_suffix(cut))
-    numbers = sum(cut.network.get_parameter(name).numel() for name in behind)
-    fits = numbers * bytes_trained(cut.dense.dtype) < SHARE_OF_MEMORY * memory_of(cut.dense.device)
-    if behind and (fits or not parts):
-        parts.append("suffix")
-    return tuple(parts)
+    room = SHARE_OF_MEMORY * memory_of(cut.dense.device)
+    for whole in ("all", "suffix"):
+        numbers = sum(cut.network.get_parameter(name).numel() for name in _CHOOSE[whole](cut))
+        if 0 < numbers * bytes_trained(cut.dense.dtype) < room:
+            return (*parts, whole)
+    return tuple(parts) or ("suffix",)
 
 
 def _has(cut: CutModel, part: str) -> bool:

@@ -96,7 +96,7 @@ class Training:
         course = _Course(self, engine, state, teaching, held_out, work, record, steps, windows)
         if not done:
             course.look(0)
-            self._fit_rates(state, engine, text, work.share)
+            self._fit_rates(state, engine, teaching.distinct, work.share)
         if self.train:
             course.go(done)
         return course.outcome(parts, text)
@@ -129,15 +129,14 @@ class Training:
             weights=weights_at(text.counts, positions),
         )
 
-    def _fit_rates(self, state: State, engine: Engine, text: Text, share: float) -> None:
-        """Lower the rates that nobody named to what the model bears."""
+    def _fit_rates(self, state: State, engine: Engine, texts: torch.Tensor, share: float) -> None:
+        """Lower the rates that nobody named to what the model bears on some windows."""
         places = self._open_rates(state)
         if not places or not self.train:
             return
         began = time.perf_counter()
         parts, highest = [state.parts[n] for n in places], state.rates[places]
-        distinct = text.input_ids[sorted(set(first_occurrences(text.input_ids)))]
-        fitting = fitting_rates(engine, parts, highest, distinct, share, state.room)
+        fitting = fitting_rates(engine, parts, highest, texts, share, state.room)
         state.rates[places] = fitting
         state.notes[3] += time.perf_counter() - began
 
