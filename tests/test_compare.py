@@ -731,7 +731,7 @@ def test_healed_models_stand_beside_closed_forms(
     rows = {row["repair"]: row for row in found["models"]}
     healing = rows["ghost+heal"]["healing"]
     assert healing["tokens"] >= 2000
-    assert healing["trained"] == ["operator", "norms", "suffix"]
+    assert healing["trained"] == ["operator", "norms", "all"]
     assert rows["ghost"].get("healing") is None
     assert rows["ghost+heal"]["added_parameters"] == rows["ghost"]["added_parameters"]
     assert {row["repair"] for row in found["writing"]} == set(losses)

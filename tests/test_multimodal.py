@@ -23,6 +23,7 @@ from ghostlayers import modeling
 from ghostlayers.checkpoint import hub, proof
 from ghostlayers.cli.app import app
 from ghostlayers.errors import GhostlayersError, ModelError, RecipeError, UnsupportedModelError
+from ghostlayers.healing.trained import default_parts
 from ghostlayers.model import multimodal
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe import RunOptions
@@ -497,3 +498,31 @@ def test_a_cut_model_heals_whole(
     changed = {key for key in after if not torch.equal(before[key], after[key])}
     assert changed
     assert not [key for key in changed if "vision" in key or "visual" in key or "project" in key]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # PEFT uses old names of transformers
+@pytest.mark.parametrize("name", ["gemma3", "llava"])
+def test_adapters_of_a_whole_model_fit_its_files(
+    name: str, folders: Path, some_text: list[str], tmp_path: Path
+) -> None:
+    """By its own names, that is, and not by those of the view that was trained."""
+    from peft import PeftModel
+
+    ghostlayers.prune(folders / name, remove="1-2", repair="none", data=some_text, **FEW).save(
+        tmp_path / "cut"
+    )
+    healed = ghostlayers.heal(
+        tmp_path / "cut", against=folders / name, data=some_text, tokens="1000", train="lora",
+        sequence_length=32, held_out_windows=2, step_tokens=64,
+    )  # fmt: skip
+    healed.save_peft(tmp_path / "adapters")
+    cut = AutoModelForImageTextToText.from_pretrained(tmp_path / "cut").eval()
+    ids = torch.randint(10, 60, (1, 16))
+    with torch.no_grad():
+        bare = cut(input_ids=ids).logits
+        want = multimodal.whole_of(healed.model)(input_ids=ids).logits
+        got = PeftModel.from_pretrained(cut, tmp_path / "adapters").eval()(input_ids=ids).logits
+    assert float((bare - want).abs().max()) > 1e-3
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert default_parts(healed.cut) == ("norms", "suffix")  # no text shows what images say

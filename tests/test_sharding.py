@@ -153,7 +153,7 @@ def test_adapters_beside_shares_give_what_one_process_gives(
     for each in held:
         assert each["dense"] <= 1.1 * layers / size
         assert {n for n in each["alone"] if "lora_" not in n} <= _unlike(folder)
-        assert each["shared"] == 2  # layers before the operator
+        assert each["shared"] == 0  # adapters stand on every layer
 
 
 @pytest.mark.slow
@@ -257,7 +257,7 @@ def test_the_command_line_with_shares(tmp_path: Path, folder: Path, ours: Forks)
     out = tmp_path / "out"
     ended, said, err = command(ours, *heal_command(folder, out, "--plan"))
     assert ended == [0, 0], err
-    assert "Training operator + norms + suffix" in said
+    assert "Training operator + norms + all" in said
     assert not out.exists()
     ended, said, err = command(ours, *heal_command(folder, out, "--keep-worse"))
     assert ended == [0, 0], err

@@ -151,18 +151,19 @@ class HealedModel:
         """Describe the adapters as PEFT does, and load them with it onto the cut model."""
         from peft import PeftModel
 
-        config = lora_config(self.recipe, self.outcome.adapted)
+        adapted = list(map(multimodal.name_in_whole, self.outcome.adapted))
+        config = lora_config(self.recipe, adapted)
         config.base_model_name_or_path = str(self.cut.folder)
         config.inference_mode = True
         config.save_pretrained(str(folder))
-        base = share_weights(self.cut.network)
+        base = multimodal.whole_of(share_weights(self.cut.network))
         base.hf_device_map = None  # or PEFT writes the offloaded files anew, wherever it stands
-        for path in self.outcome.adapted:  # PEFT puts adapters where the weights are
+        for path in adapted:  # PEFT puts adapters where the weights are
             keep(base.get_submodule(path))
         with warnings.catch_warnings():  # of names that transformers will drop
             warnings.simplefilter("ignore", FutureWarning)
             made = PeftModel.from_pretrained(base, str(folder)).eval()
-        network: Any = made.base_model.model
+        network = multimodal.text_view(made.base_model.model)
         return proof.compare_logits(network, self.outcome.network, self._tolerance_of_peft())
 
     def _tolerance_of_peft(self) -> float:

@@ -1,4 +1,4 @@
-"""Low-rank adapters on the projections behind the first cut: which, how, and by what names."""
+"""Low-rank adapters on the projections of the layers: which, how, and by what names."""
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.healing.cut_model import CutModel
+from ghostlayers.model.multimodal import name_in_whole
 from ghostlayers.recipe.healing import HealingRecipe
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def adapters_of(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name.removeprefix(LORA): tensor for name, tensor in stored.items() if name.startswith(LORA)
     }
     return {
-        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor
+        f"base_model.model.{name_in_whole(name).replace(f'.{ADAPTER}.', '.')}": tensor
         for name, tensor in mine.items()
     }
 
@@ -71,7 +72,7 @@ def adapters_of(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def adapted_projections(
     cut: CutModel, recipe: HealingRecipe, parts: Sequence[str], trained: Container[str]
 ) -> tuple[str, ...]:
-    """The projections behind the first cut that adapters are put on, if any are asked for.
+    """The projections of decoder layers that adapters are put on, if any are asked for.
 
     A projection that is trained itself, as that of a repair that is a layer, gets none.
 
@@ -83,18 +84,19 @@ def adapted_projections(
     if find_spec("peft") is None:
         raise RecipeError(
             "--train lora makes its adapters with PEFT, which is not installed: pip install peft. "
-            "Or take suffix, or operator+norms."
+            "Or take all, or operator+norms."
         )
+    tied = cut.tied_weights()
     names = tuple(
         path
         for path, module in cut.network.named_modules()
         if isinstance(module, nn.Linear)
-        and (cut.layer_of(f"{path}.weight") or 0) >= cut.gap
         and cut.layer_of(f"{path}.weight") is not None
+        and f"{path}.weight" not in tied
     )
     if not names:
         raise RecipeError(
-            "--train lora: no linear projection stands behind the first cut. Take suffix, or "
+            "--train lora: the decoder layers hold no linear projection. Take all, or "
             "operator+norms."
         )
     if recipe.modules is not None:
@@ -141,7 +143,7 @@ def _of_names(paths: tuple[str, ...], modules: str) -> tuple[str, ...]:
     for name in wanted:
         if name not in known:
             raise RecipeError(
-                f"--modules {modules[:60]}: no projection behind the first cut is called "
+                f"--modules {modules[:60]}: no projection of a decoder layer is called "
                 f"'{name[:60]}'. {suggest(name, known)}"
             )
     return tuple(path for path in paths if path.rpartition(".")[2] in wanted)

@@ -1,5 +1,6 @@
 """A cut model over the weights of its dense one: what is equal is in memory once."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,6 +89,12 @@ class CutModel:
         """Names of its parameters, and of the dense model's in the same places."""
         return dict(_counterparts(self.dense, self.network, self.spans))
 
+    def tied_weights(self) -> frozenset[str]:
+        """Names of parameters that stand in several places (a block that several layers share)."""
+        named = list(self.network.named_parameters(remove_duplicate=False))
+        places = Counter(id(parameter) for _, parameter in named)
+        return frozenset(name for name, parameter in named if places[id(parameter)] > 1)
+
     def repaired_layers(self) -> frozenset[int]:
         """Layers of the cut model whose weights its repairs may have changed."""
         reach = find_method(self.record["recipe"]["repair"]).reach
@@ -174,6 +181,7 @@ def _check_untouched(cut: CutModel) -> None:
         and (layer := cut.layer_of(name)) is not None
         and layer not in repaired
         and not (trained and layer >= cut.gap)
+        and not ("lora" in trained and cut.network.get_parameter(name).dim() == 2)
     )
     if others:
         raise ModelError(

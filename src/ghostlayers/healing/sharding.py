@@ -74,7 +74,7 @@ def prepare_shares(
     names = named_parts(cut, parts)
     adapted = adapted_projections(cut, recipe, parts, names)
     network, dense, mesh = share_weights(cut.network), cut.dense, _mesh(cut.dense)
-    start = start_of(cut, names)
+    start = start_of(cut, [*names, *adapted])
     layers, units = find_decoder_layers(network), []
     for number in range(start):  # they are the dense model's, and never run here
         layers[number] = dense.layers[number]

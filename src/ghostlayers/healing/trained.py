@@ -4,6 +4,7 @@ The cut model itself stays as it is. Its structure is copied, and in the copy wh
 weights of its own; all others are shared, and nothing is recorded of them.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,11 +24,13 @@ from ghostlayers.healing.adapters import (
     with_adapters,
 )
 from ghostlayers.healing.cut_model import CutModel, put
+from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.multimodal import TextView
 from ghostlayers.model.residency import keep, read_tensor
 from ghostlayers.model.weights import like, mark_type, stored_type
 from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.runtime.machine import memory_of
-from ghostlayers.runtime.parallel import add_up, shards, world
+from ghostlayers.runtime.parallel import add_up, processes_here, shards, world
 from ghostlayers.surgery.removal import share_weights, with_weights
 
 
@@ -168,7 +171,12 @@ def prepare(cut: CutModel, recipe: HealingRecipe, parts: tuple[str, ...]) -> Tra
 
 
 def start_of(cut: CutModel, trained: Iterable[str]) -> int:
-    """The first layer of the cut model that is trained or differs from the dense model."""
+    """The first layer of the cut model that is trained or differs from the dense model.
+
+    Args:
+        cut: the cut model.
+        trained: names of parameters, or of projections that carry adapters.
+    """
     layers = [cut.layer_of(name) for name in {*trained, *cut.own}]
     return min([cut.gap, *(layer for layer in layers if layer is not None)])
 
@@ -201,7 +209,7 @@ def named_parts(cut: CutModel, parts: tuple[str, ...]) -> dict[str, str]:
     for part in parts:
         if part == "lora":
             continue
-        names = [n for n in _CHOOSE[part](cut) if _is_trainable(cut, n)]
+        names = _names(cut, part)
         if not names:
             raise RecipeError(f"--train {part}: {_MISSING[part]}")
         for name in names:
@@ -209,8 +217,14 @@ def named_parts(cut: CutModel, parts: tuple[str, ...]) -> dict[str, str]:
     return part_of
 
 
-def _is_trainable(cut: CutModel, name: str) -> bool:
-    return bool(cut.network.get_parameter(name).is_floating_point())
+def _names(cut: CutModel, part: str) -> list[str]:
+    """What a part trains: weights of a type that can be, which stand in no other place, too."""
+    tied = cut.tied_weights()
+    return [
+        name
+        for name in _CHOOSE[part](cut)
+        if cut.network.get_parameter(name).is_floating_point() and name not in tied
+    ]
 
 
 def _operator(cut: CutModel) -> Iterator[str]:
@@ -271,7 +285,7 @@ _MISSING = {
     "operator": "the model has no operator, and nothing that a repair was folded into (it was cut "
     "with --repair none?). Take suffix or norms.",
     "norms": "the model has no norms with gains behind the cut. Take operator or suffix.",
-    "suffix": "no layer stands behind the first cut. Take operator.",
+    "suffix": "no layer stands behind the first cut. Take operator or all.",
     "all": "the model has no weights of a type that can be trained.",
 }
 
@@ -300,14 +314,31 @@ def default_parts(cut: CutModel) -> tuple[str, ...]:
     It depends on how much memory there is, not on how much is free, so that a run that goes on
     trains the same.
     """
-    parts = [part for part in ("operator", "norms") if _has(cut, part)]
-    room = SHARE_OF_MEMORY * memory_of(cut.dense.device)
-    for whole in ("all", "suffix"):
-        numbers = sum(cut.network.get_parameter(name).numel() for name in _CHOOSE[whole](cut))
+    parts = tuple(part for part in ("operator", "norms") if _has(cut, part))
+    room = SHARE_OF_MEMORY * _memory_for(cut.dense)
+    wholes = ("suffix",) if _leaves_the_front(cut) else ("all", "suffix")
+    for whole in wholes:
+        numbers = sum(cut.network.get_parameter(name).numel() for name in _names(cut, whole))
         if 0 < numbers * bytes_trained(cut.dense.dtype) < room:
             return (*parts, whole)
-    return tuple(parts) or ("suffix",)
+    return parts or ("suffix",)
+
+
+def _leaves_the_front(cut: CutModel) -> bool:
+    """Whether the layers before the cut stay as they are unless somebody says otherwise.
+
+    What is trained of an offloaded model stays in memory; and the first layers of one that sees
+    take what images say, which no training text shows.
+    """
+    return cut.dense.residency.offloaded or isinstance(cut.network, TextView)
+
+
+def _memory_for(dense: DenseModel) -> float:
+    """Bytes of memory that this process has in all, or may have (``--max-memory``)."""
+    sharing = processes_here() if dense.device.type == "cpu" else 1
+    limit = dense.residency.memory.limit
+    return min(memory_of(dense.device) / sharing, math.inf if limit is None else limit)
 
 
 def _has(cut: CutModel, part: str) -> bool:
-    return any(_is_trainable(cut, name) for name in _CHOOSE[part](cut))
+    return bool(_names(cut, part))

@@ -78,7 +78,9 @@ class Training:
 
     def _run(self, trained: Trained, parts: tuple[str, ...]) -> Outcome:
         recipe, state = self.recipe, State.begin(trained, self.recipe.rates)
-        engine = Engine(trained, recipe.loss, self.batch_size, frugal=_is_frugal(trained))
+        engine = Engine(
+            trained, recipe.loss, self.batch_size, frugal=is_frugal(self.cut, trained.start)
+        )
         work = work_of(self.cut, trained.start, parts, recipe)
         record = self._restored(state)
         steps, windows = state.size or self._size(state, engine, work)
@@ -327,10 +329,10 @@ def work_of(
     layer = sum(tensor.numel() for tensor in dense.layers[0].parameters())
     head = dense.config.vocab_size * dense.hidden_size / max(1, layer)
     behind = float(cut.num_layers - start)
-    weights = not set(parts) <= {"operator", "norms"}
+    passes = (2.0 if set(parts) <= {"operator", "norms"} else 3.0) + is_frugal(cut, start)
     teacher = float(start if recipe.loss == "ce" else dense.num_layers)
     share = 1.0 if recipe.positions is None else recipe.positions
-    work = schedule.Work(teacher, behind * (3.0 if weights else 2.0), behind, head, share)
+    work = schedule.Work(teacher, behind * passes, behind, head, share)
     saved = schedule.HEADS * head * (1.0 - SOME)
     leaves_out = recipe.positions is None and saved > MUCH * work.of_training
     return replace(work, share=SOME) if leaves_out else work
@@ -352,12 +354,16 @@ def _prepare(cut: CutModel, recipe: HealingRecipe, parts: tuple[str, ...]) -> Tr
     return prepare_shares(cut, recipe, parts)
 
 
-def _is_frugal(trained: Trained) -> bool:
+def is_frugal(cut: CutModel, start: int) -> bool:
     """Whether layers run again in the backward pass.
 
     So they do where what they keep would be gigabytes, where their weights go between calls, and
     where the launcher asks for it (``--fsdp_activation_checkpointing true``).
+
+    Args:
+        cut: the cut model.
+        start: its first layer that runs beside the dense model's.
     """
-    numbers = trained.cut.dense.hidden_size * (trained.cut.num_layers - trained.start)
+    numbers = cut.dense.hidden_size * (cut.num_layers - start)
     asked = shards() > 1 and launchers.is_on(launchers.FSDP_CHECKPOINTS)
-    return asked or is_offloaded(trained.network) or numbers > 2**16
+    return asked or is_offloaded(cut.network) or numbers > 2**16

@@ -192,6 +192,11 @@ def whole_of(model: "PreTrainedModel") -> Any:
     return model.whole if isinstance(model, TextView) else model
 
 
+def name_in_whole(name: str) -> str:
+    """What a view's module or parameter is called in the whole model, and in its files."""
+    return name.removeprefix("whole.")
+
+
 def adopt_config(view: Any) -> None:
     """Let the whole model know of the text part's rewritten config."""
     if not isinstance(view, TextView):

@@ -13,7 +13,8 @@ from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.rates import work_of_trial
 from ghostlayers.healing.schedule import Work
 from ghostlayers.healing.trained import bytes_trained, default_parts, named_parts, start_of
-from ghostlayers.healing.training import work_of
+from ghostlayers.healing.training import is_frugal, work_of
+from ghostlayers.model.residency import is_offloaded
 from ghostlayers.plan.probe import Speed, writing_seconds
 from ghostlayers.plan.units import Plan, prices
 from ghostlayers.recipe.healing import HealingRecipe
@@ -76,21 +77,36 @@ def _work(cut: CutModel, recipe: HealingRecipe) -> tuple[tuple[str, ...], list[s
     """What is trained, by parts and by names, and what a token of it costs."""
     parts = recipe.parts or default_parts(cut)
     names = named_parts(cut, parts)
-    return parts, list(names), work_of(cut, start_of(cut, names), parts, recipe)
+    start = start_of(cut, [*names, *adapted_projections(cut, recipe, parts, names)])
+    return parts, list(names), work_of(cut, start, parts, recipe)
 
 
-def _held_by_adapters(
+def _adapted_numbers(
     cut: CutModel, recipe: HealingRecipe, parts: Sequence[str], trained: Container[str]
-) -> float:
-    """Bytes of the adapters and, where one is stored and one measured, of what has them merged."""
-    kind = cut.dense.dtype
-    total = 0.0
-    for path in adapted_projections(cut, recipe, parts, trained):
-        weight = cut.network.get_parameter(f"{path}.weight")
-        numbers = recipe.rank * sum(weight.shape)
-        total += shards() * numbers * bytes_trained(kind)  # whole in every process
-        total += 2 * weight.numel() * kind.itemsize / shards()
-    return total
+) -> tuple[int, int]:
+    """Numbers of the projections that carry adapters, and of the adapters."""
+    shapes = [
+        cut.network.get_parameter(f"{path}.weight").shape
+        for path in adapted_projections(cut, recipe, parts, trained)
+    ]
+    return sum(map(math.prod, shapes)), sum(recipe.rank * sum(shape) for shape in shapes)
+
+
+def _held_by_adapters(cut: CutModel, projections: int, adapters: int) -> float:
+    """Bytes of the adapters and, where one is stored and one measured, of what has them merged.
+
+    Of an offloaded model the projections themselves stay in memory, too.
+    """
+    copies = 3 if is_offloaded(cut.network) else 2
+    merged = copies * projections * cut.dense.dtype.itemsize / shards()
+    return shards() * adapters * bytes_trained(cut.dense.dtype) + merged  # whole in every process
+
+
+def _activations(cut: CutModel, layers: int) -> int:
+    """What a token keeps for the backward pass of so many layers, in numbers a channel."""
+    if is_frugal(cut, cut.num_layers - layers):
+        return layers + KEPT_BY_A_LAYER
+    return KEPT_BY_A_LAYER * max(1, layers)
 
 
 def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float, trial: float = 0.0) -> Pass:
@@ -103,14 +119,15 @@ def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float, trial: f
         trial: what trying the learning rates takes, in windows.
     """
     parts, names, work = _work(cut, recipe)
+    projections, adapters = _adapted_numbers(cut, recipe, parts, names)
     done = windows + trial / (1.0 + schedule.SHARE_OF_LOOKS)
     trained = sum(cut.network.get_parameter(name).numel() for name in names)
     own = replace(work, head=0.0).of_training * (1.0 + schedule.SHARE_OF_LOOKS)
     length, model = recipe.sequence_length, cut.dense
     at_once = model.windows_per_call(length) * length * model.hidden_size * model.dtype.itemsize
-    activations = KEPT_BY_A_LAYER * at_once * max(1.0, work.forward)
+    activations = at_once * _activations(cut, int(work.forward))
     streams = 2 * recipe.num_held_out_windows * model.stream_bytes(length)
-    weights = trained * bytes_trained(model.dtype) + _held_by_adapters(cut, recipe, parts, names)
+    weights = trained * bytes_trained(model.dtype) + _held_by_adapters(cut, projections, adapters)
     return Pass(
         "healing",
         f"Training {' + '.join(parts)} on {windows * length:,.0f} tokens",
@@ -118,5 +135,7 @@ def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float, trial: f
         layers=done * own,
         heads=done * schedule.HEADS * work.share * (1.0 + schedule.SHARE_OF_LOOKS),
         held=int(activations + streams + weights + 16 * LOGITS_AT_ONCE),
-        disk=trained * (KEPT + model.dtype.itemsize),
+        disk=(trained + projections) * model.dtype.itemsize
+        + trained * KEPT
+        + adapters * (KEPT + 4),
     )

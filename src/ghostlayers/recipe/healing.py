@@ -42,8 +42,8 @@ WINDOW = 256
 
 WHAT_IS_TRAINED = (
     "operator, the repair itself (or the weights that it was folded into); norms, the gains behind "
-    "the first cut; suffix, every weight behind the first cut; lora, adapters on the projections "
-    "there; all, every decoder layer"
+    "the first cut; suffix, every weight behind the first cut; all, every decoder layer; lora, "
+    "adapters on the projections of every decoder layer"
 )
 
 _AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKmMbB]?)")
@@ -103,7 +103,7 @@ class HealingRecipe:
         "Projections that 'lora' adapts, by their own names.",
         HEALING,
         metavar="NAMES",
-        says="all behind the first cut",
+        says="all of the decoder layers",
     )
     preset: str | None = setting(
         None,
@@ -204,12 +204,11 @@ class HealingRecipe:
                 raise RecipeError(f"--train: nothing is called '{part}'. {suggest(part, PARTS)}")
         if len(set(named)) < len(named):
             raise RecipeError(f"--train {self.train} names a part twice.")
-        for whole in ("all", "suffix"):
-            if whole in named and "lora" in named:
-                raise RecipeError(
-                    f"--train {self.train}: 'lora' puts adapters on the weights that '{whole}' "
-                    "trains; leave one of the two out."
-                )
+        if {"all", "lora"} <= set(named):
+            raise RecipeError(
+                f"--train {self.train}: 'lora' puts adapters on the weights that 'all' trains; "
+                "leave one of the two out."
+            )
         return tuple(part for part in PARTS if part in named)
 
     @property

@@ -39,8 +39,8 @@ HEALING_PRESETS: Mapping[str, HealingPreset] = {
             "sequence_length": 512,
         },
         "no code is public; rank, projections and rate are those of the method that it builds on "
-        "(arXiv:2402.13669), adapters stand behind the first cut only, and chats are packed into "
-        "windows. The data are not chosen here: `ghostlayers write-data` makes them",
+        "(arXiv:2402.13669), and chats are packed into windows. The data are not chosen here: "
+        "`ghostlayers write-data` makes them",
     ),
 }
 """By name."""

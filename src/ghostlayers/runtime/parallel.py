@@ -66,6 +66,11 @@ def shards() -> int:
     return world().size if launchers.asks_for_shards() else 1
 
 
+def processes_here() -> int:
+    """Processes of this run on this machine."""
+    return max(1, _environment_number("LOCAL_WORLD_SIZE")) if world().size > 1 else 1
+
+
 def launched() -> bool:
     """Whether a launcher has started several processes.
 
