@@ -526,7 +526,7 @@ def test_adapters_of_lora_are_kept_for_peft(
         got, want = made(input_ids=ids).logits, healed.model(input_ids=ids).logits
         bare = pruned["refit:2"].model(input_ids=ids).logits
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-    assert float((bare - want).abs().max()) > 1e-3
+    assert float((bare - want).abs().max()) > 5e-4
     assert ghostlayers.inspect(tmp_path / "adapters")["mode"] == "peft"
     lost = {name: torch.zeros_like(each) for name, each in healed.outcome.adapters.items()}
     spoilt = replace(healed, outcome=replace(healed.outcome, adapters=lost))

@@ -163,7 +163,8 @@ class HealedModel:
         with warnings.catch_warnings():  # of names that transformers will drop
             warnings.simplefilter("ignore", FutureWarning)
             made = PeftModel.from_pretrained(base, str(folder)).eval()
-        network = multimodal.text_view(made.base_model.model)
+        whole: Any = made.base_model.model
+        network = multimodal.text_view(whole)
         return proof.compare_logits(network, self.outcome.network, self._tolerance_of_peft())
 
     def _tolerance_of_peft(self) -> float:

@@ -330,7 +330,8 @@ def _leaves_the_front(cut: CutModel) -> bool:
     What is trained of an offloaded model stays in memory; and the first layers of one that sees
     take what images say, which no training text shows.
     """
-    return cut.dense.residency.offloaded or isinstance(cut.network, TextView)
+    comes_and_goes = shards() == 1 and cut.dense.residency.offloaded
+    return comes_and_goes or isinstance(cut.network, TextView)
 
 
 def _memory_for(dense: DenseModel) -> float:

@@ -78,9 +78,7 @@ class Training:
 
     def _run(self, trained: Trained, parts: tuple[str, ...]) -> Outcome:
         recipe, state = self.recipe, State.begin(trained, self.recipe.rates)
-        engine = Engine(
-            trained, recipe.loss, self.batch_size, frugal=is_frugal(self.cut, trained.start)
-        )
+        engine = Engine(trained, recipe.loss, self.batch_size, frugal=_is_frugal(trained))
         work = work_of(self.cut, trained.start, parts, recipe)
         record = self._restored(state)
         steps, windows = state.size or self._size(state, engine, work)
@@ -329,7 +327,7 @@ def work_of(
     layer = sum(tensor.numel() for tensor in dense.layers[0].parameters())
     head = dense.config.vocab_size * dense.hidden_size / max(1, layer)
     behind = float(cut.num_layers - start)
-    passes = (2.0 if set(parts) <= {"operator", "norms"} else 3.0) + is_frugal(cut, start)
+    passes = 2.0 if set(parts) <= {"operator", "norms"} else 3.0
     teacher = float(start if recipe.loss == "ce" else dense.num_layers)
     share = 1.0 if recipe.positions is None else recipe.positions
     work = schedule.Work(teacher, behind * passes, behind, head, share)
@@ -354,7 +352,11 @@ def _prepare(cut: CutModel, recipe: HealingRecipe, parts: tuple[str, ...]) -> Tr
     return prepare_shares(cut, recipe, parts)
 
 
-def is_frugal(cut: CutModel, start: int) -> bool:
+def _is_frugal(trained: Trained) -> bool:
+    return is_frugal(trained.cut, trained.start, offloaded=is_offloaded(trained.network))
+
+
+def is_frugal(cut: CutModel, start: int, *, offloaded: bool) -> bool:
     """Whether layers run again in the backward pass.
 
     So they do where what they keep would be gigabytes, where their weights go between calls, and
@@ -363,7 +365,8 @@ def is_frugal(cut: CutModel, start: int) -> bool:
     Args:
         cut: the cut model.
         start: its first layer that runs beside the dense model's.
+        offloaded: whether its weights go between calls.
     """
     numbers = cut.dense.hidden_size * (cut.num_layers - start)
     asked = shards() > 1 and launchers.is_on(launchers.FSDP_CHECKPOINTS)
-    return asked or is_offloaded(cut.network) or numbers > 2**16
+    return asked or offloaded or numbers > 2**16

@@ -97,16 +97,14 @@ def _held_by_adapters(cut: CutModel, projections: int, adapters: int) -> float:
 
     Of an offloaded model the projections themselves stay in memory, too.
     """
-    copies = 3 if is_offloaded(cut.network) else 2
+    copies = 3 if _is_offloaded(cut) else 2
     merged = copies * projections * cut.dense.dtype.itemsize / shards()
     return shards() * adapters * bytes_trained(cut.dense.dtype) + merged  # whole in every process
 
 
-def _activations(cut: CutModel, layers: int) -> int:
-    """What a token keeps for the backward pass of so many layers, in numbers a channel."""
-    if is_frugal(cut, cut.num_layers - layers):
-        return layers + KEPT_BY_A_LAYER
-    return KEPT_BY_A_LAYER * max(1, layers)
+def _is_offloaded(cut: CutModel) -> bool:
+    """Whether layers come and go; those that are divided are read from disk once."""
+    return shards() == 1 and is_offloaded(cut.network)
 
 
 def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float, trial: float = 0.0) -> Pass:
@@ -122,10 +120,13 @@ def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float, trial: f
     projections, adapters = _adapted_numbers(cut, recipe, parts, names)
     done = windows + trial / (1.0 + schedule.SHARE_OF_LOOKS)
     trained = sum(cut.network.get_parameter(name).numel() for name in names)
-    own = replace(work, head=0.0).of_training * (1.0 + schedule.SHARE_OF_LOOKS)
+    behind = int(work.forward)
+    again = is_frugal(cut, cut.num_layers - behind, offloaded=_is_offloaded(cut))
+    own = replace(work, head=0.0).of_training * (1.0 + schedule.SHARE_OF_LOOKS) + again * behind
     length, model = recipe.sequence_length, cut.dense
     at_once = model.windows_per_call(length) * length * model.hidden_size * model.dtype.itemsize
-    activations = at_once * _activations(cut, int(work.forward))
+    a_token = KEPT_BY_A_LAYER + behind if again else KEPT_BY_A_LAYER * max(1, behind)
+    activations = at_once * a_token
     streams = 2 * recipe.num_held_out_windows * model.stream_bytes(length)
     weights = trained * bytes_trained(model.dtype) + _held_by_adapters(cut, projections, adapters)
     return Pass(
