@@ -556,6 +556,11 @@ def test_adapters_for_a_checkpoint_in_16_bits_are_proved(
         tokens="1000", options=options, **SMALL,
     )  # fmt: skip
     assert healed.save_peft(tmp_path / "adapters").largest_difference > 0
+    lost = {name: torch.zeros_like(each) for name, each in healed.outcome.adapters.items()}
+    spoilt = replace(healed, outcome=replace(healed.outcome, adapters=lost))
+    with pytest.raises(VerificationError, match="differs from the trained weight"):
+        spoilt.save_peft(tmp_path / "spoilt")
+    assert not (tmp_path / "spoilt").exists()
 
 
 @pytest.mark.slow

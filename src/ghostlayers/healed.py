@@ -1,5 +1,6 @@
 """The result of training after a cut: a healed model, and the evidence for it."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from ghostlayers import modeling
 from ghostlayers.calibration import journal
 from ghostlayers.calibration.fingerprint import model_fingerprint, tensors_digest
 from ghostlayers.checkpoint import adapter, proof, saving
-from ghostlayers.errors import NoGainError, RecipeError, ResumeError
+from ghostlayers.errors import NoGainError, RecipeError, ResumeError, VerificationError
 from ghostlayers.healing.adapters import lora_config
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.outcome import Outcome
@@ -22,7 +23,7 @@ from ghostlayers.healing.text import read_text
 from ghostlayers.healing.training import KEY, Training
 from ghostlayers.model import multimodal
 from ghostlayers.model.causal import check_causal
-from ghostlayers.model.residency import keep
+from ghostlayers.model.residency import keep, read_tensor
 from ghostlayers.preparation import Documents
 from ghostlayers.recipe import RunOptions
 from ghostlayers.recipe.healing import HealingRecipe
@@ -37,6 +38,9 @@ Save = Literal["checkpoint", "adapter", "peft"]
 
 PEFT_FILE = "adapter_model.safetensors"
 """What PEFT calls the weights of an adapter."""
+
+MERGED_ALIKE = 0.02
+"""Of the greatest change by an adapter, what types of 16 bits may take of it, rounding beside."""
 
 
 @dataclass(frozen=True)
@@ -165,18 +169,34 @@ class HealedModel:
             made = PeftModel.from_pretrained(base, str(folder)).eval()
         whole: Any = made.base_model.model
         network = multimodal.text_view(whole)
-        return proof.compare_logits(network, self.outcome.network, self._tolerance_of_peft())
-
-    def _tolerance_of_peft(self) -> float:
-        """How far logits with adapters may be from those with the same merged, and rounded.
-
-        In 16 bits that is as far as rounding goes, or half of what the adapters change.
-        """
         if self.cut.dense.stored_dtype == torch.float32:
-            return proof.TOLERANCE
-        healed, bare = map(proof.logits_of_some_tokens, (self.outcome.network, self.cut.network))
-        changed = float((healed - bare).abs().max()) / max(1.0, float(healed.abs().max()))
-        return max(proof.TOLERANCE_AS_READ, changed / 2)
+            return proof.compare_logits(network, self.outcome.network)
+        # Merged weights are rounded, which moves logits as far as a short training does.
+        self._check_merged(whole)
+        return proof.compare_logits(network, self.outcome.network, math.inf)
+
+    @torch.no_grad()
+    def _check_merged(self, whole: Any) -> None:
+        """Whether PEFT's adapters, merged and rounded, are the trained projections.
+
+        Raises:
+            VerificationError: a projection is another.
+        """
+        trained = multimodal.whole_of(self.outcome.network)
+        rounding = torch.finfo(self.cut.dense.stored_dtype).eps
+        for path in map(multimodal.name_in_whole, self.outcome.adapted):
+            module = whole.get_submodule(path)
+            own, change = read_tensor(trained, f"{path}.weight"), module.get_delta_weight("default")
+            base = read_tensor(module.base_layer, "weight").float()
+            want = base + change.float().to(base.device)
+            off = (own.float().to(want.device) - want).abs()
+            allowed = rounding * want.abs() + MERGED_ALIKE * change.abs().max()
+            if not bool((off <= allowed).all()):
+                raise VerificationError(
+                    f"what PEFT makes of the adapters of {path} differs from the trained weight by "
+                    f"up to {float(off.max()):.3g}; nothing was kept. Please report this with the "
+                    "model's name, or take --save checkpoint."
+                )
 
     def _difference(self) -> tuple[dict[Span, Repair], adapter.Weights]:
         """Operators by gap, and weights that are not the dense model's, by its own names."""
