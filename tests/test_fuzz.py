@@ -21,6 +21,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from ghostlayers.calibration import journal
 from ghostlayers.checkpoint import records
@@ -36,6 +37,7 @@ from ghostlayers.model.config_file import TokenizerSettings, check_config, check
 from ghostlayers.model.gguf_file import GgufFile
 from ghostlayers.model.loading import load_model
 from ghostlayers.model.offload import parse_memory
+from ghostlayers.modeling import guarded_key
 from ghostlayers.presets import Preset, find_preset
 from ghostlayers.recipe import Recipe, RunOptions
 from ghostlayers.repairs import ALL, METHODS, find_method
@@ -693,3 +695,12 @@ def test_flags_of_a_config_are_flags(name: str, value: Any) -> None:
 def test_entries_that_a_tokenizer_computes_with_are_of_their_type(name: str, value: Any) -> None:
     with pytest.raises(ModelError, match=name):
         check({name: value}, TokenizerSettings, "the tokenizer's config", ModelError)
+
+
+@pytest.mark.slow  # every config class is imported
+def test_the_entry_that_stands_guard_is_read_in_every_family() -> None:
+    """A repaired checkpoint holds a mapping where its family has a number."""
+    entries = {guarded_key(config) for config in MODEL_FOR_CAUSAL_LM_MAPPING}
+    assert {"n_layer", "n_layers", "num_hidden_layers", "hidden_size"} <= entries
+    for entry in entries:
+        check_config({"model_type": "ghostlayers_x", entry: {"value": 3, "note": "x"}}, "here")

@@ -76,8 +76,8 @@ class Part(Checked):
     dtype: Type | None = None
     torch_dtype: Type | None = None
     num_hidden_layers: Depth | dict[str, Any] | None = None  # a checkpoint of ours guards it
-    n_layer: Depth | None = None
-    n_layers: Depth | None = None
+    n_layer: Depth | dict[str, Any] | None = None
+    n_layers: Depth | dict[str, Any] | None = None
     hidden_size: Size | dict[str, Any] | None = None
     n_embd: Size | None = None
     d_model: Size | None = None
