@@ -110,7 +110,7 @@ def show_materialized(out_folder: Path, verification: Verification) -> None:
 def _equality(verification: Verification) -> str:
     if verification.identical:
         return "equal bit for bit"
-    return f"equal to {verification.largest_difference:.1e}"
+    return f"within {verification.largest_difference:.1e}"
 
 
 ENGINES = {
