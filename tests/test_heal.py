@@ -516,7 +516,8 @@ def test_adapters_of_lora_are_kept_for_peft(
     from transformers import AutoModelForCausalLM
 
     pruned["refit:2"].save(tmp_path / "cut")
-    choices = {"against": tiny_dense, "data": other_text, "tokens": "1000", **SMALL}
+    given = {"tokens": "1000", "learning_rate": "1e-3", **SMALL}
+    choices = {"against": tiny_dense, "data": other_text, **given}
     healed = ghostlayers.heal(tmp_path / "cut", train="lora", **choices)
     healed.save_peft(tmp_path / "adapters")
     cut = AutoModelForCausalLM.from_pretrained(tmp_path / "cut")
@@ -526,7 +527,7 @@ def test_adapters_of_lora_are_kept_for_peft(
         got, want = made(input_ids=ids).logits, healed.model(input_ids=ids).logits
         bare = pruned["refit:2"].model(input_ids=ids).logits
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-    assert float((bare - want).abs().max()) > 5e-4
+    assert float((bare - want).abs().max()) > 1e-3
     assert ghostlayers.inspect(tmp_path / "adapters")["mode"] == "peft"
     lost = {name: torch.zeros_like(each) for name, each in healed.outcome.adapters.items()}
     spoilt = replace(healed, outcome=replace(healed.outcome, adapters=lost))

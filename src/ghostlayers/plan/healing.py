@@ -1,7 +1,7 @@
 """What training a cut model will take: the run's own arithmetic, priced on this machine."""
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,28 +68,26 @@ def plan_heal(
 
 def trial_windows(cut: CutModel, recipe: HealingRecipe) -> float:
     """What trying the learning rates takes, in windows of training."""
-    parts, _, work = _work(cut, recipe)
+    parts, _, _, work = _work(cut, recipe)
     open_parts = [part for part in parts if part not in recipe.told_rates]
     return work_of_trial(len(open_parts), recipe.sequence_length, work) / recipe.sequence_length
 
 
-def _work(cut: CutModel, recipe: HealingRecipe) -> tuple[tuple[str, ...], list[str], Work]:
-    """What is trained, by parts and by names, and what a token of it costs."""
+def _work(
+    cut: CutModel, recipe: HealingRecipe
+) -> tuple[tuple[str, ...], list[str], tuple[str, ...], Work]:
+    """What is trained, by parts and names; what carries adapters; and what a token costs."""
     parts = recipe.parts or default_parts(cut)
     names = named_parts(cut, parts)
-    start = start_of(cut, [*names, *adapted_projections(cut, recipe, parts, names)])
-    return parts, list(names), work_of(cut, start, parts, recipe)
+    adapted = adapted_projections(cut, recipe, parts, names)
+    start = start_of(cut, [*names, *adapted])
+    return parts, list(names), adapted, work_of(cut, start, parts, recipe)
 
 
-def _adapted_numbers(
-    cut: CutModel, recipe: HealingRecipe, parts: Sequence[str], trained: Container[str]
-) -> tuple[int, int]:
+def _adapted_numbers(cut: CutModel, rank: int, adapted: Sequence[str]) -> tuple[int, int]:
     """Numbers of the projections that carry adapters, and of the adapters."""
-    shapes = [
-        cut.network.get_parameter(f"{path}.weight").shape
-        for path in adapted_projections(cut, recipe, parts, trained)
-    ]
-    return sum(map(math.prod, shapes)), sum(recipe.rank * sum(shape) for shape in shapes)
+    shapes = [cut.network.get_parameter(f"{path}.weight").shape for path in adapted]
+    return sum(map(math.prod, shapes)), sum(rank * sum(shape) for shape in shapes)
 
 
 def _held_by_adapters(cut: CutModel, projections: int, adapters: int) -> float:
@@ -116,8 +114,8 @@ def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float, trial: f
         windows: of text.
         trial: what trying the learning rates takes, in windows.
     """
-    parts, names, work = _work(cut, recipe)
-    projections, adapters = _adapted_numbers(cut, recipe, parts, names)
+    parts, names, adapted, work = _work(cut, recipe)
+    projections, adapters = _adapted_numbers(cut, recipe.rank, adapted)
     done = windows + trial / (1.0 + schedule.SHARE_OF_LOOKS)
     trained = sum(cut.network.get_parameter(name).numel() for name in names)
     behind = int(work.forward)
