@@ -377,6 +377,12 @@ def test_what_is_trained_by_default_depends_on_the_memory(
     assert every["ghost"] == every["joint:x+z"] == ("operator", "norms", "all")
     assert every["none"] == ("norms", "all")
     cut = cut_of(pruned["none"])
+    with monkeypatch.context() as patched:  # what is trained of it would stay in memory
+        patched.setattr(cut.dense.residency, "offloaded", True)
+        assert default_parts(cut) == ("norms", "suffix")
+    with monkeypatch.context() as patched:
+        patched.setattr(cut.dense.residency.memory, "limit", 10_000)
+        assert default_parts(cut) == ("norms",)
     layers = sum(cut.network.get_parameter(name).numel() for name in named_parts(cut, ("all",)))
     enough = layers * trained_module.bytes_trained(cut.dense.dtype) / trained_module.SHARE_OF_MEMORY
     monkeypatch.setattr(trained_module, "memory_of", lambda _: enough)
