@@ -28,7 +28,7 @@ from ghostlayers.checkpoint.proof import Verification
 from ghostlayers.cli import app, scores_screen, screen
 from ghostlayers.cli.parameters import option_name
 from ghostlayers.errors import ModelError, SpanError
-from ghostlayers.plan.units import Plan
+from ghostlayers.plan.units import Plan, Predicted
 from ghostlayers.repairs import METHODS
 from ghostlayers.runtime.locks import holding
 from ghostlayers.runtime.quiet import quiet_imports
@@ -977,6 +977,14 @@ def test_inspect_says_what_else_was_given(tmp_path):
     assert "cannot be read as a GGUF file" in call("inspect", empty).output.replace("\n", " ")
     assert "there is no folder" in call("inspect", tmp_path / "nothing").output
     assert "there is no file" in call("inspect", tmp_path / "nothing.gguf").output
+
+
+def test_a_plan_that_does_not_fit_says_so(capsys):
+    lines = (Predicted("a", 1.0, 1.0, 2**30, 0), Predicted("b", 1.0, 1.0, 3 * 2**30, 0))
+    screen.show_plan(Plan(lines, available=3.0 * 2**30))
+    assert "may not fit" not in capsys.readouterr().err
+    screen.show_plan(Plan(lines, available=2.5 * 2**30))
+    assert "than there is for it (2.50 GiB), so it may not fit" in capsys.readouterr().err
 
 
 def test_a_later_command_of_a_process_starts_its_own_clock(monkeypatch, capsys):

@@ -36,19 +36,15 @@ from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.head import Head, LogitMap, logit_loss
 from ghostlayers.healing.positions import draw_positions, positions_of
-from ghostlayers.healing.rates import SHARE, WINDOWS, fitting_rates, work_of_trial
+from ghostlayers.healing.rates import SHARE, WINDOWS, _longest, fitting_rates, work_of_trial
 from ghostlayers.healing.state import BETAS, CLIP, State
 from ghostlayers.healing.text import _shared_out, read_text
 from ghostlayers.healing.trained import default_parts, named_parts, prepare, recording
+from ghostlayers.model import dense as dense_module
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
-from ghostlayers.recipe.healing import (
-    LEARNING_RATES,
-    PARTS,
-    HealingRecipe,
-    read_budget,
-    read_mix,
-)
+from ghostlayers.recipe.healing import LEARNING_RATES, PARTS, HealingRecipe
+from ghostlayers.recipe.healing_amounts import read_budget, read_mix
 from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.spans import Span
 from ghostlayers.surgery import removal
@@ -385,10 +381,10 @@ def test_what_is_trained_by_default_depends_on_the_memory(
         assert default_parts(cut) == ("norms",)
     layers = sum(cut.network.get_parameter(name).numel() for name in named_parts(cut, ("all",)))
     enough = layers * trained_module.bytes_trained(cut.dense.dtype) / trained_module.SHARE_OF_MEMORY
-    monkeypatch.setattr(trained_module, "memory_of", lambda _: enough)
+    monkeypatch.setattr(dense_module, "memory_of", lambda _: enough)
     assert default_parts(cut_of(pruned["ghost"])) == ("operator", "norms", "suffix")
     assert default_parts(cut_of(pruned["none"])) == ("norms", "suffix")
-    monkeypatch.setattr(trained_module, "memory_of", lambda _: 10_000)
+    monkeypatch.setattr(dense_module, "memory_of", lambda _: 10_000)
     assert default_parts(cut_of(pruned["ghost"])) == ("operator", "norms")
     assert default_parts(cut_of(pruned["none"])) == ("norms",)
 
@@ -836,6 +832,10 @@ def test_too_short_a_text_is_refused(pruned: Any) -> None:
         ({"learning_rate": "fast"}, "above 0 and below 10"),
         ({"learning_rate": "1e9"}, "above 0 and below 10"),
         ({"learning_rate": "suffixe=1e-4"}, "nothing is called"),
+        ({"train": "norms", "learning_rate": "1e-3,all=1e-4"}, "what is trained is norms"),
+        ({"train": "operator+all", "learning_rate": "lora=1e-4"}, "trained is operator"),
+        ({"train": "suffix", "modules": "q_proj"}, "--modules is said of the adapters"),
+        ({"train": "all", "rank": 8}, "--rank is said of the adapters"),
         ({"positions": 0.0}, "above 0"),
         ({"positions": 1.5}, "above 0"),
         ({"sequence_length": 1}, "between 2"),
@@ -884,6 +884,8 @@ def test_amounts_shares_and_budgets_are_read() -> None:
     rates = HealingRecipe(learning_rate="operator=1e-5,norms=2e-3").rates
     assert (rates["operator"], rates["norms"]) == (1e-5, 2e-3)
     assert set(HealingRecipe(learning_rate="1e-5").rates.values()) == {1e-5}
+    rates = HealingRecipe(learning_rate="norms=2e-3,1e-5").rates
+    assert (rates["operator"], rates["norms"]) == (1e-5, 2e-3)
 
 
 def test_the_schedule_rises_and_falls() -> None:
@@ -1174,6 +1176,32 @@ def literal_step(engine: Engine, part: str, rate: float, ids: torch.Tensor) -> f
         master.data.copy_(held[name])
         master.grad = None
     return loss
+
+
+class Parabola:
+    """The loss behind a step, of a slope and a curvature."""
+
+    def __init__(self, slope: float, curvature: float) -> None:
+        self.slope, self.curvature = slope, curvature
+
+    def loss(self, rate: float) -> float:
+        return 5.0 + self.slope * rate + self.curvature * rate**2
+
+
+@pytest.mark.parametrize("fitting", [1.0, 0.4, 0.1, 0.02])
+def test_a_rate_does_not_depend_on_which_way_a_draw_leads(fitting: float) -> None:
+    # A step three times as long helps as much where 8 c r is at most 2 s.
+    fits = [_longest(Parabola(s, 0.25 / fitting), 5.0, 1.0) for s in (-1.0, 1.0)]
+    assert fits[0] == fits[1] <= fitting < 3 * fits[0]
+
+
+def test_harm_that_no_longer_grows_is_not_taken_for_a_slope() -> None:
+    class Cliff(Parabola):
+        def loss(self, rate: float) -> float:
+            return min(super().loss(rate), 9.0)
+
+    assert _longest(Cliff(-1.0, 100.0), 5.0, 1.0) == pytest.approx(3.0**-6)
+    assert _longest(Cliff(1.0, 100.0), 5.0, 1.0) == pytest.approx(3.0**-6)
 
 
 def test_rates_are_not_tried_on_windows_that_they_follow(

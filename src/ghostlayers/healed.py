@@ -30,6 +30,7 @@ from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.repairs.base import Operator, Repair
 from ghostlayers.runtime.machine import versions
 from ghostlayers.runtime.parallel import check_same, shards, world
+from ghostlayers.runtime.quiet import quiet_imports
 from ghostlayers.spans import Span, kept_layers, pruned_boundary
 from ghostlayers.surgery.removal import share_weights
 from ghostlayers.text.tokens import check_sequence_length
@@ -153,7 +154,8 @@ class HealedModel:
 
     def _prove_peft(self, folder: Path) -> proof.Verification:
         """Describe the adapters as PEFT does, and load them with it onto the cut model."""
-        from peft import PeftModel
+        with quiet_imports():
+            from peft import PeftModel
 
         adapted = list(map(multimodal.name_in_whole, self.outcome.adapted))
         config = lora_config(self.recipe, adapted)

@@ -175,16 +175,26 @@ def show_healing(row: Mapping[str, Any]) -> None:
 
 def show_merged(row: Mapping[str, Any]) -> None:
     """A record's entry of a merge of two healed checkpoints."""
-    first, second = (shown_name(parent["checkpoint"]) for parent in row["parents"])
-    say(f"Merged {first} (first) and {second} (second), at {row['merged_at']:g} of the way.")
+    names = {
+        who: shown_name(parent["checkpoint"])
+        for who, parent in zip(("first", "second"), row["parents"], strict=True)
+    }
+    both = " and ".join(f"{name} ({who})" for who, name in names.items())
+    say(f"Merged {both}, at {row['merged_at']:g} of the way.")
     text = row["held_out"]
     rows = [[loss["model"], *loss_cells(loss)] for loss in row["evidence"]]
     table(LOSSES, rows, f"On {text['windows']} held-out windows of {shown_name(text['corpus'])}")
     best = min(row["tried"], key=lambda trial: float(trial["kl_nats"]))
     if row["kept"] != "merged":
-        warn(f"the {row['kept']} alone is nearer to the dense model than anything between: kept.")
+        warn(
+            f"the {row['kept']} alone is nearer to the dense model than anything between, so what "
+            f"is kept is {names[row['kept']]} as it was."
+        )
     elif best["model"] != "merged":
-        warn(f"the {best['model']} alone is nearer to the dense model; --slerp auto keeps it.")
+        warn(
+            f"{names[best['model']]} alone is nearer to the dense model than what was merged, "
+            "which is kept because of --slerp; 'auto' would keep the former."
+        )
 
 
 def show_record(record: Mapping[str, Any]) -> None:

@@ -209,6 +209,9 @@ def show_plan(plan: Plan) -> None:
     ]
     total = _plan_cells("in all", plan.seconds, plan.flops, plan.memory, plan.disk)
     table(("what this run will take here", "time", "TFLOP", "memory", "disk"), [*rows, total])
+    if plan.memory > plan.available:
+        most = f"{plan.available / 2**30:.2f} GiB"
+        warn(f"that is more memory than there is for it ({most}), so it may not fit.")
     passed = time.time() - _began
     say(f"Beside the {duration(passed)} that starting, opening the model and this look at it took.")
 

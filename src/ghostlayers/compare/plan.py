@@ -64,7 +64,7 @@ def _plan_choices(experiment: Experiment, speed: Speed) -> Plan:
         files = [_files(experiment, 0, 1)]
         files += [_files(experiment, _removed(spans), len(names)) for spans, names in jobs]
         lines.append(("GGUF files in llama.cpp", files))
-    return Plan(tuple(here.together(title, passes) for title, passes in lines))
+    return here.plan(here.together(title, passes) for title, passes in lines)
 
 
 def _plan_presets(experiment: Experiment, speed: Speed) -> Plan:
@@ -73,7 +73,7 @@ def _plan_presets(experiment: Experiment, speed: Speed) -> Plan:
     here = prices(experiment.study.dense, speed, request.window_length)
     lines = (_preset_line(experiment, name, speed) for name in request.presets)
     dense = [_dense_pass(experiment), _writing(experiment, 0, 1)]
-    return Plan((here.together(dense[0].title, dense), *lines))
+    return here.plan([here.together(dense[0].title, dense), *lines])
 
 
 def _preset_line(experiment: Experiment, name: str, speed: Speed) -> Predicted:

@@ -14,7 +14,7 @@ from ghostlayers.evaluation.request import TASKS, TaskRequest
 from ghostlayers.evaluation.written import CONTINUATIONS
 from ghostlayers.presets import PRESETS, find_preset
 from ghostlayers.recipe import Recipe
-from ghostlayers.recipe.healing import read_budget
+from ghostlayers.recipe.healing_amounts import read_budget
 from ghostlayers.repairs import ALL, REPAIR_REGISTRY
 from ghostlayers.repairs.arguments import WithArguments
 from ghostlayers.repairs.registry import Registry

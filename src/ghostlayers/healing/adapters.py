@@ -12,6 +12,7 @@ from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.model.multimodal import name_in_whole
 from ghostlayers.recipe.healing import HealingRecipe
+from ghostlayers.runtime.quiet import quiet_imports
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -48,7 +49,8 @@ def adapted_name(name: str, adapted: Sequence[str]) -> str:
 
 def lora_config(recipe: HealingRecipe, names: Sequence[str]) -> "LoraConfig":
     """The adapters that a recipe puts on projections, as PEFT describes them."""
-    from peft import LoraConfig
+    with quiet_imports():
+        from peft import LoraConfig
 
     return LoraConfig(
         r=recipe.rank,
@@ -103,10 +105,11 @@ def adapted_projections(
         names = _of_names(names, recipe.modules)
     left = tuple(path for path in names if f"{path}.weight" not in trained)
     if not left:
-        others = " + ".join(part for part in parts if part != "lora")
+        others = "+".join(part for part in parts if part != "lora")
+        either = "" if recipe.modules is None else ", or name others by --modules"
         raise RecipeError(
             f"--train {'+'.join(parts)}: {others} trains all projections that adapters would go "
-            f"on: {', '.join(names)[:200]}. Leave lora out, or name others by --modules."
+            f"on: {', '.join(names)[:200]}. Give --train {others}{either}."
         )
     return left
 
@@ -115,7 +118,8 @@ def add_adapters(module: nn.Module, paths: Sequence[str], recipe: HealingRecipe)
     """Put adapters on the projections of a network, or of a part of it, in place."""
     if not paths:
         return
-    from peft import inject_adapter_in_model
+    with quiet_imports():
+        from peft import inject_adapter_in_model
 
     inject_adapter_in_model(lora_config(recipe, paths), module, adapter_name=ADAPTER)
     module.eval()

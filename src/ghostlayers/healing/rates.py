@@ -5,10 +5,12 @@ differ in how far that may be: on Gemma 3, whose stream has channels a hundred t
 others, a tenth of what is best for a Llama of its size. So the step is tried on other windows
 before training: a rate fits if a step three times as long still lowers their loss at least as much.
 
-Both sides are several windows: after the gradient of a single one, others may lose at every rate,
-and the lowest one was taken (`docs/results/healing.md`).
+Both sides are several windows: the fewer they are, the more often others lose by any step, however
+short. That is the draw's luck, and says nothing against the rate. Then the step is tried backwards,
+where the slope wins as much and the curve takes as much away.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -130,12 +132,28 @@ class _Steps:
 
 
 def _longest(steps: _Steps, start: float, highest: float) -> float:
-    """The highest rate, of thirds of thirds, at which a step three times as long helps as much.
-
-    Where both do harm, the longer one may do less of it: that is no help.
-    """
+    """The highest rate, of thirds of thirds, at which a step three times as long helps as much."""
     rate, further, here = highest, steps.loss(FURTHER * highest), steps.loss(highest)
-    while not further <= min(here, start) and rate > LOWEST * highest:
+    while rate > LOWEST * highest and not _helps_as_much(further, here, start):
+        if _leads_uphill(further - start, here - start):
+            back = steps.loss(-FURTHER * rate), steps.loss(-rate)
+            if _helps_as_much(*back, start):
+                break
         rate /= FURTHER
         further, here = here, steps.loss(rate)
     return rate
+
+
+def _helps_as_much(further: float, here: float, start: float) -> bool:
+    """Whether the longer of two steps does; where both do harm, the lesser harm is no help."""
+    return further <= min(here, start)
+
+
+def _leads_uphill(further: float, here: float) -> bool:
+    """Whether a line and a parabola through both harms rise from the start already.
+
+    Args:
+        further: what is lost by a step `FURTHER` times as long.
+        here: what is lost by the step.
+    """
+    return further < FURTHER**2 * here < math.inf

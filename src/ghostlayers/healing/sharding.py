@@ -7,7 +7,7 @@ time, so that no process ever holds a whole model; what is not trained is one sh
 The cut model that is saved stays on disk, and takes what was trained at the end.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +22,6 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.healing.adapters import (
     BASE,
-    LORA,
     adapted_name,
     adapted_projections,
     add_adapters,
@@ -154,14 +153,14 @@ class ShardedTrained(Trained):
         It is made in the first process; the others have the cut model as it was.
         """
         whole = {}
-        for name, share in stored.items():
+        for name, share in self.merged(stored):
             tensor = self._gathered(name, share)
             if world().leads:
                 whole[name] = tensor.cpu()
-        return super().healed(whole) if world().leads else self.cut.network
+        return self._with_weights(whole.items()) if world().leads else self.cut.network
 
     def _gathered(self, name: str, share: Tensor) -> Tensor:
-        own = None if name.startswith(LORA) else self._divided(name)
+        own = self._divided(name)
         if own is None:
             return share
         placed = DTensor.from_local(
@@ -189,18 +188,27 @@ class ShardedTrained(Trained):
         Adapters rest meanwhile: stored projections have them in. Those are the dense model's own
         weights, which must not run before they are back.
         """
-        plain = {n: value for n, value in stored.items() if not n.startswith(LORA)}
-        own = {name: self._numbers(name).clone() for name in plain}
+        own: dict[str, Tensor] = {}
         try:
-            self._put(plain, resting=True)
+            self._put(self.merged(stored), own, resting=True)
             yield self.network
         finally:
-            self._put(own, resting=False)
+            self._put(own.items(), resting=False)
 
     @torch.no_grad()
-    def _put(self, values: Mapping[str, Tensor], *, resting: bool) -> None:
-        for name, value in values.items():
-            self._numbers(name).copy_(value)
+    def _put(
+        self,
+        values: Iterable[tuple[str, Tensor]],
+        before: dict[str, Tensor] | None = None,
+        *,
+        resting: bool,
+    ) -> None:
+        """Change weights of the cut model; where asked for, take down what they were."""
+        for name, value in values:
+            numbers = self._numbers(name)
+            if before is not None:
+                before[name] = numbers.clone()
+            numbers.copy_(value)
         for path in self.adapted:
             self.network.get_submodule(path).enable_adapters(not resting)
         self.write_back()

@@ -4,7 +4,6 @@ The cut model itself stays as it is. Its structure is copied, and in the copy wh
 weights of its own; all others are shared, and nothing is recorded of them.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,13 +23,12 @@ from ghostlayers.healing.adapters import (
     with_adapters,
 )
 from ghostlayers.healing.cut_model import CutModel, put
-from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.dense import memory_for
 from ghostlayers.model.multimodal import TextView
 from ghostlayers.model.residency import keep, read_tensor
 from ghostlayers.model.weights import like, mark_type, stored_type
 from ghostlayers.recipe.healing import HealingRecipe
-from ghostlayers.runtime.machine import memory_of
-from ghostlayers.runtime.parallel import add_up, processes_here, shards, world
+from ghostlayers.runtime.parallel import add_up, shards, world
 from ghostlayers.surgery.removal import share_weights, with_weights
 
 
@@ -95,16 +93,27 @@ class Trained:
 
     @torch.no_grad()
     def stored(self) -> dict[str, Tensor]:
-        """Trained weights by their names in the cut model, rounded to the types of its files.
+        """What is trained by its names in the cut model, rounded to the types of its files.
 
-        Beside them the adapters that are merged in them, under names that begin with `LORA`.
+        Adapters are as they are, under names that begin with `LORA`.
         """
-        whole = {
-            name: tensor.detach().to(self.kind_of(name), copy=True)
-            for name, tensor in self._whole()
-        }
-        adapters = {n: tensor for n, tensor in self.masters.items() if self.parts[n] == "lora"}
-        return whole | {f"{LORA}{n}": tensor.detach().clone() for n, tensor in adapters.items()}
+        kept: dict[str, Tensor] = {}
+        for name, master in self.masters.items():
+            plain = name.replace(BASE, ".")
+            if self.parts[name] == "lora":
+                kept[f"{LORA}{name}"] = master.detach().clone()
+            else:
+                kept[plain] = master.detach().to(self.kind_of(plain), copy=True)
+        return kept
+
+    def merged(self, stored: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """A state's weights as files hold them, projections with their adapters in them."""
+        yield from ((name, value) for name, value in stored.items() if not name.startswith(LORA))
+        for path in self.adapted:
+            name, down, up = f"{path}.weight", f"{LORA}{path}.lora_A", f"{LORA}{path}.lora_B"
+            scale = self.network.get_submodule(path).scaling[ADAPTER]
+            change = stored[f"{up}.{ADAPTER}.weight"] @ stored[f"{down}.{ADAPTER}.weight"] * scale
+            yield name, self._with_change(name, change).to(self.kind_of(name))
 
     def kind_of(self, name: str) -> torch.dtype:
         """The type that a weight's file has, or that is computed in, where that rounds it."""
@@ -114,30 +123,22 @@ class Trained:
 
     def healed(self, stored: Mapping[str, Tensor]) -> Any:
         """The cut model with trained weights in their places, as its files will hold them."""
-        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(LORA)}
-        weights = {}
-        for name, tensor in stored.items():
-            own = self.cut.network.get_parameter(name)
-            weights[name] = tensor.to(own.dtype)
+        return self._with_weights(self.merged(stored))
+
+    def _with_weights(self, values: Iterable[tuple[str, Tensor]]) -> Any:
+        weights, kinds = {}, {}
+        for name, tensor in values:
+            weights[name] = tensor.to(self.cut.network.get_parameter(name).dtype)
+            kinds[name] = tensor.dtype
         network = with_weights(self.cut.network, weights)
-        for name, tensor in stored.items():
-            mark_type(network.get_parameter(name), name, tensor.dtype)
+        for name, kind in kinds.items():
+            mark_type(network.get_parameter(name), name, kind)
         return network
 
     @contextmanager
     def as_saved(self, stored: Mapping[str, Tensor]) -> Iterator[Any]:
         """The cut model as `healed` has it, to be measured."""
         yield self.healed(stored)
-
-    def _whole(self) -> Iterator[tuple[str, Tensor]]:
-        """Adapted projections with their adapters in them; what else is trained, as it is."""
-        for path in self.adapted:
-            name = f"{path}.weight"
-            change = self.network.get_submodule(path).get_delta_weight(ADAPTER).float()
-            yield name, self._with_change(name, change)
-        for name, master in self.masters.items():
-            if self.parts[name] != "lora":
-                yield name.replace(BASE, "."), master
 
     def _with_change(self, name: str, change: Tensor) -> Tensor:
         """A projection's weight in float32, with what its adapter adds to it."""
@@ -308,6 +309,19 @@ def bytes_trained(dtype: torch.dtype) -> float:
     return 4 * 4 + dtype.itemsize + own
 
 
+def parts_of(cut: CutModel, recipe: HealingRecipe) -> tuple[str, ...]:
+    """What a recipe trains of a model.
+
+    Raises:
+        RecipeError: it says something of a part that is not among them.
+    """
+    if recipe.parts is not None:
+        return recipe.parts
+    parts = default_parts(cut)
+    recipe.check_trained(parts)
+    return parts
+
+
 def default_parts(cut: CutModel) -> tuple[str, ...]:
     """What is trained if nothing is said; see ``docs/results/healing.md`` for what was measured.
 
@@ -315,7 +329,7 @@ def default_parts(cut: CutModel) -> tuple[str, ...]:
     trains the same.
     """
     parts = tuple(part for part in ("operator", "norms") if _has(cut, part))
-    room = SHARE_OF_MEMORY * _memory_for(cut.dense)
+    room = SHARE_OF_MEMORY * memory_for(cut.dense)
     wholes = ("suffix",) if _leaves_the_front(cut) else ("all", "suffix")
     for whole in wholes:
         numbers = sum(cut.network.get_parameter(name).numel() for name in _names(cut, whole))
@@ -332,13 +346,6 @@ def _leaves_the_front(cut: CutModel) -> bool:
     """
     comes_and_goes = shards() == 1 and cut.dense.residency.offloaded
     return comes_and_goes or isinstance(cut.network, TextView)
-
-
-def _memory_for(dense: DenseModel) -> float:
-    """Bytes of memory that this process has in all, or may have (``--max-memory``)."""
-    sharing = processes_here() if dense.device.type == "cpu" else 1
-    limit = dense.residency.memory.limit
-    return min(memory_of(dense.device) / sharing, math.inf if limit is None else limit)
 
 
 def _has(cut: CutModel, part: str) -> bool:

@@ -22,7 +22,7 @@ from ghostlayers.healing.rates import fitting_rates, work_of_trial
 from ghostlayers.healing.state import State
 from ghostlayers.healing.teaching import Teaching, first_occurrences
 from ghostlayers.healing.text import Text
-from ghostlayers.healing.trained import Trained, default_parts, prepare, recording
+from ghostlayers.healing.trained import Trained, parts_of, prepare, recording
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.runtime import launchers, progress
@@ -70,7 +70,7 @@ class Training:
             NonFiniteError: the loss or a gradient is NaN or infinite; what was best is kept.
             ResumeError: what is kept belongs to another text.
         """
-        parts = self.recipe.parts or default_parts(self.cut)
+        parts = parts_of(self.cut, self.recipe)
         with computing_together() if shards() > 1 else nullcontext():
             trained = _prepare(self.cut, self.recipe, parts)
             with recording(trained):

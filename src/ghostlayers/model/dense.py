@@ -1,5 +1,6 @@
 """One dense model: the network, where it comes from, and how it is run, read and stored."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,8 @@ from ghostlayers.errors import UnsupportedModelError
 from ghostlayers.model.anatomy import Anatomy, examine
 from ghostlayers.model.residency import Memory
 from ghostlayers.model.stream import LayerwiseModel
+from ghostlayers.runtime.machine import memory_of
+from ghostlayers.runtime.parallel import processes_here
 
 
 @dataclass(frozen=True)
@@ -92,3 +95,10 @@ class DenseModel(LayerwiseModel):
         if isinstance(known, str):
             raise UnsupportedModelError(f"{type(self.network).__name__}: {known}.")
         return known
+
+
+def memory_for(model: DenseModel) -> float:
+    """Bytes of memory that this process has for a model in all, or may have (``--max-memory``)."""
+    sharing = processes_here() if model.device.type == "cpu" else 1
+    limit = model.residency.memory.limit
+    return min(memory_of(model.device) / sharing, math.inf if limit is None else limit)

@@ -270,7 +270,7 @@ def plan_prune(
         method = expected.fitting.method
         passes += saving_passes(model, recipe, method, spans, output, started)
     chosen = (here.together(*line) for line in _merged(lines))
-    return Plan((*chosen, *map(here.of, passes)))
+    return here.plan([*chosen, *map(here.of, passes)])
 
 
 def _merged(lines: Sequence[tuple[str, list[Pass]]]) -> list[tuple[str, list[Pass]]]:

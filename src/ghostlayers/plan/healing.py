@@ -12,7 +12,7 @@ from ghostlayers.healing.adapters import adapted_projections
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.rates import work_of_trial
 from ghostlayers.healing.schedule import Work
-from ghostlayers.healing.trained import bytes_trained, default_parts, named_parts, start_of
+from ghostlayers.healing.trained import bytes_trained, named_parts, parts_of, start_of
 from ghostlayers.healing.training import is_frugal, work_of
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.plan.probe import Speed, writing_seconds
@@ -63,7 +63,7 @@ def plan_heal(
         disk=size,
         fixed=started + writing_seconds(size, folder),
     )
-    return Plan((here.of(training_pass(cut, recipe, windows, trial)), here.of(saved)))
+    return here.plan([here.of(training_pass(cut, recipe, windows, trial)), here.of(saved)])
 
 
 def trial_windows(cut: CutModel, recipe: HealingRecipe) -> float:
@@ -77,7 +77,7 @@ def _work(
     cut: CutModel, recipe: HealingRecipe
 ) -> tuple[tuple[str, ...], list[str], tuple[str, ...], Work]:
     """What is trained, by parts and names; what carries adapters; and what a token costs."""
-    parts = recipe.parts or default_parts(cut)
+    parts = parts_of(cut, recipe)
     names = named_parts(cut, parts)
     adapted = adapted_projections(cut, recipe, parts, names)
     start = start_of(cut, [*names, *adapted])
@@ -91,11 +91,11 @@ def _adapted_numbers(cut: CutModel, rank: int, adapted: Sequence[str]) -> tuple[
 
 
 def _held_by_adapters(cut: CutModel, projections: int, adapters: int) -> float:
-    """Bytes of the adapters and, where one is stored and one measured, of what has them merged.
+    """Bytes of the adapters, and of what has them merged while it is measured or stored.
 
     Of an offloaded model the projections themselves stay in memory, too.
     """
-    copies = 3 if _is_offloaded(cut) else 2
+    copies = 2 if _is_offloaded(cut) else 1
     merged = copies * projections * cut.dense.dtype.itemsize / shards()
     return shards() * adapters * bytes_trained(cut.dense.dtype) + merged  # whole in every process
 
@@ -134,7 +134,5 @@ def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float, trial: f
         layers=done * own,
         heads=done * schedule.HEADS * work.share * (1.0 + schedule.SHARE_OF_LOOKS),
         held=int(activations + streams + weights + 16 * LOGITS_AT_ONCE),
-        disk=(trained + projections) * model.dtype.itemsize
-        + trained * KEPT
-        + adapters * (KEPT + 4),
+        disk=trained * (KEPT + model.dtype.itemsize) + adapters * (KEPT + 4),
     )

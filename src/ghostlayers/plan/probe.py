@@ -5,7 +5,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from ghostlayers.evaluation.speed import synchronise
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.stream import micro_batches
+from ghostlayers.runtime import progress
 from ghostlayers.statistics.moments import ACCUMULATOR
 from ghostlayers.text.tokens import Windows
 
@@ -86,13 +87,30 @@ def probe(model: DenseModel, windows: Windows, batch_size: int = 0) -> Speed:
     system = torch.eye(width, dtype=ACCUMULATOR, device=device) * 2
     share = min(128, ids.shape[1]) / ids.shape[1]
     # A layer stays in memory while it is timed: bringing it in is counted by itself.
+    timed = [
+        *(layer(index) for index in some),
+        head,
+        lambda: block.T @ block,
+        lambda: torch.linalg.cholesky(system),
+    ]
+    *layers, of_head, of_product, of_system = _all_seconds(timed, device)
     return Speed(
-        layer=statistics.fmean(_seconds(layer(index), device) for index in some) / len(ids),
-        head=_seconds(head, device) / share / len(ids),
-        product=_seconds(lambda: block.T @ block, device) / (PROBED_ROWS * width * width),
-        solution=_seconds(lambda: torch.linalg.cholesky(system), device) / (width**3 / 3),
+        layer=statistics.fmean(layers) / len(ids),
+        head=of_head / share / len(ids),
+        product=of_product / (PROBED_ROWS * width * width),
+        solution=of_system / (width**3 / 3),
         bring=bring,
     )
+
+
+def _all_seconds(timed: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
+    """How long each of some pieces of work takes; of long windows, minutes in all."""
+    seconds = []
+    with progress.stage("Timing this machine", len(timed)) as advance:
+        for work in timed:
+            seconds.append(_seconds(work, device))
+            advance()
+    return seconds
 
 
 def _bring_seconds(model: DenseModel) -> float:

@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from ghostlayers.calibration.passes import Pass
-from ghostlayers.model.dense import DenseModel
+from ghostlayers.model.dense import DenseModel, memory_for
 from ghostlayers.model.offload import workspace
 from ghostlayers.plan.probe import Speed, head_flops, layer_flops
 from ghostlayers.recipe.decision import Decision
@@ -41,10 +41,12 @@ class Plan:
         lines: the pieces.
         budget: how a budget of bytes or speed comes to the number of layers, as foreseen before
             they are chosen.
+        available: bytes of memory that there are for the process, or that it may have.
     """
 
     lines: tuple[Predicted, ...] = ()
     budget: Decision | None = None
+    available: float = math.inf
 
     @property
     def seconds(self) -> float:
@@ -108,6 +110,10 @@ class Prices:
             self.held_now + space + held,
             declared.disk + (elsewhere * self._at_once(declared) if on_disk else 0),
         )
+
+    def plan(self, lines: Iterable[Predicted]) -> Plan:
+        """All that is done with the model, beside the memory that there is for it."""
+        return Plan(tuple(lines), available=memory_for(self.model))
 
     def together(self, title: str, passes: Iterable[Pass]) -> Predicted:
         """The price of several passes as one line."""

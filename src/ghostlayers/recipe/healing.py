@@ -1,14 +1,13 @@
 """How a cut model is trained: `HealingRecipe`."""
 
 import dataclasses
-import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ghostlayers.errors import RecipeError, suggest
 from ghostlayers.recipe.checks import check_bounds, check_keys, check_types
+from ghostlayers.recipe.healing_amounts import read_amount, read_budget, read_mix, read_rates
 from ghostlayers.recipe.healing_presets import HEALING_PRESETS, find_healing_preset
 from ghostlayers.runtime.documents import brief
 from ghostlayers.runtime.settings import TEXT, documented, setting, write_numbers
@@ -45,10 +44,6 @@ WHAT_IS_TRAINED = (
     "the first cut; suffix, every weight behind the first cut; all, every decoder layer; lora, "
     "adapters on the projections of every decoder layer"
 )
-
-_AMOUNT = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKmMbB]?)")
-_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(s|sec|m|min|h)?")
-_MINUTES = {"s": 1 / 60, "sec": 1 / 60, "m": 1.0, "min": 1.0, "h": 60.0, None: 1.0}
 
 
 @documented
@@ -168,7 +163,9 @@ class HealingRecipe:
         self._check_numbers()
         if self.tokens is not None and self.minutes is not None:
             raise RecipeError("give either --tokens or --minutes, not both.")
-        _ = self.parts, self.rates, self.num_tokens, self.mix  # each refuses what means nothing
+        _ = self.rates, self.num_tokens, self.mix  # each refuses what means nothing
+        if self.parts is not None:
+            self.check_trained(self.parts)
         names = [name for name, _ in self.mix]
         if names.count(OWN) > 1 or names == [OWN]:
             raise RecipeError(
@@ -211,6 +208,29 @@ class HealingRecipe:
             )
         return tuple(part for part in PARTS if part in named)
 
+    def check_trained(self, parts: Sequence[str]) -> None:
+        """Refuse what is said of parts that are not trained: it would change nothing.
+
+        Args:
+            parts: what is trained.
+
+        Raises:
+            RecipeError: a learning rate or ``modules`` of another part.
+        """
+        trained = "+".join(parts)
+        for part in self._named_rates():
+            if part and part not in parts:
+                raise RecipeError(
+                    f"--learning-rate: a rate for '{part}', but what is trained is {trained}. "
+                    f"Leave that rate out, or add {part} to --train."
+                )
+        for name in ("modules", "rank") if self.preset is None and "lora" not in parts else ():
+            if getattr(self, name) != getattr(HealingRecipe, name):
+                raise RecipeError(
+                    f"--{name} is said of the adapters of 'lora', but what is trained is "
+                    f"{trained}. Leave it out, or give --train lora."
+                )
+
     @property
     def num_tokens(self) -> int | None:
         """The budget in tokens; None if it is one of time.
@@ -218,18 +238,7 @@ class HealingRecipe:
         Raises:
             RecipeError: it is no amount.
         """
-        if self.tokens is None:
-            return None
-        match = _AMOUNT.fullmatch(self.tokens.strip().replace(",", "").replace("_", ""))
-        amount = 0.0
-        if match:
-            amount = float(match[1]) * {"": 1, "k": 1e3, "m": 1e6, "b": 1e9}[match[2].lower()]
-        if not 1 <= amount <= 1e12:
-            raise RecipeError(
-                "--tokens: expected an amount from 1 to 1000B, such as 25000, 400k or 1M, got "
-                f"'{self.tokens[:60]}'."
-            )
-        return math.ceil(amount)
+        return None if self.tokens is None else read_amount(self.tokens)
 
     @property
     def seconds(self) -> float | None:
@@ -245,21 +254,18 @@ class HealingRecipe:
 
     @property
     def told_rates(self) -> Mapping[str, float]:
-        """Learning rates that were named, by part.
+        """Learning rates that were given, by part; one without a part is that of all others.
 
         Raises:
             RecipeError: an unknown part, or no positive number.
         """
-        rates: dict[str, float] = {}
-        for entry in [] if self.learning_rate is None else self.learning_rate.split(","):
-            part, named, text = entry.rpartition("=")
-            part = part.strip()
-            if named and part not in PARTS:
-                raise RecipeError(
-                    f"--learning-rate: nothing is called '{part}'. {suggest(part, PARTS)}"
-                )
-            rates.update({part: _rate(text)} if named else dict.fromkeys(PARTS, _rate(text)))
-        return rates
+        rates = self._named_rates()
+        others = dict.fromkeys(PARTS, rates.pop("")) if "" in rates else {}
+        return {**others, **rates}
+
+    def _named_rates(self) -> dict[str, float]:
+        """Learning rates by part, as they were given; that without one under the empty name."""
+        return {} if self.learning_rate is None else read_rates(self.learning_rate, PARTS)
 
     @property
     def mix(self) -> tuple[tuple[str, float], ...]:
@@ -309,55 +315,6 @@ class HealingRecipe:
         return HealingRecipe.from_dict({**base, **choices})
 
 
-def _rate(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = 0.0
-    if not 0 < rate < 10:
-        raise RecipeError(
-            "--learning-rate: expected a number above 0 and below 10, such as 1e-4, got "
-            f"{brief(text)}."
-        )
-    return rate
-
-
-def read_mix(text: str) -> tuple[tuple[str, float], ...]:
-    """Corpora of a comma-separated list, each with its share behind a colon, or all without.
-
-    Raises:
-        RecipeError: a share is no positive number, or only some have one.
-    """
-    from ghostlayers.runtime.files import exists
-    from ghostlayers.text.corpora import split_names
-
-    named: list[tuple[str, float | None]] = []
-    for entry in split_names(text, ","):
-        name, colon, share = entry.rpartition(":")
-        is_share = colon and re.fullmatch(r"[\d.eE+-]+", share) and not exists(entry)
-        named.append((name.strip(), _share(share, entry)) if is_share else (entry, None))
-    if not all(name for name, _ in named):
-        raise RecipeError("--data names an empty corpus.")
-    shares = [share for _, share in named]
-    if any(share is None for share in shares) and any(share is not None for share in shares):
-        raise RecipeError(f"--data {text[:60]}: give every corpus a share (c4:0.7), or none.")
-    weights = [1.0 if share is None else share for share in shares]
-    return tuple((name, w / sum(weights)) for (name, _), w in zip(named, weights, strict=True))
-
-
-def _share(text: str, entry: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < 1e9:
-        raise RecipeError(
-            f"--data: expected a share above 0 and below 1e9 behind the colon of '{entry[:60]}', "
-            f"got '{text[:60]}'."
-        )
-    return share
-
-
 def healing_after(budget: str, recipe: "Recipe") -> HealingRecipe:
     """How a model that a recipe made is trained for a budget: on its calibration text.
 
@@ -370,20 +327,3 @@ def healing_after(budget: str, recipe: "Recipe") -> HealingRecipe:
     settings = {name: getattr(recipe, name) for name in same}
     length = min(WINDOW, recipe.sequence_length)
     return HealingRecipe(**read_budget(budget), **settings, sequence_length=length)
-
-
-def read_budget(text: str) -> dict[str, Any]:
-    """A budget in one word, ``5min``, ``90s``, ``1M`` or ``400k``, as fields of a recipe.
-
-    Raises:
-        RecipeError: it is none.
-    """
-    match = _DURATION.fullmatch(text.strip())
-    if match and match[2]:
-        return {"minutes": float(match[1]) * _MINUTES[match[2]]}
-    if _AMOUNT.fullmatch(text.strip().replace(",", "")) and not text.strip().isdigit():
-        return {"tokens": text.strip()}
-    raise RecipeError(
-        f"'{text[:60]}' is no budget for training: expected a time such as 5min or 90s, or tokens "
-        "such as 400k or 1M (in capitals; 1m is a minute)."
-    )
