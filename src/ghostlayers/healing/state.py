@@ -73,7 +73,10 @@ class State:
             }
             for part in parts
         ]
-        optimiser = torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
+        on_cpu = all(master.device.type == "cpu" for master in trained.masters.values())
+        optimiser = torch.optim.AdamW(  # in one go on a processor, where it is a tenth of a step
+            groups, betas=BETAS, weight_decay=0.0, fused=on_cpu or None
+        )
         for master in trained.masters.values():
             optimiser.state[master] = {
                 "step": torch.zeros((), dtype=torch.float32),
@@ -123,7 +126,7 @@ class State:
         for group, highest in zip(self.optimiser.param_groups, self.rates.tolist(), strict=True):
             group["lr"] = rate * highest
         self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.trained.set_gradients_aside()
         self.trained.write_back()
 
     def rehearse(self) -> None:
@@ -131,7 +134,7 @@ class State:
         if math.isfinite(self.gradient_norm()):
             self.step(0.0)
         else:
-            self.optimiser.zero_grad(set_to_none=True)
+            self.trained.set_gradients_aside()
         for own in self.optimiser.state.values():
             for moment in own.values():
                 moment.zero_()

@@ -52,6 +52,7 @@ class Trained:
     start: int
     adapted: tuple[str, ...] = ()
     cut: CutModel = field(repr=False, kw_only=True)
+    _spare: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def replicas(self) -> Mapping[str, Tensor]:
@@ -76,9 +77,22 @@ class Trained:
             own = self.parameters[name]
             if own is master or own.grad is None:
                 continue
-            gradient = own.grad.float()
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            if master.grad is not None:
+                master.grad.add_(own.grad)
+            elif name in self._spare:
+                master.grad = self._spare.pop(name).copy_(own.grad)
+            else:
+                master.grad = own.grad.float()
             own.grad = None
+
+    def set_gradients_aside(self) -> None:
+        """Forget all gradients; on a processor their memory, dear to be had anew, is kept."""
+        for name, master in self.replicas.items():
+            beside = self.parameters[name] is not master and master.device.type == "cpu"
+            if beside and master.grad is not None:
+                self._spare[name] = master.grad
+        for master in self.masters.values():
+            master.grad = None
 
     def add_up_gradients(self) -> None:
         """Have every process hold the gradients of all windows of a step."""
