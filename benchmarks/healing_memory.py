@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import ghostlayers
 from ghostlayers.healing.cut_model import CutModel
-from ghostlayers.healing.trained import bytes_trained, default_parts, named_parts
+from ghostlayers.healing.parts import bytes_trained, default_parts, named_parts
 from ghostlayers.recipe import HealingRecipe, RunOptions
 from ghostlayers.runtime import parallel
 from ghostlayers.study import Study
@@ -65,7 +65,7 @@ def measure(given: argparse.Namespace) -> None:
     pruned = study.build(cut, repairs)
     model = CutModel.of(study.dense, pruned.model, pruned.spans, pruned.record)
     recipe = HealingRecipe(tokens="2k", train=given.train)
-    names = named_parts(model, recipe.parts or default_parts(model))
+    names = named_parts(model, recipe.parts or default_parts(model, recipe))
     numbers = sum(model.network.get_parameter(name).numel() for name in names)
     with peak() as most:
         study.heal(pruned, recipe)

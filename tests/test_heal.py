@@ -30,16 +30,17 @@ from ghostlayers.errors import (
     VerificationError,
     WindowError,
 )
+from ghostlayers.healing import parts as parts_module
 from ghostlayers.healing import schedule
-from ghostlayers.healing import trained as trained_module
 from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.head import Head, LogitMap, logit_loss
+from ghostlayers.healing.parts import default_parts, named_parts
 from ghostlayers.healing.positions import draw_positions, positions_of
 from ghostlayers.healing.rates import SHARE, WINDOWS, _longest, fitting_rates, work_of_trial
 from ghostlayers.healing.state import BETAS, CLIP, State
 from ghostlayers.healing.text import _shared_out, read_text
-from ghostlayers.healing.trained import default_parts, named_parts, prepare, recording
+from ghostlayers.healing.trained import prepare, recording
 from ghostlayers.model import dense as dense_module
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
@@ -369,24 +370,30 @@ def test_a_planted_operator_is_found(
 def test_what_is_trained_by_default_depends_on_the_memory(
     pruned: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    every = {name: default_parts(cut_of(pruned[name])) for name in pruned}
-    assert every["ghost"] == every["joint:x+z"] == ("operator", "norms", "all")
-    assert every["none"] == ("norms", "all")
+    def chosen(name: str, rank: int = 16) -> tuple[str, ...]:
+        return default_parts(cut_of(pruned[name]), HealingRecipe(rank=rank))
+
+    assert chosen("ghost") == chosen("joint:x+z") == ("operator", "norms", "all")
+    assert chosen("none") == ("norms", "all")
     cut = cut_of(pruned["none"])
     with monkeypatch.context() as patched:  # what is trained of it would stay in memory
         patched.setattr(cut.dense.residency, "offloaded", True)
-        assert default_parts(cut) == ("norms", "suffix")
+        assert default_parts(cut, HealingRecipe()) == ("norms", "suffix")
     with monkeypatch.context() as patched:
         patched.setattr(cut.dense.residency.memory, "limit", 10_000)
-        assert default_parts(cut) == ("norms",)
+        assert default_parts(cut, HealingRecipe()) == ("norms",)
     layers = sum(cut.network.get_parameter(name).numel() for name in named_parts(cut, ("all",)))
-    enough = layers * trained_module.bytes_trained(cut.dense.dtype) / trained_module.SHARE_OF_MEMORY
+    enough = layers * parts_module.bytes_trained(cut.dense.dtype) / parts_module.SHARE_OF_MEMORY
     monkeypatch.setattr(dense_module, "memory_of", lambda _: enough)
-    assert default_parts(cut_of(pruned["ghost"])) == ("operator", "norms", "suffix")
-    assert default_parts(cut_of(pruned["none"])) == ("norms", "suffix")
+    assert chosen("ghost", rank=1) == ("operator", "norms", "lora")
+    assert chosen("none", rank=1) == ("norms", "lora")
+    assert chosen("ghost", rank=64) == ("operator", "norms", "suffix")  # greater than the weights
+    monkeypatch.setattr(parts_module, "has_peft", lambda: False)
+    assert chosen("ghost", rank=1) == ("operator", "norms", "suffix")
+    assert chosen("none", rank=1) == ("norms", "suffix")
     monkeypatch.setattr(dense_module, "memory_of", lambda _: 10_000)
-    assert default_parts(cut_of(pruned["ghost"])) == ("operator", "norms")
-    assert default_parts(cut_of(pruned["none"])) == ("norms",)
+    assert chosen("ghost") == ("operator", "norms")
+    assert chosen("none") == ("norms",)
 
 
 def test_positions_are_drawn_evenly_and_by_the_window_alone() -> None:

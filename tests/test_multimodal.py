@@ -23,7 +23,7 @@ from ghostlayers import modeling
 from ghostlayers.checkpoint import hub, proof
 from ghostlayers.cli.app import app
 from ghostlayers.errors import GhostlayersError, ModelError, RecipeError, UnsupportedModelError
-from ghostlayers.healing.trained import default_parts
+from ghostlayers.healing.parts import default_parts
 from ghostlayers.model import multimodal
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.recipe import RunOptions
@@ -525,4 +525,5 @@ def test_adapters_of_a_whole_model_fit_its_files(
         got = PeftModel.from_pretrained(cut, tmp_path / "adapters").eval()(input_ids=ids).logits
     assert float((bare - want).abs().max()) > 1e-3
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
-    assert default_parts(healed.cut) == ("norms", "suffix")  # no text shows what images say
+    parts = default_parts(healed.cut, ghostlayers.HealingRecipe())
+    assert parts == ("norms", "suffix")  # no text shows what images say

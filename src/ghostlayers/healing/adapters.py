@@ -83,19 +83,12 @@ def adapted_projections(
     """
     if "lora" not in parts:
         return ()
-    if find_spec("peft") is None:
+    if not has_peft():
         raise RecipeError(
             "--train lora makes its adapters with PEFT, which is not installed: pip install peft. "
             "Or take all, or operator+norms."
         )
-    tied = cut.tied_weights()
-    names = tuple(
-        path
-        for path, module in cut.network.named_modules()
-        if isinstance(module, nn.Linear)
-        and cut.layer_of(f"{path}.weight") is not None
-        and f"{path}.weight" not in tied
-    )
+    names = projections_of(cut)
     if not names:
         raise RecipeError(
             "--train lora: the decoder layers hold no linear projection. Take all, or "
@@ -112,6 +105,23 @@ def adapted_projections(
             f"on: {', '.join(names)[:200]}. Give --train {others}{either}."
         )
     return left
+
+
+def has_peft() -> bool:
+    """Whether PEFT is installed, which makes adapters."""
+    return find_spec("peft") is not None
+
+
+def projections_of(cut: CutModel) -> tuple[str, ...]:
+    """Linear projections of decoder layers whose weights stand in one place alone."""
+    tied = cut.tied_weights()
+    return tuple(
+        path
+        for path, module in cut.network.named_modules()
+        if isinstance(module, nn.Linear)
+        and cut.layer_of(f"{path}.weight") is not None
+        and f"{path}.weight" not in tied
+    )
 
 
 def add_adapters(module: nn.Module, paths: Sequence[str], recipe: HealingRecipe) -> None:

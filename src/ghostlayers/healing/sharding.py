@@ -30,8 +30,9 @@ from ghostlayers.healing.adapters import (
     with_adapters,
 )
 from ghostlayers.healing.cut_model import CutModel, put
+from ghostlayers.healing.parts import named_parts
 from ghostlayers.healing.sharding_checks import REPLICAS
-from ghostlayers.healing.trained import Trained, named_parts, start_of
+from ghostlayers.healing.trained import Trained, start_of
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.residency import Residency, read_tensor
 from ghostlayers.model.stream import find_decoder_layers

@@ -17,12 +17,13 @@ from ghostlayers.healing.cut_model import CutModel
 from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.held_out import HeldOut
 from ghostlayers.healing.outcome import Outcome
+from ghostlayers.healing.parts import parts_of
 from ghostlayers.healing.positions import draw_positions, weights_at
 from ghostlayers.healing.rates import fitting_rates, work_of_trial
 from ghostlayers.healing.state import State
 from ghostlayers.healing.teaching import Teaching, first_occurrences
 from ghostlayers.healing.text import Text
-from ghostlayers.healing.trained import Trained, parts_of, prepare, recording
+from ghostlayers.healing.trained import Trained, prepare, recording
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.recipe.healing import HealingRecipe
 from ghostlayers.runtime import launchers, progress

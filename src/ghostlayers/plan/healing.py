@@ -1,7 +1,6 @@
 """What training a cut model will take: the run's own arithmetic, priced on this machine."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +9,21 @@ from ghostlayers.calibration.passes import Pass
 from ghostlayers.healing import schedule
 from ghostlayers.healing.adapters import adapted_projections
 from ghostlayers.healing.cut_model import CutModel
+from ghostlayers.healing.parts import (
+    bytes_of_adapters,
+    bytes_trained,
+    is_offloaded,
+    named_parts,
+    numbers_of_adapters,
+    parts_of,
+)
 from ghostlayers.healing.rates import work_of_trial
 from ghostlayers.healing.schedule import Work
-from ghostlayers.healing.trained import bytes_trained, named_parts, parts_of, start_of
+from ghostlayers.healing.trained import start_of
 from ghostlayers.healing.training import is_frugal, work_of
-from ghostlayers.model.residency import is_offloaded
 from ghostlayers.plan.probe import Speed, writing_seconds
 from ghostlayers.plan.units import Plan, prices
 from ghostlayers.recipe.healing import HealingRecipe
-from ghostlayers.runtime.parallel import shards
 
 KEPT = 4 + 4 + 4
 """Bytes of a trained number that an interrupted run goes on from: its weight and two moments."""
@@ -84,27 +89,6 @@ def _work(
     return parts, list(names), adapted, work_of(cut, start, parts, recipe)
 
 
-def _adapted_numbers(cut: CutModel, rank: int, adapted: Sequence[str]) -> tuple[int, int]:
-    """Numbers of the projections that carry adapters, and of the adapters."""
-    shapes = [cut.network.get_parameter(f"{path}.weight").shape for path in adapted]
-    return sum(map(math.prod, shapes)), sum(rank * sum(shape) for shape in shapes)
-
-
-def _held_by_adapters(cut: CutModel, projections: int, adapters: int) -> float:
-    """Bytes of the adapters, and of what has them merged while it is measured or stored.
-
-    Of an offloaded model the projections themselves stay in memory, too.
-    """
-    copies = 2 if _is_offloaded(cut) else 1
-    merged = copies * projections * cut.dense.dtype.itemsize / shards()
-    return shards() * adapters * bytes_trained(cut.dense.dtype) + merged  # whole in every process
-
-
-def _is_offloaded(cut: CutModel) -> bool:
-    """Whether layers come and go; those that are divided are read from disk once."""
-    return shards() == 1 and is_offloaded(cut.network)
-
-
 def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float, trial: float = 0.0) -> Pass:
     """Training on so many windows, measurements on held-out ones included.
 
@@ -115,18 +99,18 @@ def training_pass(cut: CutModel, recipe: HealingRecipe, windows: float, trial: f
         trial: what trying the learning rates takes, in windows.
     """
     parts, names, adapted, work = _work(cut, recipe)
-    projections, adapters = _adapted_numbers(cut, recipe.rank, adapted)
+    _, adapters = numbers_of_adapters(cut, recipe, adapted)
     done = windows + trial / (1.0 + schedule.SHARE_OF_LOOKS)
     trained = sum(cut.network.get_parameter(name).numel() for name in names)
     behind = int(work.forward)
-    again = is_frugal(cut, cut.num_layers - behind, offloaded=_is_offloaded(cut))
+    again = is_frugal(cut, cut.num_layers - behind, offloaded=is_offloaded(cut))
     own = replace(work, head=0.0).of_training * (1.0 + schedule.SHARE_OF_LOOKS) + again * behind
     length, model = recipe.sequence_length, cut.dense
     at_once = model.windows_per_call(length) * length * model.hidden_size * model.dtype.itemsize
     a_token = KEPT_BY_A_LAYER + behind if again else KEPT_BY_A_LAYER * max(1, behind)
     activations = at_once * a_token
     streams = 2 * recipe.num_held_out_windows * model.stream_bytes(length)
-    weights = trained * bytes_trained(model.dtype) + _held_by_adapters(cut, projections, adapters)
+    weights = trained * bytes_trained(model.dtype) + bytes_of_adapters(cut, recipe, adapted)
     return Pass(
         "healing",
         f"Training {' + '.join(parts)} on {windows * length:,.0f} tokens",
