@@ -693,13 +693,32 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
         assert not keep.exists()
 
 
+@pytest.mark.parametrize("loss", ["kl", "ce"])
+@pytest.mark.parametrize("train", ["operator", "all"])
+def test_lessons_that_are_kept_are_those_computed_anew(
+    pruned: Any, other_text: list[str], train: str, loss: str
+) -> None:
+    choices = {"train": train, "loss": loss, "tokens": "400", "learning_rate": "1e-3"}
+    kept, anew = (
+        heal(pruned["ghost"], other_text[:1], cache=cache, **choices) for cache in (None, "1KB")
+    )
+    assert kept.outcome.text.repeats[0] > 1
+    for one, other in zip(kept.model.parameters(), anew.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("train", ["operator", "all"])
 def test_killed_at_any_step_on_the_disk_it_ends_with_the_same_bits(
-    pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pruned: Any,
+    other_text: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    train: str,
 ) -> None:
     """A short text is gone through again, so that lessons lie on the disk beside the state."""
     monkeypatch.setattr(journal, "SECONDS_BETWEEN", 0.0)
-    choices = {"train": "operator", "tokens": "400", "positions": 0.5}
+    choices = {"train": train, "tokens": "400", "positions": 0.5}
     keep, text = tmp_path / "kept", other_text[:1]
 
     def work() -> Any:

@@ -200,7 +200,9 @@ def _write_weights(
         state, pieces = {name: tensor for name, tensor in state.items() if name in names}, {}
     before = model.config.dtype
     try:
-        with _read_as_stored(model, stored_dtype) as shards:
+        with _read_as_stored(model, stored_dtype) as shards, warnings.catch_warnings():
+            # That a shard must fit into memory: it is made to, or nothing is elsewhere any more.
+            warnings.filterwarnings("ignore", "Attempting to save a model with offloaded modules")
             few = {"max_shard_size": SHARD_IN_PIECES} if pieces else {}
             model.save_pretrained(folder, state_dict=state, **few | shards)
         copy_pieces(folder, pieces)
@@ -242,9 +244,7 @@ def _read_as_stored(model: PreTrainedModel, stored_dtype: torch.dtype) -> Iterat
     try:
         for entry in changed:
             entry["dtype"] = _type_of_entry(entry, stored_dtype)
-        with warnings.catch_warnings():  # that a shard must fit into memory: it is made to
-            warnings.simplefilter("ignore")
-            yield {"max_shard_size": SHARD_OF_OFFLOADED}
+        yield {"max_shard_size": SHARD_OF_OFFLOADED}
     finally:
         for entry in changed:
             entry["dtype"] = computed

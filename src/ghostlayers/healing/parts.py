@@ -187,7 +187,7 @@ def _bytes_of(cut: CutModel, recipe: HealingRecipe, whole: str) -> float:
     """What every layer, those behind the cut, or adapters take; nothing where there are none."""
     if whole == "lora":
         return bytes_of_adapters(cut, recipe, projections_of(cut)) if has_peft() else 0.0
-    numbers = sum(cut.network.get_parameter(name).numel() for name in _names(cut, whole))
+    numbers: int = sum(cut.network.get_parameter(name).numel() for name in _names(cut, whole))
     return numbers * bytes_trained(cut.dense.dtype)
 
 

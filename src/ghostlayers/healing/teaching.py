@@ -61,7 +61,7 @@ class Teaching:
         if distinct == len(self._firsts):
             return []
         length, hidden = self.input_ids.shape[1], self.engine.dense.hidden_size
-        rows = [length]
+        rows = [length] if self._keeps_streams else []
         if self.engine.guided:
             rows.append(length if self.engine.head is None else self.positions.shape[1])
         dtype, device = self.engine.dense.dtype, self.engine.dense.device
@@ -80,6 +80,11 @@ class Teaching:
     def distinct(self) -> Int[Tensor, "windows sequence"]:
         """Every window once, in the order of training."""
         return self.input_ids[sorted(set(self._firsts))]
+
+    @property
+    def _keeps_streams(self) -> bool:
+        """Whether layers lie before the stream that lessons begin with."""
+        return self.engine.trained.start > 0
 
     @property
     def stores(self) -> list[BoundaryStore]:
@@ -129,7 +134,8 @@ class Teaching:
 
     def _write(self, numbers: Sequence[int], lesson: Lesson) -> None:
         self._written.update(self._firsts[number] for number in numbers)
-        for store, rows in zip(self._stores, (lesson.stream, lesson.guide), strict=False):
+        streams = [lesson.stream] if self._keeps_streams else []
+        for store, rows in zip(self._stores, [*streams, lesson.guide], strict=False):
             assert rows is not None
             for row, number in enumerate(numbers):
                 store.write(0, self._place[self._firsts[number]] * rows.shape[1], rows[row])
@@ -140,8 +146,10 @@ class Teaching:
             count = store.shape[1] // len(self._place)
             places = [self._place[self._firsts[number]] * count for number in numbers]
             rows.append(torch.stack([store.read(0, at, at + count) for at in places]))
-        guide = rows[1] if len(rows) > 1 else None
-        return Lesson(self.input_ids[numbers], self.positions[numbers], rows[0], guide)
+        guide = rows.pop() if self.engine.guided else None
+        ids = self.input_ids[numbers]
+        stream = rows[0] if rows else self.engine.dense.begin(ids)[1]
+        return Lesson(ids, self.positions[numbers], stream, guide)
 
 
 def _in_all(flag: bool) -> bool:
