@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+import random
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ from ghostlayers.healing.engine import Engine
 from ghostlayers.healing.head import Head, LogitMap, logit_loss
 from ghostlayers.healing.parts import default_parts, named_parts
 from ghostlayers.healing.positions import draw_positions, positions_of
-from ghostlayers.healing.rates import SHARE, WINDOWS, _longest, fitting_rates, work_of_trial
+from ghostlayers.healing.rates import SHARE, WINDOWS, _longest, _noise, fitting_rates, work_of_trial
 from ghostlayers.healing.state import BETAS, CLIP, State
 from ghostlayers.healing.text import _shared_out, read_text
 from ghostlayers.healing.trained import prepare, recording
@@ -1219,6 +1220,24 @@ def test_a_rate_does_not_depend_on_which_way_a_draw_leads(fitting: float) -> Non
     # A step three times as long helps as much where 8 c r is at most 2 s.
     fits = [_longest(Parabola(s, 0.25 / fitting), 5.0, 1.0) for s in (-1.0, 1.0)]
     assert fits[0] == fits[1] <= fitting < 3 * fits[0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rounding_does_not_lower_a_rate(seed: int) -> None:
+    """What rounding adds is as large as what a step of the highest rate does."""
+    draw = random.Random(seed)
+
+    class Rounded(Parabola):
+        def loss(self, rate: float) -> float:
+            return super().loss(rate) + draw.uniform(-0.3, 0.3)
+
+    steps = Rounded(-0.01, 0.01)
+    start = steps.loss(0.0)
+    noise = _noise(steps, start, 1e-3)
+    assert 0 < noise <= 1.2
+    assert _longest(steps, start, 1.0, lambda: noise) >= 3.0**-2
+    steps = Rounded(-1.0, 100.0)
+    assert _longest(steps, start, 1.0, lambda: noise) <= 3.0**-1
 
 
 def test_harm_that_no_longer_grows_is_not_taken_for_a_slope() -> None:

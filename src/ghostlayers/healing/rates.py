@@ -7,11 +7,13 @@ before training: a rate fits if a step three times as long still lowers their lo
 
 Both sides are several windows: the fewer they are, the more often others lose by any step, however
 short. That is the draw's luck, and says nothing against the rate. Then the step is tried backwards,
-where the slope wins as much and the curve takes as much away.
+where the slope wins as much and the curve takes as much away. In 16 bits a step that is far too
+short to matter rounds otherwise, too, and moves the loss; by so much, harm is no harm.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -29,6 +31,9 @@ LOWEST = 1e-3
 
 WINDOWS = 4
 """Whose gradient the steps follow, and as many others that they are tried on."""
+
+RESTING = (1.0, 0.5)
+"""Steps of the lowest rate, there and back, that show how far rounding moves the loss."""
 
 SHARE = 0.125
 """Of their positions, at the most: windows differ more from each other than their positions do."""
@@ -61,9 +66,11 @@ def fitting_rates(
         engine.learn(lesson, lesson.positions.numel())
     start = _losses(engine, others)
     masters = engine.trained.masters
+    steps = [_Steps(engine, part, others, room) for part in parts]
+    noise = cache(lambda: _noise(steps[0], start, LOWEST * float(highest[0])))
     rates = [
-        _longest(_Steps(engine, part, others, room), start, float(rate))
-        for part, rate in zip(parts, highest, strict=True)
+        _longest(of_part, start, float(rate), noise)
+        for of_part, rate in zip(steps, highest, strict=True)
     ]
     for name, master in masters.items():
         master.grad = None
@@ -131,22 +138,38 @@ class _Steps:
             trained.write_back()
 
 
-def _longest(steps: _Steps, start: float, highest: float) -> float:
-    """The highest rate, of thirds of thirds, at which a step three times as long helps as much."""
+def _noise(steps: _Steps, start: float, rate: float) -> float:
+    """How far rounding alone moves the loss: there and back again, a slope cancels out."""
+    lengths = [length * rate for length in RESTING]
+    return max(abs(steps.loss(far) + steps.loss(-far) - 2.0 * start) for far in lengths)
+
+
+def _longest(
+    steps: _Steps, start: float, highest: float, noise: Callable[[], float] = lambda: 0.0
+) -> float:
+    """The highest rate, of thirds of thirds, at which a step three times as long helps as much.
+
+    Args:
+        steps: of a part.
+        start: the loss before them.
+        highest: rate that is tried.
+        noise: by how much losses differ without a reason; asked where a step does harm.
+    """
     rate, further, here = highest, steps.loss(FURTHER * highest), steps.loss(highest)
-    while rate > LOWEST * highest and not _helps_as_much(further, here, start):
+    while rate > LOWEST * highest and not _helps_as_much(further, here, start, noise):
         if _leads_uphill(further - start, here - start):
             back = steps.loss(-FURTHER * rate), steps.loss(-rate)
-            if _helps_as_much(*back, start):
+            if _helps_as_much(*back, start, noise):
                 break
         rate /= FURTHER
         further, here = here, steps.loss(rate)
     return rate
 
 
-def _helps_as_much(further: float, here: float, start: float) -> bool:
+def _helps_as_much(further: float, here: float, start: float, noise: Callable[[], float]) -> bool:
     """Whether the longer of two steps does; where both do harm, the lesser harm is no help."""
-    return further <= min(here, start)
+    best = min(here, start)
+    return further <= best or further <= best + noise()
 
 
 def _leads_uphill(further: float, here: float) -> bool:

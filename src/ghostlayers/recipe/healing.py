@@ -56,7 +56,7 @@ class HealingRecipe:
         f"What is trained: {WHAT_IS_TRAINED}. Several are joined by a plus: operator+norms.",
         HEALING,
         metavar="PARTS",
-        says="operator+norms+all; suffix for all, or neither, where that would take half of memory",
+        says="operator+norms+all; lora or suffix for all, or none, where it takes half of memory",
     )
     tokens: str | None = setting(
         None, "Train on so many tokens: 25000, 400k, 1M.", HEALING, metavar="N", number=True
