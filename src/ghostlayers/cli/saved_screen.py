@@ -186,14 +186,16 @@ def show_merged(row: Mapping[str, Any]) -> None:
     table(LOSSES, rows, f"On {text['windows']} held-out windows of {shown_name(text['corpus'])}")
     best = min(row["tried"], key=lambda trial: float(trial["kl_nats"]))
     if row["kept"] != "merged":
+        name = names.get(row["kept"], row["kept"])
         warn(
             f"the {row['kept']} alone is nearer to the dense model than anything between, so what "
-            f"is kept is {names[row['kept']]} as it was."
+            f"is kept is {name} as it was."
         )
     elif best["model"] != "merged":
+        name = names.get(best["model"], best["model"])
         warn(
-            f"{names[best['model']]} alone is nearer to the dense model than what was merged, "
-            "which is kept because of --slerp; 'auto' would keep the former."
+            f"{name} alone is nearer to the dense model than what was merged, which is kept "
+            "because of --slerp; 'auto' would keep the former."
         )
 
 

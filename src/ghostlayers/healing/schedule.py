@@ -22,8 +22,8 @@ HEADS = 3.5
 """Passes through the head for a token: of both models, and back; the softmaxes cost half of one."""
 
 STEP_TOKENS = 256
-LONG_RUNS = ((50_000, 512), (200_000, 1024), (500_000, 2048), (1_000_000, 8192))
-"""Tokens from which on a step has more of them. A short run needs a hundred steps more than it
+LONG_RUNS = ((200_000, 512), (500_000, 1024), (1_000_000, 2048), (4_000_000, 8192))
+"""Tokens from which on a step has more of them. A run needs some hundreds of steps more than it
 needs each of them to be exact (``docs/results/healing.md``)."""
 
 

@@ -91,7 +91,7 @@ class HealingRecipe:
     )
     rank: int = setting(16, "Of the adapters of 'lora'.", HEALING, least=1)
     step_tokens: int | None = setting(
-        None, "Tokens a step.", HEALING, least=2, says="256, and more from 50,000 tokens on"
+        None, "Tokens a step.", HEALING, least=2, says="256, and more from 200,000 tokens on"
     )
     modules: str | None = setting(
         None,
