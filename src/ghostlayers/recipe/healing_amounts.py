@@ -67,10 +67,7 @@ def read_rates(text: str, parts: Sequence[str]) -> dict[str, float]:
 
 
 def _rate(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = 0.0
+    rate = _number(text)
     if not 0 < rate < 10:
         raise RecipeError(
             "--learning-rate: expected a number above 0 and below 10, such as 1e-4, got "
@@ -103,13 +100,18 @@ def read_mix(text: str) -> tuple[tuple[str, float], ...]:
 
 
 def _share(text: str, entry: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
+    share = _number(text)
     if not 0 < share < 1e9:
         raise RecipeError(
             f"--data: expected a share above 0 and below 1e9 behind the colon of '{entry[:60]}', "
             f"got '{text[:60]}'."
         )
     return share
+
+
+def _number(text: str) -> float:
+    """A number as it is typed; 0, which nothing here may be, where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
