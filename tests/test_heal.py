@@ -943,6 +943,19 @@ def test_a_time_is_for_training_and_for_looking() -> None:
             assert spent == pytest.approx(seconds, rel=0.05)
 
 
+def test_steps_are_timed_until_they_are_as_fast_as_those_of_a_run() -> None:
+    least, most = schedule.TRIALS
+    for seconds, steady in itertools.product((1.0, 120.0, 900.0), (0.01, 0.7, 5.0, 60.0)):
+        slow = [1.9, 1.6, 1.35, 1.3]  # as measured
+        count = schedule.trials(seconds, slow[0] * steady)
+        assert least <= count <= most
+        taken = [steady * factor for factor in [*slow, *[1.0] * most][:count]]
+        assert count == least or sum(taken) <= schedule.SHARE_OF_TRIALS * seconds
+        if count >= 8:  # a stray slow one is none's matter
+            taken[-2] *= 3.0
+            assert schedule.steady(taken) == pytest.approx(steady)
+
+
 def test_measuring_takes_a_share_of_the_time_of_training() -> None:
     work = schedule.Work(teacher=30, student=24, forward=12, head=8, share=0.25)
     least, most = schedule.HELD_OUT
@@ -1042,6 +1055,7 @@ def test_timing_a_step_changes_nothing(pruned: Any) -> None:
         state.rehearse()
         state.masters[0].grad = torch.full_like(state.masters[0], torch.nan)
         state.rehearse()
+        state.forget()
     assert all(master.grad is None for master in state.masters)
     after = state.tensors()
     assert all(torch.equal(each, after[name]) for name, each in before.items())

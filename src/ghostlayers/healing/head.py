@@ -143,9 +143,8 @@ def logit_loss(
     if kind in ("kl", "kl+ce"):
         assert teacher is not None
         p, theirs = _softmax(teacher)
-        apart = teacher.sub_(logits)
-        losses += torch.bmm(p[:, None], apart[:, :, None])[:, 0, 0] - theirs + normaliser
         slope.sub_(p)
+        losses += p.mul_(teacher.sub_(logits)).sum(dim=-1) - theirs + normaliser
     if kind in ("ce", "kl+ce"):
         losses += normaliser - logits.gather(1, targets[:, None])[:, 0]
         slope.scatter_add_(1, targets[:, None], torch.full_like(slope[:, :1], -1.0))

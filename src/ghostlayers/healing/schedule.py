@@ -1,7 +1,9 @@
 """How long training goes on, and what is done when: pure numbers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_low
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
@@ -20,6 +22,12 @@ HELD_OUT = (8, 64)
 
 HEADS = 3.5
 """Passes through the head for a token: of both models, and back; the softmaxes cost half of one."""
+
+TRIALS = (3, 12)
+"""Steps that tell how long one takes, at the least and at the most."""
+
+SHARE_OF_TRIALS = 0.1
+"""Of the time, that these may take."""
 
 STEP_TOKENS = 256
 LONG_RUNS = ((200_000, 512), (500_000, 1024), (1_000_000, 2048), (4_000_000, 8192))
@@ -95,6 +103,22 @@ def tokens_a_step(tokens: float, asked: int | None) -> int:
     for least, size in LONG_RUNS:
         chosen = size if tokens >= least else chosen
     return chosen
+
+
+def trials(seconds: float, first: float) -> int:
+    """Steps that tell how long one takes.
+
+    Args:
+        seconds: of the run.
+        first: that the first of them took.
+    """
+    least, most = TRIALS
+    return min(max(int(SHARE_OF_TRIALS * seconds / first), least), most)
+
+
+def steady(taken: Sequence[float]) -> float:
+    """What a step takes, from trials: the first ones take up to twice as long as those of a run."""
+    return median_low(taken[len(taken) // 2 :])
 
 
 def tokens_within(

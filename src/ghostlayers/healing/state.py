@@ -130,11 +130,14 @@ class State:
         self.trained.write_back()
 
     def rehearse(self) -> None:
-        """All the work of a step, which changes nothing and forgets the gradients."""
+        """All the work of a step, which changes no weight and forgets the gradients."""
         if math.isfinite(self.gradient_norm()):
             self.step(0.0)
         else:
             self.trained.set_gradients_aside()
+
+    def forget(self) -> None:
+        """The optimiser as it is before the first step."""
         for own in self.optimiser.state.values():
             for moment in own.values():
                 moment.zero_()

@@ -39,9 +39,6 @@ SOME = 0.25
 MUCH = 0.4
 """Of a token's work, that leaving these out must save."""
 
-TRIALS = 3
-"""Lessons that tell how long one takes; the first one warms up."""
-
 
 @dataclass
 class Training:
@@ -174,10 +171,13 @@ class Training:
         """Tokens that the budget of time is enough for, with steps of so many windows."""
         recipe, processes = self.recipe, world().size
         assert recipe.seconds is not None
+        began = time.perf_counter()
         alone = self._seconds_a_token(state, engine, work, math.ceil(windows / processes))
+        state.notes[3] += time.perf_counter() - began
         measuring = _measuring(recipe, processes * recipe.seconds / alone, work)
         held_out = measuring.num_held_out_windows * recipe.sequence_length
         trial = work_of_trial(len(self._open_rates(state)), recipe.sequence_length, work)
+        trial += state.seconds / alone
         return from_first(
             schedule.tokens_within(recipe.seconds, alone, held_out, work, processes, trial)
         )
@@ -190,16 +190,25 @@ class Training:
         vocabulary = engine.dense.config.vocab_size
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(vocabulary, (count, length), generator=generator)
-        taken = []
-        with progress.stage("Timing a step", TRIALS) as advance:
-            for _ in range(TRIALS):
-                began = time.perf_counter()
-                positions = draw_positions(range(count), length, work.share, 0)
-                engine.learn(engine.teach(ids, positions), positions.numel())
-                state.rehearse()
-                taken.append(time.perf_counter() - began)
-                advance()
-        return sum(taken[1:]) / (len(taken[1:]) * count * length)
+        positions = draw_positions(range(count), length, work.share, 0)
+
+        def step() -> float:
+            began = time.perf_counter()
+            engine.learn(engine.teach(ids, positions), positions.numel())
+            state.rehearse()
+            return time.perf_counter() - began
+
+        assert self.recipe.seconds is not None
+        most = schedule.TRIALS[1]
+        with progress.stage("Timing a step", most) as advance:
+            taken = [step()]
+            count = from_first(schedule.trials(self.recipe.seconds, taken[0]))
+            advance(1 + most - count)
+            for _ in range(1, count):
+                taken.append(step())
+                advance(1)
+        state.forget()
+        return schedule.steady(taken) / (count * length)
 
     def _check_text(self, state: State, text: Text, record: KeptPass | None) -> None:
         digest = hashlib.sha256(text.input_ids.contiguous().numpy().tobytes())
