@@ -1061,6 +1061,17 @@ def test_timing_a_step_changes_nothing(pruned: Any) -> None:
     assert all(torch.equal(each, after[name]) for name, each in before.items())
 
 
+@pytest.mark.parametrize("step_tokens", [32, 64, 128])
+def test_a_run_has_as_many_steps_as_its_time_holds(
+    pruned: Any, other_text: list[str], monkeypatch: pytest.MonkeyPatch, step_tokens: int
+) -> None:
+    monkeypatch.setattr(schedule, "steady", lambda taken: 0.1)
+    choices = {"learning_rate": 1e-4, "step_tokens": step_tokens, "minutes": 0.05, "tokens": None}
+    outcome = heal(pruned["ghost"], other_text, **choices).outcome
+    assert outcome.step_tokens == step_tokens
+    assert 15 <= outcome.steps <= 30  # three seconds, half of them at least for training
+
+
 @pytest.mark.slow
 def test_a_budget_of_time_is_kept(pruned: Any, other_text: list[str]) -> None:
     healed = heal(pruned["ghost"], other_text, tokens=None, minutes=0.05)

@@ -202,9 +202,9 @@ class Training:
         most = schedule.TRIALS[1]
         with progress.stage("Timing a step", most) as advance:
             taken = [step()]
-            count = from_first(schedule.trials(self.recipe.seconds, taken[0]))
-            advance(1 + most - count)
-            for _ in range(1, count):
+            wanted = from_first(schedule.trials(self.recipe.seconds, taken[0]))
+            advance(1 + most - wanted)
+            for _ in range(1, wanted):
                 taken.append(step())
                 advance(1)
         state.forget()
