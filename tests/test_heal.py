@@ -3,7 +3,6 @@
 import copy
 import itertools
 import json
-import math
 import random
 import shutil
 from dataclasses import replace
@@ -42,6 +41,7 @@ from ghostlayers.healing.rates import SHARE, WINDOWS, _longest, _noise, fitting_
 from ghostlayers.healing.state import BETAS, CLIP, State
 from ghostlayers.healing.text import _shared_out, read_text
 from ghostlayers.healing.trained import prepare, recording
+from ghostlayers.healing.training import Training
 from ghostlayers.model import dense as dense_module
 from ghostlayers.model.dense import DenseModel
 from ghostlayers.model.multimodal import text_view
@@ -929,18 +929,29 @@ def test_the_schedule_rises_and_falls() -> None:
         assert len(looks) <= schedule.MOST_LOOKS
 
 
-def test_a_time_is_for_training_and_for_looking() -> None:
+@settings(max_examples=300, deadline=None)
+@given(
+    seconds=st.floats(-10, 1000),
+    step=st.floats(0.001, 100),
+    look=st.floats(0, 100),
+    bounds=st.lists(st.integers(1, 5000), min_size=2, max_size=2),
+)
+def test_a_time_is_for_training_and_for_looking(
+    seconds: float, step: float, look: float, bounds: list[int]
+) -> None:
     work = schedule.Work(teacher=30, student=24, forward=12, head=8, share=0.25)
-    # A token is 61 units of training; one of the held out is 28 of looking.
-    for seconds, held_out, trial, processes in itertools.product(
-        (10.0, 60.0, 120.0, 1000.0), (512, 2048), (0, 1500), (1, 2, 8)
-    ):
-        tokens = schedule.tokens_within(seconds, 0.0061, held_out, work, processes, trial)
-        looks = 1 + len(schedule.looks(math.ceil(tokens / 256), 256, held_out, work))
-        spent = 0.0061 * (tokens / processes + trial) + looks * held_out * 28 * 0.0001
-        assert tokens / processes * 0.0061 >= seconds / 2
-        if seconds >= 60 and tokens / processes * 0.0061 > seconds / 2:
-            assert spent == pytest.approx(seconds, rel=0.05)
+    least, most = sorted(bounds)
+
+    def looks(steps: int) -> int:
+        return len(schedule.looks(steps, 256, 2048, work))
+
+    def takes(steps: int) -> float:
+        return steps * step + looks(steps) * look
+
+    steps = schedule.steps_within(seconds, step, look, looks, (least, most))
+    assert least <= steps <= most
+    assert steps == least or takes(steps) <= seconds
+    assert steps == most or takes(steps + 1) > seconds
 
 
 def test_steps_are_timed_until_they_are_as_fast_as_those_of_a_run() -> None:
@@ -1070,6 +1081,34 @@ def test_a_run_has_as_many_steps_as_its_time_holds(
     outcome = heal(pruned["ghost"], other_text, **choices).outcome
     assert outcome.step_tokens == step_tokens
     assert 15 <= outcome.steps <= 30  # three seconds, half of them at least for training
+
+
+def test_time_that_is_spent_before_is_not_trained(
+    pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fewer steps than text was read for; and as many in a run that goes on."""
+    monkeypatch.setattr(journal, "SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(schedule, "steady", lambda taken: 0.1)
+    keep, note, steps = tmp_path / "kept", journal.KeptPass.note, []
+
+    def spend(self: Training, state: State, *given: Any) -> None:
+        state.notes[3] += 1.0
+
+    def stop(self: Any, done: int, tensors: Any, *given: Any) -> None:
+        note(self, done, tensors, *given)
+        steps.append(int(tensors["notes"][4]))
+        raise Killed
+
+    choices = {"tokens": None, "minutes": 0.05, "learning_rate": "1e-4", "keep": keep}
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_fit_rates", spend)
+        patch.setattr(journal.KeptPass, "note", stop)
+        with pytest.raises(Killed):
+            heal(pruned["ghost"], other_text, **choices)
+    outcome = heal(pruned["ghost"], other_text, **choices).outcome
+    assert [outcome.steps] == steps
+    assert 15 <= outcome.steps <= 20
+    assert outcome.text.num_tokens == outcome.steps * outcome.step_tokens
 
 
 @pytest.mark.slow

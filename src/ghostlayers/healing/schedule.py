@@ -1,7 +1,8 @@
 """How long training goes on, and what is done when: pure numbers."""
 
 import math
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 
@@ -121,30 +122,21 @@ def steady(taken: Sequence[float]) -> float:
     return median_low(taken[len(taken) // 2 :])
 
 
-def tokens_within(
-    seconds: float,
-    seconds_a_token: float,
-    held_out_tokens: int,
-    work: Work,
-    processes: int = 1,
-    trial: float = 0.0,
-) -> float:
-    """Tokens that can be trained on within a time, trial and measurements included.
+def steps_within(
+    seconds: float, step: float, look: float, looks: Callable[[int], int], bounds: tuple[int, int]
+) -> int:
+    """Steps that a time is enough for, with the measurements behind them.
 
     Args:
-        seconds: the time; half of it at least goes into training.
-        seconds_a_token: of training, in one process.
-        held_out_tokens: that every process measures, before training and now and then.
-        work: what a token costs.
-        processes: that share the training.
-        trial: what trying the learning rates takes every process, in tokens of training.
+        seconds: that are left.
+        step: seconds of one.
+        look: seconds of a measurement on held-out windows.
+        looks: how many of these a run of so many steps has; never fewer in a longer one.
+        bounds: steps at the least and at the most.
     """
-    looking = held_out_tokens * work.of_looking / work.of_training * seconds_a_token
-    left = seconds - trial * seconds_a_token - looking
-    rate_of_looks = SHARE_OF_LOOKS * processes  # each process looks as often as one alone
-    share = left * rate_of_looks / (1.0 + rate_of_looks)
-    behind = min(max(looking, share), MOST_LOOKS * looking)
-    return processes * max(seconds / 2.0, left - behind) / seconds_a_token
+    least, most = bounds
+    enough = bisect_right(range(most + 1), seconds, key=lambda n: n * step + looks(n) * look) - 1
+    return max(least, enough)
 
 
 def steps_for(tokens: float, window: int, windows_a_step: int) -> int:

@@ -44,7 +44,8 @@ class State:
         best: the weights of the best state, as they would be saved.
         history: a row a look: step, seconds, and a row of `LossSums`.
         curve: sum of the training loss and positions, [2, bins].
-        notes: looks so far, step of the best, its measure, seconds; steps, and windows of each.
+        notes: looks so far, step of the best, its measure, seconds; steps, and windows of each;
+            steps that text was read for; seconds of one where the budget is a time.
         text: SHA-256 of what is trained and measured on.
         rates: the highest learning rate of each part, in the order of `parts`.
     """
@@ -58,7 +59,7 @@ class State:
         )
     )
     curve: Tensor = field(default_factory=lambda: torch.zeros(2, BINS, dtype=torch.float64))
-    notes: Tensor = field(default_factory=lambda: torch.zeros(6, dtype=torch.float64))
+    notes: Tensor = field(default_factory=lambda: torch.zeros(8, dtype=torch.float64))
     text: Tensor = field(default_factory=lambda: torch.zeros(32, dtype=torch.uint8))
     rates: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
@@ -165,11 +166,33 @@ class State:
             self.best[name].copy_(tensor)
         return True
 
+    def plan(self, steps: int, windows: int, seconds: float = 0.0) -> None:
+        """Take down the steps of the run, windows of each, and what a step takes, if it matters."""
+        self.notes[4:] = torch.tensor([steps, windows, steps, seconds], dtype=torch.float64)
+
+    def shorten(self, steps: int) -> None:
+        """Take fewer steps; the text is that of as many as were planned."""
+        self.notes[4] = steps
+
     @property
-    def size(self) -> tuple[int, int] | None:
-        """Steps of the run and windows of each; None before they are known."""
-        steps, windows = (int(number) for number in self.notes[4:])
-        return (steps, windows) if steps else None
+    def steps(self) -> int:
+        """Of the run; 0 before they are known."""
+        return int(self.notes[4])
+
+    @property
+    def windows(self) -> int:
+        """Of every step."""
+        return int(self.notes[5])
+
+    @property
+    def planned(self) -> int:
+        """Steps that there is text for."""
+        return int(self.notes[6])
+
+    @property
+    def step_seconds(self) -> float:
+        """What a step takes, where the budget is a time; 0 where it is not."""
+        return float(self.notes[7])
 
     @property
     def seconds(self) -> float:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -54,6 +54,16 @@ class Text:
     def num_tokens(self) -> int:
         """That are trained on, repetitions counted."""
         return self.input_ids.numel()
+
+    def first(self, count: int) -> "Text":
+        """The first so many windows, of those that were read."""
+        share = count / len(self.input_ids)
+        return replace(
+            self,
+            input_ids=self.input_ids[:count],
+            repeats=tuple(times * share for times in self.repeats),
+            counts=None if self.counts is None else self.counts[:count],
+        )
 
 
 def read_text(

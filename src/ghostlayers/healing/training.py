@@ -19,7 +19,7 @@ from ghostlayers.healing.held_out import HeldOut
 from ghostlayers.healing.outcome import Outcome
 from ghostlayers.healing.parts import parts_of
 from ghostlayers.healing.positions import draw_positions, weights_at
-from ghostlayers.healing.rates import fitting_rates, work_of_trial
+from ghostlayers.healing.rates import fitting_rates
 from ghostlayers.healing.state import State
 from ghostlayers.healing.teaching import Teaching, first_occurrences
 from ghostlayers.healing.text import Text
@@ -79,22 +79,24 @@ class Training:
         engine = Engine(trained, recipe.loss, self.batch_size, frugal=_is_frugal(trained))
         work = work_of(self.cut, trained.start, parts, recipe)
         record = self._restored(state)
-        steps, windows = state.size or self._size(state, engine, work)
-        state.notes[4:] = torch.tensor([steps, windows])
+        if not state.steps:
+            self._size(state, engine, work.share)
         if record is not None and recipe.writes:  # the same text is wanted when the run goes on
             record.keep(state.tensors())
-        tokens = steps * windows * recipe.sequence_length
-        text = self.read_text(steps * windows, _measuring(recipe, tokens, work))
+        planned = state.planned * state.windows
+        measuring = _measuring(recipe, planned * recipe.sequence_length, work)
+        text = self.read_text(planned, measuring)
         self._check_text(state, text, record)
         if record is not None:
             record.begin(1, state.tensors())
         held_out = HeldOut(trained, text.held_out, self.batch_size)
         done = 0 if record is None else record.done
-        teaching = self._teaching(engine, text, work.share, steps, windows, done)
-        course = _Course(self, engine, state, teaching, held_out, work, record, steps, windows)
+        teaching = self._teaching(engine, text, work.share, state, done)
+        course = _Course(self, engine, state, teaching, held_out, work, record)
         if not done:
             course.look(0)
             self._fit_rates(state, engine, teaching.distinct, work.share)
+            course.shorten()
         if self.train:
             course.go(done)
         return course.outcome(parts, text)
@@ -109,12 +111,13 @@ class Training:
         return record
 
     def _teaching(
-        self, engine: Engine, text: Text, share: float, steps: int, windows: int, done: int
+        self, engine: Engine, text: Text, share: float, state: State, done: int
     ) -> Teaching:
         """The lessons of the windows that this process takes, those of steps done left out."""
+        windows = state.windows
         firsts = first_occurrences(text.input_ids)
         positions = draw_positions(firsts, self.recipe.sequence_length, share, self.recipe.seed)
-        own = [n for n in range(steps * windows) if world().takes(n % windows)]
+        own = [n for n in range(state.planned * windows) if world().takes(n % windows)]
         return Teaching(
             engine,
             text.input_ids,
@@ -142,55 +145,41 @@ class Training:
         """Places of the parts whose rates nobody named."""
         return [n for n, part in enumerate(state.parts) if part not in self.recipe.told_rates]
 
-    def _size(self, state: State, engine: Engine, work: schedule.Work) -> tuple[int, int]:
-        """Steps, and windows of each, from the budget.
+    def _size(self, state: State, engine: Engine, share: float) -> None:
+        """Steps, and windows of each, from the budget; of a time, as if all of it were training.
 
         The work of a step that does not grow with its windows counts, too, so steps are timed at
         the size that they will have: a longer run, whose steps are larger, is timed once more.
         """
         recipe, length = self.recipe, self.recipe.sequence_length
-        tokens = recipe.num_tokens
-        if tokens is not None:
-            windows = self._windows_a_step(tokens)
-            return schedule.steps_for(tokens, length, windows), windows
+        if recipe.num_tokens is not None:
+            windows = self._windows_a_step(recipe.num_tokens)
+            state.plan(schedule.steps_for(recipe.num_tokens, length, windows), windows)
+            return
+        assert recipe.seconds is not None
+        began = time.perf_counter()
         windows, wanted = 0, self._windows_a_step(1)
         while wanted > windows:
             windows = wanted
-            within = self._tokens_within(state, engine, work, windows)
-            wanted = self._windows_a_step(within)
-        return schedule.steps_for(within, length, windows), windows
+            own = math.ceil(windows / world().size)
+            step = from_first(self._seconds_a_step(state, engine, share, own))
+            tokens = recipe.seconds / step * windows * length
+            wanted = self._windows_a_step(tokens)
+        state.plan(schedule.steps_for(tokens, length, windows), windows, step)
+        state.notes[3] += time.perf_counter() - began
 
     def _windows_a_step(self, tokens: float) -> int:
         """Windows of a step, of a run of so many tokens."""
         size = schedule.tokens_a_step(tokens, self.recipe.step_tokens)
         return max(world().size, size // self.recipe.sequence_length, 1)
 
-    def _tokens_within(
-        self, state: State, engine: Engine, work: schedule.Work, windows: int
-    ) -> float:
-        """Tokens that the budget of time is enough for, with steps of so many windows."""
-        recipe, processes = self.recipe, world().size
-        assert recipe.seconds is not None
-        began = time.perf_counter()
-        alone = self._seconds_a_token(state, engine, work, math.ceil(windows / processes))
-        state.notes[3] += time.perf_counter() - began
-        measuring = _measuring(recipe, processes * recipe.seconds / alone, work)
-        held_out = measuring.num_held_out_windows * recipe.sequence_length
-        trial = work_of_trial(len(self._open_rates(state)), recipe.sequence_length, work)
-        trial += state.seconds / alone
-        return from_first(
-            schedule.tokens_within(recipe.seconds, alone, held_out, work, processes, trial)
-        )
-
-    def _seconds_a_token(
-        self, state: State, engine: Engine, work: schedule.Work, count: int
-    ) -> float:
-        """What training on a token takes this process, in steps of so many windows of its own."""
+    def _seconds_a_step(self, state: State, engine: Engine, share: float, count: int) -> float:
+        """What a step of so many windows of its own takes this process."""
         length = self.recipe.sequence_length
         vocabulary = engine.dense.config.vocab_size
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(vocabulary, (count, length), generator=generator)
-        positions = draw_positions(range(count), length, work.share, 0)
+        positions = draw_positions(range(count), length, share, 0)
 
         def step() -> float:
             began = time.perf_counter()
@@ -208,7 +197,7 @@ class Training:
                 taken.append(step())
                 advance(1)
         state.forget()
-        return schedule.steady(taken) / (count * length)
+        return schedule.steady(taken)
 
     def _check_text(self, state: State, text: Text, record: KeptPass | None) -> None:
         digest = hashlib.sha256(text.input_ids.contiguous().numpy().tobytes())
@@ -233,15 +222,38 @@ class _Course:
     held_out: HeldOut
     work: schedule.Work
     record: KeptPass | None
-    steps: int
-    windows: int
+    look_seconds: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Of the run."""
+        return self.state.steps
+
+    @property
+    def step_tokens(self) -> int:
+        """Of all processes."""
+        return self.state.windows * self.training.recipe.sequence_length
+
+    def shorten(self) -> None:
+        """To the steps that are left time for, now that it is known what the rest takes."""
+        seconds, step = self.training.recipe.seconds, self.state.step_seconds
+        if seconds is None or not step:
+            return
+        least = min(self.steps, math.ceil(seconds / 2.0 / step))
+        left = seconds - self.state.seconds
+        count = schedule.steps_within(
+            left, step, self.look_seconds, lambda n: len(self._looks(n)), (least, self.steps)
+        )
+        self.state.shorten(from_first(count))
+
+    def _looks(self, steps: int) -> tuple[int, ...]:
+        """The steps behind which a run of so many measures held-out windows."""
+        held_out = self.held_out.windows.input_ids.numel()
+        return schedule.looks(steps, self.step_tokens, held_out, self.work)
 
     def go(self, done: int) -> None:
         """From so many steps to the last one."""
-        recipe = self.training.recipe
-        size = self.windows * recipe.sequence_length
-        held_out = self.held_out.windows.input_ids.numel()
-        looks = set(schedule.looks(self.steps, size, held_out, self.work))
+        looks = set(self._looks(self.steps))
         with progress.stage(self._title(), self.steps) as advance:
             advance(done)
             for step in range(done, self.steps):
@@ -265,7 +277,7 @@ class _Course:
             parts=parts,
             num_trained=trained.num_trained,
             steps=self.steps,
-            step_tokens=self.windows * self.training.recipe.sequence_length,
+            step_tokens=self.step_tokens,
             share=self.work.share,
             best_step=state.best_step,
             looks=tuple(state.looks()),
@@ -273,25 +285,26 @@ class _Course:
             training_losses=tuple(state.training_losses()),
             rates=dict(zip(state.parts, state.rates.tolist(), strict=True)),
             seconds=state.seconds,
-            text=text,
+            text=text.first(self.steps * state.windows),
             adapters=adapters_of(best),
             adapted=trained.adapted,
         )
 
     def _title(self) -> str:
-        tokens = self.steps * self.windows * self.training.recipe.sequence_length
+        tokens = self.steps * self.step_tokens
         return f"Training on {tokens:,} tokens, {counted(self.steps, 'step')}"
 
     def _step(self, step: int) -> None:
         """One change of the weights."""
-        first = step * self.windows
-        numbers = [n for n in range(first, first + self.windows) if world().takes(n - first)]
+        windows = self.state.windows
+        first = step * windows
+        numbers = [n for n in range(first, first + windows) if world().takes(n - first)]
         sums = torch.zeros(1, dtype=torch.float64)
-        total = self.teaching.total(range(first, first + self.windows)) or 1.0
+        total = self.teaching.total(range(first, first + windows)) or 1.0
         if numbers:
             lesson = self.teaching.lesson(numbers)
             if shards() > 1:  # all bring as many layers together
-                lesson = lesson.filled(math.ceil(self.windows / shards()))
+                lesson = lesson.filled(math.ceil(windows / shards()))
             sums += self.engine.learn(lesson, total)
         self.state.trained.add_up_gradients()
         add_up([sums])
@@ -306,7 +319,8 @@ class _Course:
         stored = self.state.trained.stored()
         with self.state.trained.as_saved(stored) as network:
             measured = from_first(self.held_out.losses(network))
-        self.state.notes[3] += time.perf_counter() - began
+        self.look_seconds = time.perf_counter() - began
+        self.state.notes[3] += self.look_seconds
         by = "kl" if self.engine.guided else "loss"
         self.state.note_look(step, measured, stored, by)
 
