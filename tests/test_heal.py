@@ -760,8 +760,30 @@ def test_the_best_state_of_an_interrupted_run_can_be_taken(
             heal(pruned["ghost"], other_text, keep=keep)
     taken = heal(pruned["ghost"], other_text, keep=keep, take_kept=True)
     assert taken.better
+    assert taken.outcome.steps == 20  # not those of the run: so do record and card
+    assert taken.record["healing"]["tokens"] == 20 * taken.outcome.step_tokens
     assert taken.outcome.best_step <= 20
     assert taken.outcome.end.kl_nats < taken.outcome.start.kl_nats
+
+
+def test_a_run_that_has_won_nothing_yet_can_still_go_on(
+    pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "SECONDS_BETWEEN", 0.0)
+    keep, note = tmp_path / "kept", journal.KeptPass.note
+
+    def stop(self: Any, done: int, *given: Any) -> None:
+        note(self, done, *given)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.KeptPass, "note", stop)
+        with pytest.raises(Killed):
+            heal(pruned["ghost"], other_text, keep=keep)
+    taken = heal(pruned["ghost"], other_text, keep=keep, take_kept=True)
+    with pytest.raises(NoGainError, match="Leave --keep away"):
+        taken.check_better()
+    assert heal(pruned["ghost"], other_text, keep=keep).outcome.looks[0] == taken.outcome.looks[0]
 
 
 @pytest.mark.slow

@@ -82,22 +82,23 @@ class HealedModel:
         return self.cut.dense.tokenizer
 
     def check_better(self) -> None:
-        """Refuse a model that training did not make better, and forget what the run kept.
+        """Refuse a model that training did not make better, and forget what a whole run kept.
 
         Raises:
             NoGainError: it did not.
         """
         if self.better:
             return
-        if self.kept_in is not None:
+        if self.kept_in is not None and self.outcome.complete:
             journal.finish(self.kept_in)  # another try is another request
+        further = "" if self.outcome.complete else " Leave --keep away to train on."
         before, after = self.outcome.start, self.outcome.looks[-1].losses
         raise NoGainError(
             f"training gained nothing on '{self.outcome.text.held_out_name}': loss "
             f"{before.loss_nats:.4f} and KL to dense {before.kl_nats:.4f} before, "
             f"{after.loss_nats:.4f} and {after.kl_nats:.4f} after. Nothing was written. Take more "
             "tokens, a lower --learning-rate, or training text nearer to what is held out; "
-            "--keep-worse writes it all the same."
+            f"--keep-worse writes it all the same.{further}"
         )
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> proof.Verification:

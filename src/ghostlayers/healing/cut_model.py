@@ -74,11 +74,6 @@ class CutModel:
         """The first boundary with a cut, in both models' numbering."""
         return self.spans[0].start
 
-    @property
-    def is_stock(self) -> bool:
-        """Whether it has no operators, whatever it had folded into its weights."""
-        return not any("repair_" in name.rpartition(".")[2] for name in self.own)
-
     def layer_of(self, name: str) -> int | None:
         """The number of the decoder layer that a parameter is in; None if it is in none."""
         prefix = f"{self.layers_path}."

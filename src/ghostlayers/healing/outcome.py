@@ -20,7 +20,7 @@ class Outcome:
             where none were better than the closed form.
         parts: what was trained.
         num_trained: numbers that were trained.
-        steps: of the run.
+        steps: that were taken.
         step_tokens: of each.
         share: of the positions that were learnt from.
         best_step: behind which the best state was; 0 is the closed form.
@@ -32,6 +32,7 @@ class Outcome:
         text: what was trained and measured on.
         adapters: of ``lora``, by PEFT's names; those that are merged in the network.
         adapted: the projections that carry them.
+        complete: whether these were all steps of the run.
     """
 
     network: Any
@@ -49,6 +50,7 @@ class Outcome:
     text: Text
     adapters: Mapping[str, Tensor] = field(default_factory=dict)
     adapted: tuple[str, ...] = ()
+    complete: bool = True
 
     @property
     def better(self) -> bool:

@@ -122,6 +122,16 @@ def steady(taken: Sequence[float]) -> float:
     return median_low(taken[len(taken) // 2 :])
 
 
+def time_to_train(seconds: float, spent: float) -> float:
+    """About what is left of a time for training itself; half of it at least.
+
+    Args:
+        seconds: the time.
+        spent: before training begins.
+    """
+    return max(seconds / 2.0, (seconds - spent) / (1.0 + SHARE_OF_LOOKS))
+
+
 def steps_within(
     seconds: float, step: float, look: float, looks: Callable[[int], int], bounds: tuple[int, int]
 ) -> int:

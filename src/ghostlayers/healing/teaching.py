@@ -53,7 +53,7 @@ class Teaching:
         self._own, self._at = own, {number: place for place, number in enumerate(own)}
         self._written = {self._firsts[number] for number in own[:done]}
         self._chunk: tuple[list[int], Lesson] | None = None
-        self._stores = self._make_stores(most, path)
+        self.stores = self._make_stores(most, path)
 
     def _make_stores(self, most: int | None, path: Path | None) -> list[BoundaryStore]:
         """Files for streams and guides, if any window comes again and there is room."""
@@ -77,24 +77,9 @@ class Teaching:
         ]
 
     @property
-    def distinct(self) -> Int[Tensor, "windows sequence"]:
-        """Every window once, in the order of training."""
-        return self.input_ids[sorted(set(self._firsts))]
-
-    @property
     def _keeps_streams(self) -> bool:
         """Whether layers lie before the stream that lessons begin with."""
         return self.engine.trained.start > 0
-
-    @property
-    def stores(self) -> list[BoundaryStore]:
-        """The files, which are to be flushed before anything is said of what they hold."""
-        return self._stores
-
-    @property
-    def bytes_on_disk(self) -> int:
-        """That kept lessons take."""
-        return sum(s.shape[1] * s.shape[2] * s.dtype.itemsize for s in self._stores)
 
     def lesson(self, numbers: Sequence[int]) -> Lesson:
         """The lesson of this process's windows of a step; what came before is read again."""
@@ -108,7 +93,7 @@ class Teaching:
         return float(self.weights[list(numbers)].sum())
 
     def _lesson(self, numbers: Sequence[int]) -> Lesson:
-        if self._stores and _in_all(all(self._firsts[n] in self._written for n in numbers)):
+        if self.stores and _in_all(all(self._firsts[n] in self._written for n in numbers)):
             return self._read(numbers)
         if self._chunk is None or not set(numbers) <= set(self._chunk[0]):
             ahead = self._ahead(numbers)
@@ -135,14 +120,14 @@ class Teaching:
     def _write(self, numbers: Sequence[int], lesson: Lesson) -> None:
         self._written.update(self._firsts[number] for number in numbers)
         streams = [lesson.stream] if self._keeps_streams else []
-        for store, rows in zip(self._stores, [*streams, lesson.guide], strict=False):
+        for store, rows in zip(self.stores, [*streams, lesson.guide], strict=False):
             assert rows is not None
             for row, number in enumerate(numbers):
                 store.write(0, self._place[self._firsts[number]] * rows.shape[1], rows[row])
 
     def _read(self, numbers: Sequence[int]) -> Lesson:
         rows = []
-        for store in self._stores:
+        for store in self.stores:
             count = store.shape[1] // len(self._place)
             places = [self._place[self._firsts[number]] * count for number in numbers]
             rows.append(torch.stack([store.read(0, at, at + count) for at in places]))
@@ -155,10 +140,3 @@ class Teaching:
 def _in_all(flag: bool) -> bool:
     """Whether it is so, in every process where these run a sharded dense model together."""
     return flag if shards() == 1 else all_hold(flag)
-
-
-def first_occurrences(input_ids: Int[Tensor, "windows sequence"]) -> list[int]:
-    """For every window the number of the first one that equals it."""
-    seen: dict[bytes, int] = {}
-    rows = input_ids.contiguous().numpy()
-    return [seen.setdefault(row.tobytes(), number) for number, row in enumerate(rows)]

@@ -55,6 +55,10 @@ class Text:
         """That are trained on, repetitions counted."""
         return self.input_ids.numel()
 
+    def distinct(self) -> Int[Tensor, "windows sequence"]:
+        """Every window that is trained on once, in the order of training."""
+        return self.input_ids[sorted(set(first_occurrences(self.input_ids)))]
+
     def first(self, count: int) -> "Text":
         """The first so many windows, of those that were read."""
         share = count / len(self.input_ids)
@@ -131,6 +135,13 @@ def read_text(
         other=recipe.held_out is not None,
         counts=None if learnt is None else learnt[mixed],
     )
+
+
+def first_occurrences(input_ids: Int[Tensor, "windows sequence"]) -> list[int]:
+    """For every window the number of the first one that equals it."""
+    seen: dict[bytes, int] = {}
+    rows = input_ids.contiguous().numpy()
+    return [seen.setdefault(row.tobytes(), number) for number, row in enumerate(rows)]
 
 
 def _joined(

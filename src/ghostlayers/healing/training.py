@@ -19,10 +19,10 @@ from ghostlayers.healing.held_out import HeldOut
 from ghostlayers.healing.outcome import Outcome
 from ghostlayers.healing.parts import parts_of
 from ghostlayers.healing.positions import draw_positions, weights_at
-from ghostlayers.healing.rates import fitting_rates
+from ghostlayers.healing.rates import fitting_rates, work_of_trial
 from ghostlayers.healing.state import State
-from ghostlayers.healing.teaching import Teaching, first_occurrences
-from ghostlayers.healing.text import Text
+from ghostlayers.healing.teaching import Teaching
+from ghostlayers.healing.text import Text, first_occurrences
 from ghostlayers.healing.trained import Trained, prepare, recording
 from ghostlayers.model.residency import is_offloaded
 from ghostlayers.recipe.healing import HealingRecipe
@@ -80,7 +80,7 @@ class Training:
         work = work_of(self.cut, trained.start, parts, recipe)
         record = self._restored(state)
         if not state.steps:
-            self._size(state, engine, work.share)
+            self._size(state, engine, work)
         if record is not None and recipe.writes:  # the same text is wanted when the run goes on
             record.keep(state.tensors())
         planned = state.planned * state.windows
@@ -89,16 +89,18 @@ class Training:
         self._check_text(state, text, record)
         if record is not None:
             record.begin(1, state.tensors())
-        held_out = HeldOut(trained, text.held_out, self.batch_size)
         done = 0 if record is None else record.done
-        teaching = self._teaching(engine, text, work.share, state, done)
-        course = _Course(self, engine, state, teaching, held_out, work, record)
+        began = time.perf_counter()
+        held_out = HeldOut(trained, text.held_out, self.batch_size)
+        course = _Course(self, engine, state, held_out, work, record)
         if not done:
-            course.look(0)
-            self._fit_rates(state, engine, teaching.distinct, work.share)
-            course.shorten()
+            state.notes[3] += time.perf_counter() - began
+            look = course.look(0)
+            self._fit_rates(state, engine, text.distinct(), work.share)
+            course.shorten(look)
+        text = text.first((state.steps if self.train else done) * state.windows)
         if self.train:
-            course.go(done)
+            course.go(done, self.teaching(engine, text, work.share, state.windows, done))
         return course.outcome(parts, text)
 
     def _restored(self, state: State) -> KeptPass | None:
@@ -110,14 +112,13 @@ class Training:
         state.trained.write_back()
         return record
 
-    def _teaching(
-        self, engine: Engine, text: Text, share: float, state: State, done: int
+    def teaching(
+        self, engine: Engine, text: Text, share: float, windows: int, done: int
     ) -> Teaching:
         """The lessons of the windows that this process takes, those of steps done left out."""
-        windows = state.windows
         firsts = first_occurrences(text.input_ids)
         positions = draw_positions(firsts, self.recipe.sequence_length, share, self.recipe.seed)
-        own = [n for n in range(state.planned * windows) if world().takes(n % windows)]
+        own = [n for n in range(len(text.input_ids)) if world().takes(n % windows)]
         return Teaching(
             engine,
             text.input_ids,
@@ -145,8 +146,8 @@ class Training:
         """Places of the parts whose rates nobody named."""
         return [n for n, part in enumerate(state.parts) if part not in self.recipe.told_rates]
 
-    def _size(self, state: State, engine: Engine, share: float) -> None:
-        """Steps, and windows of each, from the budget; of a time, as if all of it were training.
+    def _size(self, state: State, engine: Engine, work: schedule.Work) -> None:
+        """Steps, and windows of each, from the budget; of a time, about as many as it will hold.
 
         The work of a step that does not grow with its windows counts, too, so steps are timed at
         the size that they will have: a longer run, whose steps are larger, is timed once more.
@@ -158,12 +159,14 @@ class Training:
             return
         assert recipe.seconds is not None
         began = time.perf_counter()
+        trial = work_of_trial(len(self._open_rates(state)), length, work)
         windows, wanted = 0, self._windows_a_step(1)
         while wanted > windows:
             windows = wanted
             own = math.ceil(windows / world().size)
-            step = from_first(self._seconds_a_step(state, engine, share, own))
-            tokens = recipe.seconds / step * windows * length
+            step = from_first(self._seconds_a_step(state, engine, work.share, own))
+            spent = from_first(time.perf_counter() - began) + trial * step / (own * length)
+            tokens = schedule.time_to_train(recipe.seconds, spent) / step * windows * length
             wanted = self._windows_a_step(tokens)
         state.plan(schedule.steps_for(tokens, length, windows), windows, step)
         state.notes[3] += time.perf_counter() - began
@@ -184,6 +187,7 @@ class Training:
         def step() -> float:
             began = time.perf_counter()
             engine.learn(engine.teach(ids, positions), positions.numel())
+            state.trained.add_up_gradients()
             state.rehearse()
             return time.perf_counter() - began
 
@@ -218,11 +222,9 @@ class _Course:
     training: Training
     engine: Engine
     state: State
-    teaching: Teaching
     held_out: HeldOut
     work: schedule.Work
     record: KeptPass | None
-    look_seconds: float = 0.0
 
     @property
     def steps(self) -> int:
@@ -234,15 +236,15 @@ class _Course:
         """Of all processes."""
         return self.state.windows * self.training.recipe.sequence_length
 
-    def shorten(self) -> None:
-        """To the steps that are left time for, now that it is known what the rest takes."""
+    def shorten(self, look: float) -> None:
+        """To the steps that are left time for, now that a measurement's seconds are known."""
         seconds, step = self.training.recipe.seconds, self.state.step_seconds
         if seconds is None or not step:
             return
-        least = min(self.steps, math.ceil(seconds / 2.0 / step))
+        least = min(self.steps, math.ceil(schedule.time_to_train(seconds, math.inf) / step))
         left = seconds - self.state.seconds
         count = schedule.steps_within(
-            left, step, self.look_seconds, lambda n: len(self._looks(n)), (least, self.steps)
+            left, step, look, lambda n: len(self._looks(n)), (least, self.steps)
         )
         self.state.shorten(from_first(count))
 
@@ -251,19 +253,19 @@ class _Course:
         held_out = self.held_out.windows.input_ids.numel()
         return schedule.looks(steps, self.step_tokens, held_out, self.work)
 
-    def go(self, done: int) -> None:
+    def go(self, done: int, teaching: Teaching) -> None:
         """From so many steps to the last one."""
         looks = set(self._looks(self.steps))
         with progress.stage(self._title(), self.steps) as advance:
             advance(done)
             for step in range(done, self.steps):
                 began = time.perf_counter()
-                self._step(step)
+                self._step(step, teaching)
                 self.state.notes[3] += time.perf_counter() - began
                 if step + 1 in looks:
                     self.look(step + 1)
                 if self.record is not None:
-                    self.record.note(step + 1, self.state.tensors(), self.teaching.stores)
+                    self.record.note(step + 1, self.state.tensors(), teaching.stores)
                 advance(1)
         if self.record is not None:
             self.record.end(self.steps, self.state.tensors())
@@ -276,7 +278,8 @@ class _Course:
             network=trained.healed(best),
             parts=parts,
             num_trained=trained.num_trained,
-            steps=self.steps,
+            steps=len(text.input_ids) // state.windows,
+            complete=len(text.input_ids) == state.steps * state.windows,
             step_tokens=self.step_tokens,
             share=self.work.share,
             best_step=state.best_step,
@@ -285,7 +288,7 @@ class _Course:
             training_losses=tuple(state.training_losses()),
             rates=dict(zip(state.parts, state.rates.tolist(), strict=True)),
             seconds=state.seconds,
-            text=text.first(self.steps * state.windows),
+            text=text,
             adapters=adapters_of(best),
             adapted=trained.adapted,
         )
@@ -294,15 +297,15 @@ class _Course:
         tokens = self.steps * self.step_tokens
         return f"Training on {tokens:,} tokens, {counted(self.steps, 'step')}"
 
-    def _step(self, step: int) -> None:
+    def _step(self, step: int, teaching: Teaching) -> None:
         """One change of the weights."""
         windows = self.state.windows
         first = step * windows
         numbers = [n for n in range(first, first + windows) if world().takes(n - first)]
         sums = torch.zeros(1, dtype=torch.float64)
-        total = self.teaching.total(range(first, first + windows)) or 1.0
+        total = teaching.total(range(first, first + windows)) or 1.0
         if numbers:
-            lesson = self.teaching.lesson(numbers)
+            lesson = teaching.lesson(numbers)
             if shards() > 1:  # all bring as many layers together
                 lesson = lesson.filled(math.ceil(windows / shards()))
             sums += self.engine.learn(lesson, total)
@@ -313,16 +316,17 @@ class _Course:
         self.state.step(schedule.rate(step, self.steps))
         self.state.note_loss(step, self.steps, float(sums), total)
 
-    def look(self, step: int) -> None:
-        """Measure the model as it would be saved, and keep it if it is the best so far."""
+    def look(self, step: int) -> float:
+        """Measure the model as it would be saved, and keep it if it is the best so far; seconds."""
         began = time.perf_counter()
         stored = self.state.trained.stored()
         with self.state.trained.as_saved(stored) as network:
             measured = from_first(self.held_out.losses(network))
-        self.look_seconds = time.perf_counter() - began
-        self.state.notes[3] += self.look_seconds
+        seconds = time.perf_counter() - began
+        self.state.notes[3] += seconds
         by = "kl" if self.engine.guided else "loss"
         self.state.note_look(step, measured, stored, by)
+        return seconds
 
 
 def _check_finite(step: int, loss: float, norm: float, state: State) -> None:

@@ -63,8 +63,8 @@ class HealingRecipe:
     )
     minutes: float | None = setting(
         None,
-        "Train for so many minutes, the measurements on the way included; the number of steps "
-        "follows from the first ones.",
+        "Train for so many minutes, measurements included; some steps are timed first, and half "
+        "of the time at least is for training.",
         HEALING,
         says=f"{DEFAULT_MINUTES:g}, unless --tokens is given",
     )
