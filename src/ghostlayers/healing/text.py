@@ -257,7 +257,8 @@ def _held_out(
             "the training text is too short to hold any of it out; give more text, a shorter "
             "--sequence-length, or another text as --held-out."
         )
-    return _as_windows(apart, like), ", ".join(corpus.name for corpus in corpora)
+    names = [corpus.name for corpus in corpora if corpus.name != OWN]  # none of it is held out
+    return _as_windows(apart, like), ", ".join(names)
 
 
 def read_held_out(dense: DenseModel, recipe: HealingRecipe) -> tuple[Windows, str]:
