@@ -5,6 +5,8 @@ import itertools
 import json
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -662,28 +664,34 @@ class Killed(BaseException):
     """Stands for the end of a process."""
 
 
+@contextmanager
+def killed_behind(step: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Runs that end behind a step, whose state is kept; how many steps each was to have."""
+    note, planned = journal.KeptPass.note, []
+
+    def stop(self: Any, done: int, tensors: Any, *given: Any) -> None:
+        note(self, done, tensors, *given)
+        if done == step:
+            planned.append(int(tensors["notes"][4]))
+            raise Killed
+
+    monkeypatch.setattr(journal, "SECONDS_BETWEEN", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.KeptPass, "note", stop)
+        with pytest.raises(Killed):
+            yield planned
+
+
 @pytest.mark.slow
 def test_killed_anywhere_it_ends_with_the_same_bits(
     pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     choices = {"train": "operator+norms+suffix", "tokens": "600", "positions": 0.5}
     whole = heal(pruned["joint:x+z"], other_text, **choices)
-    monkeypatch.setattr(journal, "SECONDS_BETWEEN", 0.0)
-    note = journal.KeptPass.note
     for number in range(whole.outcome.steps):
-        left = [number]
-
-        def kill(self: Any, done: int, *given: Any, left: list[int] = left) -> None:
-            note(self, done, *given)
-            if left[0] == 0:
-                raise Killed
-            left[0] -= 1
-
         keep = tmp_path / f"kept-{number}"
-        with monkeypatch.context() as patch:
-            patch.setattr(journal.KeptPass, "note", kill)
-            with pytest.raises(Killed):
-                heal(pruned["joint:x+z"], other_text, keep=keep, **choices)
+        with killed_behind(number + 1, monkeypatch):
+            heal(pruned["joint:x+z"], other_text, keep=keep, **choices)
         again = heal(pruned["joint:x+z"], other_text, keep=keep, **choices)
         for one, other in zip(whole.model.parameters(), again.model.parameters(), strict=True):
             assert torch.equal(one, other)
@@ -744,20 +752,11 @@ def test_killed_at_any_step_on_the_disk_it_ends_with_the_same_bits(
 def test_the_best_state_of_an_interrupted_run_can_be_taken(
     pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "SECONDS_BETWEEN", 0.0)
-    keep, note = tmp_path / "kept", journal.KeptPass.note
+    keep = tmp_path / "kept"
     with pytest.raises(ResumeError, match="nothing is kept"):
         heal(pruned["ghost"], other_text, keep=keep, take_kept=True)
-
-    def stop(self: Any, done: int, *given: Any) -> None:
-        note(self, done, *given)
-        if done == 20:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(journal.KeptPass, "note", stop)
-        with pytest.raises(Killed):
-            heal(pruned["ghost"], other_text, keep=keep)
+    with killed_behind(20, monkeypatch):
+        heal(pruned["ghost"], other_text, keep=keep)
     taken = heal(pruned["ghost"], other_text, keep=keep, take_kept=True)
     assert taken.better
     assert taken.outcome.steps == 20  # not those of the run: so do record and card
@@ -769,17 +768,9 @@ def test_the_best_state_of_an_interrupted_run_can_be_taken(
 def test_a_run_that_has_won_nothing_yet_can_still_go_on(
     pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "SECONDS_BETWEEN", 0.0)
-    keep, note = tmp_path / "kept", journal.KeptPass.note
-
-    def stop(self: Any, done: int, *given: Any) -> None:
-        note(self, done, *given)
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(journal.KeptPass, "note", stop)
-        with pytest.raises(Killed):
-            heal(pruned["ghost"], other_text, keep=keep)
+    keep = tmp_path / "kept"
+    with killed_behind(1, monkeypatch):
+        heal(pruned["ghost"], other_text, keep=keep)
     taken = heal(pruned["ghost"], other_text, keep=keep, take_kept=True)
     with pytest.raises(NoGainError, match="Leave --keep away"):
         taken.check_better()
@@ -1109,24 +1100,16 @@ def test_time_that_is_spent_before_is_not_trained(
     pruned: Any, other_text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fewer steps than text was read for; and as many in a run that goes on."""
-    monkeypatch.setattr(journal, "SECONDS_BETWEEN", 0.0)
     monkeypatch.setattr(schedule, "steady", lambda taken: 0.1)
-    keep, note, steps = tmp_path / "kept", journal.KeptPass.note, []
+    keep = tmp_path / "kept"
 
     def spend(self: Training, state: State, *given: Any) -> None:
         state.notes[3] += 1.0
 
-    def stop(self: Any, done: int, tensors: Any, *given: Any) -> None:
-        note(self, done, tensors, *given)
-        steps.append(int(tensors["notes"][4]))
-        raise Killed
-
     choices = {"tokens": None, "minutes": 0.05, "learning_rate": "1e-4", "keep": keep}
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, killed_behind(1, monkeypatch) as steps:
         patch.setattr(Training, "_fit_rates", spend)
-        patch.setattr(journal.KeptPass, "note", stop)
-        with pytest.raises(Killed):
-            heal(pruned["ghost"], other_text, **choices)
+        heal(pruned["ghost"], other_text, **choices)
     outcome = heal(pruned["ghost"], other_text, **choices).outcome
     assert [outcome.steps] == steps
     assert 15 <= outcome.steps <= 20

@@ -1,7 +1,9 @@
 """All that a training run has come to, as tensors of fixed shapes, which the journal keeps."""
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -169,6 +171,13 @@ class State:
     def plan(self, steps: int, windows: int, seconds: float = 0.0) -> None:
         """Take down the steps of the run, windows of each, and what a step takes, if it matters."""
         self.notes[4:] = torch.tensor([steps, windows, steps, seconds], dtype=torch.float64)
+
+    @contextmanager
+    def timing(self) -> Iterator[None]:
+        """Count what is done meanwhile among the seconds that training took."""
+        began = time.perf_counter()
+        yield
+        self.notes[3] += time.perf_counter() - began
 
     def shorten(self, steps: int) -> None:
         """Take fewer steps; the text is that of as many as were planned."""

@@ -80,7 +80,8 @@ class Training:
         work = work_of(self.cut, trained.start, parts, recipe)
         record = self._restored(state)
         if not state.steps:
-            self._size(state, engine, work)
+            with state.timing():
+                self._size(state, engine, work)
         if record is not None and recipe.writes:  # the same text is wanted when the run goes on
             record.keep(state.tensors())
         planned = state.planned * state.windows
@@ -90,17 +91,19 @@ class Training:
         if record is not None:
             record.begin(1, state.tensors())
         done = 0 if record is None else record.done
-        began = time.perf_counter()
-        held_out = HeldOut(trained, text.held_out, self.batch_size)
+        with nullcontext() if done else state.timing():
+            held_out = HeldOut(trained, text.held_out, self.batch_size)
         course = _Course(self, engine, state, held_out, work, record)
         if not done:
-            state.notes[3] += time.perf_counter() - began
-            look = course.look(0)
-            self._fit_rates(state, engine, text.distinct(), work.share)
+            spent = state.seconds
+            course.look(0)
+            look = state.seconds - spent
+            with state.timing():
+                self._fit_rates(state, engine, text.distinct(), work.share)
             course.shorten(look)
         text = text.first((state.steps if self.train else done) * state.windows)
         if self.train:
-            course.go(done, self.teaching(engine, text, work.share, state.windows, done))
+            course.go(done, self._teaching(engine, text, work.share, state.windows, done))
         return course.outcome(parts, text)
 
     def _restored(self, state: State) -> KeptPass | None:
@@ -112,7 +115,7 @@ class Training:
         state.trained.write_back()
         return record
 
-    def teaching(
+    def _teaching(
         self, engine: Engine, text: Text, share: float, windows: int, done: int
     ) -> Teaching:
         """The lessons of the windows that this process takes, those of steps done left out."""
@@ -136,11 +139,8 @@ class Training:
         places = self._open_rates(state)
         if not places or not self.train:
             return
-        began = time.perf_counter()
         parts, highest = [state.parts[n] for n in places], state.rates[places]
-        fitting = fitting_rates(engine, parts, highest, texts, share, state.room)
-        state.rates[places] = fitting
-        state.notes[3] += time.perf_counter() - began
+        state.rates[places] = fitting_rates(engine, parts, highest, texts, share, state.room)
 
     def _open_rates(self, state: State) -> list[int]:
         """Places of the parts whose rates nobody named."""
@@ -169,7 +169,6 @@ class Training:
             tokens = schedule.time_to_train(recipe.seconds, spent) / step * windows * length
             wanted = self._windows_a_step(tokens)
         state.plan(schedule.steps_for(tokens, length, windows), windows, step)
-        state.notes[3] += time.perf_counter() - began
 
     def _windows_a_step(self, tokens: float) -> int:
         """Windows of a step, of a run of so many tokens."""
@@ -259,9 +258,8 @@ class _Course:
         with progress.stage(self._title(), self.steps) as advance:
             advance(done)
             for step in range(done, self.steps):
-                began = time.perf_counter()
-                self._step(step, teaching)
-                self.state.notes[3] += time.perf_counter() - began
+                with self.state.timing():
+                    self._step(step, teaching)
                 if step + 1 in looks:
                     self.look(step + 1)
                 if self.record is not None:
@@ -316,17 +314,14 @@ class _Course:
         self.state.step(schedule.rate(step, self.steps))
         self.state.note_loss(step, self.steps, float(sums), total)
 
-    def look(self, step: int) -> float:
-        """Measure the model as it would be saved, and keep it if it is the best so far; seconds."""
-        began = time.perf_counter()
-        stored = self.state.trained.stored()
-        with self.state.trained.as_saved(stored) as network:
-            measured = from_first(self.held_out.losses(network))
-        seconds = time.perf_counter() - began
-        self.state.notes[3] += seconds
+    def look(self, step: int) -> None:
+        """Measure the model as it would be saved, and keep it if it is the best so far."""
+        with self.state.timing():
+            stored = self.state.trained.stored()
+            with self.state.trained.as_saved(stored) as network:
+                measured = from_first(self.held_out.losses(network))
         by = "kl" if self.engine.guided else "loss"
         self.state.note_look(step, measured, stored, by)
-        return seconds
 
 
 def _check_finite(step: int, loss: float, norm: float, state: State) -> None:
